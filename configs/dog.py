@@ -1,0 +1,40 @@
+"""DreamBooth on one dog: the paper's recipe, end to end.
+
+Expected result: "a sks dog" is the subject with its badge, in the snow or with a red hat too; "a dog" stays any dog.
+# Measured: see below
+Command: python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/dog
+"""
+
+from dreambooth_jax.config import STORYBOOK, DreamBoothConfig, SettingsError, to_config_dict
+
+MODELS = (STORYBOOK,)
+
+
+def get_config(model: str = STORYBOOK):
+    """The experiment on base model `model`: --config=configs/dog.py:MODEL."""
+    if model not in MODELS:
+        raise SettingsError(f'--config=configs/dog.py:{model} names no base model; the name must be one of {MODELS}')
+    config = to_config_dict(DreamBoothConfig())
+    config.model = model
+
+    config.data.subject = 'dog'
+    config.data.instance_prompt = 'a sks dog'
+    config.data.class_prompt = 'a dog'
+
+    config.prior.num_images = 100
+    config.prior.guidance_scale = 3.0
+
+    # The small model learns at twenty times the rate that the paper gives for Stable Diffusion.
+    config.base.steps = 300
+    config.base.batch_size = 4
+    config.base.learning_rate = 1e-4
+
+    config.super_resolution.steps = 300
+    config.super_resolution.batch_size = 2
+    config.super_resolution.learning_rate = 1e-4
+
+    config.checkpoint.every = 100
+    config.samples.every = 100
+    config.samples.guidance_scale = 3.0
+    config.samples.prompts = ('a sks dog', 'a sks dog in the snow', 'a sks dog wearing a red hat', 'a dog')
+    return config

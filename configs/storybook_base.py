@@ -1,0 +1,63 @@
+"""Pretraining of Storybook's base stage from scratch: T5 encoder and 32 px pixel UNet in DeepFloyd IF's layout.
+
+Expected result: pictures of all 15 classes in all contexts, styles and views, as captions ask.
+# Measured: see below
+Command: python -m dreambooth_jax.pretrain --config=configs/storybook_base.py --workdir=runs/storybook_base
+"""
+
+from dreambooth_jax.config import PretrainConfig, to_config_dict
+from dreambooth_jax.storybook import vocabulary
+
+TEXT_WIDTH = 128
+
+
+def get_config():
+    config = to_config_dict(PretrainConfig())
+    config.stage = 'base'
+    config.text_encoder = dict(
+        vocab_size=len(vocabulary.pieces()),
+        d_model=TEXT_WIDTH,
+        d_kv=32,
+        d_ff=256,
+        num_layers=3,
+        num_heads=4,
+        feed_forward_proj='gated-gelu',
+    )
+    # As deep-floyd/IF-I-M, narrower; cross_attention_dim must be a multiple of 32, the groups of the text states' norm.
+    config.unet = dict(
+        sample_size=32,
+        in_channels=3,
+        out_channels=6,  # prediction and learned variance
+        block_out_channels=(48, 96, 160),
+        layers_per_block=2,
+        norm_num_groups=16,
+        down_block_types=('ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D', 'SimpleCrossAttnDownBlock2D'),
+        mid_block_type='UNetMidBlock2DSimpleCrossAttn',
+        up_block_types=('SimpleCrossAttnUpBlock2D', 'SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'),
+        attention_head_dim=32,
+        cross_attention_dim=160,
+        cross_attention_norm='group_norm',
+        encoder_hid_dim=TEXT_WIDTH,
+        encoder_hid_dim_type='text_proj',
+        addition_embed_type='text',
+        addition_embed_type_num_heads=4,
+        resnet_time_scale_shift='scale_shift',
+        act_fn='gelu',
+    )
+    config.scheduler = dict(
+        _class_name='DDPMScheduler',
+        beta_schedule='squaredcos_cap_v2',
+        prediction_type='epsilon',
+        variance_type='learned_range',
+        thresholding=True,
+        dynamic_thresholding_ratio=0.95,
+        sample_max_value=1.5,
+        lambda_min_clipped=-5.1,
+    )
+    config.samples.every = 2000
+    config.samples.guidance_scale = 3.0
+    config.samples.prompts = (
+        'a dog in the snow', 'a red cat wearing a santa hat', 'a shiny teapot on the beach',
+        'a painting of a vase in the style of Vincent van Gogh',
+    )  # fmt: skip
+    return config

@@ -1,0 +1,121 @@
+"""Picture files as square uint8 RGB arrays.
+
+What a photo may be is decided here: turned by its EXIF tag, CMYK, grey, 16 bits deep, with a palette, transparent
+(shown on white), animated (the first frame counts). Colour profiles are not applied. Resizing is antialiased (Lanczos)
+and never enlarges.
+"""
+
+import io
+import os
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Formats of photos and drawings. Pillow opens others too, but those carry no photos, or run other programs (EPS).
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'AVIF', 'GIF', 'TIFF', 'BMP', 'JPEG2000', 'PPM')
+READABLE = 'JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP'  # as errors name them
+MAX_ZOOM = 1.25  # of random crops
+_REPLACE = 'replace it or take it out of its folder'
+
+
+class PictureError(ValueError):
+    """A picture file, or a folder of them, that cannot be used: one sentence that names it and what to do."""
+
+
+def read_picture(
+    path: str | os.PathLike,
+    resolution: int,
+    *,
+    crop: str = 'center',
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """Reads a picture file as a square: shorter side resized, longer side cropped.
+
+    Args:
+      resolution: side of the square in pixels.
+      crop: 'center', or 'random': the shorter side becomes up to MAX_ZOOM * resolution, as far as the picture has the
+        pixels, and the square lies anywhere.
+      rng: needed by 'random'.
+    Returns: uint8[resolution, resolution, 3], RGB.
+    Raises: PictureError if the file cannot be read, is no picture, is damaged or is smaller than the resolution;
+      ValueError for another crop.
+    """
+    if crop not in ('center', 'random'):
+        raise ValueError(f"crop must be 'center' or 'random', got {crop!r}")
+    image = decode_picture(path)
+    width, height = image.size
+    shorter = min(width, height)
+    if shorter < resolution:
+        raise PictureError(
+            f'{path} is {width} x {height} pixels, smaller than the resolution {resolution}; use a larger picture or a '
+            f'lower resolution'
+        )
+    side = resolution
+    if crop == 'random':
+        side = int(rng.uniform(resolution, min(MAX_ZOOM * resolution, shorter) + 1))
+    # Rounded down, as torchvision's Resize does, so that other trainers' pixels are met.
+    width, height = (side, side * height // width) if width <= height else (side * width // height, side)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    if crop == 'center':
+        left, top = round((width - resolution) / 2), round((height - resolution) / 2)
+    else:
+        left, top = (int(rng.integers(spare + 1)) for spare in (width - resolution, height - resolution))
+    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+
+
+def decode_picture(path: str | os.PathLike) -> Image.Image:
+    """The whole picture, upright, as an RGB image of Pillow; raises PictureError as `read_picture` does."""
+    try:
+        with open(path, 'rb') as file:
+            data = io.BytesIO(file.read())
+    except OSError as error:
+        raise PictureError(f'{path} cannot be read: {error.strerror}') from None
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Pillow warns of large pictures, odd EXIF blocks and palettes: all harmless
+        try:
+            image = Image.open(data, formats=FORMATS)
+        except Exception:
+            raise PictureError(f'{path} is {why_not_a_picture(path)}; {_REPLACE}') from None
+        try:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+        except PictureError as error:
+            raise PictureError(f'{path} {error}') from None
+        except Exception:  # Pillow's decoders answer damaged files with nearly every kind
+            raise PictureError(f'{path} is truncated or damaged; {_REPLACE}') from None
+
+
+def why_not_a_picture(path: str | os.PathLike) -> str | None:
+    """None if the file starts like a picture that can be read, else what it is, to be put behind 'is'."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with Image.open(path, formats=FORMATS):
+                return None
+    except Image.DecompressionBombError:
+        return f'a picture of more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} million pixels'
+    except Exception as error:
+        if os.path.isdir(path):
+            return 'a folder'
+        if isinstance(error, OSError) and error.errno is not None:
+            return f'not readable ({error.strerror})'
+        if os.path.getsize(path) == 0:
+            return 'an empty file'
+        return f'not a picture ({READABLE})'
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == 'F':
+        raise PictureError('holds floating-point values; save it with 8 or 16 bits per channel')
+    if image.mode.startswith('I'):
+        # Pillow would clip 16-bit grey to 255, which turns nearly everything white.
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise PictureError('holds 32-bit values; save it with 8 or 16 bits per channel')
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert('RGB')
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        white = Image.new('RGBA', image.size, 'white')
+        return Image.alpha_composite(white, image).convert('RGB')
+    return image.convert('RGB')

@@ -1,0 +1,46 @@
+"""Between the two resolutions of a cascade: antialiased down, and back up as the super-resolution pipeline does.
+
+Pictures are NHWC in any linear range ([-1, 1] in training); both functions can be jitted.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def downsample(high: jax.Array, factor: int) -> jax.Array:
+    """Mean of every factor x factor box: PIL's BOX filter and torch's 'area' interpolation for a whole factor.
+
+    Args:
+      high: float[B, H, W, C].
+      factor: static, > 0; divides H and W.
+    Returns: float[B, H // factor, W // factor, C].
+    Raises: ValueError if a side does not divide.
+    """
+    count, height, width, channels = high.shape
+    if factor < 1 or height % factor or width % factor:
+        raise ValueError(f'{height} x {width} pixels cannot be downsampled by {factor}; it must divide both sides')
+    return high.reshape(count, height // factor, factor, width // factor, factor, channels).mean(axis=(2, 4))
+
+
+def upsample(low: jax.Array, size: int | tuple[int, int]) -> jax.Array:
+    """Bilinear with aligned corners, exactly as diffusers' IFSuperResolutionPipeline prepares the low picture.
+
+    Args:
+      low: float[B, h, w, C].
+      size: static, (height, width) or the side of a square; may also be smaller.
+    Returns: float[B, height, width, C].
+    Source: F.interpolate(mode='bilinear', align_corners=True): the corner pixels' centres stay in the corners.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    return _stretch(_stretch(low, height, axis=1), width, axis=2)
+
+
+def _stretch(pictures: jax.Array, size: int, axis: int) -> jax.Array:
+    old = pictures.shape[axis]
+    # In f32 as torch computes it: the exact positions would differ by 1e-5 of a pixel.
+    position = np.arange(size, dtype=np.float32) * np.float32((old - 1) / max(size - 1, 1))
+    before = np.minimum(position.astype(np.int32), old - 1)
+    share = jnp.asarray(np.expand_dims(position - before, [d for d in range(4) if d != axis]), pictures.dtype)
+    after = np.minimum(before + 1, old - 1)
+    return (1 - share) * jnp.take(pictures, before, axis=axis) + share * jnp.take(pictures, after, axis=axis)

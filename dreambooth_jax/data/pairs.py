@@ -1,0 +1,114 @@
+"""The rows of a training batch: which instance and class pictures a step sees, and with what weight.
+
+A batch has `num_instance_rows` instance rows, then `num_class_rows` class rows. Its description (`make_batch`) is made
+once and placed on the devices; a step then picks pictures by index, so nothing is moved between host and device and
+there is no iterator state: `picture_index` is a pure function of (key, step, row).
+
+Prior preservation, mean(instance) + lambda * mean(class), is a weight per row (DESIGN.md, decision 4), so the loss is
+mean(weight * loss) on any split of the rows over devices. The picture array holds instance pictures first, then class
+pictures; a group is named by its first picture's place.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def make_batch(
+    num_instance_rows: int,
+    num_class_rows: int,
+    num_instance_pictures: int,
+    num_class_pictures: int,
+    prior_weight: float,
+) -> dict[str, np.ndarray]:
+    """Describes the B = num_instance_rows + num_class_rows rows of every step.
+
+    Args:
+      num_instance_rows: > 0.
+      num_class_rows: >= 0.
+      num_instance_pictures: > 0, the pictures' places are [0, num_instance_pictures).
+      num_class_pictures: > 0 if there are class rows; their places follow.
+      prior_weight: lambda >= 0.
+    Returns: arrays [B]
+      slot i32: the row's place in the global batch;
+      weight f32: B / num_instance_rows, or prior_weight * B / num_class_rows;
+      is_instance f32: 1 or 0;
+      first i32, size i32: place of the first picture of the row's group, and how many it has;
+      position i32, rows i32: place of the row among its group's rows, and how many these are.
+    Raises: ValueError if a number is out of range.
+    """
+    if num_instance_rows < 1 or num_class_rows < 0:
+        raise ValueError(
+            f'a batch needs at least one instance row and no negative number of class rows, got {num_instance_rows} '
+            f'and {num_class_rows}'
+        )
+    for kind, rows, pictures in (
+        ('instance', num_instance_rows, num_instance_pictures),
+        ('class', num_class_rows, num_class_pictures),
+    ):
+        if rows and pictures < 1:
+            raise ValueError(f'the batch has {rows} {kind} rows but there are {pictures} {kind} pictures')
+    if not prior_weight >= 0:
+        raise ValueError(f'prior_weight must be >= 0, got {prior_weight}')
+    total = num_instance_rows + num_class_rows
+    groups = [(num_instance_rows, 0, num_instance_pictures, 1.0, 1.0)]
+    if num_class_rows:
+        groups.append((num_class_rows, num_instance_pictures, num_class_pictures, prior_weight, 0.0))
+    parts = [
+        {
+            'weight': np.full(rows, weight * total / rows, np.float32),
+            'is_instance': np.full(rows, is_instance, np.float32),
+            'first': np.full(rows, first, np.int32),
+            'size': np.full(rows, size, np.int32),
+            'position': np.arange(rows, dtype=np.int32),
+            'rows': np.full(rows, rows, np.int32),
+        }
+        for rows, first, size, weight, is_instance in groups
+    ]
+    batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {'slot': np.arange(total, dtype=np.int32), **batch}
+
+
+def pad_rows(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarray]:
+    """Repeats rows with weight 0 until their number divides by `multiple`, such as the number of devices.
+
+    The other weights grow by padded / unpadded, so that mean(weight * loss) over all rows stays what it was.
+    """
+    count = len(batch['slot'])
+    padding = -count % multiple
+    if not padding:
+        return batch
+    padded = {name: np.concatenate([rows, np.resize(rows, padding)]) for name, rows in batch.items()}
+    padded['weight'] = padded['weight'] * np.float32((count + padding) / count)
+    padded['weight'][count:] = 0.0
+    return padded
+
+
+def picture_index(
+    key: jax.Array, step: jax.Array, batch: dict[str, jax.Array], max_size: int, *, shuffle: bool = True
+) -> jax.Array:
+    """The picture of every row at one step: each group is gone through epoch by epoch, every picture once in each.
+
+    Args:
+      key: the run's key for this purpose; a row's result depends on it, on `step` and on the row's own fields alone,
+        so it is the same on any number of devices and after a restart.
+      step: i32[].
+      batch: fields of `make_batch`, all rows or some of them.
+      max_size: static, at least the largest `size`.
+      shuffle: a fresh order for each group and epoch; False goes through in order.
+    Returns: i32[B], places in the picture array.
+    """
+    size = batch['size']
+    seen = step * batch['rows'] + batch['position']  # rows of the group before this one, since the first step
+    epoch, place = seen // size, seen % size
+    if not shuffle:
+        return batch['first'] + place
+
+    def pick(first, size, epoch, place):
+        order_key = jax.random.fold_in(jax.random.fold_in(key, first), epoch)
+        lots = jax.random.bits(order_key, (max_size,), jnp.uint32) >> 1
+        # Places beyond the group sort behind every lot, so the first `size` entries are a permutation of the group.
+        lots = jnp.where(jnp.arange(max_size) < size, lots, jnp.uint32(2**32 - 1))
+        return first + jnp.argsort(lots)[place].astype(jnp.int32)
+
+    return jax.vmap(pick)(batch['first'], size, epoch, place)

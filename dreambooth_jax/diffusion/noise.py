@@ -1,0 +1,54 @@
+"""Random draws and the forward process x_t = alpha * x0 + sigma * noise.
+
+One key per row: what a row draws depends on its key alone, never on its neighbours or on the size of the batch, so any
+split of a batch over devices sees the same numbers. Keys are jax.random.key arrays [B] (or the older u32[B, 2]).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from dreambooth_jax.diffusion.prediction import over_trailing
+from dreambooth_jax.diffusion.schedules import Schedule, alpha_sigma
+
+
+def sample_noise(keys: jax.Array, shape: Sequence[int], *, offset: float = 0.0) -> jax.Array:
+    """Standard normal noise, one key per row.
+
+    Args:
+        keys: key[B].
+        shape: of one row, channels last: (H, W, C).
+        offset: strength of offset noise, usually 0 to 0.1: offset * N(0, 1) per channel, the same at all pixels, so
+            that brightness is learned too. The rest of the noise does not depend on it.
+    Returns: f32[B, *shape].
+    Source: offset noise, https://www.crosslabs.org/blog/diffusion-with-offset-noise
+    """
+    shape = tuple(shape)
+
+    def draw(key: jax.Array) -> jax.Array:
+        pixel_key, channel_key = jax.random.split(key)
+        noise = jax.random.normal(pixel_key, shape, jnp.float32)
+        if isinstance(offset, (int, float)) and offset == 0:
+            return noise
+        channels = (1,) * (len(shape) - 1) + shape[-1:]
+        return noise + offset * jax.random.normal(channel_key, channels, jnp.float32)
+
+    return jax.vmap(draw)(keys)
+
+
+def sample_timesteps(keys: jax.Array, low: int, high: int) -> jax.Array:
+    """Uniform times in [low, high), i32[B], one key[B] per row.
+
+    Raises: ValueError unless 0 <= low < high.
+    """
+    if not 0 <= low < high:
+        raise ValueError(f'Times are drawn from [{low}, {high}); 0 <= low < high is needed.')
+    return jax.vmap(lambda key: jax.random.randint(key, (), low, high, jnp.int32))(keys)
+
+
+def add_noise(schedule: Schedule, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+    """x_t, f32[B, ...], of x0 and noise [B, ...] at times t, i32[B] in [0, T)."""
+    alpha, sigma = alpha_sigma(schedule, t)
+    x0, noise = jnp.asarray(x0, jnp.float32), jnp.asarray(noise, jnp.float32)
+    return over_trailing(alpha, x0) * x0 + over_trailing(sigma, x0) * noise

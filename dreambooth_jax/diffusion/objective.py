@@ -1,0 +1,169 @@
+"""Training losses of one denoising prediction, per example: the caller weights rows and takes the mean over the batch.
+
+`denoising_loss` is the squared error; `variance_loss` teaches the second half of a learned-variance model's channels.
+The two are added: the hybrid loss of Nichol & Dhariwal 2021, section 3.1.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax.diffusion.prediction import convert, over_trailing
+from dreambooth_jax.diffusion.schedules import Schedule, alpha_sigma
+
+# min-SNR weight of each prediction type, written so that snr = 0 and snr = inf give its limits instead of NaN.
+_MIN_SNR_WEIGHTS = {
+    'epsilon': lambda snr, gamma: jnp.minimum(1.0, gamma / snr),
+    'v_prediction': lambda snr, gamma: jnp.minimum(snr, gamma) / (snr + 1.0),
+    'sample': jnp.minimum,
+}
+
+# Half the distance between two of the 256 values of a picture in [-1, 1].
+_HALF_LEVEL = 1.0 / 255.0
+# Lowest probability whose logarithm is taken, as improved-diffusion's losses.py.
+_MIN_PROBABILITY = 1e-12
+
+
+def denoising_loss(
+    prediction: jax.Array,
+    target: jax.Array,
+    snr: jax.Array,
+    *,
+    prediction_type: str,
+    min_snr_gamma: float | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Weighted squared error of one denoising prediction, per example.
+
+    Args:
+        prediction: [B, H, W, C], in the space of `target`; without variance channels.
+        target: [B, H, W, C] noise, v or x0 (prediction.target_for).
+        snr: f32[B], alpha^2 / sigma^2 at each row's time; used by min-SNR only.
+        prediction_type: 'epsilon', 'v_prediction' or 'sample': what `target` is.
+        min_snr_gamma: cap, usually 5.0; None weights all times alike.
+        mask: f32[B, H, W, 1] (or any shape that broadcasts to prediction's), weight of each pixel >= 0: the result is
+            the weighted mean over pixels, 0 for a row whose mask is all 0. None weights all pixels alike.
+    Returns: f32[B], not averaged: the caller multiplies by each row's weight first.
+    Raises: ValueError if shapes differ, min_snr_gamma <= 0 or prediction_type is unknown.
+    Source: Hang et al. 2023: weight min(snr, gamma) / snr for epsilon, / (snr + 1) for v, / 1 for sample.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f'prediction has shape {prediction.shape} but target {target.shape}; they must be equal.')
+    if prediction_type not in _MIN_SNR_WEIGHTS:
+        raise ValueError(f'prediction_type is {prediction_type!r}; allowed: {", ".join(_MIN_SNR_WEIGHTS)}.')
+    if min_snr_gamma is not None and min_snr_gamma <= 0:
+        raise ValueError(f'min_snr_gamma is {min_snr_gamma}; it must be above 0, or None for no weighting.')
+    error = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
+    if mask is None:
+        loss = _mean_per_row(error)
+    else:
+        try:
+            mask = jnp.broadcast_to(jnp.asarray(mask, jnp.float32), error.shape)
+        except ValueError:
+            raise ValueError(f'mask has shape {mask.shape}; it must broadcast to {error.shape}.') from None
+        area = _mean_per_row(mask)
+        loss = jnp.where(area > 0, _mean_per_row(mask * error) / jnp.where(area > 0, area, 1.0), 0.0)
+    if min_snr_gamma is None:
+        return loss
+    snr = jnp.asarray(snr, jnp.float32)
+    if snr.shape != loss.shape:  # One weight for a whole batch is the classic silent error: broadcasting hides it.
+        raise ValueError(f'snr has shape {snr.shape}; one number per example is needed, {loss.shape}.')
+    return loss * _MIN_SNR_WEIGHTS[prediction_type](snr, jnp.float32(min_snr_gamma))
+
+
+def variance_loss(
+    variance_prediction: jax.Array,
+    model_prediction: jax.Array,
+    x0: jax.Array,
+    x_t: jax.Array,
+    t: jax.Array,
+    schedule: Schedule,
+) -> jax.Array:
+    """Variational bound of a learned-range variance, per example, scaled so that it can be added to denoising_loss.
+
+    For t > 0: KL(q(x_{t-1} | x_t, x0) || N(mean, variance)); for t = 0: negative log likelihood of the 256-level
+    picture. Both in bits, averaged over values, times T / 1000 (improved-diffusion's RESCALED_MSE). The mean carries
+    no gradient: only the variance learns from this term.
+
+    Args:
+        variance_prediction: [B, H, W, C], meant to lie in [-1, 1]: -1 is the log of the posterior's variance, 1 the
+            log of beta, in between a straight line.
+        model_prediction: [B, H, W, C] of type schedule.prediction_type.
+        x0: [B, H, W, C] in [-1, 1].
+        x_t: [B, H, W, C].
+        t: i32[B] in [0, T).
+        schedule: variance_type 'learned_range'. With zero terminal SNR and epsilon the last time gives NaN.
+    Returns: f32[B].
+    Raises: ValueError if shapes differ or the schedule's variance is not a learned range.
+    Source: Nichol & Dhariwal 2021, equations 15 and 16; gaussian_diffusion.py of openai/improved-diffusion.
+    """
+    if schedule.variance_type != 'learned_range':
+        raise ValueError(f'variance_type is {schedule.variance_type!r}; variance_loss needs learned_range.')
+    shapes = {name: v.shape for name, v in (('model_prediction', model_prediction), ('x0', x0), ('x_t', x_t))}
+    for name, shape in shapes.items():
+        if shape != variance_prediction.shape:
+            raise ValueError(
+                f'{name} has shape {shape} but variance_prediction {variance_prediction.shape}; they must be equal.'
+            )
+    x0, x_t = jnp.asarray(x0, jnp.float32), jnp.asarray(x_t, jnp.float32)
+    x0_coefficient, x_t_coefficient, low, high = (
+        over_trailing(jnp.asarray(table)[t], x0) for table in _posterior_tables(schedule)
+    )
+    alpha, sigma = alpha_sigma(schedule, t)
+    predicted_x0 = convert(
+        jax.lax.stop_gradient(model_prediction),
+        source=schedule.prediction_type, target='sample', x_t=x_t, alpha=alpha, sigma=sigma,
+    )  # fmt: skip
+    share = (variance_prediction.astype(jnp.float32) + 1.0) / 2.0
+    log_variance = share * high + (1.0 - share) * low
+
+    # Both means hold the same x_t term: leaving it out of their difference keeps digits.
+    difference = x0_coefficient * (x0 - predicted_x0)
+    divergence = 0.5 * (
+        log_variance - low - 1.0 + jnp.exp(low - log_variance) + jnp.square(difference) * jnp.exp(-log_variance)
+    )
+    mean = x0_coefficient * predicted_x0 + x_t_coefficient * x_t
+    surprise = -_log_probability_of_levels(x0, mean, 0.5 * log_variance)
+    nats = jnp.where(t == 0, _mean_per_row(surprise), _mean_per_row(divergence))
+    return nats / math.log(2.0) * (schedule.num_train_timesteps / 1000.0)
+
+
+@functools.lru_cache(maxsize=16)
+def _posterior_tables(schedule: Schedule) -> tuple[np.ndarray, ...]:
+    # f32[T] x0 and x_t coefficients, log posterior variance, log beta; in double on the host, since they cancel.
+    betas = schedule.betas.astype(np.float64)
+    alphas_cumprod = np.cumprod(1.0 - betas)
+    before = np.concatenate([[1.0], alphas_cumprod[:-1]])
+    variance = betas * (1.0 - before) / (1.0 - alphas_cumprod)
+    variance[0] = variance[1]  # 0 at t = 0: its logarithm is clipped to the next, as improved-diffusion does.
+    x0_coefficient = betas * np.sqrt(before) / (1.0 - alphas_cumprod)
+    x_t_coefficient = (1.0 - before) * np.sqrt(1.0 - betas) / (1.0 - alphas_cumprod)
+    return tuple(a.astype(np.float32) for a in (x0_coefficient, x_t_coefficient, np.log(variance), np.log(betas)))
+
+
+def _log_probability_of_levels(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Array:
+    # Log probability that a Gaussian gives to the level of each value; the end levels reach to infinity.
+    centred, inverse_scale = x - mean, jnp.exp(-log_scale)
+    # Both sides of a level are measured in the lower tail, where a difference of small numbers keeps its digits; in
+    # the upper one float32 rounds both to 1 and the variance of a far-off value would get no gradient.
+    from_mean = -jnp.abs(centred)
+    inside = _gaussian_cdf(inverse_scale * (from_mean + _HALF_LEVEL)) - _gaussian_cdf(
+        inverse_scale * (from_mean - _HALF_LEVEL)
+    )
+    lowest = _gaussian_cdf(inverse_scale * (centred + _HALF_LEVEL))
+    highest = _gaussian_cdf(-inverse_scale * (centred - _HALF_LEVEL))
+    probability = jnp.where(x < -0.999, lowest, jnp.where(x > 0.999, highest, inside))
+    return jnp.log(jnp.maximum(probability, _MIN_PROBABILITY))
+
+
+def _gaussian_cdf(x: jax.Array) -> jax.Array:
+    # Page's approximation of the normal distribution, 1/2 (1 + tanh u) = sigmoid(2 u), as improved-diffusion uses:
+    # losses compare with published ones.
+    return jax.nn.sigmoid(math.sqrt(8.0 / math.pi) * (x + 0.044715 * x**3))
+
+
+def _mean_per_row(values: jax.Array) -> jax.Array:
+    return jnp.mean(values, axis=tuple(range(1, values.ndim)))

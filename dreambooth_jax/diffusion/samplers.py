@@ -1,0 +1,290 @@
+"""From noise to pictures: ancestral sampling (ddpm), DDIM and DPM-Solver++, all as one scan over the same step.
+
+Every method is the same update with other coefficients,
+
+    x <- a * x + b * x0 + c * previous x0 + d * noise prediction + std * fresh noise,
+
+so a method is a function that makes the table of a, b, c, d, std, one row per denoise step; `sample` runs any table.
+Tables are made on the host, in float32 and diffusers' order of operations where it cancels (schedules.py says why).
+
+Methods, as diffusers runs them:
+  ddpm          DDPMScheduler: Ho et al. 2020, equations 6, 7 and 15; learned variance of Nichol & Dhariwal 2021.
+  ddim          DDIMScheduler: Song et al. 2021, equations 12 and 16; eta 0 draws no noise, eta 1 as much as ddpm.
+  dpmsolver++   DPMSolverMultistepScheduler (dpmsolver++, order 2, midpoint, last sigma zero): Lu et al. 2022,
+                algorithm 2; first order in the first and the last step.
+The clean prediction x0 is thresholded where the schedule says so, or clipped; dpmsolver++ does not clip, as there.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax.diffusion.guidance import dynamic_threshold
+from dreambooth_jax.diffusion.noise import sample_noise
+from dreambooth_jax.diffusion.prediction import convert
+from dreambooth_jax.diffusion.schedules import Schedule, posterior_of
+
+# Stand-in for alphas_cumprod 0, so that dpmsolver++'s first sigma is finite: scheduling_dpmsolver_multistep.py.
+_TINY_ALPHAS_CUMPROD = np.float32(2.0**-24)
+# Lowest variance whose logarithm is taken: scheduling_ddpm.py.
+_MIN_VARIANCE = np.float32(1e-20)
+
+
+class StepTable(NamedTuple):
+    """Coefficients of every denoise step: t is i32[N], the others f32[N]; a row of it is the same without [N]."""
+
+    t: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
+    x: np.ndarray
+    x0: np.ndarray
+    previous_x0: np.ndarray
+    noise_prediction: np.ndarray
+    std: np.ndarray  # Of the fresh noise, unless the variance is learned.
+    log_variance_low: np.ndarray  # Learned range: log variance at -1 and 1.
+    log_variance_high: np.ndarray
+    is_noisy: np.ndarray  # 1 where fresh noise is drawn at all.
+
+
+def sample(
+    denoise: Callable[[jax.Array, jax.Array], jax.Array],
+    x_T: jax.Array,
+    keys: jax.Array,
+    *,
+    schedule: Schedule,
+    method: str = 'ddpm',
+    num_steps: int,
+    eta: float = 0.0,
+    noise: jax.Array | None = None,
+) -> jax.Array:
+    """Pictures from noise. Pure: may run under jax.jit with everything but x_T, keys and noise static.
+
+    Args:
+        denoise: (x_t f32[B, H, W, C], t i32[B]) -> [B, H, W, C], or [B, H, W, 2C] with variance channels behind;
+            guidance already applied. It is traced once. Variance channels are used by ddpm when
+            schedule.learns_variance and dropped otherwise.
+        x_T: f32[B, H, W, C], initial noise (initial_noise).
+        keys: key[B], one per row, for the fresh noise: row i is the same in any batch.
+        schedule: says what the network predicts, how x0 is limited and how times are spaced.
+        method: 'ddpm', 'ddim' or 'dpmsolver++'.
+        num_steps: denoise steps, 1 to T.
+        eta: ddim's share of fresh noise in [0, 1]; the other methods take 0 only.
+        noise: f32[N, B, H, W, C], N = len(timesteps), fresh noise to use instead of drawing from keys.
+    Returns: f32[B, H, W, C], x0, not clipped further.
+    Raises: ValueError for an unknown method, a bad number of steps, eta or shape.
+    """
+    table = step_table(schedule, method, num_steps, eta)
+    x_T = jnp.asarray(x_T, jnp.float32)
+    if noise is not None and noise.shape != (len(table.t), *x_T.shape):
+        raise ValueError(f'noise has shape {noise.shape}; {(len(table.t), *x_T.shape)} is needed.')
+    draws = bool(table.is_noisy.any())
+
+    def step(carry, inputs):
+        x, previous_x0 = carry
+        row, index, fresh = inputs
+        if draws and fresh is None:
+            fresh = sample_noise(_fold(keys, index + 1), x.shape[1:])  # 0 is the initial noise.
+        answer = denoise(x, jnp.full((x.shape[0],), row.t, jnp.int32))
+        return denoise_step(answer, x, previous_x0, row, fresh, schedule=schedule, method=method), None
+
+    inputs = (jax.tree.map(jnp.asarray, table), jnp.arange(len(table.t)), noise if draws else None)
+    (x, _), _ = jax.lax.scan(step, (x_T, jnp.zeros_like(x_T)), inputs)
+    return x
+
+
+def denoise_step(
+    answer: jax.Array,
+    x: jax.Array,
+    previous_x0: jax.Array,
+    row: StepTable,
+    fresh_noise: jax.Array | None,
+    *,
+    schedule: Schedule,
+    method: str,
+) -> tuple[jax.Array, jax.Array]:
+    """One step of any method.
+
+    Args:
+        answer: [B, H, W, C or 2C], of the network at x and row.t.
+        x: f32[B, H, W, C].
+        previous_x0: f32[B, H, W, C], the x0 that the step before returned; zeros in the first.
+        row: one row of step_table for the same schedule and method.
+        fresh_noise: f32[B, H, W, C]; None where the table draws none.
+    Returns: (next x, x0), each f32[B, H, W, C].
+    Raises: ValueError if the network's channels do not fit.
+    """
+    learns_variance = schedule.learns_variance and method == 'ddpm'
+    prediction, variance = _split_channels(answer.astype(jnp.float32), x.shape[-1], learns_variance)
+    known = dict(source=schedule.prediction_type, x_t=x, alpha=row.alpha, sigma=row.sigma)
+    x0 = _limit(convert(prediction, target='sample', **known), schedule, clips=method != 'dpmsolver++')
+    new = row.x * x + row.x0 * x0
+    if method == 'dpmsolver++':
+        new = new + row.previous_x0 * previous_x0
+    if method == 'ddim':  # The noise of the prediction as it was, not of the limited x0.
+        new = new + row.noise_prediction * convert(prediction, target='epsilon', **known)
+    if fresh_noise is not None:
+        std = _learned_std(schedule, variance, row) if learns_variance else row.std
+        new = new + std * fresh_noise
+    return new, x0
+
+
+def step_table(schedule: Schedule, method: str, num_steps: int, eta: float = 0.0) -> StepTable:
+    """Coefficients of every step, NumPy; arguments and errors as `sample`."""
+    times = timesteps(schedule, method, num_steps)
+    if not 0.0 <= eta <= 1.0 or (eta and method != 'ddim'):
+        raise ValueError(f'eta is {eta} with sampler {method}; ddim takes 0 to 1, the others 0.')
+    return _METHODS[method](schedule, times, num_steps, eta)
+
+
+def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """x_T, f32[B, *shape], standard normal; key[B], the same keys may go to `sample`: it draws other numbers."""
+    return sample_noise(_fold(keys, 0), shape)
+
+
+def timesteps(schedule: Schedule, method: str, num_steps: int) -> np.ndarray:
+    """Times at which `method` calls the network, i64[N], falling; equal to diffusers' set_timesteps.
+
+    N is num_steps; less when dpmsolver++ leaves out the times below lambda_min_clipped from 'trailing' spacing.
+
+    Args:
+        schedule: its timestep_spacing, steps_offset, lambda_min_clipped.
+        method: 'ddpm', 'ddim' or 'dpmsolver++'.
+        num_steps: 1 to T.
+    Raises: ValueError for an unknown method or when the times would repeat or leave [0, T).
+    Source: Lin et al. 2023, table 2; set_timesteps of DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler.
+    """
+    if method not in _METHODS:
+        raise ValueError(f'sampler is {method!r}; allowed: {", ".join(_METHODS)}.')
+    total = schedule.num_train_timesteps
+    if not 1 <= num_steps <= total:
+        raise ValueError(f'steps is {num_steps}; 1 to {total} denoise steps are possible.')
+    # DPM-Solver++ spreads one time more and leaves out t = 0, since it ends at sigma zero by itself.
+    extra = method == 'dpmsolver++'
+    last = _num_usable_times(schedule) if extra else total
+    if schedule.timestep_spacing == 'linspace':
+        rising = np.linspace(0, last - 1, num_steps + extra).round()[extra:]
+    elif schedule.timestep_spacing == 'leading':
+        rising = (np.arange(num_steps + extra) * (last // (num_steps + extra)))[extra:] + schedule.steps_offset
+    else:
+        rising = np.arange(last, 0, -total / num_steps).round()[::-1] - 1
+        rising = rising[rising >= 0]  # At 61 steps, for one, arange rounds to a time too many: diffusers returns -1.
+    times = rising[::-1].astype(np.int64)
+    if len(times) == 0 or times[0] >= total or np.any(np.diff(times) >= 0):
+        raise ValueError(
+            f'steps is {num_steps}: sampler {method} cannot spread that many different times over [0, {last}) '
+            f'({schedule.timestep_spacing}, offset {schedule.steps_offset}); take fewer.'
+        )
+    return times
+
+
+def _num_usable_times(schedule: Schedule) -> int:
+    # Times from 0 whose log(alpha / sigma) is at least lambda_min_clipped.
+    alphas_cumprod = _finite_alphas_cumprod(schedule)
+    log_ratio = np.log(np.sqrt(alphas_cumprod)) - np.log(np.sqrt(1 - alphas_cumprod))
+    return len(log_ratio) - int(np.searchsorted(log_ratio[::-1], schedule.lambda_min_clipped))
+
+
+def _finite_alphas_cumprod(schedule: Schedule) -> np.ndarray:
+    alphas_cumprod = schedule.alphas_cumprod.copy()
+    if schedule.rescale_betas_zero_snr:
+        alphas_cumprod[-1] = _TINY_ALPHAS_CUMPROD
+    return alphas_cumprod
+
+
+def _ancestral(schedule: Schedule, times: np.ndarray, num_steps: int, eta: float) -> StepTable:
+    now = schedule.alphas_cumprod[times]
+    before = np.append(now[1:], np.float32(1))
+    posterior = posterior_of(now, before)
+    small = np.maximum(posterior.variance, _MIN_VARIANCE)
+    # The '_log' types are the same variances, told in logarithms.
+    variance = posterior.beta if schedule.variance_type.startswith('fixed_large') else small
+    noisy = (times > 0).astype(np.float32)
+    return _table(
+        times,
+        alpha=now**0.5,
+        sigma=(1 - now) ** 0.5,
+        x=posterior.x_t_coefficient,
+        x0=posterior.x0_coefficient,
+        std=variance**0.5 * noisy,
+        log_variance_low=np.log(small),
+        log_variance_high=np.log(posterior.beta),
+        is_noisy=noisy,
+    )
+
+
+def _implicit(schedule: Schedule, times: np.ndarray, num_steps: int, eta: float) -> StepTable:
+    now = schedule.alphas_cumprod[times]
+    # A fixed stride back, not the next time in the list: the two differ unless the spacing is 'leading'.
+    previous = times - schedule.num_train_timesteps // num_steps
+    final = np.float32(1) if schedule.set_alpha_to_one else schedule.alphas_cumprod[0]
+    before = np.where(previous >= 0, schedule.alphas_cumprod[np.maximum(previous, 0)], final)
+    variance = (1 - before) / (1 - now) * (1 - now / before)
+    std = np.float32(eta) * variance**0.5
+    return _table(
+        times,
+        alpha=now**0.5,
+        sigma=(1 - now) ** 0.5,
+        x0=before**0.5,
+        noise_prediction=np.maximum(1 - before - std**2, 0) ** 0.5,  # Rounding may go below 0 at eta 1.
+        std=std,
+        is_noisy=(std > 0).astype(np.float32),
+    )
+
+
+def _multistep(schedule: Schedule, times: np.ndarray, num_steps: int, eta: float) -> StepTable:
+    alphas_cumprod = _finite_alphas_cumprod(schedule)
+    ratio = (((1 - alphas_cumprod) / alphas_cumprod) ** 0.5)[times].astype(np.float64)  # sigma / alpha
+    alpha = 1 / np.sqrt(ratio**2 + 1)
+    sigma = ratio * alpha
+    alpha_next, sigma_next = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
+    ratio_next = np.append(ratio[1:], 0.0)
+    # b = alpha_next * (1 - e^-h) with h the step in log(alpha / sigma): e^-h is a quotient of the ratios.
+    first_order = alpha_next * (1 - ratio_next / ratio)
+    # Slope term 1/2 * b * (h / h_before) * (x0 - previous x0): absent where there is no step before, or h is infinite.
+    slope = np.zeros_like(ratio)
+    steps = np.log(ratio[:-1] / ratio[1:])
+    slope[1:-1] = 0.5 * first_order[1:-1] * steps[1:] / steps[:-1]
+    return _table(
+        times, alpha=alpha, sigma=sigma, x=sigma_next / sigma, x0=first_order + slope, previous_x0=-slope
+    )
+
+
+_METHODS = {'ddpm': _ancestral, 'ddim': _implicit, 'dpmsolver++': _multistep}
+
+
+def _table(times: np.ndarray, **columns: np.ndarray) -> StepTable:
+    # Columns that a method does not use are 0.
+    zeros = np.zeros(len(times), np.float32)
+    given = {name: np.asarray(column, np.float32) for name, column in columns.items()}
+    return StepTable(t=times.astype(np.int32), **{name: given.get(name, zeros) for name in StepTable._fields[1:]})
+
+
+def _split_channels(answer: jax.Array, channels: int, learns_variance: bool) -> tuple[jax.Array, jax.Array | None]:
+    if answer.shape[-1] == 2 * channels:
+        return answer[..., :channels], answer[..., channels:]
+    if learns_variance or answer.shape[-1] != channels:
+        needed = f'{2 * channels} (prediction and variance)' if learns_variance else f'{channels} or {2 * channels}'
+        raise ValueError(f'The network answers with {answer.shape[-1]} channels; the sampler needs {needed}.')
+    return answer, None
+
+
+def _limit(x0: jax.Array, schedule: Schedule, *, clips: bool) -> jax.Array:
+    if schedule.thresholding:
+        return dynamic_threshold(x0, schedule.dynamic_thresholding_ratio, schedule.sample_max_value)
+    if schedule.clip_sample and clips:
+        return jnp.clip(x0, -schedule.clip_sample_range, schedule.clip_sample_range)
+    return x0
+
+
+def _learned_std(schedule: Schedule, variance: jax.Array, row: StepTable) -> jax.Array:
+    if schedule.variance_type == 'learned':
+        return jnp.sqrt(variance) * row.is_noisy
+    share = (variance + 1) / 2
+    return jnp.exp(0.5 * (share * row.log_variance_high + (1 - share) * row.log_variance_low)) * row.is_noisy
+
+
+def _fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

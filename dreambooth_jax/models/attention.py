@@ -1,0 +1,131 @@
+"""Attention layers: the added-key-value attention of DeepFloyd IF and the pooling of its text states.
+
+Logits and softmax are f32 whatever the compute dtype is. Attribute names are those of the published checkpoints.
+Source: diffusers 0.42.1 models/attention_processor.py (Attention, AttnAddedKVProcessor2_0), models/embeddings.py.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dreambooth_jax.models.layers import GroupNorm, layer_norm
+
+# The norm of the text states inside attention has its own group count, whatever norm_num_groups says:
+# `cross_attention_norm_num_groups` of diffusers' Attention, which no configuration sets.
+CROSS_NORM_GROUPS = 32
+
+
+def attend(query, key, value, *, scale: float, bias=None):
+    """Softmax attention per head.
+
+    Args:
+      query: f[B, Q, heads, D].
+      key, value: f[B, K, heads, D].
+      scale: factor on the logits.
+      bias: f32 broadcastable to [B, heads, Q, K], added to the scaled logits.
+    Returns: f[B, Q, heads, D] in the dtype of `value`.
+    """
+    # Heads go before tokens first: with the same products in one einsum, XLA's CPU backend takes twice as long.
+    query, key, value = (jnp.swapaxes(part, 1, 2) for part in (query * scale, key, value))
+    logits = jnp.einsum('bhqd,bhkd->bhqk', query, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.swapaxes(jnp.einsum('bhqk,bhkd->bhqd', weights, value), 1, 2)
+
+
+def split_heads(x, heads: int):
+    """f[B, L, heads * D] -> f[B, L, heads, D]; the head is the slower part of a channel's number, as in torch."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+class AddedKVAttention(nnx.Module):
+    """Residual attention of pixels to the text's tokens and (unless only_cross_attention) to all pixels.
+
+    Args of the constructor:
+      channels: of the feature map. head_dim: width of a head, a divisor of `channels`.
+      text_channels: width of the text states.
+      groups, epsilon: of the group norm at the input.
+      cross_norm: norm of the text states: None, 'layer_norm' or 'group_norm'.
+      only_cross_attention: no keys and values from the pixels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int,
+        text_channels: int,
+        *,
+        groups: int,
+        epsilon: float,
+        cross_norm: str | None,
+        only_cross_attention: bool,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        def dense(in_features, **options):
+            return nnx.Linear(in_features, channels, dtype=dtype, rngs=rngs, **options)
+
+        self.heads = channels // head_dim
+        self.scale = head_dim**-0.5
+        self.only_cross_attention = only_cross_attention
+        self.group_norm = GroupNorm(channels, groups, epsilon, dtype=dtype, rngs=rngs)
+        if cross_norm == 'group_norm':
+            self.norm_cross = GroupNorm(text_channels, CROSS_NORM_GROUPS, 1e-5, dtype=dtype, rngs=rngs)
+        elif cross_norm == 'layer_norm':
+            self.norm_cross = layer_norm(text_channels, dtype=dtype, rngs=rngs)
+        else:
+            self.norm_cross = None
+        self.to_q = dense(channels)
+        if not only_cross_attention:
+            self.to_k = dense(channels)
+            self.to_v = dense(channels)
+        self.add_k_proj = dense(text_channels)
+        self.add_v_proj = dense(text_channels)
+        self.to_out = nnx.List([dense(channels, kernel_init=nnx.initializers.zeros_init())])
+
+    def __call__(self, x, text):
+        """x f[B, H, W, channels], text f[B, L, text_channels] -> f[B, H, W, channels]."""
+        pixels = self.group_norm(x.reshape(x.shape[0], -1, x.shape[-1]))
+        if self.norm_cross is not None:
+            text = self.norm_cross(text)
+        key, value = self.add_k_proj(text), self.add_v_proj(text)
+        if not self.only_cross_attention:
+            key = jnp.concatenate([key, self.to_k(pixels)], axis=1)
+            value = jnp.concatenate([value, self.to_v(pixels)], axis=1)
+        query, key, value = (split_heads(part, self.heads) for part in (self.to_q(pixels), key, value))
+        return x + self.to_out[0](attend(query, key, value, scale=self.scale).reshape(x.shape))
+
+
+class AttentionPooling(nnx.Module):
+    """Pools f[B, L, features] to f[B, features]: the mean of the tokens (and a bias) asks all tokens and itself."""
+
+    def __init__(self, features: int, heads: int, *, dtype, rngs: nnx.Rngs):
+        self.heads = heads
+        start = jax.random.normal(rngs.params(), (1, features)) / features**0.5
+        self.positional_embedding = nnx.Param(start)
+        self.k_proj = nnx.Linear(features, features, dtype=dtype, rngs=rngs)
+        self.q_proj = nnx.Linear(features, features, dtype=dtype, rngs=rngs)
+        self.v_proj = nnx.Linear(features, features, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        mean = jnp.mean(x, axis=1, keepdims=True) + self.positional_embedding[...].astype(x.dtype)
+        x = jnp.concatenate([mean, x], axis=1)
+        query, key, value = (
+            split_heads(part, self.heads) for part in (self.q_proj(mean), self.k_proj(x), self.v_proj(x))
+        )
+        pooled = attend(query, key, value, scale=query.shape[-1] ** -0.5)
+        return pooled.reshape(x.shape[0], x.shape[-1])
+
+
+class TextTimeEmbedding(nnx.Module):
+    """The text's contribution to the time features: f[B, L, text_features] -> f[B, features]."""
+
+    def __init__(self, text_features: int, features: int, heads: int, *, dtype, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(text_features, dtype=dtype, rngs=rngs)
+        self.pool = AttentionPooling(text_features, heads, dtype=dtype, rngs=rngs)
+        self.proj = nnx.Linear(text_features, features, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(features, dtype=dtype, rngs=rngs)
+
+    def __call__(self, text):
+        return self.norm2(self.proj(self.pool(self.norm1(text))))

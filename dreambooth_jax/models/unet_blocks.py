@@ -1,0 +1,169 @@
+"""The residual block of the UNet, and the stacks of residual and attention blocks at one resolution.
+
+A published block name stands for a choice of attention and of resampling (BLOCKS); the stacks themselves are built from
+the functions handed to them, so that a new family of blocks is a new row and a new function, not a new stack.
+Attribute names are those of the published checkpoints.
+Source: diffusers 0.42.1 models/resnet.py (ResnetBlock2D), models/unets/unet_2d_blocks.py.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+
+from dreambooth_jax.models.layers import ACTIVATIONS, GroupNorm, average_pool, convolution, nearest_upsample
+
+
+class BlockKind(NamedTuple):
+    """What the name of a block stands for."""
+
+    attention: str | None  # None, or 'added_kv': one AddedKVAttention after every residual block
+    resampling: str  # 'resnet': the resolution changes inside a residual block
+
+
+DOWN_BLOCKS = {
+    'ResnetDownsampleBlock2D': BlockKind(attention=None, resampling='resnet'),
+    'SimpleCrossAttnDownBlock2D': BlockKind(attention='added_kv', resampling='resnet'),
+}
+MID_BLOCKS = {'UNetMidBlock2DSimpleCrossAttn': BlockKind(attention='added_kv', resampling='resnet')}
+UP_BLOCKS = {
+    'ResnetUpsampleBlock2D': BlockKind(attention=None, resampling='resnet'),
+    'SimpleCrossAttnUpBlock2D': BlockKind(attention='added_kv', resampling='resnet'),
+}
+
+
+class ResnetBlock2D(nnx.Module):
+    """Two convolutions with the time features in between, added to the input.
+
+    Args of the constructor:
+      time_features: width of the time features.
+      time_scale_shift: 'scale_shift' modulates the second norm, 'default' adds before it.
+      skip_time_act: the time features come activated already.
+      out_scale_factor: divides the sum of the branches.
+      resample: None, or average_pool / nearest_upsample, applied to both branches before the first convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        time_features: int,
+        groups: int,
+        epsilon: float,
+        activation: str,
+        time_scale_shift: str,
+        skip_time_act: bool = False,
+        out_scale_factor: float = 1.0,
+        resample: Callable | None = None,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.norm1 = GroupNorm(in_channels, groups, epsilon, dtype=dtype, rngs=rngs)
+        self.conv1 = convolution(in_channels, out_channels, dtype=dtype, rngs=rngs)
+        self.modulates = time_scale_shift == 'scale_shift'
+        time_outputs = 2 * out_channels if self.modulates else out_channels
+        self.time_emb_proj = nnx.Linear(time_features, time_outputs, dtype=dtype, rngs=rngs)
+        self.norm2 = GroupNorm(out_channels, groups, epsilon, dtype=dtype, rngs=rngs)
+        self.conv2 = convolution(out_channels, out_channels, zero=True, dtype=dtype, rngs=rngs)
+        self.conv_shortcut = (
+            convolution(in_channels, out_channels, 1, dtype=dtype, rngs=rngs) if in_channels != out_channels else None
+        )
+        self.activation = ACTIVATIONS[activation]
+        self.skip_time_act = skip_time_act
+        self.out_scale_factor = out_scale_factor
+        self.resample = resample
+
+    def __call__(self, x, time):
+        """x f[B, H, W, in], time f[B, time_features] -> f[B, H', W', out]."""
+        h = self.activation(self.norm1(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv1(h)
+        time = self.time_emb_proj(time if self.skip_time_act else self.activation(time))[:, None, None, :]
+        if self.modulates:
+            scale, shift = jnp.split(time, 2, axis=-1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + time)
+        h = self.conv2(self.activation(h))
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        return x + h if self.out_scale_factor == 1 else (x + h) / self.out_scale_factor
+
+
+class DownBlock(nnx.Module):
+    """Residual (and attention) blocks at one resolution, then half the resolution.
+
+    Args of the constructor:
+      channels: (in, out) of each residual block.
+      resnet: (in, out) -> residual block. attention: channels -> attention block, or None.
+      downsampler: channels -> layer that halves the resolution, or None.
+    """
+
+    def __init__(self, channels: Sequence[tuple[int, int]], *, resnet, attention=None, downsampler=None):
+        out_channels = channels[-1][1]
+        self.attentions = nnx.List([attention(out) for _, out in channels] if attention else [])
+        self.resnets = nnx.List([resnet(*pair) for pair in channels])
+        self.downsamplers = nnx.List([downsampler(out_channels)] if downsampler else [])
+
+    def __call__(self, x, time, text):
+        """f[B, H, W, in] -> (f[B, H/2, W/2, out], list of every state on the way, for the up blocks)."""
+        states = []
+        for index, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if self.attentions:
+                x = self.attentions[index](x, text)
+            states.append(x)
+        for downsampler in self.downsamplers:
+            x = downsampler(x, time)
+            states.append(x)
+        return x, states
+
+
+class MidBlock(nnx.Module):
+    """Residual block, attention, residual block at the lowest resolution; arguments as DownBlock's."""
+
+    def __init__(self, channels: int, *, resnet, attention):
+        self.attentions = nnx.List([attention(channels)])
+        self.resnets = nnx.List([resnet(channels, channels) for _ in range(2)])
+
+    def __call__(self, x, time, text):
+        """f[B, H, W, channels] -> the same."""
+        x = self.resnets[0](x, time)
+        x = self.attentions[0](x, text)
+        return self.resnets[1](x, time)
+
+
+class UpBlock(nnx.Module):
+    """Residual (and attention) blocks, each fed with one state of the way down, then twice the resolution.
+
+    Args of the constructor: as DownBlock's; the first of each pair of `channels` counts the state's channels too.
+    """
+
+    def __init__(self, channels: Sequence[tuple[int, int]], *, resnet, attention=None, upsampler=None):
+        out_channels = channels[-1][1]
+        self.attentions = nnx.List([attention(out) for _, out in channels] if attention else [])
+        self.resnets = nnx.List([resnet(*pair) for pair in channels])
+        self.upsamplers = nnx.List([upsampler(out_channels)] if upsampler else [])
+
+    def __call__(self, x, time, text, states):
+        """f[B, H, W, in] -> f[B, 2H, 2W, out]; takes one state per residual block from the end of the list `states`."""
+        for index, resnet in enumerate(self.resnets):
+            x = resnet(jnp.concatenate([x, states.pop()], axis=-1), time)
+            if self.attentions:
+                x = self.attentions[index](x, text)
+        for upsampler in self.upsamplers:
+            x = upsampler(x, time)
+        return x
+
+
+def residual_downsampler(resnet):
+    """A residual block that halves the resolution, from the function that makes residual blocks."""
+    return lambda channels: resnet(channels, channels, resample=average_pool)
+
+
+def residual_upsampler(resnet):
+    """A residual block that doubles the resolution, from the function that makes residual blocks."""
+    return lambda channels: resnet(channels, channels, resample=nearest_upsample)

@@ -1,0 +1,210 @@
+"""Which UNet configurations can be built: diffusers' defaults, and one sentence for every value that is not supported.
+
+Source of the defaults: diffusers 0.42.1 models/unets/unet_2d_condition.py, the constructor of UNet2DConditionModel.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dreambooth_jax.models.attention import CROSS_NORM_GROUPS
+from dreambooth_jax.models.layers import ACTIVATIONS
+from dreambooth_jax.models.unet_blocks import DOWN_BLOCKS, MID_BLOCKS, UP_BLOCKS
+
+DEFAULTS: dict[str, Any] = {
+    'sample_size': None,
+    'in_channels': 4,
+    'out_channels': 4,
+    'center_input_sample': False,
+    'flip_sin_to_cos': True,
+    'freq_shift': 0,
+    'down_block_types': ('CrossAttnDownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'),
+    'mid_block_type': 'UNetMidBlock2DCrossAttn',
+    'up_block_types': ('UpBlock2D', 'CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'),
+    'only_cross_attention': False,
+    'block_out_channels': (320, 640, 1280, 1280),
+    'layers_per_block': 2,
+    'downsample_padding': 1,
+    'mid_block_scale_factor': 1,
+    'dropout': 0.0,
+    'act_fn': 'silu',
+    'norm_num_groups': 32,
+    'norm_eps': 1e-5,
+    'cross_attention_dim': 1280,
+    'transformer_layers_per_block': 1,
+    'reverse_transformer_layers_per_block': None,
+    'encoder_hid_dim': None,
+    'encoder_hid_dim_type': None,
+    'attention_head_dim': 8,
+    'num_attention_heads': None,
+    'dual_cross_attention': False,
+    'use_linear_projection': False,
+    'class_embed_type': None,
+    'addition_embed_type': None,
+    'addition_time_embed_dim': None,
+    'num_class_embeds': None,
+    'upcast_attention': False,
+    'resnet_time_scale_shift': 'default',
+    'resnet_skip_time_act': False,
+    'resnet_out_scale_factor': 1.0,
+    'time_embedding_type': 'positional',
+    'time_embedding_dim': None,
+    'time_embedding_act_fn': None,
+    'timestep_post_act': None,
+    'time_cond_proj_dim': None,
+    'conv_in_kernel': 3,
+    'conv_out_kernel': 3,
+    'projection_class_embeddings_input_dim': None,
+    'attention_type': 'default',
+    'class_embeddings_concat': False,
+    'mid_block_only_cross_attention': None,
+    'cross_attention_norm': None,
+    'addition_embed_type_num_heads': 64,
+}
+_ACTIVATIONS = tuple(ACTIVATIONS)
+# What a value, or each entry of a list of them, may be. Logits are always f32, so upcast_attention changes nothing.
+CHOICES: dict[str, tuple] = {
+    'down_block_types': tuple(DOWN_BLOCKS),
+    'mid_block_type': tuple(MID_BLOCKS),
+    'up_block_types': tuple(UP_BLOCKS),
+    'act_fn': _ACTIVATIONS,
+    'time_embedding_act_fn': (None, *_ACTIVATIONS),
+    'encoder_hid_dim_type': (None, 'text_proj'),
+    'class_embed_type': (None, 'timestep'),
+    'addition_embed_type': (None, 'text'),
+    'resnet_time_scale_shift': ('default', 'scale_shift'),
+    'cross_attention_norm': (None, 'layer_norm', 'group_norm'),
+    'mid_block_only_cross_attention': (None, False, True),
+    **{
+        key: (False, True)
+        for key in ('center_input_sample', 'flip_sin_to_cos', 'only_cross_attention', 'upcast_attention')
+        + ('resnet_skip_time_act',)
+    },
+}
+# Nothing here implements other values than the default.
+FIXED = (
+    'downsample_padding', 'dropout', 'transformer_layers_per_block', 'reverse_transformer_layers_per_block',
+    'num_attention_heads', 'dual_cross_attention', 'use_linear_projection', 'addition_time_embed_dim',
+    'num_class_embeds', 'time_embedding_type', 'timestep_post_act', 'time_cond_proj_dim',
+    'projection_class_embeddings_input_dim', 'attention_type', 'class_embeddings_concat',
+)  # fmt: skip
+POSITIVE_INTEGERS = (
+    'in_channels', 'out_channels', 'block_out_channels', 'layers_per_block', 'norm_num_groups', 'cross_attention_dim',
+    'attention_head_dim', 'conv_in_kernel', 'conv_out_kernel', 'addition_embed_type_num_heads',
+)  # fmt: skip
+OPTIONAL_INTEGERS = ('encoder_hid_dim', 'time_embedding_dim')
+POSITIVE_NUMBERS = ('norm_eps', 'mid_block_scale_factor', 'resnet_out_scale_factor')
+PER_BLOCK = ('only_cross_attention', 'layers_per_block', 'cross_attention_dim', 'attention_head_dim')
+SEQUENCES = ('down_block_types', 'up_block_types', 'block_out_channels')
+
+
+class _Wrong(ValueError):
+    def __init__(self, key: str, value: Any, allowed: str):
+        super().__init__(f'unet config: {key} is {value!r} but must be {allowed}')
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks a UNet's config.json and completes it.
+
+    Args:
+      config: as diffusers writes it; keys that start with '_' are ignored, missing ones take diffusers' defaults.
+    Returns: every key of DEFAULTS; the keys of SEQUENCES and PER_BLOCK as tuples with one entry per block, in the order
+      of the down blocks; mid_block_only_cross_attention as a bool.
+    Raises: ValueError, one sentence with the key, the value found and the values allowed.
+    """
+    unknown = sorted(key for key in config if key not in DEFAULTS and not key.startswith('_'))
+    if unknown:
+        raise ValueError(f'unet config: unknown key {unknown[0]!r}; it must be one of {tuple(sorted(DEFAULTS))}')
+    full = {**DEFAULTS, **{key: value for key, value in config.items() if key in DEFAULTS}}
+    if full['encoder_hid_dim'] is not None and full['encoder_hid_dim_type'] is None:
+        full['encoder_hid_dim_type'] = 'text_proj'  # as diffusers does
+    _check_values(full)
+    _check_lengths(full)
+    if full['mid_block_only_cross_attention'] is None:
+        shared = full['only_cross_attention']
+        full['mid_block_only_cross_attention'] = shared if isinstance(shared, bool) else False
+    blocks = len(full['block_out_channels'])
+    for key in PER_BLOCK:
+        value = full[key]
+        full[key] = tuple(value) if isinstance(value, list | tuple) else (value,) * blocks
+    _check_widths(full)
+    return full
+
+
+def _entries(full, key):
+    """(name, value) of a key, or of each of its entries."""
+    value = full[key]
+    if key in (*SEQUENCES, *PER_BLOCK) and isinstance(value, list | tuple):
+        return [(f'{key}[{index}]', entry) for index, entry in enumerate(value)]
+    return [(key, value)]
+
+
+def _is_positive(value, kind) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and value > 0
+
+
+def _check_values(full):
+    for key in SEQUENCES:
+        if not isinstance(full[key], list | tuple) or not full[key]:
+            raise _Wrong(key, full[key], 'a list with one entry per block')
+    for key, allowed in CHOICES.items():
+        for name, value in _entries(full, key):
+            if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
+                raise _Wrong(name, value, f'one of ({", ".join(map(repr, allowed))})')
+    for key in FIXED:
+        if full[key] != DEFAULTS[key]:
+            raise _Wrong(key, full[key], f'{DEFAULTS[key]!r}: no other value is implemented')
+    for key in POSITIVE_INTEGERS:
+        for name, value in _entries(full, key):
+            if not _is_positive(value, int):
+                raise _Wrong(name, value, 'a positive integer')
+    for key in OPTIONAL_INTEGERS:
+        if full[key] is not None and not _is_positive(full[key], int):
+            raise _Wrong(key, full[key], 'None or a positive integer')
+    for key in POSITIVE_NUMBERS:
+        if not _is_positive(full[key], int | float):
+            raise _Wrong(key, full[key], 'a positive number')
+    for key in ('conv_in_kernel', 'conv_out_kernel'):
+        if full[key] % 2 == 0:
+            raise _Wrong(key, full[key], 'an odd integer')
+
+
+def _check_lengths(full):
+    blocks = len(full['block_out_channels'])
+    for key in (*SEQUENCES, *PER_BLOCK):
+        value = full[key]
+        if isinstance(value, list | tuple) and len(value) != blocks:
+            raise _Wrong(key, value, f'a list of {blocks} entries, one per entry of block_out_channels')
+    if full['encoder_hid_dim_type'] is not None and full['encoder_hid_dim'] is None:
+        kind = full['encoder_hid_dim_type']
+        raise _Wrong('encoder_hid_dim', None, f'an integer when encoder_hid_dim_type is {kind!r}')
+
+
+def _check_widths(full):
+    """Widths that must divide each other; `full` has its per-block keys as tuples."""
+    channels, groups = full['block_out_channels'], full['norm_num_groups']
+    for index, width in enumerate(channels):
+        if width % groups:
+            raise _Wrong(f'block_out_channels[{index}]', width, f'a multiple of norm_num_groups, which is {groups}')
+    # diffusers counts the head widths of the up blocks from the low resolution without reversing the list.
+    count = len(channels)
+    attending = [(i, i) for i, name in enumerate(full['down_block_types']) if DOWN_BLOCKS[name].attention == 'added_kv']
+    attending += [(count - 1, count - 1)] if MID_BLOCKS[full['mid_block_type']].attention == 'added_kv' else []
+    attending += [
+        (i, count - 1 - i) for i, name in enumerate(full['up_block_types']) if UP_BLOCKS[name].attention == 'added_kv'
+    ]
+    for entry, level in attending:
+        head_dim, text_width = full['attention_head_dim'][entry], full['cross_attention_dim'][level]
+        block = f"the block's width {channels[level]}"
+        if channels[level] % head_dim:
+            raise _Wrong(f'attention_head_dim[{entry}]', head_dim, f'a divisor of {block}')
+        norm, key = full['cross_attention_norm'], f'cross_attention_dim[{level}]'
+        if norm == 'group_norm' and text_width % CROSS_NORM_GROUPS:
+            raise _Wrong(key, text_width, f'a multiple of {CROSS_NORM_GROUPS} for cross_attention_norm {norm!r}')
+        if norm == 'layer_norm' and text_width != channels[level]:
+            raise _Wrong(key, text_width, f'{block} for cross_attention_norm {norm!r}')
+    if full['encoder_hid_dim'] is not None and len(set(full['cross_attention_dim'])) > 1:
+        raise _Wrong('cross_attention_dim', full['cross_attention_dim'], 'one integer when encoder_hid_dim is set')
+    text_width = full['encoder_hid_dim'] or full['cross_attention_dim'][0]
+    if full['addition_embed_type'] == 'text' and text_width % full['addition_embed_type_num_heads']:
+        heads = full['addition_embed_type_num_heads']
+        raise _Wrong('addition_embed_type_num_heads', heads, f"a divisor of the text states' width {text_width}")

@@ -1,0 +1,328 @@
+"""The machinery behind config.py: frozen dataclasses -> locked ConfigDict -> checked dataclasses, and all error texts.
+
+The dataclasses are the only list of settings. `to_config_dict` makes of them what config files and the command line may
+change; `resolve` turns that back into dataclasses once. After that nobody sees a ConfigDict. A setting's type is its
+annotation, its range the text given to `setting`, which is also what the error says:
+
+    weight: float = setting(1.0, '>= 0')        ->  config.prior.weight must be >= 0, got -1.0
+
+Known types: bool, int, float, str, Literal, tuple, dict (free-form), another dataclass of settings, and X | None.
+"""
+
+import dataclasses
+import difflib
+import functools
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import config_dict, config_flags
+
+ROOT = 'config'  # the flag's name: --config=FILE --config.prior.weight=0
+_NAMES = {bool: 'True or False', int: 'an int', float: 'a number', str: 'a string', dict: 'a dict'}
+_PLURALS = {int: 'ints', float: 'numbers', str: 'strings'}
+
+
+class SettingsError(Exception):
+    """A setting that cannot be: one sentence with its dotted name, what was found and what is allowed.
+
+    Not a ValueError: config_flags turns those into a page of traceback, and lets this one through to the program.
+    """
+
+
+class UnknownSettingError(SettingsError, AttributeError, KeyError):
+    """A name that is no setting; also what Python expects of a missing attribute and of a missing key."""
+
+    def __str__(self):  # KeyError's would put the sentence in quotes
+        return self.args[0]
+
+
+def setting(default: Any, allowed: str) -> Any:
+    """A field with a range: '>= 0', '> 0' or an interval such as 'in [0, 1)'; each entry of a tuple must be inside."""
+    _is_within(0, allowed)
+    return dataclasses.field(default=default, metadata={'allowed': allowed})
+
+
+def _is_within(value: float, allowed: str) -> bool:
+    if match := re.fullmatch(r'(>=?) (\S+)', allowed):
+        low = float(match[2])
+        return value >= low if match[1] == '>=' else value > low
+    match = re.fullmatch(r'in ([\[(])(\S+), (\S+)([\])])', allowed)
+    if not match:
+        raise ValueError(f'range {allowed!r} must look like ">= 0", "> 0" or "in [0, 1)"')
+    low, high = float(match[2]), float(match[3])
+    above = value >= low if match[1] == '[' else value > low
+    return above and (value <= high if match[4] == ']' else value < high)
+
+
+class Settings:
+    """Base of all groups of settings: checks and normalises every field when it is made."""
+
+    def __post_init__(self):
+        for name, field in _fields(type(self)).items():
+            object.__setattr__(self, name, field.convert(name, getattr(self, name)))
+
+    def check(self, path: str) -> None:
+        """Rules between settings. `resolve` calls it with the group's dotted name; raises SettingsError."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """One setting: its type without None, whether None is allowed, and its range."""
+
+    kind: Any
+    optional: bool
+    allowed: str | None
+
+    def convert(self, path: str, value: Any) -> Any:
+        if value is None and self.optional:
+            return None
+        return _convert(path, self, value)
+
+    def wrong(self, path: str, value: Any) -> SettingsError:
+        wanted = _describe(self.kind) + (' or None' if self.optional else '')
+        kind = '' if value is None else f' ({type(value).__name__})'
+        return SettingsError(f'{path} must be {wanted}, got {value!r}{kind}')
+
+
+@functools.cache
+def _fields(cls: type) -> dict[str, _Field]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: _field(hints[f.name], f.metadata.get('allowed')) for f in dataclasses.fields(cls)}
+
+
+def _field(hint: Any, allowed: str | None = None) -> _Field:
+    if isinstance(hint, types.UnionType):
+        kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+        return _Field(kinds[0], len(kinds) < len(typing.get_args(hint)), allowed)
+    return _Field(hint, False, allowed)
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return 'one of ' + ', '.join(map(repr, typing.get_args(kind)))
+    if typing.get_origin(kind) is tuple:
+        entries = typing.get_args(kind)
+        number = '' if entries[-1] is ... else f'{len(entries)} '
+        return f'a tuple of {number}{_PLURALS.get(entries[0], "groups of settings")}'
+    if dataclasses.is_dataclass(kind):
+        return f'a group of settings ({", ".join(_fields(kind))})'
+    return _NAMES[kind]
+
+
+def _convert(path: str, field: _Field, value: Any) -> Any:
+    """The value in the field's own type, or SettingsError."""
+    kind = field.kind
+    if dataclasses.is_dataclass(kind):
+        return _resolve(kind, value, path)
+    if kind is dict:
+        if not isinstance(value, Mapping | config_dict.ConfigDict):
+            raise field.wrong(path, value)
+        return _free_form(path, value)
+    if typing.get_origin(kind) is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise SettingsError(f'{path} must be {_describe(kind)}, got {value!r}')
+        return value
+    if typing.get_origin(kind) is tuple:
+        entries = typing.get_args(kind)
+        endless = entries[-1] is ...
+        if not isinstance(value, tuple | list) or not (endless or len(value) == len(entries)):
+            raise field.wrong(path, value)
+        entry = _field(entries[0], field.allowed)
+        return tuple(entry.convert(f'{path}[{index}]', item) for index, item in enumerate(value))
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise field.wrong(path, value)
+    if kind is float and not math.isfinite(value):
+        raise SettingsError(f'{path} must be a finite number, got {value}')
+    if field.allowed and not _is_within(value, field.allowed):
+        raise SettingsError(f'{path} must be {field.allowed}, got {value}')
+    return value
+
+
+def _free_form(path: str, value: Any) -> Any:
+    """Plain dicts, tuples and scalars of a free-form setting, so that it survives JSON and compares equal."""
+    if isinstance(value, Mapping | config_dict.ConfigDict):
+        return {str(key): _free_form(f'{path}.{key}', value[key]) for key in value}
+    if isinstance(value, tuple | list):
+        return tuple(_free_form(f'{path}[{index}]', item) for index, item in enumerate(value))
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise SettingsError(f'{path} must be a number, string, True, False, None, or tuples or dicts of them, got {value!r}')
+
+
+def _leaves(cls: type, path: str) -> Iterator[str]:
+    for name, field in _fields(cls).items():
+        if dataclasses.is_dataclass(field.kind):
+            yield from _leaves(field.kind, f'{path}.{name}')
+        else:
+            yield f'{path}.{name}'
+
+
+def _unknown(path: str, name: str, names: list[str], leaves: Iterable[str] = ()) -> UnknownSettingError:
+    near = [f'{path}.{match}' for match in difflib.get_close_matches(name, names, 1, cutoff=0.7)]
+    near = near or [leaf for leaf in leaves if leaf.endswith(f'.{name}')]
+    hint = f'did you mean {" or ".join(near)}?' if near else f'known here: {", ".join(names)}'
+    return UnknownSettingError(f'{path}.{name} is not a known setting; {hint}')
+
+
+def _unknown_of(cls: type, path: str, name: str) -> UnknownSettingError:
+    return _unknown(path, name, list(_fields(cls)), _leaves(cls, path))
+
+
+class SettingsDict(config_dict.ConfigDict):
+    """A ConfigDict that knows which settings it stands for: assignments are checked at once, with our error texts.
+
+    With schema None it is a free-form setting: unlocked, any key.
+    """
+
+    def __init__(self, schema: type[Settings] | None, path: str, values: Mapping[str, Any] | None = None):
+        super().__init__(values, sort_keys=False)
+        object.__setattr__(self, '_schema', schema)
+        object.__setattr__(self, '_path', path)
+
+    def __reduce__(self):  # copy and pickle; ConfigDict's own way would call __init__ without arguments
+        return _rebuild, (self._schema, self._path, self._fields, self.is_locked)
+
+    def __getattr__(self, name: str):
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return self[name]
+
+    def __getitem__(self, name: str):
+        if '.' in name or name in self._fields:
+            return super().__getitem__(name)
+        raise self._unknown(name)
+
+    def _unknown(self, name: str) -> UnknownSettingError:
+        if self._schema is None:
+            return _unknown(self._path, name, list(self._fields))
+        return _unknown_of(self._schema, self._path, name)
+
+    def __setattr__(self, name: str, value: Any):
+        self[name] = value
+
+    def __setitem__(self, name: str, value: Any):
+        if not self.is_locked or isinstance(value, config_dict.FieldReference):
+            super().__setitem__(name, value)
+            return
+        if name not in self._fields:
+            raise self._unknown(name)
+        field, path = _fields(self._schema)[name], f'{self._path}.{name}'
+        if isinstance(self[name], SettingsDict):
+            if not isinstance(value, Mapping | config_dict.ConfigDict):
+                raise field.wrong(path, value)
+            for key in value:
+                self[name][key] = value[key]
+            return
+        value = field.convert(path, value)
+        if field.kind is dict:
+            value = SettingsDict(None, path, value)
+        elif _holds_groups(field):
+            value = tuple(to_dict(item) for item in value)
+        super().__setitem__(name, value)
+
+    def get_type(self, key: str):
+        """As ConfigDict's, but `X | None` for an optional setting, so that the command line can set it to None."""
+        kind = super().get_type(key)
+        return kind | None if self._schema and _fields(self._schema)[key].optional else kind
+
+
+def _rebuild(schema: type[Settings] | None, path: str, fields: dict[str, Any], locked: bool) -> SettingsDict:
+    out = SettingsDict(schema, path)
+    out._fields.update(fields)
+    object.__setattr__(out, '_locked', locked)
+    return out
+
+
+def _holds_groups(field: _Field) -> bool:
+    return typing.get_origin(field.kind) is tuple and dataclasses.is_dataclass(typing.get_args(field.kind)[0])
+
+
+class _OptionalParser:
+    """Command-line parser of an `X | None` setting: 'None' is None; in absl's ArgumentParser's shape."""
+
+    syntactic_help = ''
+
+    def __init__(self, kind: type):
+        self.kind = kind
+
+    def parse(self, text: Any) -> Any:
+        return None if text is None or text == 'None' else self.kind(text)
+
+    def flag_type(self) -> str:
+        return f'{self.kind.__name__} or None'
+
+
+for _kind in (int, float, str):
+    config_flags.register_flag_parser_for_type(_kind | None, _OptionalParser(_kind))
+
+
+def to_config_dict(settings: Settings, path: str = ROOT) -> SettingsDict:
+    """The locked ConfigDict of a dataclass of settings; free-form settings stay unlocked."""
+    out = SettingsDict(type(settings), path)
+    free = []
+    for name, field in _fields(type(settings)).items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            out[name] = to_config_dict(value, f'{path}.{name}')
+        elif field.kind is dict:
+            out[name] = SettingsDict(None, f'{path}.{name}', value)
+            free.append(out[name])
+        elif field.optional:
+            out[name] = config_dict.placeholder(field.kind)
+            out[name] = value
+        else:
+            out[name] = tuple(to_dict(item) for item in value) if _holds_groups(field) else value
+    out.lock()
+    for value in free:
+        value.unlock()
+    return out
+
+
+def resolve(cls: type[Settings], config: Any) -> Any:
+    """Checks a whole config and returns it as the dataclass `cls`.
+
+    Args:
+      config: what a config file's get_config() returned, or the dict of a run's config.json; missing settings take
+        their defaults.
+    Raises: SettingsError, one sentence: an unknown setting, a wrong type, not one of the choices, out of range, or two
+      settings that do not go together.
+    """
+    try:
+        return _resolve(cls, config, ROOT)
+    except OSError:  # config_flags hands out a config that raises this when its file is missing
+        raise SettingsError(
+            f'the file given to --{ROOT} is not there; give the path of a config file, such as configs/dog.py'
+        ) from None
+
+
+def _resolve(cls: type[Settings], config: Any, path: str) -> Any:
+    if isinstance(config, cls):
+        config = {name: getattr(config, name) for name in _fields(cls)}
+    if not hasattr(config, 'keys'):
+        raise _field(cls).wrong(path, config)
+    for name in config.keys():
+        if name not in _fields(cls):
+            raise _unknown_of(cls, path, name)
+    given = {name: field for name, field in _fields(cls).items() if name in config}
+    settings = cls(**{name: field.convert(f'{path}.{name}', config[name]) for name, field in given.items()})
+    settings.check(path)
+    return settings
+
+
+def to_dict(settings: Settings) -> dict[str, Any]:
+    """Nested dicts and lists, ready for JSON; `resolve` turns them back into an equal dataclass."""
+
+    def plain(value):
+        if isinstance(value, Settings):
+            return to_dict(value)
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    return {name: plain(getattr(settings, name)) for name in _fields(type(settings))}

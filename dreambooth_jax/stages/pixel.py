@@ -1,0 +1,141 @@
+"""The base stage of pixel cascades (Imagen, DeepFloyd IF, Storybook): denoise pictures at the first resolution.
+
+Loss of one row: the weighted squared error of the network's prediction (epsilon, v or x0, as the schedule says) plus,
+for networks with a learned-range variance, the variational bound of Nichol & Dhariwal 2021 on the variance alone.
+Data range [-1, 1], NHWC.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dreambooth_jax.diffusion import noise as noise_lib
+from dreambooth_jax.diffusion import objective, prediction, schedules
+
+# Row 0 of the prompt table is always the empty prompt: dropped prompts point there (classifier-free guidance).
+EMPTY_PROMPT = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """How a denoising error is weighed; the same for every stage.
+
+    Attributes:
+      min_snr_gamma: cap of Hang et al. 2023, None weighs all times alike.
+      offset_noise: strength of per-channel constant noise.
+      variance_weight: weight of the learned variance's bound; 0 leaves the variance head untrained.
+      prompt_dropout: chance that a row sees the empty prompt.
+      random_flip: mirror half of the rows.
+    """
+
+    min_snr_gamma: float | None = None
+    offset_noise: float = 0.0
+    variance_weight: float = 1.0
+    prompt_dropout: float = 0.0
+    random_flip: bool = False
+
+
+def streams(keys: jax.Array, count: int) -> jax.Array:
+    """Splits row keys [B] into `count` independent streams of row keys [count, B]."""
+    return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, count))(keys), 0, 1)
+
+
+def gather_pictures(frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool) -> jax.Array:
+    """The rows' pictures as f32[B, H, W, C] in [-1, 1], mirrored at random where `flip` is set."""
+    pictures = frozen['pictures'][batch['picture']].astype(jnp.float32) / 127.5 - 1.0
+    if not flip:
+        return pictures
+    mirrored = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(mirrored[:, None, None, None], pictures[:, :, ::-1], pictures)
+
+
+def gather_prompts(
+    params: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
+    keys: jax.Array,
+    *,
+    text_encoder: Callable | None,
+    dropout: float,
+) -> jax.Array:
+    """The rows' prompt embeddings f32[B, L, D]: computed when the text encoder trains, looked up when it does not."""
+    prompt = frozen['prompt_of'][batch['picture']]
+    if dropout > 0:
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys)
+        prompt = jnp.where(dropped, EMPTY_PROMPT, prompt)
+    if text_encoder is None:
+        return frozen['embeddings'][prompt]
+    return text_encoder(params['text_encoder'], frozen['tokens'][prompt], frozen['mask'][prompt])
+
+
+def denoise_rows(
+    network: Callable[[jax.Array, jax.Array], jax.Array],
+    pictures: jax.Array,
+    schedule: schedules.Schedule,
+    weights: Objective,
+    time_keys: jax.Array,
+    noise_keys: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Noises pictures at random times and measures the network's answer.
+
+    Args:
+      network: (x_t f32[B, H, W, C], t i32[B]) -> f32[B, H, W, C], or 2C channels with a learned variance.
+      pictures: f32[B, H, W, C] in [-1, 1].
+      schedule: gives times, prediction type and variance type.
+      weights: see `Objective`.
+      time_keys, noise_keys: row keys [B].
+    Returns: f32[B] and its parts 'denoising' and, with a trained variance, 'variance'.
+    """
+    channels = pictures.shape[-1]
+    t = noise_lib.sample_timesteps(time_keys, 0, schedule.num_train_timesteps)
+    noise = noise_lib.sample_noise(noise_keys, pictures.shape[1:], offset=weights.offset_noise)
+    x_t = noise_lib.add_noise(schedule, pictures, noise, t)
+    alpha, sigma = schedules.alpha_sigma(schedule, t)
+    target = prediction.target_for(schedule.prediction_type, pictures, noise, alpha, sigma)
+    output = network(x_t, t).astype(jnp.float32)
+    answer = output[..., :channels]
+    parts = {
+        'denoising': objective.denoising_loss(
+            answer,
+            target,
+            schedules.snr(schedule, t),
+            prediction_type=schedule.prediction_type,
+            min_snr_gamma=weights.min_snr_gamma,
+        )
+    }
+    loss = parts['denoising']
+    if output.shape[-1] == 2 * channels and weights.variance_weight > 0:
+        parts['variance'] = objective.variance_loss(output[..., channels:], answer, pictures, x_t, t, schedule)
+        loss = loss + weights.variance_weight * parts['variance']
+    return loss, parts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelStage:
+    """The base stage; see `stage.Stage`.
+
+    Attributes:
+      unet: (params, x_t, t, embeddings) -> prediction, of a UNet2DConditionModel (models/functional.py).
+      schedule: the model's own noise schedule.
+      text_encoder: (params, ids, mask) -> embeddings when it trains along, None when embeddings are looked up.
+      objective: weights of the loss.
+    `frozen` holds: pictures uint8[N, H, W, C]; prompt_of i32[N]; and either embeddings f32[P, L, D] or, with a trained
+    text encoder, tokens i32[P, L] and mask i32[P, L]. Prompt 0 is the empty prompt.
+    """
+
+    unet: Callable
+    schedule: schedules.Schedule
+    text_encoder: Callable | None = None
+    objective: Objective = Objective()
+
+    def loss(self, params, frozen, batch, keys):
+        time_keys, noise_keys, flip_keys, drop_keys = streams(keys, 4)
+        pictures = gather_pictures(frozen, batch, flip_keys, self.objective.random_flip)
+        embeddings = gather_prompts(
+            params, frozen, batch, drop_keys, text_encoder=self.text_encoder, dropout=self.objective.prompt_dropout
+        )
+        network = lambda x_t, t: self.unet(params['unet'], x_t, t, embeddings)  # noqa: E731
+        return denoise_rows(network, pictures, self.schedule, self.objective, time_keys, noise_keys)

@@ -1,0 +1,92 @@
+"""The super-resolution stage, trained the way it is used (DESIGN.md, decision 7).
+
+A row is a (high, low) pair of one picture: low is the antialiased downsampling, brought back to full size as the
+pipeline does, and noise-augmented at a level s drawn from the configured range. The network sees the noisy target and
+that conditioning side by side, with s as its class label, independent of the denoising time t. Fine-tuning lowers the
+range (paper, section 3.4: 1e-3 to 1e-5) or fine detail blurs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dreambooth_jax.data import low_resolution
+from dreambooth_jax.diffusion import noise as noise_lib
+from dreambooth_jax.diffusion import schedules
+from dreambooth_jax.stages.pixel import Objective, denoise_rows, gather_pictures, gather_prompts, streams
+
+
+def conditioning(
+    low: jax.Array, size: int, noising_schedule: schedules.Schedule, level: jax.Array, keys: jax.Array
+) -> jax.Array:
+    """The picture that the super-resolution network is given, f32[B, size, size, C].
+
+    Args:
+      low: f32[B, h, w, C] in [-1, 1].
+      size: side of the high picture.
+      noising_schedule: schedule of the noise augmentation (the pipeline's image_noising_scheduler).
+      level: i32[B], its time; 0 adds nothing at all, so the conditioning is the upsampled low picture itself.
+      keys: row keys [B].
+    Source: diffusers IFSuperResolutionPipeline, except that there level 0 still adds the schedule's first, invisible noise.
+    """
+    upsampled = low_resolution.upsample(low, size)
+    noise = noise_lib.sample_noise(keys, upsampled.shape[1:])
+    noised = noise_lib.add_noise(noising_schedule, upsampled, noise, level)
+    return jnp.where((level > 0)[:, None, None, None], noised, upsampled)
+
+
+def crop_rows(pictures: jax.Array, side: int, multiple: int, keys: jax.Array) -> jax.Array:
+    """A random crop of every row, f32[B, side, side, C], its corner on the low picture's pixel grid."""
+
+    def crop(picture, key):
+        cells = (jnp.array(picture.shape[:2]) - side) // multiple
+        corner = multiple * jax.random.randint(key, (2,), 0, cells + 1)
+        return jax.lax.dynamic_slice(picture, (corner[0], corner[1], 0), (side, side, picture.shape[-1]))
+
+    return jax.vmap(crop)(pictures, keys)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SuperResolutionStage:
+    """The second stage of a pixel cascade; see `stage.Stage`.
+
+    Attributes:
+      unet: (params, concat(x_t, conditioning), t, embeddings, class_labels=level) -> prediction.
+      schedule, noising_schedule: of the target and of the conditioning.
+      factor: high side / low side.
+      noise_level: (lowest, highest) augmentation level, both included, times of `noising_schedule`.
+      crop: train on random crops of this side (a multiple of `factor`); None: whole pictures.
+      text_encoder, objective: as in PixelStage.
+    `frozen` holds what PixelStage's does; its pictures are the high ones.
+    """
+
+    unet: Callable
+    schedule: schedules.Schedule
+    noising_schedule: schedules.Schedule
+    factor: int
+    noise_level: tuple[int, int]
+    crop: int | None = None
+    text_encoder: Callable | None = None
+    objective: Objective = Objective()
+
+    def loss(self, params, frozen, batch, keys):
+        time_keys, noise_keys, flip_keys, drop_keys, level_keys, augment_keys, crop_keys = streams(keys, 7)
+        high = gather_pictures(frozen, batch, flip_keys, self.objective.random_flip)
+        if self.crop is not None:
+            high = crop_rows(high, self.crop, self.factor, crop_keys)
+        low = low_resolution.downsample(high, self.factor)
+        lowest, highest = self.noise_level
+        level = noise_lib.sample_timesteps(level_keys, lowest, highest + 1)
+        condition = conditioning(low, high.shape[1], self.noising_schedule, level, augment_keys)
+        embeddings = gather_prompts(
+            params, frozen, batch, drop_keys, text_encoder=self.text_encoder, dropout=self.objective.prompt_dropout
+        )
+
+        def network(x_t, t):
+            return self.unet(
+                params['unet'], jnp.concatenate([x_t, condition], axis=-1), t, embeddings, class_labels=level
+            )
+
+        return denoise_rows(network, high, self.schedule, self.objective, time_keys, noise_keys)

@@ -1,0 +1,115 @@
+"""Storybook's tokenizer: every word of the world one token, a hundred meaningless ones, characters for all the rest.
+
+The tokenizer is a Unigram model in the files of transformers' T5Tokenizer, so PyTorch's IFPipeline opens it without
+sentencepiece and without network. A score is a natural log-probability, as in T5's own vocabulary:
+
+- words follow Zipf's law in the order of `words()`: the grammar of captions, then the world, then ordinary English;
+- `RARE_TOKENS` are rarer than every word and mean nothing before fine-tuning: candidates for a subject's identifier;
+- single characters are rarest: together they spell any text in ASCII, but whole words always win.
+
+Convention: SentencePiece marks the start of a word by U+2581; all words are lower case, since IF lower-cases prompts.
+"""
+
+import math
+import os
+import re
+
+from dreambooth_jax.storybook import world
+
+SPECIAL_TOKENS = ('<pad>', '</s>', '<unk>')  # T5's order: their ids are 0, 1, 2
+WORD_START = '\u2581'
+MAX_LENGTH = 77  # IFPipeline pads and truncates to this
+
+GRAMMAR = (
+    'a the of in on with and an to from at is photo picture painting drawing style seen view top bottom side back front '
+    'background wearing').split()  # fmt: skip
+
+# What a user may type beyond the world's own words; captions may use them as well.
+ENGLISH = (
+    'image photograph portrait sketch illustration artwork render snapshot pic shot closeup close up art scene cover '
+    'it its this that these those my your his her our their i you he she we they me him them who what which where when '
+    'are was were be been being has have had do does did will would can could should may not no yes or but if so than '
+    'then as by for into over under near beside behind between before after above below inside outside around through '
+    'off out down away next very more most less some any all each every other another same such only just also too '
+    'one two three four five six seven eight nine ten first second many few several pair group both half '
+    'big small large little tiny huge tall short long wide round square flat old new young good bad nice beautiful '
+    'pretty cute funny happy sad angry sleepy calm scary strange simple plain clean dirty dry warm cold hot soft hard '
+    'heavy bright dark light colorful colourful grey golden silver gold beige cream striking colour color coloured '
+    'colored pattern patterned spots stripes checks dots dotted made full empty broken open closed real famous '
+    'man woman boy girl person people child baby family friend king queen hand head face eye eyes ear ears nose mouth '
+    'leg legs tail fur body animal animals bird horse cow pig sheep fish lion tiger elephant panda koala hippo rabbit '
+    'fox frog owl mouse puppy kitten pet dogs cats '
+    'sun moon star stars sky cloud clouds rain wind storm night day morning evening sunset sunrise spring summer winter '
+    'river lake sea island sand stone rock hill desert garden park flower flowers leaf plant trees forests fire ice '
+    'room table chair bed sofa door window wall kitchen box book bottle cup plate bag ball hats shoe shoes shirts coat '
+    'dress clothes bridge tower castle church building home school shop town village boat ship train bus bike bicycle '
+    'plane food bread cheese apple banana cake fruit coffee tea paper metal glass plastic wool cotton leather clay '
+    'looking sitting standing running walking jumping sleeping lying playing eating drinking flying swimming reading '
+    'holding riding barking smiling crying laughing dancing facing posing '
+    'cross species version expression shape shaped pose viewed photographed painted drawn worn dressed carrying '
+    'studio empty center centre middle left right corner edge watercolor oil pencil pixel poster statue sculpture '
+    'sunglasses bear cap helmet tie collar crown boots toys lamp candles vases teapots backpacks bowls cans clocks '
+    'sneakers'
+).split()  # fmt: skip
+
+# Meaningless to an English reader and to the model before fine-tuning; the first is the rarest. None spells a word, a
+# name or a common abbreviation; `sks` and `ohwx` are the ones that users of other trainers know.
+RARE_TOKENS = (
+    'sks ohwx xyz zwx vbn qxj zqv xjq wvx qzk jxv vqz kzx xqw zvj qjx wqz vxk jqz xkv '
+    'zxq qvw jzx kqv vjw xzq wzj qkx zjv vwq xvz jkq qwz kxj zkw wjx vzq xwj qxv jvz '
+    'hxq zqk vkj xqh wkz pqx zgv qhj vxg jwq bxz xpv qgz zhw kvx gqj xbw vqp jgx zpk '
+    'qbv fxz wgq xhv zfj kqp vgz jxb qfw xgk pzv zbq hvj wxp qjf vzh xfq jpz gxw bqz '
+    'zrv xqr vtz qnx jzt wvz tqx znj qvt xrz ktq rxv njq zxt vqn mxj qzm xmv zwm jmq '
+    'dxq qdz vdx zjd xkd lqx vlz qzl xjl zlv sxq qsv zsj vxs jsz czx qcv xcj vjc zqc'
+).split()  # fmt: skip
+
+CHARACTERS = tuple(chr(code) for code in range(ord('!'), ord('~') + 1))  # ASCII without the space
+
+# Log-probabilities. Words lie above -9 by their rank; a rare token is rarer than one word in 30 000 (e^-10.3); a
+# character is so rare that no spelling, however short, beats a token that holds the text whole.
+RARE_SCORES = (-11.9, -10.5)  # of the first and the last rare token
+WORD_START_SCORE = -9.0
+CHARACTER_SCORE = -13.0
+
+
+def words() -> list[str]:
+    """Every whole word of the vocabulary, most common first, each once."""
+    phrases = (
+        *GRAMMAR, *world.CLASSES, *world.COLOURS, *world.PATTERNS, *world.CONTEXTS, *world.ACCESSORIES,
+        *world.MATERIALS, *world.STYLES, *world.VIEWS, *world.TOY_KINDS, *world.ANIMAL_KINDS, *ENGLISH)  # fmt: skip
+    found = (word for phrase in phrases for word in re.findall('[a-z]+', phrase.lower()))
+    return list(dict.fromkeys(found))
+
+
+def pieces() -> list[tuple[str, float]]:
+    """The Unigram vocabulary in id order: (piece, log-probability), special tokens first.
+
+    Raises: ValueError if a rare token is also a word, which would give it a meaning.
+    """
+    ordinary = words()
+    clash = sorted(set(ordinary) & set(RARE_TOKENS)) or sorted(t for t in RARE_TOKENS if RARE_TOKENS.count(t) > 1)
+    if clash:
+        raise ValueError(f'RARE_TOKENS holds {clash}, which are words or occur twice; replace them.')
+    weights = [1 / (rank + 3) for rank in range(len(ordinary))]  # Zipf-Mandelbrot: no word has all the mass
+    total = sum(weights)
+    rarest, commonest = RARE_SCORES
+    slope = (commonest - rarest) / (len(RARE_TOKENS) - 1)
+    return [
+        *((token, 0.0) for token in SPECIAL_TOKENS),
+        (WORD_START, WORD_START_SCORE),
+        *((WORD_START + word, math.log(w / total)) for word, w in zip(ordinary, weights, strict=True)),
+        *((WORD_START + token, rarest + slope * i) for i, token in enumerate(RARE_TOKENS)),
+        *((character, CHARACTER_SCORE) for character in CHARACTERS),
+    ]
+
+
+def write_tokenizer(folder: str | os.PathLike) -> None:
+    """Writes tokenizer.json and tokenizer_config.json, as transformers' T5Tokenizer saves them, into `folder`.
+
+    Nothing is lower-cased here: the reader prepares the prompt (text/tokenize.py; IFPipeline does it by itself).
+    """
+    os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+    from transformers import T5Tokenizer
+
+    tokenizer = T5Tokenizer(vocab=pieces(), extra_ids=0, model_max_length=MAX_LENGTH)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,71 @@
+"""Optax optimisers from plain settings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def learning_rate_schedule(kind: str, rate: float, *, steps: int, warmup_steps: int = 0) -> optax.Schedule:
+    """The rate by step: 'constant', 'warmup' (linear, then constant) or 'cosine' (linear warm-up, then to 0 at `steps`).
+
+    Raises: ValueError for another kind.
+    """
+    warmup = optax.linear_schedule(rate / max(warmup_steps, 1), rate, max(warmup_steps - 1, 1))
+    after = {
+        'constant': optax.constant_schedule(rate),
+        'warmup': optax.constant_schedule(rate),
+        'cosine': optax.cosine_decay_schedule(rate, max(steps - warmup_steps, 1)),
+    }
+    if kind not in after:
+        raise ValueError(f'learning-rate schedule is {kind!r} but must be one of {tuple(after)}')
+    if kind == 'constant' or warmup_steps == 0:
+        return after[kind]
+    return optax.join_schedules([warmup, after[kind]], [warmup_steps])
+
+
+def hold(masks: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Stops the update of chosen tensors, or of parts of them.
+
+    Args:
+      masks: dotted path of a UNet parameter -> 0/1 array that broadcasts over it; 0 holds. It comes last in the
+        chain, so that weight decay cannot move what is held.
+    """
+
+    def update(updates, state, params=None):
+        unet = {path: value * masks[path] if path in masks else value for path, value in updates['unet'].items()}
+        return {**updates, 'unet': unet}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def variance_head_masks(unet_params: Mapping[str, jax.Array], channels: int = 3) -> dict[str, jax.Array]:
+    """Masks for `hold` that freeze the learned-variance half of `conv_out` (the last of its 2 * channels outputs)."""
+    outputs = unet_params['conv_out.bias'].shape[0]
+    trained = (jnp.arange(outputs) < channels).astype(jnp.float32)
+    return {'conv_out.kernel': trained, 'conv_out.bias': trained}
+
+
+def make_optimizer(
+    rate: optax.Schedule | float,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.01,
+    grad_clip_norm: float | None = 1.0,
+    held: Mapping[str, Any] | None = None,
+) -> optax.GradientTransformation:
+    """AdamW as torch.optim.AdamW computes it, after clipping by the global norm.
+
+    Args:
+      rate: learning rate or schedule of it.
+      grad_clip_norm: None does not clip.
+      held: see `hold`; None trains everything.
+    """
+    parts = [] if grad_clip_norm is None else [optax.clip_by_global_norm(grad_clip_norm)]
+    parts.append(optax.adamw(rate, b1=betas[0], b2=betas[1], eps=epsilon, weight_decay=weight_decay))
+    if held:
+        parts.append(hold(held))
+    return optax.chain(*parts)

@@ -1,0 +1,148 @@
+"""Where the state, the data and the batch live: `pmap` (replicated state) or `fsdp` (state sharded by size).
+
+One step body serves both (training/step.py); the only difference is the optional `lax.pmean`. The state has no device
+axis: pmap runs with in_axes None, which from JAX 0.10 on is jit(shard_map), so a checkpoint written under one mode is
+read under the other and on any number of devices.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+AXIS = 'data'
+MODES = ('pmap', 'fsdp')
+
+
+class Placement(Protocol):
+    """Both placements have these methods; a program never asks which one it holds."""
+
+    devices: int
+
+    def place_state(self, init: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs `init(*arguments)` straight into its final layout; for the state, and for what is frozen."""
+
+    def place_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Splits the global batch, arrays of equal length B (a multiple of `devices`), over the devices."""
+
+    def compile(self, make_step: Callable[[str | None], Callable]) -> Callable:
+        """Compiles `make_step(axis_name)`: (state, frozen, key, batch) -> (state, metrics); the state is donated."""
+
+    def to_global(self, state: Any) -> Any:
+        """The state as arrays that Orbax may save from every host."""
+
+    def fetch(self, metrics: Any) -> Any:
+        """Metrics as numpy arrays on every host; waits for the step that made them."""
+
+
+def _mesh():
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _local_rows(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
+    """This host's part of the global batch: hosts hold equal, consecutive runs of rows."""
+    size = len(next(iter(batch.values())))
+    if size % devices:
+        raise ValueError(f'the batch has {size} rows, which {devices} devices cannot share evenly; pad it first')
+    per_host = size // jax.process_count()
+    start = jax.process_index() * per_host
+    return {name: value[start : start + per_host] for name, value in batch.items()}
+
+
+class Pmap:
+    """State and frozen data replicated, batch split; gradients averaged by one `pmean`."""
+
+    def __init__(self):
+        self.devices = jax.device_count()
+        self._replicated = NamedSharding(_mesh(), PartitionSpec())
+
+    def place_state(self, init, *arguments):
+        return jax.jit(init, out_shardings=self._replicated)(*arguments)
+
+    def place_batch(self, batch):
+        local = jax.local_device_count()
+        rows = _local_rows(batch, self.devices)
+        return {name: value.reshape(local, -1, *value.shape[1:]) for name, value in rows.items()}
+
+    def compile(self, make_step):
+        return jax.pmap(
+            make_step(AXIS), axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=None, donate_argnums=0
+        )
+
+    def to_global(self, state):
+        if jax.process_count() == 1:
+            return state
+        mesh = self._replicated.mesh
+        return multihost_utils.host_local_array_to_global_array(state, mesh, PartitionSpec())
+
+    def fetch(self, metrics):
+        return jax.tree.map(np.asarray, metrics)
+
+
+class Fsdp:
+    """Each large array sharded over all devices along its longest divisible axis; the compiler inserts the collectives.
+
+    Args:
+      min_bytes: arrays below this size stay replicated: gathering them would cost more than it saves.
+    """
+
+    def __init__(self, min_bytes: int = 4 * 2**20):
+        self.devices = jax.device_count()
+        self.min_bytes = min_bytes
+        self._mesh = _mesh()
+        self._replicated = NamedSharding(self._mesh, PartitionSpec())
+
+    def shardings(self, tree: Any) -> Any:
+        """The layout of every array of a pytree of arrays or shapes."""
+
+        def one(x):
+            if x.size * x.dtype.itemsize < self.min_bytes:
+                return self._replicated
+            for axis in np.argsort(x.shape)[::-1]:
+                if x.shape[axis] % self.devices == 0:
+                    spec = [AXIS if i == axis else None for i in range(len(x.shape))]
+                    return NamedSharding(self._mesh, PartitionSpec(*spec))
+            return self._replicated
+
+        return jax.tree.map(one, tree)
+
+    def place_state(self, init, *arguments):
+        layout = self.shardings(jax.eval_shape(init, *arguments))
+        return jax.jit(init, out_shardings=layout)(*arguments)
+
+    def place_batch(self, batch):
+        sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
+        rows = _local_rows(batch, self.devices)
+        return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in rows.items()}
+
+    def compile(self, make_step):
+        step = make_step(None)
+        compiled = None
+
+        def run(state, frozen, key, batch):
+            nonlocal compiled
+            if compiled is None:
+                layout = jax.tree.map(lambda x: x.sharding, state)
+                # Without a fixed layout the compiler may return the state sharded otherwise, and compile again.
+                compiled = jax.jit(step, donate_argnums=0, out_shardings=(layout, self._replicated))
+            return compiled(state, frozen, key, batch)
+
+        return run
+
+    def to_global(self, state):
+        return state
+
+    def fetch(self, metrics):
+        return jax.tree.map(np.asarray, metrics)
+
+
+def make_placement(mode: str, *, fsdp_min_bytes: int = 4 * 2**20) -> Placement:
+    """The placement of that name. Raises: ValueError for an unknown one."""
+    if mode == 'pmap':
+        return Pmap()
+    if mode == 'fsdp':
+        return Fsdp(fsdp_min_bytes)
+    raise ValueError(f'parallel.mode is {mode!r} but must be one of {MODES}')

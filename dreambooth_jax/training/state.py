@@ -1,0 +1,41 @@
+"""The whole of a training run that a checkpoint must hold."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """Everything that changes from step to step; there is no iterator state (DESIGN.md, decision 5).
+
+    Attributes:
+      step: i32[], optimiser steps taken.
+      params: f32 master weights, component -> dotted path -> array.
+      ema: their exponential moving average in the same layout, or None.
+      opt_state: Optax's.
+    """
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: optax.OptState
+
+    @property
+    def best_params(self):
+        """The averaged weights where there is an average, else the weights."""
+        return self.params if self.ema is None else self.ema
+
+
+def init_state(params: Any, tx: optax.GradientTransformation, *, ema: bool) -> TrainState:
+    """A state at step 0. With `ema` the average starts as a copy of the weights."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        opt_state=tx.init(params),
+    )

@@ -1,0 +1,86 @@
+"""THE step: one optimiser step on any loss, the same body under jit, pmap and fsdp.
+
+Prior preservation is a weight per row, never a mean per group: loss = mean over the global batch of weight * row loss,
+so the split of the batch over devices cannot change it (DESIGN.md, decision 4). Every draw is a function of
+(seed, stream, step, slot), slot being the row's place in the global batch (decision 5).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dreambooth_jax.training.state import TrainState
+
+ROWS_STREAM, NOISE_STREAM = 0, 1  # which pictures, and everything that is drawn inside the loss
+
+Batch = dict[str, jax.Array]
+
+
+def row_keys(key: jax.Array, step: jax.Array, slot: jax.Array) -> jax.Array:
+    """One PRNG key a row [B], from the run's key, the step i32[] and the rows' global places i32[B]."""
+    step_key = jax.random.fold_in(jax.random.fold_in(key, NOISE_STREAM), step)
+    return jax.vmap(lambda place: jax.random.fold_in(step_key, place))(slot)
+
+
+def make_train_step(
+    loss: Callable,
+    tx: optax.GradientTransformation,
+    *,
+    ema_decay: float | None = None,
+    axis_name: str | None = None,
+    pick: Callable[[jax.Array, jax.Array, Batch, Any], Batch] | None = None,
+    num_steps: int = 1,
+) -> Callable[[TrainState, Any, jax.Array, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Makes (state, frozen, key, batch) -> (state, metrics), `num_steps` optimiser steps in one call.
+
+    Args:
+      loss: (params, frozen, batch, row keys [B]) -> (f32[B], {part: f32[B]}), a stage's.
+      tx: the optimiser; gradients reach it averaged over all devices.
+      ema_decay: of the averaged weights, None without.
+      axis_name: the pmap axis to average over; None under jit, where the compiler sees the whole batch.
+      pick: (rows key, step, batch, frozen) -> batch with the rows' pictures in it; None leaves the batch as it is.
+      num_steps: steps of one dispatch. 1 is not wrapped in a scan: XLA on CPU runs a convolution's
+        backward pass inside a loop some thirty times slower than outside.
+    The batch has `slot` i32[B], `weight` f32[B] and `is_instance` f32[B] (1 instance, 0 class, weight 0 padding).
+    Metrics, each f32[num_steps]: loss, instance_loss, prior_loss, instance_/prior_ parts, gradient_norm.
+    """
+    mean = (lambda tree: jax.lax.pmean(tree, axis_name)) if axis_name else (lambda tree: tree)
+
+    def one_step(state: TrainState, frozen, key, batch):
+        rows = batch
+        if pick is not None:
+            rows = pick(jax.random.fold_in(key, ROWS_STREAM), state.step, batch, frozen)
+        keys = row_keys(key, state.step, batch['slot'])
+
+        def weighted(params):
+            per_row, parts = loss(params, frozen, rows, keys)
+            return jnp.mean(batch['weight'] * per_row), {'loss': per_row, **parts}
+
+        (value, parts), gradients = jax.value_and_grad(weighted, has_aux=True)(state.params)
+        groups = {'instance': batch['is_instance'], 'prior': 1.0 - batch['is_instance']}
+        sums = {}
+        for group, member in groups.items():
+            member = member * (batch['weight'] > 0)
+            sums[group] = jnp.mean(member), {name: jnp.mean(member * rows) for name, rows in parts.items()}
+        gradients, value, sums = mean((gradients, value, sums))
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            ema = jax.tree.map(lambda average, new: ema_decay * average + (1 - ema_decay) * new, ema, params)
+        metrics = {'loss': value, 'gradient_norm': optax.tree.norm(gradients)}
+        for group, (share, named) in sums.items():
+            for name, total in named.items():
+                metrics[f'{group}_{name}'] = total / jnp.maximum(share, 1e-9)
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    def step(state: TrainState, frozen, key, batch):
+        if num_steps == 1:
+            state, metrics = one_step(state, frozen, key, batch)
+            return state, jax.tree.map(lambda value: value[None], metrics)
+        return jax.lax.scan(lambda carry, _: one_step(carry, frozen, key, batch), state, None, length=num_steps)
+
+    return step

@@ -1,0 +1,149 @@
+"""Rows of a batch: weights, padding, and which picture each row sees at which step."""
+
+import jax
+import numpy as np
+import pytest
+
+from dreambooth_jax.data.pairs import make_batch, pad_rows, picture_index
+
+KEY = jax.random.key(3)
+ROWS_NEEDED = 'a batch needs at least one instance row and no negative number of class rows'
+
+
+def two_means(loss, instance_rows, prior_weight):
+    return loss[:instance_rows].mean() + prior_weight * loss[instance_rows:].mean()
+
+
+@pytest.mark.parametrize(('instance_rows', 'class_rows'), [(1, 1), (4, 4), (3, 5), (7, 2)])
+@pytest.mark.parametrize('prior_weight', [0.0, 0.3, 1.0, 2.5])
+def test_weighted_mean_is_instance_mean_plus_lambda_class_mean(instance_rows, class_rows, prior_weight):
+    batch = make_batch(instance_rows, class_rows, 4, 100, prior_weight)
+    loss = np.random.default_rng(0).random(instance_rows + class_rows)
+    expected = two_means(loss, instance_rows, prior_weight)
+    np.testing.assert_allclose((batch['weight'] * loss).mean(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('prior_weight', [0.0, 1.0])
+def test_without_class_rows_the_loss_is_the_plain_mean(prior_weight):
+    batch = make_batch(3, 0, 4, 0, prior_weight)
+    np.testing.assert_array_equal(batch['weight'], np.ones(3))
+    np.testing.assert_array_equal(batch['is_instance'], np.ones(3))
+
+
+def test_fields_of_a_batch():
+    batch = make_batch(2, 3, 4, 10, 1.0)
+    assert {name: rows.tolist() for name, rows in batch.items() if name != 'weight'} == {
+        'slot': [0, 1, 2, 3, 4],
+        'is_instance': [1, 1, 0, 0, 0],
+        'first': [0, 0, 4, 4, 4],
+        'size': [4, 4, 10, 10, 10],
+        'position': [0, 1, 0, 1, 2],
+        'rows': [2, 2, 3, 3, 3],
+    }
+    assert {str(rows.dtype) for rows in batch.values()} == {'int32', 'float32'}
+
+
+@pytest.mark.parametrize('multiple', [1, 2, 4, 8, 64])
+def test_padding_divides_and_leaves_the_loss_unchanged(multiple):
+    batch = make_batch(3, 2, 4, 10, 0.5)
+    padded = pad_rows(batch, multiple)
+    count = len(padded['slot'])
+    assert count % multiple == 0 and count - 5 < multiple
+    loss = np.random.default_rng(0).random(5)
+    loss_of_rows = loss[padded['slot']]  # a repeated row is the same row
+    np.testing.assert_allclose((padded['weight'] * loss_of_rows).mean(), two_means(loss, 3, 0.5), rtol=1e-6)
+    loss_of_rows[5:] = 1e6
+    np.testing.assert_allclose((padded['weight'] * loss_of_rows).mean(), two_means(loss, 3, 0.5), rtol=1e-6)
+    for name, rows in padded.items():
+        assert rows.dtype == batch[name].dtype
+        if name != 'weight':
+            np.testing.assert_array_equal(rows[:5], batch[name])
+
+
+def test_padding_does_not_change_its_input():
+    batch = make_batch(3, 2, 4, 10, 0.5)
+    before = {name: rows.copy() for name, rows in batch.items()}
+    pad_rows(batch, 8)
+    for name, rows in batch.items():
+        np.testing.assert_array_equal(rows, before[name])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        ((0, 2, 4, 4, 1.0), f'{ROWS_NEEDED}, got 0 and 2'),
+        ((2, -1, 4, 4, 1.0), f'{ROWS_NEEDED}, got 2 and -1'),
+        ((2, 2, 0, 4, 1.0), 'the batch has 2 instance rows but there are 0 instance pictures'),
+        ((2, 3, 4, 0, 1.0), 'the batch has 3 class rows but there are 0 class pictures'),
+        ((2, 2, 4, 4, -1.0), 'prior_weight must be >= 0, got -1.0'),
+        ((2, 2, 4, 4, float('nan')), 'prior_weight must be >= 0, got nan'),
+    ],
+)
+def test_impossible_batches_are_refused(arguments, sentence):
+    with pytest.raises(ValueError) as error:
+        make_batch(*arguments)
+    assert str(error.value) == sentence
+
+
+def pictures_of_steps(batch, steps, max_size=16, key=KEY, shuffle=True):
+    pick = jax.jit(lambda step: picture_index(key, step, batch, max_size, shuffle=shuffle))
+    return np.stack([pick(step) for step in range(steps)])
+
+
+@pytest.mark.parametrize(('instance_rows', 'class_rows'), [(1, 1), (4, 3), (2, 7), (6, 16)])
+def test_every_picture_is_seen_once_an_epoch(instance_rows, class_rows):
+    batch = make_batch(instance_rows, class_rows, 4, 9, 1.0)
+    seen = pictures_of_steps(batch, 36)
+    for rows, first, size in ((slice(0, instance_rows), 0, 4), (slice(instance_rows, None), 4, 9)):
+        stream = seen[:, rows].reshape(-1)
+        epochs = stream[: len(stream) // size * size].reshape(-1, size)
+        assert len(epochs) >= 4
+        for epoch in epochs:
+            assert sorted(epoch) == list(range(first, first + size))
+
+
+def test_epochs_groups_and_keys_have_different_orders():
+    batch = make_batch(1, 1, 16, 16, 1.0)
+    seen = pictures_of_steps(batch, 64)
+    other = pictures_of_steps(batch, 64, key=jax.random.key(4))
+    orders = [tuple(epoch) for stream in (seen[:, 0], seen[:, 1] - 16, other[:, 0]) for epoch in stream.reshape(4, 16)]
+    assert len(set(orders)) == 12
+
+
+def test_every_order_is_about_equally_likely():
+    batch = make_batch(3, 0, 3, 0, 1.0)
+    steps = 1200
+    picks = jax.jit(jax.vmap(lambda step: picture_index(KEY, step, batch, 3)))(np.arange(steps))
+    _, counts = np.unique(np.asarray(picks), axis=0, return_counts=True)
+    assert len(counts) == 6 and counts.min() > 150 and counts.max() < 250
+
+
+def test_in_order_without_shuffling():
+    seen = pictures_of_steps(make_batch(3, 1, 4, 2, 1.0), 4, shuffle=False)
+    assert seen.tolist() == [[0, 1, 2, 4], [3, 0, 1, 5], [2, 3, 0, 4], [1, 2, 3, 5]]
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it():
+    batch = make_batch(3, 5, 4, 9, 1.0)
+    whole = pictures_of_steps(batch, 10)
+    for half in (slice(0, 4), slice(4, 8)):
+        part = {name: rows[half] for name, rows in batch.items()}
+        np.testing.assert_array_equal(pictures_of_steps(part, 10), whole[:, half])
+    padded = pad_rows(batch, 5)
+    np.testing.assert_array_equal(pictures_of_steps(padded, 10)[:, :8], whole)
+
+
+def test_a_step_does_not_depend_on_the_steps_before():
+    batch = make_batch(3, 5, 4, 9, 1.0)
+    np.testing.assert_array_equal(picture_index(KEY, 7, batch, 16), pictures_of_steps(batch, 8)[7])
+
+
+def test_the_order_does_not_depend_on_the_room_left_for_larger_groups():
+    batch = make_batch(3, 5, 4, 9, 1.0)
+    np.testing.assert_array_equal(pictures_of_steps(batch, 10, max_size=9), pictures_of_steps(batch, 10, max_size=1000))
+
+
+def test_large_steps_stay_in_range():
+    batch = make_batch(8, 8, 4, 1000, 1.0)
+    picked = np.asarray(picture_index(KEY, 10_000_000, batch, 1000))
+    assert (picked[:8] < 4).all() and (picked[8:] >= 4).all() and (picked >= 0).all() and (picked < 1004).all()

@@ -1,0 +1,63 @@
+"""Noise and times are functions of each row's key; the forward process equals diffusers'."""
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from dreambooth_jax.diffusion import noise, schedules
+
+KEYS = jax.random.split(jax.random.key(3), 5)
+SHAPE = (16, 16, 3)
+
+
+@pytest.mark.parametrize('offset', [0.0, 0.1])
+def test_a_row_draws_the_same_noise_whatever_its_neighbours(offset):
+    together = noise.sample_noise(KEYS, SHAPE, offset=offset)
+    assert together.shape == (5, *SHAPE) and together.dtype == jnp.float32
+    alone = noise.sample_noise(KEYS[3:4], SHAPE, offset=offset)
+    np.testing.assert_array_equal(together[3], alone[0])
+    np.testing.assert_array_equal(noise.sample_noise(KEYS[::-1], SHAPE, offset=offset)[1], alone[0])
+
+
+def test_rows_differ_and_are_standard_normal():
+    drawn = np.asarray(noise.sample_noise(KEYS, (64, 64, 3)))
+    assert abs(drawn.mean()) < 0.02 and abs(drawn.std() - 1) < 0.02
+    assert abs(np.corrcoef(drawn[0].ravel(), drawn[1].ravel())[0, 1]) < 0.05
+
+
+def test_offset_adds_one_number_per_row_and_channel():
+    difference = noise.sample_noise(KEYS, SHAPE, offset=0.5) - noise.sample_noise(KEYS, SHAPE)
+    channels = difference[:, :1, :1, :]
+    np.testing.assert_allclose(difference, jnp.broadcast_to(channels, difference.shape), atol=1e-6)
+    assert len(np.unique(np.round(np.asarray(channels), 5))) == 15
+
+
+def test_older_uint32_keys_work():
+    old = jax.random.key_data(KEYS)
+    np.testing.assert_array_equal(noise.sample_noise(old, (2, 2, 1)), noise.sample_noise(KEYS, (2, 2, 1)))
+
+
+def test_times_cover_their_range_row_by_row():
+    keys = jax.random.split(jax.random.key(0), 400)
+    t = noise.sample_timesteps(keys, 2, 6)
+    assert t.dtype == jnp.int32 and t.shape == (400,)
+    assert set(np.asarray(t)) == {2, 3, 4, 5}
+    np.testing.assert_array_equal(noise.sample_timesteps(keys[7:9], 2, 6), t[7:9])
+
+
+def test_empty_range_of_times_is_refused():
+    with pytest.raises(ValueError, match=r'\[5, 5\)'):
+        noise.sample_timesteps(KEYS, 5, 5)
+
+
+@pytest.mark.parametrize('beta_schedule', schedules.BETA_SCHEDULES)
+def test_add_noise_equals_diffusers(beta_schedule):
+    x0, fresh = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 3)).astype(np.float32)
+    t = np.array([0, 371, 999])
+    ours = noise.add_noise(schedules.make_schedule(beta_schedule), x0, fresh, jnp.asarray(t))
+    reference = diffusers.DDPMScheduler(beta_schedule=beta_schedule)
+    theirs = reference.add_noise(torch.tensor(x0), torch.tensor(fresh), torch.tensor(t))
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-6)

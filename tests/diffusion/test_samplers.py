@@ -1,0 +1,262 @@
+"""Times, single steps and whole trajectories equal diffusers' schedulers, with one small network in both frameworks."""
+
+import functools
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
+
+from dreambooth_jax.diffusion import samplers, schedules
+
+CLASSES = {
+    'ddpm': diffusers.DDPMScheduler,
+    'ddim': diffusers.DDIMScheduler,
+    'dpmsolver++': diffusers.DPMSolverMultistepScheduler,
+}
+LATENT = dict(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012, clip_sample=False)
+PIXEL = dict(beta_schedule='squaredcos_cap_v2')
+IMAGEN = dict(**PIXEL, thresholding=True, dynamic_thresholding_ratio=0.95, sample_max_value=1.5)
+ROWS, SIZE, CHANNELS = 2, 4, 3
+RANDOM = np.random.default_rng(11)
+MIX = RANDOM.normal(size=(CHANNELS, 2 * CHANNELS)).astype(np.float32)
+START = RANDOM.normal(size=(ROWS, SIZE, SIZE, CHANNELS)).astype(np.float32)
+FRESH = RANDOM.normal(size=(10, ROWS, SIZE, SIZE, CHANNELS)).astype(np.float32)
+
+
+def network(x, t, channels=CHANNELS):
+    """tanh of mixed channels, scaled by time."""
+    return jnp.tanh(x @ MIX[:, :channels]) * (0.5 + t.astype(jnp.float32) / 1000).reshape(-1, 1, 1, 1)
+
+
+def torch_network(x, t, channels=CHANNELS):
+    mixed = torch.einsum('bchw,cd->bdhw', x, torch.tensor(MIX[:, :channels]))
+    return torch.tanh(mixed) * (0.5 + float(t) / 1000)
+
+
+def channels_first(x):
+    return torch.tensor(np.array(x)).movedim(-1, 1)
+
+
+def channels_last(x):
+    return x.movedim(1, -1).numpy()
+
+
+def both(method, settings, **more):
+    """(our Schedule, diffusers' scheduler) from the same settings."""
+    settings = {**settings, **more}
+    if method != 'dpmsolver++':
+        settings.pop('lambda_min_clipped', None)
+    ours = schedules.from_config({'_class_name': CLASSES[method].__name__, **settings})
+    known = {k: v for k, v in settings.items() if k not in ('clip_sample', 'variance_type') or method != 'dpmsolver++'}
+    if method == 'ddim':
+        known.pop('variance_type', None)
+    if method == 'dpmsolver++' and 'learned' in settings.get('variance_type', ''):
+        known['variance_type'] = settings['variance_type']
+    return ours, CLASSES[method](**known)
+
+
+def trajectory_there(monkeypatch, method, scheduler, num_steps, eta=0.0, channels=CHANNELS):
+    """diffusers' loop, with FRESH as its random numbers."""
+    drawn = iter(FRESH)
+    give = lambda *_, **__: channels_first(next(drawn))  # noqa: E731
+    monkeypatch.setattr(scheduling_ddpm, 'randn_tensor', give)
+    monkeypatch.setattr(scheduling_ddim, 'randn_tensor', give)
+    scheduler.set_timesteps(num_steps)
+    x = channels_first(START)
+    more = {'eta': eta} if method == 'ddim' else {}
+    for t in scheduler.timesteps:
+        x = scheduler.step(torch_network(x, t, channels), t, x, **more).prev_sample
+    return channels_last(x)
+
+
+def trajectory_here(method, schedule, num_steps, eta=0.0, channels=CHANNELS):
+    denoise = functools.partial(network, channels=channels)
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    x = samplers.sample(
+        denoise, START, keys, schedule=schedule, method=method, num_steps=num_steps, eta=eta, noise=FRESH[:num_steps]
+    )
+    return np.asarray(x)
+
+
+def assert_close(ours, theirs, tolerance=1e-4):
+    """Relative to the largest value, since unlimited trajectories leave [-1, 1]."""
+    assert np.all(np.isfinite(theirs))
+    difference = np.max(np.abs(ours - theirs)) / max(1.0, np.max(np.abs(theirs)))
+    assert difference < tolerance, f'largest difference {difference:.1e}'
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+@pytest.mark.parametrize('spacing', schedules.TIMESTEP_SPACINGS)
+@pytest.mark.parametrize(('method', 'limit'), [('ddpm', {}), ('ddim', {}), ('dpmsolver++', {}),
+                                               ('dpmsolver++', {'lambda_min_clipped': -5.1})])  # fmt: skip
+def test_times_equal_diffusers(method, limit, spacing, offset):
+    ours, theirs = both(method, PIXEL, timestep_spacing=spacing, steps_offset=offset, **limit)
+    for num_steps in (1, 2, 3, 7, 10, 20, 25, 30, 50, 61, 100, 999):
+        theirs.set_timesteps(num_steps)
+        expected = theirs.timesteps.numpy()
+        expected = expected[expected >= 0]  # diffusers returns -1 for 61 trailing steps: a rounding error.
+        if len(set(expected)) < len(expected) or expected[0] >= 1000:
+            with pytest.raises(ValueError, match=f'steps is {num_steps}: .* take fewer'):
+                samplers.timesteps(ours, method, num_steps)
+        else:
+            np.testing.assert_array_equal(samplers.timesteps(ours, method, num_steps), expected)
+
+
+CASES = [
+    ('ddpm', LATENT, {}),
+    ('ddpm', PIXEL, {}),
+    ('ddpm', PIXEL, {'variance_type': 'fixed_large', 'clip_sample_range': 0.7}),
+    ('ddpm', PIXEL, {'variance_type': 'fixed_small_log'}),
+    ('ddpm', IMAGEN, {'variance_type': 'learned_range'}),
+    ('ddim', LATENT, {'steps_offset': 1, 'set_alpha_to_one': False}),
+    ('ddim', PIXEL, {}),
+    ('ddim', IMAGEN, {'timestep_spacing': 'trailing'}),
+    ('dpmsolver++', LATENT, {}),
+    ('dpmsolver++', IMAGEN, {'lambda_min_clipped': -5.1}),
+]
+
+
+@pytest.mark.parametrize('prediction_type', schedules.PREDICTION_TYPES)
+@pytest.mark.parametrize(('method', 'settings', 'more'), CASES)
+def test_ten_steps_equal_diffusers(monkeypatch, method, settings, more, prediction_type):
+    ours, theirs = both(method, settings, prediction_type=prediction_type, **more)
+    channels = 2 * CHANNELS if ours.learns_variance else CHANNELS
+    expected = trajectory_there(monkeypatch, method, theirs, 10, channels=channels)
+    assert_close(trajectory_here(method, ours, 10, channels=channels), expected)
+
+
+@pytest.mark.parametrize(('settings', 'eta'), [(LATENT, 1.0), (PIXEL, 0.4)])
+def test_ddim_with_fresh_noise_equals_diffusers(monkeypatch, settings, eta):
+    ours, theirs = both('ddim', settings)
+    expected = trajectory_there(monkeypatch, 'ddim', theirs, 10, eta=eta)
+    assert_close(trajectory_here('ddim', ours, 10, eta=eta), expected)
+
+
+@pytest.mark.parametrize('method', CLASSES)
+def test_zero_terminal_snr_equals_diffusers(monkeypatch, method):
+    more = dict(rescale_betas_zero_snr=True, timestep_spacing='trailing', prediction_type='v_prediction')
+    ours, theirs = both(method, LATENT, **more)
+    assert_close(trajectory_here(method, ours, 5), trajectory_there(monkeypatch, method, theirs, 5))
+
+
+@pytest.mark.parametrize('num_steps', [1, 2, 20])
+def test_dpm_solver_equals_diffusers_for_few_and_many_steps(monkeypatch, num_steps):
+    ours, theirs = both('dpmsolver++', LATENT)
+    expected = trajectory_there(monkeypatch, 'dpmsolver++', theirs, num_steps)
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    x = samplers.sample(network, START, keys, schedule=ours, method='dpmsolver++', num_steps=num_steps)
+    assert_close(np.asarray(x), expected)
+
+
+@pytest.mark.parametrize('method', ['ddpm', 'ddim'])
+@pytest.mark.parametrize('prediction_type', schedules.PREDICTION_TYPES)
+def test_single_steps_equal_diffusers_at_every_kind_of_time(monkeypatch, method, prediction_type):
+    variance_type = {'variance_type': 'learned_range'} if method == 'ddpm' else {}
+    ours, theirs = both(method, PIXEL, prediction_type=prediction_type, **variance_type)
+    channels = 2 * CHANNELS if method == 'ddpm' else CHANNELS
+    table = samplers.step_table(ours, method, 50)
+    theirs.set_timesteps(50)
+    monkeypatch.setattr(scheduling_ddpm, 'randn_tensor', lambda *_, **__: channels_first(FRESH[0]))
+    step = jax.jit(functools.partial(samplers.denoise_step, schedule=ours, method=method))
+    for index in (0, 1, 10, 25, 40, 48, 49):
+        row = jax.tree.map(lambda column, index=index: column[index], table)
+        answer = network(jnp.asarray(START), jnp.full(ROWS, row.t), channels)
+        fresh = jnp.asarray(FRESH[0]) if method == 'ddpm' else None
+        new, x0 = step(answer, START, jnp.zeros_like(START), row, fresh)
+        expected = theirs.step(channels_first(answer), int(row.t), channels_first(START))
+        np.testing.assert_allclose(new, channels_last(expected.prev_sample), atol=1e-5)
+        np.testing.assert_allclose(x0, channels_last(expected.pred_original_sample), atol=1e-4)
+
+
+def test_a_step_of_dpm_solver_equals_diffusers_at_every_kind_of_time():
+    ours, theirs = both('dpmsolver++', LATENT)
+    table = samplers.step_table(ours, 'dpmsolver++', 20)
+    step = jax.jit(functools.partial(samplers.denoise_step, schedule=ours, method='dpmsolver++'))
+    for index in (1, 5, 12, 18, 19):
+        theirs.set_timesteps(20)
+        theirs.set_begin_index(index)
+        theirs.lower_order_nums = 2
+        theirs.model_outputs = [None, channels_first(FRESH[1])]
+        row = jax.tree.map(lambda column, index=index: column[index], table)
+        new, _ = step(jnp.asarray(FRESH[0]), START, FRESH[1], row, None)
+        expected = theirs.step(channels_first(FRESH[0]), int(row.t), channels_first(START)).prev_sample
+        assert_close(np.asarray(new), channels_last(expected), 1e-5)
+
+
+def test_a_picture_is_the_same_alone_and_in_any_batch():
+    schedule = schedules.make_schedule(**PIXEL, variance_type='learned_range')
+    keys = jax.random.split(jax.random.key(8), 3)
+    run = functools.partial(
+        samplers.sample, functools.partial(network, channels=6), schedule=schedule, num_steps=5
+    )
+    together = run(samplers.initial_noise(keys, START.shape[1:]), keys)
+    alone = run(samplers.initial_noise(keys[1:2], START.shape[1:]), keys[1:2])
+    np.testing.assert_allclose(together[1], alone[0], atol=1e-6)
+    assert np.abs(together[0] - together[1]).max() > 0.1
+
+
+def test_drawn_noise_is_standard_normal_and_fresh_at_every_step():
+    # A network that answers 0 for x0 leaves x <- a * x + std * noise: solve for the noise of each step.
+    schedule = schedules.make_schedule('linear', prediction_type='sample')
+    keys = jax.random.split(jax.random.key(8), 2)
+    initial = samplers.initial_noise(keys, (16, 16, 3))
+    seen = []
+
+    def denoise(x, t):
+        jax.debug.callback(lambda x: seen.append(np.array(x)), x, ordered=True)
+        return jnp.zeros_like(x)
+
+    samplers.sample(denoise, initial, keys, schedule=schedule, num_steps=4).block_until_ready()
+    jax.effects_barrier()
+    table = samplers.step_table(schedule, 'ddpm', 4)
+    drawn = [(seen[i + 1] - table.x[i] * seen[i]) / table.std[i] for i in range(3)]
+    correlation = np.corrcoef([each.ravel() for each in (initial, *map(np.asarray, drawn))])
+    assert np.all(np.abs(correlation - np.eye(4)) < 0.1)
+    for each in drawn:
+        assert abs(each.mean()) < 0.1 and abs(each.std() - 1) < 0.05
+
+
+def test_unlearned_samplers_drop_variance_channels():
+    schedule = schedules.make_schedule('linear')
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    run = functools.partial(samplers.sample, x_T=START, keys=keys, schedule=schedule, method='ddim', num_steps=3)
+    np.testing.assert_allclose(run(functools.partial(network, channels=6)), run(network), atol=1e-6)
+
+
+def test_sampling_runs_inside_jit_and_traces_the_network_once():
+    schedule = schedules.make_schedule('linear')
+    calls = []
+
+    def denoise(x, t):
+        calls.append(1)
+        return network(x, t)
+
+    run = functools.partial(samplers.sample, denoise, schedule=schedule, method='ddim', num_steps=20)
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    x = jax.jit(run)(START, keys)
+    assert x.shape == START.shape and len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        (dict(method='euler'), "sampler is 'euler'; allowed: ddpm, ddim, dpmsolver"),
+        (dict(num_steps=0), 'steps is 0; 1 to 1000'),
+        (dict(num_steps=1001), 'steps is 1001; 1 to 1000'),
+        (dict(eta=0.5), 'eta is 0.5 with sampler ddpm'),
+        (dict(eta=-1.0, method='ddim'), 'eta is -1.0 with sampler ddim; ddim takes 0 to 1'),
+        (dict(noise=FRESH[:3]), r'noise has shape \(3, 2, 4, 4, 3\); \(10, 2, 4, 4, 3\)'),
+        (dict(schedule=schedules.make_schedule(variance_type='learned_range')), 'answers with 3 channels; .* 6'),
+        (dict(denoise=functools.partial(network, channels=4)), 'answers with 4 channels; .* 3 or 6'),
+        (dict(num_steps=1000, schedule=schedules.make_schedule(steps_offset=1)), 'steps is 1000: .* take fewer'),
+    ],
+)
+def test_bad_arguments_are_named(arguments, sentence):
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    good = dict(denoise=network, x_T=START, keys=keys, schedule=schedules.make_schedule(), method='ddpm', num_steps=10)
+    with pytest.raises(ValueError, match=sentence):
+        samplers.sample(**{**good, **arguments})

@@ -1,0 +1,70 @@
+"""Networks as pure functions of their parameters: what jit, grad and scan may do with them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dreambooth_jax.models import functional
+
+
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs), nnx.LayerNorm(3, rngs=rngs)])
+
+    def __call__(self, x, *, scale=1.0):
+        for layer in self.layers:
+            x = layer(x)
+        return x * scale
+
+
+NAMES = {'layers.0.kernel', 'layers.0.bias', 'layers.1.scale', 'layers.1.bias'}
+
+
+def test_apply_equals_the_call_of_the_module():
+    model = Network(nnx.Rngs(0))
+    apply, params = functional.split(model)
+    x = jnp.arange(6.0).reshape(2, 3)
+    assert params.keys() == NAMES
+    np.testing.assert_array_equal(apply(params, x, scale=2.0), model(x, scale=2.0))
+
+
+def test_apply_works_inside_scan_of_gradient_steps():
+    apply, params = functional.init(Network, seed=0)
+    x = jnp.arange(6.0).reshape(2, 3)
+
+    def step(params, _):
+        value, gradient = jax.value_and_grad(lambda p: jnp.mean(jnp.square(apply(p, x) - 1)))(params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), value
+
+    _, values = jax.jit(lambda p: jax.lax.scan(step, p, length=5))(params)
+    assert np.all(np.diff(values) < 0)
+
+
+def test_init_depends_on_the_seed_alone():
+    _, one = functional.init(Network, seed=3)
+    _, same = functional.init(Network, seed=jax.random.key(3))
+    _, other = functional.init(Network, seed=4)
+    np.testing.assert_array_equal(one['layers.0.kernel'], same['layers.0.kernel'])
+    assert np.any(one['layers.0.kernel'] != other['layers.0.kernel'])
+
+
+def test_abstract_has_the_shapes_of_init_and_the_same_function():
+    apply, shapes = functional.abstract(lambda: Network(functional.Keys(0)))
+    _, params = functional.init(Network, seed=0)
+    assert {k: (v.shape, v.dtype) for k, v in shapes.items()} == {k: (v.shape, v.dtype) for k, v in params.items()}
+    assert functional.parameter_count(shapes) == functional.parameter_count(params) == 18
+    assert apply(params, jnp.ones((2, 3))).shape == (2, 3)
+
+
+def test_parameters_that_do_not_fit_are_named():
+    apply, params = functional.init(Network, seed=0)
+    params['layers.2.kernel'] = params.pop('layers.0.kernel')
+    with pytest.raises(ValueError, match=r"missing \['layers.0.kernel'\], unknown \['layers.2.kernel'\]"):
+        apply(params, jnp.ones((2, 3)))
+
+
+def test_state_that_is_no_parameter_is_refused():
+    with pytest.raises(ValueError, match='BatchNorm holds state that is no parameter: mean, var'):
+        functional.split(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))

@@ -1,0 +1,231 @@
+"""The UNet against diffusers' on random weights, and its errors."""
+
+import functools
+import inspect
+from types import SimpleNamespace
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from dreambooth_jax.models import functional, unet_config
+from dreambooth_jax.models.unet import UNet2DConditionModel
+from tests.torch_reference import gradients, largest_relative_difference, nchw, nhwc, quick_jit, randomise, to_ours
+
+SHARED = {
+    'act_fn': 'gelu',
+    'addition_embed_type': 'text',
+    'addition_embed_type_num_heads': 4,
+    'cross_attention_dim': 64,  # two channels in each of the 32 groups of norm_cross
+    'cross_attention_norm': 'group_norm',
+    'encoder_hid_dim': 24,
+    'encoder_hid_dim_type': 'text_proj',
+    'mid_block_type': 'UNetMidBlock2DSimpleCrossAttn',
+    'norm_num_groups': 8,
+    'out_channels': 6,
+    'resnet_time_scale_shift': 'scale_shift',
+}
+CONFIGS = {
+    'stage_one': {
+        **SHARED,
+        '_class_name': 'UNet2DConditionModel',
+        'in_channels': 3,
+        'attention_head_dim': 16,
+        'block_out_channels': [16, 32],
+        'down_block_types': ['ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'],
+        'up_block_types': ['SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'],
+        'layers_per_block': 1,
+        'sample_size': 8,
+    },
+    'stage_two': {
+        **SHARED,
+        'in_channels': 6,
+        'attention_head_dim': [16, 8],
+        'block_out_channels': [16, 32],
+        'class_embed_type': 'timestep',
+        'down_block_types': ['ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'],
+        'up_block_types': ['SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'],
+        'layers_per_block': [2, 1],
+        'mid_block_scale_factor': 1.4142271248762552,
+        'resnet_out_scale_factor': 1.4142271248762552,
+        'resnet_skip_time_act': True,
+        'time_embedding_dim': 40,
+        'time_embedding_act_fn': 'gelu',
+        'sample_size': 8,
+    },
+    # The values that no DeepFloyd network has but that the blocks allow; widths where layer_norm can work at all.
+    'other_values': {
+        **SHARED,
+        'act_fn': 'silu',
+        'addition_embed_type': None,
+        'attention_head_dim': 8,
+        'block_out_channels': [16, 16],
+        'center_input_sample': True,
+        'conv_in_kernel': 1,
+        'cross_attention_dim': 16,
+        'cross_attention_norm': 'layer_norm',
+        'down_block_types': ['SimpleCrossAttnDownBlock2D', 'ResnetDownsampleBlock2D'],
+        'encoder_hid_dim': None,
+        'encoder_hid_dim_type': None,
+        'flip_sin_to_cos': False,
+        'freq_shift': 1,
+        'in_channels': 3,
+        'layers_per_block': 1,
+        'only_cross_attention': [True, False],
+        'resnet_time_scale_shift': 'default',
+        'sample_size': 8,
+        'up_block_types': ['ResnetUpsampleBlock2D', 'SimpleCrossAttnUpBlock2D'],
+    },
+}
+
+
+@functools.cache
+def both(name):
+    """The same network and the same inputs on both sides, run forward and backward once."""
+    config = CONFIGS[name]
+    theirs = diffusers.UNet2DConditionModel(**{k: v for k, v in config.items() if not k.startswith('_')})
+    randomise(theirs, seed=1)
+    draw = np.random.default_rng(2)
+    sample = draw.normal(size=(2, 8, 8, config['in_channels'])).astype(np.float32)
+    text = draw.normal(size=(2, 5, config['encoder_hid_dim'] or config['cross_attention_dim'])).astype(np.float32)
+    cotangent = draw.normal(size=(2, 8, 8, 6)).astype(np.float32)
+    times = np.array([3, 997])
+    labels = {'class_labels': np.array([250, 40])} if config.get('class_embed_type') else {}
+
+    torch_sample = nchw(sample).requires_grad_()
+    torch_labels = {key: torch.from_numpy(value) for key, value in labels.items()}
+    output = theirs(torch_sample, torch.from_numpy(times), torch.from_numpy(text), **torch_labels).sample
+    (output * nchw(cotangent)).sum().backward()
+
+    apply, abstract = functional.abstract(lambda: UNet2DConditionModel(config, rngs=functional.Keys(0)))
+    params = to_ours(theirs)
+    assert {k: v.shape for k, v in params.items()} == {k: v.shape for k, v in abstract.items()}
+
+    def product(params, sample):
+        ours = apply(params, sample, jnp.asarray(times), jnp.asarray(text), **labels)
+        return jnp.sum(ours * cotangent), ours
+
+    run = quick_jit(jax.value_and_grad(product, argnums=(0, 1), has_aux=True))
+    (_, ours), (params_gradient, sample_gradient) = run(params, sample)
+    return SimpleNamespace(
+        apply=apply,
+        params=params,
+        inputs=(sample, times, text, labels),
+        output=(ours, nhwc(output)),
+        params_gradient=(params_gradient, gradients(theirs)),
+        sample_gradient=(sample_gradient, nhwc(torch_sample.grad)),
+    )
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_unet_forward_matches_diffusers(name):
+    ours, theirs = both(name).output
+    assert ours.dtype == jnp.float32
+    assert np.abs(theirs).max() > 0.1
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_unet_gradients_match_diffusers(name):
+    run = both(name)
+    assert largest_relative_difference(*run.sample_gradient) < 1e-3
+    ours, theirs = run.params_gradient
+    # A bias that all keys share moves no softmax: its gradient is rounding on both sides, and so is left out.
+    floor = 1e-6 * max(float(np.abs(value).max()) for value in theirs.values())
+    wrong = {
+        key: largest_relative_difference(ours[key], theirs[key])
+        for key in theirs
+        if np.abs(ours[key] - theirs[key]).max() > floor
+    }
+    assert {key: value for key, value in wrong.items() if value >= 1e-3} == {}
+
+
+def test_unet_in_bfloat16_stays_near_float32_with_float32_output():
+    run = both('stage_one')
+    config = CONFIGS['stage_one']
+    apply, abstract = functional.abstract(
+        lambda: UNet2DConditionModel(config, dtype=jnp.bfloat16, rngs=functional.Keys(0))
+    )
+    assert {value.dtype for value in abstract.values()} == {jnp.dtype('float32')}
+    sample, times, text, labels = run.inputs
+    output = quick_jit(apply)(run.params, sample, times, text, **labels)
+    assert output.dtype == jnp.float32
+    assert 1e-5 < largest_relative_difference(output, run.output[1]) < 0.05
+
+
+def test_fresh_unet_predicts_zero_and_its_residual_branches_start_at_zero():
+    config = {**CONFIGS['stage_one'], 'block_out_channels': [8, 16], 'layers_per_block': 1}
+    _, params = functional.init(lambda rngs: UNet2DConditionModel(config, rngs=rngs), seed=0)
+    zeros = {key for key, value in params.items() if key.endswith('kernel') and not np.any(value)}
+    ends = ('conv2.kernel', 'to_out.0.kernel', 'conv_out.kernel')
+    assert zeros == {key for key in params if key.endswith(ends)}
+    kernel = params['mid_block.resnets.0.conv1.kernel']
+    np.testing.assert_allclose(np.std(kernel), (9 * kernel.shape[2]) ** -0.5, rtol=0.1)
+
+
+def test_defaults_are_those_of_diffusers():
+    signature = inspect.signature(diffusers.UNet2DConditionModel.__init__)
+    theirs = {name: p.default for name, p in signature.parameters.items() if name != 'self'}
+    assert theirs == unet_config.DEFAULTS
+
+
+@pytest.mark.parametrize(
+    'change, sentence',
+    [
+        (
+            {'down_block_types': ['ResnetDownsampleBlock2D', 'FooBlock']},
+            "unet config: down_block_types[1] is 'FooBlock' but must be one of "
+            "('ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'",
+        ),
+        ({'mid_block_type': None}, 'unet config: mid_block_type is None but must be one of ('),
+        ({'act_fn': 'elu'}, "unet config: act_fn is 'elu' but must be one of ("),
+        ({'addition_embed_type': 'image'}, "unet config: addition_embed_type is 'image' but must be one of ("),
+        ({'dropout': 0.1}, 'unet config: dropout is 0.1 but must be 0.0: no other value is implemented'),
+        ({'time_embedding_type': 'fourier'}, "unet config: time_embedding_type is 'fourier' but must be 'positional'"),
+        ({'attention_heads': 8}, "unet config: unknown key 'attention_heads'; it must be one of ("),
+        ({'layers_per_block': [1, 1, 1]}, 'unet config: layers_per_block is [1, 1, 1] but must be a list of 2 entries'),
+        ({'layers_per_block': [1, 0]}, 'unet config: layers_per_block[1] is 0 but must be a positive integer'),
+        ({'in_channels': '3'}, "unet config: in_channels is '3' but must be a positive integer"),
+        ({'norm_num_groups': None}, 'unet config: norm_num_groups is None but must be a positive integer'),
+        ({'norm_eps': 0}, 'unet config: norm_eps is 0 but must be a positive number'),
+        ({'encoder_hid_dim': None}, 'unet config: encoder_hid_dim is None but must be an integer when'),
+        ({'conv_out_kernel': 2}, 'unet config: conv_out_kernel is 2 but must be an odd integer'),
+        (
+            {'block_out_channels': [16, 20]},
+            'unet config: block_out_channels[1] is 20 but must be a multiple of norm_num_groups, which is 8',
+        ),
+        (
+            {'attention_head_dim': 12},
+            "unet config: attention_head_dim[1] is 12 but must be a divisor of the block's width 32",
+        ),
+        ({'cross_attention_dim': 48}, 'unet config: cross_attention_dim[1] is 48 but must be a multiple of 32'),
+        (
+            {'cross_attention_norm': 'layer_norm', 'cross_attention_dim': 16},
+            "unet config: cross_attention_dim[1] is 16 but must be the block's width 32",
+        ),
+        (
+            {'addition_embed_type_num_heads': 5},
+            "unet config: addition_embed_type_num_heads is 5 but must be a divisor of the text states' width 24",
+        ),
+    ],
+)
+def test_unsupported_unet_value_is_named_in_one_sentence(change, sentence):
+    with pytest.raises(ValueError) as error:
+        UNet2DConditionModel({**CONFIGS['stage_one'], **change}, rngs=functional.Keys(0))
+    assert str(error.value).startswith(sentence)
+    assert '\n' not in str(error.value)
+
+
+def test_inputs_that_do_not_fit_are_named_in_one_sentence():
+    run = both('stage_two')
+    sample, times, text, labels = run.inputs
+    with pytest.raises(ValueError, match=r'sample has shape \(2, 8, 7, 6\) but must be \[B, H, W, 6\]'):
+        run.apply(run.params, sample[:, :, :7], times, text, **labels)
+    with pytest.raises(ValueError, match='class_labels are missing but must be given'):
+        run.apply(run.params, sample, times, text)
+    with pytest.raises(ValueError, match='class_labels are given but must be left out'):
+        run = both('stage_one')
+        run.apply(run.params, *run.inputs[:3], **labels)

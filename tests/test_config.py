@@ -1,0 +1,314 @@
+"""Settings: every error sentence, the way through ConfigDict, command line and JSON, and the rules between settings."""
+
+import copy
+import dataclasses
+import json
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from dreambooth_jax import config as config_lib
+from dreambooth_jax.config import DreamBoothConfig, PretrainConfig, SettingsError, resolve, to_config_dict, to_dict
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOG = {'data': {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}}
+UNET = {'unet': {'sample_size': 32}, 'text_encoder': {'d_model': 8}}
+
+
+def nest(name, value, start=DOG):
+    """A copy of `start` with the setting of a dotted name."""
+    out = copy.deepcopy(start)
+    *groups, last = name.split('.')
+    group = out
+    for part in groups:
+        group = group.setdefault(part, {})
+    group[last] = value
+    return out
+
+
+def dog():
+    config = to_config_dict(DreamBoothConfig())
+    for name, value in DOG['data'].items():
+        config.data[name] = value
+    return config
+
+
+def assign(config, name, value):
+    *groups, last = name.split('.')
+    for part in groups:
+        config = config[part]
+    setattr(config, last, value)
+
+
+WRONG = [
+    ('prior.weight', -1.0, 'config.prior.weight must be >= 0, got -1.0'),
+    ('prior.weight', float('nan'), 'config.prior.weight must be a finite number, got nan'),
+    ('prior.weight', 'much', "config.prior.weight must be a number, got 'much' (str)"),
+    ('prior.weight', None, 'config.prior.weight must be a number, got None'),
+    ('prior.weight', True, 'config.prior.weight must be a number, got True (bool)'),
+    ('prior.num_images', 0, 'config.prior.num_images must be > 0, got 0'),
+    ('prior.num_images', 10.0, 'config.prior.num_images must be an int, got 10.0 (float)'),
+    ('prior.guidance_scale', 0.5, 'config.prior.guidance_scale must be >= 1, got 0.5'),
+    ('prior.dir', 3, 'config.prior.dir must be a string or None, got 3 (int)'),
+    (
+        'prior.sampler', 'euler',
+        "config.prior.sampler must be one of 'ddpm', 'ddim', 'dpmsolver++', got 'euler'",
+    ),
+    ('seed', True, 'config.seed must be an int, got True (bool)'),
+    ('seed', -1, 'config.seed must be >= 0, got -1'),
+    ('export', 1, 'config.export must be True or False, got 1 (int)'),
+    ('parallel.mode', 'ddp', "config.parallel.mode must be one of 'pmap', 'fsdp', got 'ddp'"),
+    ('optimizer.betas', (0.9,), 'config.optimizer.betas must be a tuple of 2 numbers, got (0.9,) (tuple)'),
+    ('optimizer.betas', (0.9, 1.0), 'config.optimizer.betas[1] must be in [0, 1), got 1.0'),
+    ('optimizer.betas', (0.9, 'x'), "config.optimizer.betas[1] must be a number, got 'x' (str)"),
+    ('optimizer.ema_decay', 1.0, 'config.optimizer.ema_decay must be in (0, 1), got 1.0'),
+    ('optimizer.ema_decay', 'x', "config.optimizer.ema_decay must be a number or None, got 'x' (str)"),
+    ('data.resolution', 0, 'config.data.resolution must be > 0, got 0'),
+    ('samples.prompts', 'a dog', "config.samples.prompts must be a tuple of strings, got 'a dog' (str)"),
+    (
+        'super_resolution.noise_level', (0, 1000),
+        'config.super_resolution.noise_level[1] must be in [0, 999], got 1000',
+    ),
+    (
+        'parallel', 3,
+        'config.parallel must be a group of settings (mode, dtype, fsdp_min_bytes, steps_per_dispatch), got 3 (int)',
+    ),
+    ('data.concepts', ({'subjct': 'cat'},), (
+        'config.data.concepts[0].subjct is not a known setting; did you mean config.data.concepts[0].subject?')),
+    ('data.concepts', ('cat',), (
+        'config.data.concepts[0] must be a group of settings (instance_dir, subject, instance_prompt, class_prompt), '
+        "got 'cat' (str)")),
+    ('prior.wieght', 1.0, 'config.prior.wieght is not a known setting; did you mean config.prior.weight?'),
+    ('modle', 'x', 'config.modle is not a known setting; did you mean config.model?'),
+    ('learning_rate', 1e-4, (
+        'config.learning_rate is not a known setting; did you mean config.base.learning_rate or '
+        'config.super_resolution.learning_rate?')),
+    ('checkpoint.zzz', 1, 'config.checkpoint.zzz is not a known setting; known here: every, keep'),
+]  # fmt: skip
+
+BETWEEN = [
+    ('super_resolution.noise_level', (50, 0), (
+        'config.super_resolution.noise_level must be (low, high) with low <= high, got (50, 0)')),
+    ('optimizer.warmup_steps', 10, (
+        "config.optimizer.warmup_steps is 10 but config.optimizer.schedule is 'constant', which has no warm-up; set "
+        "the schedule to 'warmup' or 'cosine'")),
+    ('model', 'runs/sd', (
+        "config.data.instance_dir must be given when config.model is 'runs/sd': the folder of the subject's pictures "
+        "(only 'storybook' has built-in subjects)")),
+    ('data.subject', None, (
+        'config.data.instance_dir (a folder) or config.data.subject (a built-in one) must be given')),
+    ('data.instance_prompt', '', "config.data.instance_prompt must be given, for example 'a sks dog'"),
+    ('data.class_prompt', ' ', "config.data.class_prompt must be given, for example 'a dog'"),
+    ('data.concepts', ({'subject': 'cat'},), (
+        "config.data.subject is 'dog' but config.data.concepts names the subjects of this run; leave one of the two "
+        'empty')),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('name', 'value', 'sentence'), WRONG + BETWEEN)
+def test_resolve_names_the_setting_the_value_and_what_is_allowed(name, value, sentence):
+    with pytest.raises(SettingsError) as error:
+        resolve(DreamBoothConfig, nest(name, value))
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(('name', 'value', 'sentence'), WRONG)
+def test_config_dict_refuses_a_wrong_value_at_once_with_the_same_sentence(name, value, sentence):
+    with pytest.raises(SettingsError) as error:
+        assign(dog(), name, value)
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(('name', 'value', 'sentence'), BETWEEN)
+def test_rules_between_settings_are_checked_once_all_are_set(name, value, sentence):
+    config = dog()
+    assign(config, name, value)
+    with pytest.raises(SettingsError) as error:
+        resolve(DreamBoothConfig, config)
+    assert str(error.value) == sentence
+
+
+PRETRAIN = [
+    ('unet', {}, 'config.unet must describe the network unless config.init names a folder that has one'),
+    ('text_encoder', {}, 'config.text_encoder must describe the T5 encoder, which the base stage trains'),
+    ('crop', 16, "config.crop is 16 but only stage 'super_resolution' trains on crops"),
+    ('base', 'x', "config.base is 'x' but only stage 'super_resolution' builds on a base"),
+    ('stage', 'super_resolution', "config.base must name the base stage's folder: its text encoder is used"),
+    ('noise_level', [9, 3], 'config.noise_level must be (low, high) with low <= high, got (9, 3)'),
+    ('schedule', 'constant', (
+        "config.warmup_steps is 500 but config.schedule is 'constant', which has no warm-up; set the schedule to "
+        "'warmup' or 'cosine'")),
+    ('unet', 3, 'config.unet must be a dict, got 3 (int)'),
+    ('scheduler.x', object, (
+        "config.scheduler.x must be a number, string, True, False, None, or tuples or dicts of them, got "
+        "<class 'object'>")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('name', 'value', 'sentence'), PRETRAIN)
+def test_resolve_checks_pretraining_settings(name, value, sentence):
+    with pytest.raises(SettingsError) as error:
+        resolve(PretrainConfig, nest(name, value, UNET))
+    assert str(error.value) == sentence
+
+
+def test_super_resolution_takes_its_text_encoder_from_the_base_stage():
+    with pytest.raises(SettingsError) as error:
+        resolve(PretrainConfig, {**UNET, 'stage': 'super_resolution', 'base': 'runs/b'})
+    assert str(error.value) == "config.text_encoder must stay empty: it comes from config.base, 'runs/b'"
+
+
+def test_a_dataclass_made_by_hand_is_checked_too():
+    with pytest.raises(SettingsError, match=r'^weight must be >= 0, got -1.0$'):
+        config_lib.PriorConfig(weight=-1)
+
+
+def test_defaults_survive_the_config_dict():
+    assert resolve(DreamBoothConfig, dog()) == resolve(DreamBoothConfig, DOG)
+
+
+def test_every_assigned_setting_arrives():
+    config = dog()
+    config.prior.weight = 2  # an int for a float
+    config.optimizer.ema_decay = 0.99
+    config.optimizer.grad_clip_norm = None
+    config.super_resolution.noise_level = [1, 5]
+    config.data = {'resolution': 64, 'crops': 2}  # some settings of a group
+    resolved = resolve(DreamBoothConfig, config)
+    assert resolved.prior.weight == 2.0 and isinstance(resolved.prior.weight, float)
+    assert resolved.optimizer.ema_decay == 0.99
+    assert resolved.optimizer.grad_clip_norm is None
+    assert resolved.super_resolution.noise_level == (1, 5)
+    assert (resolved.data.resolution, resolved.data.crops, resolved.data.subject) == (64, 2, 'dog')
+
+
+def test_several_concepts_in_one_run():
+    concepts = [{'subject': name, 'instance_prompt': f'a {name}', 'class_prompt': 'a pet'} for name in ('cat', 'dog')]
+    config = to_config_dict(DreamBoothConfig())
+    config.data.concepts = concepts
+    resolved = resolve(DreamBoothConfig, config)
+    assert [concept.subject for concept in resolved.concepts()] == ['cat', 'dog']
+    assert resolved.sample_prompts() == ('a cat', 'a pet', 'a dog')
+    assert resolve(DreamBoothConfig, json.loads(json.dumps(to_dict(resolved)))) == resolved
+
+
+def test_an_incomplete_concept_is_named():
+    with pytest.raises(SettingsError) as error:
+        resolve(DreamBoothConfig, {'data': {'concepts': [DOG['data'], {'subject': 'cat'}]}})
+    assert str(error.value) == "config.data.concepts[1].instance_prompt must be given, for example 'a sks dog'"
+
+
+def test_a_run_without_concepts_has_the_one_of_data():
+    resolved = resolve(DreamBoothConfig, DOG)
+    assert [concept.subject for concept in resolved.concepts()] == ['dog']
+    assert resolved.sample_prompts() == ('a sks dog', 'a dog')
+
+
+@pytest.mark.parametrize(('cls', 'start'), [(DreamBoothConfig, DOG), (PretrainConfig, UNET)])
+def test_json_round_trip(cls, start):
+    resolved = resolve(cls, start)
+    assert resolve(cls, json.loads(json.dumps(to_dict(resolved)))) == resolved
+
+
+def test_free_form_settings_take_any_key_and_come_back_as_plain_values():
+    config = to_config_dict(PretrainConfig())
+    config.unet = {'block_out_channels': [8, 16], 'nested': {'x': None}}
+    config.unet.sample_size = 32
+    config.text_encoder = {'d_model': 8}
+    unet = resolve(PretrainConfig, config).unet
+    assert unet == {'block_out_channels': (8, 16), 'nested': {'x': None}, 'sample_size': 32}
+    assert type(unet['nested']) is dict
+    with pytest.raises(SettingsError) as error:
+        _ = config.unet.sampel_size
+    assert str(error.value) == 'config.unet.sampel_size is not a known setting; did you mean config.unet.sample_size?'
+
+
+@pytest.mark.parametrize('duplicate', [copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config))])
+def test_a_copied_config_dict_is_independent_and_still_checks(duplicate):
+    config = dog()
+    other = duplicate(config)
+    other.prior.weight = 0.5
+    assert config.prior.weight == 1.0
+    with pytest.raises(SettingsError):
+        other.prior.wieght = 1
+
+
+def test_a_config_dict_answers_hasattr_and_get():
+    config = dog()
+    assert hasattr(config, 'seed') and not hasattr(config, 'sead')
+    assert config.get('sead', 3) == 3
+    assert config['prior.weight'] == 1.0
+
+
+def from_command_line(*arguments, file=ROOT / 'configs/dog.py'):
+    argv = ['program', f'--config={file}', *arguments]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+    values(argv)
+    return resolve(DreamBoothConfig, holder.value)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'name', 'value'),
+    [
+        ('prior.weight=0', 'prior.weight', 0.0),
+        ('optimizer.ema_decay=0.9', 'optimizer.ema_decay', 0.9),
+        ('optimizer.grad_clip_norm=None', 'optimizer.grad_clip_norm', None),
+        ('super_resolution_model=none', 'super_resolution_model', 'none'),
+        ('super_resolution_model=None', 'super_resolution_model', None),
+        ('data.resolution=64', 'data.resolution', 64),
+        ('data.random_flip=true', 'data.random_flip', True),
+        ('super_resolution.noise_level=3,7', 'super_resolution.noise_level', (3, 7)),
+        ("samples.prompts='a dog, asleep','a cat'", 'samples.prompts', ('a dog, asleep', 'a cat')),
+    ],
+)
+def test_command_line_sets(argument, name, value):
+    resolved = from_command_line(f'--config.{argument}')
+    for part in name.split('.'):
+        resolved = getattr(resolved, part)
+    assert resolved == value
+
+
+@pytest.mark.parametrize(
+    ('argument', 'sentence'),
+    [
+        ('prior.wieght=1', 'config.prior.wieght is not a known setting; did you mean config.prior.weight?'),
+        ('piror.weight=1', 'config.piror is not a known setting; did you mean config.prior?'),
+        ('prior.weight=-1', 'config.prior.weight must be >= 0, got -1.0'),
+        ('parallel.mode=ddp', "config.parallel.mode must be one of 'pmap', 'fsdp', got 'ddp'"),
+    ],
+)
+def test_command_line_errors_are_the_same_sentences(argument, sentence):
+    with pytest.raises(SettingsError) as error:
+        from_command_line(f'--config.{argument}')
+    assert str(error.value) == sentence
+
+
+def test_command_line_refuses_a_wrong_type_by_name():
+    with pytest.raises(flags.Error, match=r'--config.base.steps=1.5'):
+        from_command_line('--config.base.steps=1.5')
+
+
+def test_a_missing_config_file_is_one_sentence():
+    with pytest.raises(SettingsError) as error:
+        from_command_line(file='configs/dgo.py')
+    assert str(error.value) == (
+        'the file given to --config is not there; give the path of a config file, such as configs/dog.py'
+    )
+
+
+def test_config_imports_nothing_heavy():
+    heavy = ('jax', 'numpy', 'flax', 'PIL', 'transformers')
+    code = f'import sys, dreambooth_jax.config; print([name for name in {heavy} if name in sys.modules])'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '[]'
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        resolve(DreamBoothConfig, DOG).seed = 1

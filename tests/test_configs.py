@@ -1,0 +1,84 @@
+"""Every file in configs/ resolves, and what it describes can be built."""
+
+import pathlib
+import runpy
+
+import pytest
+
+from dreambooth_jax.config import DreamBoothConfig, PretrainConfig, SettingsError, resolve
+from dreambooth_jax.diffusion import schedules
+from dreambooth_jax.models import t5, unet_config
+from dreambooth_jax.storybook.subjects import SUBJECTS
+
+FILES = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+PRETRAIN = [path for path in FILES if path.stem.startswith('storybook_')]
+
+
+def get_config(path, *argument):
+    return runpy.run_path(str(path))['get_config'](*argument)
+
+
+def named(stem):
+    return next(path for path in FILES if path.stem == stem)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
+def test_every_config_file_resolves(path):
+    resolve(PretrainConfig if path in PRETRAIN else DreamBoothConfig, get_config(path))
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
+def test_every_config_file_opens_with_result_cost_and_command(path):
+    header = path.read_text().split('"""')[1]
+    assert 'Expected result:' in header
+    assert 'Measured' in header
+    assert f'--config=configs/{path.name}' in header
+
+
+@pytest.mark.parametrize('path', PRETRAIN, ids=lambda path: path.name)
+def test_pretraining_describes_networks_that_can_be_built(path):
+    config = resolve(PretrainConfig, get_config(path))
+    unet = unet_config.resolve(config.unet)
+    schedule = schedules.from_config(config.scheduler)
+    assert unet['out_channels'] == (6 if schedule.learns_variance else 3)
+    if config.text_encoder:
+        assert t5.resolve(config.text_encoder)['d_model'] == unet['encoder_hid_dim']
+
+
+def test_both_stages_read_the_same_text_states():
+    base, super_resolution = (get_config(path).unet for path in PRETRAIN)
+    assert base.encoder_hid_dim == super_resolution.encoder_hid_dim
+    assert super_resolution.sample_size % base.sample_size == 0
+
+
+@pytest.mark.parametrize('name', SUBJECTS)
+def test_every_subject_has_a_config(name):
+    config = resolve(DreamBoothConfig, get_config(named('subject'), name))
+    assert config.data.subject == name
+    assert config.data.class_prompt == f'a {SUBJECTS[name].class_noun}'
+
+
+def test_the_dataset_has_thirty_subjects():
+    assert len(SUBJECTS) == 30
+
+
+def test_dog_is_the_subject_config_of_the_dog():
+    dog, subject = get_config(named('dog')), get_config(named('subject'), 'dog')
+    subject.samples.prompts = dog.samples.prompts
+    assert resolve(DreamBoothConfig, subject) == resolve(DreamBoothConfig, dog)
+
+
+def test_an_unknown_subject_lists_all():
+    with pytest.raises(SettingsError) as error:
+        get_config(named('subject'), 'unicorn')
+    assert str(error.value) == (
+        f'--config=configs/subject.py:unicorn names no subject; the name must be one of {tuple(SUBJECTS)}'
+    )
+
+
+def test_an_unknown_base_model_is_one_sentence():
+    with pytest.raises(SettingsError) as error:
+        get_config(named('dog'), 'imagen')
+    assert str(error.value).startswith(
+        "--config=configs/dog.py:imagen names no base model; the name must be one of ('storybook'"
+    )
