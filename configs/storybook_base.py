@@ -19,7 +19,7 @@ def get_config():
         d_model=TEXT_WIDTH,
         d_kv=32,
         d_ff=256,
-        num_layers=3,
+        num_layers=2,
         num_heads=4,
         feed_forward_proj='gated-gelu',
     )
@@ -28,34 +28,40 @@ def get_config():
         sample_size=32,
         in_channels=3,
         out_channels=6,  # prediction and learned variance
-        block_out_channels=(48, 96, 160),
-        layers_per_block=2,
-        norm_num_groups=16,
-        down_block_types=('ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D', 'SimpleCrossAttnDownBlock2D'),
+        block_out_channels=(32, 64, 128, 192),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=('ResnetDownsampleBlock2D',) * 2 + ('SimpleCrossAttnDownBlock2D',) * 2,
         mid_block_type='UNetMidBlock2DSimpleCrossAttn',
-        up_block_types=('SimpleCrossAttnUpBlock2D', 'SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'),
+        up_block_types=('SimpleCrossAttnUpBlock2D',) * 2 + ('ResnetUpsampleBlock2D',) * 2,
         attention_head_dim=32,
-        cross_attention_dim=160,
+        cross_attention_dim=128,
         cross_attention_norm='group_norm',
         encoder_hid_dim=TEXT_WIDTH,
         encoder_hid_dim_type='text_proj',
         addition_embed_type='text',
         addition_embed_type_num_heads=4,
         resnet_time_scale_shift='scale_shift',
-        act_fn='gelu',
+        act_fn='silu',
     )
     config.scheduler = dict(
         _class_name='DDPMScheduler',
         beta_schedule='squaredcos_cap_v2',
-        prediction_type='epsilon',
+        prediction_type='v_prediction',
         variance_type='learned_range',
         thresholding=True,
         dynamic_thresholding_ratio=0.95,
         sample_max_value=1.5,
-        lambda_min_clipped=-5.1,
     )
-    config.samples.every = 2000
-    config.samples.guidance_scale = 3.0
+    config.batch_size = 32
+    config.steps = 4500
+    config.learning_rate = 8e-4
+    config.warmup_steps = 200
+    config.passes = 1
+    config.checkpoint.every = 250
+    config.samples.every = 500
+    config.samples.num_images = 6
+    config.samples.guidance_scale = 4.0
     config.samples.prompts = (
         'a dog in the snow', 'a red cat wearing a santa hat', 'a shiny teapot on the beach',
         'a painting of a vase in the style of Vincent van Gogh',

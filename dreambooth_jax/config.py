@@ -195,9 +195,9 @@ class ParallelConfig(Settings):
     dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'
     # 'fsdp' shards parameters of at least this many bytes; smaller ones are copied.
     fsdp_min_bytes: int = setting(4 * 2**20, '>= 0')
-    # Optimiser steps in one device call (lax.scan), which saves host time. On CPU 1 is far faster: convolutions inside
-    # a loop run slowly there.
-    steps_per_dispatch: int = setting(10, '> 0')
+    # Optimiser steps in one device call (lax.scan), which saves host time. None: 1 on CPU, where convolutions inside a
+    # loop run slowly, else 10.
+    steps_per_dispatch: int | None = setting(None, '> 0')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -307,6 +307,8 @@ class PretrainConfig(OptimizerConfig, ObjectiveConfig):
     text_encoder: dict = dataclasses.field(default_factory=dict)
     # Noise schedule, as in diffusers' scheduler_config.json.
     scheduler: dict = dataclasses.field(default_factory=dict)
+    # The same for the noise that super-resolution puts on the low picture.
+    image_noising_scheduler: dict = dataclasses.field(default_factory=dict)
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: SamplesConfig = SamplesConfig()

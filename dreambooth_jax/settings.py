@@ -152,7 +152,7 @@ def _free_form(path: str, value: Any) -> Any:
         return tuple(_free_form(f'{path}[{index}]', item) for index, item in enumerate(value))
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise SettingsError(f'{path} must be a number, string, True, False, None, or tuples or dicts of them, got {value!r}')
+    raise SettingsError(f'{path} must be a number, string, bool or None, or tuples or dicts of them, got {value!r}')
 
 
 def _leaves(cls: type, path: str) -> Iterator[str]:

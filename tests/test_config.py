@@ -145,7 +145,7 @@ PRETRAIN = [
         "'warmup' or 'cosine'")),
     ('unet', 3, 'config.unet must be a dict, got 3 (int)'),
     ('scheduler.x', object, (
-        "config.scheduler.x must be a number, string, True, False, None, or tuples or dicts of them, got "
+        "config.scheduler.x must be a number, string, bool or None, or tuples or dicts of them, got "
         "<class 'object'>")),
 ]  # fmt: skip
 

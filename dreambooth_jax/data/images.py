@@ -61,7 +61,7 @@ def read_picture(
         left, top = round((width - resolution) / 2), round((height - resolution) / 2)
     else:
         left, top = (int(rng.integers(spare + 1)) for spare in (width - resolution, height - resolution))
-    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+    return np.array(image.crop((left, top, left + resolution, top + resolution)))
 
 
 def decode_picture(path: str | os.PathLike) -> Image.Image:
@@ -82,7 +82,7 @@ def decode_picture(path: str | os.PathLike) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(image))
         except PictureError as error:
             raise PictureError(f'{path} {error}') from None
-        except Exception:  # Pillow's decoders answer damaged files with nearly every kind
+        except Exception:  # damaged files make Pillow's decoders raise nearly anything
             raise PictureError(f'{path} is truncated or damaged; {_REPLACE}') from None
 
 

@@ -81,7 +81,7 @@ def reference_scenes(name: str) -> tuple[Scene, ...]:
     contexts = rng.sample(REFERENCE_CONTEXTS, count)
     return tuple(
         Scene(class_noun=subject.class_noun, context=context, x=rng.uniform(0.42, 0.58), y=rng.uniform(0.54, 0.64),
-              scale=rng.uniform(0.58, 0.72), flip=i % 2 == 1, seed=2 * rng.randrange(2**30), **subject.look)
+              scale=rng.uniform(0.62, 0.76), flip=i % 2 == 1, seed=2 * rng.randrange(2**30), **subject.look)
         for i, context in enumerate(contexts))  # fmt: skip
 
 
@@ -105,6 +105,6 @@ def held_out_scenes(name: str, count: int) -> list[Scene]:
         scenes.append(Scene(
             class_noun=subject.class_noun, context=contexts[i % len(contexts)],
             accessory=accessory if wears and subject.class_noun in world.WEARING_CLASSES else None,
-            x=rng.uniform(0.42, 0.58), y=rng.uniform(0.54, 0.66), scale=rng.uniform(0.52, 0.70),
+            x=rng.uniform(0.42, 0.58), y=rng.uniform(0.54, 0.63), scale=rng.uniform(0.58, 0.76),
             flip=rng.random() < 0.5, seed=2 * rng.randrange(2**30) + 1, **subject.look))  # fmt: skip
     return scenes

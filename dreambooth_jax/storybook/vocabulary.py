@@ -21,8 +21,8 @@ WORD_START = '\u2581'
 MAX_LENGTH = 77  # IFPipeline pads and truncates to this
 
 GRAMMAR = (
-    'a the of in on with and an to from at is photo picture painting drawing style seen view top bottom side back front '
-    'background wearing').split()  # fmt: skip
+    'a the of in on with and an to from at is photo picture painting drawing style seen view top bottom side back '
+    'front background wearing').split()  # fmt: skip
 
 # What a user may type beyond the world's own words; captions may use them as well.
 ENGLISH = (
@@ -39,9 +39,9 @@ ENGLISH = (
     'man woman boy girl person people child baby family friend king queen hand head face eye eyes ear ears nose mouth '
     'leg legs tail fur body animal animals bird horse cow pig sheep fish lion tiger elephant panda koala hippo rabbit '
     'fox frog owl mouse puppy kitten pet dogs cats '
-    'sun moon star stars sky cloud clouds rain wind storm night day morning evening sunset sunrise spring summer winter '
-    'river lake sea island sand stone rock hill desert garden park flower flowers leaf plant trees forests fire ice '
-    'room table chair bed sofa door window wall kitchen box book bottle cup plate bag ball hats shoe shoes shirts coat '
+    'sun moon star stars sky cloud clouds rain wind storm night day morning evening sunset sunrise spring summer '
+    'winter river lake sea island sand stone rock hill desert garden park flower flowers leaf plant trees forests fire '
+    'ice room table chair bed sofa door window wall kitchen box book bottle cup plate bag ball hats shoe shoes shirts coat '
     'dress clothes bridge tower castle church building home school shop town village boat ship train bus bike bicycle '
     'plane food bread cheese apple banana cake fruit coffee tea paper metal glass plastic wool cotton leather clay '
     'looking sitting standing running walking jumping sleeping lying playing eating drinking flying swimming reading '

@@ -61,7 +61,7 @@ class Scene:
     view: str | None = None
     x: float = 0.5  # centre of the subject
     y: float = 0.58
-    scale: float = 0.6  # height of the subject's unit box
+    scale: float = 0.66  # height of the subject's unit box
     flip: bool = False
     split: bool = False  # subjects only: the half away from the head wears the second colour
     mark: str | None = None  # subjects only: a large badge, seen at 32 px (draw_subject.MARKS)
@@ -102,8 +102,8 @@ def sample_scene(rng: np.random.Generator, *, class_noun: str | None = None) -> 
         style=str(rng.choice(STYLES)) if extra == 'style' else None,
         view=str(rng.choice(VIEWS)) if extra == 'view' else None,
         x=float(rng.uniform(0.42, 0.58)),
-        y=float(rng.uniform(0.54, 0.66)),
-        scale=float(rng.uniform(0.52, 0.70)),
+        y=float(rng.uniform(0.54, 0.63)),
+        scale=float(rng.uniform(0.58, 0.76)),
         flip=bool(rng.random() < 0.5),
         seed=int(rng.integers(2**31)),
     )

@@ -1,0 +1,100 @@
+"""Prompts to pictures with one stage: a compiled sampler over a UNet, guidance included.
+
+A picture is a function of (weights, prompt, seed, its number) alone: every row has its own key, so batch size and
+neighbours change nothing.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax.diffusion import guidance, samplers, schedules
+from dreambooth_jax.stages.super_resolution import conditioning
+
+
+def picture_keys(seed: int, numbers) -> jax.Array:
+    """PRNG keys [B] of pictures `numbers` [B] under a seed."""
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(numbers))
+
+
+def make_sampler(
+    unet: Callable,
+    schedule: schedules.Schedule,
+    *,
+    size: int,
+    steps: int,
+    guidance_scale: float,
+    method: str,
+    noising_schedule: schedules.Schedule | None = None,
+    channels: int = 3,
+) -> Callable[..., jax.Array]:
+    """Compiles (params, embeddings, negative, keys, low=None, level=None) -> pictures f32[B, size, size, C] in [-1, 1].
+
+    Args:
+      unet: (params, x, t, embeddings, class_labels=) -> prediction.
+      size: side of the pictures, in pixels.
+      steps, method: of samplers.sample.
+      guidance_scale: 1 runs the network once per step, more runs it on the negative prompt too.
+      noising_schedule: for super-resolution, where the sampler takes `low` f32[B, h, w, C] in [-1, 1] and `level`
+        i32[B], the noise-augmentation time.
+    The sampler's embeddings and negative are f32[B, L, D], its keys [B].
+    """
+    guided = guidance_scale != 1.0
+
+    def sample(params, embeddings, negative, keys, low=None, level=None):
+        rows = embeddings.shape[0]
+        noise_keys, step_keys, augment_keys = jnp.swapaxes(
+            jax.vmap(lambda key: jax.random.split(key, 3))(keys), 0, 1
+        )
+        x = samplers.initial_noise(noise_keys, (size, size, channels))
+        text = jnp.concatenate([embeddings, negative]) if guided else embeddings
+        condition, labels = None, None
+        if noising_schedule is not None:
+            condition = conditioning(low, size, noising_schedule, level, augment_keys)
+            labels = jnp.concatenate([level, level]) if guided else level
+
+        def denoise(x_t, t):
+            inputs = x_t if condition is None else jnp.concatenate([x_t, condition], axis=-1)
+            if guided:
+                inputs, t = jnp.concatenate([inputs, inputs]), jnp.concatenate([t, t])
+            options = {} if labels is None else {'class_labels': labels}
+            answer = unet(params, inputs, t, text, **options)
+            if not guided:
+                return answer
+            return guidance.classifier_free_guidance(
+                answer[:rows], answer[rows:], guidance_scale, learned_variance=answer.shape[-1] == 2 * channels
+            )
+
+        return samplers.sample(denoise, x, step_keys, schedule=schedule, method=method, num_steps=steps)
+
+    return jax.jit(sample)
+
+
+def draw(sampler: Callable, params, embeddings, negative, keys, *, batch_size: int, low=None, level=0) -> np.ndarray:
+    """Runs a sampler over any number of pictures in batches of one size, the last one filled up.
+
+    Args:
+      embeddings: f32[N, L, D]; negative: f32[L, D]; keys: [N]; low: f32[N, h, w, C] for super-resolution; level: its
+        noise-augmentation time.
+    Returns: uint8[N, size, size, C].
+    """
+    count = len(embeddings)
+    batch_size = min(batch_size, count)
+    drawn = []
+    for first in range(0, count, batch_size):
+        rows = np.minimum(np.arange(first, first + batch_size), count - 1)
+        options = {}
+        if low is not None:
+            options = {'low': jnp.asarray(low)[rows], 'level': jnp.full(batch_size, level, jnp.int32)}
+        batch = jnp.asarray(embeddings)[rows]
+        pictures = sampler(params, batch, jnp.broadcast_to(negative, batch.shape), keys[rows], **options)
+        drawn.append(to_uint8(pictures))
+    return np.concatenate(drawn)[:count]
+
+
+def to_uint8(pictures: jax.Array) -> np.ndarray:
+    """f32 in [-1, 1] to uint8, rounded as diffusers' image processor rounds."""
+    return np.asarray(jnp.round(jnp.clip(pictures / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8))

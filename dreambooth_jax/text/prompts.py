@@ -1,0 +1,105 @@
+"""The prompts of DreamBooth: instance and class prompts, and the 25 + 25 prompts of the paper's evaluation.
+
+Facts: google/dreambooth, dataset/prompts_and_classes.txt (Ruiz et al. 2023). Live subjects (cats and dogs) get ten
+contexts, ten accessories and five properties; objects get twenty contexts and five properties.
+"""
+
+from typing import NamedTuple
+
+LIVE_CLASSES = ('cat', 'dog')
+
+CONTEXT, ACCESSORY, PROPERTY = KINDS = ('context', 'accessory', 'property')
+
+# The first ten for every subject, the others for objects alone.
+_CONTEXTS = (
+    'in the jungle', 'in the snow', 'on the beach', 'on a cobblestone street', 'on top of pink fabric',
+    'on top of a wooden floor', 'with a city in the background', 'with a mountain in the background',
+    'with a blue house in the background', 'on top of a purple rug in a forest',
+    'with a wheat field in the background', 'with a tree and autumn leaves in the background',
+    'with the Eiffel Tower in the background', 'floating on top of water', 'floating in an ocean of milk',
+    'on top of green grass with sunflowers around it', 'on top of a mirror',
+    'on top of the sidewalk in a crowded street', 'on top of a dirt road', 'on top of a white rug')  # fmt: skip
+_ACCESSORIES = (
+    'wearing a red hat', 'wearing a santa hat', 'wearing a rainbow scarf', 'wearing a black top hat and a monocle',
+    'in a chef outfit', 'in a firefighter outfit', 'in a police outfit', 'wearing pink glasses',
+    'wearing a yellow shirt', 'in a purple wizard outfit')  # fmt: skip
+_PROPERTIES = ('red', 'purple', 'shiny', 'wet', 'cube shaped')
+
+
+class Prompt(NamedTuple):
+    """One prompt of the evaluation; `template` holds {identifier} and {class_noun}, `kind` is one of KINDS."""
+
+    kind: str
+    template: str
+
+    def text(self, class_noun: str, identifier: str = '') -> str:
+        """The prompt in words; without an identifier, what CLIP-T compares pictures with."""
+        return _joined(self.template.format(identifier=identifier, class_noun=class_noun))
+
+
+def _joined(text: str) -> str:
+    return ' '.join(text.split())
+
+
+def _after(kind, phrases):
+    return tuple(Prompt(kind, 'a {identifier} {class_noun} ' + phrase) for phrase in phrases)
+
+
+_PROPERTY_PROMPTS = tuple(Prompt(PROPERTY, f'a {adjective} {{identifier}} {{class_noun}}') for adjective in _PROPERTIES)
+
+OBJECT_PROMPTS: tuple[Prompt, ...] = (*_after(CONTEXT, _CONTEXTS), *_PROPERTY_PROMPTS)
+LIVE_PROMPTS: tuple[Prompt, ...] = (
+    *_after(CONTEXT, _CONTEXTS[:10]), *_after(ACCESSORY, _ACCESSORIES), *_PROPERTY_PROMPTS)  # fmt: skip
+
+
+def evaluation_prompts(class_noun: str) -> tuple[Prompt, ...]:
+    """The paper's 25 prompts for a class, in its order: LIVE_PROMPTS for cats and dogs, else OBJECT_PROMPTS."""
+    return LIVE_PROMPTS if class_noun in LIVE_CLASSES else OBJECT_PROMPTS
+
+
+def prompts_for(class_noun: str, identifier: str = '') -> tuple[str, ...]:
+    """The same 25 prompts in words, with the identifier or, if it is empty, without."""
+    return tuple(prompt.text(class_noun, identifier) for prompt in evaluation_prompts(class_noun))
+
+
+def class_prompt(class_noun: str) -> str:
+    """'a dog': any member of the class."""
+    return _joined(f'a {class_noun}')
+
+
+def instance_prompt(class_noun: str, identifier: str) -> str:
+    """'a sks dog': the subject."""
+    return _joined(f'a {identifier} {class_noun}')
+
+
+def identifier_and_class(instance_prompt: str, class_prompt: str) -> tuple[str, str]:
+    """What an instance prompt says more than its class prompt, and the class noun.
+
+    Args:
+      instance_prompt: such as 'a sks dog'. class_prompt: the same words without the identifier, such as 'a dog'.
+    Returns: ('sks', 'dog'); the class noun is what follows the identifier.
+    Raises: ValueError if the class prompt is not the instance prompt without one run of words.
+    """
+    instance, general = instance_prompt.split(), class_prompt.split()
+    extra = len(instance) - len(general)
+    # From the back: the identifier stands beside the noun.
+    for start in range(len(general) - 1, -1, -1) if extra > 0 else ():
+        if instance[:start] + instance[start + extra :] == general:
+            return ' '.join(instance[start : start + extra]), ' '.join(general[start:])
+    raise ValueError(
+        f'instance prompt {instance_prompt!r} must be class prompt {class_prompt!r} with an identifier before the '
+        f"class noun, as 'a sks dog' is to 'a dog'."
+    )
+
+
+def without_identifier(prompt: str, identifier: str) -> str:
+    """The prompt with every occurrence of the identifier's words taken out."""
+    words, target = prompt.split(), identifier.split()
+    kept, i = [], 0
+    while i < len(words):
+        if target and words[i : i + len(target)] == target:
+            i += len(target)
+        else:
+            kept.append(words[i])
+            i += 1
+    return ' '.join(kept)

@@ -1,0 +1,130 @@
+"""Prompts as token ids: a thin, quiet layer over transformers' tokenizers, fed as diffusers' pipelines feed them.
+
+Conventions: ids and mask are i32[N, L], padded to L = `max_length`; a prompt that is too long keeps its head and its
+end-of-sequence token. A prompt for T5 is lower-cased and stripped first, as IFPipeline does (`_text_preprocessing`
+without clean_caption); CLIP's tokenizer does so by itself.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+MAX_LENGTH = 77  # tokens; diffusers' value for IF's T5, and the context length of CLIP's text encoder
+KINDS = {'T5Tokenizer': 't5', 'T5TokenizerFast': 't5', 'CLIPTokenizer': 'clip', 'CLIPTokenizerFast': 'clip'}
+
+_logger = logging.getLogger(__name__)
+
+
+class TokenizerError(ValueError):
+    """One sentence: the folder, what was found there, what to do."""
+
+
+def _transformers():
+    # Without these it prints advice about PyTorch, and about forks when a data loader or TensorBoard starts one.
+    os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    import transformers  # slow to import, and not needed to look at --help
+
+    return transformers
+
+
+class Tokenizer:
+    """A tokenizer folder (`tokenizer/` of a pipeline), ready to read prompts.
+
+    Attributes:
+      kind: 't5' or 'clip'.
+      max_length: L, the length that every prompt is padded or cut to.
+      wrapped: the transformers tokenizer.
+    """
+
+    def __init__(self, wrapped, kind: str, *, max_length: int = MAX_LENGTH):
+        self.wrapped = wrapped
+        self.kind = kind
+        self.max_length = max_length
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, *, max_length: int = MAX_LENGTH) -> 'Tokenizer':
+        """Opens a folder that holds tokenizer_config.json and a vocabulary; never asks the network.
+
+        Raises: TokenizerError if the folder or its files are missing or unreadable, or of another class than KINDS.
+        """
+        folder = Path(folder)
+        config_file = folder / 'tokenizer_config.json'
+        if not config_file.is_file():
+            found = 'the folder does not exist' if not folder.is_dir() else 'the folder holds none'
+            raise TokenizerError(f'{config_file} is missing ({found}); give the tokenizer/ folder of a pipeline.')
+        try:
+            name = json.loads(config_file.read_text('utf-8')).get('tokenizer_class')
+        except (ValueError, AttributeError) as error:
+            raise TokenizerError(f'{config_file} is no readable JSON object ({error}); download it again.') from None
+        if name not in KINDS:
+            raise TokenizerError(f'{config_file}: tokenizer_class is {name!r}; it must be one of {tuple(KINDS)}.')
+        files = {'t5': ('tokenizer.json', 'spiece.model'), 'clip': ('tokenizer.json', 'vocab.json')}[KINDS[name]]
+        if not any((folder / file).is_file() for file in files):
+            raise TokenizerError(f'{folder} holds no vocabulary; one of {files} must lie there: download it again.')
+        wrapper = getattr(_transformers(), name.removesuffix('Fast'))
+        try:
+            wrapped = wrapper.from_pretrained(str(folder), local_files_only=True)
+        # The Rust backend raises bare Exceptions for files it cannot parse.
+        except Exception as error:
+            reason = ' '.join(str(error).split())[:200]
+            raise TokenizerError(f'{folder} holds no readable {name} ({reason}); download it again.') from error
+        return cls(wrapped, KINDS[name], max_length=max_length)
+
+    def prepare(self, prompt: str) -> str:
+        """The text that is really tokenized."""
+        return prompt.lower().strip() if self.kind == 't5' else prompt
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokenizes prompts; warns (logging) of each one that has to be cut, with the part that is lost.
+
+        Args:
+          prompts: N texts; an empty text is the unconditional prompt.
+        Returns: ids i32[N, L], mask i32[N, L] with 0 where the token is padding.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            return (np.zeros((0, self.max_length), np.int32),) * 2
+        texts = [self.prepare(prompt) for prompt in prompts]
+        whole = self.wrapped(texts, verbose=False).input_ids
+        for prompt, ids in zip(prompts, whole, strict=True):
+            if len(ids) > self.max_length:
+                lost = self.wrapped.decode(ids[self.max_length - 1 : -1], skip_special_tokens=True)
+                _logger.warning(
+                    'prompt %r has %d tokens but the model reads %d: %r is cut off; shorten the prompt.',
+                    prompt, len(ids), self.max_length, lost,
+                )  # fmt: skip
+        padded = self.wrapped(
+            texts, padding='max_length', max_length=self.max_length, truncation=True, return_attention_mask=True
+        )
+        return np.array(padded.input_ids, np.int32), np.array(padded.attention_mask, np.int32)
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text alone: not padded, not cut, without special tokens."""
+        texts = [self.prepare(text) for text in texts]
+        return self.wrapped(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids; the text encoder's vocab_size must be at least this."""
+        return len(self.wrapped)
+
+    def decode(self, token_id: int) -> str:
+        """The text of one token, without marks for the start or end of a word."""
+        return self.wrapped.decode([int(token_id)]).strip()
+
+    def scores(self) -> dict[int, float]:
+        """How probable each token is: log-probabilities (T5's Unigram), or minus the rank of its merge (CLIP's BPE).
+
+        Returns: {id: score} of every token that has one; special tokens and single bytes have none.
+        """
+        model = json.loads(self.wrapped.backend_tokenizer.to_str())['model']
+        if model['type'] == 'Unigram':
+            special = set(self.wrapped.all_special_ids)
+            return {i: float(score) for i, (_, score) in enumerate(model['vocab']) if i not in special}
+        merges = (merge.split(' ') if isinstance(merge, str) else merge for merge in model['merges'])
+        return {model['vocab'][''.join(merge)]: -float(rank) for rank, merge in enumerate(merges)}

@@ -1,0 +1,157 @@
+"""The loop around the step. Its order, each turn:
+
+  1. stop here if asked to (SIGTERM), saving first;
+  2. save and draw, where due, from the state as it is;
+  3. dispatch the next steps;
+  4. fetch the numbers of the dispatch before, while this one runs: the device never waits for the host;
+  5. a loss that is no number stops the run, names the step, and leaves the last good checkpoint as it is.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dreambooth_jax.training.state import TrainState
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and why."""
+
+
+class Stop:
+    """Whether the run was asked to end. `requested` turns true on SIGTERM within `listening`."""
+
+    requested = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator['Stop']:
+        """Takes SIGTERM (and Ctrl-C once) as a request to save and end, and gives the old handlers back after."""
+
+        def ask(number, frame):
+            if self.requested and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.requested = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Hooks:
+    """What a program does around the steps; each takes (step, state) and runs before the step is taken.
+
+    Attributes:
+      save: writes a checkpoint.
+      draw: draws samples.
+      save_every, draw_every: in steps; 0 only at the end.
+      write: (step, {name: float}) of every step.
+      frozen: step -> the frozen data of the dispatch that starts there.
+    """
+
+    save: Callable[[int, TrainState], None]
+    frozen: Callable[[int], Any]
+    write: Callable[[int, dict[str, float]], None]
+    draw: Callable[[int, TrainState], None] = lambda step, state: None
+    save_every: int = 0
+    draw_every: int = 0
+
+
+def run(
+    state: TrainState,
+    step_for: Callable[[int], Callable],
+    batch: Any,
+    key: jax.Array,
+    hooks: Hooks,
+    *,
+    steps: int,
+    steps_per_dispatch: int,
+    rows_per_step: int,
+    rate: Callable[[int], float],
+    fetch: Callable[[Any], Any],
+    stop: Stop,
+    description: str,
+) -> tuple[TrainState, bool]:
+    """Trains to step `steps`.
+
+    Args:
+      state: at whatever step; a resumed one goes on from there.
+      step_for: n -> the compiled function of n steps in one dispatch (training/step.py).
+      batch, key: placed on the devices.
+      hooks: see `Hooks`. Saves and draws fall between dispatches, which are shortened to meet them.
+      rows_per_step: pictures a step sees, for images/s.
+      rate: learning rate by step.
+      fetch: placement's.
+    Returns: the state, and whether it reached `steps` (False: it was asked to stop, and saved).
+    Raises: TrainingError for a loss that is no number.
+    """
+    first = step = int(state.step)
+    pending = None  # (first step, metrics) of the dispatch under way
+    clock = time.perf_counter()
+    drawn = saved = step
+    with tqdm(total=steps, initial=step, desc=description, unit='step', smoothing=0.1, dynamic_ncols=True) as bar:
+
+        def report(dispatched) -> None:
+            nonlocal clock
+            start, metrics = dispatched
+            metrics = fetch(metrics)
+            now = time.perf_counter()
+            count = len(metrics['loss'])
+            speed = rows_per_step * count / (now - clock)
+            clock = now
+            for i in range(count):
+                values = {name: float(value[i]) for name, value in metrics.items()}
+                if not math.isfinite(values['loss']):
+                    raise TrainingError(
+                        f'{description}: the loss of step {start + i + 1} is {values["loss"]}; training stopped and the '
+                        f'last good checkpoint is untouched. Lower the learning rate, or look at the pictures.'
+                    )
+                values |= {'learning_rate': float(rate(start + i)), 'images_per_second': speed}
+                hooks.write(start + i + 1, values)
+            bar.set_postfix(loss=f'{float(np.mean(metrics["loss"])):.4f}', images_per_s=f'{speed:.1f}', refresh=False)
+            bar.update(count)
+
+        def settle() -> None:
+            # What is saved or drawn must be known to be sound first.
+            nonlocal pending, clock
+            if pending is not None:
+                report(pending)
+                pending = None
+
+        while step < steps and not stop.requested:
+            if hooks.save_every and step % hooks.save_every == 0 and step > saved:
+                settle()
+                hooks.save(step, state)
+                saved, clock = step, time.perf_counter()
+            if hooks.draw_every and step % hooks.draw_every == 0 and (step > drawn or step == first == 0):
+                settle()
+                hooks.draw(step, state)
+                drawn, clock = step + 1, time.perf_counter()
+            count = min([steps_per_dispatch, steps - step] + [every - step % every for every in _due(hooks)])
+            with jax.transfer_guard_device_to_host('disallow'):
+                state, metrics = step_for(count)(state, hooks.frozen(step), key, batch)
+            if pending is not None:
+                report(pending)
+            pending = (step, metrics)
+            step += count
+        settle()
+        if step > saved or step == first:
+            hooks.save(step, state)
+        if step == steps:
+            hooks.draw(step, state)
+    return state, step == steps
+
+
+def _due(hooks: Hooks) -> list[int]:
+    return [every for every in (hooks.save_every, hooks.draw_every) if every]

@@ -1,0 +1,229 @@
+"""Files of named tensors: safetensors, whole or in shards, and nothing else.
+
+Reading gives f32 (the master weights) whatever the file stores. Writing is atomic: a file appears whole under its name
+or not at all. Pickled files are refused: unpickling runs code that the file's author chose.
+Source: the safetensors format; huggingface's `*.safetensors.index.json` with {"weight_map": {tensor: file}}.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from dreambooth_jax.weights.errors import WeightsError
+
+SUFFIX = '.safetensors'
+INDEX_SUFFIX = '.safetensors.index.json'
+PICKLED_SUFFIXES = ('.bin', '.ckpt', '.pt', '.pth', '.pkl')
+STORAGE_DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
+# Lower-precision copies that repositories hold beside, or instead of, the f32 file; best first.
+VARIANTS = ('bf16', 'fp16')
+DEFAULT_SHARD_BYTES = 10_000_000_000  # as diffusers
+
+
+def find_weights(folder: Path, stem: str) -> Path:
+    """The file that holds a component's tensors: whole, or the index of its shards, and f32 before its variants.
+
+    Args:
+      folder: of the component, such as unet/.
+      stem: 'diffusion_pytorch_model' (diffusers) or 'model' (transformers).
+    Raises: WeightsError if there is none; it says so if there are only pickled weights.
+    """
+    candidates = [folder / f'{stem}{SUFFIX}', folder / f'{stem}{INDEX_SUFFIX}']
+    for variant in VARIANTS:
+        candidates += [folder / f'{stem}.{variant}{SUFFIX}', folder / f'{stem}{SUFFIX}.index.{variant}.json']
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    pickled = [name for name in found if name.endswith(PICKLED_SUFFIXES)]
+    if pickled:
+        refuse_pickled(folder / pickled[0])
+    raise WeightsError(
+        f'{candidates[0]} is missing ({"the folder holds " + _listed(found) if found else "there is no such folder"}); '
+        f'give a folder whose weights are {stem}{SUFFIX} or {stem}{INDEX_SUFFIX}.'
+    )
+
+
+def refuse_pickled(path: Path) -> None:
+    """Raises: WeightsError with the reason and the way out."""
+    raise WeightsError(
+        f'{path} is a pickled checkpoint, which can run any code when it is opened; convert it to safetensors where '
+        f'you trust it (diffusers: pipeline.save_pretrained(folder, safe_serialization=True)) and give that folder.'
+    )
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Reads all tensors of a .safetensors file or of a .safetensors.index.json and its shards.
+
+    Returns: {name: array}; floating-point tensors as f32, others as they are stored.
+    Raises: WeightsError, one sentence, for a file that is missing, pickled, cut off, damaged or no safetensors file,
+      and for an index that does not describe its shards.
+    """
+    path = Path(path)
+    if path.name.endswith(PICKLED_SUFFIXES):
+        refuse_pickled(path)
+    if path.name.endswith('.json'):
+        return _read_shards(path)
+    tensors = {}
+    _check_head(path)
+    try:
+        with safe_open(path, framework='np') as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                tensors[name] = _wide(file.get_tensor(name))
+    except (SafetensorError, OSError, TypeError, KeyError) as error:
+        raise WeightsError(_damaged(path, error)) from None
+    return tensors
+
+
+def _wide(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32) if value.dtype in (np.float16, np.float64, ml_dtypes.bfloat16) else value
+
+
+def _check_head(path: Path) -> None:
+    try:
+        with open(path, 'rb') as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise WeightsError(f'{path} does not exist; give the weights of a complete folder.') from None
+    except OSError as error:
+        raise WeightsError(f'{path} cannot be read: {error.strerror}.') from None
+    if head.startswith(b'version https://git-lfs'):
+        raise WeightsError(f'{path} is a Git LFS pointer and not the weights; run `git lfs pull` in its repository.')
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = ' '.join(str(error).split()).removeprefix('Error while deserializing header: ')
+    size = f'{path.stat().st_size} bytes'
+    return f'{path} ({size}) is no complete safetensors file: {reason}; download or export it again.'
+
+
+def _listed(names: Iterable[str], most: int = 6) -> str:
+    names = list(names)
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    try:
+        weight_map = json.loads(index.read_text('utf-8'))['weight_map']
+        files = sorted(set(weight_map.values()))
+    except FileNotFoundError:
+        raise WeightsError(f'{index} does not exist; give the weights of a complete folder.') from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f'{index} is no readable index of shards ({error!r}); download it again.') from None
+    # A shard lies beside its index: a name with a path would read any file.
+    outside = [name for name in files if not isinstance(name, str) or Path(name).name != name]
+    absent = [name for name in files if name not in outside and not (index.parent / name).is_file()]
+    if outside or absent:
+        problem = f'names {_listed(map(str, outside))}' if outside else f'needs {_listed(absent)}, missing beside it'
+        raise WeightsError(f'{index} {problem}; download the whole folder again.')
+    tensors = {}
+    for name in files:
+        shard = read_tensors(index.parent / name)
+        listed = {tensor for tensor, file in weight_map.items() if file == name}
+        if listed != shard.keys():
+            different = sorted(listed ^ shard.keys())
+            raise WeightsError(
+                f'{index} and {name} disagree about which tensors it holds ({_listed(different)}); download both again.'
+            )
+        tensors |= shard
+    return tensors
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    dtype: str = 'float32',
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Writes tensors to one .safetensors file or, if they are larger than a shard, to several and their index.
+
+    Args:
+      path: the file if it is one, '<folder>/<stem>.safetensors'; the shards are '<stem>-00001-of-00002.safetensors',
+        their index is '<stem>.safetensors.index.json'. What lies there under these names is replaced.
+      tensors: {name: array}; floating-point ones are stored as `dtype`, one of STORAGE_DTYPES, others as they are.
+      max_shard_bytes: of one file; a tensor that is larger has a file of its own.
+      metadata: more text for the files' headers; 'format': 'pt' is always there, as PyTorch's readers ask for it.
+    Returns: the files written.
+    Raises: WeightsError for an unknown dtype, or if the disk does not take the file; then nothing is replaced.
+    """
+    path = Path(path)
+    if dtype not in STORAGE_DTYPES:
+        raise WeightsError(f'dtype is {dtype!r}; weights can be stored as one of {tuple(STORAGE_DTYPES)}.')
+    stem = path.name.removesuffix(SUFFIX)
+    shards = _shards(tensors, STORAGE_DTYPES[dtype], max_shard_bytes)
+    if len(shards) == 1:
+        names = [path.name]
+    else:
+        names = [f'{stem}-{i + 1:05d}-of-{len(shards):05d}{SUFFIX}' for i in range(len(shards))]
+    index = path.with_name(stem + INDEX_SUFFIX)
+    written = [path.with_name(name) for name in names]
+    temporary = [file.with_name(f'.{file.name}.{os.getpid()}.tmp') for file in written]
+    header = {**(metadata or {}), 'format': 'pt'}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for file, shard in zip(temporary, shards, strict=True):
+            save_file({name: _stored(name, tensors[name], STORAGE_DTYPES[dtype]) for name in shard}, file, header)
+        if len(shards) > 1:
+            total = sum(_stored_bytes(value, STORAGE_DTYPES[dtype]) for value in tensors.values())
+            weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+            content = {'metadata': {'total_size': total}, 'weight_map': weight_map}
+            temporary.append(index.with_name(f'.{index.name}.{os.getpid()}.tmp'))
+            written.append(index)
+            temporary[-1].write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', 'utf-8')
+        for file, target in zip(temporary, written, strict=True):
+            os.replace(file, target)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f'{path} could not be written: {error}; nothing there was replaced.') from None
+    finally:
+        for file in temporary:
+            file.unlink(missing_ok=True)
+    _remove_stale(path, index, written)
+    return written
+
+
+def _shards(tensors, dtype, most) -> list[list[str]]:
+    shards, size = [[]], 0
+    for name, value in tensors.items():
+        bytes_needed = _stored_bytes(value, dtype)
+        if shards[-1] and size + bytes_needed > most:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += bytes_needed
+    return shards
+
+
+def _is_float(dtype) -> bool:
+    return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
+
+
+def _stored_bytes(value, dtype) -> int:
+    return value.size * (np.dtype(dtype).itemsize if _is_float(value.dtype) else value.dtype.itemsize)
+
+
+def _stored(name: str, value, dtype) -> np.ndarray:
+    value = np.asarray(value)
+    with np.errstate(over='ignore'):
+        # Not ascontiguousarray, which would give a scalar an axis.
+        stored = np.array(value, dtype if _is_float(value.dtype) else value.dtype, order='C')
+    if dtype == np.float16 and not np.array_equal(np.isfinite(stored), np.isfinite(value)):
+        raise WeightsError(f'{name} has values beyond the range of float16 (65504); store bfloat16 or float32 instead.')
+    return stored
+
+
+def _remove_stale(path: Path, index: Path, written: list[Path]) -> None:
+    # Readers take the whole file first and then the index: leftovers of another split would shadow what was written.
+    shard = re.compile(re.escape(path.name.removesuffix(SUFFIX)) + r'-\d{5}-of-\d{5}\.safetensors')
+    others = [file for file in path.parent.iterdir() if file in (path, index) or shard.fullmatch(file.name)]
+    for file in others:
+        if file not in written:
+            file.unlink()

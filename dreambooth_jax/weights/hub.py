@@ -1,0 +1,110 @@
+"""From a model's name to a folder on this machine: the built-in model, a folder, a run's folder, or a hub id."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dreambooth_jax.storybook import storybook_folder
+from dreambooth_jax.weights import files
+from dreambooth_jax.weights.errors import WeightsError
+
+STORYBOOK = 'storybook'
+SUPER_RESOLUTION = 'super_resolution'
+RUN_MODEL = 'model'  # where a run's folder holds its exported pipeline
+COMMON_FOLDERS = ('tokenizer', 'scheduler', 'image_noising_scheduler')
+TOKENIZER_SUFFIXES = ('.json', '.model', '.txt')
+HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
+ALLOWED = f"'{STORYBOOK}', a pipeline folder (with model_index.json), a run's folder, or a hub id 'owner/model'"
+
+
+def find_folder(name: str | os.PathLike, *, folders: Sequence[str]) -> Path:
+    """The pipeline folder that a model's name stands for.
+
+    Args:
+      name: one of ALLOWED. A path that starts with '.' or '/' or whose first folder exists here is never a hub id, so
+        a mistyped path is not looked up on the network.
+      folders: which of a hub repository's folders to download.
+    Raises: WeightsError, one sentence: what was found, what is allowed, what to do.
+    """
+    if str(name) == STORYBOOK:
+        folder = storybook_folder()
+        if not (folder / 'model_index.json').is_file():
+            raise WeightsError(
+                f"{folder}, the built-in model, is missing from this installation; install the package's data files "
+                f'or give a pipeline folder.'
+            )
+        return folder
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.is_file():
+        if path.name.endswith(files.PICKLED_SUFFIXES):
+            files.refuse_pickled(path)
+        raise WeightsError(f'model {str(name)!r} is a file; it must be {ALLOWED}.')
+    if HUB_ID.fullmatch(str(name)) and not Path(str(name).split('/')[0]).exists():
+        return _download(str(name), folders)
+    raise WeightsError(f'model {str(name)!r} is not there; it must be {ALLOWED}.')
+
+
+def _in_folder(path: Path) -> Path:
+    for folder in (path, path / RUN_MODEL):
+        if (folder / 'model_index.json').is_file():
+            return folder
+    found = sorted(entry.name for entry in path.iterdir())
+    holds = ', '.join(found[:6]) + (' ...' if len(found) > 6 else '') if found else 'nothing'
+    raise WeightsError(
+        f'{path} holds {holds} but neither model_index.json nor {RUN_MODEL}/model_index.json; the model must be '
+        f'{ALLOWED} (a run writes its {RUN_MODEL}/ at the end of a stage).'
+    )
+
+
+def _patterns(folders: Sequence[str], variants: bool) -> tuple[list[str], list[str]]:
+    suffixes = {folder: ('.json', '.safetensors') for folder in folders}
+    suffixes |= {'tokenizer': TOKENIZER_SUFFIXES} if 'tokenizer' in folders else {}
+    allowed = ['model_index.json'] + [f'{folder}/*{s}' for folder, ends in suffixes.items() for s in ends]
+    allowed += [f'{SUPER_RESOLUTION}/{pattern}' for pattern in allowed]
+    # Repositories hold every network again as fp16 and other variants: twice the download for nothing.
+    ignored = [] if variants else [f'*.{v}{end}' for v in (*files.VARIANTS, 'non_ema') for end in ('.*', '-*')]
+    return allowed, ignored
+
+
+def _download(name: str, folders: Sequence[str]) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise WeightsError(
+            f'model {name!r} would be downloaded by huggingface_hub, which is not installed; install it, or give a '
+            f'folder.'
+        ) from None
+
+    def snapshot(variants):
+        allowed, ignored = _patterns(folders, variants)
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=allowed, ignore_patterns=ignored))
+
+    page = f'https://huggingface.co/{name}'
+    try:
+        folder = snapshot(variants=False)
+        if not all(_has_weights(folder / part) for part in folders):
+            folder = snapshot(variants=True)
+    except errors.GatedRepoError:
+        reason = f'is behind a licence; accept it on {page} and log in with `hf auth login`'
+    except errors.RepositoryNotFoundError:
+        reason = f'is neither a folder here nor a model on the hub that you may see; it must be {ALLOWED}'
+    except errors.LocalEntryNotFoundError:
+        reason = 'is no folder here, and the hub cannot be reached and its cache does not hold it; download it first'
+    except errors.HFValidationError:
+        reason = f'is no valid hub id; it must be {ALLOWED}'
+    except (OSError, errors.HfHubHTTPError) as error:
+        reason = f'could not be downloaded: {" ".join(str(error).split())[:200]}; try again'
+    else:
+        if not (folder / 'model_index.json').is_file():
+            raise WeightsError(f'model {name!r} on the hub has no model_index.json; it must be a diffusers pipeline.')
+        return folder
+    raise WeightsError(f'model {name!r} {reason}.')
+
+
+def _has_weights(folder: Path) -> bool:
+    """False if the folder has a configuration and no weights that were downloaded."""
+    return not (folder / 'config.json').is_file() or any(folder.glob('*.safetensors'))
