@@ -54,7 +54,7 @@ def get_config():
         sample_max_value=1.5,
     )
     config.batch_size = 32
-    config.steps = 4500
+    config.steps = 1800
     config.learning_rate = 8e-4
     config.warmup_steps = 200
     config.passes = 1

@@ -20,9 +20,9 @@ def get_config():
         sample_size=128,
         in_channels=6,  # noisy target and upsampled low picture
         out_channels=6,  # prediction and learned variance
-        block_out_channels=(32, 48, 64, 128),
-        layers_per_block=(1, 1, 2, 2),
-        norm_num_groups=16,
+        block_out_channels=(16, 24, 48, 96),
+        layers_per_block=1,
+        norm_num_groups=8,
         down_block_types=('ResnetDownsampleBlock2D',) * 3 + ('SimpleCrossAttnDownBlock2D',),
         mid_block_type='UNetMidBlock2DSimpleCrossAttn',
         up_block_types=('SimpleCrossAttnUpBlock2D',) + ('ResnetUpsampleBlock2D',) * 3,
@@ -38,20 +38,26 @@ def get_config():
         resnet_skip_time_act=True,
         resnet_out_scale_factor=2**0.5,
         mid_block_scale_factor=2**0.5,
-        time_embedding_act_fn='gelu',
-        act_fn='gelu',
+        time_embedding_act_fn='silu',
+        act_fn='silu',
     )
     config.scheduler = dict(
         _class_name='DDPMScheduler',
         beta_schedule='squaredcos_cap_v2',
-        prediction_type='epsilon',
+        prediction_type='v_prediction',
         variance_type='learned_range',
         thresholding=True,
         dynamic_thresholding_ratio=0.95,
         sample_max_value=1.0,
-        lambda_min_clipped=-5.1,
     )
-    config.samples.every = 2000
-    config.samples.guidance_scale = 1.0
-    config.samples.prompts = ('a dog in the snow', 'a red cat wearing a santa hat')
+    config.image_noising_scheduler = dict(
+        _class_name='DDPMScheduler', beta_schedule='squaredcos_cap_v2', prediction_type='epsilon')  # fmt: skip
+    config.noise_level = (0, 250)
+    config.steps = 900
+    config.learning_rate = 1e-3
+    config.warmup_steps = 100
+    config.ema_decay = 0.995
+    config.pool_size = 1024
+    config.passes = 1
+    config.checkpoint.every = 250
     return config

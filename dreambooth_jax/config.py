@@ -295,6 +295,8 @@ class PretrainConfig(OptimizerConfig, ObjectiveConfig):
     painters: int = setting(1, '>= 0')
     # Super-resolution: train on random crops of this side, in pixels. None: whole pictures.
     crop: int | None = setting(None, '> 0')
+    # Super-resolution: side of the high picture / side of the low one.
+    factor: int = setting(4, '> 1')
     # Super-resolution: lowest and highest noise augmentation, as in SuperResolutionConfig; pretraining sees all of it.
     noise_level: tuple[Timestep, Timestep] = setting((0, 350), f'in [0, {LAST_TIMESTEP}]')
     # Pipeline folder whose weights training starts from. None: from scratch.

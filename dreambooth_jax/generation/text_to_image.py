@@ -5,7 +5,7 @@ neighbours change nothing.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -81,18 +81,28 @@ def draw(sampler: Callable, params, embeddings, negative, keys, *, batch_size: i
         noise-augmentation time.
     Returns: uint8[N, size, size, C].
     """
-    count = len(embeddings)
-    batch_size = min(batch_size, count)
     drawn = []
-    for first in range(0, count, batch_size):
-        rows = np.minimum(np.arange(first, first + batch_size), count - 1)
+    for rows, used in padded_batches(len(embeddings), batch_size):
         options = {}
         if low is not None:
-            options = {'low': jnp.asarray(low)[rows], 'level': jnp.full(batch_size, level, jnp.int32)}
+            options = {'low': jnp.asarray(low)[rows], 'level': jnp.full(len(rows), level, jnp.int32)}
         batch = jnp.asarray(embeddings)[rows]
         pictures = sampler(params, batch, jnp.broadcast_to(negative, batch.shape), keys[rows], **options)
-        drawn.append(to_uint8(pictures))
-    return np.concatenate(drawn)[:count]
+        drawn.append(to_uint8(pictures)[:used])
+    return np.concatenate(drawn)
+
+
+def padded_batches(count: int, batch_size: int, multiple: int = 1) -> Iterator[tuple[np.ndarray, int]]:
+    """Splits rows 0 to count - 1 into batches of one size, so that one compiled sampler draws them all.
+
+    Args:
+      batch_size: of every batch; less if there are fewer rows.
+      multiple: the size is rounded up to a multiple of this, the number of devices.
+    Yields: row numbers i64[size], the last row repeated to fill up, and how many of them are not repetitions.
+    """
+    size = -(-min(batch_size, count) // multiple) * multiple
+    for first in range(0, count, size):
+        yield np.minimum(np.arange(first, first + size), count - 1), min(size, count - first)
 
 
 def to_uint8(pictures: jax.Array) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dreambooth_jax.config import ObjectiveConfig
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import objective, prediction, schedules
 
@@ -37,13 +38,26 @@ class Objective:
     prompt_dropout: float = 0.0
     random_flip: bool = False
 
+    @classmethod
+    def from_settings(cls, settings: ObjectiveConfig, *, random_flip: bool = False) -> 'Objective':
+        """The objective that the settings describe; a variance that is not trained has weight 0."""
+        return cls(
+            min_snr_gamma=settings.min_snr_gamma,
+            offset_noise=settings.offset_noise,
+            variance_weight=settings.variance_weight if settings.train_variance else 0.0,
+            prompt_dropout=settings.prompt_dropout,
+            random_flip=random_flip,
+        )
+
 
 def streams(keys: jax.Array, count: int) -> jax.Array:
     """Splits row keys [B] into `count` independent streams of row keys [count, B]."""
     return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, count))(keys), 0, 1)
 
 
-def gather_pictures(frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool) -> jax.Array:
+def gather_pictures(
+    frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool
+) -> jax.Array:
     """The rows' pictures as f32[B, H, W, C] in [-1, 1], mirrored at random where `flip` is set."""
     pictures = frozen['pictures'][batch['picture']].astype(jnp.float32) / 127.5 - 1.0
     if not flip:

@@ -1,7 +1,7 @@
 """What every training stage gives to the trainer: a loss per picture, and nothing else.
 
-A stage knows what a batch row means (which picture, which prompt, which noise); the trainer (training/step.py) knows how
-to weigh, average and optimise. Neither imports the other: a program joins them.
+A stage knows what a batch row means (which picture, which prompt, which noise); the trainer (training/step.py) knows
+how to weigh, average and optimise. Neither imports the other: a program joins them.
 """
 
 from collections.abc import Mapping

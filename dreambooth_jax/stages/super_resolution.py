@@ -29,7 +29,8 @@ def conditioning(
       noising_schedule: schedule of the noise augmentation (the pipeline's image_noising_scheduler).
       level: i32[B], its time; 0 adds nothing at all, so the conditioning is the upsampled low picture itself.
       keys: row keys [B].
-    Source: diffusers IFSuperResolutionPipeline, except that there level 0 still adds the schedule's first, invisible noise.
+    Source: diffusers IFSuperResolutionPipeline, except that there level 0 still adds the schedule's first, invisible
+      noise.
     """
     upsampled = low_resolution.upsample(low, size)
     noise = noise_lib.sample_noise(keys, upsampled.shape[1:])

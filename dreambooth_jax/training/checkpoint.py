@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +15,43 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of one stage, <folder>/<step>/.
+    """The checkpoints of one stage, <folder>/<step>/. `close` it, also when training fails: a save may be under way.
 
     Args:
       folder: made if missing.
       keep: newest checkpoints kept; an older one is deleted only after the newer one is complete.
+    Raises: CheckpointError if the folder cannot be made.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2):
         # Orbax tells every save and its own timings on the INFO level; a progress bar would drown in them.
         logging.getLogger('absl').setLevel(logging.WARNING)
         self.folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        with self._explained(f'the folder of checkpoints {self.folder} cannot be used'):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handler = ocp.StandardCheckpointHandler()
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handler)
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint; a save that was cut short does not count."""
+        """Step of the newest checkpoint, the one being written included; a save that was cut short does not count."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, *, wait: bool = False) -> None:
         """Starts to save; returns once the values are copied, or with `wait` once they are on disk.
 
+        A checkpoint of that step is left as it is.
         Raises: CheckpointError, also for an earlier save that failed meanwhile.
         """
-        if self.latest == step:
-            return
+        latest = self.latest
+        if latest is not None and latest > step:
+            raise CheckpointError(
+                f'checkpoint {step} is not written: {self.folder} holds the later {latest}; go on from it or delete it'
+            )
         with self._explained(f'checkpoint {step} could not be written to {self.folder}'):
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            if latest != step:
+                self._manager.save(step, args=ocp.args.StandardSave(state))
             if wait:
                 self._manager.wait_until_finished()
 
@@ -55,6 +65,10 @@ class Checkpoints:
             raise CheckpointError(f'{self.folder} holds no complete checkpoint')
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         with self._explained(f'checkpoint {step} in {self.folder} could not be read'):
+            stored = self._manager.item_metadata(step)
+        if stored is not None:
+            self._check_fits(step, _arrays(stored.tree), _arrays(wanted))
+        with self._explained(f'checkpoint {step} in {self.folder} could not be read'):
             return self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
 
     def close(self) -> None:
@@ -63,6 +77,17 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.close()
 
+    def _check_fits(self, step: int, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+        names = [name for name in {**wanted, **stored} if stored.get(name) != wanted.get(name)]
+        if names:
+            first = names[0]
+            found, needed = stored.get(first, 'absent'), wanted.get(first, 'absent')
+            more = f' ({len(names) - 1} more arrays differ)' if len(names) > 1 else ''
+            raise CheckpointError(
+                f'checkpoint {step} in {self.folder} does not fit this run: {first} is {found} there but {needed} here'
+                f'{more}; train with the settings it was made with, or in another folder'
+            )
+
     @contextlib.contextmanager
     def _explained(self, what: str):
         try:
@@ -70,3 +95,12 @@ class Checkpoints:
         except Exception as error:  # Orbax raises many kinds, from OSError to its own
             first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f'{what}: {first_line}; earlier checkpoints are untouched') from error
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+    """{dotted path: 'float32[3, 4]'} of a pytree of arrays, of their shapes, or of Orbax's description of them."""
+    leaves = [leaf for leaf in jax.tree_util.tree_leaves_with_path(tree) if hasattr(leaf[1], 'shape')]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='.'): f'{array.dtype}{list(array.shape)}'
+        for path, array in leaves
+    }

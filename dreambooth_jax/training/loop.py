@@ -4,7 +4,7 @@
   2. save and draw, where due, from the state as it is;
   3. dispatch the next steps;
   4. fetch the numbers of the dispatch before, while this one runs: the device never waits for the host;
-  5. a loss that is no number stops the run, names the step, and leaves the last good checkpoint as it is.
+  5. a loss or gradient that is no number stops the run, names the step, and leaves the last good checkpoint as it is.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ def run(
       rate: learning rate by step.
       fetch: placement's.
     Returns: the state, and whether it reached `steps` (False: it was asked to stop, and saved).
-    Raises: TrainingError for a loss that is no number.
+    Raises: TrainingError for a loss or a gradient that is no number.
     """
     first = step = int(state.step)
     pending = None  # (first step, metrics) of the dispatch under way
@@ -112,11 +112,14 @@ def run(
             clock = now
             for i in range(count):
                 values = {name: float(value[i]) for name, value in metrics.items()}
-                if not math.isfinite(values['loss']):
-                    raise TrainingError(
-                        f'{description}: the loss of step {start + i + 1} is {values["loss"]}; training stopped and the '
-                        f'last good checkpoint is untouched. Lower the learning rate, or look at the pictures.'
-                    )
+                # A gradient that is no number ruins the weights before any loss shows it.
+                for what in ('loss', 'gradient_norm'):
+                    if not math.isfinite(values[what]):
+                        raise TrainingError(
+                            f'{description}: the {what.replace("_", " ")} of step {start + i + 1} is {values[what]}; '
+                            f'training stopped and the last good checkpoint is untouched. Lower the learning rate, or '
+                            f'look at the pictures.'
+                        )
                 values |= {'learning_rate': float(rate(start + i)), 'images_per_second': speed}
                 hooks.write(start + i + 1, values)
             bar.set_postfix(loss=f'{float(np.mean(metrics["loss"])):.4f}', images_per_s=f'{speed:.1f}', refresh=False)
@@ -139,8 +142,9 @@ def run(
                 hooks.draw(step, state)
                 drawn, clock = step + 1, time.perf_counter()
             count = min([steps_per_dispatch, steps - step] + [every - step % every for every in _due(hooks)])
+            frozen = hooks.frozen(step)  # may compute, and bring to the host, what it places
             with jax.transfer_guard_device_to_host('disallow'):
-                state, metrics = step_for(count)(state, hooks.frozen(step), key, batch)
+                state, metrics = step_for(count)(state, frozen, key, batch)
             if pending is not None:
                 report(pending)
             pending = (step, metrics)
@@ -148,9 +152,9 @@ def run(
         settle()
         if step > saved or step == first:
             hooks.save(step, state)
-        if step == steps:
+        if step >= steps:
             hooks.draw(step, state)
-    return state, step == steps
+    return state, step >= steps
 
 
 def _due(hooks: Hooks) -> list[int]:

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
+
+from dreambooth_jax.config import OptimizerConfig
 
 
 def learning_rate_schedule(kind: str, rate: float, *, steps: int, warmup_steps: int = 0) -> optax.Schedule:
-    """The rate by step: 'constant', 'warmup' (linear, then constant) or 'cosine' (linear warm-up, then to 0 at `steps`).
+    """The rate by step: 'constant', 'warmup' (linear, then constant) or 'cosine' (linear, then to 0 at `steps`).
 
     Raises: ValueError for another kind.
     """
@@ -41,10 +43,10 @@ def hold(masks: Mapping[str, Any]) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def variance_head_masks(unet_params: Mapping[str, jax.Array], channels: int = 3) -> dict[str, jax.Array]:
+def variance_head_masks(unet_params: Mapping[str, jax.Array], channels: int = 3) -> dict[str, np.ndarray]:
     """Masks for `hold` that freeze the learned-variance half of `conv_out` (the last of its 2 * channels outputs)."""
     outputs = unet_params['conv_out.bias'].shape[0]
-    trained = (jnp.arange(outputs) < channels).astype(jnp.float32)
+    trained = (np.arange(outputs) < channels).astype(np.float32)
     return {'conv_out.kernel': trained, 'conv_out.bias': trained}
 
 
@@ -69,3 +71,19 @@ def make_optimizer(
     if held:
         parts.append(hold(held))
     return optax.chain(*parts)
+
+
+def from_settings(
+    settings: OptimizerConfig, learning_rate: float, steps: int, *, held: Mapping[str, Any] | None = None
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """(learning rate by step, optimiser) of one stage of `steps` steps; `held`: see `hold`."""
+    rate = learning_rate_schedule(settings.schedule, learning_rate, steps=steps, warmup_steps=settings.warmup_steps)
+    tx = make_optimizer(
+        rate,
+        betas=settings.betas,
+        epsilon=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        grad_clip_norm=settings.grad_clip_norm,
+        held=held,
+    )
+    return rate, tx

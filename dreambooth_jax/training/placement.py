@@ -5,13 +5,13 @@ axis: pmap runs with in_axes None, which from JAX 0.10 on is jit(shard_map), so 
 read under the other and on any number of devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = 'data'
 MODES = ('pmap', 'fsdp')
@@ -38,10 +38,6 @@ class Placement(Protocol):
         """Metrics as numpy arrays on every host; waits for the step that made them."""
 
 
-def _mesh():
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
-
-
 def _local_rows(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
     """This host's part of the global batch: hosts hold equal, consecutive runs of rows."""
     size = len(next(iter(batch.values())))
@@ -53,11 +49,18 @@ def _local_rows(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndar
 
 
 class Pmap:
-    """State and frozen data replicated, batch split; gradients averaged by one `pmean`."""
+    """State and frozen data replicated, batch split; gradients averaged by one `pmean`.
 
-    def __init__(self):
-        self.devices = jax.device_count()
-        self._replicated = NamedSharding(_mesh(), PartitionSpec())
+    Args:
+      devices: all of them where None.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
+        self._devices = tuple(devices or jax.devices())
+        self.devices = len(self._devices)
+        # The mesh that pmap itself makes; make_mesh may permute the devices, and the state would move at every call.
+        self._mesh = Mesh(np.array(self._devices), (AXIS,))
+        self._replicated = NamedSharding(self._mesh, PartitionSpec())
 
     def place_state(self, init, *arguments):
         return jax.jit(init, out_shardings=self._replicated)(*arguments)
@@ -65,23 +68,24 @@ class Pmap:
     def place_batch(self, batch):
         rows = _local_rows(batch, self.devices)
         if self.devices == 1:
-            return jax.tree.map(jax.numpy.asarray, rows)
-        local = jax.local_device_count()
-        return {name: value.reshape(local, -1, *value.shape[1:]) for name, value in rows.items()}
+            return jax.device_put(rows, self._replicated)
+        local = self._mesh.local_mesh
+        stacked = {name: value.reshape(local.size, -1, *value.shape[1:]) for name, value in rows.items()}
+        return jax.device_put(stacked, NamedSharding(local, PartitionSpec(AXIS)))
 
     def compile(self, make_step):
         if self.devices == 1:
             # The same program, but XLA's CPU backend runs convolutions inside pmap's shard_map six times slower.
             return jax.jit(make_step(None), donate_argnums=0)
+        in_axes = (None, None, None, 0)
         return jax.pmap(
-            make_step(AXIS), axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=None, donate_argnums=0
+            make_step(AXIS), AXIS, in_axes=in_axes, out_axes=None, donate_argnums=0, devices=self._devices
         )
 
     def to_global(self, state):
         if jax.process_count() == 1:
             return state
-        mesh = self._replicated.mesh
-        return multihost_utils.host_local_array_to_global_array(state, mesh, PartitionSpec())
+        return multihost_utils.host_local_array_to_global_array(state, self._mesh, PartitionSpec())
 
     def fetch(self, metrics):
         return jax.tree.map(np.asarray, metrics)
@@ -92,12 +96,14 @@ class Fsdp:
 
     Args:
       min_bytes: arrays below this size stay replicated: gathering them would cost more than it saves.
+      devices: all of them where None.
     """
 
-    def __init__(self, min_bytes: int = 4 * 2**20):
-        self.devices = jax.device_count()
+    def __init__(self, min_bytes: int = 4 * 2**20, devices: Sequence[jax.Device] | None = None):
+        devices = tuple(devices or jax.devices())
+        self.devices = len(devices)
         self.min_bytes = min_bytes
-        self._mesh = _mesh()
+        self._mesh = jax.make_mesh((self.devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
 
     def shardings(self, tree: Any) -> Any:
@@ -144,10 +150,12 @@ class Fsdp:
         return jax.tree.map(np.asarray, metrics)
 
 
-def make_placement(mode: str, *, fsdp_min_bytes: int = 4 * 2**20) -> Placement:
-    """The placement of that name. Raises: ValueError for an unknown one."""
+def make_placement(
+    mode: str, *, fsdp_min_bytes: int = 4 * 2**20, devices: Sequence[jax.Device] | None = None
+) -> Placement:
+    """The placement of that name, over all devices or those given. Raises: ValueError for an unknown one."""
     if mode == 'pmap':
-        return Pmap()
+        return Pmap(devices)
     if mode == 'fsdp':
-        return Fsdp(fsdp_min_bytes)
+        return Fsdp(fsdp_min_bytes, devices)
     raise ValueError(f'parallel.mode is {mode!r} but must be one of {MODES}')

@@ -57,6 +57,9 @@ def make_train_step(
 
         def weighted(params):
             per_row, parts = loss(params, frozen, rows, keys)
+            if per_row.shape != batch['weight'].shape:  # a mean would broadcast, and the rows' weights mean nothing
+                rows_shape = batch['weight'].shape
+                raise ValueError(f'the loss has shape {per_row.shape} but must be one number a row, {rows_shape}')
             return jnp.mean(batch['weight'] * per_row), {'loss': per_row, **parts}
 
         (value, parts), gradients = jax.value_and_grad(weighted, has_aux=True)(state.params)
@@ -70,7 +73,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            ema = jax.tree.map(lambda average, new: ema_decay * average + (1 - ema_decay) * new, ema, params)
+            # In this form the average of a weight that stands still is that weight, bit for bit.
+            ema = jax.tree.map(lambda average, new: average + (1 - ema_decay) * (new - average), ema, params)
         metrics = {'loss': value, 'gradient_norm': optax.tree.norm(gradients)}
         for group, (share, named) in sums.items():
             for name, total in named.items():

@@ -8,31 +8,50 @@ from PIL import Image, ImageDraw, ImageFont
 
 LABEL_WIDTH = 190  # pixels of the column of sentences
 GAP = 4
+LINE = 18
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], *, side: int = 96, title: str | None = None
+    rows: Sequence[Sequence[np.ndarray]],
+    labels: Sequence[str],
+    *,
+    side: int = 96,
+    title: str | None = None,
+    headings: Sequence[str] = (),
+    headings_from: int = 0,
 ) -> Image.Image:
     """Lays pictures out in rows.
 
     Args:
-      rows: each a sequence of uint8[H, W, 3] of any size, all shown at `side` pixels, enlarged without smoothing so
-        that nothing is hidden.
+      rows: each a sequence of uint8[H, W, 3] of any size, all shown at `side` pixels; small ones are enlarged without
+        smoothing so that nothing is hidden.
       labels: one sentence a row.
       title: a line above all.
+      headings: names of the columns, each written once above the columns that share it, above row `headings_from`.
     """
     columns = max((len(row) for row in rows), default=0)
-    top = 20 if title else 0
+    top = LINE if title else 0
+    headed = LINE if headings else 0
     width = LABEL_WIDTH + columns * (side + GAP) + GAP
-    sheet = Image.new('RGB', (width, top + len(rows) * (side + GAP) + GAP), 'white')
+    sheet = Image.new('RGB', (width, top + headed + len(rows) * (side + GAP) + GAP), 'white')
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+
+    def left(column):
+        return LABEL_WIDTH + column * (side + GAP)
+
     if title:
-        pen.text((GAP, 3), title, fill='black', font=font)
+        pen.text((GAP, 2), title, fill='black', font=font)
+    y = top + GAP
     for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        y = top + GAP + i * (side + GAP)
+        if headings and i == headings_from:
+            for column, heading in enumerate(headings):
+                if column == 0 or headings[column - 1] != heading:
+                    pen.text((left(column), y), heading, fill='black', font=font)
+            y += headed
         pen.multiline_text((GAP, y), '\n'.join(textwrap.wrap(label, 28)[:6]), fill='black', font=font, spacing=2)
-        for j, pixels in enumerate(row):
+        for column, pixels in enumerate(row):
             picture = Image.fromarray(pixels)
             resampling = Image.Resampling.NEAREST if picture.width <= side else Image.Resampling.LANCZOS
-            sheet.paste(picture.resize((side, side), resampling), (LABEL_WIDTH + j * (side + GAP), y))
+            sheet.paste(picture.resize((side, side), resampling), (left(column), y))
+        y += side + GAP
     return sheet

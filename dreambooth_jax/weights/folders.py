@@ -155,7 +155,7 @@ def read_network(folder: Path, component: str, *, dtype=jnp.float32) -> Network:
     try:
         model = abstract_network(component, config, dtype)
     except ValueError as error:
-        raise WeightsError(f'{folder / "config.json"} is not supported: {error}') from None
+        raise WeightsError(f'{folder / "config.json"} is not supported: {str(error).rstrip(".")}.') from None
     path = files.find_weights(folder, kind.stem)
     tensors = files.read_tensors(path)
     params = mapping.load(model, tensors, aliases=kind.aliases, ignored=kind.ignored, source=str(path))

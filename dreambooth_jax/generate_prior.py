@@ -1,0 +1,37 @@
+"""Draws the class pictures of a run until all are there; train does the same when it starts.
+
+  python -m dreambooth_jax.generate_prior --config=configs/dog.py --workdir=runs/dog
+
+They are prior.num_images per class prompt, in prior.dir or else runs/dog/prior. Start it again to go on after a break.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from dreambooth_jax import program
+from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Settings file, such as configs/dog.py.')
+_WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder.")
+
+
+def main(argv) -> None:
+    del argv
+    config = resolve(DreamBoothConfig, _CONFIG.value)
+    if config.prior.weight == 0:
+        raise SettingsError('config.prior.weight is 0, so this run needs no class pictures; set it above 0')
+    from dreambooth_jax.generation import prior_images
+    from dreambooth_jax.generation.cascade import Cascade
+
+    cascade = Cascade.load(
+        config.model, super_resolution_model=config.super_resolution_model, dtype=config.parallel.dtype)  # fmt: skip
+    images = prior_images.prior_images_of(config, cascade, _WORKDIR.value)
+    folder = config.prior.dir or Path(_WORKDIR.value) / 'prior'
+    prompts = dict.fromkeys(image.prompt for image in images)
+    print(f'{len(images)} class pictures of {", ".join(map(repr, prompts))} in {folder}')
+
+
+if __name__ == '__main__':
+    program.run(main, required=['config', 'workdir'])

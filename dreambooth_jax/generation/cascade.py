@@ -1,0 +1,313 @@
+"""The whole model, prompts to pictures: text encoder, base stage and, where there is one, super-resolution stage.
+
+A picture is a function of (weights, prompt, seed, its number): neighbours and batch size do not matter, and picture j
+of every prompt starts from the same noise, so that rows of a contact sheet compare prompts. The second stage is given
+the first one's pictures before they are rounded to 8 bits, as IFSuperResolutionPipeline is when it gets a tensor.
+On several local devices the pictures of a batch are shared out; the weights are copied to all.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from dreambooth_jax.config import NO_MODEL, SettingsError
+from dreambooth_jax.diffusion import samplers, schedules
+from dreambooth_jax.generation import text_to_image
+from dreambooth_jax.text.tokenize import Tokenizer
+from dreambooth_jax.weights import folders
+from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.folders import Pipeline
+
+BASE, SUPER_RESOLUTION = STAGES = ('base', 'super_resolution')
+# The second stage's keys are the first one's folded with this; make_sampler splits a key into the streams 0, 1, 2.
+_SUPER_RESOLUTION_STREAM = 3
+_PICTURES_AT_ONCE = 8
+_PROMPTS_AT_ONCE = 8  # the text encoder is compiled for this many, whatever is asked for
+
+
+class Pictures(NamedTuple):
+    """What both stages drew: uint8[N, h, w, 3] and uint8[N, H, W, 3], or None without a second stage."""
+
+    base: np.ndarray
+    super_resolution: np.ndarray | None
+
+    @property
+    def final(self) -> np.ndarray:
+        """The pictures of the last stage."""
+        return self.base if self.super_resolution is None else self.super_resolution
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cascade:
+    """A base stage with text encoder and tokenizer, and perhaps a second stage.
+
+    Attributes:
+      base: an IFPipeline, complete.
+      super_resolution: an IFSuperResolutionPipeline or None. Without a text encoder of its own it uses the base's.
+      programs: compiled functions; with_params hands them on.
+    Raises: WeightsError if a part is missing, is of the other kind, or does not fit the other stage.
+    """
+
+    base: Pipeline
+    super_resolution: Pipeline | None = None
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+    _placed: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        _check_stage(self.base, folders.BASE_CLASS, ('unet', 'text_encoder', 'tokenizer_folder'))
+        second = self.super_resolution
+        if second is None:
+            return
+        _check_stage(second, folders.SUPER_RESOLUTION_CLASS, ('unet',))
+        if second.text_encoder is None:
+            needed, given = second.unet.config.get('encoder_hid_dim'), self.base.text_encoder.config['d_model']
+            if needed is not None and needed != given:
+                raise WeightsError(
+                    f'{_name(second)} reads text embeddings of width {needed} but the text encoder of '
+                    f'{_name(self.base)} writes {given}; give the second stage that belongs to this model.'
+                )
+
+    @classmethod
+    def load(
+        cls, name: str | os.PathLike, *, super_resolution_model: str | os.PathLike | None = None, dtype: Any = 'auto'
+    ) -> 'Cascade':
+        """Reads a model.
+
+        Args:
+          name: as in read_pipeline: 'storybook', a pipeline folder, a run's folder or a hub id.
+          super_resolution_model: the same for the second stage; None: the one inside the model's folder if there is
+            one; 'none': no second stage.
+          dtype: of the compute; 'auto': bfloat16, but float32 on CPU.
+        Raises: WeightsError.
+        """
+        dtype = compute_dtype(dtype)
+        base = folders.read_pipeline(name, dtype=dtype)
+        second = base.super_resolution_folder if super_resolution_model is None else super_resolution_model
+        if second is None or str(second) == NO_MODEL:
+            return cls(base)
+        return cls(base, folders.read_pipeline(second, dtype=dtype))
+
+    @property
+    def base_size(self) -> int:
+        """Side of the base stage's pictures, in pixels."""
+        return self.base.unet.config['sample_size']
+
+    @property
+    def super_resolution_size(self) -> int:
+        """Side of the second stage's pictures, in pixels."""
+        return self.super_resolution.unet.config['sample_size']
+
+    @property
+    def factor(self) -> int:
+        """How much larger the second stage's pictures are.
+
+        Raises: WeightsError if it is no whole number.
+        """
+        if self.super_resolution_size % self.base_size:
+            raise WeightsError(
+                f'{_name(self.super_resolution)} draws {self.super_resolution_size} px, no multiple of the '
+                f'{self.base_size} px of {_name(self.base)}; give the second stage that belongs to this model.'
+            )
+        return self.super_resolution_size // self.base_size
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The base stage's tokenizer."""
+        return self._tokenizer(BASE)
+
+    def with_params(
+        self,
+        *,
+        unet: Mapping[str, Any] | None = None,
+        text_encoder: Mapping[str, Any] | None = None,
+        super_resolution_unet: Mapping[str, Any] | None = None,
+    ) -> 'Cascade':
+        """The same networks with other parameters; nothing is compiled again. None keeps what is there."""
+        given = {(BASE, 'unet'): unet, (BASE, 'text_encoder'): text_encoder,
+                 (SUPER_RESOLUTION, 'unet'): super_resolution_unet}  # fmt: skip
+        given = {part: params for part, params in given.items() if params is not None}
+        stages = {stage: getattr(self, stage) for stage in STAGES}
+        for (stage, component), params in given.items():
+            network = dataclasses.replace(getattr(stages[stage], component), params=params)
+            stages[stage] = dataclasses.replace(stages[stage], **{component: network})
+        placed = {part: params for part, params in self._placed.items() if part not in given}
+        return Cascade(**stages, programs=self.programs, _placed=placed)
+
+    def encode(self, prompts: Sequence[str], stage: str = BASE) -> np.ndarray:
+        """Text embeddings, f32[N, L, D], as the UNet of `stage` reads them; L is the tokenizer's max_length."""
+        stage = stage if stage == BASE or self.super_resolution.text_encoder is not None else BASE
+        pipeline = getattr(self, stage)
+        encoder = self._program(('text_encoder', stage), lambda: jax.jit(pipeline.text_encoder.apply))
+        tokens, mask = self._tokenizer(stage)(prompts)
+        params = self._params(stage, 'text_encoder')
+        encoded = []
+        for first in range(0, len(tokens), _PROMPTS_AT_ONCE):
+            rows = np.minimum(np.arange(first, first + _PROMPTS_AT_ONCE), len(tokens) - 1)
+            encoded.append(np.asarray(encoder(params, tokens[rows], mask[rows]), np.float32))
+        return np.concatenate(encoded)[: len(tokens)]
+
+    def generate(
+        self, prompts: Sequence[str], *, num_images: int = 1, progress: bool = True, **options
+    ) -> Pictures:
+        """Pictures of several prompts, in the prompts' order, `num_images` of each in a row.
+
+        Args:
+          num_images: per prompt; picture j of every prompt has the key picture_keys(seed, j).
+          progress: show a bar if there is more than one batch.
+          options: of `stream`.
+        Returns: N * num_images pictures.
+        Raises: as `stream`.
+        """
+        if not len(prompts) or num_images < 1:
+            raise SettingsError(f'{len(prompts)} prompts with {num_images} pictures each; both must be at least 1')
+        requests = [(prompt, number) for prompt in range(len(prompts)) for number in range(num_images)]
+        drawn = []
+        hidden = not progress or len(requests) <= options.get('batch_size', _PICTURES_AT_ONCE)
+        with tqdm(total=len(requests), unit='picture', disable=hidden, dynamic_ncols=True) as bar:
+            for rows, pictures in self.stream(prompts, requests, **options):
+                drawn.append(pictures)
+                bar.update(len(rows))
+        second = None if drawn[0].super_resolution is None else np.concatenate([p.super_resolution for p in drawn])
+        return Pictures(np.concatenate([p.base for p in drawn]), second)
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        requests: Sequence[tuple[int, int]],
+        *,
+        steps: int,
+        guidance_scale: float,
+        sampler: str,
+        seed: int = 0,
+        negative_prompt: str = '',
+        super_resolution: bool = True,
+        super_resolution_steps: int | None = None,
+        noise_level: int = 0,
+        batch_size: int = _PICTURES_AT_ONCE,
+    ) -> Iterator[tuple[range, Pictures]]:
+        """Draws any pictures of any prompts, batch by batch.
+
+        Args:
+          requests: (index into prompts, picture number) of every picture; its key is picture_keys(seed, number).
+          steps, guidance_scale, sampler: of both stages; guidance 1 is none. super_resolution_steps: None, or other
+            steps of the second stage.
+          super_resolution: False leaves the second stage out.
+          noise_level: time of image_noising_scheduler at which the second stage's low picture is noised; 0: not at all.
+          batch_size: pictures at once, on all local devices together; rounded up to a multiple of their number.
+        Yields: positions in `requests`, and their pictures.
+        Raises: SettingsError for steps, a sampler or a noise level that the model does not allow.
+        """
+        second = self.super_resolution if super_resolution else None
+        draw_base = self._sampler(BASE, steps, guidance_scale, sampler)
+        text = self.encode([negative_prompt, *prompts])
+        if second is not None:
+            draw_second = self._sampler(SUPER_RESOLUTION, super_resolution_steps or steps, guidance_scale, sampler)
+            total = _schedule(second, 'image_noising_scheduler').num_train_timesteps
+            if not 0 <= noise_level < total:
+                raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {total - 1}')
+            second_text = text
+            if second.text_encoder is not None:
+                second_text = self.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
+        prompt_of, numbers = np.asarray(requests, np.int64).reshape(-1, 2).T
+        devices = len(jax.local_devices())
+        first = 0
+        for rows, used in text_to_image.padded_batches(len(requests), batch_size, devices):
+            keys = text_to_image.picture_keys(seed, numbers[rows])
+            keys, *words = _on_devices((keys, *_words(text, prompt_of[rows])), split=True)
+            low = draw_base(self._params(BASE, 'unet'), *words, keys)
+            high = None
+            if second is not None:
+                keys = jax.vmap(lambda key: jax.random.fold_in(key, _SUPER_RESOLUTION_STREAM))(keys)
+                level = np.full(len(rows), noise_level, np.int32)
+                *words, level = _on_devices((*_words(second_text, prompt_of[rows]), level), split=True)
+                high = draw_second(self._params(SUPER_RESOLUTION, 'unet'), *words, keys, low=low, level=level)
+                high = text_to_image.to_uint8(high)[:used]
+            yield range(first, first + used), Pictures(text_to_image.to_uint8(low)[:used], high)
+            first += used
+
+    def _sampler(self, stage: str, steps: int, guidance_scale: float, method: str):
+        def make():
+            pipeline = getattr(self, stage)
+            noising = _schedule(pipeline, 'image_noising_scheduler') if stage == SUPER_RESOLUTION else None
+            schedule = _schedule(pipeline, 'scheduler')
+            try:
+                samplers.step_table(schedule, method, steps)
+            except ValueError as error:
+                raise SettingsError(str(error)) from None
+            channels = pipeline.unet.config['in_channels'] // (1 if noising is None else 2)
+            return text_to_image.make_sampler(
+                pipeline.unet.apply, schedule, size=pipeline.unet.config['sample_size'], steps=steps, method=method,
+                guidance_scale=guidance_scale, noising_schedule=noising, channels=channels)  # fmt: skip
+
+        return self._program(('sampler', stage, steps, float(guidance_scale), method), make)
+
+    def _tokenizer(self, stage: str) -> Tokenizer:
+        folder = getattr(self, stage).tokenizer_folder or self.base.tokenizer_folder
+        return self._program(('tokenizer', stage), lambda: Tokenizer.load(folder))
+
+    def _program(self, key, make):
+        if key not in self.programs:
+            self.programs[key] = make()
+        return self.programs[key]
+
+    def _params(self, stage: str, component: str):
+        part = (stage, component)
+        if part not in self._placed:
+            self._placed[part] = _on_devices(getattr(getattr(self, stage), component).params)
+        return self._placed[part]
+
+
+def compute_dtype(dtype: Any = 'auto'):
+    """The dtype that networks compute in; 'auto': bfloat16, but float32 on CPU, which has no fast bfloat16."""
+    if isinstance(dtype, str) and dtype == 'auto':
+        return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
+    return jnp.dtype(dtype)
+
+
+def _words(text: np.ndarray, prompt_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Embeddings and negative of some rows; the first text is the negative prompt's.
+    return text[1 + prompt_of], np.broadcast_to(text[:1], (len(prompt_of), *text.shape[1:]))
+
+
+@functools.cache
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), ('data',), axis_types=(AxisType.Auto,))
+
+
+def _on_devices(tree, split: bool = False):
+    """Arrays copied to all local devices, or with `split` shared out by their first axis."""
+    leaves = jax.tree.leaves(tree)
+    if isinstance(leaves[0], jax.Array) and len(leaves[0].sharding.device_set) > 1:
+        return tree  # a training run's, on all devices already
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec('data') if split else PartitionSpec()))
+
+
+def _schedule(pipeline: Pipeline, component: str) -> schedules.Schedule:
+    try:
+        return schedules.from_config(getattr(pipeline, component))
+    except ValueError as error:
+        raise WeightsError(f'the {component} of {_name(pipeline)} is not supported: {error}') from None
+
+
+def _name(pipeline: Pipeline) -> str:
+    return str(pipeline.folder or f'this {pipeline.class_name}')
+
+
+def _check_stage(pipeline: Pipeline, class_name: str, parts: Sequence[str]) -> None:
+    if pipeline.class_name != class_name:
+        other = {folders.BASE_CLASS: 'model', folders.SUPER_RESOLUTION_CLASS: 'super_resolution_model'}
+        raise WeightsError(
+            f'{_name(pipeline)} is an {pipeline.class_name}, but {other[class_name]} must be an {class_name}; this one '
+            f'can be given as {other[pipeline.class_name]}.'
+        )
+    for part in parts:
+        if getattr(pipeline, part) is None:
+            raise WeightsError(f'{_name(pipeline)} has no {part.removesuffix("_folder")}; give a complete pipeline.')

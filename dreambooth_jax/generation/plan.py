@@ -1,0 +1,96 @@
+"""What a DreamBooth run will do before it does it: steps, memory, time."""
+
+import math
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from dreambooth_jax.config import DreamBoothConfig, to_dict
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.models.functional import parameter_count
+
+# A training step reaches about this share of the device's speed in large matrix products (CPU: 95 of 256 GFLOP/s
+# measured on two cores; PROTOCOL: 16-45% on accelerators).
+EFFICIENCY = 0.35
+BACKWARD = 3  # a training row costs about three forward passes
+
+
+def forward_flops(pipeline, text_length: int = 77) -> float:
+    """FLOPs of one forward pass of a stage's UNet on one picture, counted by XLA."""
+    config, net = pipeline.unet.config, pipeline.unet
+    size, width = config['sample_size'], config.get('encoder_hid_dim') or config['cross_attention_dim']
+    shapes = (
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(net.params)),
+        jax.ShapeDtypeStruct((1, size, size, config['in_channels']), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+        jax.ShapeDtypeStruct((1, text_length, width), jnp.float32),
+    )
+    labels = {'class_labels': shapes[2]} if config.get('class_embed_type') else {}
+    return jax.jit(net.apply).lower(*shapes, **labels).cost_analysis()['flops']
+
+
+def device_speed(side: int = 2048) -> float:
+    """FLOP/s of all devices together in one large matrix product, measured in under a second."""
+    dtype = jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
+    square = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda x: x @ x)
+    product(square).block_until_ready()
+    started = time.perf_counter()
+    for _ in range(3):
+        result = product(square)
+    result.block_until_ready()
+    return jax.device_count() * 3 * 2 * side**3 / (time.perf_counter() - started)
+
+
+def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
+    """The settings and the plan as text; reads the model, writes nothing."""
+    lines = ['settings:', *(f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items())]
+    speed = EFFICIENCY * device_speed()
+    stages = {'base': cascade.base, 'super_resolution': cascade.super_resolution}
+    stages = {name: pipeline for name, pipeline in stages.items() if pipeline is not None}
+    costs = {name: forward_flops(pipeline) for name, pipeline in stages.items()}
+    lines += ['', f'plan for {jax.device_count()} x {jax.devices()[0].device_kind}:']
+    seconds = 0.0
+    if config.prior.weight > 0:
+        prior = config.prior
+        count = prior.num_images * len({concept.class_prompt for concept in config.concepts()})
+        passes = count * prior.steps * (2 if prior.guidance_scale != 1 else 1)
+        seconds += passes * costs['base'] / speed
+        lines.append(f'  class pictures: {count}, {passes} network passes, {_duration(passes * costs["base"] / speed)}')
+    for name, pipeline in stages.items():
+        settings = getattr(config, name)
+        if not settings.steps:
+            lines.append(f'  {name}: not trained')
+            continue
+        with_class = config.prior.weight > 0 and (name == 'base' or settings.with_prior)
+        rows = settings.batch_size * (2 if with_class else 1)
+        count = parameter_count(pipeline.unet.params)
+        if name == 'base' and config.base.train_text_encoder:
+            count += parameter_count(pipeline.text_encoder.params)
+        copies = 4 + (config.optimizer.ema_decay is not None)  # weights, gradients, two moments, average
+        work = settings.steps * rows * BACKWARD * costs[name] / speed
+        seconds += work
+        lines.append(
+            f'  {name}: {settings.steps} steps of {rows} rows, {count / 1e6:.1f}M parameters trained, '
+            f'{copies * 4 * count / 2**20:.0f} MiB for weights, gradients, moments (activations come on top), '
+            f'{_duration(work)}'
+        )
+    lines.append(f'  in all about {_duration(seconds)}, without compilation and samples')
+    return '\n'.join(lines)
+
+
+def flat_settings(settings: Mapping, prefix: str = 'config.') -> dict:
+    """Nested settings by dotted name."""
+    found = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat_settings(value, f'{prefix}{name}.')
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _duration(seconds: float) -> str:
+    return f'{math.ceil(seconds)} s' if seconds < 120 else f'{seconds / 60:.0f} min'

@@ -1,0 +1,56 @@
+"""The grid that shows a run: the subject's pictures on top, then prompts x seeds, ours beside the base model's own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.watching import grids
+
+
+class SampleGrid:
+    """Draws the same prompts with the same seeds at any step of a run.
+
+    Args:
+      original: the model before fine-tuning, whose own answers are drawn once and shown beside ours; None: no such.
+      references: the subject's pictures, uint8[H, W, 3] each.
+      prompts, num_images: rows and pictures a row.
+      options: steps, guidance_scale, sampler, seed, noise_level: of Cascade.generate.
+    """
+
+    def __init__(
+        self, original: Cascade | None, references: Sequence[np.ndarray], prompts: Sequence[str], *, num_images: int, **options
+    ):
+        self.original, self.references, self.prompts = original, list(references), list(prompts)
+        self.num_images, self.options = num_images, options
+        self._answers = None
+
+    def _draw(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
+        """[stage][prompt][seed] pictures."""
+        drawn = cascade.generate(self.prompts, num_images=self.num_images, progress=False, **self.options)
+        stages = [stage for stage in (drawn.base, drawn.super_resolution) if stage is not None]
+        shape = (len(self.prompts), self.num_images)
+        return [list(stage.reshape(*shape, *stage.shape[1:])) for stage in stages]
+
+    def save(self, cascade: Cascade, path: Path, title: str) -> np.ndarray:
+        """Draws with the model as it is now, writes the PNG, and returns the sheet's pixels uint8[H, W, 3]."""
+        groups = dict(zip(('ours, base stage', 'ours, super-resolution'), self._draw(cascade), strict=False))
+        if self.original is not None:
+            if self._answers is None:
+                self._answers = self._draw(self.original)[-1]
+            groups['the base model'] = self._answers
+        headings = [name for name in groups for _ in range(self.num_images)]
+        rows = [[picture for group in groups.values() for picture in group[i]] for i in range(len(self.prompts))]
+        width = len(headings)
+        references = [self.references[i : i + width] for i in range(0, len(self.references), width)]
+        sheet = grids.contact_sheet(
+            [*references, *rows],
+            [*('the subject' if i == 0 else '' for i in range(len(references))), *self.prompts],
+            headings=headings,
+            headings_from=len(references),
+            title=title,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+        return np.asarray(sheet)

@@ -1,0 +1,101 @@
+"""Draws pictures of prompts with any model: a run's, the built-in one, a pipeline folder or one of the hub.
+
+  python -m dreambooth_jax.sample --model=runs/dog --prompt="a sks dog in the snow" --output=out
+
+writes out/000_00.png ... (number of the prompt, number of the picture) and out/grid.png; with two stages the base
+stage's pictures are in out/base/. The same seed gives the same pictures, whatever else is drawn.
+"""
+
+import json
+import typing
+from pathlib import Path
+
+from absl import flags
+
+from dreambooth_jax import program
+from dreambooth_jax.config import Sampler, SamplesConfig, SettingsError, SuperResolutionConfig, resolve
+
+_MODEL = flags.DEFINE_string('model', None, "A run's folder, a pipeline folder, 'storybook', or a hub id.")
+_PROMPT = flags.DEFINE_multi_string('prompt', None, 'What to draw; may be given several times.')
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the pictures.')
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lower_bound=1)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the noise; picture j of every prompt starts from the same.', lower_bound=0)
+_NEGATIVE = flags.DEFINE_string('negative_prompt', '', 'What guidance leads away from.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Pictures drawn at once.', lower_bound=1)
+# Without these a run's own settings hold, and for other models their defaults.
+_STEPS = flags.DEFINE_integer('steps', None, "Denoise steps; else the run's samples.steps, or 25.", lower_bound=1)
+_GUIDANCE = flags.DEFINE_float(
+    'guidance_scale', None, "1 is none; else the run's samples.guidance_scale, or 7.5.", lower_bound=1
+)
+_SAMPLER = flags.DEFINE_enum(
+    'sampler', None, typing.get_args(Sampler), "Else the run's samples.sampler, or dpmsolver++."
+)
+_NOISE_LEVEL = flags.DEFINE_integer(
+    'noise_level', None, 'Noise put on the picture that super-resolution enlarges, 0 to 999; else the '
+    "run's super_resolution.sample_noise_level, or 0.", lower_bound=0)  # fmt: skip
+_SUPER_RESOLUTION = flags.DEFINE_string(
+    'super_resolution_model', None, "Second stage: a folder or hub id, or 'none'; else the model's own."
+)
+
+
+def settings_of(model: str) -> tuple[SamplesConfig, SuperResolutionConfig]:
+    """How a run draws its own samples; the defaults if `model` is no run's folder.
+
+    Raises: SettingsError if its config.json is damaged.
+    """
+    path = Path(model) / 'config.json'
+    written = {}
+    if path.is_file():
+        try:
+            written = json.loads(path.read_text('utf-8'))
+        except ValueError as error:
+            raise SettingsError(f'{path} is no readable JSON ({error})') from None
+    return (
+        resolve(SamplesConfig, written.get('samples', {})),
+        resolve(SuperResolutionConfig, written.get('super_resolution', {})),
+    )
+
+
+def main(argv) -> None:
+    del argv
+    from PIL import Image
+
+    from dreambooth_jax.generation.cascade import Cascade
+    from dreambooth_jax.watching import grids
+
+    prompts, output = _PROMPT.value, Path(_OUTPUT.value)
+    samples, second_stage = settings_of(_MODEL.value)
+
+    def chosen(flag, default):
+        return default if flag.value is None else flag.value
+
+    cascade = Cascade.load(_MODEL.value, super_resolution_model=_SUPER_RESOLUTION.value)
+    output.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
+    pictures = cascade.generate(
+        prompts,
+        num_images=_NUM_IMAGES.value,
+        steps=chosen(_STEPS, samples.steps),
+        guidance_scale=chosen(_GUIDANCE, samples.guidance_scale),
+        sampler=chosen(_SAMPLER, samples.sampler),
+        seed=_SEED.value,
+        negative_prompt=_NEGATIVE.value,
+        noise_level=chosen(_NOISE_LEVEL, second_stage.sample_noise_level),
+        batch_size=_BATCH_SIZE.value,
+    )
+    folders = {output: pictures.final}
+    if pictures.super_resolution is not None:
+        folders[output / 'base'] = pictures.base
+    for folder, drawn in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, pixels in enumerate(drawn):
+            prompt, number = divmod(index, _NUM_IMAGES.value)
+            Image.fromarray(pixels).save(folder / f'{prompt:03d}_{number:02d}.png')
+    final = pictures.final
+    rows = final.reshape(len(prompts), _NUM_IMAGES.value, *final.shape[1:])
+    side = min(max(final.shape[1], 96), 256)
+    grids.contact_sheet(rows, prompts, side=side).save(output / 'grid.png')
+    print(f'{len(final)} pictures of {final.shape[2]} x {final.shape[1]} pixels and grid.png in {output}')
+
+
+if __name__ == '__main__':
+    program.run(main, required=['model', 'prompt', 'output'])

@@ -1,0 +1,91 @@
+"""One stage's training from its loss to its best weights: placement, resume, metrics, checkpoints, the loop.
+
+What both `train` and `pretrain` do; they differ in the loss, the data and the settings that they hand in.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from dreambooth_jax.training import loop
+from dreambooth_jax.training.checkpoint import Checkpoints
+from dreambooth_jax.training.placement import Placement
+from dreambooth_jax.training.state import TrainState, init_state
+from dreambooth_jax.training.step import make_train_step
+from dreambooth_jax.watching.metrics import Metrics
+
+
+def fit(
+    loss: Callable,
+    params: Any,
+    *,
+    tx: optax.GradientTransformation,
+    rate: Callable[[int], float],
+    place: Placement,
+    batch: dict[str, np.ndarray],
+    pick: Callable,
+    frozen: Callable[[int], Any],
+    workdir: Path,
+    name: str,
+    seed: int,
+    steps: int,
+    ema_decay: float | None = None,
+    steps_per_dispatch: int | None = None,
+    save_every: int = 0,
+    keep: int = 2,
+    draw: Callable[[int, TrainState], None] | None = None,
+    draw_every: int = 0,
+    description: str | None = None,
+) -> tuple[TrainState, bool]:
+    """Trains, or goes on from the newest checkpoint in <workdir>/<name>/checkpoints.
+
+    Args:
+      loss: a stage's (stages/stage.py). params: what it trains, at step 0.
+      tx, rate: the optimiser and its learning rate by step.
+      batch: rows of the global batch (data/pairs.py), a multiple of `place.devices`. pick: see make_train_step.
+      frozen: step -> the data of that step, already placed.
+      name: of the stage, for folders and metrics. seed: of all draws.
+      steps_per_dispatch: None: 1 on CPU, where convolutions inside a loop run slowly, else 10.
+      save_every, keep, draw, draw_every: of checkpoints and samples.
+    Returns: the state, and whether it reached `steps` (False: SIGTERM; it is saved).
+    Raises: CheckpointError, TrainingError.
+    """
+    state = place.place_state(lambda params: init_state(params, tx, ema=ema_decay is not None), params)
+    checkpoints = Checkpoints(workdir / name / 'checkpoints', keep=keep)
+    if checkpoints.latest is not None:
+        state = checkpoints.restore(state)
+    writer = Metrics(workdir, name, resume_step=int(state.step), tensorboard=jax.process_index() == 0)
+    make = functools.partial(make_train_step, loss, tx, ema_decay=ema_decay, pick=pick)
+    step_for = functools.cache(lambda count: place.compile(lambda axis: make(axis_name=axis, num_steps=count)))
+    hooks = loop.Hooks(
+        save=lambda step, state: checkpoints.save(step, place.to_global(state)),
+        frozen=frozen,
+        write=writer.write,
+        draw=draw or (lambda step, state: None),
+        save_every=save_every,
+        draw_every=draw_every,
+    )
+    try:
+        with loop.Stop().listening() as stop:
+            return loop.run(
+                state,
+                step_for,
+                place.place_batch(batch),
+                place.place_state(lambda: jax.random.key(seed)),
+                hooks,
+                steps=steps,
+                steps_per_dispatch=steps_per_dispatch or (1 if jax.default_backend() == 'cpu' else 10),
+                rows_per_step=int((batch['weight'] > 0).sum()),
+                rate=rate,
+                fetch=place.fetch,
+                stop=stop,
+                description=description or name,
+            )
+    finally:
+        checkpoints.close()
+        writer.close()

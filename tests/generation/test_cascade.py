@@ -1,0 +1,234 @@
+"""The cascade against PyTorch diffusers' two pipelines, and what its pictures depend on."""
+
+import dataclasses
+import re
+
+import diffusers
+import jax
+import numpy as np
+import pytest
+from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresolution
+from diffusers.schedulers import scheduling_ddpm
+
+from dreambooth_jax.config import SettingsError
+from dreambooth_jax.diffusion import noise as noise_lib
+from dreambooth_jax.diffusion import samplers
+from dreambooth_jax.generation import text_to_image
+from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
+from dreambooth_jax.weights.errors import WeightsError
+from tests import tiny_pipelines
+from tests.torch_reference import nchw
+
+PROMPTS = ['a red dog in the snow', 'A cat ']
+NEGATIVE = 'a mug'
+SEED, STEPS, GUIDANCE, NOISE_LEVEL = 3, 10, 4.0, 40
+OPTIONS = dict(
+    num_images=2, steps=STEPS, guidance_scale=GUIDANCE, sampler='ddpm', seed=SEED, negative_prompt=NEGATIVE,
+    noise_level=NOISE_LEVEL, batch_size=4)  # fmt: skip
+QUICK = dict(steps=2, guidance_scale=1.0, sampler='ddim')
+
+
+@pytest.fixture(scope='module')
+def cascade():
+    return Cascade.load(tiny_pipelines.folder())
+
+
+@pytest.fixture(scope='module')
+def pictures(cascade):
+    return cascade.generate(PROMPTS, **OPTIONS)
+
+
+def noises(keys, size, steps, augments):
+    """What our sampler draws from `keys`, in the order in which diffusers asks for it."""
+    noise_keys, step_keys, augment_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
+    shape = (size, size, 3)
+    yield samplers.initial_noise(noise_keys, shape)
+    if augments:
+        yield noise_lib.sample_noise(augment_keys, shape)
+    for step in range(steps - 1):  # none in the last step
+        yield noise_lib.sample_noise(jax.vmap(lambda key, at=step: jax.random.fold_in(key, at + 1))(step_keys), shape)
+
+
+@pytest.fixture
+def feed(monkeypatch):
+    """Lets diffusers draw the given noise; the list is empty once it has drawn all of it."""
+    queue = []
+
+    def given(shape, **_):
+        drawn = nchw(queue.pop(0))
+        assert drawn.shape == tuple(shape)
+        return drawn
+
+    for module in (pipeline_if, pipeline_if_superresolution, scheduling_ddpm):
+        monkeypatch.setattr(module, 'randn_tensor', given)
+
+    def fill(noise):
+        queue[:] = list(noise)
+        return queue
+
+    return fill
+
+
+def opened(kind, folder):
+    absent = dict(safety_checker=None, feature_extractor=None, watermarker=None, requires_safety_checker=False)
+    pipe = kind.from_pretrained(folder, **absent)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def to_uint8(images):
+    return text_to_image.to_uint8(np.asarray(images).transpose(0, 2, 3, 1))
+
+
+def test_both_stages_draw_what_diffusers_draws_from_the_same_noise(pictures, feed):
+    keys = text_to_image.picture_keys(SEED, np.array([0, 1, 0, 1]))
+    base = opened(diffusers.IFPipeline, tiny_pipelines.folder())
+    left = feed(noises(keys, 8, STEPS, augments=False))
+    options = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type='pt')
+    texts = dict(negative_prompt=[NEGATIVE] * 2, num_images_per_prompt=2, clean_caption=False)
+    low = base(PROMPTS, **texts, **options).images
+    assert not left
+    text, negative = base.encode_prompt(PROMPTS, **texts)
+    options |= dict(prompt_embeds=text, negative_prompt_embeds=negative)
+    second = opened(diffusers.IFSuperResolutionPipeline, tiny_pipelines.folder() / 'super_resolution')
+    left = feed(noises(jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys), 16, STEPS, augments=True))
+    high = second(image=low, noise_level=NOISE_LEVEL, **options).images
+    assert not left
+    for ours, theirs in ((pictures.base, to_uint8(low)), (pictures.super_resolution, to_uint8(high))):
+        assert theirs.std() > 20  # a picture, not one colour
+        assert np.abs(ours.astype(int) - theirs).max() <= 2
+
+
+def test_pictures_come_prompt_by_prompt_in_both_sizes(cascade, pictures):
+    assert pictures.base.shape == (4, 8, 8, 3)
+    assert pictures.super_resolution.shape == (4, 16, 16, 3)
+    assert pictures.final is pictures.super_resolution
+    assert pictures.base.dtype == pictures.final.dtype == np.uint8
+
+
+def test_embeddings_are_those_of_diffusers(cascade):
+    prompts = [f'a dog {word}' for word in 'in the snow on the beach with a red hat'.split()]
+    theirs, _ = opened(diffusers.IFPipeline, tiny_pipelines.folder()).encode_prompt(
+        prompts, do_classifier_free_guidance=False
+    )
+    ours = cascade.encode(prompts)  # more than are encoded at once
+    assert ours.shape == (10, 77, 24) and ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
+
+
+def test_a_picture_depends_neither_on_batch_size_nor_on_its_neighbours(cascade):
+    whole = cascade.generate(PROMPTS, num_images=3, batch_size=6, **QUICK)
+    padded = cascade.generate(PROMPTS, num_images=3, batch_size=4, **QUICK)
+    alone = cascade.generate(PROMPTS[1:], num_images=3, batch_size=4, **QUICK)
+    for stage in range(2):
+        np.testing.assert_allclose(whole[stage], padded[stage], atol=1)
+        np.testing.assert_allclose(whole[stage][3:], alone[stage], atol=1)
+    assert np.abs(whole.base[0].astype(int) - whole.base[1]).max() > 20  # two seeds
+    assert len({bytes(picture) for picture in whole.base}) == 6
+
+
+def test_any_pictures_can_be_asked_for(cascade):
+    whole = cascade.generate(PROMPTS, num_images=3, batch_size=4, **QUICK)
+    requests = [(1, 2), (0, 0), (1, 0), (0, 2), (0, 1)]
+    drawn = list(cascade.stream(PROMPTS, requests, super_resolution=False, batch_size=4, **QUICK))
+    assert [list(rows) for rows, _ in drawn] == [[0, 1, 2, 3], [4]]
+    assert all(pictures.super_resolution is None for _, pictures in drawn)
+    pixels = np.concatenate([pictures.base for _, pictures in drawn])
+    np.testing.assert_allclose(pixels, whole.base[[5, 0, 3, 2, 1]], atol=1)
+
+
+def test_other_parameters_change_the_pictures_and_compile_nothing(cascade):
+    before = cascade.generate(PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
+    count = len(cascade.programs)
+    compiled = [program._cache_size() for program in cascade.programs.values() if hasattr(program, '_cache_size')]
+    other = cascade.with_params(
+        unet=tiny_pipelines.base(1).unet.params,
+        text_encoder=tiny_pipelines.base(1).text_encoder.params,
+        super_resolution_unet=tiny_pipelines.super_resolution(1).unet.params,
+    )
+    after = other.generate(PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
+    assert len(other.programs) == count
+    assert compiled == [p._cache_size() for p in cascade.programs.values() if hasattr(p, '_cache_size')]
+    assert np.any(before.base != after.base)
+    again = cascade.generate(PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
+    assert np.array_equal(before.final, again.final)
+    second = cascade.with_params(super_resolution_unet=tiny_pipelines.super_resolution(1).unet.params)
+    changed = second.generate(PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
+    assert np.array_equal(before.base, changed.base) and np.any(before.final != changed.final)
+
+
+def test_guidance_one_ignores_the_negative_prompt(cascade):
+    plain = cascade.generate(PROMPTS[:1], num_images=4, batch_size=4, **QUICK)
+    told = cascade.generate(PROMPTS[:1], num_images=4, batch_size=4, negative_prompt=NEGATIVE, **QUICK)
+    assert np.array_equal(plain.base, told.base)
+
+
+def test_a_second_stage_with_a_text_encoder_uses_it(cascade):
+    own = dataclasses.replace(tiny_pipelines.super_resolution(), text_encoder=tiny_pipelines.base(1).text_encoder)
+    both, other = Cascade(tiny_pipelines.base(), own), Cascade(tiny_pipelines.base(1))
+    assert np.array_equal(both.encode(PROMPTS), cascade.encode(PROMPTS))
+    np.testing.assert_allclose(both.encode(PROMPTS, SUPER_RESOLUTION), other.encode(PROMPTS), atol=1e-5)
+    assert np.array_equal(cascade.encode(PROMPTS, SUPER_RESOLUTION), cascade.encode(PROMPTS))
+
+
+def test_the_second_stage_can_be_left_out_or_given():
+    folder = tiny_pipelines.folder()
+    assert Cascade.load(folder, super_resolution_model='none').super_resolution is None
+    given = Cascade.load(folder, super_resolution_model=folder / 'super_resolution')
+    assert given.super_resolution.folder == folder / 'super_resolution'
+    assert (given.factor, given.super_resolution_size) == (2, 16)
+
+
+def test_stages_in_the_wrong_place_are_named():
+    folder = tiny_pipelines.folder()
+    second = folder / 'super_resolution'
+    with pytest.raises(WeightsError) as error:
+        Cascade.load(second)
+    assert str(error.value) == (
+        f'{second} is an IFSuperResolutionPipeline, but model must be an IFPipeline; this one can be given as '
+        f'super_resolution_model.'
+    )
+    with pytest.raises(WeightsError) as error:
+        Cascade.load(folder, super_resolution_model=folder)
+    assert str(error.value) == (
+        f'{folder} is an IFPipeline, but super_resolution_model must be an IFSuperResolutionPipeline; this one can be '
+        f'given as model.'
+    )
+
+
+def test_a_missing_or_unfitting_part_is_named():
+    base, second = tiny_pipelines.base(), tiny_pipelines.super_resolution()
+    with pytest.raises(WeightsError, match=r'^this IFPipeline has no text_encoder; give a complete pipeline\.$'):
+        Cascade(dataclasses.replace(base, text_encoder=None))
+    with pytest.raises(WeightsError, match=r'^this IFPipeline has no tokenizer; give a complete pipeline\.$'):
+        Cascade(dataclasses.replace(base, tokenizer_folder=None))
+    unet = dataclasses.replace(second.unet, config={**second.unet.config, 'encoder_hid_dim': 512})
+    with pytest.raises(WeightsError) as error:
+        Cascade(base, dataclasses.replace(second, unet=unet))
+    assert str(error.value) == (
+        'this IFSuperResolutionPipeline reads text embeddings of width 512 but the text encoder of this IFPipeline '
+        'writes 24; give the second stage that belongs to this model.'
+    )
+    unet = dataclasses.replace(second.unet, config={**second.unet.config, 'sample_size': 20})
+    with pytest.raises(WeightsError, match=r'draws 20 px, no multiple of the 8 px of this IFPipeline; give the second'):
+        _ = Cascade(base, dataclasses.replace(second, unet=unet)).factor
+
+
+@pytest.mark.parametrize(
+    'options, sentence',
+    [
+        ({'steps': 2000}, 'steps is 2000; 1 to 1000 denoise steps are possible.'),
+        ({'sampler': 'euler'}, "sampler is 'euler'; allowed: ddpm, ddim, dpmsolver++."),
+        ({'noise_level': 1000}, 'noise_level is 1000; it must be 0 to 999'),
+        ({'num_images': 0}, '2 prompts with 0 pictures each; both must be at least 1'),
+    ],
+)
+def test_impossible_options_are_one_sentence(cascade, options, sentence):
+    with pytest.raises(SettingsError, match=f'^{re.escape(sentence)}$'):
+        cascade.generate(PROMPTS, **{**QUICK, **options})
+
+
+def test_an_unsupported_scheduler_is_named():
+    odd = dataclasses.replace(tiny_pipelines.base(), scheduler={'_class_name': 'EulerScheduler'})
+    with pytest.raises(WeightsError, match=r"^the scheduler of this IFPipeline is not supported: .*'EulerScheduler'"):
+        Cascade(odd).generate(PROMPTS, **QUICK)

@@ -1,0 +1,71 @@
+"""Storybook's tokenizer: the world's words whole, rare tokens whole and meaningless, everything else spelled."""
+
+import os
+import string
+
+import pytest
+
+from dreambooth_jax.storybook import captions, vocabulary, world
+from dreambooth_jax.text import prompts
+from dreambooth_jax.text.tokenize import Tokenizer
+
+UNKNOWN = 2
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tokenizer')
+    vocabulary.write_tokenizer(folder)
+    return Tokenizer.load(folder)
+
+
+def test_every_word_and_rare_token_is_one_token(tokenizer):
+    texts = [*vocabulary.words(), *vocabulary.RARE_TOKENS]
+    assert len(set(texts)) == len(texts)
+    assert all(len(ids) == 1 and ids[0] > UNKNOWN for ids in tokenizer.token_ids(texts))
+
+
+def test_prompts_and_captions_have_one_token_per_word(tokenizer):
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    texts = [captions.caption(world.sample_scene(draw), draw) for _ in range(300)]
+    for noun in world.CLASSES:
+        texts += prompts.prompts_for(noun, 'sks') + (prompts.class_prompt(noun),)
+    for text, ids in zip(texts, tokenizer.token_ids(texts), strict=True):
+        assert len(ids) == len(text.split()), text
+
+
+def test_any_ascii_text_is_spelled_without_unknown_tokens(tokenizer):
+    (ids,) = tokenizer.token_ids([string.printable + ' Zyzzyva-42 (http://x.y?z=1&q=2)'])
+    assert UNKNOWN not in ids
+    assert UNKNOWN in tokenizer.token_ids(['caf\u00e9'])[0]
+
+
+def test_ids_are_small_and_special_tokens_are_t5s(tokenizer):
+    pieces = vocabulary.pieces()
+    assert len(pieces) == tokenizer.vocabulary_size <= 1024
+    assert [piece for piece, _ in pieces[:3]] == ['<pad>', '</s>', '<unk>']
+
+
+def test_rare_tokens_are_rarer_than_words_and_commoner_than_spelling():
+    scores = dict(vocabulary.pieces())
+    word = min(scores[vocabulary.WORD_START + word] for word in vocabulary.words())
+    rare = [scores[vocabulary.WORD_START + token] for token in vocabulary.RARE_TOKENS]
+    assert word > max(rare) and min(rare) > vocabulary.CHARACTER_SCORE
+    assert rare == sorted(rare) and vocabulary.RARE_TOKENS[0] == 'sks'
+
+
+def test_a_rare_token_that_means_something_is_refused(monkeypatch):
+    monkeypatch.setattr(vocabulary, 'RARE_TOKENS', ('sks', 'dog'))
+    with pytest.raises(ValueError, match="'dog'"):
+        vocabulary.pieces()
+
+
+def test_files_are_small_and_written_alike_every_time(tmp_path):
+    for name in ('one', 'two'):
+        vocabulary.write_tokenizer(tmp_path / name)
+    files = sorted(os.listdir(tmp_path / 'one'))
+    assert files == ['tokenizer.json', 'tokenizer_config.json']
+    assert all((tmp_path / 'one' / f).read_bytes() == (tmp_path / 'two' / f).read_bytes() for f in files)
+    assert sum((tmp_path / 'one' / f).stat().st_size for f in files) < 60_000

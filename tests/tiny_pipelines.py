@@ -1,0 +1,58 @@
+"""Pipelines of both stages, random and tiny (8 and 16 px), in our own types; written once per session."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from dreambooth_jax.models import functional
+from dreambooth_jax.storybook import vocabulary
+from dreambooth_jax.weights import folders
+from tests.weights import tiny
+
+_ROOT = tempfile.TemporaryDirectory(prefix='tiny_pipelines_')
+
+
+def random_network(component: str, config, seed: int) -> folders.Network:
+    """Random parameters, norms near one and everything else near zero."""
+    apply, shapes = functional.split(folders.abstract_network(component, config))
+    rng = np.random.default_rng(seed)
+    params = {
+        name: rng.normal(float(name.endswith('.scale')), 0.05, shape.shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    return folders.Network(config, apply, params)
+
+
+@functools.cache
+def tokenizer_folder() -> Path:
+    folder = Path(_ROOT.name) / 'tokenizer'
+    vocabulary.write_tokenizer(folder)
+    return folder
+
+
+@functools.cache
+def base(seed: int = 0) -> folders.Pipeline:
+    return folders.Pipeline(
+        folders.BASE_CLASS,
+        random_network('unet', tiny.UNET, 3 * seed),
+        random_network('text_encoder', tiny.TEXT_ENCODER, 3 * seed + 1),
+        tokenizer_folder(),
+        tiny.SCHEDULER,
+    )
+
+
+@functools.cache
+def super_resolution(seed: int = 0) -> folders.Pipeline:
+    """Without a text encoder of its own, as Storybook's."""
+    unet = random_network('unet', tiny.SUPER_RESOLUTION_UNET, 3 * seed + 2)
+    return folders.Pipeline(
+        folders.SUPER_RESOLUTION_CLASS, unet, None, None, tiny.SCHEDULER, image_noising_scheduler=tiny.NOISING_SCHEDULER
+    )
+
+
+@functools.cache
+def folder() -> Path:
+    """Both stages as write_pipeline writes them; not to be changed by a test."""
+    return folders.write_pipeline(base(), Path(_ROOT.name) / 'model', super_resolution=super_resolution())

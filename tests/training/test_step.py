@@ -1,0 +1,207 @@
+"""THE step: how rows are weighed, what is logged, what moves and what does not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from dreambooth_jax.data import pairs
+from dreambooth_jax.training import optimizer, step
+from dreambooth_jax.training.state import init_state
+from tests.training import toy
+
+
+def groups(rows, losses):
+    """(mean over instance rows, mean over class rows) without any weights."""
+    losses, is_instance = np.asarray(losses, np.float64), np.asarray(rows['is_instance'])
+    return losses[is_instance == 1].mean(), losses[is_instance == 0].mean()
+
+
+@pytest.mark.parametrize('prior_weight', [0.7, 1.0, 3.0])
+def test_loss_is_the_instance_mean_plus_lambda_times_the_class_mean(prior_weight):
+    rows = toy.batch(prior_weight=prior_weight)
+    run = toy.Run(rows=rows)
+    instance, prior = groups(rows, toy.row_losses(toy.params(), toy.frozen(), rows, run.key, 0))
+    numbers = run.steps(1)
+    assert numbers['loss'][0] == pytest.approx(instance + prior_weight * prior, rel=1e-6)
+    assert numbers['instance_loss'][0] == pytest.approx(instance, rel=1e-6)
+    assert numbers['prior_loss'][0] == pytest.approx(prior, rel=1e-6)
+
+
+def test_gradient_is_that_of_the_two_means():
+    rows = toy.batch(prior_weight=0.7)
+    run = toy.Run(kind='sgd', rows=rows)
+
+    def two_means(params):
+        losses = toy.row_losses(params, toy.frozen(), rows, run.key, 0)
+        return losses[:3].mean() + 0.7 * losses[3:].mean()
+
+    gradient = jax.jit(jax.grad(two_means))(toy.params())
+    numbers = run.steps(1)
+    expected = jax.tree.map(lambda p, g: p - 0.05 * g, toy.params(), gradient)
+    toy.assert_same(run.state.params, expected, atol=1e-6)
+    assert numbers['gradient_norm'][0] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-5)
+
+
+def test_padding_changes_neither_the_loss_nor_what_is_logged_of_each_group():
+    rows = toy.batch(instance_rows=3, class_rows=2, prior_weight=0.7)
+    plain, padded = toy.Run(rows=rows), toy.Run(rows=pairs.pad_rows(rows, 8))
+    assert len(padded.batch['slot']) == 8
+    ours, theirs = padded.steps(2), plain.steps(2)
+    assert {'instance_denoising', 'prior_denoising', 'instance_variance', 'prior_variance'} <= ours.keys()
+    toy.assert_same(ours, theirs, rtol=1e-5)
+    toy.assert_same(padded.state.params, plain.state.params, atol=1e-6)
+
+
+def test_prior_weight_zero_equals_training_without_class_images():
+    zero = toy.Run(rows=toy.batch(class_rows=2, prior_weight=0.0))
+    without = toy.Run(rows=toy.batch(class_rows=0))
+    toy.assert_same(zero.steps(4)['loss'], without.steps(4)['loss'], rtol=1e-5)
+    toy.assert_same(zero.state.params, without.state.params, atol=1e-6)
+
+
+def test_what_is_frozen_has_no_gradient_no_moments_and_does_not_move():
+    def loss(params, frozen, batch, keys):
+        rows = batch['weight'] * 0 + (params['unet']['a'] * frozen['text_encoder']) ** 2
+        return rows, {}
+
+    tx = optimizer.make_optimizer(0.1, grad_clip_norm=None)
+    state = init_state({'unet': {'a': jnp.float32(2.0)}}, tx, ema=False)
+    frozen = {'text_encoder': jnp.float32(3.0)}
+    made = jax.jit(step.make_train_step(loss, tx))
+    state, metrics = made(state, frozen, jax.random.key(0), toy.batch())
+    # The weights of the rows of lambda 0.7 sum up to 1.7: d/da of 1.7 * (3a)^2 and nothing of the encoder's.
+    assert float(metrics['gradient_norm'][0]) == pytest.approx(1.7 * 2 * 9 * 2.0, rel=1e-6)
+    assert float(frozen['text_encoder']) == 3.0
+    assert state.params['unet'].keys() == {'a'} and float(state.params['unet']['a']) != 2.0
+    assert not any('text_encoder' in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(state))
+
+
+def test_loss_that_is_averaged_over_the_batch_is_refused():
+    made = step.make_train_step(lambda *_: (jnp.float32(1.0), {}), optax.sgd(0.1))
+    state = init_state({'unet': {'a': jnp.float32(2.0)}}, optax.sgd(0.1), ema=False)
+    with pytest.raises(ValueError, match=r'shape \(\) but must be one number a row, \(5,\)'):
+        made(state, {}, jax.random.key(0), toy.batch())
+
+
+@pytest.mark.parametrize('scale', [0.01, 100.0], ids=['below_the_clip', 'clipped'])
+def test_adamw_step_equals_that_of_torch(scale):
+    draw = np.random.default_rng(0)
+    shapes = {'a': (5, 3), 'b': (7,), 'c': ()}
+    start = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    gradients = [
+        {name: scale * draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(3)
+    ]
+    settings = dict(betas=(0.8, 0.95), weight_decay=0.1)
+
+    def loss(params, frozen, batch, keys):  # its gradient is `frozen`
+        product = sum(jnp.sum(params['unet'][name] * frozen[name]) for name in shapes)
+        return jnp.broadcast_to(product, batch['weight'].shape), {}
+
+    tx = optimizer.make_optimizer(0.02, epsilon=1e-6, grad_clip_norm=1.0, **settings)
+    made = jax.jit(step.make_train_step(loss, tx))
+    state = init_state({'unet': start}, tx, ema=False)
+
+    theirs = {name: torch.nn.Parameter(torch.from_numpy(np.array(value))) for name, value in start.items()}
+    adamw = torch.optim.AdamW(theirs.values(), lr=0.02, eps=1e-6, **settings)
+    for gradient in gradients:
+        state, metrics = made(state, gradient, jax.random.key(0), toy.batch(class_rows=0))
+        for name, parameter in theirs.items():
+            parameter.grad = torch.from_numpy(np.array(gradient[name]))
+        norm = torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
+        adamw.step()
+        assert float(metrics['gradient_norm'][0]) == pytest.approx(float(norm), rel=1e-5)  # logged before clipping
+    moved = {name: np.asarray(state.params['unet'][name]) - start[name] for name in start}
+    assert max(np.abs(value).max() for value in moved.values()) > 0.02
+    for name, parameter in theirs.items():
+        np.testing.assert_allclose(moved[name], parameter.detach().numpy() - start[name], rtol=1e-4, atol=1e-6)
+
+
+def test_average_follows_the_weights_at_its_decay():
+    run = toy.Run()
+    average = toy.arrays(run.state.ema)
+    for _ in range(3):
+        run.steps(1)
+        average = jax.tree.map(lambda a, p: toy.EMA * a + (1 - toy.EMA) * np.asarray(p), average, run.state.params)
+    toy.assert_same(run.state.ema, average, atol=1e-6)
+    assert run.state.best_params is run.state.ema
+
+
+def test_held_variance_head_stays_bit_for_bit_while_the_rest_moves():
+    run, start = toy.Run(kind='adamw_held'), toy.params()['unet']
+    run.steps(6)
+    for kept in (run.state.params['unet'], run.state.ema['unet']):
+        for name in ('conv_out.kernel', 'conv_out.bias'):
+            after = np.asarray(kept[name])
+            np.testing.assert_array_equal(after[..., toy.CHANNELS :], start[name][..., toy.CHANNELS :])
+            assert (after[..., : toy.CHANNELS] != start[name][..., : toy.CHANNELS]).all()
+        for name in ('conv_in.kernel', 'conv_in.bias'):
+            assert (np.asarray(kept[name]) != start[name]).all()
+    # Without the masks weight decay and the loss move it.
+    free = toy.Run()
+    free.steps(1)
+    assert (np.asarray(free.state.params['unet']['conv_out.bias']) != start['conv_out.bias']).all()
+
+
+def test_variance_head_masks_of_a_network_without_one_hold_nothing():
+    masks = optimizer.variance_head_masks({'conv_out.bias': np.zeros(3)})
+    assert all((mask == 1).all() for mask in masks.values())
+
+
+def test_several_steps_in_one_dispatch_equal_single_ones():
+    single, scanned = toy.Run(), toy.Run()
+    ours, theirs = scanned.steps(4, count=4), single.steps(4)
+    assert ours['loss'].shape == (4,) and int(scanned.state.step) == 4
+    toy.assert_same(ours, theirs, rtol=1e-5)
+    toy.assert_same(scanned.state.params, single.state.params, atol=1e-6)
+    toy.assert_same(scanned.state.ema, single.state.ema, atol=1e-6)
+
+
+def draws(at, slots, seed=0):
+    keys = step.row_keys(jax.random.key(seed), jnp.int32(at), jnp.asarray(slots, jnp.int32))
+    return np.asarray(jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys))
+
+
+def test_a_rows_draws_do_not_depend_on_the_rows_beside_it():
+    whole = draws(3, range(8))
+    np.testing.assert_array_equal(np.concatenate([draws(3, range(2)), draws(3, range(2, 8))]), whole)
+    np.testing.assert_array_equal(draws(3, [5, 1])[1], whole[1])
+
+
+def test_draws_differ_between_rows_steps_and_seeds():
+    numbers = np.concatenate([draws(at, range(4), seed) for at in range(3) for seed in range(2)])
+    assert len(np.unique(numbers[:, 0])) == len(numbers)
+
+
+def test_the_stream_of_pictures_is_not_that_of_noise():
+    key = jax.random.key(0)
+    streams = [jax.random.key_data(jax.random.fold_in(key, n)) for n in (step.ROWS_STREAM, step.NOISE_STREAM)]
+    assert (streams[0] != streams[1]).any()
+
+
+def rates(kind, steps=10, **options):
+    schedule = optimizer.learning_rate_schedule(kind, 0.4, steps=steps, **options)
+    return [float(schedule(at)) for at in range(steps + 1)]
+
+
+def test_constant_rate_stays():
+    assert rates('constant') == pytest.approx([0.4] * 11)
+
+
+def test_warm_up_is_linear_from_the_first_step_and_reaches_the_rate():
+    assert rates('warmup', warmup_steps=4) == pytest.approx([0.1, 0.2, 0.3] + [0.4] * 8)
+    assert rates('warmup', warmup_steps=1) == pytest.approx([0.4] * 11)
+    assert rates('cosine', warmup_steps=4)[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_cosine_rate_falls_to_zero_at_the_last_step():
+    half = [0.2 * (1 + np.cos(np.pi * at / 10)) for at in range(11)]
+    assert rates('cosine') == pytest.approx(half, abs=1e-7)
+    assert rates('cosine', warmup_steps=4)[-1] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_unknown_rate_schedule_is_refused():
+    with pytest.raises(ValueError, match='polynomial'):
+        optimizer.learning_rate_schedule('polynomial', 1.0, steps=1)

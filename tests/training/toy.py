@@ -1,0 +1,128 @@
+"""A stage that trains in milliseconds: two layers guess the noise of every pixel. Compiled steps are shared."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dreambooth_jax.data import pairs
+from dreambooth_jax.training import optimizer, placement, step
+from dreambooth_jax.training.state import init_state
+
+INSTANCES, CLASSES, SIDE = 4, 7, 8
+CHANNELS = 3
+RATE, DECAY, EMA = 1e-2, 0.1, 0.9
+
+PLACEMENTS = {
+    'one': lambda: placement.Pmap(jax.devices()[:1]),
+    'pmap': lambda: placement.Pmap(jax.devices()[:4]),
+    'fsdp': lambda: placement.Fsdp(128, jax.devices()[:4]),
+}
+
+
+def params(seed=0):
+    """Of a network with a learned-variance half, under the names of a UNet."""
+    draw = np.random.default_rng(seed)
+    shapes = {
+        'conv_in.kernel': (CHANNELS, 16),
+        'conv_in.bias': (16,),
+        'conv_out.kernel': (16, 2 * CHANNELS),
+        'conv_out.bias': (2 * CHANNELS,),
+    }
+    return {'unet': {name: 0.1 * draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}}
+
+
+def frozen(seed=0):
+    draw = np.random.default_rng(seed)
+    return {'pictures': draw.integers(0, 256, (INSTANCES + CLASSES, SIDE, SIDE, CHANNELS), np.uint8)}
+
+
+def batch(instance_rows=3, class_rows=2, prior_weight=0.7):
+    return pairs.make_batch(instance_rows, class_rows, INSTANCES, CLASSES, prior_weight)
+
+
+def pick(key, at, batch, frozen):
+    return {**batch, 'picture': pairs.picture_index(key, at, batch, CLASSES)}
+
+
+def network(params, x):
+    hidden = jnp.tanh(x @ params['conv_in.kernel'] + params['conv_in.bias'])
+    return hidden @ params['conv_out.kernel'] + params['conv_out.bias']
+
+
+def loss(params, frozen, batch, keys):
+    """As a stage's: f32[B] and two parts. Both halves of the output have a gradient."""
+    pictures = frozen['pictures'][batch['picture']].astype(jnp.float32) / 127.5 - 1.0
+    noise = jax.vmap(lambda key: jax.random.normal(key, pictures.shape[1:]))(keys)
+    output = network(params['unet'], pictures + noise)
+    parts = {
+        'denoising': jnp.mean(jnp.square(output[..., :CHANNELS] - noise), axis=(1, 2, 3)),
+        'variance': jnp.mean(jnp.square(output[..., CHANNELS:] - 0.5), axis=(1, 2, 3)),
+    }
+    return parts['denoising'] + parts['variance'], parts
+
+
+@jax.jit
+def row_losses(params, frozen, batch, key, at):
+    """What the step should see: every row's loss at step `at`."""
+    rows = pick(jax.random.fold_in(key, step.ROWS_STREAM), at, batch, frozen)
+    return loss(params, frozen, rows, step.row_keys(key, at, batch['slot']))[0]
+
+
+@functools.cache
+def transformation(kind):
+    if kind == 'sgd':
+        return optax.sgd(0.05)
+    held = optimizer.variance_head_masks(params()['unet']) if kind == 'adamw_held' else None
+    rate = optimizer.learning_rate_schedule('cosine', RATE, steps=20, warmup_steps=2)
+    return optimizer.make_optimizer(rate, weight_decay=DECAY, held=held)
+
+
+@functools.cache
+def placed(place):
+    return PLACEMENTS[place]()
+
+
+@functools.cache
+def step_for(place='one', kind='adamw', count=1):
+    """The compiled step; made once, since compiling is what costs."""
+    make = functools.partial(
+        step.make_train_step, loss, transformation(kind), ema_decay=EMA, pick=pick, num_steps=count
+    )
+    return placed(place).compile(lambda axis: make(axis_name=axis))
+
+
+class Run:
+    """A state and what its step needs, placed."""
+
+    def __init__(self, place='one', kind='adamw', rows=None, seed=0):
+        self.place, self.kind, self.place_name = placed(place), kind, place
+        tx = transformation(kind)
+        self.state = self.place.place_state(lambda params: init_state(params, tx, ema=True), params())
+        self.frozen = self.place.place_state(lambda data: data, frozen())
+        rows = batch() if rows is None else rows
+        self.batch = self.place.place_batch(pairs.pad_rows(rows, self.place.devices))
+        self.key = self.place.place_state(lambda: jax.random.key(seed))
+
+    def steps(self, steps, count=1):
+        """Trains on in dispatches of `count`; returns the numbers of every step, {name: f32[steps]}."""
+        numbers = []
+        for _ in range(steps // count):
+            function = step_for(self.place_name, self.kind, count)
+            self.state, metrics = function(self.state, self.frozen, self.key, self.batch)
+            numbers.append(self.place.fetch(metrics))
+        return {name: np.concatenate([n[name] for n in numbers]) for name in numbers[0]}
+
+
+def assert_same(ours, theirs, atol=0.0, rtol=0.0):
+    """Equal pytrees: bit for bit, or within a tolerance."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol, err_msg=str(path))
+
+
+def arrays(state):
+    """The state on the host, out of reach of donation."""
+    return jax.tree.map(np.array, state)

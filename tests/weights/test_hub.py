@@ -1,0 +1,171 @@
+"""What a model's name stands for: the built-in model, folders, runs and hub ids; no test reaches the network."""
+
+import os
+import shutil
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from dreambooth_jax import storybook
+from dreambooth_jax.weights import folders, hub
+from dreambooth_jax.weights.errors import WeightsError
+
+COMMIT = 'a' * 40
+
+
+def fails(match, name):
+    with pytest.raises(WeightsError, match=match) as error:
+        folders.read_pipeline(name)
+    assert '\n' not in str(error.value) and str(error.value).endswith('.')
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError('asked the hub')
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', refuse)
+
+
+def test_storybook_is_the_folder_of_the_package(monkeypatch, diffusers_folder, no_hub):
+    assert storybook.storybook_folder().parts[-3:] == ('dreambooth_jax', 'storybook', 'pretrained')
+    monkeypatch.setattr(hub, 'storybook_folder', lambda: diffusers_folder)
+    assert folders.read_pipeline('storybook', components=()).folder == diffusers_folder
+
+
+def test_storybook_that_is_not_installed_is_one_sentence(monkeypatch, tmp_path, no_hub):
+    monkeypatch.setattr(hub, 'storybook_folder', lambda: tmp_path)
+    fails('the built-in model, is missing from this installation', 'storybook')
+
+
+def test_a_run_stands_for_the_model_it_exported(tmp_path, diffusers_folder, no_hub):
+    run = tmp_path / 'dog'
+    shutil.copytree(diffusers_folder, run / 'model')
+    assert folders.read_pipeline(run, components=()).folder == run / 'model'
+
+
+def test_paths_that_are_wrong_are_not_looked_up_on_the_hub(tmp_path, monkeypatch, no_hub):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'runs' / 'empty').mkdir(parents=True)
+    (tmp_path / 'model.safetensors').touch()
+    (tmp_path / 'model.ckpt').touch()
+    fails("model 'runs/dgo' is not there; it must be 'storybook', a pipeline folder", 'runs/dgo')
+    fails("model './owner/model' is not there", './owner/model')
+    fails("model 'storybok' is not there", 'storybok')
+    fails('runs/empty holds nothing but neither model_index.json nor', 'runs/empty')
+    fails("model 'model.safetensors' is a file; it must be", 'model.safetensors')
+    fails('model.ckpt is a pickled checkpoint', 'model.ckpt')
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch, diffusers_folder):
+    """A real hub cache that holds owner/model, and a client that may not use the network."""
+    repository = tmp_path / 'hub' / 'models--owner--model'
+    shutil.copytree(diffusers_folder, repository / 'snapshots' / COMMIT)
+    (repository / 'refs').mkdir()
+    (repository / 'refs' / 'main').write_text(COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.chdir(tmp_path)
+    return repository
+
+
+def test_hub_id_is_read_from_the_cache_without_network(cache):
+    pipeline = folders.read_pipeline('owner/model')
+    assert pipeline.folder == cache / 'snapshots' / COMMIT
+    assert pipeline.unet is not None and pipeline.super_resolution_folder is not None
+
+
+def test_hub_id_that_is_not_cached_is_one_sentence_offline(cache):
+    fails("model 'owner/other' is no folder here, and the hub cannot be reached", 'owner/other')
+
+
+@pytest.mark.parametrize(
+    ('error', 'match'),
+    [
+        (errors.GatedRepoError, 'is behind a licence; accept it on https://huggingface.co/owner/model and log in'),
+        (errors.RepositoryNotFoundError, 'is neither a folder here nor a model on the hub that you may see'),
+        (errors.LocalEntryNotFoundError, 'the hub cannot be reached'),
+        (OSError, 'could not be downloaded: broken; try again'),
+    ],
+)
+def test_hub_errors_are_one_sentence(tmp_path, monkeypatch, error, match):
+    monkeypatch.chdir(tmp_path)
+
+    def fail(*arguments, **options):
+        if issubclass(error, errors.HfHubHTTPError):
+            import httpx2
+
+            raise error('broken', response=httpx2.Response(404, request=httpx2.Request('GET', 'https://x')))
+        raise error('broken')
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
+    fails(f"model 'owner/model' .*{match}", 'owner/model')
+
+
+# As DeepFloyd's repositories list their files.
+REPOSITORY = (
+    'model_index.json',
+    'README.md',
+    'scheduler/scheduler_config.json',
+    'tokenizer/spiece.model',
+    'tokenizer/tokenizer_config.json',
+    'unet/config.json',
+    'unet/diffusion_pytorch_model.bin',
+    'unet/diffusion_pytorch_model.fp16.bin',
+    'unet/diffusion_pytorch_model.fp16.safetensors',
+    'unet/diffusion_pytorch_model.safetensors',
+    'text_encoder/config.json',
+    'text_encoder/model-00001-of-00002.safetensors',
+    'text_encoder/model.fp16-00001-of-00002.safetensors',
+    'text_encoder/model.safetensors.index.fp16.json',
+    'text_encoder/model.safetensors.index.json',
+    'safety_checker/model.safetensors',
+    'super_resolution/unet/diffusion_pytorch_model.safetensors',
+    'watermarker/diffusion_pytorch_model.safetensors',
+)
+
+
+def downloaded(tmp_path, monkeypatch, repository, parts):
+    asked = []
+
+    def snapshot(name, *, allow_patterns, ignore_patterns):
+        chosen = list(huggingface_hub.utils.filter_repo_objects(
+            repository, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))  # fmt: skip
+        for file in chosen:
+            (tmp_path / 'snapshot' / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / 'snapshot' / file).touch()
+        asked.append(set(chosen))
+        return str(tmp_path / 'snapshot')
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
+    hub.find_folder('owner/model', folders=hub.COMMON_FOLDERS + parts)
+    return asked
+
+
+def test_full_precision_safetensors_of_what_is_asked_for_are_downloaded(tmp_path, monkeypatch):
+    (asked,) = downloaded(tmp_path, monkeypatch, REPOSITORY, ('unet', 'text_encoder'))
+    assert asked == {
+        file for file in REPOSITORY
+        if not any(word in file for word in ('fp16', '.bin', 'README', 'safety', 'watermarker'))}  # fmt: skip
+
+
+def test_networks_that_are_not_asked_for_are_not_downloaded(tmp_path, monkeypatch):
+    (asked,) = downloaded(tmp_path, monkeypatch, REPOSITORY, ('unet',))
+    assert not any(file.startswith('text_encoder') for file in asked)
+    assert 'unet/diffusion_pytorch_model.safetensors' in asked
+
+
+def test_half_precision_is_downloaded_where_there_is_nothing_else(tmp_path, monkeypatch):
+    only_half = [file for file in REPOSITORY if file != 'unet/diffusion_pytorch_model.safetensors']
+    first, second = downloaded(tmp_path, monkeypatch, only_half, ('unet',))
+    assert second - first == {'unet/diffusion_pytorch_model.fp16.safetensors'}
+    assert not any(file.endswith('.bin') for file in second)
+
+
+def test_a_hub_model_that_is_no_pipeline_is_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(WeightsError, match='has no model_index.json'):
+        downloaded(tmp_path, monkeypatch, ['config.json'], ('unet',))
+    assert not os.listdir(tmp_path)
