@@ -13,34 +13,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import DreamBoothConfig, resolve
+from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Settings file, such as configs/dog.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: class pictures, checkpoints, samples, model.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the settings and the plan (steps, memory, time); write nothing.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other hosts of this TPU slice or cluster first.')
-
-
-def instance_pictures(config: DreamBoothConfig, size: int):
-    """The subjects' pictures uint8[N, size, size, 3] and a prompt each; warns of files that are no pictures."""
-    import numpy as np
-    from absl import logging
-
-    from dreambooth_jax.data.subjects import read_subject
-    from dreambooth_jax.storybook import draw, subjects
-
-    images, prompts = [], []
-    for concept in config.concepts():
-        if concept.instance_dir is None:
-            painted = [draw.paint(scene, size) for scene in subjects.reference_scenes(concept.subject)]
-            images, prompts = images + painted, prompts + [concept.instance_prompt] * len(painted)
-            continue
-        read = read_subject(
-            concept.instance_dir, size, concept.instance_prompt, crops=config.data.crops, seed=config.seed)  # fmt: skip
-        for name, reason in read.skipped.items():
-            logging.warning('%s in %s is skipped: it is %s', name, concept.instance_dir, reason)
-        images, prompts = images + list(read.images), prompts + read.prompts
-    return np.stack(images), prompts
 
 
 def train_stage(config, workdir, name, cascade, table, grid, place):
@@ -114,6 +92,7 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     from dreambooth_jax.generation import plan, prior_images
     from dreambooth_jax.generation.cascade import Cascade
     from dreambooth_jax.generation.sample_grid import SampleGrid
+    from dreambooth_jax.stages import instance_pictures
     from dreambooth_jax.training import placement, run
     from dreambooth_jax.weights import folders
 
@@ -122,9 +101,13 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     if _DRY_RUN.value:
         return print(plan.describe(config, cascade))
     sizes = {'base': cascade.base.unet.config['sample_size']}
+    if config.data.resolution not in (None, sizes['base']):
+        raise SettingsError(
+            f'config.data.resolution is {config.data.resolution} but the base stage of {config.model} draws at '
+            f'{sizes["base"]}; leave it None')  # fmt: skip
     if cascade.super_resolution is not None:
         sizes['super_resolution'] = cascade.super_resolution.unet.config['sample_size']
-    pictures = {name: instance_pictures(config, size) for name, size in sizes.items()}
+    pictures = {name: instance_pictures.read(config, size) for name, size in sizes.items()}
     run.begin(config, workdir)
     class_pictures = prior_images.read(prior_images.prior_images_of(config, original, workdir), sizes)
     samples = config.samples

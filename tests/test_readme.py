@@ -19,7 +19,7 @@ PYTHON = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 
 def block(name):
     """The lines of the code block or table after the comment <!-- name -->."""
-    found = re.search(rf'^<!-- {name} -->\n(?:```\w*\n(.*?)^```$|((?:^\|.*\n)+))', README, re.DOTALL | re.MULTILINE)
+    found = re.search(rf'^<!-- {name} -->\n(?:```\w*\n(.*?)^```$|((?:^\|[^\n]*\n)+))', README, re.DOTALL | re.MULTILINE)
     assert found, f'README.md has nothing after <!-- {name} -->'
     return (found[1] or found[2]).splitlines()
 
@@ -35,17 +35,14 @@ def programs():
     return sorted({(name, rest.strip()) for name, rest in commands})
 
 
-def is_setting(name):
-    value = {}
-    for root in (DreamBoothConfig, PretrainConfig):
-        value = to_config_dict(root())
-        for part in name.split('.'):
-            value = value.get(part, None) if hasattr(value, 'get') and part in value else ...
-            if value is ...:
-                break
-        else:
-            return True
-    return False
+def setting_names(settings, prefix=''):
+    for name, value in settings.items():
+        yield prefix + name
+        if hasattr(value, 'items'):
+            yield from setting_names(value, f'{prefix}{name}.')
+
+
+SETTINGS = {name for root in (DreamBoothConfig, PretrainConfig) for name in setting_names(to_config_dict(root()))}
 
 
 def test_ci_runs_the_test_commands_of_the_readme():
@@ -87,10 +84,10 @@ def test_every_setting_that_is_named_exists(source):
     text = (ROOT / source).read_text('utf-8')
     names = set(re.findall(r'--config\.([a-z_]+(?:\.[a-z_]+)*)', text))
     if source == 'README.md':
-        groups = '|'.join(name for name, value in to_config_dict(DreamBoothConfig()).items() if hasattr(value, 'keys'))
+        groups = '|'.join({name.split('.')[0] for name in SETTINGS if '.' in name})
         names |= set(re.findall(rf'`((?:{groups})\.[a-z_]+)`', text))
     assert names
-    assert [name for name in sorted(names) if not is_setting(name)] == []
+    assert [name for name in sorted(names) if name not in SETTINGS] == []
 
 
 @pytest.mark.parametrize(('name', 'default'), [row[:2] for row in cells('settings')])

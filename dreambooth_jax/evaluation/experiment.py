@@ -1,0 +1,163 @@
+"""What an experiment does around its measurements: parts that are kept, runs that are trained once, a README with numbers.
+
+An experiment is a folder in experiments/ with a run.py. While it works, its parts lie in a working folder
+(<part>.json with <part>.npz, and training runs), so that an interrupted experiment goes on where it was. At the end
+results.json and pictures are written beside run.py, and the README's part between the two marks is replaced.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from dreambooth_jax.config import STORYBOOK, SettingsError
+from dreambooth_jax.storybook import draw, subjects
+from dreambooth_jax.training.loop import TrainingError
+
+MARKS = '<!-- results -->', '<!-- end of results -->'
+
+def kept(
+    folder: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    make: Callable[[], tuple[dict[str, Any], dict[str, np.ndarray]]],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """One part of an experiment: measured now, or read if it was measured with the same settings before.
+
+    Args:
+      folder, name: of its files.
+      settings: everything that the numbers depend on, as JSON can hold it.
+      make: gives numbers for JSON and pictures uint8[...] by label.
+    Returns: make()'s numbers, to which 'measured' (seconds, hardware, date) is added, and its pictures.
+    """
+    path, settings = folder / f'{name}.json', json.loads(json.dumps(settings))
+    pictures_path = path.with_suffix('.npz')
+    if path.is_file() and pictures_path.is_file():
+        found = json.loads(path.read_text('utf-8'))
+        if found['settings'] == settings:
+            with np.load(pictures_path) as pictures:
+                return found['numbers'], dict(pictures)
+    started = time.perf_counter()
+    numbers, pictures = make()
+    seconds = round(time.perf_counter() - started, 1)
+    measured = {'seconds': seconds, 'hardware': hardware(), 'date': date.today().isoformat()}
+    numbers = json.loads(json.dumps({**numbers, 'measured': measured}))
+    folder.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # the pictures of one measurement must not meet the numbers of another
+    np.savez_compressed(pictures_path, **pictures)
+    write_json(path, {'settings': settings, 'numbers': numbers})
+    return numbers, pictures
+
+
+def fingerprint(*params: Mapping[str, Any]) -> str:
+    """Sixteen hex digits that change with any name, shape or value of these parameters."""
+    found = hashlib.sha256()
+    for part in params:
+        for name in sorted(part):
+            value = np.ascontiguousarray(part[name], np.float32)
+            found.update(f'{name} {value.shape}'.encode())
+            found.update(value.data)
+    return found.hexdigest()[:16]
+
+
+def train_once(workdir: Path, config: Path, settings: Mapping[str, Any]) -> Path:
+    """Runs `python -m dreambooth_jax.train` as a process of its own, unless the same command has finished there before.
+
+    Args:
+      workdir: of the run; one that was interrupted goes on.
+      config: settings file, such as configs/dog.py.
+      settings: dotted name -> value, put on the command line as --config.<name>=<value>.
+    Returns: workdir.
+    Raises: TrainingError if the program fails or was stopped; it has then said why.
+    """
+    arguments = [f'--config={config}', f'--workdir={workdir}']
+    arguments += [f'--config.{name}={value}' for name, value in settings.items()]
+    note, model = workdir / 'finished.json', workdir / 'model' / 'model_index.json'
+    if model.is_file() and note.is_file() and json.loads(note.read_text('utf-8')) == arguments:
+        return workdir
+    print(f'training in {workdir}', flush=True)
+    started = time.time()
+    ended = subprocess.run([sys.executable, '-m', 'dreambooth_jax.train', *arguments], check=False)
+    if ended.returncode or not model.is_file() or model.stat().st_mtime < started - 1:
+        raise TrainingError(
+            f'the training in {workdir} ended with exit code {ended.returncode} and without a model; the reason stands '
+            f'above: start the same command again when it is mended'
+        )
+    write_json(note, arguments)
+    return workdir
+
+
+def of_model(model: str, subject: str, folder: Path) -> dict[str, str]:
+    """Settings that train a built-in subject on any model: only 'storybook' itself paints the subject's pictures.
+
+    Args:
+      model: as config.model. subject: one of the thirty.
+      folder: where the reference pictures are written as PNGs for other models than 'storybook'.
+    """
+    if model == STORYBOOK:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, scene in enumerate(subjects.reference_scenes(subject)):
+        Image.fromarray(draw.paint(scene)).save(folder / f'{number:02d}.png')
+    return {'model': model, 'data.instance_dir': str(folder)}
+
+
+def hardware() -> str:
+    """What the numbers were measured on, in words."""
+    if jax.default_backend() == 'cpu':
+        return f'{os.cpu_count()} CPU cores ({platform.machine()})'
+    return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+
+
+def measured_on(parts: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence on where, when and how long the parts of `kept` were measured."""
+    notes = [part['measured'] for part in parts]
+    machines = ' and '.join(dict.fromkeys(note['hardware'] for note in notes))
+    minutes = sum(note['seconds'] for note in notes) / 60
+    return f'Measured on {machines}, {max(note["date"] for note in notes)}, in {minutes:.0f} min.'
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.part')
+    temporary.write_text(json.dumps(content, indent=1) + '\n', 'utf-8')
+    os.replace(temporary, path)
+
+
+def write_section(readme: Path, text: str) -> None:
+    """Puts Markdown between the two marks of a README; a README that is not there is made.
+
+    Raises: SettingsError if the README has not exactly one pair of marks.
+    """
+    first, last = MARKS
+    content = readme.read_text('utf-8') if readme.is_file() else f'{first}\n{last}\n'
+    before, found, rest = content.partition(first)
+    _, found_last, after = rest.partition(last)
+    if not found or not found_last or first in after or last in after:
+        raise SettingsError(f'{readme} must hold {first} and, behind it, {last}, once each; put them where numbers go')
+    temporary = readme.with_name(f'.{readme.name}.part')
+    temporary.write_text(f'{before}{first}\n{text.strip()}\n{last}{after}', 'utf-8')
+    os.replace(temporary, readme)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; the first column to the left, the others to the right."""
+    lines = [headings, ['---', *['---:'] * (len(headings) - 1)], *rows]
+    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+
+
+def percent(share: float | None) -> str:
+    """A share in words: '97 %', or a dash for None."""
+    return '-' if share is None else f'{100 * share:.0f} %'

@@ -1,0 +1,341 @@
+"""What a model of Storybook can do, measured by the judge (judge.py): its classes and contexts, one subject, fine marks.
+
+Pictures are drawn by `Cascade.generate` and named by `Judge.name`. Every result is made of plain numbers and lists, so
+it can be written as JSON; shares lie in [0, 1] and are rounded to four digits. With n pictures a share p has a standard
+error of sqrt(p (1 - p) / n): five points at a hundred pictures.
+
+Shared arguments:
+  cascade, judge: Cascade and Judge, or anything with their methods.
+  drawn: a dict that is filled with the pictures behind the numbers, uint8[n, H, W, 3] by label, for contact sheets.
+  options: of Cascade.generate, of which steps, guidance_scale and sampler must be given. Unless super_resolution=True
+    is among them, pictures are those of the base stage.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreambooth_jax.config import SettingsError
+from dreambooth_jax.data import low_resolution
+from dreambooth_jax.diffusion import samplers, schedules
+from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.generation import text_to_image
+from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
+from dreambooth_jax.storybook import draw, subjects, world
+from dreambooth_jax.text import prompts as prompt_lists
+from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT, PROPERTY, Prompt
+
+INSTANCE = 'instance'  # kind of the plain prompt 'a sks dog', beside those of the 25
+FOUND = 0.5  # a fine mark is found where the judge gives it more than this
+_SECOND_STAGE_STREAM = 3  # as in Cascade: the second stage's noise is not the first one's
+
+
+def base_scores(
+    cascade: Cascade,
+    judge: Judge,
+    *,
+    classes: Sequence[str] = world.CLASSES,
+    contexts: Sequence[str] = world.CONTEXTS,
+    num_images: int = 4,
+    drawn: dict[str, np.ndarray] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """How often 'a {class} {context}' is drawn as asked, without any identifier.
+
+    Args:
+      num_images: pictures per prompt. Others: see the module.
+    Returns: what `base_summary` makes of all prompts.
+    Raises: SettingsError for a class or context that is not of this world, and as Cascade.generate.
+    """
+    _check('class', classes, world.CLASSES)
+    _check('context', contexts, world.CONTEXTS)
+    asked = [(class_noun, context) for class_noun in classes for context in contexts]
+    texts = [f'a {class_noun} {context}' for class_noun, context in asked]
+    pictures = _generate(cascade, texts, num_images, drawn, options)
+    verdicts = judge.name(pictures)
+    cells = []
+    for i, (class_noun, context) in enumerate(asked):
+        rows = slice(i * num_images, (i + 1) * num_images)
+        right = [
+            (found_class == class_noun, found_context == context)
+            for found_class, found_context in zip(verdicts.class_noun[rows], verdicts.context[rows], strict=True)
+        ]
+        cells.append({
+            'class_noun': class_noun, 'context': context, 'pictures': num_images,
+            'class_right': sum(c for c, _ in right), 'context_right': sum(c for _, c in right),
+            'both_right': sum(all(pair) for pair in right)})  # fmt: skip
+    return base_summary(cells)
+
+
+def base_summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Shares over counts, so that measurements of several calls can be joined.
+
+    Args:
+      cells: counts of one prompt each: class_noun, context, pictures, class_right, context_right, both_right; those of
+        several `base_scores` may be put one behind the other.
+    Returns: pictures, and the shares class_right, context_right, both_right; the same under per_class and per_context
+      for every one; and the cells.
+    """
+
+    def shares(part):
+        count = sum(cell['pictures'] for cell in part)
+        right = {name: sum(cell[name] for cell in part) for name in ('class_right', 'context_right', 'both_right')}
+        return {'pictures': count, **{name: _rounded(value / count) for name, value in right.items()}}
+
+    def grouped(field):
+        names = dict.fromkeys(cell[field] for cell in cells)
+        return {name: shares([cell for cell in cells if cell[field] == name]) for name in names}
+
+    return {
+        **shares(cells), 'per_class': grouped('class_noun'), 'per_context': grouped('context'), 'cells': list(cells)
+    }  # fmt: skip
+
+
+def subject_scores(
+    cascade: Cascade,
+    judge: Judge,
+    subject_name: str,
+    identifier: str,
+    *,
+    num_images: int = 4,
+    class_images: int = 32,
+    drawn: dict[str, np.ndarray] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """How well a model draws one subject by its identifier, and how much of it leaked into its class.
+
+    Args:
+      subject_name: one of the thirty; its class decides which 25 prompts are asked, live or object.
+      identifier: the rare token that stands for it.
+      num_images: pictures per prompt. class_images: pictures of the class prompt. Others: see the module.
+    Returns:
+      subject, identifier, pictures: what was measured, on how many pictures of the 25 prompts;
+      subject_named, class_named: shares over the 25 prompts; subject_named_by_kind: the same per kind of prompt;
+      context_named: share over the context prompts; accessory_named: over the accessory prompts, None for objects;
+      prompts: one row for 'a sks dog', which is not in the shares above, and each of the 25: prompt, kind, pictures,
+        the shares subject, class_noun and, where the prompt asks for one, context and accessory (else None), and
+        subject_probability, the judge's mean;
+      class_pictures: of 'a dog': prompt, pictures, taken_for_subject (the drift), taken_for_any_subject,
+        subject_probability, class_named.
+    Raises: SettingsError for an unknown subject, and as Cascade.generate.
+    """
+    _check('subject', [subject_name], tuple(subjects.SUBJECTS))
+    class_noun = subjects.SUBJECTS[subject_name].class_noun
+    plain = Prompt(INSTANCE, 'a {identifier} {class_noun}')
+    asked = [plain, *prompt_lists.evaluation_prompts(class_noun)]
+    texts = [prompt.text(class_noun, identifier) for prompt in asked]
+    verdicts = judge.name(_generate(cascade, texts, num_images, drawn, options))
+    probability = verdicts.probability('subject', subject_name)
+    table = []
+    for i, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
+        rows = slice(i * num_images, (i + 1) * num_images)
+        words = prompt.template.partition('{class_noun}')[2].strip()
+        table.append({
+            'prompt': text, 'kind': prompt.kind, 'pictures': num_images,
+            'subject': _share(verdicts.subject[rows], subject_name),
+            'class_noun': _share(verdicts.class_noun[rows], class_noun),
+            'context': _share(verdicts.context[rows], words) if prompt.kind == CONTEXT else None,
+            'accessory': _share(verdicts.accessory[rows], words) if prompt.kind == ACCESSORY else None,
+            'subject_probability': _rounded(probability[rows].mean())})  # fmt: skip
+
+    def mean(field, kind=None):
+        values = [row[field] for row in table if row['kind'] != INSTANCE and kind in (None, row['kind'])]
+        return _rounded(np.mean(values)) if values else None
+
+    return {
+        'subject': subject_name,
+        'identifier': identifier,
+        'pictures': (len(asked) - 1) * num_images,
+        'subject_named': mean('subject'),
+        'subject_named_by_kind': {kind: mean('subject', kind) for kind in (CONTEXT, ACCESSORY, PROPERTY)},
+        'class_named': mean('class_noun'),
+        'context_named': mean('context', CONTEXT),
+        'accessory_named': mean('accessory', ACCESSORY),
+        'prompts': table,
+        'class_pictures': _class_scores(cascade, judge, subject_name, class_images, drawn, options),
+    }
+
+
+def _class_scores(cascade, judge, subject_name, class_images, drawn, options):
+    class_noun = subjects.SUBJECTS[subject_name].class_noun
+    text = prompt_lists.class_prompt(class_noun)
+    verdicts = judge.name(_generate(cascade, [text], class_images, drawn, options))
+    return {
+        'prompt': text,
+        'pictures': class_images,
+        'taken_for_subject': _share(verdicts.subject, subject_name),
+        'taken_for_any_subject': _rounded(1 - _share(verdicts.subject, None)),
+        'subject_probability': _rounded(verdicts.probability('subject', subject_name).mean()),
+        'class_named': _share(verdicts.class_noun, class_noun),
+    }
+
+
+def fine_mark_scores(
+    cascade: Cascade,
+    judge: Judge,
+    subject_name: str,
+    identifier: str,
+    *,
+    noise_levels: Sequence[int] = (0,),
+    num_images: int = 2,
+    num_prompts: int = 11,
+    class_images: int = 8,
+    held_out: int = 20,
+    super_resolution_steps: int | None = None,
+    drawn: dict[str, np.ndarray] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """How often the second stage draws the subject's fine mark, which 32 px do not show.
+
+    Three kinds of low picture are enlarged at every level: those that the base stage draws for 'a sks dog' and the
+    first context prompts; true ones, downsampled from held-out pictures of the subject, so that the base stage has no
+    part in the result; and those of 'a dog', which should get no mark.
+
+    Args:
+      noise_levels: noise augmentation of the low picture, times of image_noising_scheduler.
+      num_images: pictures per prompt. num_prompts: 'a sks dog' and the first contexts, 1 to 11.
+      class_images, held_out: pictures of the other two kinds.
+      super_resolution_steps: of the second stage; None: `steps` of the options.
+      drawn: gets 'generated low', 'class low', 'held_out low', 'held_out true', and 'generated 50' and so on.
+    Returns:
+      subject, identifier; pictures: how many of each kind;
+      real: found in painted held-out pictures, the most that can be reached, and in the same without the mark;
+      low_named: share of the base stage's pictures in which the judge names the subject;
+      noise_levels: per level noise_level, the shares generated, held_out and class_pictures in which the mark is found,
+        and held_out_error, the mean absolute difference from the true picture in levels of 255.
+    Raises: SettingsError for an unknown subject, a model without second stage, a bad level or number of steps.
+    """
+    _check('subject', [subject_name], tuple(subjects.SUBJECTS))
+    if cascade.super_resolution is None:
+        raise SettingsError('fine marks are drawn by the second stage and this model has none; give one that has')
+    class_noun = subjects.SUBJECTS[subject_name].class_noun
+    asked = [Prompt(INSTANCE, 'a {identifier} {class_noun}'), *prompt_lists.evaluation_prompts(class_noun)[:10]]
+    texts = [prompt.text(class_noun, identifier) for prompt in asked[:num_prompts]]
+    class_text = prompt_lists.class_prompt(class_noun)
+    scenes = subjects.held_out_scenes(subject_name, held_out)
+    true, plain = (
+        np.stack([draw.paint(dataclasses.replace(scene, **change)) for scene in scenes])
+        for change in ({}, {'fine_mark': None})
+    )
+    generated = _generate(cascade, texts, num_images, None, options)
+    class_low = _generate(cascade, [class_text], class_images, None, options)
+    low = {
+        'generated': _signed(generated),
+        'class': _signed(class_low),
+        'held_out': low_resolution.downsample(_signed(true), true.shape[1] // generated.shape[1]),
+    }
+    words = {
+        'generated': [text for text in texts for _ in range(num_images)],
+        'class': [class_text] * class_images,
+        'held_out': [
+            ' '.join(filter(None, (f'a {identifier} {class_noun}', scene.accessory, scene.context))) for scene in scenes
+        ],
+    }
+    if drawn is not None:
+        drawn.update({f'{kind} low': _to_uint8(pictures) for kind, pictures in low.items()})
+        drawn['held_out true'] = true
+    ends = np.cumsum([len(pictures) for pictures in low.values()])[:-1]
+    second = {name: options[name] for name in ('guidance_scale', 'sampler', 'seed', 'batch_size') if name in options}
+    levels = []
+    for level in noise_levels:
+        enlarged = enlarge(
+            cascade, np.concatenate(list(low.values())), sum(words.values(), []), noise_level=level,
+            steps=super_resolution_steps or options['steps'], **second)  # fmt: skip
+        parts = dict(zip(low, np.split(enlarged, ends), strict=True))
+        if drawn is not None:
+            drawn.update({f'{kind} {level}': pictures for kind, pictures in parts.items()})
+        error = np.abs(parts['held_out'].astype(np.float32) - true).mean()
+        levels.append({
+            'noise_level': level, 'generated': _found(judge, parts['generated']),
+            'held_out': _found(judge, parts['held_out']), 'class_pictures': _found(judge, parts['class']),
+            'held_out_error': round(float(error), 2)})  # fmt: skip
+    return {
+        'subject': subject_name,
+        'identifier': identifier,
+        'pictures': {'generated': len(generated), 'held_out': held_out, 'class_pictures': class_images},
+        'real': {'with_mark': _found(judge, true), 'without_mark': _found(judge, plain)},
+        'low_named': _share(judge.name(generated).subject, subject_name),
+        'noise_levels': levels,
+    }
+
+
+def enlarge(
+    cascade: Cascade,
+    low: np.ndarray,
+    prompts: Sequence[str],
+    *,
+    steps: int,
+    guidance_scale: float,
+    sampler: str,
+    noise_level: int = 0,
+    seed: int = 0,
+    negative_prompt: str = '',
+    batch_size: int = 8,
+) -> np.ndarray:
+    """The second stage alone, on any low pictures.
+
+    Args:
+      low: f32[N, h, w, 3] in [-1, 1].
+      prompts: N, one for each.
+      noise_level: time of image_noising_scheduler; 0 adds nothing. Others: as Cascade.stream.
+    Returns: uint8[N, H, W, 3]; picture i depends on its low picture and prompt, on the seed, and on i.
+    Raises: SettingsError for a noise level, sampler or number of steps that the model does not allow.
+    """
+    second = cascade.super_resolution
+    try:
+        schedule, noising = (
+            schedules.from_config(config) for config in (second.scheduler, second.image_noising_scheduler)
+        )
+        samplers.step_table(schedule, sampler, steps)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    if not 0 <= noise_level < noising.num_train_timesteps:
+        raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {noising.num_train_timesteps - 1}')
+    program = ('enlarge', steps, float(guidance_scale), sampler)
+    if program not in cascade.programs:
+        cascade.programs[program] = text_to_image.make_sampler(
+            second.unet.apply, schedule, size=second.unet.config['sample_size'], steps=steps, method=sampler,
+            guidance_scale=guidance_scale, noising_schedule=noising)  # fmt: skip
+    text = cascade.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
+    keys = text_to_image.picture_keys(seed, np.arange(len(low)))
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, _SECOND_STAGE_STREAM))(keys)
+    return text_to_image.draw(
+        cascade.programs[program], second.unet.params, text[1:], text[0], keys, batch_size=batch_size, low=low,
+        level=noise_level)  # fmt: skip
+
+
+def _generate(cascade, texts, num_images, drawn, options) -> np.ndarray:
+    """uint8[N * num_images, H, W, 3] of the last stage that is asked for."""
+    pictures = cascade.generate(texts, num_images=num_images, **{'super_resolution': False, **options}).final
+    if drawn is not None:
+        drawn.update(zip(texts, pictures.reshape(len(texts), num_images, *pictures.shape[1:]), strict=True))
+    return pictures
+
+
+def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise SettingsError(f'{what} {name!r} is not of this world; it must be one of {known}')
+
+
+def _share(said: Sequence[str | None], right: str | None) -> float:
+    return _rounded(np.mean([label == right for label in said]))
+
+
+def _found(judge: Judge, pictures: np.ndarray) -> float:
+    return _rounded((judge.has_fine_mark(pictures) > FOUND).mean())
+
+
+def _rounded(value) -> float:
+    return round(float(value), 4)
+
+
+def _signed(pictures: np.ndarray) -> np.ndarray:
+    return pictures.astype(np.float32) / 127.5 - 1
+
+
+def _to_uint8(pictures: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip((np.asarray(pictures) + 1) * 127.5, 0, 255)).astype(np.uint8)

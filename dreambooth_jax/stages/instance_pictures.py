@@ -1,0 +1,36 @@
+"""The subjects' pictures of a run: photos from folders, or paintings of Storybook's built-in subjects."""
+
+import numpy as np
+from absl import logging
+
+from dreambooth_jax.config import DreamBoothConfig, SettingsError
+from dreambooth_jax.data.subjects import read_subject
+from dreambooth_jax.storybook import draw, subjects
+
+
+def read(config: DreamBoothConfig, size: int) -> tuple[np.ndarray, list[str]]:
+    """All subjects' pictures and the prompt of each: its caption if it has one, else the subject's instance prompt.
+
+    Args:
+      size: side of the square pictures, in pixels.
+    Returns: uint8[N, size, size, 3] and N prompts.
+    Raises: PictureError for a folder or picture that cannot be used; files that are no pictures are skipped with a
+      warning. SettingsError for an unknown built-in subject.
+    """
+    images, prompts = [], []
+    for concept in config.concepts():
+        if concept.instance_dir is None:
+            if concept.subject not in subjects.SUBJECTS:
+                known = ', '.join(subjects.SUBJECTS)
+                raise SettingsError(f'config.data.subject is {concept.subject!r} but must be one of {known}')
+            images += [draw.paint(scene, size) for scene in subjects.reference_scenes(concept.subject)]
+            prompts += [concept.instance_prompt] * (len(images) - len(prompts))
+            continue
+        found = read_subject(
+            concept.instance_dir, size, concept.instance_prompt, crops=config.data.crops, seed=config.seed
+        )
+        for name, reason in found.skipped.items():
+            logging.warning('%s in %s is skipped: it is %s', name, concept.instance_dir, reason)
+        images += list(found.images)
+        prompts += found.prompts
+    return np.stack(images), prompts

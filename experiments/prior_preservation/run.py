@@ -1,0 +1,160 @@
+"""Trains configs/dog.py with and without class pictures, and measures what of the subject leaks into its class.
+
+  python experiments/prior_preservation/run.py --model=storybook
+
+Trains one run per weight in --workdir/weight_<lambda>, which share their class pictures; finished runs and measured
+models are not done again. README.md has the question, the cost and the numbers.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from absl import flags
+from PIL import Image, ImageDraw, ImageFont
+
+from dreambooth_jax import program
+from dreambooth_jax.config import SettingsError
+from dreambooth_jax.evaluation import experiment, storybook_scores
+from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.watching import grids
+
+HERE = Path(__file__).parent
+CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
+SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
+_MODEL = flags.DEFINE_string('model', 'storybook', "'storybook', or a pipeline folder.")
+_JUDGE = flags.DEFINE_string('judge', None, 'Folder of the judge; default: the shipped one.')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/experiments/prior_preservation', 'Keeps runs and measured models.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'Gets results.json, the pictures and the numbers in README.md; default: the folder of this file, '
+    'or with --quick <workdir>/quick.')  # fmt: skip
+_WEIGHTS = flags.DEFINE_list('weights', ['1', '0'], 'Values of prior.weight, the lambda of the paper.')
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lower_bound=1)
+_CLASS_IMAGES = flags.DEFINE_integer('class_images', 48, "Pictures of 'a dog'.", lower_bound=2)
+_STEPS = flags.DEFINE_integer('steps', 25, 'Denoise steps.', lower_bound=1)
+_GUIDANCE = flags.DEFINE_float('guidance_scale', 3.0, '1 is none.', lower_bound=1)
+_SAMPLER = flags.DEFINE_enum('sampler', 'dpmsolver++', ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')
+_SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise; not that of the class pictures.', lower_bound=0)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Pictures at once.', lower_bound=1)
+_QUICK = flags.DEFINE_bool('quick', False, '2 training steps, 2 class pictures: only shows that it works.')
+
+GRID_PROMPTS = (
+    'a sks dog', 'a sks dog in the snow', 'a sks dog on the beach', 'a sks dog with a blue house in the background',
+    'a sks dog wearing a red hat', 'a sks dog in a chef outfit', 'a purple sks dog', 'a dog')  # fmt: skip
+GRID_IMAGES = 2
+QUICK_TRAINING = {'base.steps': 2, 'prior.num_images': 2, 'prior.steps': 2}
+
+
+def train(weight: str, workdir: Path) -> Path:
+    """The finished run of one lambda, base stage alone."""
+    settings = {
+        **experiment.of_model(_MODEL.value, SUBJECT, workdir / 'reference'),
+        'super_resolution_model': 'none', 'super_resolution.steps': 0,  # not what this experiment is about
+        'prior.weight': weight, 'prior.dir': workdir / 'prior', 'samples.every': 0,
+        **(QUICK_TRAINING if _QUICK.value else {})}  # fmt: skip
+    return experiment.train_once(workdir / f'weight_{weight}', CONFIG, settings)
+
+
+def main(argv) -> None:
+    del argv
+    try:
+        weights = [f'{float(weight):g}' for weight in _WEIGHTS.value]
+    except ValueError:
+        raise SettingsError(f'--weights={",".join(_WEIGHTS.value)} must be numbers, such as 1,0') from None
+    workdir = Path(_WORKDIR.value)
+    num_images, class_images, steps = _NUM_IMAGES.value, _CLASS_IMAGES.value, _STEPS.value
+    if _QUICK.value:
+        workdir, num_images, class_images, steps = workdir / 'quick', 1, GRID_IMAGES, 4
+    output = Path(_OUTPUT.value or (workdir if _QUICK.value else HERE))
+    base = Cascade.load(_MODEL.value, super_resolution_model='none')
+    judge = Judge.load(_JUDGE.value)
+    marker = experiment.fingerprint(judge.naming_params)
+    options = {'num_images': num_images, 'class_images': class_images, 'steps': steps,
+               'guidance_scale': _GUIDANCE.value, 'sampler': _SAMPLER.value, 'seed': _SEED.value}  # fmt: skip
+
+    results, pictures = {}, {}
+    for weight in [None, *weights]:
+        name, title = ('base', 'before') if weight is None else (f'weight_{weight}', f'lambda = {weight}')
+        cascade = base
+        if weight is not None:
+            tuned = Cascade.load(train(weight, workdir)).base
+            cascade = base.with_params(unet=tuned.unet.params, text_encoder=tuned.text_encoder.params)
+
+        def measure(cascade=cascade):
+            drawn = {}
+            scores = storybook_scores.subject_scores(
+                cascade, judge, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options)  # fmt: skip
+            return scores, {prompt: drawn[prompt][:GRID_IMAGES] for prompt in GRID_PROMPTS}
+
+        print(f'measuring: {title}', flush=True)
+        settings = {'weights': experiment.fingerprint(cascade.base.unet.params, cascade.base.text_encoder.params),
+                    'judge': marker, **options}  # fmt: skip
+        results[title], pictures[title] = experiment.kept(workdir / 'parts', name, settings, measure)
+
+    measured = experiment.measured_on(list(results.values()))
+    experiment.write_json(
+        output / 'results.json', {'model': _MODEL.value, 'measured': measured, **options, 'results': results})  # fmt: skip
+    headings = [title for title, drawn in pictures.items() for _ in range(min(num_images, GRID_IMAGES))]
+    count = min(num_images, GRID_IMAGES)
+    rows = [[picture for drawn in pictures.values() for picture in drawn[prompt][:count]] for prompt in GRID_PROMPTS]
+    grids.contact_sheet(rows, GRID_PROMPTS, headings=headings).save(output / 'grid.png')
+    chart(results).save(output / 'chart.png')
+    if not _QUICK.value:
+        experiment.write_section(output / 'README.md', f'{measured}\n\n{tables(results)}')
+    for title, scores in results.items():
+        print(f'{title}: ' + ', '.join(f'{name} {experiment.percent(value(scores))}' for name, value in BARS.items()))
+    print(f'written: {output / "results.json"}')
+
+
+BARS = {
+    'subject named, 25 prompts': lambda scores: scores['subject_named'],
+    'context named': lambda scores: scores['context_named'],
+    'accessory named': lambda scores: scores['accessory_named'],
+    "'a dog' taken for the subject": lambda scores: scores['class_pictures']['taken_for_subject'],
+    "'a dog' named a dog": lambda scores: scores['class_pictures']['class_named'],
+}
+COLOURS = ('#9a9a9a', '#2f6fb0', '#d0602c', '#3d9a5b', '#8a4fb0')
+
+
+def chart(results) -> Image.Image:
+    """The shares of BARS as bars, one colour for each model."""
+    label, full, height, gap, top = 200, 360, 16, 14, 30
+    rows = len(BARS) * (len(results) * height + gap)
+    picture = Image.new('RGB', (label + full + 60, top + rows), 'white')
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    colours = {title: COLOURS[i % len(COLOURS)] for i, title in enumerate(results)}
+    for i, (title, colour) in enumerate(colours.items()):
+        left = label + i * 110
+        pen.rectangle((left, 8, left + 10, 18), fill=colour)
+        pen.text((left + 16, 6), title, fill='black', font=font)
+    y = top
+    for name, value in BARS.items():
+        pen.text((4, y + (len(results) * height - 14) / 2), name, fill='black', font=font)
+        for title, scores in results.items():
+            share = value(scores)
+            right = label + full * share
+            pen.rectangle((label, y + 1, right, y + height - 2), fill=colours[title])
+            pen.text((right + 6, y), experiment.percent(share), fill='black', font=font)
+            y += height
+        y += gap
+    return picture
+
+
+def tables(results) -> str:
+    """The numbers as Markdown: the shares of BARS, then the subject by kind of prompt and by prompt."""
+    percent, scores = experiment.percent, list(results.values())
+    kinds = [kind for kind, share in scores[0]['subject_named_by_kind'].items() if share is not None]
+    first = [[name, *(percent(value(each)) for each in scores)] for name, value in BARS.items()]
+    first += [[f'subject named, {kind} prompts', *(percent(each['subject_named_by_kind'][kind]) for each in scores)]
+              for kind in kinds]  # fmt: skip
+    prompts = [[rows[0]['prompt'], *(percent(row['subject']) for row in rows)]
+               for rows in zip(*(each['prompts'] for each in scores), strict=True)]  # fmt: skip
+    counts = f"{scores[0]['pictures']} pictures of the 25 prompts and {scores[0]['class_pictures']['pictures']} of 'a dog'"
+    return '\n\n'.join([
+        f'{counts} for each model.', experiment.table(['', *results], first),
+        '![shares](chart.png)', 'The judge names the subject:', experiment.table(['prompt', *results], prompts),
+        '![the same prompts and noise, before and after](grid.png)'])  # fmt: skip
+
+
+if __name__ == '__main__':
+    program.run(main)
