@@ -20,7 +20,7 @@ setup(
     # The embedded model: a pipeline folder, with its second stage as a folder inside.
     package_data={
         'dreambooth_jax.storybook': [
-            'pretrained/**/*.json', 'pretrained/**/*.safetensors', 'pretrained/**/*.txt', 'pretrained/README.md',
+            'pretrained/**/*.json', 'pretrained/**/*.safetensors', 'pretrained/**/*.txt', 'pretrained/**/*.md',
         ],
     },
     install_requires=[

@@ -86,7 +86,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     else:
         noising = schedules.from_config(pipeline.image_noising_scheduler)
         stage = SuperResolutionStage(
-            **shared, noising_schedule=noising, factor=config.factor, noise_level=config.noise_level, crop=config.crop)  # fmt: skip
+            **shared, noising_schedule=noising, factor=config.factor, noise_level=config.noise_level,
+            crop=config.crop)  # fmt: skip
 
     # The pool: `passes` times through it in order (its pictures are drawn at random already), then the next one.
     steps_per_pool = max(1, config.passes * config.pool_size // config.batch_size)
@@ -104,9 +105,9 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         if is_base:
             data |= {'tokens': tokens, 'mask': mask}
         else:
-            starts = range(0, len(tokens), 256)
+            slices = [slice(i, i + 256) for i in range(0, len(tokens), 256)]
             data['embeddings'] = np.concatenate(
-                [encode(pipeline.text_encoder.params, tokens[i : i + 256], mask[i : i + 256]) for i in starts])  # fmt: skip
+                [encode(pipeline.text_encoder.params, tokens[rows], mask[rows]) for rows in slices])  # fmt: skip
         return place.place_state(lambda data: data, data)
 
     def pick(key, step, batch, frozen):
@@ -129,9 +130,9 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
             grid.save(Cascade(trained(state.best_params), programs=programs), path, f'{config.stage}, step {step}')
 
     rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps)
-    rows = pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0)
+    batch = pairs.pad_rows(pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0), place.devices)
     state, finished = fit.fit(
-        stage.loss, params, tx=tx, rate=rate, place=place, batch=pairs.pad_rows(rows, place.devices), pick=pick,
+        stage.loss, params, tx=tx, rate=rate, place=place, batch=batch, pick=pick,
         frozen=lambda step: pool_data(step // steps_per_pool), workdir=workdir, name=config.stage, seed=config.seed,
         steps=config.steps, ema_decay=config.ema_decay, steps_per_dispatch=config.parallel.steps_per_dispatch,
         save_every=config.checkpoint.every, keep=config.checkpoint.keep, draw=draw, draw_every=samples.every,

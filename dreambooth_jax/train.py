@@ -39,7 +39,8 @@ def train_stage(config, workdir, name, cascade, table, grid, place):
     size = pipeline.unet.config['sample_size']
     train_text = is_base and config.base.train_text_encoder
     objective = Objective.from_settings(config.objective, random_flip=config.data.random_flip)
-    shared = {'unet': pipeline.unet.apply, 'schedule': schedules.from_config(pipeline.scheduler), 'objective': objective}
+    schedule = schedules.from_config(pipeline.scheduler)
+    shared = {'unet': pipeline.unet.apply, 'schedule': schedule, 'objective': objective}
     if is_base:
         stage = PixelStage(**shared, text_encoder=pipeline.text_encoder.apply if train_text else None)
     else:
@@ -71,7 +72,7 @@ def train_stage(config, workdir, name, cascade, table, grid, place):
         if jax.process_count() == 1:
             grid.save(tuned(state), workdir / 'samples' / name / f'{step:06d}.png', f'{name}, step {step}')
 
-    masks = optimizer.variance_head_masks(params['unet']) if shared['schedule'].learns_variance else {}
+    masks = optimizer.variance_head_masks(params['unet']) if schedule.learns_variance else {}
     rate, tx = optimizer.from_settings(
         config.optimizer, settings.learning_rate, settings.steps,
         held={} if config.objective.train_variance else masks)  # fmt: skip
@@ -80,7 +81,8 @@ def train_stage(config, workdir, name, cascade, table, grid, place):
         stage.loss, params, tx=tx, rate=rate, place=place, batch=pairs.pad_rows(batch, place.devices), pick=pick,
         frozen=lambda step: placed, workdir=workdir, name=name, seed=config.seed, steps=settings.steps,
         ema_decay=config.optimizer.ema_decay, steps_per_dispatch=config.parallel.steps_per_dispatch,
-        save_every=config.checkpoint.every, keep=config.checkpoint.keep, draw=draw, draw_every=config.samples.every)  # fmt: skip
+        save_every=config.checkpoint.every, keep=config.checkpoint.keep, draw=draw,
+        draw_every=config.samples.every)  # fmt: skip
     return tuned(state), finished
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a run with their prompts, as the arrays that live on the device: instance pictures, then class ones."""
+"""The pictures of a run with their prompts, as arrays for the device: instance pictures, then class pictures."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What an experiment does around its measurements: parts that are kept, runs that are trained once, a README with numbers.
+"""What an experiment does around its measurements: keeps finished parts, trains runs once, writes numbers in a README.
 
 An experiment is a folder in experiments/ with a run.py. While it works, its parts lie in a working folder
 (<part>.json with <part>.npz, and training runs), so that an interrupted experiment goes on where it was. At the end

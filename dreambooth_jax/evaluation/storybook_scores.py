@@ -1,4 +1,4 @@
-"""What a model of Storybook can do, measured by the judge (judge.py): its classes and contexts, one subject, fine marks.
+"""What a model of Storybook can do, measured by the judge (judge.py): classes, contexts, one subject, fine marks.
 
 Pictures are drawn by `Cascade.generate` and named by `Judge.name`. Every result is made of plain numbers and lists, so
 it can be written as JSON; shares lie in [0, 1] and are rounded to four digits. With n pictures a share p has a standard
@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from dreambooth_jax.config import SettingsError
 from dreambooth_jax.data import low_resolution
@@ -238,12 +239,13 @@ def fine_mark_scores(
         drawn.update({f'{kind} low': _to_uint8(pictures) for kind, pictures in low.items()})
         drawn['held_out true'] = true
     ends = np.cumsum([len(pictures) for pictures in low.values()])[:-1]
-    second = {name: options[name] for name in ('guidance_scale', 'sampler', 'seed', 'batch_size') if name in options}
+    shared = ('guidance_scale', 'sampler', 'seed', 'batch_size', 'progress', 'negative_prompt')
+    shared = {name: options[name] for name in shared if name in options}
     levels = []
     for level in noise_levels:
         enlarged = enlarge(
             cascade, np.concatenate(list(low.values())), sum(words.values(), []), noise_level=level,
-            steps=super_resolution_steps or options['steps'], **second)  # fmt: skip
+            steps=super_resolution_steps or options['steps'], **shared)  # fmt: skip
         parts = dict(zip(low, np.split(enlarged, ends), strict=True))
         if drawn is not None:
             drawn.update({f'{kind} {level}': pictures for kind, pictures in parts.items()})
@@ -274,13 +276,14 @@ def enlarge(
     seed: int = 0,
     negative_prompt: str = '',
     batch_size: int = 8,
+    progress: bool = True,
 ) -> np.ndarray:
     """The second stage alone, on any low pictures.
 
     Args:
       low: f32[N, h, w, 3] in [-1, 1].
       prompts: N, one for each.
-      noise_level: time of image_noising_scheduler; 0 adds nothing. Others: as Cascade.stream.
+      noise_level: time of image_noising_scheduler; 0 adds nothing. Others: as Cascade.generate.
     Returns: uint8[N, H, W, 3]; picture i depends on its low picture and prompt, on the seed, and on i.
     Raises: SettingsError for a noise level, sampler or number of steps that the model does not allow.
     """
@@ -302,9 +305,16 @@ def enlarge(
     text = cascade.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
     keys = text_to_image.picture_keys(seed, np.arange(len(low)))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, _SECOND_STAGE_STREAM))(keys)
-    return text_to_image.draw(
-        cascade.programs[program], second.unet.params, text[1:], text[0], keys, batch_size=batch_size, low=low,
-        level=noise_level)  # fmt: skip
+    drawn = []
+    with tqdm(total=len(low), unit='picture', desc='enlarging', disable=not progress, dynamic_ncols=True) as bar:
+        for rows, used in text_to_image.padded_batches(len(low), batch_size):
+            negative = np.broadcast_to(text[:1], (len(rows), *text.shape[1:]))
+            level = np.full(len(rows), noise_level, np.int32)
+            pictures = cascade.programs[program](
+                second.unet.params, text[1:][rows], negative, keys[rows], low=low[rows], level=level)  # fmt: skip
+            drawn.append(text_to_image.to_uint8(pictures)[:used])
+            bar.update(used)
+    return np.concatenate(drawn)
 
 
 def _generate(cascade, texts, num_images, drawn, options) -> np.ndarray:

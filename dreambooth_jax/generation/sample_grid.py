@@ -20,7 +20,13 @@ class SampleGrid:
     """
 
     def __init__(
-        self, original: Cascade | None, references: Sequence[np.ndarray], prompts: Sequence[str], *, num_images: int, **options
+        self,
+        original: Cascade | None,
+        references: Sequence[np.ndarray],
+        prompts: Sequence[str],
+        *,
+        num_images: int,
+        **options,
     ):
         self.original, self.references, self.prompts = original, list(references), list(prompts)
         self.num_images, self.options = num_images, options

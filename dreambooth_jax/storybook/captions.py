@@ -15,7 +15,9 @@ from dreambooth_jax.storybook.world import Scene
 OPENINGS = ('a photo of', 'a picture of', 'an image of', 'a drawing of')
 
 
-def caption(scene: Scene, rng: np.random.Generator, *, rare_tokens: Sequence[str] = (), rare_token_rate: float = 0.0) -> str:
+def caption(
+    scene: Scene, rng: np.random.Generator, *, rare_tokens: Sequence[str] = (), rare_token_rate: float = 0.0
+) -> str:
     """Describes a scene in one lower-case phrase; the same scene reads differently from draw to draw.
 
     Args:

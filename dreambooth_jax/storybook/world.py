@@ -47,7 +47,7 @@ VIEWS = ('top', 'bottom', 'side', 'back')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One picture as data. `None` means plain: no pattern, nothing worn, a studio backdrop, a photograph, seen from the front."""
+    """One picture as data. None means plain: no pattern, nothing worn, a studio backdrop, a photo, from the front."""
 
     class_noun: str
     kind: str | None = None  # TOY_KINDS or ANIMAL_KINDS for the two classes that have kinds

@@ -6,7 +6,6 @@ Trains one run per weight in --workdir/weight_<lambda>, which share their class 
 models are not done again. README.md has the question, the cost and the numbers.
 """
 
-import dataclasses
 from pathlib import Path
 
 from absl import flags
@@ -92,10 +91,10 @@ def main(argv) -> None:
         results[title], pictures[title] = experiment.kept(workdir / 'parts', name, settings, measure)
 
     measured = experiment.measured_on(list(results.values()))
-    experiment.write_json(
-        output / 'results.json', {'model': _MODEL.value, 'measured': measured, **options, 'results': results})  # fmt: skip
-    headings = [title for title, drawn in pictures.items() for _ in range(min(num_images, GRID_IMAGES))]
+    found = {'model': _MODEL.value, 'measured': measured, **options, 'results': results}
+    experiment.write_json(output / 'results.json', found)
     count = min(num_images, GRID_IMAGES)
+    headings = [title for title in pictures for _ in range(count)]
     rows = [[picture for drawn in pictures.values() for picture in drawn[prompt][:count]] for prompt in GRID_PROMPTS]
     grids.contact_sheet(rows, GRID_PROMPTS, headings=headings).save(output / 'grid.png')
     chart(results).save(output / 'chart.png')
@@ -149,10 +148,10 @@ def tables(results) -> str:
               for kind in kinds]  # fmt: skip
     prompts = [[rows[0]['prompt'], *(percent(row['subject']) for row in rows)]
                for rows in zip(*(each['prompts'] for each in scores), strict=True)]  # fmt: skip
-    counts = f"{scores[0]['pictures']} pictures of the 25 prompts and {scores[0]['class_pictures']['pictures']} of 'a dog'"
+    counts = scores[0]['pictures'], scores[0]['class_pictures']['pictures']
     return '\n\n'.join([
-        f'{counts} for each model.', experiment.table(['', *results], first),
-        '![shares](chart.png)', 'The judge names the subject:', experiment.table(['prompt', *results], prompts),
+        f"{counts[0]} pictures of the 25 prompts and {counts[1]} of 'a dog' for each model.",
+        experiment.table(['', *results], first), '![shares](chart.png)', 'The judge names the subject:', experiment.table(['prompt', *results], prompts),
         '![the same prompts and noise, before and after](grid.png)'])  # fmt: skip
 
 

@@ -91,8 +91,8 @@ def tables(scores) -> str:
         return [name, shares['pictures'], *(experiment.percent(shares[column]) for column in COLUMNS)]
 
     def part(heading, groups):
-        return experiment.table(
-            [heading, 'pictures', *COLUMNS.values()], [line(name, shares) for name, shares in groups.items()])  # fmt: skip
+        lines = [line(name, shares) for name, shares in groups.items()]
+        return experiment.table([heading, 'pictures', *COLUMNS.values()], lines)
 
     return '\n\n'.join([
         part('all', {'all prompts': scores}), part('class', scores['per_class']),

@@ -1,0 +1,178 @@
+"""Fine-tunes the second stage with several ranges of noise augmentation, and looks for the subject's fine mark.
+
+  python experiments/super_resolution_noise/run.py --run=runs/dog
+
+Without --run a base stage is trained first, as configs/dog.py says. Finished runs and measured stages in --workdir are
+not done again. README.md has the question, the cost and the numbers.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from dreambooth_jax import program
+from dreambooth_jax.config import SettingsError
+from dreambooth_jax.evaluation import experiment, storybook_scores
+from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.storybook import subjects
+from dreambooth_jax.watching import grids
+from dreambooth_jax.weights import folders
+
+HERE = Path(__file__).parent
+CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
+SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
+UNTUNED = 'untuned'
+_MODEL = flags.DEFINE_string('model', 'storybook', "'storybook', or a pipeline folder with a second stage.")
+_RUN = flags.DEFINE_string('run', None, 'A finished run of configs/dog.py, whose base stage is used; default: trained.')
+_JUDGE = flags.DEFINE_string('judge', None, 'Folder of the judge; default: the shipped one.')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/experiments/super_resolution_noise', 'Keeps runs and measured stages.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file, or '
+    'with --quick <workdir>/quick.')  # fmt: skip
+_RANGES = flags.DEFINE_list('ranges', ['0-0', '0-50', '0-250'], 'Lowest and highest noise level in training.')
+_NOISE_LEVELS = flags.DEFINE_list('noise_levels', ['0', '50', '150', '250'], 'Noise levels when pictures are drawn.')
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Pictures per prompt.', lower_bound=1)
+_CLASS_IMAGES = flags.DEFINE_integer('class_images', 8, "Pictures of 'a dog'.", lower_bound=1)
+_HELD_OUT = flags.DEFINE_integer('held_out', 20, 'True pictures to enlarge.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 25, 'Denoise steps of the base stage.', lower_bound=1)
+_SECOND_STEPS = flags.DEFINE_integer('super_resolution_steps', 15, 'Denoise steps of the second stage.', lower_bound=1)
+_GUIDANCE = flags.DEFINE_float('guidance_scale', 3.0, 'Of both stages; 1 is none.', lower_bound=1)
+_SAMPLER = flags.DEFINE_enum('sampler', 'dpmsolver++', ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')
+_SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise.', lower_bound=0)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 10, 'Pictures at once.', lower_bound=1)
+_QUICK = flags.DEFINE_bool('quick', False, '1 range, 2 levels, 2 training steps: only shows that it works.')
+
+QUICK_TRAINING = {'base.steps': 2, 'prior.num_images': 2, 'prior.steps': 2, 'samples.steps': 2}
+
+
+def numbers_of(flag: str, values, count: int) -> tuple[int, ...]:
+    """'0-50' -> (0, 50)."""
+    parts = values.split('-')
+    if len(parts) != count or not all(part.strip().isdigit() for part in parts):
+        example = '0-50' if count == 2 else '50'
+        raise SettingsError(f'--{flag} holds {values!r}; every entry must look like {example}')
+    return tuple(int(part) for part in parts)
+
+
+def base_run(workdir: Path) -> Path:
+    """The run whose base stage knows the subject."""
+    if _RUN.value is None:
+        settings = {
+            **experiment.of_model(_MODEL.value, SUBJECT, workdir / 'reference'),
+            'super_resolution_model': 'none', 'super_resolution.steps': 0, 'samples.every': 0,
+            **(QUICK_TRAINING if _QUICK.value else {})}  # fmt: skip
+        return experiment.train_once(workdir / 'base', CONFIG, settings)
+    run = Path(_RUN.value)
+    if not (run / 'config.json').is_file() or not (run / 'model' / 'model_index.json').is_file():
+        raise SettingsError(f'--run={run} is no finished run; give the --workdir of a training, or leave it out')
+    data = json.loads((run / 'config.json').read_text('utf-8'))['data']
+    if data['subject'] != SUBJECT or data['instance_prompt'] != f'a {IDENTIFIER} {SUBJECT}':
+        raise SettingsError(f"--run={run} taught {data['instance_prompt']!r} but must be a run of configs/dog.py")
+    return run
+
+
+def train(levels: tuple[int, int], run: Path, second: Path, workdir: Path) -> Path:
+    """The finished run that tunes the second stage alone, with this range of noise levels."""
+    settings = {
+        **experiment.of_model(str(run / 'model'), SUBJECT, workdir / 'reference'), 'super_resolution_model': second,
+        'super_resolution.noise_level': f'({levels[0]},{levels[1]})', 'base.steps': 0, 'prior.weight': 0,
+        'samples.every': 0, 'samples.num_images': 1}  # fmt: skip
+    if _QUICK.value:
+        settings |= {'super_resolution.steps': 2, 'samples.steps': 2}
+    return experiment.train_once(workdir / f'noise_{levels[0]}_{levels[1]}', CONFIG, settings)
+
+
+def main(argv) -> None:
+    del argv
+    ranges = [numbers_of('ranges', text, 2) for text in _RANGES.value]
+    levels = [numbers_of('noise_levels', text, 1)[0] for text in _NOISE_LEVELS.value]
+    amounts = {'num_images': _NUM_IMAGES.value, 'class_images': _CLASS_IMAGES.value, 'held_out': _HELD_OUT.value,
+               'steps': _STEPS.value, 'super_resolution_steps': _SECOND_STEPS.value}  # fmt: skip
+    workdir = Path(_WORKDIR.value)
+    if _QUICK.value:
+        workdir, ranges, levels = workdir / 'quick', ranges[:1], levels[:2]
+        amounts = {'num_images': 1, 'num_prompts': 1, 'class_images': 1, 'held_out': 4, 'steps': 2,
+                   'super_resolution_steps': 2}  # fmt: skip
+    output = Path(_OUTPUT.value or (workdir if _QUICK.value else HERE))
+    original = Cascade.load(_MODEL.value)
+    if original.super_resolution is None:
+        raise SettingsError(f'--model={_MODEL.value} has no second stage, which is tuned here; give one that has')
+    judge = Judge.load(_JUDGE.value)
+    run = base_run(workdir)
+    tuned = Cascade.load(run, super_resolution_model='none').base
+    cascade = original.with_params(unet=tuned.unet.params, text_encoder=tuned.text_encoder.params)
+    marker = experiment.fingerprint(judge.naming_params, judge.fine_mark_params)
+    options = {'noise_levels': levels, 'guidance_scale': _GUIDANCE.value, 'sampler': _SAMPLER.value,
+               'seed': _SEED.value, **amounts}  # fmt: skip
+
+    results, pictures = {}, {}
+    for trained in [None, *ranges]:
+        name = UNTUNED if trained is None else f'{trained[0]}-{trained[1]}'
+        stage = cascade
+        if trained is not None:
+            second = train(trained, run, original.super_resolution.folder, workdir) / 'model' / 'super_resolution'
+            params = folders.read_pipeline(second, components=['unet']).unet.params
+            stage = cascade.with_params(super_resolution_unet=params)
+
+        def measure(stage=stage):
+            drawn = {}
+            scores = storybook_scores.fine_mark_scores(
+                stage, judge, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options)  # fmt: skip
+            plain = next(i for i, s in enumerate(subjects.held_out_scenes(SUBJECT, 40)) if s.accessory is None)
+            chosen = {'generated': 0, 'held_out': min(plain, amounts['held_out'] - 1)}
+            return scores, {label: shown[chosen[label.split()[0]]] for label, shown in drawn.items()
+                            if label.split()[0] in chosen}  # fmt: skip
+
+        print(f'measuring: {name}', flush=True)
+        weights = [stage.base.unet.params, stage.base.text_encoder.params, stage.super_resolution.unet.params]
+        settings = {'weights': experiment.fingerprint(*weights), 'judge': marker, **options}
+        results[name], pictures[name] = experiment.kept(workdir / 'parts', name, settings, measure)
+
+    measured = experiment.measured_on(list(results.values()))
+    found = {'model': _MODEL.value, 'measured': measured, **options, 'results': results}
+    experiment.write_json(output / 'results.json', found)
+    columns = ['held_out true', 'held_out low', *(f'held_out {level}' for level in levels), 'generated low',
+               *(f'generated {level}' for level in levels)]  # fmt: skip
+    headings = ['held-out, true', 'held-out, 32 px', *(f'from it, level {level}' for level in levels),
+                'generated, 32 px', *(f'from it, level {level}' for level in levels)]  # fmt: skip
+    grids.contact_sheet(
+        [[drawn[column] for column in columns] for drawn in pictures.values()],
+        [UNTUNED, *(f'tuned at noise levels {name}' for name in list(results)[1:])],
+        side=128, headings=headings).save(output / 'grid.png')  # fmt: skip
+    if not _QUICK.value:
+        experiment.write_section(output / 'README.md', f'{measured}\n\n{tables(results)}')
+    print(tables(results))
+    print(f'written: {output / "results.json"}')
+
+
+TABLES = {
+    'held_out': 'Fine mark found, true held-out pictures enlarged:',
+    'generated': 'Fine mark found, pictures of the base stage enlarged:',
+    'class_pictures': "Fine mark found on 'a dog', which has none (lower is better):",
+    'held_out_error': 'Mean absolute error of the enlarged held-out pictures, levels of 255:',
+}
+
+
+def tables(results) -> str:
+    """The numbers as Markdown, one table for each of TABLES: rows are training ranges, columns are drawn levels."""
+    first = next(iter(results.values()))
+    real, counts = first['real'], first['pictures']
+    share = {name: experiment.percent(value) for name, value in (*real.items(), ('low_named', first['low_named']))}
+    text = [
+        f"{counts['held_out']} held-out pictures, {counts['generated']} generated and {counts['class_pictures']} of "
+        f"'a dog' in every cell. On the painted held-out pictures the judge finds the mark in {share['with_mark']}, and in "
+        f"{share['without_mark']} of the same without it. It names the subject in {share['low_named']} of the pictures "
+        f'that the base stage drew.'
+    ]
+    for field, title in TABLES.items():
+        shown = str if field == 'held_out_error' else experiment.percent
+        rows = [[name, *(shown(cell[field]) for cell in scores['noise_levels'])] for name, scores in results.items()]
+        levels = [f'drawn at {cell["noise_level"]}' for cell in first['noise_levels']]
+        text += [title, experiment.table(['trained at', *levels], rows)]
+    return '\n\n'.join([*text, '![tuned and untuned second stages](grid.png)'])
+
+
+if __name__ == '__main__':
+    program.run(main)

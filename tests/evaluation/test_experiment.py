@@ -1,0 +1,101 @@
+"""An experiment keeps what it measured, measures again when settings change, and writes only between the marks."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from dreambooth_jax.config import SettingsError
+from dreambooth_jax.evaluation import experiment
+from dreambooth_jax.training.loop import TrainingError
+
+
+def test_a_part_is_measured_once_for_the_same_settings(tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return {'share': 0.5 * len(calls)}, {'a dog': np.full((2, 4, 4, 3), len(calls), np.uint8)}
+
+    first, _ = experiment.kept(tmp_path, 'base', {'levels': (0, 50)}, make)
+    again, pictures = experiment.kept(tmp_path, 'base', {'levels': (0, 50)}, make)
+    assert len(calls) == 1 and first == again and first['share'] == 0.5
+    assert set(first['measured']) == {'seconds', 'hardware', 'date'}
+    np.testing.assert_array_equal(pictures['a dog'], np.ones((2, 4, 4, 3)))
+    other, pictures = experiment.kept(tmp_path, 'base', {'levels': (0, 60)}, make)
+    assert len(calls) == 2 and other['share'] == 1 and pictures['a dog'].max() == 2
+
+
+def test_an_interrupted_measurement_leaves_no_part(tmp_path):
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment.kept(tmp_path, 'base', {}, stopped)
+    numbers, _ = experiment.kept(tmp_path, 'base', {}, lambda: ({'share': 1}, {}))
+    assert numbers['share'] == 1
+
+
+def test_fingerprint_changes_with_value_name_and_shape():
+    weights = {'a': np.zeros((2, 3)), 'b': np.ones(2)}
+    changed = [{**weights, 'b': np.full(2, 1.5)}, {'a': weights['a'], 'c': weights['b']},
+               {**weights, 'a': np.zeros((3, 2))}]  # fmt: skip
+    found = {experiment.fingerprint(params) for params in (weights, *changed)}
+    assert len(found) == 4
+    assert experiment.fingerprint(dict(reversed(weights.items()))) == experiment.fingerprint(weights)
+
+
+def test_only_the_section_between_the_marks_is_replaced(tmp_path):
+    readme = tmp_path / 'README.md'
+    readme.write_text('# Title\n<!-- results -->\nold\n<!-- end of results -->\nwhat falls short\n')
+    experiment.write_section(readme, 'new')
+    expected = '# Title\n<!-- results -->\nnew\n<!-- end of results -->\nwhat falls short\n'
+    assert readme.read_text() == expected
+    experiment.write_section(readme, 'new')
+    assert readme.read_text() == expected
+
+
+@pytest.mark.parametrize('text', ['no marks', '<!-- results --> no end', '<!-- end of results --> <!-- results -->'])
+def test_a_readme_without_its_marks_is_left_alone(tmp_path, text):
+    readme = tmp_path / 'README.md'
+    readme.write_text(text)
+    with pytest.raises(SettingsError, match='README.md must hold'):
+        experiment.write_section(readme, 'new')
+    assert readme.read_text() == text
+
+
+def test_a_finished_training_is_not_started_again(tmp_path, monkeypatch):
+    started = []
+
+    def run(command, check):
+        started.append(command)
+        (tmp_path / 'run' / 'model').mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'run' / 'model' / 'model_index.json').write_text('{}')
+        return experiment.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(experiment.subprocess, 'run', run)
+    for weight in (1, 1, 0):
+        experiment.train_once(tmp_path / 'run', tmp_path / 'dog.py', {'prior.weight': weight})
+    assert [command[-1] for command in started] == ['--config.prior.weight=1', '--config.prior.weight=0']
+    assert started[0][:3] == [sys.executable, '-m', 'dreambooth_jax.train']
+
+
+@pytest.mark.parametrize('code', [0, 1])
+def test_a_training_that_leaves_no_model_is_an_error(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(
+        experiment.subprocess, 'run', lambda command, check: experiment.subprocess.CompletedProcess(command, code))  # fmt: skip
+    with pytest.raises(TrainingError, match=f'exit code {code}'):
+        experiment.train_once(tmp_path / 'run', tmp_path / 'dog.py', {})
+    assert not (tmp_path / 'run' / 'finished.json').exists()
+
+
+def test_other_models_are_given_the_reference_pictures_as_files(tmp_path):
+    assert experiment.of_model('storybook', 'dog', tmp_path / 'reference') == {}
+    settings = experiment.of_model('some/model', 'dog', tmp_path / 'reference')
+    assert settings == {'model': 'some/model', 'data.instance_dir': str(tmp_path / 'reference')}
+    assert 4 <= len(list((tmp_path / 'reference').glob('*.png'))) <= 6
+
+
+def test_tables_and_percentages_read_as_markdown():
+    assert experiment.table(['a', 'b'], [['x', 1]]) == '| a | b |\n| --- | ---: |\n| x | 1 |'
+    assert experiment.percent(0.256) == '26 %' and experiment.percent(None) == '-'

@@ -1,0 +1,232 @@
+"""The scores count what a judge says, with a judge that reads its answers from the pixels and a model that writes them.
+
+A picture's corner holds the numbers of its class, context, subject and accessory, and whether it has a fine mark.
+"""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreambooth_jax.config import SettingsError
+from dreambooth_jax.evaluation import storybook_scores
+from dreambooth_jax.evaluation.judge import HEADS, JudgeConfig, Verdicts
+from dreambooth_jax.generation.cascade import Pictures
+from dreambooth_jax.storybook import world
+from dreambooth_jax.weights.folders import SUPER_RESOLUTION_CLASS, Network, Pipeline
+
+LABELS = {head: getattr(JudgeConfig(), head) for head in HEADS}
+OPTIONS = {'steps': 3, 'guidance_scale': 2.0, 'sampler': 'ddim'}
+MARKED, UNMARKED = 200, 10
+
+
+def picture(class_noun='dog', context=None, subject=None, accessory=None, size=32, mark=False):
+    pixels = np.zeros((size, size, 3), np.uint8)
+    numbers = [LABELS[h].index(v) for h, v in zip(HEADS, (class_noun, context, subject, accessory), strict=True)]
+    pixels[0, 0], pixels[0, 1] = numbers[:3], (numbers[3], MARKED if mark else UNMARKED, 0)
+    return pixels
+
+
+class FakeJudge:
+    """Reads what `picture` wrote; sure of everything."""
+
+    def name(self, pictures):
+        assert pictures.dtype == np.uint8 and pictures.shape[1] in (32, 128)
+        numbers = np.concatenate([pictures[:, 0, 0], pictures[:, 0, 1, :1]], axis=1)
+        said = {head: [LABELS[head][n] for n in numbers[:, i]] for i, head in enumerate(HEADS)}
+        sure = {head: np.eye(len(LABELS[head]), dtype=np.float32)[numbers[:, i]] for i, head in enumerate(HEADS)}
+        return Verdicts(**said, probabilities=sure, labels=LABELS)
+
+    def has_fine_mark(self, pictures):
+        assert pictures.shape[1:] == (128, 128, 3)
+        return (pictures[:, 0, 1, 1] == MARKED).astype(np.float32)
+
+
+class FakeCascade:
+    """Answers prompt and picture number with the labels that `answer` gives."""
+
+    super_resolution = object()
+
+    def __init__(self, answer):
+        self.answer, self.options = answer, []
+
+    def generate(self, prompts, *, num_images=1, **options):
+        self.options.append(options)
+        return Pictures(np.stack([picture(**self.answer(p, i)) for p in prompts for i in range(num_images)]), None)
+
+
+def test_base_scores_count_class_context_and_both():
+    contexts = ('in the snow', 'on the beach')
+    asked = {'a cat in the snow': ('cat', 'in the snow'), 'a cat on the beach': ('cat', 'on the beach'),
+             'a can in the snow': ('can', 'in the snow'), 'a can on the beach': ('can', 'on the beach')}  # fmt: skip
+
+    def answer(prompt, number):
+        class_noun, context = asked[prompt]
+        if prompt == 'a cat on the beach' and number == 0:
+            class_noun = 'dog'
+        if prompt == 'a can in the snow':
+            context = None
+        if prompt == 'a can on the beach' and number == 1:
+            class_noun, context = 'vase', 'in the snow'
+        return {'class_noun': class_noun, 'context': context}
+
+    cascade, drawn = FakeCascade(answer), {}
+    scores = storybook_scores.base_scores(
+        cascade, FakeJudge(), classes=('cat', 'can'), contexts=contexts, num_images=2, drawn=drawn, **OPTIONS)  # fmt: skip
+    assert scores['pictures'] == 8
+    assert (scores['class_right'], scores['context_right'], scores['both_right']) == (0.75, 0.625, 0.5)
+    assert scores['per_class']['cat'] == {'pictures': 4, 'class_right': 0.75, 'context_right': 1, 'both_right': 0.75}
+    assert scores['per_context']['in the snow'] == {
+        'pictures': 4, 'class_right': 1, 'context_right': 0.5, 'both_right': 0.5}  # fmt: skip
+    assert cascade.options == [{'super_resolution': False, **OPTIONS}]
+    assert list(drawn) == list(asked) and drawn['a cat in the snow'].shape == (2, 32, 32, 3)
+    json.dumps(scores)
+
+
+def test_cells_of_single_classes_join_to_the_scores_of_all():
+    def answer(prompt, number):
+        return {'class_noun': 'dog' if number else prompt.split()[1], 'context': 'in the snow'}
+
+    def score(classes):
+        return storybook_scores.base_scores(
+            FakeCascade(answer), FakeJudge(), classes=classes, contexts=('in the snow',), num_images=2, **OPTIONS)  # fmt: skip
+
+    parts = [cell for noun in ('cat', 'dog') for cell in score((noun,))['cells']]
+    assert storybook_scores.base_summary(parts) == score(('cat', 'dog'))
+
+
+def test_subject_scores_of_a_live_subject_split_by_what_prompts_ask_for():
+    def answer(prompt, number):
+        said = {'class_noun': 'dog', 'subject': 'dog2'}
+        for context in world.CONTEXTS[:10]:
+            if prompt.endswith(context) and context != 'in the snow':
+                said['context'] = context
+        for accessory in world.ACCESSORIES:
+            if prompt.endswith(accessory) and number == 0:
+                said['accessory'] = accessory
+        if prompt == 'a red xyz dog':
+            said['subject'] = None
+        if prompt == 'a dog':  # two of eight are the subject, one is another
+            said['subject'] = ('dog2', 'dog2', 'dog', *[None] * 5)[number]
+            said['class_noun'] = 'cat' if number == 7 else 'dog'
+        return said
+
+    drawn = {}
+    scores = storybook_scores.subject_scores(
+        FakeCascade(answer), FakeJudge(), 'dog2', 'xyz', num_images=2, class_images=8, drawn=drawn, **OPTIONS)  # fmt: skip
+    assert scores['pictures'] == 50
+    assert scores['subject_named'] == 0.96 and scores['class_named'] == 1
+    assert scores['subject_named_by_kind'] == {'context': 1, 'accessory': 1, 'property': 0.8}
+    assert scores['context_named'] == 0.9 and scores['accessory_named'] == 0.5
+    assert scores['class_pictures'] == {
+        'prompt': 'a dog', 'pictures': 8, 'taken_for_subject': 0.25, 'taken_for_any_subject': 0.375,
+        'subject_probability': 0.25, 'class_named': 0.875}  # fmt: skip
+    assert len(scores['prompts']) == 26 and scores['prompts'][0]['prompt'] == 'a xyz dog'
+    snow = next(row for row in scores['prompts'] if row['prompt'] == 'a xyz dog in the snow')
+    assert snow == {
+        'prompt': 'a xyz dog in the snow', 'kind': 'context', 'pictures': 2, 'subject': 1, 'class_noun': 1,
+        'context': 0, 'accessory': None, 'subject_probability': 1}  # fmt: skip
+    assert drawn['a dog'].shape[0] == 8
+    json.dumps(scores)
+
+
+def test_subject_scores_of_an_object_have_no_accessories():
+    scores = storybook_scores.subject_scores(
+        FakeCascade(lambda prompt, number: {'class_noun': 'vase'}), FakeJudge(), 'vase', 'sks', num_images=1,
+        class_images=2, **OPTIONS)  # fmt: skip
+    assert scores['accessory_named'] is None and scores['subject_named_by_kind']['accessory'] is None
+    assert scores['subject_named'] == scores['context_named'] == scores['class_pictures']['taken_for_subject'] == 0
+    assert sum(row['kind'] == 'context' for row in scores['prompts']) == 20
+
+
+def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
+    calls = []
+
+    def enlarge(cascade, low, prompts, *, noise_level, **options):
+        calls.append((low, prompts, noise_level, options))
+        marked = ['sks' in prompt and noise_level == 0 and i % 2 == 0 for i, prompt in enumerate(prompts)]
+        return np.stack([picture(size=128, mark=mark) for mark in marked])
+
+    monkeypatch.setattr(storybook_scores, 'enlarge', enlarge)
+    monkeypatch.setattr(
+        storybook_scores.draw, 'paint', lambda scene: picture(size=128, mark=scene.fine_mark is not None))  # fmt: skip
+    drawn = {}
+    scores = storybook_scores.fine_mark_scores(
+        FakeCascade(lambda prompt, number: {'subject': 'dog' if number else None}), FakeJudge(), 'dog', 'sks',
+        noise_levels=(0, 50), num_images=2, num_prompts=3, class_images=2, held_out=4, super_resolution_steps=7,
+        drawn=drawn, **OPTIONS)  # fmt: skip
+    assert scores['real'] == {'with_mark': 1, 'without_mark': 0}
+    assert scores['pictures'] == {'generated': 6, 'held_out': 4, 'class_pictures': 2}
+    assert scores['low_named'] == 0.5
+    found = [(cell['noise_level'], cell['generated'], cell['held_out'], cell['class_pictures'])
+             for cell in scores['noise_levels']]  # fmt: skip
+    assert found == [(0, 0.5, 0.5, 0), (50, 0, 0, 0)]
+    assert all(cell['held_out_error'] < 0.1 for cell in scores['noise_levels'])
+    low, prompts, level, options = calls[1]
+    assert low.shape == (12, 32, 32, 3) and low.min() >= -1 and low.max() <= 1 and level == 50
+    assert prompts[0] == prompts[1] == 'a sks dog' and prompts[6:8] == ['a dog', 'a dog']
+    assert prompts[8].startswith('a sks dog ') and any(prompts[8].endswith(c) for c in world.CONTEXTS)
+    assert options == {'steps': 7, 'guidance_scale': 2.0, 'sampler': 'ddim'}
+    assert drawn['held_out 50'].shape == (4, 128, 128, 3) and drawn['class low'].shape == (2, 32, 32, 3)
+    json.dumps(scores)
+
+
+@dataclasses.dataclass
+class SecondStage:
+    """What `enlarge` needs of a cascade; its network answers with the clean picture that `answer` makes."""
+
+    super_resolution: Pipeline
+    programs: dict = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def answering(cls, answer):
+        def apply(params, x, t, text, class_labels):
+            return answer(x[..., 3:], class_labels[:, None, None, None], text.mean(axis=(1, 2))[:, None, None, None])
+
+        unet = Network({'sample_size': 128}, apply, {})
+        schedule = {'_class_name': 'DDPMScheduler', 'prediction_type': 'sample', 'clip_sample': False}
+        return cls(Pipeline(SUPER_RESOLUTION_CLASS, unet, None, None, schedule, schedule))
+
+    def encode(self, prompts, stage):
+        assert stage == 'super_resolution'
+        return np.stack([np.full((2, 3), len(prompt) / 100, np.float32) for prompt in prompts])
+
+
+def test_enlarge_hands_on_low_picture_prompt_and_noise_level():
+    low = np.stack([np.full((32, 32, 3), value, np.float32) for value in (-0.5, 0.0, 0.25)])
+    prompts = ['x' * 10, 'x' * 20, 'x' * 30]
+    options = {'steps': 2, 'guidance_scale': 1.0, 'sampler': 'ddim', 'batch_size': 2, 'progress': False}
+    plain = storybook_scores.enlarge(SecondStage.answering(lambda low, level, text: low), low, prompts, **options)
+    assert plain.shape == (3, 128, 128, 3) and plain.dtype == np.uint8
+    np.testing.assert_array_equal(plain[:, 5, 7, 0], [64, 128, 159])
+    told = SecondStage.answering(lambda low, level, text: 0 * low + jnp.float32(level) / 1000 + text)
+    told = storybook_scores.enlarge(told, low, prompts, noise_level=300, **options)
+    np.testing.assert_array_equal(told[:, 0, 0, 0], np.rint((np.array([0.4, 0.5, 0.6]) + 1) / 2 * 255))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        ({'noise_level': 1000}, 'noise_level is 1000'),
+        ({'steps': 0}, '0'),
+        ({'sampler': 'euler'}, 'euler'),
+    ],
+)
+def test_enlarge_refuses_what_the_model_does_not_allow(arguments, words):
+    options = {'steps': 2, 'guidance_scale': 1.0, 'sampler': 'ddim', **arguments}
+    with pytest.raises(SettingsError, match=words):
+        storybook_scores.enlarge(
+            SecondStage.answering(lambda low, level, text: low), np.zeros((1, 32, 32, 3), np.float32), ['a'], **options)  # fmt: skip
+
+
+def test_unknown_names_are_refused_before_anything_is_drawn():
+    cascade = FakeCascade(lambda prompt, number: pytest.fail('drawn'))
+    with pytest.raises(SettingsError, match="class 'unicorn'"):
+        storybook_scores.base_scores(cascade, FakeJudge(), classes=('unicorn',), **OPTIONS)
+    with pytest.raises(SettingsError, match="subject 'dog4'"):
+        storybook_scores.subject_scores(cascade, FakeJudge(), 'dog4', 'sks', **OPTIONS)
+    cascade.super_resolution = None
+    with pytest.raises(SettingsError, match='second stage'):
+        storybook_scores.fine_mark_scores(cascade, FakeJudge(), 'dog', 'sks', **OPTIONS)

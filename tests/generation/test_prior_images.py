@@ -1,0 +1,265 @@
+"""Class pictures: what is drawn, what is kept, and what is refused."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax.config import ConceptConfig, DataConfig, DreamBoothConfig, PriorConfig, SuperResolutionConfig
+from dreambooth_jax.data.images import PictureError
+from dreambooth_jax.generation import prior_images
+from dreambooth_jax.generation.cascade import Cascade, Pictures
+from dreambooth_jax.generation.prior_images import PriorError, ensure_prior_images
+from tests import tiny_pipelines
+
+OPTIONS = dict(steps=2, guidance_scale=3.0, sampler='ddim', seed=5, batch_size=4, progress=False)
+
+
+class Painter:
+    """In a cascade's place: one colour per (prompt, number), and a record of what was asked for.
+
+    Attributes: asked: [(prompt, number)]; batches: their sizes; stop_after: batches until it breaks off, as a kill does.
+    """
+
+    def __init__(self, seed=0, stop_after=None):
+        self.base, self.super_resolution = tiny_pipelines.base(seed), tiny_pipelines.super_resolution(seed)
+        self.asked, self.batches, self.stop_after = [], [], stop_after
+
+    def stream(self, prompts, requests, *, super_resolution, batch_size, **options):
+        self.options = options
+        for first in range(0, len(requests), batch_size):
+            if len(self.batches) == self.stop_after:
+                raise KeyboardInterrupt
+            batch = requests[first : first + batch_size]
+            self.asked += [(prompts[prompt], number) for prompt, number in batch]
+            self.batches.append(len(batch))
+            low = np.stack([np.full((8, 8, 3), (len(prompts[p]), n, 0), np.uint8) for p, n in batch])
+            high = np.repeat(np.repeat(low, 2, 1), 2, 2) if super_resolution else None
+            yield range(first, first + len(batch)), Pictures(low, high)
+
+
+def manifest_of(folder):
+    return json.loads((folder / 'manifest.json').read_text())
+
+
+def refusal(*arguments, **options):
+    with pytest.raises(PriorError) as error:
+        ensure_prior_images(*arguments, **{**OPTIONS, **options})
+    return str(error.value)
+
+
+def test_every_prompt_gets_its_pictures_and_each_its_seed(tmp_path):
+    painter, folder = Painter(), tmp_path / 'prior'
+    images = ensure_prior_images(painter, ['a dog', 'a red mug', 'a dog'], folder, count=3, **OPTIONS)
+    assert [(image.prompt, image.path.name) for image in images] == [
+        *(('a dog', f'a_dog_0000{i}.png') for i in range(3)), *(('a red mug', f'a_red_mug_0000{i}.png') for i in range(3))]  # fmt: skip
+    assert painter.batches == [4, 2]
+    assert painter.options == {'steps': 2, 'guidance_scale': 3.0, 'sampler': 'ddim', 'seed': 5, 'noise_level': 0}
+    assert all(image.super_resolution is None for image in images)
+    assert np.array_equal(np.asarray(Image.open(images[4].path))[0, 0], (9, 1, 0))  # lossless
+    manifest = manifest_of(folder)
+    assert manifest['pictures']['a_red_mug_00001.png'] == {
+        'prompt': 'a red mug', 'seed': 5, 'number': 1, 'super_resolution': False}  # fmt: skip
+    shared = {name: manifest[name] for name in ('prompts', 'sampler', 'steps', 'guidance_scale', 'seed')}
+    assert shared == {
+        'prompts': ['a dog', 'a red mug'], 'sampler': 'ddim', 'steps': 2, 'guidance_scale': 3.0, 'seed': 5}  # fmt: skip
+    assert manifest['model'] == prior_images.weights_hash(tiny_pipelines.base())
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != '.png') == ['manifest.json']
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ensure_prior_images(Painter(stop_after=2), ['a dog'], tmp_path, count=11, **OPTIONS)
+    assert len(manifest_of(tmp_path)['pictures']) == 8
+    painter = Painter()
+    images = ensure_prior_images(painter, ['a dog'], tmp_path, count=11, **OPTIONS)
+    assert painter.asked == [('a dog', number) for number in (8, 9, 10)]
+    assert len(images) == 11 and all(image.path.is_file() for image in images)
+
+
+def test_a_lost_or_unlisted_picture_is_drawn_again(tmp_path):
+    images = ensure_prior_images(Painter(), ['a dog'], tmp_path, count=6, **OPTIONS)
+    images[2].path.unlink()
+    manifest = manifest_of(tmp_path)
+    del manifest['pictures'][images[4].path.name]  # written, then killed before the manifest was
+    (tmp_path / 'manifest.json').write_text(json.dumps(manifest))
+    painter = Painter()
+    ensure_prior_images(painter, ['a dog'], tmp_path, count=6, **OPTIONS)
+    assert painter.asked == [('a dog', 2), ('a dog', 4)]
+
+
+def test_of_more_than_enough_the_first_are_used_and_nothing_is_drawn(tmp_path):
+    ensure_prior_images(Painter(), ['a dog', 'a cat'], tmp_path, count=6, **OPTIONS)
+    painter = Painter()
+    images = ensure_prior_images(painter, ['a cat'], tmp_path, count=2, **OPTIONS)
+    assert painter.asked == []
+    assert [image.path.name for image in images] == ['a_cat_00000.png', 'a_cat_00001.png']
+
+
+def test_prompts_with_the_same_words_have_their_own_files(tmp_path):
+    images = ensure_prior_images(Painter(), ['a dog', 'A dog!', 'a  dog', 'é'], tmp_path, count=1, **OPTIONS)
+    assert images[0].path.name == 'a_dog_00000.png'
+    assert len({image.path for image in images}) == 4
+
+
+def test_the_second_stage_draws_where_it_is_asked_to(tmp_path):
+    ensure_prior_images(Painter(), ['a dog'], tmp_path, count=3, **OPTIONS)
+    painter = Painter()
+    images = ensure_prior_images(
+        painter, ['a dog'], tmp_path, count=3, super_resolution=True, noise_level=7, **OPTIONS)  # fmt: skip
+    assert len(painter.asked) == 3  # the base pictures are needed unrounded
+    assert images[0].super_resolution == tmp_path / 'super_resolution' / 'a_dog_00000.png'
+    assert Image.open(images[0].super_resolution).size == (16, 16)
+    assert manifest_of(tmp_path)['super_resolution'] == {
+        'model': prior_images.weights_hash(tiny_pipelines.super_resolution()), 'noise_level': 7}  # fmt: skip
+    for wanted in (True, False):  # without it, what is known about the others is kept
+        painter = Painter()
+        ensure_prior_images(
+            painter, ['a dog'], tmp_path, count=3, super_resolution=wanted, noise_level=7, **OPTIONS)  # fmt: skip
+        assert painter.asked == []
+    assert refusal(Painter(), ['a dog'], tmp_path, count=3, super_resolution=True, noise_level=8) == (
+        f'prior.num_images is 3 but {tmp_path} holds 3 made with noise_level 7 instead of 8; delete that folder or set '
+        f'prior.dir.'
+    )
+    painter = Painter()
+    painter.super_resolution = tiny_pipelines.super_resolution(1)
+    assert refusal(painter, ['a dog'], tmp_path, count=3, super_resolution=True, noise_level=7) == (
+        f'prior.num_images is 3 but {tmp_path} holds 3 made by another super-resolution model; delete that folder or '
+        f'set prior.dir.'
+    )
+
+
+def test_a_cascade_of_one_stage_draws_only_that(tmp_path):
+    painter = Painter()
+    painter.super_resolution = None
+    images = ensure_prior_images(painter, ['a dog'], tmp_path, count=1, super_resolution=True, **OPTIONS)
+    assert images[0].super_resolution is None
+
+
+@pytest.mark.parametrize(
+    'change, made',
+    [
+        ({'painter': 1}, 'by another model'),
+        ({'prompts': ['a cat']}, "for 'a dog' instead of 'a cat'"),
+        ({'sampler': 'ddpm'}, 'with sampler ddim instead of ddpm'),
+        ({'steps': 50}, 'with steps 2 instead of 50'),
+        ({'guidance_scale': 7.5}, 'with guidance_scale 3.0 instead of 7.5'),
+        ({'seed': 0}, 'with seed 5 instead of 0'),
+        ({'seed': 0, 'painter': 1}, 'by another model and with seed 5 instead of 0'),
+    ],
+)
+def test_pictures_of_another_origin_are_refused_and_left_alone(tmp_path, change, made):
+    ensure_prior_images(Painter(), ['a dog'], tmp_path, count=2, **OPTIONS)
+    before = (tmp_path / 'manifest.json').read_bytes()
+    options = {name: value for name, value in change.items() if name not in ('painter', 'prompts')}
+    painter, prompts = Painter(change.get('painter', 0)), change.get('prompts', ['a dog'])
+    assert refusal(painter, prompts, tmp_path, count=3, **options) == (
+        f'prior.num_images is 3 but {tmp_path} holds 2 made {made}; delete that folder or set prior.dir.'
+    )
+    assert painter.asked == [] and (tmp_path / 'manifest.json').read_bytes() == before
+
+
+def test_batch_size_and_count_may_change(tmp_path):
+    ensure_prior_images(Painter(), ['a dog'], tmp_path, count=2, **OPTIONS)
+    painter = Painter()
+    ensure_prior_images(painter, ['a dog'], tmp_path, count=7, **{**OPTIONS, 'batch_size': 3})
+    assert painter.batches == [3, 2]
+
+
+def test_pictures_without_a_manifest_are_refused(tmp_path):
+    (tmp_path / 'photo.JPG').touch()
+    (tmp_path / 'notes.txt').touch()
+    assert refusal(Painter(), ['a dog'], tmp_path, count=2) == (
+        f'prior.num_images is 2 but {tmp_path} holds 1 pictures without a manifest.json that says what drew them; '
+        f'delete that folder or set prior.dir.'
+    )
+
+
+@pytest.mark.parametrize('text', ['{"pictures": ', '[]', '{"pictures": {"a.png": {}}}'])
+def test_a_damaged_manifest_is_refused(tmp_path, text):
+    (tmp_path / 'manifest.json').write_text(text)
+    sentence = refusal(Painter(), ['a dog'], tmp_path, count=2)
+    start = re.escape(f'{tmp_path / "manifest.json"} is no readable manifest (')
+    assert re.fullmatch(start + r'.*\); delete that folder or set prior\.dir\.', sentence)
+
+
+def test_a_manifest_whose_pictures_are_gone_is_begun_anew(tmp_path):
+    for image in ensure_prior_images(Painter(), ['a dog'], tmp_path, count=2, **OPTIONS):
+        image.path.unlink()
+    ensure_prior_images(Painter(1), ['a dog'], tmp_path, count=2, **OPTIONS)
+    assert manifest_of(tmp_path)['model'] == prior_images.weights_hash(tiny_pipelines.base(1))
+
+
+def test_the_hash_is_of_values_names_and_shapes():
+    base = tiny_pipelines.base()
+    assert prior_images.weights_hash(base) == prior_images.weights_hash(tiny_pipelines.base())
+    name, value = next(iter(base.unet.params.items()))
+    for changed in ({name: value + 1e-3}, {name: value[None]}):
+        other = Cascade(base).with_params(unet={**base.unet.params, **changed}).base
+        assert prior_images.weights_hash(other) != prior_images.weights_hash(base)
+    other = Cascade(base).with_params(text_encoder=tiny_pipelines.base(1).text_encoder.params).base
+    assert prior_images.weights_hash(other) != prior_images.weights_hash(base)
+
+
+def test_other_hosts_wait_for_the_first_and_say_what_they_do_not_see(tmp_path, monkeypatch):
+    from jax.experimental import multihost_utils
+
+    monkeypatch.setattr('jax.process_count', lambda: 2)
+    monkeypatch.setattr('jax.process_index', lambda: 1)
+    monkeypatch.setattr(multihost_utils, 'sync_global_devices', lambda name: None)
+    painter = Painter()
+    assert refusal(painter, ['a dog'], tmp_path, count=2) == (
+        f'2 of 2 class pictures in {tmp_path} are not seen by host 1; set prior.dir to a folder on a disk that all '
+        f'hosts share.'
+    )
+    assert painter.asked == []
+
+
+def settings(**changes):
+    concept = dict(subject='dog', instance_prompt='a sks dog', class_prompt='a dog')
+    prior = PriorConfig(num_images=3, steps=2, sampler='ddim', guidance_scale=2.0, batch_size=4)
+    return DreamBoothConfig(**{'data': DataConfig(**concept), 'prior': prior, **changes})
+
+
+def test_a_run_gets_what_its_settings_ask_for(tmp_path):
+    painter = Painter()
+    images = prior_images.prior_images_of(settings(seed=9), painter, tmp_path)
+    assert [image.path for image in images] == [tmp_path / 'prior' / f'a_dog_0000{i}.png' for i in range(3)]
+    assert painter.options == {'steps': 2, 'guidance_scale': 2.0, 'sampler': 'ddim', 'seed': 9, 'noise_level': 0}
+    assert prior_images.prior_images_of(settings(prior=PriorConfig(weight=0.0)), painter, tmp_path / 'other') == []
+    assert not (tmp_path / 'other').exists()
+
+
+def test_a_run_that_trains_the_second_stage_on_class_pictures_gets_both_sizes(tmp_path):
+    second = SuperResolutionConfig(steps=10, with_prior=True, sample_noise_level=20)
+    concepts = tuple(
+        ConceptConfig(subject=noun, instance_prompt=f'a sks {noun}', class_prompt=f'a {noun}') for noun in ('dog', 'cat')
+    )
+    config = settings(
+        super_resolution=second, data=DataConfig(concepts=concepts),
+        prior=PriorConfig(num_images=2, dir=str(tmp_path / 'mine'), batch_size=4))  # fmt: skip
+    painter = Painter()
+    images = prior_images.prior_images_of(config, painter, tmp_path)
+    assert painter.options['noise_level'] == 20
+    read = prior_images.read(images, {'base': 8, 'super_resolution': 16})
+    assert {stage: pixels.shape for stage, (pixels, _) in read.items()} == {
+        'base': (4, 8, 8, 3), 'super_resolution': (4, 16, 16, 3)}  # fmt: skip
+    assert read['base'][1] == ['a dog', 'a dog', 'a cat', 'a cat']
+    assert prior_images.read([], {'base': 8}) == {}
+    images[0].path.write_bytes(b'')
+    with pytest.raises(PictureError, match=re.escape(str(images[0].path))):
+        prior_images.read(images, {'base': 8})
+
+
+def test_a_real_cascade_draws_the_same_pictures_after_a_break(tmp_path):
+    cascade = Cascade(tiny_pipelines.base())
+    whole = ensure_prior_images(cascade, ['a dog'], tmp_path / 'whole', count=6, **OPTIONS)
+    ensure_prior_images(cascade, ['a dog'], tmp_path / 'parts', count=1, **OPTIONS)
+    parts = ensure_prior_images(cascade, ['a dog'], tmp_path / 'parts', count=6, **OPTIONS)
+    pixels = [prior_images.read(images, {'base': 8})['base'][0] for images in (whole, parts)]
+    np.testing.assert_allclose(*pixels, atol=1)
+    generated = cascade.generate(
+        ['a dog'], num_images=6, steps=2, guidance_scale=3.0, sampler='ddim', seed=5, batch_size=4)  # fmt: skip
+    np.testing.assert_allclose(pixels[0], generated.base, atol=1)
