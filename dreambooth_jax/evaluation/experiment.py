@@ -71,21 +71,27 @@ def fingerprint(*params: Mapping[str, Any]) -> str:
     return found.hexdigest()[:16]
 
 
-def train_once(workdir: Path, config: Path, settings: Mapping[str, Any]) -> Path:
+def train_once(workdir: Path, config: Path, settings: Mapping[str, Any], *, weights: str) -> Path:
     """Runs `python -m dreambooth_jax.train` as a process of its own, unless the same command has finished there before.
 
     Args:
       workdir: of the run; one that was interrupted goes on.
       config: settings file, such as configs/dog.py.
       settings: dotted name -> value, put on the command line as --config.<name>=<value>.
+      weights: fingerprint of the model that is tuned, so that a run is never taken for one of another model.
     Returns: workdir.
-    Raises: TrainingError if the program fails or was stopped; it has then said why.
+    Raises: TrainingError if the folder holds a run that began with other weights, or if the program fails or was
+      stopped; it has then said why.
     """
     arguments = [f'--config={config}', f'--workdir={workdir}']
     arguments += [f'--config.{name}={value}' for name, value in settings.items()]
-    note, model = workdir / 'finished.json', workdir / 'model' / 'model_index.json'
-    if model.is_file() and note.is_file() and json.loads(note.read_text('utf-8')) == arguments:
+    note, model = workdir / 'experiment.json', workdir / 'model' / 'model_index.json'
+    before = json.loads(note.read_text('utf-8')) if note.is_file() else {'weights': weights, 'finished': None}
+    if before['weights'] != weights:
+        raise TrainingError(f'{workdir} was begun with other weights than the model has now; delete that folder')
+    if model.is_file() and before['finished'] == arguments:
         return workdir
+    write_json(note, before)
     print(f'training in {workdir}', flush=True)
     started = time.time()
     ended = subprocess.run([sys.executable, '-m', 'dreambooth_jax.train', *arguments], check=False)
@@ -94,7 +100,7 @@ def train_once(workdir: Path, config: Path, settings: Mapping[str, Any]) -> Path
             f'the training in {workdir} ended with exit code {ended.returncode} and without a model; the reason stands '
             f'above: start the same command again when it is mended'
         )
-    write_json(note, arguments)
+    write_json(note, {'weights': weights, 'finished': arguments})
     return workdir
 
 
@@ -124,8 +130,9 @@ def measured_on(parts: Sequence[Mapping[str, Any]]) -> str:
     """One sentence on where, when and how long the parts of `kept` were measured."""
     notes = [part['measured'] for part in parts]
     machines = ' and '.join(dict.fromkeys(note['hardware'] for note in notes))
-    minutes = sum(note['seconds'] for note in notes) / 60
-    return f'Measured on {machines}, {max(note["date"] for note in notes)}, in {minutes:.0f} min.'
+    seconds = sum(note['seconds'] for note in notes)
+    time_taken = f'{seconds:.0f} s' if seconds < 120 else f'{seconds / 60:.0f} min'
+    return f'Measured on {machines}, {max(note["date"] for note in notes)}, in {time_taken}.'
 
 
 def write_json(path: Path, content: Any) -> None:

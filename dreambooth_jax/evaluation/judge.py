@@ -39,6 +39,7 @@ class JudgeConfig:
     """The shapes of both networks and what their outputs stand for, as config.json holds them."""
 
     naming_channels: tuple[int, ...] = (32, 32, 72, 72, 192)
+    naming_layout: tuple[int, int] = (48, 128)  # channels per place, features of all places
     fine_mark_channels: tuple[int, ...] = (24, 40, 48)
     class_noun: tuple[str, ...] = world.CLASSES
     context: tuple[str | None, ...] = (None, *world.CONTEXTS)
@@ -55,7 +56,7 @@ def _space_to_depth(x, factor):
 
 
 class _Trunk(nnx.Module):
-    """3 x 3 convolutions with group norm and ReLU, halved after some; then the mean and maximum over space."""
+    """3 x 3 convolutions with group norm and ReLU, the side halved after some: f32[B, H, W, C]."""
 
     def __init__(self, in_channels: int, channels: tuple[int, ...], halve_after: tuple[int, ...], *, rngs):
         pairs = zip((in_channels, *channels[:-1]), channels, strict=True)
@@ -69,7 +70,12 @@ class _Trunk(nnx.Module):
             x = jax.nn.relu(norm(conv(x)))
             if i in self.halve_after:
                 x = layers.average_pool(x)
-        return jnp.concatenate([jnp.mean(x, axis=(1, 2)), jnp.max(x, axis=(1, 2))], axis=-1)
+        return x
+
+
+def _over_space(x):
+    """f32[B, H, W, C] -> f32[B, 2 C]: means and maxima."""
+    return jnp.concatenate([jnp.mean(x, axis=(1, 2)), jnp.max(x, axis=(1, 2))], axis=-1)
 
 
 class NamingNetwork(nnx.Module):
@@ -77,12 +83,18 @@ class NamingNetwork(nnx.Module):
 
     def __init__(self, config: JudgeConfig, *, rngs):
         self.trunk = _Trunk(12, config.naming_channels, (1, 3), rngs=rngs)
-        features = 2 * config.naming_channels[-1]
+        squeezed, where = config.naming_layout
+        self.squeeze = layers.convolution(config.naming_channels[-1], squeezed, 1, dtype=jnp.float32, rngs=rngs)
+        self.layout = nnx.Linear((LOW // 8) ** 2 * squeezed, where, rngs=rngs)
+        features = 2 * config.naming_channels[-1] + where
         for head in HEADS:
             setattr(self, head, nnx.Linear(features, len(getattr(config, head)), rngs=rngs))
 
     def __call__(self, pictures):
         x = self.trunk(_space_to_depth(2 * pictures - 1, 2))
+        # Where things are tells classes apart: a mean over space would take a spout for a tail.
+        layout = jax.nn.relu(self.layout(jax.nn.relu(self.squeeze(x)).reshape(len(x), -1)))
+        x = jnp.concatenate([_over_space(x), layout], axis=-1)
         return {head: getattr(self, head)(x) for head in HEADS}
 
 
@@ -99,7 +111,7 @@ class FineMarkNetwork(nnx.Module):
         squares = _space_to_depth(grey, HIGH // LOW)
         squares = squares - jnp.mean(squares, axis=-1, keepdims=True)
         # A mark's contrast is 60 of 255 levels; this brings it to about 1.
-        return self.kind(self.trunk(4 * squares))
+        return self.kind(_over_space(self.trunk(4 * squares)))
 
 
 class JudgeNetworks(nnx.Module):

@@ -154,9 +154,7 @@ class Cascade:
             encoded.append(np.asarray(encoder(params, tokens[rows], mask[rows]), np.float32))
         return np.concatenate(encoded)[: len(tokens)]
 
-    def generate(
-        self, prompts: Sequence[str], *, num_images: int = 1, progress: bool = True, **options
-    ) -> Pictures:
+    def generate(self, prompts: Sequence[str], *, num_images: int = 1, progress: bool = True, **options) -> Pictures:
         """Pictures of several prompts, in the prompts' order, `num_images` of each in a row.
 
         Args:

@@ -113,6 +113,7 @@ def ensure_prior_images(
         if super_resolution:
             wanted[SUPER_RESOLUTION] = {'model': weights_hash(cascade.super_resolution), 'noise_level': noise_level}
         manifest = _open_manifest(folder, wanted, count)
+        folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
         there = [_is_there(manifest, file) for file in files]
         missing = [index for index in range(len(files)) if not there[index]]
         options = dict(steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed, batch_size=batch_size,

@@ -46,9 +46,7 @@ def make_sampler(
 
     def sample(params, embeddings, negative, keys, low=None, level=None):
         rows = embeddings.shape[0]
-        noise_keys, step_keys, augment_keys = jnp.swapaxes(
-            jax.vmap(lambda key: jax.random.split(key, 3))(keys), 0, 1
-        )
+        noise_keys, step_keys, augment_keys = jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 0, 1)
         x = samplers.initial_noise(noise_keys, (size, size, channels))
         text = jnp.concatenate([embeddings, negative]) if guided else embeddings
         condition, labels = None, None
@@ -73,25 +71,6 @@ def make_sampler(
     return jax.jit(sample)
 
 
-def draw(sampler: Callable, params, embeddings, negative, keys, *, batch_size: int, low=None, level=0) -> np.ndarray:
-    """Runs a sampler over any number of pictures in batches of one size, the last one filled up.
-
-    Args:
-      embeddings: f32[N, L, D]; negative: f32[L, D]; keys: [N]; low: f32[N, h, w, C] for super-resolution; level: its
-        noise-augmentation time.
-    Returns: uint8[N, size, size, C].
-    """
-    drawn = []
-    for rows, used in padded_batches(len(embeddings), batch_size):
-        options = {}
-        if low is not None:
-            options = {'low': jnp.asarray(low)[rows], 'level': jnp.full(len(rows), level, jnp.int32)}
-        batch = jnp.asarray(embeddings)[rows]
-        pictures = sampler(params, batch, jnp.broadcast_to(negative, batch.shape), keys[rows], **options)
-        drawn.append(to_uint8(pictures)[:used])
-    return np.concatenate(drawn)
-
-
 def padded_batches(count: int, batch_size: int, multiple: int = 1) -> Iterator[tuple[np.ndarray, int]]:
     """Splits rows 0 to count - 1 into batches of one size, so that one compiled sampler draws them all.
 
@@ -100,7 +79,7 @@ def padded_batches(count: int, batch_size: int, multiple: int = 1) -> Iterator[t
       multiple: the size is rounded up to a multiple of this, the number of devices.
     Yields: row numbers i64[size], the last row repeated to fill up, and how many of them are not repetitions.
     """
-    size = -(-min(batch_size, count) // multiple) * multiple
+    size = -(-max(1, min(batch_size, count)) // multiple) * multiple
     for first in range(0, count, size):
         yield np.minimum(np.arange(first, first + size), count - 1), min(size, count - first)
 

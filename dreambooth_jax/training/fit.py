@@ -59,13 +59,14 @@ def fit(
     checkpoints = Checkpoints(workdir / name / 'checkpoints', keep=keep)
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
-    writer = Metrics(workdir, name, resume_step=int(state.step), tensorboard=jax.process_index() == 0)
+    # Hosts share the folder, and each of them knows the numbers of all: one writes them.
+    writer = Metrics(workdir, name, resume_step=int(state.step)) if jax.process_index() == 0 else None
     make = functools.partial(make_train_step, loss, tx, ema_decay=ema_decay, pick=pick)
     step_for = functools.cache(lambda count: place.compile(lambda axis: make(axis_name=axis, num_steps=count)))
     hooks = loop.Hooks(
         save=lambda step, state: checkpoints.save(step, place.to_global(state)),
         frozen=frozen,
-        write=writer.write,
+        write=writer.write if writer else lambda step, values: None,
         draw=draw or (lambda step, state: None),
         save_every=save_every,
         draw_every=draw_every,
@@ -87,5 +88,6 @@ def fit(
                 description=description or name,
             )
     finally:
+        if writer:
+            writer.close()
         checkpoints.close()
-        writer.close()

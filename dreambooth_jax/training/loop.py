@@ -1,6 +1,6 @@
 """The loop around the step. Its order, each turn:
 
-  1. stop here if asked to (SIGTERM), saving first;
+  1. stop here if asked to (SIGTERM), saving first; hosts stop together, at the same step, once one of them was asked;
   2. save and draw, where due, from the state as it is;
   3. dispatch the next steps;
   4. fetch the numbers of the dispatch before, while this one runs: the device never waits for the host;
@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from dreambooth_jax.training.state import TrainState
@@ -46,6 +48,14 @@ class Stop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def requested_anywhere(self) -> jax.Array | bool:
+        """Whether any host was asked by now; with several hosts the devices work it out, after the last dispatch."""
+        if jax.process_count() == 1:
+            return self.requested
+        every_device = NamedSharding(Mesh(np.array(jax.devices()), ('hosts',)), PartitionSpec('hosts'))
+        asked = np.full(jax.local_device_count(), self.requested)
+        return jnp.any(jax.make_array_from_process_local_data(every_device, asked))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -97,15 +107,21 @@ def run(
     Raises: TrainingError for a loss or a gradient that is no number.
     """
     first = step = int(state.step)
-    pending = None  # (first step, metrics) of the dispatch under way
+    pending = None  # (first step, metrics, whether a host was asked to stop) of the dispatch under way
+    alone = jax.process_count() == 1
+    stopping = False
     clock = time.perf_counter()
     drawn = saved = step
-    with tqdm(total=steps, initial=step, desc=description, unit='step', smoothing=0.1, dynamic_ncols=True) as bar:
+    bar = tqdm(
+        total=steps, initial=step, desc=description, unit='step', smoothing=0.1, dynamic_ncols=True,
+        disable=jax.process_index() != 0)  # fmt: skip
+    with bar:
 
         def report(dispatched) -> None:
-            nonlocal clock
-            start, metrics = dispatched
+            nonlocal clock, stopping
+            start, metrics, asked = dispatched
             metrics = fetch(metrics)
+            stopping = bool(asked)
             now = time.perf_counter()
             count = len(metrics['loss'])
             speed = rows_per_step * count / (now - clock)
@@ -132,7 +148,8 @@ def run(
                 report(pending)
                 pending = None
 
-        while step < steps and not stop.requested:
+        # Hosts may not trust their own flags: they would leave at different steps, and wait for each other forever.
+        while step < steps and not (stop.requested if alone else stopping):
             if hooks.save_every and step % hooks.save_every == 0 and step > saved:
                 settle()
                 hooks.save(step, state)
@@ -147,7 +164,7 @@ def run(
                 state, metrics = step_for(count)(state, frozen, key, batch)
             if pending is not None:
                 report(pending)
-            pending = (step, metrics)
+            pending = (step, metrics, stop.requested_anywhere())
             step += count
         settle()
         if step > saved or step == first:

@@ -44,14 +44,18 @@ GRID_IMAGES = 2
 QUICK_TRAINING = {'base.steps': 2, 'prior.num_images': 2, 'prior.steps': 2}
 
 
-def train(weight: str, workdir: Path) -> Path:
-    """The finished run of one lambda, base stage alone."""
+def train(weight: str, workdir: Path, weights: str) -> Path:
+    """The finished run of one lambda, base stage alone; `weights` is the fingerprint of the model before."""
     settings = {
         **experiment.of_model(_MODEL.value, SUBJECT, workdir / 'reference'),
         'super_resolution_model': 'none', 'super_resolution.steps': 0,  # not what this experiment is about
         'prior.weight': weight, 'prior.dir': workdir / 'prior', 'samples.every': 0,
         **(QUICK_TRAINING if _QUICK.value else {})}  # fmt: skip
-    return experiment.train_once(workdir / f'weight_{weight}', CONFIG, settings)
+    return experiment.train_once(workdir / f'weight_{weight}', CONFIG, settings, weights=weights)
+
+
+def fingerprint(cascade: Cascade) -> str:
+    return experiment.fingerprint(cascade.base.unet.params, cascade.base.text_encoder.params)
 
 
 def main(argv) -> None:
@@ -76,7 +80,7 @@ def main(argv) -> None:
         name, title = ('base', 'before') if weight is None else (f'weight_{weight}', f'lambda = {weight}')
         cascade = base
         if weight is not None:
-            tuned = Cascade.load(train(weight, workdir)).base
+            tuned = Cascade.load(train(weight, workdir, fingerprint(base))).base
             cascade = base.with_params(unet=tuned.unet.params, text_encoder=tuned.text_encoder.params)
 
         def measure(cascade=cascade):
@@ -86,8 +90,7 @@ def main(argv) -> None:
             return scores, {prompt: drawn[prompt][:GRID_IMAGES] for prompt in GRID_PROMPTS}
 
         print(f'measuring: {title}', flush=True)
-        settings = {'weights': experiment.fingerprint(cascade.base.unet.params, cascade.base.text_encoder.params),
-                    'judge': marker, **options}  # fmt: skip
+        settings = {'weights': fingerprint(cascade), 'judge': marker, **options}
         results[title], pictures[title] = experiment.kept(workdir / 'parts', name, settings, measure)
 
     measured = experiment.measured_on(list(results.values()))
@@ -151,7 +154,8 @@ def tables(results) -> str:
     counts = scores[0]['pictures'], scores[0]['class_pictures']['pictures']
     return '\n\n'.join([
         f"{counts[0]} pictures of the 25 prompts and {counts[1]} of 'a dog' for each model.",
-        experiment.table(['', *results], first), '![shares](chart.png)', 'The judge names the subject:', experiment.table(['prompt', *results], prompts),
+        experiment.table(['', *results], first), '![shares](chart.png)', 'The judge names the subject:',
+        experiment.table(['prompt', *results], prompts),
         '![the same prompts and noise, before and after](grid.png)'])  # fmt: skip
 
 

@@ -56,14 +56,14 @@ def numbers_of(flag: str, values, count: int) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def base_run(workdir: Path) -> Path:
+def base_run(workdir: Path, original: Cascade) -> Path:
     """The run whose base stage knows the subject."""
     if _RUN.value is None:
         settings = {
             **experiment.of_model(_MODEL.value, SUBJECT, workdir / 'reference'),
             'super_resolution_model': 'none', 'super_resolution.steps': 0, 'samples.every': 0,
             **(QUICK_TRAINING if _QUICK.value else {})}  # fmt: skip
-        return experiment.train_once(workdir / 'base', CONFIG, settings)
+        return experiment.train_once(workdir / 'base', CONFIG, settings, weights=fingerprint(original.base))
     run = Path(_RUN.value)
     if not (run / 'config.json').is_file() or not (run / 'model' / 'model_index.json').is_file():
         raise SettingsError(f'--run={run} is no finished run; give the --workdir of a training, or leave it out')
@@ -73,15 +73,22 @@ def base_run(workdir: Path) -> Path:
     return run
 
 
-def train(levels: tuple[int, int], run: Path, second: Path, workdir: Path) -> Path:
-    """The finished run that tunes the second stage alone, with this range of noise levels."""
+def train(levels: tuple[int, int], run: Path, cascade: Cascade, workdir: Path) -> Path:
+    """The finished run that tunes the second stage of `cascade` alone, with this range of noise levels."""
     settings = {
-        **experiment.of_model(str(run / 'model'), SUBJECT, workdir / 'reference'), 'super_resolution_model': second,
+        **experiment.of_model(str(run / 'model'), SUBJECT, workdir / 'reference'),
+        'super_resolution_model': cascade.super_resolution.folder,
         'super_resolution.noise_level': f'({levels[0]},{levels[1]})', 'base.steps': 0, 'prior.weight': 0,
         'samples.every': 0, 'samples.num_images': 1}  # fmt: skip
     if _QUICK.value:
         settings |= {'super_resolution.steps': 2, 'samples.steps': 2}
-    return experiment.train_once(workdir / f'noise_{levels[0]}_{levels[1]}', CONFIG, settings)
+    weights = fingerprint(cascade.base, cascade.super_resolution)
+    return experiment.train_once(workdir / f'noise_{levels[0]}_{levels[1]}', CONFIG, settings, weights=weights)
+
+
+def fingerprint(*stages: folders.Pipeline) -> str:
+    networks = [network for stage in stages for network in (stage.unet, stage.text_encoder) if network is not None]
+    return experiment.fingerprint(*(network.params for network in networks))
 
 
 def main(argv) -> None:
@@ -100,7 +107,7 @@ def main(argv) -> None:
     if original.super_resolution is None:
         raise SettingsError(f'--model={_MODEL.value} has no second stage, which is tuned here; give one that has')
     judge = Judge.load(_JUDGE.value)
-    run = base_run(workdir)
+    run = base_run(workdir, original)
     tuned = Cascade.load(run, super_resolution_model='none').base
     cascade = original.with_params(unet=tuned.unet.params, text_encoder=tuned.text_encoder.params)
     marker = experiment.fingerprint(judge.naming_params, judge.fine_mark_params)
@@ -112,7 +119,7 @@ def main(argv) -> None:
         name = UNTUNED if trained is None else f'{trained[0]}-{trained[1]}'
         stage = cascade
         if trained is not None:
-            second = train(trained, run, original.super_resolution.folder, workdir) / 'model' / 'super_resolution'
+            second = train(trained, run, cascade, workdir) / 'model' / 'super_resolution'
             params = folders.read_pipeline(second, components=['unet']).unet.params
             stage = cascade.with_params(super_resolution_unet=params)
 
@@ -126,8 +133,7 @@ def main(argv) -> None:
                             if label.split()[0] in chosen}  # fmt: skip
 
         print(f'measuring: {name}', flush=True)
-        weights = [stage.base.unet.params, stage.base.text_encoder.params, stage.super_resolution.unet.params]
-        settings = {'weights': experiment.fingerprint(*weights), 'judge': marker, **options}
+        settings = {'weights': fingerprint(stage.base, stage.super_resolution), 'judge': marker, **options}
         results[name], pictures[name] = experiment.kept(workdir / 'parts', name, settings, measure)
 
     measured = experiment.measured_on(list(results.values()))
@@ -162,9 +168,9 @@ def tables(results) -> str:
     share = {name: experiment.percent(value) for name, value in (*real.items(), ('low_named', first['low_named']))}
     text = [
         f"{counts['held_out']} held-out pictures, {counts['generated']} generated and {counts['class_pictures']} of "
-        f"'a dog' in every cell. On the painted held-out pictures the judge finds the mark in {share['with_mark']}, and in "
-        f"{share['without_mark']} of the same without it. It names the subject in {share['low_named']} of the pictures "
-        f'that the base stage drew.'
+        f"'a dog' in every cell. The judge finds the mark in {share['with_mark']} of the painted held-out pictures, in "
+        f"{share['without_mark']} of the same painted without it, and names the subject in {share['low_named']} of the "
+        f'pictures that the base stage drew.'
     ]
     for field, title in TABLES.items():
         shown = str if field == 'held_out_error' else experiment.percent

@@ -1,5 +1,6 @@
 """An experiment keeps what it measured, measures again when settings change, and writes only between the marks."""
 
+import json
 import sys
 
 import numpy as np
@@ -75,18 +76,20 @@ def test_a_finished_training_is_not_started_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(experiment.subprocess, 'run', run)
     for weight in (1, 1, 0):
-        experiment.train_once(tmp_path / 'run', tmp_path / 'dog.py', {'prior.weight': weight})
+        experiment.train_once(tmp_path / 'run', tmp_path / 'dog.py', {'prior.weight': weight}, weights='a')
     assert [command[-1] for command in started] == ['--config.prior.weight=1', '--config.prior.weight=0']
-    assert started[0][:3] == [sys.executable, '-m', 'dreambooth_jax.train']
+    with pytest.raises(TrainingError, match='other weights'):
+        experiment.train_once(tmp_path / 'run', tmp_path / 'dog.py', {'prior.weight': 0}, weights='b')
+    assert len(started) == 2 and started[0][:3] == [sys.executable, '-m', 'dreambooth_jax.train']
 
 
 @pytest.mark.parametrize('code', [0, 1])
 def test_a_training_that_leaves_no_model_is_an_error(tmp_path, monkeypatch, code):
-    monkeypatch.setattr(
-        experiment.subprocess, 'run', lambda command, check: experiment.subprocess.CompletedProcess(command, code))  # fmt: skip
+    ended = experiment.subprocess.CompletedProcess([], code)
+    monkeypatch.setattr(experiment.subprocess, 'run', lambda command, check: ended)
     with pytest.raises(TrainingError, match=f'exit code {code}'):
-        experiment.train_once(tmp_path / 'run', tmp_path / 'dog.py', {})
-    assert not (tmp_path / 'run' / 'finished.json').exists()
+        experiment.train_once(tmp_path / 'run', tmp_path / 'dog.py', {}, weights='a')
+    assert json.loads((tmp_path / 'run' / 'experiment.json').read_text())['finished'] is None
 
 
 def test_other_models_are_given_the_reference_pictures_as_files(tmp_path):

@@ -78,7 +78,7 @@ def test_large_pictures_are_named_as_their_averages(the_judge):
     small = np.stack([np.asarray(Image.fromarray(picture).reduce(4)) for picture in large])
     of_large, of_small = the_judge.name(large).probabilities, the_judge.name(small).probabilities
     for head in HEADS:
-        np.testing.assert_allclose(of_large[head], of_small[head], atol=0.05)  # only the small ones are rounded to bytes
+        np.testing.assert_allclose(of_large[head], of_small[head], atol=0.05)  # the small ones are rounded
 
 
 @pytest.mark.parametrize('count', [0, 1, 131])

@@ -5,7 +5,7 @@ import torch
 
 @pytest.fixture(scope='package', autouse=True)
 def quick():
-    """For tiny pictures: XLA without optimisations, torch in one thread (its pools wait for each other on few cores)."""
+    """For tiny pictures: XLA without optimisations, and torch in one thread, as its threads wait for each other."""
     before = jax.config.read('jax_disable_most_optimizations'), torch.get_num_threads()
     jax.config.update('jax_disable_most_optimizations', True)
     torch.set_num_threads(1)

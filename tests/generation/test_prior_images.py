@@ -20,7 +20,10 @@ OPTIONS = dict(steps=2, guidance_scale=3.0, sampler='ddim', seed=5, batch_size=4
 class Painter:
     """In a cascade's place: one colour per (prompt, number), and a record of what was asked for.
 
-    Attributes: asked: [(prompt, number)]; batches: their sizes; stop_after: batches until it breaks off, as a kill does.
+    Attributes:
+      asked: [(prompt, number)].
+      batches: their sizes.
+      stop_after: batches until it breaks off, as a kill does.
     """
 
     def __init__(self, seed=0, stop_after=None):
@@ -54,7 +57,10 @@ def test_every_prompt_gets_its_pictures_and_each_its_seed(tmp_path):
     painter, folder = Painter(), tmp_path / 'prior'
     images = ensure_prior_images(painter, ['a dog', 'a red mug', 'a dog'], folder, count=3, **OPTIONS)
     assert [(image.prompt, image.path.name) for image in images] == [
-        *(('a dog', f'a_dog_0000{i}.png') for i in range(3)), *(('a red mug', f'a_red_mug_0000{i}.png') for i in range(3))]  # fmt: skip
+        (prompt, f'{prompt.replace(" ", "_")}_0000{number}.png')
+        for prompt in ('a dog', 'a red mug')
+        for number in range(3)
+    ]
     assert painter.batches == [4, 2]
     assert painter.options == {'steps': 2, 'guidance_scale': 3.0, 'sampler': 'ddim', 'seed': 5, 'noise_level': 0}
     assert all(image.super_resolution is None for image in images)
@@ -235,7 +241,8 @@ def test_a_run_gets_what_its_settings_ask_for(tmp_path):
 def test_a_run_that_trains_the_second_stage_on_class_pictures_gets_both_sizes(tmp_path):
     second = SuperResolutionConfig(steps=10, with_prior=True, sample_noise_level=20)
     concepts = tuple(
-        ConceptConfig(subject=noun, instance_prompt=f'a sks {noun}', class_prompt=f'a {noun}') for noun in ('dog', 'cat')
+        ConceptConfig(subject=noun, instance_prompt=f'a sks {noun}', class_prompt=f'a {noun}')
+        for noun in ('dog', 'cat')
     )
     config = settings(
         super_resolution=second, data=DataConfig(concepts=concepts),

@@ -1,0 +1,162 @@
+"""sample and find_identifier from the command line, and the ways in which every program may end."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax import program as program_lib
+from dreambooth_jax.generation.cascade import Cascade
+from tests import tiny_pipelines
+
+PROGRAMS = ('sample', 'generate_prior', 'export', 'find_identifier', 'pretrain', 'train')
+QUICK = ('--steps=2', '--guidance_scale=1', '--sampler=ddim', '--batch_size=4', '--num_images=2')
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A finished run: its settings and its model/."""
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / 'model').symlink_to(tiny_pipelines.folder())
+    samples = {'steps': 2, 'guidance_scale': 1.0, 'sampler': 'ddim'}
+    written = {'samples': samples, 'super_resolution': {'sample_noise_level': 9}}
+    (folder / 'config.json').write_text(json.dumps(written))
+    return folder
+
+
+def test_sample_writes_every_picture_of_both_stages_and_a_grid(program, tmp_path, monkeypatch):
+    cascade, output = Cascade.load(tiny_pipelines.folder()), tmp_path / 'new' / 'out'
+    monkeypatch.setattr(Cascade, 'load', lambda *_, **__: cascade)  # compiled once for the program and for us
+    model = f'--model={tiny_pipelines.folder()}'
+    ended = program(
+        'sample', model, '--prompt=a dog', '--prompt=a cat, asleep', f'--output={output}', '--seed=4', *QUICK
+    )
+    assert ended[:2] == (0, f'4 pictures of 16 x 16 pixels and grid.png in {output}\n')
+    names = ['000_00.png', '000_01.png', '001_00.png', '001_01.png']
+    assert sorted(path.name for path in output.iterdir()) == [*names, 'base', 'grid.png']
+    assert sorted(path.name for path in (output / 'base').iterdir()) == names
+    options = dict(num_images=2, steps=2, guidance_scale=1.0, sampler='ddim', seed=4, batch_size=4)
+    pictures = cascade.generate(['a dog', 'a cat, asleep'], **options)
+    for index, name in enumerate(names):
+        assert np.array_equal(np.asarray(Image.open(output / name)), pictures.final[index])
+        assert np.array_equal(np.asarray(Image.open(output / 'base' / name)), pictures.base[index])
+
+
+def test_sample_of_one_stage_writes_that(program, tmp_path):
+    ended = program(
+        'sample', f'--model={tiny_pipelines.folder()}', '--prompt=a dog', f'--output={tmp_path}',
+        '--super_resolution_model=none', *QUICK)  # fmt: skip
+    assert ended.code == 0 and '2 pictures of 8 x 8 pixels' in ended.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['000_00.png', '000_01.png', 'grid.png']
+
+
+def test_sample_of_a_run_takes_its_settings_unless_flags_say_otherwise(program, run_folder, tmp_path, monkeypatch):
+    seen = {}
+
+    def generate(self, prompts, **options):
+        seen.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Cascade, 'generate', generate)
+    arguments = (f'--model={run_folder}', '--prompt=a dog', f'--output={tmp_path}')
+    assert program('sample', *arguments).code == 130
+    assert seen == dict(
+        num_images=4, steps=2, guidance_scale=1.0, sampler='ddim', seed=0, negative_prompt='', noise_level=9,
+        batch_size=8)  # fmt: skip
+    program(
+        'sample', *arguments, '--steps=7', '--guidance_scale=2.5', '--sampler=ddpm', '--noise_level=0', '--seed=3',
+        '--negative_prompt=blue')  # fmt: skip
+    assert seen == dict(
+        num_images=4, steps=7, guidance_scale=2.5, sampler='ddpm', seed=3, negative_prompt='blue', noise_level=0,
+        batch_size=8)  # fmt: skip
+    program('sample', f'--model={tiny_pipelines.folder()}', *arguments[1:])
+    assert (seen['steps'], seen['guidance_scale'], seen['sampler'], seen['noise_level']) == (25, 7.5, 'dpmsolver++', 0)
+
+
+def test_sample_names_what_is_wrong(program, tmp_path):
+    model = f'--model={tiny_pipelines.folder()}'
+    file = tmp_path / 'file'
+    file.touch()
+    (tmp_path / 'config.json').write_text('{')
+
+    def said(*arguments):
+        ended = program('sample', *arguments)
+        assert (ended.code, ended.out) == (1, '')
+        return ended.error
+
+    assert said('--prompt=a', '--output=o') == '--model must be given; --help says what it is'
+    assert said(model, '--output=o') == '--prompt must be given; --help says what it is'
+    assert said(model, '--prompt=a', f'--output={file}') == f'{file}: File exists'
+    assert said(model, '--prompt=a', f'--output={tmp_path / "o"}', '--steps=1001') == (
+        'steps is 1001; 1 to 1000 denoise steps are possible.'
+    )
+    assert said(model, '--prompt=a', f'--output={tmp_path / "o"}', '--noise_level=1000') == (
+        'noise_level is 1000; it must be 0 to 999'
+    )
+    assert re.match(
+        r"model '.*/nowhere' is not there; it must be 'storybook', a pipeline folder",
+        said(f'--model={tmp_path}/nowhere', '--prompt=a', '--output=o'),
+    )
+    assert said(f'--model={tmp_path}', '--prompt=a', '--output=o').startswith(
+        f'{tmp_path / "config.json"} is no readable JSON ('
+    )
+    assert said(model, 'a dog', '--prompt=a', '--output=o') == (
+        "'a dog' belongs to no flag; give flags as --name=value (--help lists them)"
+    )
+    assert said(model, '--prompt=a', '--output=o', '--stesp=3') == (
+        "Unknown command line flag 'stesp'. Did you mean: steps ? (--help lists the flags)"
+    )
+    assert said(model, '--prompt=a', '--output=o', '--steps=0') == (
+        'flag --steps=0: 0 is not a positive integer (--help lists the flags)'
+    )
+
+
+def test_find_identifier_lists_rare_tokens_rarest_first(program):
+    ended = program('find_identifier', f'--model={tiny_pipelines.folder()}', '--count=3')
+    assert (ended.code, ended.error) == (0, '')
+    heading, *rows = ended.out.splitlines()
+    assert heading.split() == ['id', 'text', 'score']
+    assert len(rows) == 3 and rows[0].split()[1] == 'sks'
+    scores = [float(row.split()[2]) for row in rows]
+    assert scores == sorted(scores)
+
+
+def test_find_identifier_names_a_model_without_tokenizer(program):
+    second = tiny_pipelines.folder() / 'super_resolution'
+    ended = program('find_identifier', f'--model={second}')
+    assert (ended.code, ended.error) == (
+        1, f"model '{second}' has no tokenizer; give a base stage, which reads the prompts.")  # fmt: skip
+
+
+def test_help_is_printed_with_exit_code_0_and_before_anything_slow_is_imported():
+    for name in PROGRAMS:
+        command = [sys.executable, '-X', 'importtime', '-m', f'dreambooth_jax.{name}', '--help']
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert f'python -m dreambooth_jax.{name}' in ended.stdout
+        lines = ended.stderr.splitlines()
+        assert all(line.startswith('import time:') for line in lines)
+        imported = {line.split('|')[-1].strip() for line in lines}
+        assert 'absl.flags' in imported and not imported & {'jax', 'numpy', 'transformers', 'orbax', 'PIL.Image'}
+
+
+def test_every_error_for_people_is_known_by_its_name():
+    for module, name in program_lib.SENTENCES:
+        kind = getattr(__import__(module, fromlist=[name]), name)
+        assert program_lib.explained(kind('a sentence')) == 'a sentence'
+    assert program_lib.explained(OSError(28, 'No space left on device', 'out/a.png')) == (
+        'out/a.png: No space left on device'
+    )
+    assert program_lib.explained(OSError('what happened')) == 'what happened'
+    assert program_lib.explained(ValueError('a bug')) is None
+
+
+def test_a_bug_keeps_its_traceback(program, tmp_path, monkeypatch):
+    monkeypatch.setattr(Cascade, 'load', lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        program('sample', '--model=m', '--prompt=a', f'--output={tmp_path}')

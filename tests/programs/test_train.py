@@ -1,0 +1,216 @@
+"""train from the command line, both stages on a tiny random model: the contracts of a run's folder."""
+
+import functools
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax.training import loop, placement
+from dreambooth_jax.watching import metrics
+from dreambooth_jax.weights import files, folders
+from tests import tiny_pipelines
+
+CONFIG = """
+from dreambooth_jax.config import DreamBoothConfig, to_config_dict
+
+def get_config():
+    config = to_config_dict(DreamBoothConfig())
+    config.model = {model!r}
+    config.data.instance_dir = {photos!r}
+    config.data.instance_prompt = 'a sks dog'
+    config.data.class_prompt = 'a dog'
+    config.prior.num_images = 3
+    config.prior.steps = 2
+    config.prior.sampler = 'ddim'
+    config.prior.guidance_scale = 1.0
+    config.prior.batch_size = 4
+    config.base.steps = 4
+    config.base.batch_size = 2
+    config.base.learning_rate = 1e-3
+    config.super_resolution.steps = 2
+    config.super_resolution.batch_size = 1
+    config.super_resolution.learning_rate = 1e-3
+    config.optimizer.ema_decay = 0.5
+    config.checkpoint.every = 2
+    config.samples.steps = 2
+    config.samples.num_images = 1
+    config.samples.guidance_scale = 1.0
+    config.samples.sampler = 'ddim'
+    return config
+"""
+WEIGHTS = (
+    'unet/diffusion_pytorch_model.safetensors',
+    'super_resolution/unet/diffusion_pytorch_model.safetensors',
+)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """On the four devices of conftest.py XLA would compile, and run convolutions, for minutes (training/placement.py)."""
+    one = functools.partial(placement.make_placement, devices=jax.devices()[:1])
+    monkeypatch.setattr(placement, 'make_placement', one)
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('train')
+    photos = folder / 'photos'
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ('1.png', '2.png', '3.png'):
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(photos / name)
+    (photos / '2.txt').write_text('a sks dog on a rug')
+    (photos / 'notes.md').write_text('no picture')
+    path = folder / 'config.py'
+    path.write_text(CONFIG.format(model=str(tiny_pipelines.folder()), photos=str(photos)))
+    return path
+
+
+def weights(run):
+    return [files.read_tensors(run / 'model' / name) for name in WEIGHTS]
+
+
+def equal(left, right):
+    return all(a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a) for a, b in zip(left, right))  # noqa: B905
+
+
+@pytest.fixture(scope='module')
+def finished(config, tmp_path_factory):
+    """An uninterrupted run, made on first use through the given `program`."""
+    made = {}
+
+    def run(program):
+        if not made:
+            made['run'] = tmp_path_factory.mktemp('finished') / 'run'
+            made['ended'] = program('train', f'--config={config}', f'--workdir={made["run"]}')
+        return made['run'], made['ended']
+
+    return run
+
+
+def test_a_run_leaves_what_its_folder_promises(program, finished, caplog):
+    run, ended = finished(program)
+    assert ended.code == 0 and f'trained model: {run}/model' in ended.out
+    assert 'notes.md in ' in caplog.text and 'is skipped' in caplog.text
+    assert json.loads((run / 'config.json').read_text())['base']['steps'] == 4
+    assert len(list((run / 'prior').glob('*.png'))) == 3 and (run / 'prior' / 'manifest.json').is_file()
+    for stage, steps in (('base', 4), ('super_resolution', 2)):
+        assert (run / stage / 'checkpoints' / str(steps)).is_dir()
+        assert (run / 'samples' / stage / f'{steps:06d}.png').is_file()
+        lines = metrics.read(run, stage)
+        assert [line['step'] for line in lines] == list(range(1, steps + 1))
+        assert {'loss', 'instance_loss', 'gradient_norm', 'learning_rate', 'images_per_second'} <= lines[0].keys()
+    assert list(run.glob('events.out.tfevents*'))
+    pipeline = folders.read_pipeline(run)
+    assert pipeline.super_resolution_folder is not None
+    before = [files.read_tensors(tiny_pipelines.folder() / name) for name in WEIGHTS]
+    assert not any(np.array_equal(new['conv_in.weight'], old['conv_in.weight'])
+                   for new, old in zip(weights(run), before))  # fmt: skip  # noqa: B905
+
+
+def test_a_run_that_is_ended_by_sigterm_goes_on_as_if_it_had_not_been(program, finished, config, tmp_path, monkeypatch):
+    run = tmp_path / 'run'
+    write = metrics.Metrics.write
+
+    def write_then_end(self, step, values):
+        write(self, step, values)
+        if (self.stage, step) == ('base', 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics.Metrics, 'write', write_then_end)
+        ended = program('train', f'--config={config}', f'--workdir={run}')
+    assert ended.code == 0 and 'stopped in the base stage, saved' in ended.out
+    assert not (run / 'model').exists()
+    assert program('train', f'--config={config}', f'--workdir={run}').code == 0
+    whole, _ = finished(program)
+    assert equal(weights(run), weights(whole))
+    assert [line['step'] for line in metrics.read(run, 'base')] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_started_again_changes_nothing(program, finished, config):
+    run, _ = finished(program)
+    before = weights(run)
+    assert program('train', f'--config={config}', f'--workdir={run}').code == 0
+    assert equal(weights(run), before)
+    assert len(metrics.read(run, 'base')) == 4
+
+
+def test_another_rate_under_the_same_workdir_is_refused(program, finished, config):
+    run, _ = finished(program)
+    ended = program('train', f'--config={config}', f'--workdir={run}', '--config.base.learning_rate=0.01')
+    assert (ended.code, ended.error.splitlines()[-1]) == (
+        1,
+        f'config.base.learning_rate is 0.01 but {run} was begun with 0.001; set it back, or start another run with '
+        f'--workdir',
+    )
+
+
+def test_prior_weight_zero_draws_no_class_pictures_and_logs_no_prior_loss(program, config, tmp_path):
+    run = tmp_path / 'run'
+    ended = program(
+        'train', f'--config={config}', f'--workdir={run}', '--config.prior.weight=0',
+        '--config.super_resolution_model=none')  # fmt: skip
+    assert ended.code == 0 and not (run / 'prior').exists()
+    assert all(line['prior_loss'] == 0 for line in metrics.read(run, 'base'))
+    assert not (run / 'super_resolution').exists()
+
+
+def test_the_text_encoder_moves_only_if_it_is_trained(program, finished, config, tmp_path):
+    name = 'text_encoder/model.safetensors'
+    before = files.read_tensors(tiny_pipelines.folder() / name)
+    run, _ = finished(program)
+    frozen = files.read_tensors(run / 'model' / name)
+    assert all(np.array_equal(frozen[key], before[key]) for key in before)
+    run = tmp_path / 'run'
+    ended = program('train', f'--config={config}', f'--workdir={run}', '--config.base.train_text_encoder=True')
+    assert ended.code == 0
+    trained = files.read_tensors(run / 'model' / name)
+    assert any(not np.array_equal(trained[key], before[key]) for key in before)
+
+
+def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):
+    run = tmp_path / 'run'
+    ended = program('train', f'--config={config}', f'--workdir={run}', '--dry_run')
+    assert ended.code == 0 and not run.exists()
+    assert 'config.base.steps = 4' in ended.out
+    assert 'base: 4 steps of 4 rows' in ended.out and 'super_resolution: 2 steps of 1 rows' in ended.out
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(program, config, tmp_path, monkeypatch):
+    run = tmp_path / 'run'
+    options = [f'--config={config}', f'--workdir={run}', '--config.super_resolution_model=none']
+    assert program('train', *options, '--config.base.steps=2').code == 0
+    run_loop = loop.run
+
+    def poisoned(state, *arguments, **options):
+        state.params = jax.tree.map(lambda x: x * np.nan, state.params)
+        return run_loop(state, *arguments, **options)
+
+    monkeypatch.setattr(loop, 'run', poisoned)
+    ended = program('train', *options)
+    assert ended.code == 1
+    assert 'base: the loss of step 3 is nan; training stopped and the last good checkpoint is untouched.' in ended.error
+    assert sorted(path.name for path in (run / 'base' / 'checkpoints').iterdir()) == ['2']
+
+
+@pytest.mark.parametrize(
+    ('argument', 'sentence'),
+    [
+        ('--config.data.resolution=12', 'config.data.resolution is 12 but the base stage of'),
+        ('--config.base.steps=-1', 'config.base.steps must be >= 0, got -1'),
+        ('--config.model=nowhere', "model 'nowhere' is not there"),
+        ('--config.data.instance_dir=nowhere', 'the folder nowhere does not exist'),
+        ('--config.base.stepps=1', 'config.base.stepps is not a known setting; did you mean config.base.steps?'),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_written(program, config, tmp_path, argument, sentence):
+    run = tmp_path / 'run'
+    ended = program('train', f'--config={config}', f'--workdir={run}', argument)
+    assert ended.code == 1 and sentence in ended.error
+    assert not run.exists()

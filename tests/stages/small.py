@@ -1,0 +1,72 @@
+"""What the stages' tests share: some pictures and prompts, a network of one convolution, and a look at its inputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax.diffusion import schedules
+from dreambooth_jax.training.step import row_keys
+
+PICTURES, PROMPTS, LENGTH, WIDTH = 6, 4, 5, 8
+
+
+def frozen(side=8, seed=0):
+    """PixelStage's data: pictures, their prompts, and the prompts both as embeddings and as tokens."""
+    draw = np.random.default_rng(seed)
+    return {
+        'pictures': draw.integers(0, 256, (PICTURES, side, side, 3), np.uint8),
+        'prompt_of': np.array([1, 2, 3, 1, 2, 3], np.int32),
+        'embeddings': draw.normal(size=(PROMPTS, LENGTH, WIDTH)).astype(np.float32),
+        'tokens': draw.integers(0, 7, (PROMPTS, LENGTH)).astype(np.int32),
+        'mask': np.ones((PROMPTS, LENGTH), np.int32),
+    }
+
+
+def batch(rows=6):
+    return {'picture': np.arange(rows, dtype=np.int32) % PICTURES}
+
+
+def keys(rows=6, at=0, seed=0):
+    return row_keys(jax.random.key(seed), jnp.int32(at), jnp.arange(rows, dtype=jnp.int32))
+
+
+def schedule(prediction_type='epsilon', variance_type='fixed_small'):
+    return schedules.make_schedule(
+        'squaredcos_cap_v2', prediction_type=prediction_type, variance_type=variance_type
+    )
+
+
+def kernel(inputs=3, outputs=3, seed=0):
+    return {'unet': {'kernel': 0.1 * np.random.default_rng(seed).normal(size=(3, 3, inputs, outputs)).astype('f4')}}
+
+
+def unet(params, x, t, embeddings, class_labels=None):
+    """One convolution, moved by the mean of the row's prompt, the time and the label."""
+    labels = 0 if class_labels is None else class_labels
+    moved = jnp.mean(embeddings, axis=(1, 2)) + 1e-4 * t + 1e-3 * labels
+    answer = jax.lax.conv_general_dilated(
+        x, params['kernel'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    return answer + moved[:, None, None, None]
+
+
+def run(kind, params=None, data=None, rows=None, row_keys=None, **settings):
+    """The loss of a stage of that kind, its parts, and what its network saw: x, t, embeddings, class_labels."""
+    seen = {}
+
+    def spy(params, x, t, embeddings, class_labels=None):
+        seen.update(x=x, t=t, embeddings=embeddings)
+        if class_labels is not None:
+            seen['class_labels'] = class_labels
+        return unet(params, x, t, embeddings, class_labels)
+
+    stage = kind(unet=spy, **settings)
+    rows = batch() if rows is None else rows
+    row_keys = keys(len(rows['picture'])) if row_keys is None else row_keys
+
+    @jax.jit
+    def look(params, data, rows, row_keys):
+        loss, parts = stage.loss(params, data, rows, row_keys)
+        return loss, parts, dict(seen)
+
+    return look(params or kernel(), data or frozen(), rows, row_keys)

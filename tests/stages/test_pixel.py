@@ -1,0 +1,186 @@
+"""The base stage's loss against PyTorch and diffusers on the same rows, noise and times; and what its network sees."""
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers.training_utils import compute_snr
+
+from dreambooth_jax.config import ObjectiveConfig
+from dreambooth_jax.diffusion import noise as noise_lib
+from dreambooth_jax.stages.pixel import EMPTY_PROMPT, Objective, PixelStage, gather_pictures, streams
+from tests.stages import small
+from tests.torch_reference import nchw, nhwc
+
+ROWS = 12
+
+
+def reference(pictures, noise, t, embeddings, kernel, prediction_type, gamma):
+    """The loss of diffusers' training script, per row, and the noisy pictures."""
+    scheduler = diffusers.DDPMScheduler(beta_schedule='squaredcos_cap_v2', prediction_type=prediction_type)
+    x0, noise, t = nchw(pictures), nchw(noise), torch.from_numpy(np.array(t)).long()
+    x_t = scheduler.add_noise(x0, noise, t)
+    target = noise if prediction_type == 'epsilon' else scheduler.get_velocity(x0, noise, t)
+    moved = torch.from_numpy(np.array(embeddings)).mean(dim=(1, 2)) + 1e-4 * t
+    weight = torch.from_numpy(kernel.transpose(3, 2, 0, 1))
+    answer = torch.nn.functional.conv2d(x_t, weight, padding=1) + moved[:, None, None, None]
+    loss = torch.nn.functional.mse_loss(answer, target, reduction='none').mean(dim=(1, 2, 3))
+    if gamma is not None:
+        snr = compute_snr(scheduler, t)
+        capped = torch.stack([snr, gamma * torch.ones_like(t)], dim=1).min(dim=1)[0]
+        loss = loss * capped / (snr if prediction_type == 'epsilon' else snr + 1)
+    return loss.numpy(), nhwc(x_t)
+
+
+@pytest.mark.parametrize('gamma', [None, 5.0])
+@pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction'])
+def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(prediction_type, gamma):
+    data, rows, keys, params = small.frozen(), small.batch(ROWS), small.keys(ROWS), small.kernel()
+    loss, parts, seen = small.run(
+        PixelStage, params, data, rows, keys, schedule=small.schedule(prediction_type),
+        objective=Objective(min_snr_gamma=gamma))  # fmt: skip
+    time_keys, noise_keys, *_ = streams(keys, 4)
+    t = noise_lib.sample_timesteps(time_keys, 0, 1000)
+    noise = noise_lib.sample_noise(noise_keys, (8, 8, 3))
+    pictures = data['pictures'][rows['picture']].astype(np.float32) / 127.5 - 1
+    embeddings = data['embeddings'][data['prompt_of'][rows['picture']]]
+    theirs, x_t = reference(pictures, noise, t, embeddings, params['unet']['kernel'], prediction_type, gamma)
+    assert len(set(np.asarray(t).tolist())) > ROWS // 2  # a weight for the whole batch would be seen
+    np.testing.assert_array_equal(seen['t'], t)
+    np.testing.assert_allclose(seen['x'], x_t, atol=1e-5)
+    np.testing.assert_allclose(loss, theirs, rtol=1e-5)
+    assert parts.keys() == {'denoising'} and loss.shape == (ROWS,)
+
+
+def test_loss_of_a_row_does_not_depend_on_the_rows_beside_it():
+    settings = dict(schedule=small.schedule(), objective=Objective(random_flip=True, prompt_dropout=0.5))
+    whole, _, _ = small.run(PixelStage, rows=small.batch(6), **settings)
+    some = np.array([4, 1], np.int32)
+    part, _, _ = small.run(PixelStage, rows={'picture': some}, row_keys=small.keys(6)[some], **settings)
+    np.testing.assert_allclose(part, whole[some], rtol=1e-6)
+
+
+def learned(weight):
+    return dict(schedule=small.schedule(variance_type='learned_range'), objective=Objective(variance_weight=weight))
+
+
+def variance_gradient(weight):
+    def total(params):
+        loss, _ = PixelStage(unet=small.unet, **learned(weight)).loss(
+            params, jax.tree.map(jnp.asarray, small.frozen()), small.batch(), small.keys()
+        )
+        return loss.sum()
+
+    gradient = np.asarray(jax.jit(jax.grad(total))(small.kernel(outputs=6))['unet']['kernel'])
+    return gradient[..., :3], gradient[..., 3:]
+
+
+def test_variance_is_added_at_its_weight_and_logged_apart():
+    loss, parts, _ = small.run(PixelStage, small.kernel(outputs=6), **learned(0.25))
+    assert parts.keys() == {'denoising', 'variance'}
+    assert (np.asarray(parts['variance']) > 0).all()
+    np.testing.assert_allclose(loss, parts['denoising'] + 0.25 * parts['variance'], rtol=1e-6)
+
+
+def test_variance_of_weight_zero_is_left_out_and_has_no_gradient():
+    loss, parts, _ = small.run(PixelStage, small.kernel(outputs=6), **learned(0.0))
+    assert parts.keys() == {'denoising'}
+    np.testing.assert_array_equal(loss, parts['denoising'])
+    mean, variance = variance_gradient(0.0)
+    assert (variance == 0).all() and (mean != 0).all()
+
+
+def test_variance_bound_moves_the_variance_alone():
+    mean, variance = variance_gradient(1.0)
+    assert (variance != 0).all()
+    np.testing.assert_allclose(mean, variance_gradient(0.0)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize('dropout', [0.0, 1.0])
+def test_prompt_dropout_shows_the_empty_prompt(dropout):
+    data = small.frozen()
+    _, _, seen = small.run(
+        PixelStage, data=data, schedule=small.schedule(), objective=Objective(prompt_dropout=dropout))  # fmt: skip
+    prompts = data['prompt_of'] if dropout == 0 else [EMPTY_PROMPT] * 6
+    np.testing.assert_array_equal(seen['embeddings'], data['embeddings'][np.array(prompts)])
+
+
+def test_prompt_dropout_takes_its_share_and_leaves_the_other_draws_alone():
+    data, rows = small.frozen(), small.batch(400)
+    shown = {}
+    for dropout in (0.0, 0.25):
+        settings = dict(schedule=small.schedule(), objective=Objective(prompt_dropout=dropout))
+        _, _, shown[dropout] = small.run(PixelStage, data=data, rows=rows, **settings)
+    empty = (np.asarray(shown[0.25]['embeddings']) == data['embeddings'][EMPTY_PROMPT]).all(axis=(1, 2))
+    assert 0.17 < empty.mean() < 0.33  # 4 standard deviations
+    np.testing.assert_array_equal(shown[0.25]['embeddings'][~empty], shown[0.0]['embeddings'][~empty])
+    for name in ('x', 't'):
+        np.testing.assert_array_equal(shown[0.25][name], shown[0.0][name])
+
+
+def test_pictures_span_minus_one_to_one():
+    data = {'pictures': jnp.array([0, 255, 51], jnp.uint8).reshape(3, 1, 1, 1)}
+    rows = {'picture': jnp.array([1, 0, 2])}
+    np.testing.assert_allclose(gather_pictures(data, rows, small.keys(3), False).ravel(), [1, -1, -0.6], atol=1e-7)
+
+
+def test_flips_mirror_about_half_of_the_rows_left_to_right():
+    data, rows = jax.tree.map(jnp.asarray, small.frozen()), small.batch(200)
+    plain = np.asarray(gather_pictures(data, rows, small.keys(200), False))
+    flipped = np.asarray(gather_pictures(data, rows, small.keys(200), True))
+    same = (flipped == plain).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(flipped[~same], plain[~same][:, :, ::-1])
+    assert 0.35 < same.mean() < 0.65
+
+
+def encoder(params, tokens, mask):
+    """Any function of tokens: f32[B, L, WIDTH]."""
+    return jnp.tanh(params['table'][tokens]) * mask[..., None]
+
+
+TABLE = np.random.default_rng(5).normal(size=(7, small.WIDTH)).astype(np.float32)
+
+
+def test_looked_up_embeddings_give_the_loss_of_computed_ones():
+    settings = dict(schedule=small.schedule(), objective=Objective(prompt_dropout=0.3))
+    data = small.frozen()
+    params = {**small.kernel(), 'text_encoder': {'table': TABLE}}
+    computed, _, _ = small.run(PixelStage, params, data, text_encoder=encoder, **settings)
+    data['embeddings'] = np.asarray(encoder({'table': TABLE}, data['tokens'], data['mask']))
+    looked_up, _, _ = small.run(PixelStage, small.kernel(), data, **settings)
+    np.testing.assert_allclose(computed, looked_up, rtol=1e-6)
+
+
+def test_trained_text_encoder_has_a_gradient_from_the_prompts_it_reads_alone():
+    data = small.frozen()
+    data['tokens'] = np.minimum(data['tokens'], 5)  # token 6 is in no prompt
+    stage = PixelStage(unet=small.unet, schedule=small.schedule(), text_encoder=encoder)
+
+    def total(params):
+        return stage.loss(params, jax.tree.map(jnp.asarray, data), small.batch(), small.keys())[0].sum()
+
+    gradient = jax.jit(jax.grad(total))({**small.kernel(), 'text_encoder': {'table': TABLE}})
+    table = np.asarray(gradient['text_encoder']['table'])
+    read = np.unique(data['tokens'][1:])  # prompt 0 is the empty one, which no row shows without dropout
+    assert (table[read] != 0).all()
+    assert (np.delete(table, read, axis=0) == 0).all()
+    assert (np.asarray(gradient['unet']['kernel']) != 0).all()
+
+
+def test_offset_noise_moves_whole_channels():
+    seen = {}
+    for offset in (0.0, 0.1):
+        settings = dict(schedule=small.schedule(), objective=Objective(offset_noise=offset))
+        _, _, seen[offset] = small.run(PixelStage, **settings)
+    moved = np.asarray(seen[0.1]['x']) - np.asarray(seen[0.0]['x'])
+    np.testing.assert_array_equal(seen[0.1]['t'], seen[0.0]['t'])
+    assert np.abs(moved).max() > 0.01
+    np.testing.assert_allclose(moved, np.broadcast_to(moved[:, :1, :1], moved.shape), atol=1e-5)
+
+
+def test_variance_that_is_not_trained_has_no_weight():
+    assert Objective.from_settings(ObjectiveConfig(train_variance=False, variance_weight=0.5)).variance_weight == 0
+    kept = Objective.from_settings(ObjectiveConfig(variance_weight=0.5, min_snr_gamma=5.0), random_flip=True)
+    assert (kept.variance_weight, kept.min_snr_gamma, kept.random_flip) == (0.5, 5.0, True)

@@ -1,0 +1,36 @@
+"""One host of several, for test_hosts.py: python -m tests.training.host PLACE PORT NUMBER HOSTS FOLDER."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import tests.conftest  # noqa: F401  before jax
+
+
+def main(place: str, port: str, number: str, hosts: str, folder: str) -> None:
+    import jax
+
+    jax.distributed.initialize(f'localhost:{port}', num_processes=int(hosts), process_id=int(number))
+
+    from dreambooth_jax.training import placement
+    from tests.training import test_fit, toy
+
+    assert jax.process_count() == int(hosts) and jax.device_count() == 4
+    toy.PLACEMENTS['hosts'] = lambda: placement.make_placement(place, fsdp_min_bytes=128)
+    def data(step):
+        if asked and step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return toy.frozen()
+
+    asked = number == '1'  # the others learn it from this one
+    state, finished = test_fit.train(Path(folder), 'hosts', data, steps=20, save_every=2)
+    assert not finished
+    print('stopped at', int(state.step))
+    asked = False
+    state, finished = test_fit.train(Path(folder), 'hosts', data, steps=6, save_every=2)
+    assert finished and int(state.step) == 6
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,137 @@
+"""A stage's whole training with real steps, checkpoints and metrics: interrupted runs end as uninterrupted ones."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from dreambooth_jax.data import pairs
+from dreambooth_jax.training import fit, loop
+from dreambooth_jax.training.checkpoint import CheckpointError, Checkpoints
+from dreambooth_jax.watching import metrics
+from tests.training import toy
+
+STEPS = 8
+
+
+def train(workdir, place='one', data=lambda step: toy.frozen(), **options):
+    """fit() of the toy stage; `data`: step -> what is frozen."""
+    where = toy.placed(place)
+    settings = dict(steps=STEPS, ema_decay=toy.EMA, save_every=3, seed=0) | options
+    return fit.fit(
+        toy.loss, toy.params(), tx=toy.transformation('adamw'), rate=lambda step: toy.RATE, place=where,
+        batch=pairs.pad_rows(toy.batch(), where.devices), pick=toy.pick, workdir=workdir, name='toy',
+        frozen=lambda step: where.place_state(lambda data: data, data(step)), **settings)  # fmt: skip
+
+
+def saved(workdir):
+    return sorted(int(path.name) for path in (workdir / 'toy' / 'checkpoints').iterdir() if path.name.isdigit())
+
+
+def steps_written(workdir):
+    return [line['step'] for line in metrics.read(workdir, 'toy')]
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """An uninterrupted run: its folder and its last state."""
+    folder = tmp_path_factory.mktemp('whole')
+    state, finished = train(folder)
+    assert finished
+    return folder, toy.arrays(state)
+
+
+def losses(workdir):
+    return [line['loss'] for line in metrics.read(workdir, 'toy')]
+
+
+def test_run_leaves_its_checkpoints_and_a_line_a_step(whole):
+    folder, state = whole
+    assert saved(folder) == [6, 8]
+    assert steps_written(folder) == list(range(1, STEPS + 1))
+    first = metrics.read(folder, 'toy')[0]
+    names = {'loss', 'instance_loss', 'prior_loss', 'gradient_norm', 'learning_rate', 'images_per_second'}
+    assert names | {'instance_denoising', 'prior_denoising', 'stage', 'step'} <= first.keys()
+    numbers = toy.Run('one').steps(STEPS)  # the same steps without anything around them
+    np.testing.assert_array_equal(np.float32(losses(folder)), numbers['loss'])
+
+
+@pytest.mark.parametrize('at', [3, 4])
+def test_run_ended_by_sigterm_goes_on_and_ends_equal_to_an_uninterrupted_one(at, whole, tmp_path):
+    def terminate(step):
+        if step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return toy.frozen()
+
+    state, finished = train(tmp_path, data=terminate)
+    assert not finished and int(state.step) == at + 1
+    assert saved(tmp_path)[-1] == at + 1
+
+    state, finished = train(tmp_path)
+    assert finished and int(state.step) == STEPS
+    toy.assert_same(toy.arrays(state), whole[1])
+    assert steps_written(tmp_path) == list(range(1, STEPS + 1))
+    assert losses(tmp_path) == losses(whole[0])
+
+
+def test_run_that_died_between_checkpoints_repeats_the_lost_steps_and_writes_each_once(whole, tmp_path):
+    def die(step):
+        if step == 5:
+            raise RuntimeError('power failure')
+        return toy.frozen()
+
+    with pytest.raises(RuntimeError, match='power failure'):
+        train(tmp_path, data=die)
+    assert saved(tmp_path) == [3] and steps_written(tmp_path) == [1, 2, 3, 4]
+    state, _ = train(tmp_path)
+    toy.assert_same(toy.arrays(state), whole[1])
+    assert steps_written(tmp_path) == list(range(1, STEPS + 1))
+
+
+def test_nan_stops_the_run_and_the_checkpoint_before_it_serves_to_go_on(whole, tmp_path):
+    def broken(step):
+        pictures = toy.frozen()['pictures'].astype(np.float32)
+        return {'pictures': np.full_like(pictures, np.nan) if step == 5 else pictures}
+
+    with pytest.raises(loop.TrainingError, match='toy: the loss of step 6 is nan'):
+        train(tmp_path, data=broken)
+    assert saved(tmp_path) == [3]
+    checkpoints = Checkpoints(tmp_path / 'toy' / 'checkpoints')
+    restored = checkpoints.restore(toy.Run('one').state)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(toy.arrays(restored)))
+    state, finished = train(tmp_path)
+    assert finished
+    toy.assert_same(toy.arrays(state), whole[1], atol=1e-5)  # another program, for pictures of another type, in between
+
+
+def test_finished_run_is_left_as_it_is(whole):
+    before = steps_written(whole[0])
+    state, finished = train(whole[0])
+    assert finished
+    toy.assert_same(toy.arrays(state), whole[1])
+    assert steps_written(whole[0]) == before
+
+
+def test_run_goes_on_with_more_steps(whole, tmp_path):
+    train(tmp_path, steps=5)
+    state, finished = train(tmp_path, steps=STEPS)
+    assert finished
+    toy.assert_same(toy.arrays(state), whole[1])
+
+
+def test_run_with_other_shapes_is_refused_and_its_checkpoint_stays(tmp_path):
+    train(tmp_path, steps=2)
+    with pytest.raises(CheckpointError, match='ema.unet.* is .* there but absent here'):
+        train(tmp_path, ema_decay=None)
+    assert saved(tmp_path) == [2]
+    assert steps_written(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize('place', ['pmap', 'fsdp'])
+def test_run_begun_on_four_devices_goes_on_on_one(place, whole, tmp_path):
+    train(tmp_path, place=place, steps=4, steps_per_dispatch=2)
+    state, finished = train(tmp_path)
+    assert finished
+    toy.assert_same(toy.arrays(state.params), whole[1].params, atol=1e-5)

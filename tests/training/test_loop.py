@@ -1,0 +1,227 @@
+"""The order of the loop, told by a step function that is only pretended, so that nothing is compiled."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from dreambooth_jax.training import loop
+from dreambooth_jax.training.state import TrainState
+
+
+@dataclasses.dataclass
+class Told:
+    """Runs the loop over pretended steps and keeps what happened, in order."""
+
+    first: int = 0
+    steps: int = 10
+    per_dispatch: int = 1
+    save_every: int = 0
+    draw_every: int = 0
+    losses: dict = dataclasses.field(default_factory=dict)  # by the step that they end
+    gradients: dict = dataclasses.field(default_factory=dict)
+    act: dict = dataclasses.field(default_factory=dict)  # (event, step) -> what else happens then
+    events: list = dataclasses.field(default_factory=list)
+    lines: list = dataclasses.field(default_factory=list)
+
+    def note(self, event, step, *more):
+        self.events.append((event, step, *more))
+        self.act.get((event, step), lambda: None)()
+
+    def of(self, event):
+        return [step for name, step, *_ in self.events if name == event]
+
+    def step_for(self, count):
+        def dispatch(state, frozen, key, batch):
+            assert (frozen, key, batch) == (('data of', state.step), 'key', 'batch')
+            self.note('dispatch', state.step, count)
+            ended = range(state.step + 1, state.step + count + 1)
+            metrics = {
+                'loss': np.array([self.losses.get(step, 1.0) for step in ended]),
+                'gradient_norm': np.array([self.gradients.get(step, 1.0) for step in ended]),
+            }
+            return dataclasses.replace(state, step=state.step + count), (state.step, metrics)
+
+        return dispatch
+
+    def frozen(self, step):
+        self.note('frozen', step)
+        return 'data of', step
+
+    def fetch(self, metrics):
+        step, numbers = metrics
+        self.note('fetch', step)
+        return numbers
+
+    def save(self, step, state):
+        assert step == state.step
+        self.note('save', step)
+
+    def draw(self, step, state):
+        assert step == state.step
+        self.note('draw', step)
+
+    def write(self, step, values):
+        self.lines.append((step, values))
+
+    def run(self):
+        hooks = loop.Hooks(
+            save=self.save, draw=self.draw, frozen=self.frozen, write=self.write,
+            save_every=self.save_every, draw_every=self.draw_every)  # fmt: skip
+        with loop.Stop().listening() as stop:
+            state, finished = loop.run(
+                TrainState(self.first, None, None, None), self.step_for, 'batch', 'key', hooks, steps=self.steps,
+                steps_per_dispatch=self.per_dispatch, rows_per_step=4, rate=lambda step: step / 100,
+                fetch=self.fetch, stop=stop, description='toy')  # fmt: skip
+        return state.step, finished
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_saves_and_draws_fall_on_their_steps_and_on_the_last():
+    told = Told(steps=10, save_every=4, draw_every=3)
+    assert told.run() == (10, True)
+    assert told.of('save') == [4, 8, 10]
+    assert told.of('draw') == [0, 3, 6, 9, 10]
+
+
+def test_without_a_rhythm_only_the_last_step_is_saved_and_drawn():
+    told = Told(steps=3)
+    told.run()
+    assert told.of('save') == told.of('draw') == [3]
+
+
+def test_last_step_is_saved_and_drawn_once_where_the_rhythm_meets_it():
+    told = Told(steps=8, save_every=4, draw_every=4)
+    told.run()
+    assert told.of('save') == [4, 8]
+    assert told.of('draw') == [0, 4, 8]
+
+
+def test_dispatches_are_shortened_to_meet_saves_draws_and_the_end():
+    told = Told(steps=11, per_dispatch=4, save_every=5, draw_every=3)
+    told.run()
+    assert [(step, count) for name, step, *more in told.events if name == 'dispatch' for count in more] == [
+        (0, 3), (3, 2), (5, 1), (6, 3), (9, 1), (10, 1)]  # fmt: skip
+    assert told.of('save') == [5, 10, 11] and told.of('draw') == [0, 3, 6, 9, 11]
+
+
+def test_every_step_is_written_once_in_order_with_its_own_rate():
+    told = Told(steps=7, per_dispatch=3, losses={step: step / 2 for step in range(8)})
+    told.run()
+    assert [step for step, _ in told.lines] == [1, 2, 3, 4, 5, 6, 7]
+    assert [values['loss'] for _, values in told.lines] == [step / 2 for step in range(1, 8)]
+    assert [values['learning_rate'] for _, values in told.lines] == [step / 100 for step in range(7)]
+    assert all(values['images_per_second'] > 0 for _, values in told.lines)
+
+
+def test_numbers_are_fetched_while_the_next_dispatch_runs():
+    told = Told(steps=3)
+    told.run()
+    order = [(name, step) for name, step, *_ in told.events if name in ('dispatch', 'fetch')]
+    assert order == [('dispatch', 0), ('dispatch', 1), ('fetch', 0), ('dispatch', 2), ('fetch', 1), ('fetch', 2)]
+
+
+def test_what_is_saved_or_drawn_is_known_to_be_sound_before():
+    told = Told(steps=4, save_every=2, draw_every=2)
+    told.run()
+    for event in ('save', 'draw'):
+        assert told.events.index(('fetch', 1)) < told.events.index((event, 2))
+        assert told.events.index((event, 2)) < told.events.index(('dispatch', 2, 1))
+
+
+def test_resumed_run_goes_on_without_saving_or_drawing_its_first_state_again():
+    told = Told(first=4, steps=10, save_every=4, draw_every=4)
+    assert told.run() == (10, True)
+    assert told.of('save') == [8, 10] and told.of('draw') == [8, 10]
+    assert told.of('dispatch') == [4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize('first', [10, 12], ids=['at_the_end', 'beyond_it'])
+def test_finished_run_takes_no_step_and_is_finished(first):
+    told = Told(first=first, steps=10, save_every=4)
+    assert told.run() == (first, True)
+    assert told.of('dispatch') == []
+
+
+@pytest.mark.parametrize('per_dispatch', [1, 4, 100])
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_loss_that_is_no_number_names_its_step_and_saves_nothing_more(value, per_dispatch):
+    told = Told(steps=20, per_dispatch=per_dispatch, save_every=5, losses={7: value, 8: value})
+    with pytest.raises(loop.TrainingError, match=f'toy: the loss of step 7 is {value}; .* untouched'):
+        told.run()
+    assert told.of('save') == [5]
+    assert [step for step, _ in told.lines] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize('bad', [10, 20], ids=['before_a_save', 'last'])
+def test_loss_that_is_no_number_right_before_a_save_is_not_saved(bad):
+    told = Told(steps=20, save_every=10, losses={bad: float('nan')})
+    with pytest.raises(loop.TrainingError, match=f'step {bad} is nan'):
+        told.run()
+    assert told.of('save') == [step for step in (10, 20) if step < bad]
+
+
+def test_gradient_that_is_no_number_stops_before_the_ruined_weights_are_saved():
+    told = Told(steps=20, save_every=5, gradients={10: float('nan')})  # the loss of step 10 was still sound
+    with pytest.raises(loop.TrainingError, match='the gradient norm of step 10 is nan'):
+        told.run()
+    assert told.of('save') == [5]
+
+
+def test_sigterm_saves_where_the_run_is_and_ends_unfinished():
+    told = Told(steps=20, per_dispatch=2, save_every=10, act={('dispatch', 4): terminate})
+    assert told.run() == (6, False)
+    assert told.of('save') == [6] and told.of('draw') == []
+    assert [step for step, _ in told.lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_sigterm_while_drawing_is_heard_too():
+    told = Told(steps=20, draw_every=5, act={('draw', 5): terminate})
+    assert told.run() == (6, False)
+    assert told.of('save') == [6]
+
+
+def test_sigterm_after_the_last_step_leaves_a_finished_run():
+    told = Told(steps=3, act={('dispatch', 2): terminate})
+    assert told.run() == (3, True)
+    assert told.of('save') == told.of('draw') == [3]
+
+
+def test_sigterm_does_not_save_what_is_unsound():
+    told = Told(steps=20, losses={5: float('nan')}, act={('dispatch', 4): terminate})
+    with pytest.raises(loop.TrainingError, match='step 5'):
+        told.run()
+    assert told.of('save') == []
+
+
+def test_signal_handlers_are_given_back_and_a_second_interrupt_interrupts():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with loop.Stop().listening() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert {number: signal.getsignal(number) for number in before} == before
+    with contextlib.suppress(RuntimeError), loop.Stop().listening():
+        raise RuntimeError
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_only_the_dispatch_itself_may_not_bring_numbers_to_the_host():
+    """The guard does not act on CPU, where device and host are one; that it is set where it should be is seen here."""
+    seen = {}
+
+    def look(event):
+        return lambda: seen.setdefault(event, jax.config.jax_transfer_guard_device_to_host)
+
+    watched = ('frozen', 'dispatch', 'fetch', 'save', 'draw')
+    told = Told(steps=4, save_every=2, draw_every=2, act={(event, 2): look(event) for event in watched})
+    told.run()
+    assert seen == {event: 'disallow' if event == 'dispatch' else None for event in watched}
