@@ -46,6 +46,7 @@ def get_config():
         beta_schedule='squaredcos_cap_v2',
         prediction_type='v_prediction',
         variance_type='learned_range',
+        timestep_spacing='trailing',  # few denoise steps must begin at pure noise
         thresholding=True,
         dynamic_thresholding_ratio=0.95,
         sample_max_value=1.0,
@@ -53,10 +54,10 @@ def get_config():
     config.image_noising_scheduler = dict(
         _class_name='DDPMScheduler', beta_schedule='squaredcos_cap_v2', prediction_type='epsilon')  # fmt: skip
     config.noise_level = (0, 250)
-    config.steps = 900
+    config.steps = 450
     config.learning_rate = 1e-3
     config.warmup_steps = 100
-    config.ema_decay = 0.995
+    config.ema_decay = 0.99
     config.pool_size = 1024
     config.passes = 1
     config.checkpoint.every = 250

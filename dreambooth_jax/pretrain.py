@@ -84,10 +84,9 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         stage = PixelStage(**shared, text_encoder=pipeline.text_encoder.apply)
         params['text_encoder'] = pipeline.text_encoder.params
     else:
-        noising = schedules.from_config(pipeline.image_noising_scheduler)
         stage = SuperResolutionStage(
-            **shared, noising_schedule=noising, factor=config.factor, noise_level=config.noise_level,
-            crop=config.crop)  # fmt: skip
+            **shared, noising_schedule=schedules.from_config(pipeline.image_noising_scheduler), factor=config.factor,
+            noise_level=config.noise_level, crop=config.crop)  # fmt: skip
 
     # The pool: `passes` times through it in order (its pictures are drawn at random already), then the next one.
     steps_per_pool = max(1, config.passes * config.pool_size // config.batch_size)
@@ -129,7 +128,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
             path = workdir / 'samples' / config.stage / f'{step:06d}.png'
             grid.save(Cascade(trained(state.best_params), programs=programs), path, f'{config.stage}, step {step}')
 
-    rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps)
+    held = {} if config.train_variance else optimizer.variance_head_masks(params['unet'])
+    rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, held=held)
     batch = pairs.pad_rows(pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0), place.devices)
     state, finished = fit.fit(
         stage.loss, params, tx=tx, rate=rate, place=place, batch=batch, pick=pick,
@@ -142,8 +142,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     print(f'{"finished" if finished else "stopped"} at step {int(state.step)}; model: {workdir / "model"}')
 
 
-def main(argv) -> None:
-    del argv
+def main(_) -> None:
     pretrain(resolve(PretrainConfig, _CONFIG.value), Path(_WORKDIR.value))
 
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import jax
+
 from dreambooth_jax.config import Settings, SettingsError, to_dict
 
 # Settings that may change between the starts of one run: they say how long, how often and where, not what is learned.
@@ -23,6 +25,8 @@ def begin(config: Settings, workdir: Path) -> None:
                     f'config.{name} is {value!r} but {workdir} was begun with {old!r}; set it back, or start another '
                     f'run with --workdir'
                 )
+    if jax.process_index() != 0:
+        return  # one writer, where several hosts share the folder
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix('.new')

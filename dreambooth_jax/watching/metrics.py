@@ -1,8 +1,9 @@
 """Numbers of a run, written as they come: `metrics.jsonl` for programs and TensorBoard events for eyes."""
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 FILE = 'metrics.jsonl'
@@ -29,20 +30,20 @@ class Metrics:
             # Slow to import, so only when a run writes.
             from tensorboardX import SummaryWriter
 
-            self._events = SummaryWriter(logdir=str(folder), purge_step=resume_step or None)
+            # No purge_step: TensorBoard would hide other stages' numbers too. What a resumed run repeats is equal.
+            self._events = SummaryWriter(logdir=str(folder))
 
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a killed run may be cut short
+        for line, entry in _lines(self.path):
             if entry.get('stage') != self.stage or entry.get('step', 0) <= step:
                 kept.append(line)
-        self.path.write_text(''.join(line + '\n' for line in kept))
+        # In one move, so that a run that is killed meanwhile has all of its numbers still.
+        new = self.path.with_suffix('.new')
+        new.write_text(''.join(line + '\n' for line in kept))
+        new.replace(self.path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the numbers of one step. What is not finite is written as null, for strict JSON readers."""
@@ -68,5 +69,11 @@ class Metrics:
 
 def read(folder: str | Path, stage: str | None = None) -> list[dict]:
     """All lines of a run's metrics, of one stage or of all."""
-    lines = [json.loads(line) for line in (Path(folder) / FILE).read_text().splitlines()]
-    return [line for line in lines if stage is None or line['stage'] == stage]
+    return [entry for _, entry in _lines(Path(folder) / FILE) if stage is None or entry['stage'] == stage]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict]]:
+    # The last line of a killed run may be cut short.
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield line, json.loads(line)

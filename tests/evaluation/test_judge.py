@@ -50,15 +50,19 @@ def _share_right(said, true):
 
 
 def test_fresh_scenes_are_named(the_judge):
-    ordinary, kept = _ordinary_scenes(90), _subject_scenes(2)
+    ordinary, kept = _ordinary_scenes(100), _subject_scenes(2)
     scenes = ordinary + [scene for scene, _ in kept]
     names = [None] * len(ordinary) + [name for _, name in kept]
     verdicts = the_judge.name(_paint(scenes, 32))
-    assert _share_right(verdicts.class_noun, [scene.class_noun for scene in scenes]) >= 0.95
     assert _share_right(verdicts.context, [scene.context for scene in scenes]) >= 0.95
     assert _share_right(verdicts.accessory, [scene.accessory for scene in scenes]) >= 0.95
     assert _share_right(verdicts.subject[len(ordinary) :], names[len(ordinary) :]) >= 0.9
     assert _share_right(verdicts.subject[: len(ordinary)], names[: len(ordinary)]) >= 0.95
+    # From above and below all creatures are painted alike; styles and cubes blur classes too (the experiment's README).
+    clear = [not (scene.style or scene.view or scene.material == 'cube shaped') for scene in scenes]
+    right = np.array([said == scene.class_noun for said, scene in zip(verdicts.class_noun, scenes, strict=True)])
+    assert right[clear].mean() >= 0.95
+    assert right.mean() >= 0.9
 
 
 def test_fine_marks_are_told_from_their_absence_and_from_upsampled_pictures(the_judge):

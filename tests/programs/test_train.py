@@ -51,7 +51,7 @@ WEIGHTS = (
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    """On the four devices of conftest.py XLA would compile, and run convolutions, for minutes (training/placement.py)."""
+    """On the four devices of conftest.py XLA would compile and compute for minutes (training/placement.py)."""
     one = functools.partial(placement.make_placement, devices=jax.devices()[:1])
     monkeypatch.setattr(placement, 'make_placement', one)
 

@@ -1,0 +1,156 @@
+"""The house's walls: imports only go down, files stay small and are named after what they are. Read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / 'dreambooth_jax'
+PROGRAMS = 'programs'
+
+# From the ground up. A room imports itself and what lies below; rooms of one floor do not know of each other.
+FLOORS = (
+    ('settings',),
+    ('config',),
+    ('diffusion', 'models', 'text', 'data', 'storybook', 'watching'),
+    ('weights',),
+    ('stages', 'training'),
+    ('generation',),
+    ('evaluation',),
+    ('program',),  # how every program starts and ends
+    (PROGRAMS,),
+)
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+# What these do is given as plain arguments, so that it works in a notebook without a config.
+WITHOUT_CONFIG = FLOORS[2] + FLOORS[3]
+NOT_AT_RUN_TIME = ('torch', 'torchvision', 'diffusers', 'tensorflow')
+HOMELESS = ('utils', 'util', 'helpers', 'helper', 'common', 'misc')
+LONGEST_FILE, LONGEST_PROGRAM = 450, 150
+
+FILES = sorted(PACKAGE.rglob('*.py'))
+OTHERS = sorted(path for folder in ('tests', 'configs', 'experiments') for path in (ROOT / folder).rglob('*.py'))
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def room(module):
+    """The room of 'dreambooth_jax.a.b': 'a', and 'programs' for a module at the top that is no room of its own."""
+    first = module.split('.')[1] if '.' in module else ''
+    return first if first in LEVEL or (PACKAGE / first).is_dir() else PROGRAMS
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+def imports(path):
+    """Every module that a file imports, at its top or inside a function, by full name; `from a import b` as a.b too."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                folder = module_of(path) if path.name == '__init__.py' else module_of(path).rpartition('.')[0]
+                for _ in range(node.level - 1):
+                    folder = folder.rpartition('.')[0]
+                base = f'{folder}.{node.module}' if node.module else folder
+            else:
+                base = node.module
+            # `from dreambooth_jax import program` names a module only together with what it imports.
+            found += [f'{base}.{alias.name}' for alias in node.names] if base == 'dreambooth_jax' else [base]
+    return found
+
+
+def own(path):
+    return [module for module in imports(path) if module.split('.')[0] == 'dreambooth_jax']
+
+
+def wrong_imports(path):
+    here = room(module_of(path))
+    wrong = []
+    for module in own(path):
+        there = room(module)
+        inside = here == there != PROGRAMS
+        if not inside and LEVEL[there] >= LEVEL[here]:
+            wrong.append(f'{name(path)} ({here}) imports {module} ({there})')
+    return wrong
+
+
+def test_every_room_has_a_floor():
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob('*.py'))}
+    assert rooms <= LEVEL.keys()
+
+
+def test_imports_only_go_down():
+    assert [wrong for path in FILES if path != PACKAGE / '__init__.py' for wrong in wrong_imports(path)] == []
+
+
+def test_maths_networks_and_weights_know_no_settings():
+    wrong = [
+        f'{name(path)} imports {module}'
+        for path in FILES
+        if room(module_of(path)) in WITHOUT_CONFIG
+        for module in own(path)
+        if room(module) in ('config', 'settings')
+    ]
+    assert wrong == []
+
+
+def importers_of(packages):
+    return [(name(path), module) for path in FILES for module in imports(path) if module.split('.')[0] in packages]
+
+
+def test_neither_torch_nor_tensorflow_is_needed_at_run_time():
+    assert importers_of(NOT_AT_RUN_TIME) == []
+
+
+def test_package_imports_neither_tests_nor_experiments_nor_configs():
+    assert importers_of(('tests', 'experiments', 'configs')) == []
+
+
+def test_no_file_or_folder_is_named_after_nothing():
+    assert [name(path) for path in FILES + OTHERS if set(path.with_suffix('').parts) & set(HOMELESS)] == []
+
+
+def length(path):
+    return len(path.read_text().splitlines())
+
+
+def test_no_file_is_too_long():
+    assert {name(path): length(path) for path in FILES + OTHERS if length(path) > LONGEST_FILE} == {}
+
+
+def test_programs_only_compose():
+    programs = [path for path in PACKAGE.glob('[!_]*.py') if room(module_of(path)) == PROGRAMS]
+    assert {'train', 'pretrain'} <= {path.stem for path in programs}
+    assert {name(path): length(path) for path in programs if length(path) > LONGEST_PROGRAM} == {}
+
+
+@pytest.mark.parametrize(
+    'place, line, is_wrong',
+    [
+        ('models', 'from dreambooth_jax.stages.pixel import PixelStage', True),  # up
+        ('models', 'import dreambooth_jax.text.tokenize', True),  # sideways
+        ('models', 'from dreambooth_jax.models import layers', False),
+        ('stages', 'def late():\n    from dreambooth_jax.training import step', True),
+        ('stages', 'from dreambooth_jax.data import pairs', False),
+        ('weights', 'from dreambooth_jax import train', True),
+        ('weights', 'from ..models import unet', False),
+        ('weights', 'from ..generation import cascade', True),
+        ('', 'from dreambooth_jax import sample', True),  # a program from a program
+        ('', 'from dreambooth_jax import program', False),
+        ('', 'from dreambooth_jax.generation import cascade', False),
+    ],
+)
+def test_walls_hold(place, line, is_wrong, tmp_path, monkeypatch):
+    """These tests would see a wrong import."""
+    monkeypatch.setattr('tests.test_floors.ROOT', tmp_path)
+    path = tmp_path / 'dreambooth_jax' / place / 'new.py'
+    path.parent.mkdir(parents=True)
+    path.write_text(line)
+    assert bool(wrong_imports(path)) == is_wrong
