@@ -19,42 +19,7 @@ SCRIPT = ROOT / 'launch_tpu.sh'
 HERE = ('--name=dog', '--zone=us-west4-a')
 TRAIN = ('--', '--config=configs/dog.py')
 
-GCLOUD = r"""
-import json, os, pathlib, shutil, subprocess, sys
-vm, arguments = pathlib.Path(os.environ['VM']), sys.argv[1:]
-with open(vm / 'calls.jsonl', 'a') as file:
-    file.write(json.dumps(arguments) + '\n')
-assert arguments[:3] == ['compute', 'tpus', 'tpu-vm']
-verb, rest = arguments[3], [argument for argument in arguments[4:] if not argument.startswith('--')]
-options = dict(argument[2:].partition('=')[::2] for argument in arguments[4:] if argument.startswith('--'))
-state, home = vm / 'state', vm / 'home'
-assert rest[-1].startswith('dog') or verb == 'scp'
-if (vm / f'{verb}_fails').exists():
-    sys.exit((vm / f'{verb}_fails').read_text())
-if verb == 'describe':
-    if not state.exists():
-        sys.exit('ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resource was not found')
-    print(state.read_text())
-elif verb == 'create':
-    state.write_text('READY\t' + options['accelerator-type'])
-    home.mkdir()
-elif verb == 'start':
-    state.write_text('READY\tv5litepod-8')
-elif verb == 'delete':
-    state.unlink()
-    shutil.rmtree(home, ignore_errors=True)
-elif verb == 'scp':
-    source, target = [home / word[4:] if word.startswith('dog:') else pathlib.Path(word) for word in rest]
-    assert ('recurse' in options) == source.is_dir()
-    if source.is_dir():
-        shutil.copytree(source, target / source.name, dirs_exist_ok=True)
-    else:
-        shutil.copyfile(source, target)
-elif verb == 'ssh':
-    assert options['worker'] == 'all'
-    there = os.environ | {'HOME': str(home)}
-    sys.exit(subprocess.run(['bash', '-c', options['command']], cwd=home, env=there).returncode)
-"""
+GCLOUD = (ROOT / 'tests' / 'fake_gcloud.py').read_text()
 
 PYTHON3 = r"""
 import os, pathlib, sys
@@ -228,7 +193,7 @@ def test_the_dry_run_prints_the_commands_that_would_run_and_runs_none(world):
     world.launch(*arguments)
     real = world.calls
     (world.vm / 'calls.jsonl').unlink()
-    (world.bin / 'gcloud').write_text(f'#!{sys.executable}\n' + '\n'.join(GCLOUD.splitlines()[:5]))  # records only
+    (world.bin / 'gcloud').write_text(f'#!{sys.executable}\n' + GCLOUD.partition('assert ')[0])  # records only
     lines = [line for line in dry.stdout.splitlines() if line.startswith('gcloud ')]
     subprocess.run(
         ['bash', '-c', '\n'.join(lines)],

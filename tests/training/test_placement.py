@@ -14,9 +14,9 @@ MANY = ('pmap', 'fsdp')
 
 @pytest.mark.parametrize('place', MANY)
 def test_four_devices_take_the_same_steps_as_one_also_with_padding(place):
-    rows = toy.batch(instance_rows=3, class_rows=2, prior_weight=0.7)  # 5 rows alone, 8 with padding on 4 devices
+    rows = toy.batch(instance_rows=3, class_rows=3, prior_weight=0.7)  # 6 rows alone, 8 with padding on 4 devices
     one, many = toy.Run('one', 'sgd', rows), toy.Run(place, 'sgd', rows)
-    assert len(one.batch['slot']) == 5
+    assert len(one.batch['slot']) == 6
     assert np.prod(many.batch['slot'].shape) == 8
     ours, theirs = many.steps(3), one.steps(3)
     toy.assert_same(ours, theirs, rtol=1e-5)
@@ -70,7 +70,7 @@ def test_donation_leaves_the_arrays_alone_that_the_state_was_made_of(place):
 
 @pytest.mark.parametrize('place', MANY)
 def test_batch_that_devices_cannot_share_evenly_is_refused(place):
-    with pytest.raises(ValueError, match='5 rows, which 4 devices cannot share evenly; pad'):
+    with pytest.raises(ValueError, match='6 rows, which 4 devices cannot share evenly; pad'):
         toy.placed(place).place_batch(toy.batch())
 
 

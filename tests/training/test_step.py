@@ -46,7 +46,7 @@ def test_gradient_is_that_of_the_two_means():
 
 
 def test_padding_changes_neither_the_loss_nor_what_is_logged_of_each_group():
-    rows = toy.batch(instance_rows=3, class_rows=2, prior_weight=0.7)
+    rows = toy.batch(instance_rows=3, class_rows=3, prior_weight=0.7)
     plain, padded = toy.Run(rows=rows), toy.Run(rows=pairs.pad_rows(rows, 8))
     assert len(padded.batch['slot']) == 8
     ours, theirs = padded.steps(2), plain.steps(2)
@@ -56,7 +56,7 @@ def test_padding_changes_neither_the_loss_nor_what_is_logged_of_each_group():
 
 
 def test_prior_weight_zero_equals_training_without_class_images():
-    zero = toy.Run(rows=toy.batch(class_rows=2, prior_weight=0.0))
+    zero = toy.Run(rows=toy.batch(class_rows=3, prior_weight=0.0))
     without = toy.Run(rows=toy.batch(class_rows=0))
     toy.assert_same(zero.steps(4)['loss'], without.steps(4)['loss'], rtol=1e-5)
     toy.assert_same(zero.state.params, without.state.params, atol=1e-6)
@@ -82,7 +82,7 @@ def test_what_is_frozen_has_no_gradient_no_moments_and_does_not_move():
 def test_loss_that_is_averaged_over_the_batch_is_refused():
     made = step.make_train_step(lambda *_: (jnp.float32(1.0), {}), optax.sgd(0.1))
     state = init_state({'unet': {'a': jnp.float32(2.0)}}, optax.sgd(0.1), ema=False)
-    with pytest.raises(ValueError, match=r'shape \(\) but must be one number a row, \(5,\)'):
+    with pytest.raises(ValueError, match=r'shape \(\) but must be one number a row, \(6,\)'):
         made(state, {}, jax.random.key(0), toy.batch())
 
 

@@ -39,7 +39,7 @@ def frozen(seed=0):
     return {'pictures': draw.integers(0, 256, (INSTANCES + CLASSES, SIDE, SIDE, CHANNELS), np.uint8)}
 
 
-def batch(instance_rows=3, class_rows=2, prior_weight=0.7):
+def batch(instance_rows=3, class_rows=3, prior_weight=0.7):
     return pairs.make_batch(instance_rows, class_rows, INSTANCES, CLASSES, prior_weight)
 
 
