@@ -19,7 +19,11 @@ def begin(config: Settings, workdir: Path) -> None:
     path = workdir / 'config.json'
     new = to_dict(config)
     if path.exists():
-        for name, (old, value) in _differences(json.loads(path.read_text()), new).items():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError:
+            raise SettingsError(f'{path} is damaged; restore it, or start another run with --workdir') from None
+        for name, (old, value) in _differences(before, new).items():
             if not any(name == free or name.startswith(f'{free}.') for free in FREE):
                 raise SettingsError(
                     f'config.{name} is {value!r} but {workdir} was begun with {old!r}; set it back, or start another '

@@ -1,0 +1,59 @@
+"""The subjects' pictures of a run: built-in ones, folders, captions, several subjects."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve, to_config_dict
+from dreambooth_jax.stages import instance_pictures
+from dreambooth_jax.storybook import draw, subjects
+
+
+def config_with(**data):
+    config = to_config_dict(DreamBoothConfig())
+    for name, value in data.items():
+        config.data[name] = value
+    return resolve(DreamBoothConfig, config)
+
+
+def photos(folder, count, captions=()):
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(np.full((40, 48, 3), 10 * i, np.uint8)).save(folder / f'{i}.png')
+    for i, text in captions:
+        (folder / f'{i}.txt').write_text(text)
+    return str(folder)
+
+
+def test_a_built_in_subject_is_its_reference_scenes_at_any_size():
+    config = config_with(subject='dog6', instance_prompt='a sks dog', class_prompt='a dog')
+    scenes = subjects.reference_scenes('dog6')
+    images, prompts = instance_pictures.read(config, 32)
+    assert 4 <= len(scenes) <= 6 and images.shape == (len(scenes), 32, 32, 3)
+    assert np.array_equal(images[1], draw.paint(scenes[1], 32)) and prompts == ['a sks dog'] * len(scenes)
+    assert instance_pictures.read(config, 128)[0].shape == (len(scenes), 128, 128, 3)
+
+
+def test_several_subjects_keep_their_own_prompts_and_captions(tmp_path):
+    concepts = (
+        dict(instance_dir=photos(tmp_path / 'cat', 2, [(1, 'a sks cat asleep')]),
+             instance_prompt='a sks cat', class_prompt='a cat'),
+        dict(subject='vase', instance_prompt='a zwx vase', class_prompt='a vase'),
+    )  # fmt: skip
+    images, prompts = instance_pictures.read(config_with(concepts=concepts), 32)
+    painted = len(subjects.reference_scenes('vase'))
+    assert prompts == ['a sks cat', 'a sks cat asleep', *['a zwx vase'] * painted]
+    assert len(images) == 2 + painted and images[1].max() == 10
+
+
+def test_crops_come_with_their_pictures_prompt(tmp_path):
+    folder = photos(tmp_path / 'dog', 3)
+    config = config_with(instance_dir=folder, instance_prompt='a sks dog', class_prompt='a dog', crops=2)
+    images, prompts = instance_pictures.read(config, 32)
+    assert len(images) == len(prompts) == 6
+
+
+def test_an_unknown_subject_is_answered_with_those_there_are():
+    config = config_with(subject='unicorn', instance_prompt='a sks horse', class_prompt='a horse')
+    with pytest.raises(SettingsError, match="data.subject is 'unicorn' but must be one of backpack, backpack_dog,"):
+        instance_pictures.read(config, 32)
