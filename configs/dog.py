@@ -21,20 +21,23 @@ def get_config(model: str = STORYBOOK):
     config.data.instance_prompt = 'a sks dog'
     config.data.class_prompt = 'a dog'
 
-    config.prior.num_images = 100
-    config.prior.guidance_scale = 3.0
+    config.prior.num_images = 64
+    config.prior.steps = 20
+    config.prior.guidance_scale = 4.0
 
     # The small model learns at twenty times the rate that the paper gives for Stable Diffusion.
-    config.base.steps = 300
+    config.base.steps = 200
     config.base.batch_size = 4
     config.base.learning_rate = 1e-4
 
-    config.super_resolution.steps = 300
+    config.super_resolution.steps = 100
     config.super_resolution.batch_size = 2
     config.super_resolution.learning_rate = 1e-4
 
     config.checkpoint.every = 100
     config.samples.every = 100
-    config.samples.guidance_scale = 3.0
+    config.samples.steps = 20
+    config.samples.sampler = 'ddim'
+    config.samples.guidance_scale = 4.0
     config.samples.prompts = ('a sks dog', 'a sks dog in the snow', 'a sks dog wearing a red hat', 'a dog')
     return config

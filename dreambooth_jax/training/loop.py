@@ -154,10 +154,10 @@ def run(
                 settle()
                 hooks.save(step, state)
                 saved, clock = step, time.perf_counter()
-            if hooks.draw_every and step % hooks.draw_every == 0 and (step > drawn or step == first == 0):
+            if hooks.draw_every and step % hooks.draw_every == 0 and step > drawn:
                 settle()
                 hooks.draw(step, state)
-                drawn, clock = step + 1, time.perf_counter()
+                drawn, clock = step, time.perf_counter()
             count = min([steps_per_dispatch, steps - step] + [every - step % every for every in _due(hooks)])
             frozen = hooks.frozen(step)  # may compute, and bring to the host, what it places
             with jax.transfer_guard_device_to_host('disallow'):

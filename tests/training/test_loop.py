@@ -88,7 +88,7 @@ def test_saves_and_draws_fall_on_their_steps_and_on_the_last():
     told = Told(steps=10, save_every=4, draw_every=3)
     assert told.run() == (10, True)
     assert told.of('save') == [4, 8, 10]
-    assert told.of('draw') == [0, 3, 6, 9, 10]
+    assert told.of('draw') == [3, 6, 9, 10]
 
 
 def test_without_a_rhythm_only_the_last_step_is_saved_and_drawn():
@@ -101,7 +101,7 @@ def test_last_step_is_saved_and_drawn_once_where_the_rhythm_meets_it():
     told = Told(steps=8, save_every=4, draw_every=4)
     told.run()
     assert told.of('save') == [4, 8]
-    assert told.of('draw') == [0, 4, 8]
+    assert told.of('draw') == [4, 8]
 
 
 def test_dispatches_are_shortened_to_meet_saves_draws_and_the_end():
@@ -109,7 +109,7 @@ def test_dispatches_are_shortened_to_meet_saves_draws_and_the_end():
     told.run()
     assert [(step, count) for name, step, *more in told.events if name == 'dispatch' for count in more] == [
         (0, 3), (3, 2), (5, 1), (6, 3), (9, 1), (10, 1)]  # fmt: skip
-    assert told.of('save') == [5, 10, 11] and told.of('draw') == [0, 3, 6, 9, 11]
+    assert told.of('save') == [5, 10, 11] and told.of('draw') == [3, 6, 9, 11]
 
 
 def test_every_step_is_written_once_in_order_with_its_own_rate():
