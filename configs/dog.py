@@ -22,8 +22,8 @@ def get_config(model: str = STORYBOOK):
     config.data.class_prompt = 'a dog'
 
     config.prior.num_images = 64
-    config.prior.steps = 20
-    config.prior.guidance_scale = 4.0
+    config.prior.steps = 25
+    config.prior.guidance_scale = 3.0
 
     # The small model learns at twenty times the rate that the paper gives for Stable Diffusion.
     config.base.steps = 200
@@ -36,8 +36,8 @@ def get_config(model: str = STORYBOOK):
 
     config.checkpoint.every = 100
     config.samples.every = 100
-    config.samples.steps = 20
-    config.samples.sampler = 'ddim'
-    config.samples.guidance_scale = 4.0
+    config.samples.steps = 25
+    config.samples.sampler = 'ddpm'
+    config.samples.guidance_scale = 3.0
     config.samples.prompts = ('a sks dog', 'a sks dog in the snow', 'a sks dog wearing a red hat', 'a dog')
     return config

@@ -9,7 +9,8 @@ Tables are made on the host, in float32 and diffusers' order of operations where
 
 Methods, as diffusers runs them:
   ddpm          DDPMScheduler: Ho et al. 2020, equations 6, 7 and 15; learned variance of Nichol & Dhariwal 2021.
-  ddim          DDIMScheduler: Song et al. 2021, equations 12 and 16; eta 0 draws no noise, eta 1 as much as ddpm.
+  ddim          DDIMScheduler with use_clipped_model_output: Song et al. 2021, equations 12 and 16; eta 0 draws no
+                noise, eta 1 as much as ddpm.
   dpmsolver++   DPMSolverMultistepScheduler (dpmsolver++, order 2, midpoint, last sigma zero): Lu et al. 2022,
                 algorithm 2; first order in the first and the last step.
 The clean prediction x0 is thresholded where the schedule says so, or clipped; dpmsolver++ does not clip, as there.
@@ -123,7 +124,11 @@ def denoise_step(
     new = row.x * x + row.x0 * x0
     if method == 'dpmsolver++':
         new = new + row.previous_x0 * previous_x0
-    if method == 'ddim':  # The noise of the prediction as it was, not of the limited x0.
+    if method == 'ddim':
+        # The noise that belongs to the limited x0 (diffusers' use_clipped_model_output): with the noise of the
+        # prediction as it was, the two no longer add up to x, and guided pixel models drift into clashing colours.
+        if schedule.thresholding or schedule.clip_sample:
+            prediction, known['source'] = x0, 'sample'
         new = new + row.noise_prediction * convert(prediction, target='epsilon', **known)
     if fresh_noise is not None:
         std = _learned_std(schedule, variance, row) if learns_variance else row.std

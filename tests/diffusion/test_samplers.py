@@ -67,7 +67,7 @@ def trajectory_there(monkeypatch, method, scheduler, num_steps, eta=0.0, channel
     monkeypatch.setattr(scheduling_ddim, 'randn_tensor', give)
     scheduler.set_timesteps(num_steps)
     x = channels_first(START)
-    more = {'eta': eta} if method == 'ddim' else {}
+    more = {'eta': eta, 'use_clipped_model_output': True} if method == 'ddim' else {}
     for t in scheduler.timesteps:
         x = scheduler.step(torch_network(x, t, channels), t, x, **more).prev_sample
     return channels_last(x)
@@ -167,7 +167,8 @@ def test_single_steps_equal_diffusers_at_every_kind_of_time(monkeypatch, method,
         answer = network(jnp.asarray(START), jnp.full(ROWS, row.t), channels)
         fresh = jnp.asarray(FRESH[0]) if method == 'ddpm' else None
         new, x0 = step(answer, START, jnp.zeros_like(START), row, fresh)
-        expected = theirs.step(channels_first(answer), int(row.t), channels_first(START))
+        more = {'use_clipped_model_output': True} if method == 'ddim' else {}
+        expected = theirs.step(channels_first(answer), int(row.t), channels_first(START), **more)
         np.testing.assert_allclose(new, channels_last(expected.prev_sample), atol=1e-5)
         np.testing.assert_allclose(x0, channels_last(expected.pred_original_sample), atol=1e-4)
 
