@@ -1,7 +1,7 @@
 """Pretraining of Storybook's super-resolution stage, 32 -> 128 px, in the layout of DeepFloyd IF's second stage.
 
 Expected result: a 32 px picture comes back at 128 px, sharp and true to it at low noise levels.
-# Measured: see below
+Measured: not sharp yet; see storybook/pretrained/README.md.
 Command: python -m dreambooth_jax.pretrain --config=configs/storybook_super_resolution.py
            --workdir=runs/storybook_super_resolution      (after storybook_base.py, whose text encoder it uses)
 """

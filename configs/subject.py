@@ -1,7 +1,7 @@
 """DreamBooth on any of the 30 subjects of the paper's dataset, with the recipe of dog.py.
 
 Expected result: as dog.py's, for the subject named.
-# Measured: see below
+Measured: for the dog alone so far; see dog.py.
 Command: python -m dreambooth_jax.train --config=configs/subject.py:backpack --workdir=runs/backpack
 """
 
