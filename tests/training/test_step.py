@@ -166,8 +166,9 @@ def draws(at, slots, seed=0):
 
 def test_a_rows_draws_do_not_depend_on_the_rows_beside_it():
     whole = draws(3, range(8))
-    np.testing.assert_array_equal(np.concatenate([draws(3, range(2)), draws(3, range(2, 8))]), whole)
-    np.testing.assert_array_equal(draws(3, [5, 1])[1], whole[1])
+    # Not to the bit: newer JAX rounds the normal distribution's erf_inv by how many rows stand beside each other.
+    np.testing.assert_allclose(np.concatenate([draws(3, range(2)), draws(3, range(2, 8))]), whole, atol=1e-6)
+    np.testing.assert_allclose(draws(3, [5, 1])[1], whole[1], atol=1e-6)
 
 
 def test_draws_differ_between_rows_steps_and_seeds():
