@@ -165,6 +165,37 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
+def expectations(path: Path, results: Mapping[str, Any]) -> str:
+    """What was expected beside what was measured, as a Markdown table.
+
+    Args:
+      path: expected.json, a list of {"number": its name, "at": keys that lead to a share in `results`} with one of
+        "at_least": share, "at_most": share, or "more_than": keys of another share.
+      results: as in results.json; what it does not hold (another choice of flags) gets a dash.
+    """
+
+    def find(keys):
+        value = results
+        for key in keys:
+            try:
+                value = value[key]
+            except (KeyError, IndexError):
+                return None
+        return value
+
+    rows = []
+    for aim in json.loads(path.read_text('utf-8')):
+        bound = next(word for word in ('at_least', 'at_most', 'more_than') if word in aim)
+        limit = find(aim[bound]) if bound == 'more_than' else aim[bound]
+        measured = find(aim['at'])
+        met = '-'
+        if limit is not None and measured is not None:
+            holds = {'at_least': measured >= limit, 'at_most': measured <= limit, 'more_than': measured > limit}
+            met = 'yes' if holds[bound] else '**no**'
+        rows.append([aim['number'], f'{bound.replace("_", " ")} {percent(limit)}', percent(measured), met])
+    return table(['number', 'expected', 'measured', 'met'], rows)
+
+
 def percent(share: float | None) -> str:
     """A share in words: '97 %', or a dash for None."""
     return '-' if share is None else f'{100 * share:.0f} %'

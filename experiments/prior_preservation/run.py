@@ -102,7 +102,8 @@ def main(argv) -> None:
     grids.contact_sheet(rows, GRID_PROMPTS, headings=headings).save(output / 'grid.png')
     chart(results).save(output / 'chart.png')
     if not _QUICK.value:
-        experiment.write_section(output / 'README.md', f'{measured}\n\n{tables(results)}')
+        aims = experiment.expectations(HERE / 'expected.json', found)
+        experiment.write_section(output / 'README.md', f'{measured}\n\n{aims}\n\n{tables(results)}')
     for title, scores in results.items():
         print(f'{title}: ' + ', '.join(f'{name} {experiment.percent(value(scores))}' for name, value in BARS.items()))
     print(f'written: {output / "results.json"}')

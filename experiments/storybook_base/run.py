@@ -76,7 +76,8 @@ def main(argv) -> None:
         shown, headings=classes, title=f'a [class] [context], drawn by {_MODEL.value}')  # fmt: skip
     sheet.save(output / 'grid.png')
     if not _QUICK.value:
-        experiment.write_section(output / 'README.md', f'{measured}\n\n{tables(scores)}')
+        aims = experiment.expectations(HERE / 'expected.json', scores)
+        experiment.write_section(output / 'README.md', f'{measured}\n\n{aims}\n\n{tables(scores)}')
     summary = ', '.join(f'{name} {experiment.percent(scores[name])}' for name in COLUMNS)
     print(f'{scores["pictures"]} pictures: {summary}; {output / "results.json"}')
 

@@ -30,7 +30,7 @@ from absl import app, flags
 from flax import nnx
 from tqdm import tqdm
 
-from dreambooth_jax.evaluation import judge
+from dreambooth_jax.evaluation import experiment, judge
 from dreambooth_jax.models import functional
 from dreambooth_jax.storybook import draw, draw_subject, storybook_folder, subjects, world
 from dreambooth_jax.weights import files, mapping
@@ -406,6 +406,7 @@ def main(_):
     results['hardware'] = f'{os.cpu_count()} CPU cores ({platform.machine()}), {jax.default_backend()}'
     path.write_text(json.dumps(results, indent=2) + '\n', 'utf-8')
     print(json.dumps({key: value for key, value in results.items() if key != 'naming'}, indent=2))
+    print(experiment.expectations(HERE / 'expected.json', results))
 
 
 if __name__ == '__main__':

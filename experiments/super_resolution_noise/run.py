@@ -148,7 +148,8 @@ def main(argv) -> None:
         [UNTUNED, *(f'tuned at noise levels {name}' for name in list(results)[1:])],
         side=128, headings=headings).save(output / 'grid.png')  # fmt: skip
     if not _QUICK.value:
-        experiment.write_section(output / 'README.md', f'{measured}\n\n{tables(results)}')
+        aims = experiment.expectations(HERE / 'expected.json', found)
+        experiment.write_section(output / 'README.md', f'{measured}\n\n{aims}\n\n{tables(results)}')
     print(tables(results))
     print(f'written: {output / "results.json"}')
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from dreambooth_jax.config import SettingsError
 from dreambooth_jax.evaluation import experiment
 from dreambooth_jax.training.loop import TrainingError
+
+EXPERIMENTS = Path(__file__).parents[2] / 'experiments'
 
 
 def test_a_part_is_measured_once_for_the_same_settings(tmp_path):
@@ -102,3 +105,28 @@ def test_other_models_are_given_the_reference_pictures_as_files(tmp_path):
 def test_tables_and_percentages_read_as_markdown():
     assert experiment.table(['a', 'b'], [['x', 1]]) == '| a | b |\n| --- | ---: |\n| x | 1 |'
     assert experiment.percent(0.256) == '26 %' and experiment.percent(None) == '-'
+
+
+def test_expectations_stand_beside_what_was_measured(tmp_path):
+    aims = [
+        {'number': 'right', 'at': ['a', 0], 'at_least': 0.9},
+        {'number': 'wrong', 'at': ['b'], 'at_most': 0.2},
+        {'number': 'better', 'at': ['a', 0], 'more_than': ['b']},
+        {'number': 'other flags', 'at': ['c', 1], 'at_least': 0.5},
+    ]
+    (tmp_path / 'expected.json').write_text(json.dumps(aims))
+    assert experiment.expectations(tmp_path / 'expected.json', {'a': [0.8], 'b': 0.25}).splitlines()[2:] == [
+        '| right | at least 90 % | 80 % | **no** |',
+        '| wrong | at most 20 % | 25 % | **no** |',
+        '| better | more than 25 % | 80 % | yes |',
+        '| other flags | at least 50 % | - | - |',
+    ]
+
+
+@pytest.mark.parametrize('folder', sorted(EXPERIMENTS.glob('*/expected.json')), ids=lambda path: path.parent.name)
+def test_expectations_name_numbers_that_the_experiment_writes(folder):
+    results = folder.with_name('results.json')
+    if not results.is_file():
+        pytest.skip(f'{results.parent.name} has not been measured')
+    lines = experiment.expectations(folder, json.loads(results.read_text())).splitlines()[2:]
+    assert lines and not [line for line in lines if line.endswith('| - |')]
