@@ -6,7 +6,7 @@ and badge are bound in part of the pictures, and leak into "a dog" in part: firs
 Command: python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/dog
 """
 
-from dreambooth_jax.config import STORYBOOK, DreamBoothConfig, SettingsError, to_config_dict
+from dreambooth_jax.config import STORYBOOK, STORYBOOK_SAMPLING, DreamBoothConfig, SettingsError, to_config_dict
 
 MODELS = (STORYBOOK,)
 
@@ -37,8 +37,6 @@ def get_config(model: str = STORYBOOK):
 
     config.checkpoint.every = 100
     config.samples.every = 100
-    config.samples.steps = 25
-    config.samples.sampler = 'ddpm'
-    config.samples.guidance_scale = 3.0
+    config.samples.update(STORYBOOK_SAMPLING)
     config.samples.prompts = ('a sks dog', 'a sks dog in the snow', 'a sks dog wearing a red hat', 'a dog')
     return config

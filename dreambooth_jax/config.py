@@ -18,6 +18,8 @@ __all__ = [
 ]  # fmt: skip
 
 STORYBOOK = 'storybook'  # the model that ships with the package
+# How it draws best: chosen by experiments/storybook_base.
+STORYBOOK_SAMPLING = {'steps': 25, 'guidance_scale': 4.0, 'sampler': 'ddpm'}
 NO_MODEL = 'none'  # super_resolution_model: leave the second stage out
 
 Sampler = Literal['ddpm', 'ddim', 'dpmsolver++']

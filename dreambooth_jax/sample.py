@@ -13,7 +13,15 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import Sampler, SamplesConfig, SettingsError, SuperResolutionConfig, resolve
+from dreambooth_jax.config import (
+    STORYBOOK,
+    STORYBOOK_SAMPLING,
+    Sampler,
+    SamplesConfig,
+    SettingsError,
+    SuperResolutionConfig,
+    resolve,
+)
 
 _MODEL = flags.DEFINE_string('model', None, "A run's folder, a pipeline folder, 'storybook', or a hub id.")
 _PROMPT = flags.DEFINE_multi_string('prompt', None, 'What to draw; may be given several times.')
@@ -22,7 +30,7 @@ _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lowe
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the noise; picture j of every prompt starts from the same.', lower_bound=0)
 _NEGATIVE = flags.DEFINE_string('negative_prompt', '', 'What guidance leads away from.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Pictures drawn at once.', lower_bound=1)
-# Without these a run's own settings hold, and for other models their defaults.
+# Without these a run's own settings hold, or those of the built-in model, and for other models the defaults.
 _STEPS = flags.DEFINE_integer('steps', None, "Denoise steps; else the run's samples.steps, or 25.", lower_bound=1)
 _GUIDANCE = flags.DEFINE_float(
     'guidance_scale', None, "1 is none; else the run's samples.guidance_scale, or 7.5.", lower_bound=1
@@ -39,12 +47,12 @@ _SUPER_RESOLUTION = flags.DEFINE_string(
 
 
 def settings_of(model: str) -> tuple[SamplesConfig, SuperResolutionConfig]:
-    """How a run draws its own samples; the defaults if `model` is no run's folder.
+    """How a run draws its own samples, or the built-in model its best; the defaults for other models.
 
     Raises: SettingsError if its config.json is damaged.
     """
     path = Path(model) / 'config.json'
-    written = {}
+    written = {'samples': STORYBOOK_SAMPLING} if model == STORYBOOK else {}
     if path.is_file():
         try:
             written = json.loads(path.read_text('utf-8'))

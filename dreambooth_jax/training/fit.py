@@ -71,6 +71,14 @@ def fit(
         save_every=save_every,
         draw_every=draw_every,
     )
+    # A group without rows has no loss; a curve of zeros would say that it was measured.
+    absent = tuple(
+        prefix for prefix, member in (('instance_', 1), ('prior_', 0))
+        if not np.any((batch['is_instance'] == member) & (batch['weight'] > 0)))  # fmt: skip
+
+    def fetch(metrics):
+        return {name: value for name, value in place.fetch(metrics).items() if not name.startswith(absent)}
+
     try:
         with loop.Stop().listening() as stop:
             return loop.run(
@@ -83,7 +91,7 @@ def fit(
                 steps_per_dispatch=steps_per_dispatch or (1 if jax.default_backend() == 'cpu' else 10),
                 rows_per_step=int((batch['weight'] > 0).sum()),
                 rate=rate,
-                fetch=place.fetch,
+                fetch=fetch,
                 stop=stop,
                 description=description or name,
             )

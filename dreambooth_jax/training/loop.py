@@ -102,7 +102,7 @@ def run(
       hooks: see `Hooks`. Saves and draws fall between dispatches, which are shortened to meet them.
       rows_per_step: pictures a step sees, for images/s.
       rate: learning rate by step.
-      fetch: placement's.
+      fetch: brings the numbers of a dispatch to the host.
     Returns: the state, and whether it reached `steps` (False: it was asked to stop, and saved).
     Raises: TrainingError for a loss or a gradient that is no number.
     """

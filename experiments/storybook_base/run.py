@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
+from dreambooth_jax.config import STORYBOOK_SAMPLING
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.judge import Judge
 from dreambooth_jax.generation.cascade import Cascade
@@ -25,9 +26,10 @@ _OUTPUT = flags.DEFINE_string(
     'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file, or '
     'with --quick <workdir>/quick.')  # fmt: skip
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lower_bound=1)
-_STEPS = flags.DEFINE_integer('steps', 27, 'Denoise steps.', lower_bound=1)
-_GUIDANCE = flags.DEFINE_float('guidance_scale', 5.0, '1 is none.', lower_bound=1)
-_SAMPLER = flags.DEFINE_enum('sampler', 'dpmsolver++', ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')
+_STEPS = flags.DEFINE_integer('steps', STORYBOOK_SAMPLING['steps'], 'Denoise steps.', lower_bound=1)
+_GUIDANCE = flags.DEFINE_float('guidance_scale', STORYBOOK_SAMPLING['guidance_scale'], '1 is none.', lower_bound=1)
+_SAMPLER = flags.DEFINE_enum(
+    'sampler', STORYBOOK_SAMPLING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')  # fmt: skip
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the noise.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 20, 'Pictures at once.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, '3 classes, 4 contexts, 1 picture, 8 steps: only shows that it works.')

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax import program as program_lib
+from dreambooth_jax.config import STORYBOOK_SAMPLING
 from dreambooth_jax.generation.cascade import Cascade
 from tests import tiny_pipelines
 
@@ -76,6 +77,8 @@ def test_sample_of_a_run_takes_its_settings_unless_flags_say_otherwise(program, 
         batch_size=8)  # fmt: skip
     program('sample', f'--model={tiny_pipelines.folder()}', *arguments[1:])
     assert (seen['steps'], seen['guidance_scale'], seen['sampler'], seen['noise_level']) == (25, 7.5, 'dpmsolver++', 0)
+    program('sample', '--model=storybook', *arguments[1:])
+    assert {name: seen[name] for name in STORYBOOK_SAMPLING} == STORYBOOK_SAMPLING
 
 
 def test_sample_names_what_is_wrong(program, tmp_path):
