@@ -1,0 +1,98 @@
+"""Trains configs/dog.py at other rates and lengths, and measures which learns the subject and keeps the class.
+
+  python experiments/main_job/run.py
+  python experiments/main_job/run.py --variant=base.learning_rate=3e-4,base.steps=100
+
+The base stage alone; all runs share their class pictures. Finished runs and measured models in --workdir are not done
+again. README.md has the question, the cost and the numbers.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from dreambooth_jax import program
+from dreambooth_jax.config import STORYBOOK_SAMPLING, SettingsError
+from dreambooth_jax.evaluation import experiment, storybook_scores
+from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.watching import grids
+
+HERE = Path(__file__).parent
+CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
+SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
+VARIANTS = (
+    'base.learning_rate=5e-5', 'base.learning_rate=1e-4', 'base.learning_rate=2e-4', 'base.learning_rate=4e-4',
+    'base.learning_rate=2e-4,base.steps=100', 'base.learning_rate=2e-4,base.train_text_encoder=True')  # fmt: skip
+_VARIANT = flags.DEFINE_multi_string(
+    'variant', VARIANTS, 'Settings that differ from configs/dog.py: name=value,name=value. Several times.')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/experiments/main_job', 'Keeps runs and measured models.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file.')
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Pictures per prompt.', lower_bound=1)
+_CLASS_IMAGES = flags.DEFINE_integer('class_images', 40, "Pictures of 'a dog'.", lower_bound=2)
+_SEED = flags.DEFINE_integer('seed', 2000, 'Of the noise; not that of the reported measurements.', lower_bound=0)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Pictures at once.', lower_bound=1)
+
+GRID_PROMPTS = ('a sks dog', 'a sks dog in the snow', 'a sks dog wearing a red hat', 'a dog')
+COLUMNS = {
+    'subject named': lambda scores: scores['subject_named'],
+    'context named': lambda scores: scores['context_named'],
+    'accessory named': lambda scores: scores['accessory_named'],
+    "'a dog' taken for the subject": lambda scores: scores['class_pictures']['taken_for_subject'],
+    "'a dog' named a dog": lambda scores: scores['class_pictures']['class_named'],
+}
+
+
+def settings_of(variant: str) -> dict[str, str]:
+    """'base.steps=100,seed=1' -> {'base.steps': '100', 'seed': '1'}."""
+    pairs = [part.partition('=') for part in variant.split(',')]
+    if not all(name and value for name, _, value in pairs):
+        raise SettingsError(f'--variant={variant} must look like base.learning_rate=2e-4,base.steps=100')
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def main(argv) -> None:
+    del argv
+    variants = {variant: settings_of(variant) for variant in _VARIANT.value}
+    workdir, output = Path(_WORKDIR.value), Path(_OUTPUT.value or HERE)
+    base, judge = Cascade.load('storybook', super_resolution_model='none'), Judge.load()
+    fingerprint = experiment.fingerprint(base.base.unet.params, base.base.text_encoder.params)
+    options = {'num_images': _NUM_IMAGES.value, 'class_images': _CLASS_IMAGES.value, 'seed': _SEED.value,
+               **STORYBOOK_SAMPLING}  # fmt: skip
+
+    results, pictures = {}, {}
+    for variant, settings in variants.items():
+        name = variant.replace(',', '_').replace('=', '_')
+        settings = {'super_resolution_model': 'none', 'super_resolution.steps': 0, 'samples.every': 0,
+                    'prior.dir': workdir / 'prior', **settings}  # fmt: skip
+        run = experiment.train_once(workdir / name, CONFIG, settings, weights=fingerprint)
+        tuned = Cascade.load(run).base
+        cascade = base.with_params(unet=tuned.unet.params, text_encoder=tuned.text_encoder.params)
+
+        def measure(cascade=cascade):
+            drawn = {}
+            scores = storybook_scores.subject_scores(
+                cascade, judge, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options)  # fmt: skip
+            return scores, {prompt: drawn[prompt][:2] for prompt in GRID_PROMPTS}
+
+        print(f'measuring: {variant}', flush=True)
+        marks = {'weights': experiment.fingerprint(tuned.unet.params, cascade.base.text_encoder.params),
+                 'judge': experiment.fingerprint(judge.naming_params), **options}  # fmt: skip
+        results[variant], pictures[variant] = experiment.kept(workdir / 'parts', name, marks, measure)
+
+    measured = experiment.measured_on(list(results.values()))
+    experiment.write_json(output / 'results.json', {'measured': measured, **options, 'results': results})
+    grids.contact_sheet(
+        [[picture for prompt in GRID_PROMPTS for picture in drawn[prompt]] for drawn in pictures.values()],
+        list(variants), headings=[text for prompt in GRID_PROMPTS for text in (prompt, '')]).save(output / 'grid.png')  # fmt: skip
+    rows = [[variant, *(experiment.percent(value(scores)) for value in COLUMNS.values())]
+            for variant, scores in results.items()]  # fmt: skip
+    table = experiment.table(['setting', *COLUMNS], rows)
+    experiment.write_section(
+        output / 'README.md', f'{measured}\n\n{table}\n\n![the same noise under each setting](grid.png)')  # fmt: skip
+    print(table)
+
+
+if __name__ == '__main__':
+    program.run(main)
