@@ -85,7 +85,8 @@ def main(argv) -> None:
     experiment.write_json(output / 'results.json', {'measured': measured, **options, 'results': results})
     grids.contact_sheet(
         [[picture for prompt in GRID_PROMPTS for picture in drawn[prompt]] for drawn in pictures.values()],
-        list(variants), headings=[text for prompt in GRID_PROMPTS for text in (prompt, '')]).save(output / 'grid.png')  # fmt: skip
+        list(variants), headings=[text for prompt in GRID_PROMPTS for text in (prompt, '')],
+    ).save(output / 'grid.png')  # fmt: skip
     rows = [[variant, *(experiment.percent(value(scores)) for value in COLUMNS.values())]
             for variant, scores in results.items()]  # fmt: skip
     table = experiment.table(['setting', *COLUMNS], rows)
