@@ -6,7 +6,14 @@ and badge are bound in part of the pictures, and leak into "a dog" in part: firs
 Command: python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/dog
 """
 
-from dreambooth_jax.config import STORYBOOK, STORYBOOK_SAMPLING, DreamBoothConfig, SettingsError, to_config_dict
+from dreambooth_jax.config import (
+    STORYBOOK,
+    STORYBOOK_ENLARGING,
+    STORYBOOK_SAMPLING,
+    DreamBoothConfig,
+    SettingsError,
+    to_config_dict,
+)
 
 MODELS = (STORYBOOK,)
 
@@ -34,6 +41,7 @@ def get_config(model: str = STORYBOOK):
     config.super_resolution.steps = 100
     config.super_resolution.batch_size = 2
     config.super_resolution.learning_rate = 1e-4
+    config.super_resolution.update(STORYBOOK_ENLARGING)
 
     config.checkpoint.every = 100
     config.samples.every = 100

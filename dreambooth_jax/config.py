@@ -20,6 +20,7 @@ __all__ = [
 STORYBOOK = 'storybook'  # the model that ships with the package
 # How it draws best: chosen by experiments/storybook_base.
 STORYBOOK_SAMPLING = {'steps': 25, 'guidance_scale': 4.0, 'sampler': 'ddpm'}
+STORYBOOK_ENLARGING = {'sample_steps': 15, 'sample_guidance_scale': 1.0}  # its second stage
 NO_MODEL = 'none'  # super_resolution_model: leave the second stage out
 
 Sampler = Literal['ddpm', 'ddim', 'dpmsolver++']
@@ -176,6 +177,17 @@ class SuperResolutionConfig(Settings):
     with_prior: bool = False
     # The augmentation when samples are drawn, a time of the same schedule; best inside noise_level.
     sample_noise_level: Timestep = setting(0, f'in [0, {LAST_TIMESTEP}]')
+    # Denoise steps and guidance when pictures are drawn. None: those of the base stage.
+    sample_steps: int | None = setting(None, '> 0')
+    sample_guidance_scale: float | None = setting(None, '>= 1')
+
+    def drawing(self) -> dict[str, int | float | None]:
+        """How this stage draws, as options of Cascade.generate."""
+        return {
+            'noise_level': self.sample_noise_level,
+            'super_resolution_steps': self.sample_steps,
+            'super_resolution_guidance_scale': self.sample_guidance_scale,
+        }
 
     def check(self, path: str) -> None:
         check_noise_level(self.noise_level, path)

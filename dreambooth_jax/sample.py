@@ -15,6 +15,7 @@ from absl import flags
 from dreambooth_jax import program
 from dreambooth_jax.config import (
     STORYBOOK,
+    STORYBOOK_ENLARGING,
     STORYBOOK_SAMPLING,
     Sampler,
     SamplesConfig,
@@ -41,6 +42,12 @@ _SAMPLER = flags.DEFINE_enum(
 _NOISE_LEVEL = flags.DEFINE_integer(
     'noise_level', None, 'Noise put on the picture that super-resolution enlarges, 0 to 999; else the '
     "run's super_resolution.sample_noise_level, or 0.", lower_bound=0)  # fmt: skip
+_SECOND_STEPS = flags.DEFINE_integer(
+    'super_resolution_steps', None, "Of the second stage; else the run's super_resolution.sample_steps, or --steps.",
+    lower_bound=1)  # fmt: skip
+_SECOND_GUIDANCE = flags.DEFINE_float(
+    'super_resolution_guidance_scale', None, 'Of the second stage; else the '
+    "run's super_resolution.sample_guidance_scale, or --guidance_scale.", lower_bound=1)  # fmt: skip
 _SUPER_RESOLUTION = flags.DEFINE_string(
     'super_resolution_model', None, "Second stage: a folder or hub id, or 'none'; else the model's own."
 )
@@ -52,7 +59,9 @@ def settings_of(model: str) -> tuple[SamplesConfig, SuperResolutionConfig]:
     Raises: SettingsError if its config.json is damaged.
     """
     path = Path(model) / 'config.json'
-    written = {'samples': STORYBOOK_SAMPLING} if model == STORYBOOK else {}
+    written = {}
+    if model == STORYBOOK:
+        written = {'samples': STORYBOOK_SAMPLING, 'super_resolution': STORYBOOK_ENLARGING}
     if path.is_file():
         try:
             written = json.loads(path.read_text('utf-8'))
@@ -88,6 +97,8 @@ def main(argv) -> None:
         seed=_SEED.value,
         negative_prompt=_NEGATIVE.value,
         noise_level=chosen(_NOISE_LEVEL, second_stage.sample_noise_level),
+        super_resolution_steps=chosen(_SECOND_STEPS, second_stage.sample_steps),
+        super_resolution_guidance_scale=chosen(_SECOND_GUIDANCE, second_stage.sample_guidance_scale),
         batch_size=_BATCH_SIZE.value,
     )
     folders = {output: pictures.final}

@@ -116,7 +116,7 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     grid = SampleGrid(
         original, pictures[list(sizes)[-1]][0], config.sample_prompts(), num_images=samples.num_images,
         steps=samples.steps, guidance_scale=samples.guidance_scale, sampler=samples.sampler, seed=samples.seed,
-        noise_level=config.super_resolution.sample_noise_level)  # fmt: skip
+        **config.super_resolution.drawing())  # fmt: skip
     place = placement.make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
     for name in sizes:
         if getattr(config, name).steps == 0:

@@ -186,6 +186,7 @@ def fine_mark_scores(
     class_images: int = 8,
     held_out: int = 20,
     super_resolution_steps: int | None = None,
+    super_resolution_guidance_scale: float | None = None,
     drawn: dict[str, np.ndarray] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def fine_mark_scores(
       noise_levels: noise augmentation of the low picture, times of image_noising_scheduler.
       num_images: pictures per prompt. num_prompts: 'a sks dog' and the first contexts, 1 to 11.
       class_images, held_out: pictures of the other two kinds.
-      super_resolution_steps: of the second stage; None: `steps` of the options.
+      super_resolution_steps, super_resolution_guidance_scale: of the second stage; None: those of the options.
       drawn: gets 'generated low', 'class low', 'held_out low', 'held_out true', and 'generated 50' and so on.
     Returns:
       subject, identifier; pictures: how many of each kind;
@@ -239,13 +240,14 @@ def fine_mark_scores(
         drawn.update({f'{kind} low': _to_uint8(pictures) for kind, pictures in low.items()})
         drawn['held_out true'] = true
     ends = np.cumsum([len(pictures) for pictures in low.values()])[:-1]
-    shared = ('guidance_scale', 'sampler', 'seed', 'batch_size', 'progress', 'negative_prompt')
+    shared = ('sampler', 'seed', 'batch_size', 'progress', 'negative_prompt')
     shared = {name: options[name] for name in shared if name in options}
     levels = []
     for level in noise_levels:
         enlarged = enlarge(
             cascade, np.concatenate(list(low.values())), sum(words.values(), []), noise_level=level,
-            steps=super_resolution_steps or options['steps'], **shared)  # fmt: skip
+            steps=super_resolution_steps or options['steps'],
+            guidance_scale=super_resolution_guidance_scale or options['guidance_scale'], **shared)  # fmt: skip
         parts = dict(zip(low, np.split(enlarged, ends), strict=True))
         if drawn is not None:
             drawn.update({f'{kind} {level}': pictures for kind, pictures in parts.items()})

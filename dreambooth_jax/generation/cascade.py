@@ -188,6 +188,7 @@ class Cascade:
         negative_prompt: str = '',
         super_resolution: bool = True,
         super_resolution_steps: int | None = None,
+        super_resolution_guidance_scale: float | None = None,
         noise_level: int = 0,
         batch_size: int = _PICTURES_AT_ONCE,
     ) -> Iterator[tuple[range, Pictures]]:
@@ -195,8 +196,8 @@ class Cascade:
 
         Args:
           requests: (index into prompts, picture number) of every picture; its key is picture_keys(seed, number).
-          steps, guidance_scale, sampler: of both stages; guidance 1 is none. super_resolution_steps: None, or other
-            steps of the second stage.
+          steps, guidance_scale, sampler: of both stages; guidance 1 is none.
+          super_resolution_steps, super_resolution_guidance_scale: None, or others for the second stage.
           super_resolution: False leaves the second stage out.
           noise_level: time of image_noising_scheduler at which the second stage's low picture is noised; 0: not at all.
           batch_size: pictures at once, on all local devices together; rounded up to a multiple of their number.
@@ -207,7 +208,9 @@ class Cascade:
         draw_base = self._sampler(BASE, steps, guidance_scale, sampler)
         text = self.encode([negative_prompt, *prompts])
         if second is not None:
-            draw_second = self._sampler(SUPER_RESOLUTION, super_resolution_steps or steps, guidance_scale, sampler)
+            draw_second = self._sampler(
+                SUPER_RESOLUTION, super_resolution_steps or steps, super_resolution_guidance_scale or guidance_scale,
+                sampler)  # fmt: skip
             total = _schedule(second, 'image_noising_scheduler').num_train_timesteps
             if not 0 <= noise_level < total:
                 raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {total - 1}')

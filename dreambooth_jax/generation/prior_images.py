@@ -68,7 +68,7 @@ def prior_images_of(config: DreamBoothConfig, cascade: Cascade, workdir: str | o
         seed=config.seed,
         batch_size=config.prior.batch_size,
         super_resolution=second.steps > 0 and second.with_prior,
-        noise_level=second.sample_noise_level,
+        **second.drawing(),
     )
 
 
@@ -85,6 +85,8 @@ def ensure_prior_images(
     batch_size: int,
     super_resolution: bool = False,
     noise_level: int = 0,
+    super_resolution_steps: int | None = None,
+    super_resolution_guidance_scale: float | None = None,
     progress: bool = True,
 ) -> list[PriorImage]:
     """Draws the class pictures that `folder` lacks.
@@ -96,8 +98,8 @@ def ensure_prior_images(
       class_prompts: repetitions count once.
       count: pictures per prompt; if there are more, the first ones are used.
       seed: picture i of every prompt has the key picture_keys(seed, i).
-      super_resolution: draw the second stage's pictures too, if the cascade has one; noise_level is theirs.
-      batch_size, steps, guidance_scale, sampler: of Cascade.stream.
+      super_resolution: draw the second stage's pictures too, if the cascade has one.
+      others: of Cascade.stream.
     Returns: count pictures of every prompt, prompt by prompt, by number.
     Raises: PriorError if the folder holds pictures of another model, prompt, sampler, steps, guidance or seed, or
       pictures without a manifest.
@@ -110,14 +112,16 @@ def ensure_prior_images(
     if jax.process_index() == 0:
         wanted = {'model': weights_hash(cascade.base), 'prompts': prompts, 'sampler': sampler, 'steps': steps,
                   'guidance_scale': float(guidance_scale), 'seed': seed, SUPER_RESOLUTION: None}  # fmt: skip
+        second = {'noise_level': noise_level, 'super_resolution_steps': super_resolution_steps,
+                  'super_resolution_guidance_scale': super_resolution_guidance_scale}  # fmt: skip
         if super_resolution:
-            wanted[SUPER_RESOLUTION] = {'model': weights_hash(cascade.super_resolution), 'noise_level': noise_level}
+            wanted[SUPER_RESOLUTION] = {'model': weights_hash(cascade.super_resolution), **second}
         manifest = _open_manifest(folder, wanted, count)
         folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
         there = [_is_there(manifest, file) for file in files]
         missing = [index for index in range(len(files)) if not there[index]]
         options = dict(steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed, batch_size=batch_size,
-                       super_resolution=super_resolution, noise_level=noise_level)  # fmt: skip
+                       super_resolution=super_resolution, **second)  # fmt: skip
         with tqdm(
             total=len(files), initial=len(files) - len(missing), unit='picture', desc='class pictures',
             disable=not (progress and missing), dynamic_ncols=True,

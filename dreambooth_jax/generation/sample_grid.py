@@ -16,7 +16,7 @@ class SampleGrid:
       original: the model before fine-tuning, whose own answers are drawn once and shown beside ours; None: no such.
       references: the subject's pictures, uint8[H, W, 3] each.
       prompts, num_images: rows and pictures a row.
-      options: steps, guidance_scale, sampler, seed, noise_level: of Cascade.generate.
+      options: steps, guidance_scale, sampler, seed and those of the second stage: of Cascade.generate.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import STORYBOOK_SAMPLING, SettingsError
+from dreambooth_jax.config import STORYBOOK_ENLARGING, STORYBOOK_SAMPLING, SettingsError
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.judge import Judge
 from dreambooth_jax.generation.cascade import Cascade
@@ -37,9 +37,13 @@ _NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Pictures per prompt.', lowe
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 8, "Pictures of 'a dog'.", lower_bound=1)
 _HELD_OUT = flags.DEFINE_integer('held_out', 20, 'True pictures to enlarge.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', STORYBOOK_SAMPLING['steps'], 'Denoise steps of the base stage.', lower_bound=1)
-_SECOND_STEPS = flags.DEFINE_integer('super_resolution_steps', 15, 'Denoise steps of the second stage.', lower_bound=1)
+_SECOND_STEPS = flags.DEFINE_integer(
+    'super_resolution_steps', STORYBOOK_ENLARGING['sample_steps'], 'Of the second stage.', lower_bound=1)  # fmt: skip
 _GUIDANCE = flags.DEFINE_float(
-    'guidance_scale', STORYBOOK_SAMPLING['guidance_scale'], 'Of both stages; 1 is none.', lower_bound=1)  # fmt: skip
+    'guidance_scale', STORYBOOK_SAMPLING['guidance_scale'], 'Of the base stage; 1 is none.', lower_bound=1)  # fmt: skip
+_SECOND_GUIDANCE = flags.DEFINE_float(
+    'super_resolution_guidance_scale', STORYBOOK_ENLARGING['sample_guidance_scale'], 'Of the second stage.',
+    lower_bound=1)  # fmt: skip
 _SAMPLER = flags.DEFINE_enum(
     'sampler', STORYBOOK_SAMPLING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')  # fmt: skip
 _SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise.', lower_bound=0)
@@ -114,7 +118,7 @@ def main(argv) -> None:
     cascade = original.with_params(unet=tuned.unet.params, text_encoder=tuned.text_encoder.params)
     marker = experiment.fingerprint(judge.naming_params, judge.fine_mark_params)
     options = {'noise_levels': levels, 'guidance_scale': _GUIDANCE.value, 'sampler': _SAMPLER.value,
-               'seed': _SEED.value, **amounts}  # fmt: skip
+               'super_resolution_guidance_scale': _SECOND_GUIDANCE.value, 'seed': _SEED.value, **amounts}  # fmt: skip
 
     results, pictures = {}, {}
     for trained in [None, *ranges]:

@@ -159,7 +159,7 @@ def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
     scores = storybook_scores.fine_mark_scores(
         FakeCascade(lambda prompt, number: {'subject': 'dog' if number else None}), FakeJudge(), 'dog', 'sks',
         noise_levels=(0, 50), num_images=2, num_prompts=3, class_images=2, held_out=4, super_resolution_steps=7,
-        drawn=drawn, **OPTIONS)  # fmt: skip
+        super_resolution_guidance_scale=1.0, drawn=drawn, **OPTIONS)  # fmt: skip
     assert scores['real'] == {'with_mark': 1, 'without_mark': 0}
     assert scores['pictures'] == {'generated': 6, 'held_out': 4, 'class_pictures': 2}
     assert scores['low_named'] == 0.5
@@ -171,7 +171,7 @@ def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
     assert low.shape == (12, 32, 32, 3) and low.min() >= -1 and low.max() <= 1 and level == 50
     assert prompts[0] == prompts[1] == 'a sks dog' and prompts[6:8] == ['a dog', 'a dog']
     assert prompts[8].startswith('a sks dog ') and any(prompts[8].endswith(c) for c in world.CONTEXTS)
-    assert options == {'steps': 7, 'guidance_scale': 2.0, 'sampler': 'ddim'}
+    assert options == {'steps': 7, 'guidance_scale': 1.0, 'sampler': 'ddim'}
     assert drawn['held_out 50'].shape == (4, 128, 128, 3) and drawn['class low'].shape == (2, 32, 32, 3)
     json.dumps(scores)
 

@@ -163,6 +163,15 @@ def test_guidance_one_ignores_the_negative_prompt(cascade):
     assert np.array_equal(plain.base, told.base)
 
 
+def test_the_second_stage_has_steps_and_guidance_of_its_own(cascade):
+    options = {**QUICK, 'num_images': 4, 'batch_size': 4, 'negative_prompt': NEGATIVE}
+    plain = cascade.generate(PROMPTS[:1], **options)
+    guided = cascade.generate(PROMPTS[:1], super_resolution_guidance_scale=3.0, **options)
+    longer = cascade.generate(PROMPTS[:1], super_resolution_steps=3, **options)
+    for other in (guided, longer):
+        assert np.array_equal(plain.base, other.base) and np.any(plain.final != other.final)
+
+
 def test_a_second_stage_with_a_text_encoder_uses_it(cascade):
     own = dataclasses.replace(tiny_pipelines.super_resolution(), text_encoder=tiny_pipelines.base(1).text_encoder)
     both, other = Cascade(tiny_pipelines.base(), own), Cascade(tiny_pipelines.base(1))

@@ -14,6 +14,7 @@ from dreambooth_jax.generation.cascade import Cascade, Pictures
 from dreambooth_jax.generation.prior_images import PriorError, ensure_prior_images
 from tests import tiny_pipelines
 
+AS_BASE = {'super_resolution_steps': None, 'super_resolution_guidance_scale': None}
 OPTIONS = dict(steps=2, guidance_scale=3.0, sampler='ddim', seed=5, batch_size=4, progress=False)
 
 
@@ -62,7 +63,8 @@ def test_every_prompt_gets_its_pictures_and_each_its_seed(tmp_path):
         for number in range(3)
     ]
     assert painter.batches == [4, 2]
-    assert painter.options == {'steps': 2, 'guidance_scale': 3.0, 'sampler': 'ddim', 'seed': 5, 'noise_level': 0}
+    assert painter.options == {
+        'steps': 2, 'guidance_scale': 3.0, 'sampler': 'ddim', 'seed': 5, 'noise_level': 0, **AS_BASE}  # fmt: skip
     assert all(image.super_resolution is None for image in images)
     assert np.array_equal(np.asarray(Image.open(images[4].path))[0, 0], (9, 1, 0))  # lossless
     manifest = manifest_of(folder)
@@ -119,7 +121,7 @@ def test_the_second_stage_draws_where_it_is_asked_to(tmp_path):
     assert images[0].super_resolution == tmp_path / 'super_resolution' / 'a_dog_00000.png'
     assert Image.open(images[0].super_resolution).size == (16, 16)
     assert manifest_of(tmp_path)['super_resolution'] == {
-        'model': prior_images.weights_hash(tiny_pipelines.super_resolution()), 'noise_level': 7}  # fmt: skip
+        'model': prior_images.weights_hash(tiny_pipelines.super_resolution()), 'noise_level': 7, **AS_BASE}  # fmt: skip
     for wanted in (True, False):  # without it, what is known about the others is kept
         painter = Painter()
         ensure_prior_images(
@@ -233,13 +235,14 @@ def test_a_run_gets_what_its_settings_ask_for(tmp_path):
     painter = Painter()
     images = prior_images.prior_images_of(settings(seed=9), painter, tmp_path)
     assert [image.path for image in images] == [tmp_path / 'prior' / f'a_dog_0000{i}.png' for i in range(3)]
-    assert painter.options == {'steps': 2, 'guidance_scale': 2.0, 'sampler': 'ddim', 'seed': 9, 'noise_level': 0}
+    assert painter.options == {
+        'steps': 2, 'guidance_scale': 2.0, 'sampler': 'ddim', 'seed': 9, 'noise_level': 0, **AS_BASE}  # fmt: skip
     assert prior_images.prior_images_of(settings(prior=PriorConfig(weight=0.0)), painter, tmp_path / 'other') == []
     assert not (tmp_path / 'other').exists()
 
 
 def test_a_run_that_trains_the_second_stage_on_class_pictures_gets_both_sizes(tmp_path):
-    second = SuperResolutionConfig(steps=10, with_prior=True, sample_noise_level=20)
+    second = SuperResolutionConfig(steps=10, with_prior=True, sample_noise_level=20, sample_guidance_scale=1.5)
     concepts = tuple(
         ConceptConfig(subject=noun, instance_prompt=f'a sks {noun}', class_prompt=f'a {noun}')
         for noun in ('dog', 'cat')
@@ -250,6 +253,7 @@ def test_a_run_that_trains_the_second_stage_on_class_pictures_gets_both_sizes(tm
     painter = Painter()
     images = prior_images.prior_images_of(config, painter, tmp_path)
     assert painter.options['noise_level'] == 20
+    assert painter.options['super_resolution_guidance_scale'] == 1.5
     read = prior_images.read(images, {'base': 8, 'super_resolution': 16})
     assert {stage: pixels.shape for stage, (pixels, _) in read.items()} == {
         'base': (4, 8, 8, 3), 'super_resolution': (4, 16, 16, 3)}  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax import program as program_lib
-from dreambooth_jax.config import STORYBOOK_SAMPLING
+from dreambooth_jax.config import STORYBOOK_ENLARGING, STORYBOOK_SAMPLING
 from dreambooth_jax.generation.cascade import Cascade
 from tests import tiny_pipelines
 
@@ -25,7 +25,7 @@ def run_folder(tmp_path):
     folder.mkdir()
     (folder / 'model').symlink_to(tiny_pipelines.folder())
     samples = {'steps': 2, 'guidance_scale': 1.0, 'sampler': 'ddim'}
-    written = {'samples': samples, 'super_resolution': {'sample_noise_level': 9}}
+    written = {'samples': samples, 'super_resolution': {'sample_noise_level': 9, 'sample_guidance_scale': 1.5}}
     (folder / 'config.json').write_text(json.dumps(written))
     return folder
 
@@ -68,17 +68,19 @@ def test_sample_of_a_run_takes_its_settings_unless_flags_say_otherwise(program, 
     assert program('sample', *arguments).code == 130
     assert seen == dict(
         num_images=4, steps=2, guidance_scale=1.0, sampler='ddim', seed=0, negative_prompt='', noise_level=9,
-        batch_size=8)  # fmt: skip
+        super_resolution_steps=None, super_resolution_guidance_scale=1.5, batch_size=8)  # fmt: skip
     program(
         'sample', *arguments, '--steps=7', '--guidance_scale=2.5', '--sampler=ddpm', '--noise_level=0', '--seed=3',
-        '--negative_prompt=blue')  # fmt: skip
+        '--negative_prompt=blue', '--super_resolution_steps=5', '--super_resolution_guidance_scale=2')  # fmt: skip
     assert seen == dict(
         num_images=4, steps=7, guidance_scale=2.5, sampler='ddpm', seed=3, negative_prompt='blue', noise_level=0,
-        batch_size=8)  # fmt: skip
+        super_resolution_steps=5, super_resolution_guidance_scale=2.0, batch_size=8)  # fmt: skip
     program('sample', f'--model={tiny_pipelines.folder()}', *arguments[1:])
     assert (seen['steps'], seen['guidance_scale'], seen['sampler'], seen['noise_level']) == (25, 7.5, 'dpmsolver++', 0)
     program('sample', '--model=storybook', *arguments[1:])
     assert {name: seen[name] for name in STORYBOOK_SAMPLING} == STORYBOOK_SAMPLING
+    second = {name: seen[f'super_resolution_{name.removeprefix("sample_")}'] for name in STORYBOOK_ENLARGING}
+    assert second == STORYBOOK_ENLARGING
 
 
 def test_sample_names_what_is_wrong(program, tmp_path):
