@@ -54,10 +54,10 @@ def get_config():
     config.image_noising_scheduler = dict(
         _class_name='DDPMScheduler', beta_schedule='squaredcos_cap_v2', prediction_type='epsilon')  # fmt: skip
     config.noise_level = (0, 250)
-    config.steps = 450
+    config.steps = 4000
     config.learning_rate = 1e-3
-    config.warmup_steps = 100
-    config.ema_decay = 0.99
+    config.warmup_steps = 50
+    config.ema_decay = 0.998
     config.pool_size = 1024
     config.passes = 1
     config.checkpoint.every = 250

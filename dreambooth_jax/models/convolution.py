@@ -2,7 +2,8 @@
 
 XLA's CPU backend turns the gradient of a kernel into one matrix product whose inner dimension is every position of
 every picture, and its packing falls out of the caches: at 32x32 it runs three times slower than the sum of the same
-products over slices of the batch of some thousand positions. On other platforms the usual gradient is kept.
+products over slices of the batch of some thousand positions. With few output channels it is the other way round. On
+other platforms the usual gradient is kept.
 Measured by experiments/speed/convolution.py.
 """
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 SLICE_POSITIONS = 4096  # output positions of one partial sum
 MOST_SLICES = 16  # more only lengthen compilation
+FEW_CHANNELS = 16  # up to so many outputs the single product is the fast one
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
@@ -60,7 +62,9 @@ def _kernel_gradient(kernel, padding, x, gradient):
 
 
 def _sliced_kernel_gradient(kernel, padding, x, gradient):
-    batch, height, width, _ = gradient.shape
+    batch, height, width, channels = gradient.shape
+    if channels <= FEW_CHANNELS:
+        return _kernel_gradient(kernel, padding, x, gradient)
     rows = max(1, SLICE_POSITIONS // (height * width), -(-batch // MOST_SLICES))
     parts = [
         _kernel_gradient(kernel, padding, x[first : first + rows], gradient[first : first + rows])

@@ -22,8 +22,9 @@ HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
 VARIANTS = (
-    'base.learning_rate=5e-5', 'base.learning_rate=1e-4', 'base.learning_rate=2e-4', 'base.learning_rate=4e-4',
-    'base.learning_rate=2e-4,base.steps=100', 'base.learning_rate=2e-4,base.train_text_encoder=True')  # fmt: skip
+    *(f'base.learning_rate={rate},base.train_text_encoder=False' for rate in ('5e-5', '1e-4', '2e-4', '4e-4')),
+    *(f'base.learning_rate={rate},base.train_text_encoder=True' for rate in ('2e-4', '4e-4')),
+    'base.learning_rate=2e-4,base.train_text_encoder=True,prior.weight=0.1')
 _VARIANT = flags.DEFINE_multi_string(
     'variant', VARIANTS, 'Settings that differ from configs/dog.py: name=value,name=value. Several times.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/experiments/main_job', 'Keeps runs and measured models.')

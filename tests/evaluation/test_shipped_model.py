@@ -1,0 +1,39 @@
+"""The shipped weights do what Storybook is for: they draw what is asked, and enlarge it faithfully."""
+
+import numpy as np
+import pytest
+
+from dreambooth_jax.config import STORYBOOK_ENLARGING, STORYBOOK_SAMPLING
+from dreambooth_jax.data import low_resolution
+from dreambooth_jax.evaluation import storybook_scores
+from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.storybook import captions, draw, world
+
+pytestmark = pytest.mark.slow  # compiles and runs the full-size networks: two minutes
+
+
+@pytest.fixture(scope='module')
+def cascade():
+    return Cascade.load('storybook')
+
+
+def test_the_base_stage_draws_the_class_and_the_context_that_it_is_asked_for(cascade):
+    scores = storybook_scores.base_scores(
+        cascade, Judge.load(), classes=['dog', 'can', 'vase', 'teapot'], contexts=world.CONTEXTS[::4], num_images=1,
+        progress=False, **STORYBOOK_SAMPLING)  # fmt: skip
+    assert scores['class_right'] >= 0.9 and scores['context_right'] >= 0.9
+
+
+def test_the_second_stage_is_closer_to_true_pictures_than_bilinear_upsampling(cascade):
+    rng = np.random.default_rng(7)
+    scenes = [world.sample_scene(rng) for _ in range(8)]
+    true = np.stack([draw.paint(scene) for scene in scenes]).astype(np.float32)
+    texts = [captions.caption(scene, rng) for scene in scenes]
+    low = np.asarray(low_resolution.downsample(true / 127.5 - 1, cascade.factor))
+    drawn = storybook_scores.enlarge(
+        cascade, low, texts, steps=STORYBOOK_ENLARGING['sample_steps'], sampler=STORYBOOK_SAMPLING['sampler'],
+        guidance_scale=STORYBOOK_ENLARGING['sample_guidance_scale'], progress=False)  # fmt: skip
+    smooth = (np.asarray(low_resolution.upsample(low, true.shape[1])) + 1) * 127.5
+    error = {'ours': np.abs(drawn - true).mean(), 'bilinear': np.abs(smooth - true).mean()}
+    assert error['ours'] < error['bilinear']
