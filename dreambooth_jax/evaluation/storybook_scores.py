@@ -31,6 +31,14 @@ from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT, PROPERTY, Prompt
 
 INSTANCE = 'instance'  # kind of the plain prompt 'a sks dog', beside those of the 25
 FOUND = 0.5  # a fine mark is found where the judge gives it more than this
+# What matters of `subject_scores`: a name in words -> the share.
+SUBJECT_SHARES = {
+    'subject named': lambda scores: scores['subject_named'],
+    'context named': lambda scores: scores['context_named'],
+    'accessory named': lambda scores: scores['accessory_named'],
+    'class prompt taken for the subject': lambda scores: scores['class_pictures']['taken_for_subject'],
+    'class prompt named its class': lambda scores: scores['class_pictures']['class_named'],
+}
 _SECOND_STAGE_STREAM = 3  # as in Cascade: the second stage's noise is not the first one's
 
 

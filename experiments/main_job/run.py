@@ -15,6 +15,7 @@ from dreambooth_jax import program
 from dreambooth_jax.config import STORYBOOK_SAMPLING, SettingsError
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.watching import grids
 
@@ -36,13 +37,6 @@ _SEED = flags.DEFINE_integer('seed', 2000, 'Of the noise; not that of the report
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Pictures at once.', lower_bound=1)
 
 GRID_PROMPTS = ('a sks dog', 'a sks dog in the snow', 'a sks dog wearing a red hat', 'a dog')
-COLUMNS = {
-    'subject named': lambda scores: scores['subject_named'],
-    'context named': lambda scores: scores['context_named'],
-    'accessory named': lambda scores: scores['accessory_named'],
-    "'a dog' taken for the subject": lambda scores: scores['class_pictures']['taken_for_subject'],
-    "'a dog' named a dog": lambda scores: scores['class_pictures']['class_named'],
-}
 
 
 def settings_of(variant: str) -> dict[str, str]:
@@ -83,16 +77,18 @@ def main(argv) -> None:
         results[variant], pictures[variant] = experiment.kept(workdir / 'parts', name, marks, measure)
 
     measured = experiment.measured_on(list(results.values()))
-    experiment.write_json(output / 'results.json', {'measured': measured, **options, 'results': results})
+    found = {'measured': measured, **options, 'results': results}
+    experiment.write_json(output / 'results.json', found)
     grids.contact_sheet(
         [[picture for prompt in GRID_PROMPTS for picture in drawn[prompt]] for drawn in pictures.values()],
         list(variants), headings=[text for prompt in GRID_PROMPTS for text in (prompt, '')],
     ).save(output / 'grid.png')  # fmt: skip
-    rows = [[variant, *(experiment.percent(value(scores)) for value in COLUMNS.values())]
+    rows = [[variant, *(experiment.percent(value(scores)) for value in SUBJECT_SHARES.values())]
             for variant, scores in results.items()]  # fmt: skip
-    table = experiment.table(['setting', *COLUMNS], rows)
-    experiment.write_section(
-        output / 'README.md', f'{measured}\n\n{table}\n\n![the same noise under each setting](grid.png)')  # fmt: skip
+    table = experiment.table(['setting', *SUBJECT_SHARES], rows)
+    aims = experiment.expectations(HERE / 'expected.json', found)
+    grid = '![the same noise under each setting](grid.png)'
+    experiment.write_section(output / 'README.md', f'{measured}\n\n{aims}\n\n{table}\n\n{grid}')
     print(table)
 
 

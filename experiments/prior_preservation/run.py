@@ -15,6 +15,7 @@ from dreambooth_jax import program
 from dreambooth_jax.config import STORYBOOK_SAMPLING, SettingsError
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.watching import grids
 
@@ -106,24 +107,18 @@ def main(argv) -> None:
         aims = experiment.expectations(HERE / 'expected.json', found)
         experiment.write_section(output / 'README.md', f'{measured}\n\n{aims}\n\n{tables(results)}')
     for title, scores in results.items():
-        print(f'{title}: ' + ', '.join(f'{name} {experiment.percent(value(scores))}' for name, value in BARS.items()))
+        shares = (f'{name} {experiment.percent(value(scores))}' for name, value in SUBJECT_SHARES.items())
+        print(f'{title}: {", ".join(shares)}')
     print(f'written: {output / "results.json"}')
 
 
-BARS = {
-    'subject named, 25 prompts': lambda scores: scores['subject_named'],
-    'context named': lambda scores: scores['context_named'],
-    'accessory named': lambda scores: scores['accessory_named'],
-    "'a dog' taken for the subject": lambda scores: scores['class_pictures']['taken_for_subject'],
-    "'a dog' named a dog": lambda scores: scores['class_pictures']['class_named'],
-}
 COLOURS = ('#9a9a9a', '#2f6fb0', '#d0602c', '#3d9a5b', '#8a4fb0')
 
 
 def chart(results) -> Image.Image:
-    """The shares of BARS as bars, one colour for each model."""
+    """The shares of SUBJECT_SHARES as bars, one colour for each model."""
     label, full, height, gap, top = 200, 360, 16, 14, 30
-    rows = len(BARS) * (len(results) * height + gap)
+    rows = len(SUBJECT_SHARES) * (len(results) * height + gap)
     picture = Image.new('RGB', (label + full + 60, top + rows), 'white')
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
     colours = {title: COLOURS[i % len(COLOURS)] for i, title in enumerate(results)}
@@ -132,7 +127,7 @@ def chart(results) -> Image.Image:
         pen.rectangle((left, 8, left + 10, 18), fill=colour)
         pen.text((left + 16, 6), title, fill='black', font=font)
     y = top
-    for name, value in BARS.items():
+    for name, value in SUBJECT_SHARES.items():
         pen.text((4, y + (len(results) * height - 14) / 2), name, fill='black', font=font)
         for title, scores in results.items():
             share = value(scores)
@@ -145,10 +140,10 @@ def chart(results) -> Image.Image:
 
 
 def tables(results) -> str:
-    """The numbers as Markdown: the shares of BARS, then the subject by kind of prompt and by prompt."""
+    """The numbers as Markdown: the shares of SUBJECT_SHARES, then the subject by kind of prompt and by prompt."""
     percent, scores = experiment.percent, list(results.values())
     kinds = [kind for kind, share in scores[0]['subject_named_by_kind'].items() if share is not None]
-    first = [[name, *(percent(value(each)) for each in scores)] for name, value in BARS.items()]
+    first = [[name, *(percent(value(each)) for each in scores)] for name, value in SUBJECT_SHARES.items()]
     first += [[f'subject named, {kind} prompts', *(percent(each['subject_named_by_kind'][kind]) for each in scores)]
               for kind in kinds]  # fmt: skip
     prompts = [[rows[0]['prompt'], *(percent(row['subject']) for row in rows)]
