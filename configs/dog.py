@@ -38,7 +38,9 @@ def get_config(model: str = STORYBOOK):
     config.base.steps = 200
     config.base.batch_size = 4
     config.base.learning_rate = 2e-4
-    config.base.train_text_encoder = True  # 'sks' meant nothing before, so its embedding must move as well
+    # Storybook learned that 'sks' means nothing; the text encoder must unlearn it, or a context brings any dog back.
+    config.base.train_text_encoder = True
+    config.base.text_encoder_learning_rate = 5e-4
 
     config.super_resolution.steps = 100
     config.super_resolution.batch_size = 2
@@ -47,6 +49,6 @@ def get_config(model: str = STORYBOOK):
 
     config.checkpoint.every = 100
     config.samples.every = 100
-    config.samples.update(STORYBOOK_SAMPLING)
+    config.samples.update(STORYBOOK_SAMPLING, guidance_scale=2.5)  # more guidance draws the subject less often
     config.samples.prompts = ('a sks dog', 'a sks dog in the snow', 'a sks dog wearing a red hat', 'a dog')
     return config

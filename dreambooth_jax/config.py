@@ -47,7 +47,7 @@ class ConceptConfig(Settings):
         """Raises SettingsError if something is missing that training on `model` needs."""
         if self.instance_dir is None and model != STORYBOOK:
             raise SettingsError(
-                f'{path}.instance_dir must be given when config.model is {model!r}: the folder of the subject\'s '
+                f"{path}.instance_dir must be given when config.model is {model!r}: the folder of the subject's "
                 f'pictures (only {STORYBOOK!r} has built-in subjects)'
             )
         if self.instance_dir is None and self.subject is None:
@@ -158,6 +158,8 @@ class BaseConfig(Settings):
     learning_rate: float = setting(5e-6, '> 0')
     # Train the text encoder along: closer to the subject, more memory.
     train_text_encoder: bool = False
+    # Its learning rate while it is trained. None: that of the UNet.
+    text_encoder_learning_rate: float | None = setting(None, '> 0')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -345,4 +347,4 @@ class PretrainConfig(OptimizerConfig, ObjectiveConfig):
             if self.base is None:
                 raise SettingsError(f"{path}.base must name the base stage's folder: its text encoder is used")
             if self.text_encoder:
-                raise SettingsError(f"{path}.text_encoder must stay empty: it comes from {path}.base, {self.base!r}")
+                raise SettingsError(f'{path}.text_encoder must stay empty: it comes from {path}.base, {self.base!r}')

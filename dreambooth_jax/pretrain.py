@@ -128,8 +128,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
             path = workdir / 'samples' / config.stage / f'{step:06d}.png'
             grid.save(Cascade(trained(state.best_params), programs=programs), path, f'{config.stage}, step {step}')
 
-    held = {} if config.train_variance else optimizer.variance_head_masks(params['unet'])
-    rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, held=held)
+    factors = {} if config.train_variance else {'unet': optimizer.variance_head_masks(params['unet'])}
+    rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, factors=factors)
     batch = pairs.pad_rows(pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0), place.devices)
     state, finished = fit.fit(
         stage.loss, params, tx=tx, rate=rate, place=place, batch=batch, pick=pick,

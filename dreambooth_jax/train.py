@@ -72,10 +72,12 @@ def train_stage(config, workdir, name, cascade, table, grid, place):
         if jax.process_count() == 1:
             grid.save(tuned(state), workdir / 'samples' / name / f'{step:06d}.png', f'{name}, step {step}')
 
-    masks = optimizer.variance_head_masks(params['unet']) if schedule.learns_variance else {}
-    rate, tx = optimizer.from_settings(
-        config.optimizer, settings.learning_rate, settings.steps,
-        held={} if config.objective.train_variance else masks)  # fmt: skip
+    factors = {}
+    if schedule.learns_variance and not config.objective.train_variance:
+        factors['unet'] = optimizer.variance_head_masks(params['unet'])
+    if train_text and settings.text_encoder_learning_rate is not None:
+        factors['text_encoder'] = settings.text_encoder_learning_rate / settings.learning_rate
+    rate, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps, factors=factors)
     placed = place.place_state(lambda data: data, jax.tree.map(jnp.asarray, data))
     state, finished = fit.fit(
         stage.loss, params, tx=tx, rate=rate, place=place, batch=pairs.pad_rows(batch, place.devices), pick=pick,

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import runpy
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from dreambooth_jax.storybook import draw, subjects
 from dreambooth_jax.training.loop import TrainingError
 
 MARKS = '<!-- results -->', '<!-- end of results -->'
+
 
 def kept(
     folder: Path,
@@ -102,6 +104,12 @@ def train_once(workdir: Path, config: Path, settings: Mapping[str, Any], *, weig
         )
     write_json(note, {'weights': weights, 'finished': arguments})
     return workdir
+
+
+def drawing_of(config: Path) -> dict[str, Any]:
+    """How the runs of a file in configs/ draw their samples, as options of Cascade.generate."""
+    samples = runpy.run_path(str(config))['get_config']().samples
+    return {name: samples[name] for name in ('steps', 'guidance_scale', 'sampler')}
 
 
 def of_model(model: str, subject: str, folder: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth_jax import program
-from dreambooth_jax.config import STORYBOOK_SAMPLING, SettingsError
+from dreambooth_jax.config import SettingsError
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.judge import Judge
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
@@ -21,6 +21,7 @@ from dreambooth_jax.watching import grids
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
+DRAWING = experiment.drawing_of(CONFIG)
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
 _MODEL = flags.DEFINE_string('model', 'storybook', "'storybook', or a pipeline folder.")
 _JUDGE = flags.DEFINE_string('judge', None, 'Folder of the judge; default: the shipped one.')
@@ -31,10 +32,10 @@ _OUTPUT = flags.DEFINE_string(
 _WEIGHTS = flags.DEFINE_list('weights', ['1', '0'], 'Values of prior.weight, the lambda of the paper.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lower_bound=1)
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 48, "Pictures of 'a dog'.", lower_bound=2)
-_STEPS = flags.DEFINE_integer('steps', STORYBOOK_SAMPLING['steps'], 'Denoise steps.', lower_bound=1)
-_GUIDANCE = flags.DEFINE_float('guidance_scale', STORYBOOK_SAMPLING['guidance_scale'], '1 is none.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', DRAWING['steps'], 'Denoise steps.', lower_bound=1)
+_GUIDANCE = flags.DEFINE_float('guidance_scale', DRAWING['guidance_scale'], '1 is none.', lower_bound=1)
 _SAMPLER = flags.DEFINE_enum(
-    'sampler', STORYBOOK_SAMPLING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')  # fmt: skip
+    'sampler', DRAWING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')  # fmt: skip
 _SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise; not that of the class pictures.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Pictures at once.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, '2 training steps, 2 class pictures: only shows that it works.')

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import STORYBOOK_ENLARGING, STORYBOOK_SAMPLING, SettingsError
+from dreambooth_jax.config import STORYBOOK_ENLARGING, SettingsError
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.judge import Judge
 from dreambooth_jax.generation.cascade import Cascade
@@ -22,6 +22,7 @@ from dreambooth_jax.weights import folders
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
+DRAWING = experiment.drawing_of(CONFIG)
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
 UNTUNED = 'untuned'
 _MODEL = flags.DEFINE_string('model', 'storybook', "'storybook', or a pipeline folder with a second stage.")
@@ -36,16 +37,16 @@ _NOISE_LEVELS = flags.DEFINE_list('noise_levels', ['0', '50', '150', '250'], 'No
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Pictures per prompt.', lower_bound=1)
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 8, "Pictures of 'a dog'.", lower_bound=1)
 _HELD_OUT = flags.DEFINE_integer('held_out', 20, 'True pictures to enlarge.', lower_bound=1)
-_STEPS = flags.DEFINE_integer('steps', STORYBOOK_SAMPLING['steps'], 'Denoise steps of the base stage.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', DRAWING['steps'], 'Denoise steps of the base stage.', lower_bound=1)
 _SECOND_STEPS = flags.DEFINE_integer(
     'super_resolution_steps', STORYBOOK_ENLARGING['sample_steps'], 'Of the second stage.', lower_bound=1)  # fmt: skip
 _GUIDANCE = flags.DEFINE_float(
-    'guidance_scale', STORYBOOK_SAMPLING['guidance_scale'], 'Of the base stage; 1 is none.', lower_bound=1)  # fmt: skip
+    'guidance_scale', DRAWING['guidance_scale'], 'Of the base stage; 1 is none.', lower_bound=1)  # fmt: skip
 _SECOND_GUIDANCE = flags.DEFINE_float(
     'super_resolution_guidance_scale', STORYBOOK_ENLARGING['sample_guidance_scale'], 'Of the second stage.',
     lower_bound=1)  # fmt: skip
 _SAMPLER = flags.DEFINE_enum(
-    'sampler', STORYBOOK_SAMPLING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')  # fmt: skip
+    'sampler', DRAWING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')  # fmt: skip
 _SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 10, 'Pictures at once.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, '1 range, 2 levels, 2 training steps: only shows that it works.')

@@ -95,6 +95,17 @@ def test_a_training_that_leaves_no_model_is_an_error(tmp_path, monkeypatch, code
     assert json.loads((tmp_path / 'run' / 'experiment.json').read_text())['finished'] is None
 
 
+def test_pictures_are_drawn_as_the_config_draws_its_samples(tmp_path):
+    config = tmp_path / 'some.py'
+    config.write_text(
+        'from dreambooth_jax.config import DreamBoothConfig, to_config_dict\n'
+        'def get_config():\n'
+        '    config = to_config_dict(DreamBoothConfig())\n'
+        '    config.samples.guidance_scale = 3.5\n'
+        '    return config\n', 'utf-8')  # fmt: skip
+    assert experiment.drawing_of(config) == {'steps': 25, 'guidance_scale': 3.5, 'sampler': 'dpmsolver++'}
+
+
 def test_other_models_are_given_the_reference_pictures_as_files(tmp_path):
     assert experiment.of_model('storybook', 'dog', tmp_path / 'reference') == {}
     settings = experiment.of_model('some/model', 'dog', tmp_path / 'reference')

@@ -87,36 +87,45 @@ def test_loss_that_is_averaged_over_the_batch_is_refused():
 
 
 @pytest.mark.parametrize('scale', [0.01, 100.0], ids=['below_the_clip', 'clipped'])
-def test_adamw_step_equals_that_of_torch(scale):
-    draw = np.random.default_rng(0)
-    shapes = {'a': (5, 3), 'b': (7,), 'c': ()}
-    start = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    gradients = [
-        {name: scale * draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(3)
-    ]
+@pytest.mark.parametrize('text_rate', [0.02, 0.1], ids=['one_rate', 'text_encoder_at_its_own'])
+def test_adamw_step_equals_that_of_torch(scale, text_rate):
+    draw, rate = np.random.default_rng(0), 0.02
+    shapes = {'unet': {'a': (5, 3), 'b': (7,)}, 'text_encoder': {'c': (), 'd': (2, 3)}}
+
+    def normal(times=1.0):
+        return {
+            part: {name: times * draw.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
+            for part, tensors in shapes.items()}  # fmt: skip
+
+    start, gradients = normal(), [normal(scale) for _ in range(3)]
     settings = dict(betas=(0.8, 0.95), weight_decay=0.1)
 
     def loss(params, frozen, batch, keys):  # its gradient is `frozen`
-        product = sum(jnp.sum(params['unet'][name] * frozen[name]) for name in shapes)
+        product = sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), params, frozen)))
         return jnp.broadcast_to(product, batch['weight'].shape), {}
 
-    tx = optimizer.make_optimizer(0.02, epsilon=1e-6, grad_clip_norm=1.0, **settings)
+    factors = None if text_rate == rate else {'text_encoder': text_rate / rate}
+    tx = optimizer.make_optimizer(rate, epsilon=1e-6, grad_clip_norm=1.0, factors=factors, **settings)
     made = jax.jit(step.make_train_step(loss, tx))
-    state = init_state({'unet': start}, tx, ema=False)
+    state = init_state(start, tx, ema=False)
 
-    theirs = {name: torch.nn.Parameter(torch.from_numpy(np.array(value))) for name, value in start.items()}
-    adamw = torch.optim.AdamW(theirs.values(), lr=0.02, eps=1e-6, **settings)
+    theirs = jax.tree.map(lambda value: torch.nn.Parameter(torch.from_numpy(np.array(value))), start)
+    adamw = torch.optim.AdamW(
+        [{'params': list(theirs['unet'].values()), 'lr': rate},
+         {'params': list(theirs['text_encoder'].values()), 'lr': text_rate}], eps=1e-6, **settings)  # fmt: skip
     for gradient in gradients:
         state, metrics = made(state, gradient, jax.random.key(0), toy.batch(class_rows=0))
-        for name, parameter in theirs.items():
-            parameter.grad = torch.from_numpy(np.array(gradient[name]))
-        norm = torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
+        for parameter, value in zip(jax.tree.leaves(theirs), jax.tree.leaves(gradient), strict=True):
+            parameter.grad = torch.from_numpy(np.array(value))
+        norm = torch.nn.utils.clip_grad_norm_(jax.tree.leaves(theirs), 1.0)
         adamw.step()
         assert float(metrics['gradient_norm'][0]) == pytest.approx(float(norm), rel=1e-5)  # logged before clipping
-    moved = {name: np.asarray(state.params['unet'][name]) - start[name] for name in start}
-    assert max(np.abs(value).max() for value in moved.values()) > 0.02
-    for name, parameter in theirs.items():
-        np.testing.assert_allclose(moved[name], parameter.detach().numpy() - start[name], rtol=1e-4, atol=1e-6)
+    for part, tensors in theirs.items():
+        moved = {name: np.asarray(state.params[part][name]) - start[part][name] for name in tensors}
+        assert max(np.abs(value).max() for value in moved.values()) > (text_rate if part == 'text_encoder' else rate)
+        for name, parameter in tensors.items():
+            wanted = parameter.detach().numpy() - start[part][name]
+            np.testing.assert_allclose(moved[name], wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_average_follows_the_weights_at_its_decay():

@@ -75,9 +75,9 @@ def row_losses(params, frozen, batch, key, at):
 def transformation(kind):
     if kind == 'sgd':
         return optax.sgd(0.05)
-    held = optimizer.variance_head_masks(params()['unet']) if kind == 'adamw_held' else None
+    factors = {'unet': optimizer.variance_head_masks(params()['unet'])} if kind == 'adamw_held' else None
     rate = optimizer.learning_rate_schedule('cosine', RATE, steps=20, warmup_steps=2)
-    return optimizer.make_optimizer(rate, weight_decay=DECAY, held=held)
+    return optimizer.make_optimizer(rate, weight_decay=DECAY, factors=factors)
 
 
 @functools.cache
