@@ -25,7 +25,6 @@ def test_the_base_stage_draws_the_class_and_the_context_that_it_is_asked_for(cas
     assert scores['class_right'] >= 0.9 and scores['context_right'] >= 0.9
 
 
-@pytest.mark.xfail(strict=True, reason='the second stage needs longer pretraining: storybook/pretrained/README.md')
 def test_the_second_stage_is_closer_to_true_pictures_than_bilinear_upsampling(cascade):
     rng = np.random.default_rng(7)
     scenes = [world.sample_scene(rng) for _ in range(8)]
@@ -37,4 +36,5 @@ def test_the_second_stage_is_closer_to_true_pictures_than_bilinear_upsampling(ca
         guidance_scale=STORYBOOK_ENLARGING['sample_guidance_scale'], progress=False)  # fmt: skip
     smooth = (np.asarray(low_resolution.upsample(low, true.shape[1])) + 1) * 127.5
     error = {'ours': np.abs(drawn - true).mean(), 'bilinear': np.abs(smooth - true).mean()}
+    print(f'mean absolute error in levels of 255: {error}')  # the model card quotes it
     assert error['ours'] < error['bilinear']
