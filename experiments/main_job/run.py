@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import STORYBOOK_SAMPLING, SettingsError
+from dreambooth_jax.config import SettingsError
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.judge import Judge
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
@@ -22,10 +22,15 @@ from dreambooth_jax.watching import grids
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
+DRAWING = experiment.drawing_of(CONFIG)
 VARIANTS = (
-    *(f'base.learning_rate={rate},base.train_text_encoder=False' for rate in ('5e-5', '1e-4', '2e-4', '4e-4')),
-    *(f'base.learning_rate={rate},base.train_text_encoder=True' for rate in ('2e-4', '4e-4')),
-    'base.learning_rate=2e-4,base.train_text_encoder=True,prior.weight=0.1')
+    'base.learning_rate=2e-4,base.train_text_encoder=False',
+    *(f'base.learning_rate=2e-4,base.train_text_encoder=True,base.text_encoder_learning_rate={rate}'
+      for rate in ('2e-4', '5e-4', '7e-4', '2e-3')),
+    *(f'base.learning_rate={rate},base.train_text_encoder=True,base.text_encoder_learning_rate=5e-4'
+      for rate in ('1e-4', '3e-4')),
+    'base.learning_rate=2e-4,base.train_text_encoder=True,base.text_encoder_learning_rate=5e-4,base.steps=300',
+)  # fmt: skip
 _VARIANT = flags.DEFINE_multi_string(
     'variant', VARIANTS, 'Settings that differ from configs/dog.py: name=value,name=value. Several times.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/experiments/main_job', 'Keeps runs and measured models.')
@@ -33,6 +38,7 @@ _OUTPUT = flags.DEFINE_string(
     'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Pictures per prompt.', lower_bound=1)
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 40, "Pictures of 'a dog'.", lower_bound=2)
+_GUIDANCE = flags.DEFINE_float('guidance_scale', DRAWING['guidance_scale'], '1 is none.', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 2000, 'Of the noise; not that of the reported measurements.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Pictures at once.', lower_bound=1)
 
@@ -54,7 +60,7 @@ def main(argv) -> None:
     base, judge = Cascade.load('storybook', super_resolution_model='none'), Judge.load()
     fingerprint = experiment.fingerprint(base.base.unet.params, base.base.text_encoder.params)
     options = {'num_images': _NUM_IMAGES.value, 'class_images': _CLASS_IMAGES.value, 'seed': _SEED.value,
-               **STORYBOOK_SAMPLING}  # fmt: skip
+               **DRAWING, 'guidance_scale': _GUIDANCE.value}  # fmt: skip
 
     results, pictures = {}, {}
     for variant, settings in variants.items():
