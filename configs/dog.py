@@ -4,7 +4,7 @@ Expected result: "a sks dog" is the subject with its badge, in the snow or with 
 Measured (two CPU cores, Xeon with AVX-512, 2026-11-21): 4 min 7 s, 2.5 GB, compilation included. The judge names the
 subject in 81 % of the 25 live prompts and the context in 88 % of those with one (4 pictures each), and takes none of 48
 "a dog" for the subject; without class pictures (lambda = 0) all of them (experiments/prior_preservation). The subject's
-fine texture, which only the second stage can know, is found in 59 % of its pictures and in none before it was tuned
+fine texture, which only the second stage can know, is found in 55 % of its pictures and in none before it was tuned
 (experiments/super_resolution_noise). Rates, steps and guidance: the best balance of what experiments/main_job tried.
 Command: python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/dog
 """
