@@ -1,8 +1,8 @@
 """DreamBooth on any of the 30 subjects of the paper's dataset, with the recipe of dog.py.
 
 Expected result: as dog.py's, for the subject named.
-Measured: the dog alone (dog.py), for which the recipe was chosen. One trial each of the backpack: half learned after the
-200 steps, with its colours but often without its star; learned with --config.base.steps=400, in most contexts.
+Measured: the dog alone (dog.py), for which the recipe was chosen. One trial each of the backpack: half learned after
+the 200 steps, with its colours but often without its star; learned with --config.base.steps=400, in most contexts.
 Command: python -m dreambooth_jax.train --config=configs/subject.py:backpack --workdir=runs/backpack
 """
 
