@@ -158,8 +158,15 @@ class BaseConfig(Settings):
     learning_rate: float = setting(5e-6, '> 0')
     # Train the text encoder along: closer to the subject, more memory.
     train_text_encoder: bool = False
-    # Its learning rate while it is trained. None: that of the UNet.
+    # Its own learning rate. None: that of the UNet.
     text_encoder_learning_rate: float | None = setting(None, '> 0')
+
+    def check(self, path: str) -> None:
+        if self.text_encoder_learning_rate is not None and not self.train_text_encoder:
+            raise SettingsError(
+                f'{path}.text_encoder_learning_rate is {self.text_encoder_learning_rate} but '
+                f'{path}.train_text_encoder is False; set that to True, or the rate to None'
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

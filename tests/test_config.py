@@ -97,6 +97,9 @@ BETWEEN = [
     ('optimizer.warmup_steps', 10, (
         "config.optimizer.warmup_steps is 10 but config.optimizer.schedule is 'constant', which has no warm-up; set "
         "the schedule to 'warmup' or 'cosine'")),
+    ('base.text_encoder_learning_rate', 1e-4, (
+        'config.base.text_encoder_learning_rate is 0.0001 but config.base.train_text_encoder is False; set that to '
+        'True, or the rate to None')),
     ('model', 'runs/sd', (
         "config.data.instance_dir must be given when config.model is 'runs/sd': the folder of the subject's pictures "
         "(only 'storybook' has built-in subjects)")),

@@ -75,7 +75,7 @@ def decode_picture(path: str | os.PathLike) -> Image.Image:
         warnings.simplefilter('ignore')  # Pillow warns of large pictures, odd EXIF blocks and palettes: all harmless
         try:
             image = Image.open(data, formats=FORMATS)
-        except Exception:
+        except Exception:  # a broken header makes Pillow raise nearly anything, as broken data does below
             raise PictureError(f'{path} is {why_not_a_picture(path)}; {_REPLACE}') from None
         try:
             image.load()

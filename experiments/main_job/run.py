@@ -24,7 +24,7 @@ CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
 DRAWING = experiment.drawing_of(CONFIG)
 VARIANTS = (
-    'base.learning_rate=2e-4,base.train_text_encoder=False',
+    'base.learning_rate=2e-4,base.train_text_encoder=False,base.text_encoder_learning_rate=None',
     *(f'base.learning_rate=2e-4,base.train_text_encoder=True,base.text_encoder_learning_rate={rate}'
       for rate in ('2e-4', '5e-4', '7e-4', '2e-3')),
     *(f'base.learning_rate={rate},base.train_text_encoder=True,base.text_encoder_learning_rate=5e-4'
