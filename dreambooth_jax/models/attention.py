@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dreambooth_jax.models.functional import call
 from dreambooth_jax.models.layers import GroupNorm, layer_norm
 
 # The norm of the text states inside attention has its own group count, whatever norm_num_groups says:
@@ -48,6 +49,7 @@ class AddedKVAttention(nnx.Module):
       groups, epsilon: of the group norm at the input.
       cross_norm: norm of the text states: None, 'layer_norm' or 'group_norm'.
       only_cross_attention: no keys and values from the pixels.
+      remat: recompute everything but the sum in the backward pass.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class AddedKVAttention(nnx.Module):
         epsilon: float,
         cross_norm: str | None,
         only_cross_attention: bool,
+        remat: bool = False,
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -69,6 +72,7 @@ class AddedKVAttention(nnx.Module):
         self.heads = channels // head_dim
         self.scale = head_dim**-0.5
         self.only_cross_attention = only_cross_attention
+        self.remat = remat
         self.group_norm = GroupNorm(channels, groups, epsilon, dtype=dtype, rngs=rngs)
         if cross_norm == 'group_norm':
             self.norm_cross = GroupNorm(text_channels, CROSS_NORM_GROUPS, 1e-5, dtype=dtype, rngs=rngs)
@@ -86,6 +90,9 @@ class AddedKVAttention(nnx.Module):
 
     def __call__(self, x, text):
         """x f[B, H, W, channels], text f[B, L, text_channels] -> f[B, H, W, channels]."""
+        return x + call(self._branch, x, text, remat=self.remat)
+
+    def _branch(self, x, text):
         pixels = self.group_norm(x.reshape(x.shape[0], -1, x.shape[-1]))
         if self.norm_cross is not None:
             text = self.norm_cross(text)
@@ -94,7 +101,7 @@ class AddedKVAttention(nnx.Module):
             key = jnp.concatenate([key, self.to_k(pixels)], axis=1)
             value = jnp.concatenate([value, self.to_v(pixels)], axis=1)
         query, key, value = (split_heads(part, self.heads) for part in (self.to_q(pixels), key, value))
-        return x + self.to_out[0](attend(query, key, value, scale=self.scale).reshape(x.shape))
+        return self.to_out[0](attend(query, key, value, scale=self.scale).reshape(x.shape))
 
 
 class AttentionPooling(nnx.Module):

@@ -90,6 +90,16 @@ def init(constructor: Callable[[Keys], nnx.Module], seed: int | jax.Array) -> tu
     return apply, jax.jit(lambda key: split(constructor(Keys(key)))[1], compiler_options=options)(key)
 
 
+def call(block: Callable[..., Any], *args, remat: bool):
+    """`block(*args)`; with `remat` it keeps only its arguments for the backward pass and is computed again there.
+
+    Args:
+      block: a module or a function; parameters that it captures are differentiated as usual.
+    """
+    # A new function every time: jax.checkpoint remembers what it traced, and a module's parameters change.
+    return jax.checkpoint(lambda *args: block(*args))(*args) if remat else block(*args)
+
+
 def parameter_count(params: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> int:
     """The number of scalars in all parameters."""
     return sum(math.prod(value.shape) for value in params.values())

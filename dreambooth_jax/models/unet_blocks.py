@@ -6,30 +6,39 @@ Attribute names are those of the published checkpoints.
 Source: diffusers 0.42.1 models/resnet.py (ResnetBlock2D), models/unets/unet_2d_blocks.py.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
+from dreambooth_jax.models.functional import call
 from dreambooth_jax.models.layers import ACTIVATIONS, GroupNorm, average_pool, convolution, nearest_upsample
 
 
 class BlockKind(NamedTuple):
     """What the name of a block stands for."""
 
-    attention: str | None  # None, or 'added_kv': one AddedKVAttention after every residual block
-    resampling: str  # 'resnet': the resolution changes inside a residual block
+    attention: str | None  # after every residual block: None, 'added_kv' (AddedKVAttention) or 'transformer'
+    resampling: str  # the resolution changes inside a residual block ('resnet') or in a 'convolution' of its own
 
 
 DOWN_BLOCKS = {
     'ResnetDownsampleBlock2D': BlockKind(attention=None, resampling='resnet'),
     'SimpleCrossAttnDownBlock2D': BlockKind(attention='added_kv', resampling='resnet'),
+    'DownBlock2D': BlockKind(attention=None, resampling='convolution'),
+    'CrossAttnDownBlock2D': BlockKind(attention='transformer', resampling='convolution'),
 }
-MID_BLOCKS = {'UNetMidBlock2DSimpleCrossAttn': BlockKind(attention='added_kv', resampling='resnet')}
+MID_BLOCKS = {
+    'UNetMidBlock2DSimpleCrossAttn': BlockKind(attention='added_kv', resampling='resnet'),
+    'UNetMidBlock2DCrossAttn': BlockKind(attention='transformer', resampling='convolution'),
+}
 UP_BLOCKS = {
     'ResnetUpsampleBlock2D': BlockKind(attention=None, resampling='resnet'),
     'SimpleCrossAttnUpBlock2D': BlockKind(attention='added_kv', resampling='resnet'),
+    'UpBlock2D': BlockKind(attention=None, resampling='convolution'),
+    'CrossAttnUpBlock2D': BlockKind(attention='transformer', resampling='convolution'),
 }
 
 
@@ -93,6 +102,28 @@ class ResnetBlock2D(nnx.Module):
         return x + h if self.out_scale_factor == 1 else (x + h) / self.out_scale_factor
 
 
+class Downsample2D(nnx.Module):
+    """Half the resolution by a convolution of stride 2."""
+
+    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = convolution(channels, channels, stride=2, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, time=None):
+        """f[B, H, W, C] -> f[B, H/2, W/2, C]; the time plays no part."""
+        return self.conv(x)
+
+
+class Upsample2D(nnx.Module):
+    """Twice the resolution by repeating pixels, then a convolution."""
+
+    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
+        self.conv = convolution(channels, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, time=None):
+        """f[B, H, W, C] -> f[B, 2H, 2W, C]; the time plays no part."""
+        return self.conv(nearest_upsample(x))
+
+
 class DownBlock(nnx.Module):
     """Residual (and attention) blocks at one resolution, then half the resolution.
 
@@ -100,24 +131,28 @@ class DownBlock(nnx.Module):
       channels: (in, out) of each residual block.
       resnet: (in, out) -> residual block. attention: channels -> attention block, or None.
       downsampler: channels -> layer that halves the resolution, or None.
+      remat: recompute each residual block in the backward pass (attention blocks have their own switch).
     """
 
-    def __init__(self, channels: Sequence[tuple[int, int]], *, resnet, attention=None, downsampler=None):
+    def __init__(
+        self, channels: Sequence[tuple[int, int]], *, resnet, attention=None, downsampler=None, remat: bool = False
+    ):
         out_channels = channels[-1][1]
         self.attentions = nnx.List([attention(out) for _, out in channels] if attention else [])
         self.resnets = nnx.List([resnet(*pair) for pair in channels])
         self.downsamplers = nnx.List([downsampler(out_channels)] if downsampler else [])
+        self.remat = remat
 
     def __call__(self, x, time, text):
         """f[B, H, W, in] -> (f[B, H/2, W/2, out], list of every state on the way, for the up blocks)."""
         states = []
         for index, resnet in enumerate(self.resnets):
-            x = resnet(x, time)
+            x = call(resnet, x, time, remat=self.remat)
             if self.attentions:
                 x = self.attentions[index](x, text)
             states.append(x)
         for downsampler in self.downsamplers:
-            x = downsampler(x, time)
+            x = call(downsampler, x, time, remat=self.remat)
             states.append(x)
         return x, states
 
@@ -125,15 +160,16 @@ class DownBlock(nnx.Module):
 class MidBlock(nnx.Module):
     """Residual block, attention, residual block at the lowest resolution; arguments as DownBlock's."""
 
-    def __init__(self, channels: int, *, resnet, attention):
+    def __init__(self, channels: int, *, resnet, attention, remat: bool = False):
         self.attentions = nnx.List([attention(channels)])
         self.resnets = nnx.List([resnet(channels, channels) for _ in range(2)])
+        self.remat = remat
 
     def __call__(self, x, time, text):
         """f[B, H, W, channels] -> the same."""
-        x = self.resnets[0](x, time)
+        x = call(self.resnets[0], x, time, remat=self.remat)
         x = self.attentions[0](x, text)
-        return self.resnets[1](x, time)
+        return call(self.resnets[1], x, time, remat=self.remat)
 
 
 class UpBlock(nnx.Module):
@@ -142,21 +178,30 @@ class UpBlock(nnx.Module):
     Args of the constructor: as DownBlock's; the first of each pair of `channels` counts the state's channels too.
     """
 
-    def __init__(self, channels: Sequence[tuple[int, int]], *, resnet, attention=None, upsampler=None):
+    def __init__(
+        self, channels: Sequence[tuple[int, int]], *, resnet, attention=None, upsampler=None, remat: bool = False
+    ):
         out_channels = channels[-1][1]
         self.attentions = nnx.List([attention(out) for _, out in channels] if attention else [])
         self.resnets = nnx.List([resnet(*pair) for pair in channels])
         self.upsamplers = nnx.List([upsampler(out_channels)] if upsampler else [])
+        self.remat = remat
 
     def __call__(self, x, time, text, states):
         """f[B, H, W, in] -> f[B, 2H, 2W, out]; takes one state per residual block from the end of the list `states`."""
         for index, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, states.pop()], axis=-1), time)
+            # The joining is part of what remat recomputes: both parts are kept anyway.
+            joined = functools.partial(_join, resnet)
+            x = call(joined, x, states.pop(), time, remat=self.remat)
             if self.attentions:
                 x = self.attentions[index](x, text)
         for upsampler in self.upsamplers:
-            x = upsampler(x, time)
+            x = call(upsampler, x, time, remat=self.remat)
         return x
+
+
+def _join(resnet, x, state, time):
+    return resnet(jnp.concatenate([x, state], axis=-1), time)
 
 
 def residual_downsampler(resnet):

@@ -8,7 +8,7 @@ from typing import Any
 
 from dreambooth_jax.models.attention import CROSS_NORM_GROUPS
 from dreambooth_jax.models.layers import ACTIVATIONS
-from dreambooth_jax.models.unet_blocks import DOWN_BLOCKS, MID_BLOCKS, UP_BLOCKS
+from dreambooth_jax.models.unet_blocks import DOWN_BLOCKS, MID_BLOCKS, UP_BLOCKS, BlockKind
 
 DEFAULTS: dict[str, Any] = {
     'sample_size': None,
@@ -70,30 +70,37 @@ CHOICES: dict[str, tuple] = {
     'time_embedding_act_fn': (None, *_ACTIVATIONS),
     'encoder_hid_dim_type': (None, 'text_proj'),
     'class_embed_type': (None, 'timestep'),
-    'addition_embed_type': (None, 'text'),
+    'addition_embed_type': (None, 'text', 'text_time'),
     'resnet_time_scale_shift': ('default', 'scale_shift'),
     'cross_attention_norm': (None, 'layer_norm', 'group_norm'),
     'mid_block_only_cross_attention': (None, False, True),
+    'upcast_attention': (None, False, True),
     **{
         key: (False, True)
-        for key in ('center_input_sample', 'flip_sin_to_cos', 'only_cross_attention', 'upcast_attention')
-        + ('resnet_skip_time_act',)
+        for key in ('center_input_sample', 'flip_sin_to_cos', 'only_cross_attention', 'resnet_skip_time_act')
+        + ('use_linear_projection',)
     },
 }
 # Nothing here implements other values than the default.
 FIXED = (
-    'downsample_padding', 'dropout', 'transformer_layers_per_block', 'reverse_transformer_layers_per_block',
-    'num_attention_heads', 'dual_cross_attention', 'use_linear_projection', 'addition_time_embed_dim',
-    'num_class_embeds', 'time_embedding_type', 'timestep_post_act', 'time_cond_proj_dim',
-    'projection_class_embeddings_input_dim', 'attention_type', 'class_embeddings_concat',
+    'downsample_padding', 'dropout', 'reverse_transformer_layers_per_block', 'num_attention_heads',
+    'dual_cross_attention', 'time_embedding_type', 'timestep_post_act', 'time_cond_proj_dim', 'attention_type',
+    'class_embeddings_concat',
 )  # fmt: skip
 POSITIVE_INTEGERS = (
     'in_channels', 'out_channels', 'block_out_channels', 'layers_per_block', 'norm_num_groups', 'cross_attention_dim',
-    'attention_head_dim', 'conv_in_kernel', 'conv_out_kernel', 'addition_embed_type_num_heads',
+    'attention_head_dim', 'transformer_layers_per_block', 'conv_in_kernel', 'conv_out_kernel',
+    'addition_embed_type_num_heads',
 )  # fmt: skip
-OPTIONAL_INTEGERS = ('encoder_hid_dim', 'time_embedding_dim')
+OPTIONAL_INTEGERS = (
+    'encoder_hid_dim', 'time_embedding_dim', 'num_class_embeds', 'addition_time_embed_dim',
+    'projection_class_embeddings_input_dim',
+)  # fmt: skip
 POSITIVE_NUMBERS = ('norm_eps', 'mid_block_scale_factor', 'resnet_out_scale_factor')
-PER_BLOCK = ('only_cross_attention', 'layers_per_block', 'cross_attention_dim', 'attention_head_dim')
+PER_BLOCK = (
+    'only_cross_attention', 'layers_per_block', 'cross_attention_dim', 'attention_head_dim',
+    'transformer_layers_per_block',
+)  # fmt: skip
 SEQUENCES = ('down_block_types', 'up_block_types', 'block_out_channels')
 
 
@@ -177,6 +184,10 @@ def _check_lengths(full):
     if full['encoder_hid_dim_type'] is not None and full['encoder_hid_dim'] is None:
         kind = full['encoder_hid_dim_type']
         raise _Wrong('encoder_hid_dim', None, f'an integer when encoder_hid_dim_type is {kind!r}')
+    if full['addition_embed_type'] == 'text_time':
+        for key in ('addition_time_embed_dim', 'projection_class_embeddings_input_dim'):
+            if full[key] is None:
+                raise _Wrong(key, None, "an integer when addition_embed_type is 'text_time'")
 
 
 def _check_widths(full):
@@ -185,18 +196,14 @@ def _check_widths(full):
     for index, width in enumerate(channels):
         if width % groups:
             raise _Wrong(f'block_out_channels[{index}]', width, f'a multiple of norm_num_groups, which is {groups}')
-    # diffusers counts the head widths of the up blocks from the low resolution without reversing the list.
-    count = len(channels)
-    attending = [(i, i) for i, name in enumerate(full['down_block_types']) if DOWN_BLOCKS[name].attention == 'added_kv']
-    attending += [(count - 1, count - 1)] if MID_BLOCKS[full['mid_block_type']].attention == 'added_kv' else []
-    attending += [
-        (i, count - 1 - i) for i, name in enumerate(full['up_block_types']) if UP_BLOCKS[name].attention == 'added_kv'
-    ]
-    for entry, level in attending:
-        head_dim, text_width = full['attention_head_dim'][entry], full['cross_attention_dim'][level]
+    for kind, entry, level in _attending(full):
+        heads_or_width, text_width = full['attention_head_dim'][entry], full['cross_attention_dim'][level]
         block = f"the block's width {channels[level]}"
-        if channels[level] % head_dim:
-            raise _Wrong(f'attention_head_dim[{entry}]', head_dim, f'a divisor of {block}')
+        if channels[level] % heads_or_width:
+            meaning = ', being the number of heads' if kind.attention == 'transformer' else ''
+            raise _Wrong(f'attention_head_dim[{entry}]', heads_or_width, f'a divisor of {block}{meaning}')
+        if kind.attention != 'added_kv':
+            continue
         norm, key = full['cross_attention_norm'], f'cross_attention_dim[{level}]'
         if norm == 'group_norm' and text_width % CROSS_NORM_GROUPS:
             raise _Wrong(key, text_width, f'a multiple of {CROSS_NORM_GROUPS} for cross_attention_norm {norm!r}')
@@ -208,3 +215,15 @@ def _check_widths(full):
     if full['addition_embed_type'] == 'text' and text_width % full['addition_embed_type_num_heads']:
         heads = full['addition_embed_type_num_heads']
         raise _Wrong('addition_embed_type_num_heads', heads, f"a divisor of the text states' width {text_width}")
+
+
+def _attending(full) -> list[tuple[BlockKind, int, int]]:
+    """(kind, entry of attention_head_dim, level) of every block with attention."""
+    last = len(full['block_out_channels']) - 1
+    blocks = [(DOWN_BLOCKS[name], level, level) for level, name in enumerate(full['down_block_types'])]
+    blocks.append((MID_BLOCKS[full['mid_block_type']], last, last))
+    for index, name in enumerate(full['up_block_types']):
+        kind, level = UP_BLOCKS[name], last - index
+        # diffusers counts head widths from the low resolution without reversing the list, but reverses head counts.
+        blocks.append((kind, index if kind.attention == 'added_kv' else level, level))
+    return [block for block in blocks if block[0].attention is not None]

@@ -1,7 +1,8 @@
 """Published configurations build, without memory, with exactly the published number of parameters.
 
-The values are those of deep-floyd/IF's model cards and of diffusers' scripts/convert_if.py; the counts were taken from
-diffusers 0.42.1 and from the original network of deep-floyd/IF, which agree.
+The values are those of deep-floyd/IF's model cards and of diffusers' scripts/convert_if.py, and of Stable Diffusion's
+published config.json files; the counts were taken from diffusers 0.42.1, and for IF from the original network of
+deep-floyd/IF too, which agrees.
 """
 
 import pytest
@@ -54,12 +55,44 @@ def second_stage(widths, layers):
     return {**IF_II, **changes, 'time_embedding_dim': last}
 
 
+# What diffusers' defaults give is left out, as the oldest files do.
+SD_2 = {'attention_head_dim': [5, 10, 20, 20], 'cross_attention_dim': 1024, 'use_linear_projection': True}
+SDXL = {
+    'addition_embed_type': 'text_time',
+    'addition_time_embed_dim': 256,
+    'attention_head_dim': [5, 10, 20],
+    'block_out_channels': [320, 640, 1280],
+    'cross_attention_dim': 2048,
+    'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'],
+    'num_attention_heads': None,
+    'projection_class_embeddings_input_dim': 2816,
+    'transformer_layers_per_block': [1, 2, 10],
+    'up_block_types': ['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'],
+    'upcast_attention': None,
+    'use_linear_projection': True,
+}
+X4_UPSCALER = {
+    'block_out_channels': [256, 512, 512, 1024],
+    'cross_attention_dim': 1024,
+    'down_block_types': ['DownBlock2D'] + 3 * ['CrossAttnDownBlock2D'],
+    'in_channels': 7,
+    'num_class_embeds': 1000,
+    'only_cross_attention': [True, True, True, False],
+    'up_block_types': 3 * ['CrossAttnUpBlock2D'] + ['UpBlock2D'],
+    'use_linear_projection': True,
+}
+
 COUNTS = {
     'deepfloyd-if-i-m': (first_stage(192), 371_605_830),
     'deepfloyd-if-i-l': (first_stage(320), 935_365_830),
     'deepfloyd-if-i-xl': (first_stage(704), 4_304_695_110),
     'deepfloyd-if-ii-m': (second_stage([128, 256, 512, 768, 768], [2, 2, 3, 4, 2]), 461_064_198),
     'deepfloyd-if-ii-l': (second_stage([160, 320, 640, 960, 1280], [2, 2, 3, 5, 5]), 1_243_277_190),
+    'stable-diffusion-v1-5': ({'cross_attention_dim': 768}, 859_520_964),
+    'stable-diffusion-2-1-base': (SD_2, 865_910_724),
+    'stable-diffusion-2-1': ({**SD_2, 'sample_size': 96, 'upcast_attention': True}, 865_910_724),
+    'stable-diffusion-xl-base-1.0': (SDXL, 2_567_463_684),
+    'stable-diffusion-x4-upscaler': (X4_UPSCALER, 473_398_020),
 }
 T5_XXL = {
     'd_ff': 10240,

@@ -28,6 +28,14 @@ SHARED = {
     'out_channels': 6,
     'resnet_time_scale_shift': 'scale_shift',
 }
+STABLE_DIFFUSION = {
+    'cross_attention_dim': 20,
+    'in_channels': 4,
+    'layers_per_block': 1,
+    'norm_num_groups': 8,
+    'out_channels': 4,
+    'sample_size': 8,
+}
 CONFIGS = {
     'stage_one': {
         **SHARED,
@@ -79,6 +87,45 @@ CONFIGS = {
         'sample_size': 8,
         'up_block_types': ['ResnetUpsampleBlock2D', 'SimpleCrossAttnUpBlock2D'],
     },
+    'sd_1': {
+        **STABLE_DIFFUSION,
+        'attention_head_dim': 2,
+        'block_out_channels': [16, 32],
+        'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D'],
+        'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
+    },
+    'sd_2': {
+        **STABLE_DIFFUSION,
+        'attention_head_dim': [2, 4],
+        'block_out_channels': [16, 32],
+        'down_block_types': ['CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'],
+        'up_block_types': ['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'],
+        'use_linear_projection': True,
+    },
+    'sdxl': {
+        **STABLE_DIFFUSION,
+        'addition_embed_type': 'text_time',
+        'addition_time_embed_dim': 8,
+        'attention_head_dim': [3, 2, 4],
+        'block_out_channels': [16, 16, 32],
+        'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'],
+        'projection_class_embeddings_input_dim': 10 + 6 * 8,
+        'transformer_layers_per_block': [1, 2, 3],
+        'up_block_types': ['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'],
+        'upcast_attention': None,
+        'use_linear_projection': True,
+    },
+    'x4_upscaler': {
+        **STABLE_DIFFUSION,
+        'attention_head_dim': 4,
+        'block_out_channels': [16, 24, 32],
+        'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'],
+        'in_channels': 7,
+        'num_class_embeds': 300,
+        'only_cross_attention': [True, True, False],
+        'up_block_types': ['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'],
+        'use_linear_projection': True,
+    },
 }
 
 
@@ -90,14 +137,21 @@ def both(name):
     randomise(theirs, seed=1)
     draw = np.random.default_rng(2)
     sample = draw.normal(size=(2, 8, 8, config['in_channels'])).astype(np.float32)
-    text = draw.normal(size=(2, 5, config['encoder_hid_dim'] or config['cross_attention_dim'])).astype(np.float32)
-    cotangent = draw.normal(size=(2, 8, 8, 6)).astype(np.float32)
+    text = draw.normal(size=(2, 5, config.get('encoder_hid_dim') or config['cross_attention_dim'])).astype(np.float32)
+    cotangent = draw.normal(size=(2, 8, 8, config['out_channels'])).astype(np.float32)
     times = np.array([3, 997])
-    labels = {'class_labels': np.array([250, 40])} if config.get('class_embed_type') else {}
+    conditions = {}
+    if config.get('class_embed_type') or config.get('num_class_embeds'):
+        conditions['class_labels'] = np.array([250, 40])
+    if config.get('addition_embed_type') == 'text_time':
+        pooled = draw.normal(size=(2, 10)).astype(np.float32)
+        conditions['added_cond'] = {'text_embeds': pooled, 'time_ids': np.array([[512, 640, 0, 7, 512, 512]] * 2)}
 
     torch_sample = nchw(sample).requires_grad_()
-    torch_labels = {key: torch.from_numpy(value) for key, value in labels.items()}
-    output = theirs(torch_sample, torch.from_numpy(times), torch.from_numpy(text), **torch_labels).sample
+    torch_conditions = jax.tree.map(torch.from_numpy, conditions)
+    if 'added_cond' in torch_conditions:
+        torch_conditions['added_cond_kwargs'] = torch_conditions.pop('added_cond')
+    output = theirs(torch_sample, torch.from_numpy(times), torch.from_numpy(text), **torch_conditions).sample
     (output * nchw(cotangent)).sum().backward()
 
     apply, abstract = functional.abstract(lambda: UNet2DConditionModel(config, rngs=functional.Keys(0)))
@@ -105,7 +159,7 @@ def both(name):
     assert {k: v.shape for k, v in params.items()} == {k: v.shape for k, v in abstract.items()}
 
     def product(params, sample):
-        ours = apply(params, sample, jnp.asarray(times), jnp.asarray(text), **labels)
+        ours = apply(params, sample, jnp.asarray(times), jnp.asarray(text), **conditions)
         return jnp.sum(ours * cotangent), ours
 
     run = quick_jit(jax.value_and_grad(product, argnums=(0, 1), has_aux=True))
@@ -113,7 +167,9 @@ def both(name):
     return SimpleNamespace(
         apply=apply,
         params=params,
-        inputs=(sample, times, text, labels),
+        inputs=(sample, times, text, conditions),
+        cotangent=cotangent,
+        torch_names={name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()},
         output=(ours, nhwc(output)),
         params_gradient=(params_gradient, gradients(theirs)),
         sample_gradient=(sample_gradient, nhwc(torch_sample.grad)),
@@ -150,8 +206,8 @@ def test_unet_in_bfloat16_stays_near_float32_with_float32_output():
         lambda: UNet2DConditionModel(config, dtype=jnp.bfloat16, rngs=functional.Keys(0))
     )
     assert {value.dtype for value in abstract.values()} == {jnp.dtype('float32')}
-    sample, times, text, labels = run.inputs
-    output = quick_jit(apply)(run.params, sample, times, text, **labels)
+    sample, times, text, conditions = run.inputs
+    output = quick_jit(apply)(run.params, sample, times, text, **conditions)
     assert output.dtype == jnp.float32
     assert 1e-5 < largest_relative_difference(output, run.output[1]) < 0.05
 
@@ -221,11 +277,11 @@ def test_unsupported_unet_value_is_named_in_one_sentence(change, sentence):
 
 def test_inputs_that_do_not_fit_are_named_in_one_sentence():
     run = both('stage_two')
-    sample, times, text, labels = run.inputs
+    sample, times, text, conditions = run.inputs
     with pytest.raises(ValueError, match=r'sample has shape \(2, 8, 7, 6\) but must be \[B, H, W, 6\]'):
-        run.apply(run.params, sample[:, :, :7], times, text, **labels)
+        run.apply(run.params, sample[:, :, :7], times, text, **conditions)
     with pytest.raises(ValueError, match='class_labels are missing but must be given'):
         run.apply(run.params, sample, times, text)
     with pytest.raises(ValueError, match='class_labels are given but must be left out'):
         run = both('stage_one')
-        run.apply(run.params, *run.inputs[:3], **labels)
+        run.apply(run.params, *run.inputs[:3], **conditions)
