@@ -40,9 +40,9 @@ def split(model: nnx.Module) -> tuple[Callable[..., Any], Params]:
 
     Args:
       model: a module whose only variables are nnx.Param; an abstract one (nnx.eval_shape) gives abstract parameters.
-    Returns: (apply, params). `apply(params, *args, **kwargs)` equals `model(*args, **kwargs)` with these parameters, and
-      `apply(params, *args, method='decode', **kwargs)` equals `model.decode(*args, **kwargs)`; it may be traced by jit,
-      grad, pmap and scan; whatever is static in the module is captured.
+    Returns: (apply, params). `apply(params, *args, **kwargs)` equals `model(*args, **kwargs)` with these parameters, or
+      `model.decode(*args, **kwargs)` with the keyword method='decode'; it may be traced by jit, grad, pmap and scan;
+      whatever is static in the module is captured.
     Raises: ValueError if the module holds other state (random keys, running statistics); `apply` raises ValueError if
       the names of its parameters are not those of the module.
     """
