@@ -40,8 +40,9 @@ def split(model: nnx.Module) -> tuple[Callable[..., Any], Params]:
 
     Args:
       model: a module whose only variables are nnx.Param; an abstract one (nnx.eval_shape) gives abstract parameters.
-    Returns: (apply, params). `apply(params, *args, **kwargs)` equals `model(*args, **kwargs)` with these parameters and
-      may be traced by jit, grad, pmap and scan; whatever is static in the module is captured.
+    Returns: (apply, params). `apply(params, *args, **kwargs)` equals `model(*args, **kwargs)` with these parameters, or
+      `model.decode(*args, **kwargs)` with the keyword method='decode'; it may be traced by jit, grad, pmap and scan;
+      whatever is static in the module is captured.
     Raises: ValueError if the module holds other state (random keys, running statistics); `apply` raises ValueError if
       the names of its parameters are not those of the module.
     """
@@ -51,7 +52,7 @@ def split(model: nnx.Module) -> tuple[Callable[..., Any], Params]:
     if others:
         raise ValueError(f'{type(model).__name__} holds state that is no parameter: {", ".join(others[:5])}')
 
-    def apply(params: Mapping[str, jax.Array], *args, **kwargs):
+    def apply(params: Mapping[str, jax.Array], *args, method: str = '__call__', **kwargs):
         if params.keys() != variables.keys():
             missing, unknown = (
                 sorted(variables.keys() - params.keys())[:5],
@@ -59,7 +60,7 @@ def split(model: nnx.Module) -> tuple[Callable[..., Any], Params]:
             )
             raise ValueError(f'parameters do not fit {type(model).__name__}: missing {missing}, unknown {unknown}')
         flat = [(path, variable.replace(params[name])) for name, (path, variable) in variables.items()]
-        return nnx.merge(graph, nnx.from_flat_state(flat))(*args, **kwargs)
+        return getattr(nnx.merge(graph, nnx.from_flat_state(flat)), method)(*args, **kwargs)
 
     return apply, {name: variable.get_value() for name, (_, variable) in variables.items()}
 

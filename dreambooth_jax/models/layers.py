@@ -25,6 +25,7 @@ def _exact_gelu(x):
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'gelu': _exact_gelu,  # torch's nn.GELU() is the exact one; jax's default is the tanh approximation
     'mish': jax.nn.mish,
+    'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x),  # of OpenAI's CLIP
     'relu': jax.nn.relu,
     'silu': jax.nn.silu,
     'swish': jax.nn.silu,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dreambooth_jax.models import configuration
 from dreambooth_jax.models.attention import attend, split_heads
 
 # Constructor defaults of transformers' T5Config, of the keys that shape the encoder.
@@ -37,17 +38,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns: the keys of DEFAULTS; other keys do not concern the encoder and are left out.
     Raises: ValueError, one sentence with the key, the value found and the values allowed.
     """
-    full = {key: config.get(key, default) for key, default in DEFAULTS.items()}
-    if full['feed_forward_proj'] != 'gated-gelu':
-        raise ValueError(
-            f"t5 config: feed_forward_proj is {full['feed_forward_proj']!r} but must be one of ('gated-gelu',)"
-        )
-    for key, default in DEFAULTS.items():
-        kind = (int, float) if isinstance(default, float) else int
-        if key != 'feed_forward_proj' and not (isinstance(full[key], kind) and full[key] > 0):
-            noun = 'number' if isinstance(default, float) else 'integer'
-            raise ValueError(f't5 config: {key} is {full[key]!r} but must be a positive {noun}')
-    return full
+    return configuration.resolve('t5', config, DEFAULTS, choices={'feed_forward_proj': ('gated-gelu',)})
 
 
 def relative_position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:

@@ -46,7 +46,7 @@ class ResnetBlock2D(nnx.Module):
     """Two convolutions with the time features in between, added to the input.
 
     Args of the constructor:
-      time_features: width of the time features.
+      time_features: width of the time features; None for a block without, as in an autoencoder.
       time_scale_shift: 'scale_shift' modulates the second norm, 'default' adds before it.
       skip_time_act: the time features come activated already.
       out_scale_factor: divides the sum of the branches.
@@ -58,11 +58,11 @@ class ResnetBlock2D(nnx.Module):
         in_channels: int,
         out_channels: int,
         *,
-        time_features: int,
+        time_features: int | None,
         groups: int,
         epsilon: float,
         activation: str,
-        time_scale_shift: str,
+        time_scale_shift: str = 'default',
         skip_time_act: bool = False,
         out_scale_factor: float = 1.0,
         resample: Callable | None = None,
@@ -73,7 +73,9 @@ class ResnetBlock2D(nnx.Module):
         self.conv1 = convolution(in_channels, out_channels, dtype=dtype, rngs=rngs)
         self.modulates = time_scale_shift == 'scale_shift'
         time_outputs = 2 * out_channels if self.modulates else out_channels
-        self.time_emb_proj = nnx.Linear(time_features, time_outputs, dtype=dtype, rngs=rngs)
+        self.time_emb_proj = (
+            nnx.Linear(time_features, time_outputs, dtype=dtype, rngs=rngs) if time_features is not None else None
+        )
         self.norm2 = GroupNorm(out_channels, groups, epsilon, dtype=dtype, rngs=rngs)
         self.conv2 = convolution(out_channels, out_channels, zero=True, dtype=dtype, rngs=rngs)
         self.conv_shortcut = (
@@ -84,14 +86,17 @@ class ResnetBlock2D(nnx.Module):
         self.out_scale_factor = out_scale_factor
         self.resample = resample
 
-    def __call__(self, x, time):
-        """x f[B, H, W, in], time f[B, time_features] -> f[B, H', W', out]."""
+    def __call__(self, x, time=None):
+        """x f[B, H, W, in], time f[B, time_features] (None if the block has none) -> f[B, H', W', out]."""
         h = self.activation(self.norm1(x))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         h = self.conv1(h)
-        time = self.time_emb_proj(time if self.skip_time_act else self.activation(time))[:, None, None, :]
-        if self.modulates:
+        if self.time_emb_proj is not None:
+            time = self.time_emb_proj(time if self.skip_time_act else self.activation(time))[:, None, None, :]
+        if time is None:
+            h = self.norm2(h)
+        elif self.modulates:
             scale, shift = jnp.split(time, 2, axis=-1)
             h = self.norm2(h) * (1 + scale) + shift
         else:

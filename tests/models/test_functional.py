@@ -18,6 +18,9 @@ class Network(nnx.Module):
             x = layer(x)
         return x * scale
 
+    def first(self, x, *, scale=1.0):
+        return self.layers[0](x) * scale
+
 
 NAMES = {'layers.0.kernel', 'layers.0.bias', 'layers.1.scale', 'layers.1.bias'}
 
@@ -28,6 +31,14 @@ def test_apply_equals_the_call_of_the_module():
     x = jnp.arange(6.0).reshape(2, 3)
     assert params.keys() == NAMES
     np.testing.assert_array_equal(apply(params, x, scale=2.0), model(x, scale=2.0))
+
+
+def test_apply_calls_the_method_that_is_named():
+    model = Network(nnx.Rngs(0))
+    apply, params = functional.split(model)
+    x = jnp.arange(6.0).reshape(2, 3)
+    ours = jax.jit(lambda params: apply(params, x, method='first', scale=2.0))(params)
+    np.testing.assert_allclose(ours, model.first(x, scale=2.0), rtol=1e-6)
 
 
 def test_apply_works_inside_scan_of_gradient_steps():

@@ -1,15 +1,17 @@
 """Published configurations build, without memory, with exactly the published number of parameters.
 
-The values are those of deep-floyd/IF's model cards and of diffusers' scripts/convert_if.py, and of Stable Diffusion's
-published config.json files; the counts were taken from diffusers 0.42.1, and for IF from the original network of
-deep-floyd/IF too, which agrees.
+The values for IF are those of deep-floyd/IF's model cards and of diffusers' scripts/convert_if.py; the counts were
+taken from diffusers 0.42.1 and from the original network of deep-floyd/IF, which agree. Those of Stable Diffusion are
+in the config.json files of its repositories, and the counts agree with the sizes of the published weights.
 """
 
 import pytest
 
 from dreambooth_jax.models import functional
+from dreambooth_jax.models.clip import CLIPTextModel
 from dreambooth_jax.models.t5 import T5EncoderModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
+from dreambooth_jax.models.vae import AutoencoderKL
 
 IF = {
     'act_fn': 'gelu',
@@ -115,3 +117,65 @@ def test_unet_has_the_published_number_of_parameters(name):
 def test_t5_xxl_has_the_published_number_of_parameters():
     _, params = functional.abstract(lambda: T5EncoderModel(T5_XXL, rngs=functional.Keys(0)))
     assert functional.parameter_count(params) == 4_762_310_656
+
+
+def autoencoder(widths, **changes):
+    return {
+        'act_fn': 'silu',
+        'block_out_channels': widths,
+        'down_block_types': len(widths) * ['DownEncoderBlock2D'],
+        'in_channels': 3,
+        'latent_channels': 4,
+        'layers_per_block': 2,
+        'norm_num_groups': 32,
+        'out_channels': 3,
+        'up_block_types': len(widths) * ['UpDecoderBlock2D'],
+        **changes,
+    }
+
+
+AUTOENCODERS = {
+    'stable-diffusion-v1-5': (autoencoder([128, 256, 512, 512], sample_size=512), 83_653_863),
+    'stable-diffusion-2-1': (autoencoder([128, 256, 512, 512], sample_size=768), 83_653_863),
+    'stable-diffusion-xl': (
+        autoencoder([128, 256, 512, 512], force_upcast=True, sample_size=1024, scaling_factor=0.13025), 83_653_863),
+    'stable-diffusion-x4-upscaler': (
+        autoencoder([128, 256, 512], sample_size=256, scaling_factor=0.08333), 55_325_927),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', AUTOENCODERS)
+def test_autoencoder_has_the_published_number_of_parameters(name):
+    config, count = AUTOENCODERS[name]
+    _, params = functional.abstract(lambda: AutoencoderKL(config, rngs=functional.Keys(0)))
+    assert functional.parameter_count(params) == count
+
+
+def text_encoder(width, heads, layers, activation, projected):
+    return {
+        'eos_token_id': 2,
+        'hidden_act': activation,
+        'hidden_size': width,
+        'intermediate_size': 4 * width,
+        'layer_norm_eps': 1e-5,
+        'max_position_embeddings': 77,
+        'model_type': 'clip_text_model',
+        'num_attention_heads': heads,
+        'num_hidden_layers': layers,
+        'projection_dim': projected,
+        'vocab_size': 49408,
+    }
+
+
+TEXT_ENCODERS = {
+    'clip-l': (text_encoder(768, 12, 12, 'quick_gelu', 768), False, 123_060_480),  # SD 1.x, first of XL
+    'openclip-h': (text_encoder(1024, 16, 23, 'gelu', 512), False, 340_387_840),  # SD 2.x and the upscaler
+    'openclip-bigg': (text_encoder(1280, 20, 32, 'gelu', 1280), True, 694_659_840),  # second of XL
+}
+
+
+@pytest.mark.parametrize('name', TEXT_ENCODERS)
+def test_clip_text_encoder_has_the_published_number_of_parameters(name):
+    config, projection, count = TEXT_ENCODERS[name]
+    _, params = functional.abstract(lambda: CLIPTextModel(config, projection=projection, rngs=functional.Keys(0)))
+    assert functional.parameter_count(params) == count

@@ -1,0 +1,308 @@
+"""The autoencoder of latent diffusion: pictures to the moments of their latents, latents to pictures.
+
+A latent that a UNet reads or predicts is scaled: `sample_latents` and `latent_mode` multiply by scaling_factor(config),
+and who decodes divides first, as in diffusers: `decode` takes latents as `encode` makes them. Children are named as in
+the published checkpoints.
+Source: diffusers 0.42.1 models/autoencoders/autoencoder_kl.py, vae.py; Rombach et al. 2022.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dreambooth_jax.models import configuration
+from dreambooth_jax.models.attention import attend
+from dreambooth_jax.models.layers import GroupNorm, convolution, nearest_upsample
+from dreambooth_jax.models.unet_blocks import ResnetBlock2D
+
+# Constructor defaults of diffusers' AutoencoderKL.
+DEFAULTS: dict[str, Any] = {
+    'in_channels': 3,
+    'out_channels': 3,
+    'down_block_types': ('DownEncoderBlock2D',),
+    'up_block_types': ('UpDecoderBlock2D',),
+    'block_out_channels': (64,),
+    'layers_per_block': 1,
+    'act_fn': 'silu',
+    'latent_channels': 4,
+    'norm_num_groups': 32,
+    'sample_size': None,  # of diffusers' tiling
+    'scaling_factor': 0.18215,
+    'shift_factor': None,
+    'latents_mean': None,
+    'latents_std': None,
+    'force_upcast': True,
+    'use_quant_conv': True,
+    'use_post_quant_conv': True,
+    'mid_block_add_attention': True,
+}
+CHOICES = {'act_fn': ('gelu', 'mish', 'relu', 'silu', 'swish')}
+FIXED = ('shift_factor', 'latents_mean', 'latents_std')
+BLOCK_TYPES = {'down_block_types': 'DownEncoderBlock2D', 'up_block_types': 'UpDecoderBlock2D'}
+EPSILON = 1e-6  # of every norm, whatever the configuration says
+LOG_VARIANCE_RANGE = (-30.0, 20.0)
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks an autoencoder's config.json and completes it.
+
+    Args:
+      config: as diffusers writes it; keys that start with '_' are ignored, missing ones take diffusers' defaults.
+    Returns: every key of DEFAULTS.
+    Raises: ValueError, one sentence with the key, the value found and the values allowed.
+    """
+    unknown = sorted(key for key in config if key not in DEFAULTS and not key.startswith('_'))
+    if unknown:
+        raise ValueError(f'vae config: unknown key {unknown[0]!r}; it must be one of {tuple(sorted(DEFAULTS))}')
+    full = configuration.resolve('vae', config, DEFAULTS, choices=CHOICES, fixed=FIXED)
+    wrong = functools.partial(configuration.wrong, 'vae')
+    for key in ('block_out_channels', *BLOCK_TYPES):
+        if not isinstance(full[key], list | tuple) or not full[key]:
+            raise wrong(key, full[key], 'a list with one entry per block')
+    widths, groups = full['block_out_channels'], full['norm_num_groups']
+    for index, width in enumerate(widths):
+        if not configuration.is_positive(width, int) or width % groups:
+            allowed = f'a positive multiple of norm_num_groups, which is {groups}'
+            raise wrong(f'block_out_channels[{index}]', width, allowed)
+    for key, implemented in BLOCK_TYPES.items():
+        for index, name in enumerate(full[key]):
+            if name != implemented:
+                raise wrong(f'{key}[{index}]', name, f'{implemented!r}: no other block is implemented')
+        if len(full[key]) != len(widths):
+            raise wrong(key, full[key], f'a list of {len(widths)} entries, one per entry of block_out_channels')
+    return full
+
+
+def scaling_factor(config: Mapping[str, Any]) -> float:
+    """What an autoencoder's latents are multiplied by before a UNet reads them, from its config.json.
+
+    0.18215 if the file does not say it (Stable Diffusion 1.x and 2.x); 0.13025 for XL, 0.08333 for the x4 upscaler.
+    """
+    return float(resolve(config)['scaling_factor'])
+
+
+def size_divisor(config: Mapping[str, Any]) -> int:
+    """How many pixels a side of a latent pixel stands for: 8 for Stable Diffusion, 4 for the x4 upscaler."""
+    return 2 ** (len(resolve(config)['block_out_channels']) - 1)
+
+
+def sample_latents(moments, noise, scaling_factor: float):
+    """A draw from the distribution of a picture's latents, scaled for the UNet.
+
+    Args:
+      moments: f[..., 2 * latent_channels] of `encode`: mean, then log-variance, which is clipped to
+        LOG_VARIANCE_RANGE.
+      noise: f[..., latent_channels], standard normal.
+    Returns: f32[..., latent_channels].
+    """
+    mean, log_variance = jnp.split(jnp.asarray(moments, jnp.float32), 2, axis=-1)
+    deviation = jnp.exp(0.5 * jnp.clip(log_variance, *LOG_VARIANCE_RANGE))
+    return (mean + deviation * jnp.asarray(noise, jnp.float32)) * scaling_factor
+
+
+def latent_mode(moments, scaling_factor: float):
+    """The most likely latents of a picture, scaled for the UNet; arguments and result as of `sample_latents`."""
+    mean, _ = jnp.split(jnp.asarray(moments, jnp.float32), 2, axis=-1)
+    return mean * scaling_factor
+
+
+class PixelAttention(nnx.Module):
+    """Residual attention of every position of a feature map to all others, with one head as wide as the map.
+
+    Its logits are f32[B, H * W, H * W]: 64 MiB for a picture of 512 x 512 px, 1 GiB for one of 1024 x 1024.
+    """
+
+    def __init__(self, channels: int, *, groups: int, made):
+        def dense():
+            return nnx.Linear(channels, channels, **made)
+
+        self.group_norm = GroupNorm(channels, groups, EPSILON, **made)
+        self.to_q = dense()
+        self.to_k = dense()
+        self.to_v = dense()
+        self.to_out = nnx.List([dense()])
+
+    def __call__(self, x):
+        """f[B, H, W, channels] -> the same."""
+        pixels = self.group_norm(x.reshape(x.shape[0], -1, x.shape[-1]))
+        query, key, value = (dense(pixels)[:, :, None, :] for dense in (self.to_q, self.to_k, self.to_v))
+        return x + self.to_out[0](attend(query, key, value, scale=x.shape[-1] ** -0.5).reshape(x.shape))
+
+
+class Downsample(nnx.Module):
+    """A convolution that halves the resolution: f[B, H, W, C] -> f[B, H/2, W/2, C]."""
+
+    def __init__(self, channels: int, *, made):
+        # Padding behind only, as diffusers' encoder does; its UNets pad both sides.
+        self.conv = nnx.Conv(channels, channels, (3, 3), 2, padding=((0, 1), (0, 1)), **made)
+
+    def __call__(self, x):
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Twice the resolution by repeated pixels, then a convolution: f[B, H, W, C] -> f[B, 2H, 2W, C]."""
+
+    def __init__(self, channels: int, *, made):
+        self.conv = convolution(channels, channels, **made)
+
+    def __call__(self, x):
+        return self.conv(nearest_upsample(x))
+
+
+class Block(nnx.Module):
+    """Residual blocks at one resolution, then the next resolution: DownEncoderBlock2D and UpDecoderBlock2D.
+
+    Args of the constructor:
+      in_channels, out_channels: of the block; layers: number of residual blocks.
+      resnet: (in, out) -> residual block.
+      downsampler, upsampler: channels -> layer that changes the resolution, or None.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, *, resnet, downsampler=None, upsampler=None):
+        inputs = [in_channels] + (layers - 1) * [out_channels]
+        self.resnets = nnx.List([resnet(width, out_channels) for width in inputs])
+        self.downsamplers = nnx.List([downsampler(out_channels)] if downsampler else [])
+        self.upsamplers = nnx.List([upsampler(out_channels)] if upsampler else [])
+
+    def __call__(self, x):
+        for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class MidBlock(nnx.Module):
+    """Residual block, attention (or None), residual block at the lowest resolution."""
+
+    def __init__(self, channels: int, *, resnet, attention=None):
+        self.attentions = nnx.List([attention(channels)] if attention else [])
+        self.resnets = nnx.List([resnet(channels, channels) for _ in range(2)])
+
+    def __call__(self, x):
+        first, second = self.resnets
+        for layer in (first, *self.attentions, second):
+            x = layer(x)
+        return x
+
+
+class Encoder(nnx.Module):
+    """f[B, H, W, in_channels] -> f[B, h, w, 2 * latent_channels]; c: resolved configuration."""
+
+    def __init__(self, c: Mapping[str, Any], made):
+        widths, groups = c['block_out_channels'], c['norm_num_groups']
+        resnet, attention = _layers(c, made)
+        downsampler = functools.partial(Downsample, made=made)
+        self.conv_in = convolution(c['in_channels'], widths[0], **made)
+        self.down_blocks = nnx.List([
+            Block(widths[max(level - 1, 0)], width, c['layers_per_block'], resnet=resnet,
+                  downsampler=downsampler if level < len(widths) - 1 else None)
+            for level, width in enumerate(widths)
+        ])  # fmt: skip
+        self.mid_block = MidBlock(widths[-1], resnet=resnet, attention=attention)
+        self.conv_norm_out = GroupNorm(widths[-1], groups, EPSILON, **made)
+        self.conv_out = convolution(widths[-1], 2 * c['latent_channels'], **made)
+
+    def __call__(self, x):
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        # SiLU whatever act_fn says.
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nnx.Module):
+    """f[B, h, w, latent_channels] -> f[B, H, W, out_channels]; c: resolved configuration."""
+
+    def __init__(self, c: Mapping[str, Any], made):
+        widths, groups = c['block_out_channels'][::-1], c['norm_num_groups']
+        resnet, attention = _layers(c, made)
+        upsampler = functools.partial(Upsample, made=made)
+        self.conv_in = convolution(c['latent_channels'], widths[0], **made)
+        self.mid_block = MidBlock(widths[0], resnet=resnet, attention=attention)
+        self.up_blocks = nnx.List([
+            Block(widths[max(index - 1, 0)], width, c['layers_per_block'] + 1, resnet=resnet,
+                  upsampler=upsampler if index < len(widths) - 1 else None)
+            for index, width in enumerate(widths)
+        ])  # fmt: skip
+        self.conv_norm_out = GroupNorm(widths[-1], groups, EPSILON, **made)
+        self.conv_out = convolution(widths[-1], c['out_channels'], **made)
+
+    def __call__(self, x):
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+def _layers(c, made):
+    """((in, out) -> residual block, channels -> attention block or None) of a resolved configuration."""
+    groups = c['norm_num_groups']
+    resnet = functools.partial(
+        ResnetBlock2D, time_features=None, groups=groups, epsilon=EPSILON, activation=c['act_fn'], **made
+    )
+    attention = functools.partial(PixelAttention, groups=groups, made=made)
+    return resnet, attention if c['mid_block_add_attention'] else None
+
+
+class AutoencoderKL(nnx.Module):
+    """Variational autoencoder. Its two functions are `encode` and `decode`: functional.split's `method`.
+
+    Args of the constructor:
+      config: the dictionary of a diffusers config.json; missing keys take diffusers' defaults.
+      dtype: compute dtype; parameters are f32. With force_upcast, which is diffusers' default, float32 is taken
+        instead of float16, in which the activations overflow; bfloat16 is as wide as float32 and is kept.
+      rngs: source of the initial parameters.
+    Raises: ValueError, one sentence, for a configuration that is not supported.
+    """
+
+    def __init__(self, config: Mapping[str, Any], *, dtype=jnp.float32, rngs: nnx.Rngs):
+        c = resolve(config)
+        if c['force_upcast'] and jnp.dtype(dtype) == jnp.float16:
+            dtype = jnp.float32
+        made = {'dtype': dtype, 'rngs': rngs}
+        latent = c['latent_channels']
+        self.encoder = Encoder(c, made)
+        self.decoder = Decoder(c, made)
+        self.quant_conv = convolution(2 * latent, 2 * latent, 1, **made) if c['use_quant_conv'] else None
+        self.post_quant_conv = convolution(latent, latent, 1, **made) if c['use_post_quant_conv'] else None
+        self.dtype = dtype
+        self.in_channels, self.latent_channels = c['in_channels'], latent
+        self.size_divisor = size_divisor(config)
+
+    def encode(self, pixels):
+        """The distribution of a picture's latents.
+
+        Args:
+          pixels: f[B, H, W, in_channels] in [-1, 1]; H and W multiples of `size_divisor`.
+        Returns: f32[B, H / size_divisor, W / size_divisor, 2 * latent_channels], mean and then log-variance, unclipped;
+          sample_latents and latent_mode make latents of them.
+        Raises: ValueError for another shape.
+        """
+        self._check('pixels', pixels, self.in_channels, self.size_divisor)
+        moments = self.encoder(pixels.astype(self.dtype))
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        return moments.astype(jnp.float32)
+
+    def decode(self, latents):
+        """The picture of latents.
+
+        Args:
+          latents: f[B, h, w, latent_channels], not scaled: what a UNet predicts, divided by scaling_factor(config).
+        Returns: f32[B, h * size_divisor, w * size_divisor, out_channels], about [-1, 1] and not clipped.
+        Raises: ValueError for another shape.
+        """
+        self._check('latents', latents, self.latent_channels, 1)
+        latents = latents.astype(self.dtype)
+        if self.post_quant_conv is not None:
+            latents = self.post_quant_conv(latents)
+        return self.decoder(latents).astype(jnp.float32)
+
+    def _check(self, noun, x, channels, divisor):
+        if x.ndim != 4 or x.shape[-1] != channels or any(side % divisor for side in x.shape[1:3]):
+            multiples = f' with H and W multiples of {divisor}' if divisor > 1 else ''
+            raise ValueError(f'vae: {noun} have shape {x.shape} but must be [B, H, W, {channels}]{multiples}')
