@@ -92,15 +92,15 @@ class ResnetBlock2D(nnx.Module):
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         h = self.conv1(h)
-        if self.time_emb_proj is not None:
-            time = self.time_emb_proj(time if self.skip_time_act else self.activation(time))[:, None, None, :]
-        if time is None:
+        if self.time_emb_proj is None:
             h = self.norm2(h)
-        elif self.modulates:
-            scale, shift = jnp.split(time, 2, axis=-1)
-            h = self.norm2(h) * (1 + scale) + shift
         else:
-            h = self.norm2(h + time)
+            time = self.time_emb_proj(time if self.skip_time_act else self.activation(time))[:, None, None, :]
+            if self.modulates:
+                scale, shift = jnp.split(time, 2, axis=-1)
+                h = self.norm2(h) * (1 + scale) + shift
+            else:
+                h = self.norm2(h + time)
         h = self.conv2(self.activation(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
