@@ -48,7 +48,7 @@ def train_stage(config, workdir, name, cascade, table, grid, place):
             **shared, noising_schedule=schedules.from_config(pipeline.image_noising_scheduler),
             factor=size // cascade.base.unet.config['sample_size'], noise_level=settings.noise_level)  # fmt: skip
     params = {'unet': pipeline.unet.params}
-    data = {'pictures': table.pictures, 'prompt_of': table.prompt_of}
+    data = table.arrays
     if train_text:
         params['text_encoder'] = pipeline.text_encoder.params
         data |= dict(zip(('tokens', 'mask'), Tokenizer.load(pipeline.tokenizer_folder)(table.prompts), strict=True))
@@ -112,11 +112,13 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     if cascade.super_resolution is not None:
         sizes['super_resolution'] = cascade.super_resolution.unet.config['sample_size']
     pictures = {name: instance_pictures.read(config, size) for name, size in sizes.items()}
+    if pictures['base'].masks is not None:
+        print('masks weigh the loss of the pictures that have one')
     run.begin(config, workdir)
     class_pictures = prior_images.read(prior_images.prior_images_of(config, original, workdir), sizes)
     samples = config.samples
     grid = SampleGrid(
-        original, pictures[list(sizes)[-1]][0], config.sample_prompts(), num_images=samples.num_images,
+        original, pictures[list(sizes)[-1]].images, config.sample_prompts(), num_images=samples.num_images,
         steps=samples.steps, guidance_scale=samples.guidance_scale, sampler=samples.sampler, seed=samples.seed,
         **config.super_resolution.drawing())  # fmt: skip
     place = placement.make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)

@@ -2,12 +2,13 @@
 
 What a photo may be is decided here: turned by its EXIF tag, CMYK, grey, 16 bits deep, with a palette, transparent
 (shown on white), animated (the first frame counts). Colour profiles are not applied. Resizing is antialiased (Lanczos)
-and never enlarges.
+and never enlarges. A mask, which weighs the loss of each pixel, is any such file, resized and cropped as its picture.
 """
 
 import io
 import os
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -41,10 +42,64 @@ def read_picture(
     Raises: PictureError if the file cannot be read, is no picture, is damaged or is smaller than the resolution;
       ValueError for another crop.
     """
+    return read_masked_picture(path, None, resolution, crop=crop, rng=rng)[0]
+
+
+def read_masked_picture(
+    path: str | os.PathLike,
+    mask: str | os.PathLike | None,
+    resolution: int,
+    *,
+    crop: str = 'center',
+    rng: np.random.Generator | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a picture and the file that says what of it counts, both brought to size in the same way.
+
+    Args:
+      mask: white counts, black does not, grey and colours by their brightness; transparent is black. None: all counts.
+      others: of `read_picture`.
+    Returns: the picture, uint8[resolution, resolution, 3], and its mask, uint8[resolution, resolution, 1], each value
+      the mean over the area of its pixel.
+    Raises: as `read_picture`, for both files; PictureError if they differ in size or nothing that counts is kept.
+    """
     if crop not in ('center', 'random'):
         raise ValueError(f"crop must be 'center' or 'random', got {crop!r}")
     image = decode_picture(path)
-    width, height = image.size
+    frame = _frame(path, image.size, resolution, rng if crop == 'random' else None)
+    picture = frame.apply(image, Image.Resampling.LANCZOS)
+    if mask is None:
+        return picture, np.full((*picture.shape[:2], 1), 255, np.uint8)
+    weights = decode_picture(mask, background='black').convert('L')
+    if weights.size != image.size:
+        raise PictureError(
+            f'the mask {mask} is {weights.width} x {weights.height} pixels but its picture {path} {image.width} x '
+            f'{image.height}, both as they are shown upright; make the mask as large as its picture'
+        )
+    # A mean over areas, since Lanczos would put light echoes of a white edge into the black beside it.
+    kept = frame.apply(weights, Image.Resampling.BOX)[..., None]
+    if not kept.any():
+        raise PictureError(
+            f'the mask {mask} is black all over what is kept of {path}, so nothing of that picture would be learned; '
+            f'paint white what counts, or take both out of their folder'
+        )
+    return picture, kept
+
+
+class _Frame(NamedTuple):
+    """How a picture is brought to size: resized as a whole, then cut."""
+
+    resized: tuple[int, int]  # width, height
+    box: tuple[int, int, int, int]  # left, top, right, bottom
+
+    def apply(self, image: Image.Image, resampling: Image.Resampling) -> np.ndarray:
+        return np.array(image.resize(self.resized, resampling).crop(self.box))
+
+
+def _frame(
+    path: str | os.PathLike, size: tuple[int, int], resolution: int, rng: np.random.Generator | None
+) -> _Frame:
+    """The frame in the middle, or with `rng` a random one, of a picture of that (width, height)."""
+    width, height = size
     shorter = min(width, height)
     if shorter < resolution:
         raise PictureError(
@@ -52,19 +107,18 @@ def read_picture(
             f'lower resolution'
         )
     side = resolution
-    if crop == 'random':
+    if rng is not None:
         side = int(rng.uniform(resolution, min(MAX_ZOOM * resolution, shorter) + 1))
     # Rounded down, as torchvision's Resize does, so that other trainers' pixels are met.
     width, height = (side, side * height // width) if width <= height else (side * width // height, side)
-    image = image.resize((width, height), Image.Resampling.LANCZOS)
-    if crop == 'center':
+    if rng is None:
         left, top = round((width - resolution) / 2), round((height - resolution) / 2)
     else:
         left, top = (int(rng.integers(spare + 1)) for spare in (width - resolution, height - resolution))
-    return np.array(image.crop((left, top, left + resolution, top + resolution)))
+    return _Frame((width, height), (left, top, left + resolution, top + resolution))
 
 
-def decode_picture(path: str | os.PathLike) -> Image.Image:
+def decode_picture(path: str | os.PathLike, *, background: str = 'white') -> Image.Image:
     """The whole picture, upright, as an RGB image of Pillow; raises PictureError as `read_picture` does."""
     try:
         with open(path, 'rb') as file:
@@ -79,7 +133,7 @@ def decode_picture(path: str | os.PathLike) -> Image.Image:
             raise PictureError(f'{path} is {why_not_a_picture(path)}; {_REPLACE}') from None
         try:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(ImageOps.exif_transpose(image), background)
         except PictureError as error:
             raise PictureError(f'{path} {error}') from None
         except Exception:  # damaged files make Pillow's decoders raise nearly anything
@@ -105,7 +159,7 @@ def why_not_a_picture(path: str | os.PathLike) -> str | None:
         return f'not a picture ({READABLE})'
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, background: str) -> Image.Image:
     if image.mode == 'F':
         raise PictureError('holds floating-point values; save it with 8 or 16 bits per channel')
     if image.mode.startswith('I'):
@@ -116,6 +170,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert('RGB')
     if image.has_transparency_data:
         image = image.convert('RGBA')
-        white = Image.new('RGBA', image.size, 'white')
-        return Image.alpha_composite(white, image).convert('RGB')
+        behind = Image.new('RGBA', image.size, background)
+        return Image.alpha_composite(behind, image).convert('RGB')
     return image.convert('RGB')

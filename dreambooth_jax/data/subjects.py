@@ -1,8 +1,9 @@
 """A subject's folder: its pictures, their captions, and everything else that lies there.
 
 Pictures are found by content, whatever their names say, and taken in the order of their names. A text file beside a
-picture (dog.txt beside dog.jpg) is its caption. Hidden files are ignored; anything else is skipped and named, so that
-the program can warn. A picture that is damaged or too small is an error: the user meant it to be used.
+picture (dog.txt beside dog.jpg) is its caption, a picture dog.mask.png says what of it counts (images.py). Hidden files
+are ignored; anything else is skipped and named, so that the program can warn. A picture that is damaged or too small
+is an error, as is a mask that fits no picture: the user meant it to be used.
 """
 
 import dataclasses
@@ -12,14 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreambooth_jax.data.images import READABLE, PictureError, read_picture, why_not_a_picture
+from dreambooth_jax.data.images import READABLE, PictureError, read_masked_picture, why_not_a_picture
+
+MASK = '.mask'  # before the extension of a mask's name
 
 
 class PictureFile(NamedTuple):
-    """A picture and the caption that lies beside it, if one does."""
+    """A picture, and the caption and the mask that lie beside it, if they do."""
 
     path: pathlib.Path
     caption: str | None
+    mask: pathlib.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +32,14 @@ class Pictures:
 
     Attributes:
       images: uint8[N, H, W, 3], RGB; N = files * crops, the crops of one file together.
+      masks: uint8[N, H, W, 1], 255 where a pixel counts in full and 0 where it does not; None if no picture has one.
       prompts: N captions or prompts.
       names: N file names.
       skipped: name -> reason, of what lay in the folder and is not used.
     """
 
     images: np.ndarray
+    masks: np.ndarray | None
     prompts: list[str]
     names: list[str]
     skipped: dict[str, str]
@@ -42,7 +48,8 @@ class Pictures:
 def list_pictures(folder: str | os.PathLike) -> tuple[list[PictureFile], dict[str, str]]:
     """The picture files of a folder, sorted by name, and name -> reason for everything that is none.
 
-    Raises: PictureError if the folder is missing, is a file or cannot be read, or if a caption is empty or not UTF-8.
+    Raises: PictureError if the folder is missing, is a file or cannot be read, if a caption is empty or not UTF-8, or
+      if a mask is no picture, has none beside it or is not the only one.
     """
     folder = pathlib.Path(folder)
     if not folder.exists():
@@ -53,11 +60,14 @@ def list_pictures(folder: str | os.PathLike) -> tuple[list[PictureFile], dict[st
         files = sorted(path for path in folder.iterdir() if not path.name.startswith('.'))
     except OSError as error:
         raise PictureError(f'the folder {folder} cannot be read: {error.strerror}') from None
-    reasons = {path: why_not_a_picture(path) for path in files}
-    pictures = [path for path in files if reasons[path] is None]
+    masks = [path for path in files if path.stem.lower().endswith(MASK) and path.suffix.lower() != '.txt']
+    reasons = {path: why_not_a_picture(path) for path in files if path not in masks}
+    pictures = [path for path in reasons if reasons[path] is None]
+    mask_of = _match_masks(pictures, masks)
     captions = {path: path.with_suffix('.txt') for path in pictures if path.suffix != '.txt'}
     unused = {path.name: reason for path, reason in reasons.items() if reason and path not in captions.values()}
-    return [PictureFile(path, _read_caption(captions.get(path))) for path in pictures], unused
+    found = [PictureFile(path, _read_caption(captions.get(path)), mask_of.get(path.stem)) for path in pictures]
+    return found, unused
 
 
 def read_subject(
@@ -70,28 +80,54 @@ def read_subject(
       prompt: of the pictures without a caption.
       crops: squares per picture: the centre one, then random ones.
       seed: of the random crops; a crop depends on it, on the picture's place in the folder and on its own number.
-    Raises: PictureError if no picture is there, or one is damaged or smaller than the resolution.
+    Raises: PictureError if no picture is there, or one is damaged or smaller than the resolution, or a mask does not
+      fit its picture.
     """
     files, skipped = list_pictures(folder)
     if not files:
         found = '; '.join(f'{name} is {reason}' for name, reason in skipped.items()) or 'it is empty'
         raise PictureError(f'the folder {folder} holds no picture ({found}); put pictures ({READABLE}) there')
-    images = [
-        read_picture(
-            file.path,
-            resolution,
-            crop='random' if crop else 'center',
-            rng=np.random.default_rng([seed, place, crop]),
-        )
-        for place, file in enumerate(files)
-        for crop in range(crops)
-    ]
+    images, masks = zip(
+        *(
+            read_masked_picture(
+                file.path,
+                file.mask,
+                resolution,
+                crop='random' if crop else 'center',
+                rng=np.random.default_rng([seed, place, crop]),
+            )
+            for place, file in enumerate(files)
+            for crop in range(crops)
+        ),
+        strict=True,
+    )
     return Pictures(
         images=np.stack(images),
+        masks=np.stack(masks) if any(file.mask for file in files) else None,
         prompts=[file.caption or prompt for file in files for _ in range(crops)],
         names=[file.path.name for file in files for _ in range(crops)],
         skipped=skipped,
     )
+
+
+def _match_masks(pictures: list[pathlib.Path], masks: list[pathlib.Path]) -> dict[str, pathlib.Path]:
+    """Stem of a picture -> its mask."""
+    stems = {path.stem for path in pictures}
+    mask_of = {}
+    for mask in masks:
+        stem = mask.stem[: -len(MASK)]
+        reason = why_not_a_picture(mask)
+        if reason is not None:
+            raise PictureError(f'the mask {mask} is {reason}; replace it or take it out of its folder')
+        if stem not in stems:
+            raise PictureError(
+                f'the mask {mask} has no picture beside it ({stem}.jpg, {stem}.png or another kind); rename it or take '
+                f'it out of its folder'
+            )
+        if stem in mask_of:
+            raise PictureError(f'{mask_of[stem]} and {mask} are masks of the same picture; keep one of them')
+        mask_of[stem] = mask
+    return mask_of
 
 
 def _read_caption(path: pathlib.Path | None) -> str | None:

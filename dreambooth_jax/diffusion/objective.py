@@ -57,15 +57,7 @@ def denoising_loss(
     if min_snr_gamma is not None and min_snr_gamma <= 0:
         raise ValueError(f'min_snr_gamma is {min_snr_gamma}; it must be above 0, or None for no weighting.')
     error = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
-    if mask is None:
-        loss = _mean_per_row(error)
-    else:
-        try:
-            mask = jnp.broadcast_to(jnp.asarray(mask, jnp.float32), error.shape)
-        except ValueError:
-            raise ValueError(f'mask has shape {mask.shape}; it must broadcast to {error.shape}.') from None
-        area = _mean_per_row(mask)
-        loss = jnp.where(area > 0, _mean_per_row(mask * error) / jnp.where(area > 0, area, 1.0), 0.0)
+    loss = _mean_per_row(error, mask)
     if min_snr_gamma is None:
         return loss
     snr = jnp.asarray(snr, jnp.float32)
@@ -81,6 +73,8 @@ def variance_loss(
     x_t: jax.Array,
     t: jax.Array,
     schedule: Schedule,
+    *,
+    mask: jax.Array | None = None,
 ) -> jax.Array:
     """Variational bound of a learned-range variance, per example, scaled so that it can be added to denoising_loss.
 
@@ -96,6 +90,7 @@ def variance_loss(
         x_t: [B, H, W, C].
         t: i32[B] in [0, T).
         schedule: variance_type 'learned_range'. With zero terminal SNR and epsilon the last time gives NaN.
+        mask: as in `denoising_loss`.
     Returns: f32[B].
     Raises: ValueError if shapes differ or the schedule's variance is not a learned range.
     Source: Nichol & Dhariwal 2021, equations 15 and 16; gaussian_diffusion.py of openai/improved-diffusion.
@@ -127,7 +122,7 @@ def variance_loss(
     )
     mean = x0_coefficient * predicted_x0 + x_t_coefficient * x_t
     surprise = -_log_probability_of_levels(x0, mean, 0.5 * log_variance)
-    nats = jnp.where(t == 0, _mean_per_row(surprise), _mean_per_row(divergence))
+    nats = jnp.where(t == 0, _mean_per_row(surprise, mask), _mean_per_row(divergence, mask))
     return nats / math.log(2.0) * (schedule.num_train_timesteps / 1000.0)
 
 
@@ -165,5 +160,15 @@ def _gaussian_cdf(x: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(math.sqrt(8.0 / math.pi) * (x + 0.044715 * x**3))
 
 
-def _mean_per_row(values: jax.Array) -> jax.Array:
-    return jnp.mean(values, axis=tuple(range(1, values.ndim)))
+def _mean_per_row(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    axes = tuple(range(1, values.ndim))
+    if mask is None:
+        return jnp.mean(values, axis=axes)
+    try:
+        mask = jnp.broadcast_to(jnp.asarray(mask, jnp.float32), values.shape)
+    except ValueError:
+        raise ValueError(f'mask has shape {mask.shape}; it must broadcast to {values.shape}.') from None
+    area = jnp.mean(mask, axis=axes)
+    # What a mask leaves out may be infinite, as a bound far off can be: times 0 that would be NaN.
+    kept = jnp.mean(jnp.where(mask > 0, mask * values, 0.0), axis=axes)
+    return jnp.where(area > 0, kept / jnp.where(area > 0, area, 1.0), 0.0)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.data.images import read_picture
+from dreambooth_jax.data.table import Examples
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.weights.folders import Network, Pipeline
 
@@ -142,8 +143,8 @@ def ensure_prior_images(
     return files
 
 
-def read(images: Sequence[PriorImage], sizes: Mapping[str, int]) -> dict[str, tuple[np.ndarray, list[str]]]:
-    """Class pictures in memory: stage -> (uint8[N, size, size, 3], N prompts), of the stages they were drawn for.
+def read(images: Sequence[PriorImage], sizes: Mapping[str, int]) -> dict[str, Examples]:
+    """Class pictures in memory: stage -> uint8[N, size, size, 3] and N prompts, of the stages they were drawn for.
 
     Args:
       images: of `ensure_prior_images`.
@@ -153,7 +154,7 @@ def read(images: Sequence[PriorImage], sizes: Mapping[str, int]) -> dict[str, tu
     paths = {BASE: [image.path for image in images], SUPER_RESOLUTION: [image.super_resolution for image in images]}
     prompts = [image.prompt for image in images]
     return {
-        stage: (np.stack([read_picture(path, size) for path in paths[stage]]), prompts)
+        stage: Examples(np.stack([read_picture(path, size) for path in paths[stage]]), prompts)
         for stage, size in sizes.items()
         if images and None not in paths[stage]
     }

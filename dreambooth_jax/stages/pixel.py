@@ -2,7 +2,9 @@
 
 Loss of one row: the weighted squared error of the network's prediction (epsilon, v or x0, as the schedule says) plus,
 for networks with a learned-range variance, the variational bound of Nichol & Dhariwal 2021 on the variance alone.
-Data range [-1, 1], NHWC.
+Data range [-1, 1], NHWC. With masks both are the mean over what the row's mask keeps, so that a row's scale, and with
+it the balance between instance and class rows, does not depend on how much that is. (kohya's masked loss leaves small
+subjects with a small loss; OneTrainer has this as normalize_masked_area_loss.)
 """
 
 import dataclasses
@@ -59,11 +61,25 @@ def gather_pictures(
     frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool
 ) -> jax.Array:
     """The rows' pictures as f32[B, H, W, C] in [-1, 1], mirrored at random where `flip` is set."""
-    pictures = frozen['pictures'][batch['picture']].astype(jnp.float32) / 127.5 - 1.0
+    return _gather(frozen['pictures'], batch, keys, flip) / 127.5 - 1.0
+
+
+def gather_masks(
+    frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool
+) -> jax.Array | None:
+    """How much each pixel of the rows counts, f32[B, H, W, 1] in [0, 1], mirrored with the pictures; None: all alike.
+
+    Args: of `gather_pictures`, with the same keys.
+    """
+    return _gather(frozen['masks'], batch, keys, flip) / 255.0 if 'masks' in frozen else None
+
+
+def _gather(rows: jax.Array, batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool) -> jax.Array:
+    rows = rows[batch['picture']].astype(jnp.float32)
     if not flip:
-        return pictures
+        return rows
     mirrored = jax.vmap(jax.random.bernoulli)(keys)
-    return jnp.where(mirrored[:, None, None, None], pictures[:, :, ::-1], pictures)
+    return jnp.where(mirrored[:, None, None, None], rows[:, :, ::-1], rows)
 
 
 def gather_prompts(
@@ -92,6 +108,7 @@ def denoise_rows(
     weights: Objective,
     time_keys: jax.Array,
     noise_keys: jax.Array,
+    masks: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Noises pictures at random times and measures the network's answer.
 
@@ -101,6 +118,7 @@ def denoise_rows(
       schedule: gives times, prediction type and variance type.
       weights: see `Objective`.
       time_keys, noise_keys: row keys [B].
+      masks: f32[B, H, W, 1], how much each pixel counts; None: all alike.
     Returns: f32[B] and its parts 'denoising' and, with a trained variance, 'variance'.
     """
     channels = pictures.shape[-1]
@@ -118,11 +136,14 @@ def denoise_rows(
             schedules.snr(schedule, t),
             prediction_type=schedule.prediction_type,
             min_snr_gamma=weights.min_snr_gamma,
+            mask=masks,
         )
     }
     loss = parts['denoising']
     if output.shape[-1] == 2 * channels and weights.variance_weight > 0:
-        parts['variance'] = objective.variance_loss(output[..., channels:], answer, pictures, x_t, t, schedule)
+        parts['variance'] = objective.variance_loss(
+            output[..., channels:], answer, pictures, x_t, t, schedule, mask=masks
+        )
         loss = loss + weights.variance_weight * parts['variance']
     return loss, parts
 
@@ -137,7 +158,8 @@ class PixelStage:
       text_encoder: (params, ids, mask) -> embeddings when it trains along, None when embeddings are looked up.
       objective: weights of the loss.
     `frozen` holds: pictures uint8[N, H, W, C]; prompt_of i32[N]; and either embeddings f32[P, L, D] or, with a trained
-    text encoder, tokens i32[P, L] and mask i32[P, L]. Prompt 0 is the empty prompt.
+    text encoder, tokens i32[P, L] and mask i32[P, L]; and, where pictures have them, masks uint8[N, H, W, 1] of how
+    much each pixel counts (255: in full). Prompt 0 is the empty prompt.
     """
 
     unet: Callable
@@ -148,8 +170,9 @@ class PixelStage:
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys = streams(keys, 4)
         pictures = gather_pictures(frozen, batch, flip_keys, self.objective.random_flip)
+        masks = gather_masks(frozen, batch, flip_keys, self.objective.random_flip)
         embeddings = gather_prompts(
             params, frozen, batch, drop_keys, text_encoder=self.text_encoder, dropout=self.objective.prompt_dropout
         )
         network = lambda x_t, t: self.unet(params['unet'], x_t, t, embeddings)  # noqa: E731
-        return denoise_rows(network, pictures, self.schedule, self.objective, time_keys, noise_keys)
+        return denoise_rows(network, pictures, self.schedule, self.objective, time_keys, noise_keys, masks)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.stages.pixel import Objective, denoise_rows, gather_pictures, gather_prompts, streams
+from dreambooth_jax.stages.pixel import Objective, denoise_rows, gather_masks, gather_pictures, gather_prompts, streams
 
 
 def conditioning(
@@ -75,8 +75,10 @@ class SuperResolutionStage:
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys, level_keys, augment_keys, crop_keys = streams(keys, 7)
         high = gather_pictures(frozen, batch, flip_keys, self.objective.random_flip)
+        masks = gather_masks(frozen, batch, flip_keys, self.objective.random_flip)
         if self.crop is not None:
             high = crop_rows(high, self.crop, self.factor, crop_keys)
+            masks = None if masks is None else crop_rows(masks, self.crop, self.factor, crop_keys)
         low = low_resolution.downsample(high, self.factor)
         lowest, highest = self.noise_level
         level = noise_lib.sample_timesteps(level_keys, lowest, highest + 1)
@@ -90,4 +92,4 @@ class SuperResolutionStage:
                 params['unet'], jnp.concatenate([x_t, condition], axis=-1), t, embeddings, class_labels=level
             )
 
-        return denoise_rows(network, high, self.schedule, self.objective, time_keys, noise_keys)
+        return denoise_rows(network, high, self.schedule, self.objective, time_keys, noise_keys, masks)

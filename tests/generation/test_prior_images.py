@@ -255,7 +255,7 @@ def test_a_run_that_trains_the_second_stage_on_class_pictures_gets_both_sizes(tm
     assert painter.options['noise_level'] == 20
     assert painter.options['super_resolution_guidance_scale'] == 1.5
     read = prior_images.read(images, {'base': 8, 'super_resolution': 16})
-    assert {stage: pixels.shape for stage, (pixels, _) in read.items()} == {
+    assert {stage: pixels.shape for stage, (pixels, *_) in read.items()} == {
         'base': (4, 8, 8, 3), 'super_resolution': (4, 16, 16, 3)}  # fmt: skip
     assert read['base'][1] == ['a dog', 'a dog', 'a cat', 'a cat']
     assert prior_images.read([], {'base': 8}) == {}

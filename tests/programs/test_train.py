@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -174,6 +175,25 @@ def test_the_text_encoder_moves_only_if_it_is_trained(program, finished, config,
         assert program('train', f'--config={config}', f'--workdir={run}', *options).code == 0
         trained = files.read_tensors(run / 'model' / name)
         assert any(not np.array_equal(trained[key], before[key]) for key in before) == moves
+
+
+def test_a_mask_beside_a_picture_weighs_its_loss_and_no_class_pictures(program, finished, config, tmp_path):
+    whole, _ = finished(program)
+    photos = tmp_path / 'photos'
+    shutil.copytree(config.parent / 'photos', photos)
+    mask = np.zeros((24, 24), np.uint8)
+    mask[:12] = 255
+    for name in ('1', '2', '3'):
+        Image.fromarray(mask).save(photos / f'{name}.mask.png')
+    ended = program(
+        'train', f'--config={config}', f'--workdir={tmp_path / "run"}', f'--config.data.instance_dir={photos}',
+        f'--config.prior.dir={whole / "prior"}', '--config.super_resolution_model=none', '--config.base.steps=1',
+        '--config.samples.steps=1', '--config.export=False')  # fmt: skip
+    assert ended.code == 0 and 'masks weigh the loss' in ended.out
+    (ours,), (theirs, *_) = metrics.read(tmp_path / 'run', 'base'), metrics.read(whole, 'base')
+    assert abs(ours['instance_denoising'] - theirs['instance_denoising']) > 1e-3
+    assert abs(ours['instance_variance'] - theirs['instance_variance']) > 1e-6
+    assert ours['prior_loss'] == pytest.approx(theirs['prior_loss'], rel=1e-5)
 
 
 def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):

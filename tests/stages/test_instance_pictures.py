@@ -28,8 +28,8 @@ def photos(folder, count, captions=()):
 def test_a_built_in_subject_is_its_reference_scenes_at_any_size():
     config = config_with(subject='dog6', instance_prompt='a sks dog', class_prompt='a dog')
     scenes = subjects.reference_scenes('dog6')
-    images, prompts = instance_pictures.read(config, 32)
-    assert 4 <= len(scenes) <= 6 and images.shape == (len(scenes), 32, 32, 3)
+    images, prompts, masks = instance_pictures.read(config, 32)
+    assert masks is None and 4 <= len(scenes) <= 6 and images.shape == (len(scenes), 32, 32, 3)
     assert np.array_equal(images[1], draw.paint(scenes[1], 32)) and prompts == ['a sks dog'] * len(scenes)
     assert instance_pictures.read(config, 128)[0].shape == (len(scenes), 128, 128, 3)
 
@@ -40,7 +40,7 @@ def test_several_subjects_keep_their_own_prompts_and_captions(tmp_path):
              instance_prompt='a sks cat', class_prompt='a cat'),
         dict(subject='vase', instance_prompt='a zwx vase', class_prompt='a vase'),
     )  # fmt: skip
-    images, prompts = instance_pictures.read(config_with(concepts=concepts), 32)
+    images, prompts, _ = instance_pictures.read(config_with(concepts=concepts), 32)
     painted = len(subjects.reference_scenes('vase'))
     assert prompts == ['a sks cat', 'a sks cat asleep', *['a zwx vase'] * painted]
     assert len(images) == 2 + painted and images[1].max() == 10
@@ -49,8 +49,21 @@ def test_several_subjects_keep_their_own_prompts_and_captions(tmp_path):
 def test_crops_come_with_their_pictures_prompt(tmp_path):
     folder = photos(tmp_path / 'dog', 3)
     config = config_with(instance_dir=folder, instance_prompt='a sks dog', class_prompt='a dog', crops=2)
-    images, prompts = instance_pictures.read(config, 32)
+    images, prompts, _ = instance_pictures.read(config, 32)
     assert len(images) == len(prompts) == 6
+
+
+def test_pictures_without_a_mask_count_in_full_beside_one_that_has_one(tmp_path):
+    folder = photos(tmp_path / 'dog', 2)
+    half = np.zeros((40, 48), np.uint8)
+    half[:, :24] = 255
+    Image.fromarray(half).save(tmp_path / 'dog' / '1.mask.png')
+    dog = dict(instance_dir=folder, instance_prompt='a sks dog', class_prompt='a dog')
+    vase = dict(subject='vase', instance_prompt='a zwx vase', class_prompt='a vase')
+    masks = instance_pictures.read(config_with(concepts=(vase, dog)), 32).masks
+    painted = len(subjects.reference_scenes('vase'))
+    assert masks.shape == (painted + 2, 32, 32, 1) and masks.dtype == np.uint8
+    assert masks[: painted + 1].min() == 255 and masks[painted + 1].mean() == 127.5
 
 
 def test_an_unknown_subject_is_answered_with_those_there_are():

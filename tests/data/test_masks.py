@@ -1,0 +1,186 @@
+"""Masks beside pictures: which belongs to which, that they stay on their pictures, and a sentence for each misfit."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax.data.images import PictureError, read_masked_picture, read_picture
+from dreambooth_jax.data.subjects import list_pictures, read_subject
+from dreambooth_jax.data.table import Examples, make_table, shrink_masks
+
+
+def picture(height=48, width=70, seed=0):
+    """Coarse noise: a crop that is one pixel off is seen, and resizing it changes little."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+    return coarse.repeat(8, 0).repeat(8, 1)[:height, :width]
+
+
+def save(path, pixels, **options):
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path, **options)
+    return path
+
+
+def white(height=48, width=70):
+    return np.full((height, width), 255, np.uint8)
+
+
+def sentence(folder, **options):
+    with pytest.raises(PictureError) as error:
+        read_subject(folder, 32, 'a sks dog', **options)
+    return str(error.value)
+
+
+def test_a_mask_is_no_picture_and_belongs_to_the_one_of_its_name(tmp_path):
+    for name in ('a.jpg', 'b.c.png', 'mask.png', 'd.png'):
+        save(tmp_path / name, picture())
+    save(tmp_path / 'a.mask.png', white())
+    save(tmp_path / 'b.c.MASK.webp', white())
+    (tmp_path / 'a.mask.txt').write_text('what a captioning tool wrote beside the mask')
+    files, skipped = list_pictures(tmp_path)
+    found = {file.path.name: file.mask and file.mask.name for file in files}
+    assert found == {'a.jpg': 'a.mask.png', 'b.c.png': 'b.c.MASK.webp', 'd.png': None, 'mask.png': None}
+    assert list(skipped) == ['a.mask.txt']
+    pictures = read_subject(tmp_path, 32, 'a sks dog')
+    assert pictures.masks.shape == (4, 32, 32, 1) and pictures.masks.dtype == np.uint8
+    assert (pictures.masks == 255).all() and pictures.prompts == ['a sks dog'] * 4
+
+
+def test_without_any_mask_there_is_none(tmp_path):
+    save(tmp_path / 'a.png', picture())
+    assert read_subject(tmp_path, 32, 'a sks dog').masks is None
+
+
+@pytest.mark.parametrize('crop', ['center', 'random'])
+@pytest.mark.parametrize('orientation', [1, 3, 6, 8])
+def test_a_mask_is_turned_resized_and_cropped_as_its_picture(tmp_path, crop, orientation):
+    """The picture's own grey as its mask comes out as the grey of what is read of the picture."""
+    for seed in range(4):
+        grey = picture(92, 61, seed)[..., :1].repeat(3, 2)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path, mask = save(tmp_path / 'a.png', grey, exif=exif), save(tmp_path / 'a.mask.png', grey, exif=exif)
+        pixels, weights = read_masked_picture(path, mask, 32, crop=crop, rng=np.random.default_rng(seed))
+        np.testing.assert_array_equal(pixels, read_picture(path, 32, crop=crop, rng=np.random.default_rng(seed)))
+        # Alike up to their filters, box against Lanczos, but not one pixel further.
+        likeness = [np.corrcoef(weights[..., 0].ravel(), np.roll(pixels[..., 0], shift, axis).ravel())[0, 1]
+                    for shift, axis in ((0, 0), (1, 0), (-1, 0), (1, 1), (-1, 1))]  # fmt: skip
+        assert likeness[0] > 0.98 > 0.95 > max(likeness[1:])
+
+
+def test_a_mask_that_is_stored_upright_fits_a_picture_that_is_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / 'a.jpg', picture(48, 70), exif=exif)
+    upper = white(70, 48)
+    upper[35:] = 0
+    save(tmp_path / 'a.mask.png', upper)
+    masks = read_subject(tmp_path, 48, 'a sks dog').masks
+    assert masks[0, :24].min() == 255 and masks[0, 24:].max() == 0
+
+
+def test_a_mask_gives_the_mean_over_each_pixels_area_and_no_echo_of_its_edges(tmp_path):
+    mask = np.zeros((96, 96))
+    mask[:, 41:] = 255
+    save(tmp_path / 'a.png', picture(96, 96))
+    save(tmp_path / 'a.mask.png', mask)
+    row = read_subject(tmp_path, 32, 'a sks dog').masks[0, 5, :, 0]
+    np.testing.assert_array_equal(row, [0] * 13 + [85] + [255] * 18)
+
+
+@pytest.mark.parametrize('kind', ['1', 'L', 'P', 'RGB', 'LA', 'I;16', 'JPEG'])
+def test_every_kind_of_file_gives_white_1_black_0_and_grey_between(tmp_path, kind):
+    values = np.zeros((32, 32), np.uint8)
+    values[:, 8:24] = 255
+    if kind != '1':
+        values[:, 16:24] = 51
+    image = Image.fromarray(values)
+    if kind == 'I;16':
+        image = Image.fromarray(values.astype(np.uint16) * 257)
+    elif kind != 'JPEG':
+        image = image.convert(kind)
+    image.save(tmp_path / f'a.mask.{"jpg" if kind == "JPEG" else "png"}')
+    save(tmp_path / 'a.png', picture(32, 32))
+    read = read_subject(tmp_path, 32, 'a sks dog').masks[0, ..., 0]
+    np.testing.assert_allclose(read, values, atol=6 if kind == 'JPEG' else 0)
+
+
+def test_transparent_parts_of_a_mask_are_black(tmp_path):
+    pixels = np.full((32, 32, 4), 255, np.uint8)
+    pixels[:16, :, 3] = 0
+    save(tmp_path / 'a.mask.png', pixels)
+    save(tmp_path / 'a.png', picture(32, 32))
+    masks = read_subject(tmp_path, 32, 'a sks dog').masks
+    assert masks[0, :16].max() == 0 and masks[0, 16:].min() == 255
+
+
+def test_random_crops_have_their_own_part_of_the_mask(tmp_path):
+    save(tmp_path / 'a.png', np.stack([np.tile(np.arange(120), (60, 1))] * 3, -1))
+    save(tmp_path / 'a.mask.png', np.tile(np.arange(120), (60, 1)))
+    pictures = read_subject(tmp_path, 32, 'a sks dog', crops=4, seed=3)
+    assert len(set(pictures.images[:, 16, 16, 0].tolist())) > 2
+    np.testing.assert_allclose(pictures.masks[..., 0], pictures.images[..., 0], atol=2)
+
+
+def test_a_mask_without_its_picture_is_named(tmp_path):
+    save(tmp_path / 'a.png', picture())
+    save(tmp_path / 'b.mask.png', white())
+    assert sentence(tmp_path) == (
+        f'the mask {tmp_path}/b.mask.png has no picture beside it (b.jpg, b.png or another kind); rename it or take it '
+        f'out of its folder'
+    )
+
+
+def test_a_mask_of_another_size_is_named_with_both_sizes(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / 'a.jpg', picture(48, 70), exif=exif)
+    save(tmp_path / 'a.mask.png', white(48, 70))
+    assert sentence(tmp_path) == (
+        f'the mask {tmp_path}/a.mask.png is 70 x 48 pixels but its picture {tmp_path}/a.jpg 48 x 70, both as they are '
+        f'shown upright; make the mask as large as its picture'
+    )
+
+
+def test_a_mask_that_leaves_nothing_is_named(tmp_path):
+    mask = white(40, 80)
+    mask[:, 15:] = 0  # the square in the middle begins at 20
+    save(tmp_path / 'a.png', picture(40, 80))
+    save(tmp_path / 'a.mask.png', mask)
+    assert sentence(tmp_path) == (
+        f'the mask {tmp_path}/a.mask.png is black all over what is kept of {tmp_path}/a.png, so nothing of that '
+        f'picture would be learned; paint white what counts, or take both out of their folder'
+    )
+
+
+def test_a_mask_that_is_no_picture_is_named(tmp_path):
+    save(tmp_path / 'a.png', picture())
+    (tmp_path / 'a.mask.psd').write_bytes(b'8BPS')
+    assert sentence(tmp_path) == (
+        f'the mask {tmp_path}/a.mask.psd is not a picture (JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP); replace it or take '
+        f'it out of its folder'
+    )
+
+
+def test_two_masks_of_one_picture_are_named(tmp_path):
+    save(tmp_path / 'a.png', picture())
+    for name in ('a.mask.jpg', 'a.mask.png'):
+        save(tmp_path / name, white())
+    assert sentence(tmp_path) == (
+        f'{tmp_path}/a.mask.jpg and {tmp_path}/a.mask.png are masks of the same picture; keep one of them'
+    )
+
+
+def test_class_pictures_count_in_full_in_the_table():
+    draw = np.random.default_rng(0)
+    mine = Examples(draw.integers(0, 256, (2, 8, 8, 3), np.uint8), ['a', 'b'], np.full((2, 8, 8, 1), 3, np.uint8))
+    theirs = Examples(draw.integers(0, 256, (3, 8, 8, 3), np.uint8), ['c'] * 3)
+    table = make_table(mine, theirs)
+    assert table.masks[:2].max() == 3 and table.masks[2:].min() == 255 and len(table.masks) == 5
+    assert table.arrays.keys() == {'pictures', 'prompt_of', 'masks'}
+    assert make_table(mine._replace(masks=None), theirs).arrays.keys() == {'pictures', 'prompt_of'}
+
+
+def test_masks_of_latents_are_means_that_lose_nothing():
+    masks = np.zeros((1, 16, 24, 1), np.uint8)
+    masks[0, :8, :8], masks[0, :8, 8:12], masks[0, 15, 23] = 255, 255, 1
+    np.testing.assert_array_equal(shrink_masks(masks, 8)[0, ..., 0], [[255, 128, 0], [0, 0, 1]])
