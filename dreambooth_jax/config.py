@@ -12,8 +12,8 @@ from typing import Literal
 from dreambooth_jax.settings import Settings, SettingsError, resolve, setting, to_config_dict, to_dict
 
 __all__ = [
-    'BaseConfig', 'CheckpointConfig', 'ConceptConfig', 'DataConfig', 'DreamBoothConfig', 'ObjectiveConfig',
-    'OptimizerConfig', 'ParallelConfig', 'PretrainConfig', 'PriorConfig', 'SamplesConfig', 'Settings', 'SettingsError',
+    'BaseConfig', 'CheckpointConfig', 'ConceptConfig', 'DataConfig', 'DreamBoothConfig', 'LoraConfig',
+    'ObjectiveConfig', 'OptimizerConfig', 'ParallelConfig', 'PretrainConfig', 'PriorConfig', 'SamplesConfig', 'Settings', 'SettingsError',
     'SuperResolutionConfig', 'resolve', 'setting', 'to_config_dict', 'to_dict',
 ]  # fmt: skip
 
@@ -161,6 +161,10 @@ class BaseConfig(Settings):
     # Its own learning rate. None: that of the UNet.
     text_encoder_learning_rate: float | None = setting(None, '> 0')
 
+    # How many of CLIP's last layers are left out when prompts are read, in training and in drawing; some community
+    # models were trained with 1. T5 has none to skip.
+    clip_skip: int = setting(0, '>= 0')
+
     def check(self, path: str) -> None:
         if self.text_encoder_learning_rate is not None and not self.train_text_encoder:
             raise SettingsError(
@@ -182,6 +186,11 @@ class SuperResolutionConfig(Settings):
     # Lowest and highest noise augmentation of the low picture in training: times of the image_noising schedule, both
     # included, drawn per row. The paper lowers it for fine-tuning; high levels blur fine detail.
     noise_level: tuple[Timestep, Timestep] = setting((0, 50), f'in [0, {LAST_TIMESTEP}]')
+    # Train on random crops of this side, in pixels of the high picture. None: on whole pictures; the x4 upscaler of
+    # latents, whose whole pictures are too large, on crops of 512.
+    crop: int | None = setting(None, '> 0')
+    # The x4 upscaler: crops kept of each picture, their latents encoded once; other stages crop anew at every step.
+    crops: int = setting(8, '> 0')
     # Train on class pictures as well; nothing to do while prior.weight is 0.
     with_prior: bool = False
     # The augmentation when samples are drawn, a time of the same schedule; best inside noise_level.
@@ -209,6 +218,35 @@ def check_noise_level(noise_level: tuple[int, int], path: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig(Settings):
+    """Low-rank adapters (Hu et al. 2021) instead of whole networks, in every stage that trains."""
+
+    # Inner width of the adapters, usually 4 to 64. None: whole networks train.
+    rank: int | None = setting(None, '> 0')
+    # The adapters' output is multiplied by alpha / rank. None: as rank, a factor of 1.
+    alpha: float | None = setting(None, '> 0')
+    # Which layers, as regular expressions of whole dotted paths such as '.*attn2\.to_k'; convolutions too. Empty: the
+    # attention projections.
+    targets: tuple[str, ...] = ()
+    # Learn the length of every output's kernel as well (DoRA, Liu et al. 2024).
+    dora: bool = False
+
+    @property
+    def scale_alpha(self) -> float:
+        """alpha, or its default."""
+        return float(self.rank if self.alpha is None else self.alpha)
+
+    def check(self, path: str) -> None:
+        given = {'alpha': self.alpha, 'targets': self.targets, 'dora': self.dora}
+        for name, value in given.items():
+            if self.rank is None and value:
+                raise SettingsError(
+                    f'{path}.{name} is {value!r} but {path}.rank is None, so whole networks train; set the rank, or '
+                    f'leave {path}.{name} out'
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ParallelConfig(Settings):
     """How the work is spread over devices, and in which numbers it is done."""
 
@@ -218,6 +256,8 @@ class ParallelConfig(Settings):
     dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'
     # 'fsdp' shards parameters of at least this many bytes; smaller ones are copied.
     fsdp_min_bytes: int = setting(4 * 2**20, '>= 0')
+    # Compute the UNet's activations again in the backward pass instead of keeping them: less memory, a third more time.
+    remat: bool = False
     # Optimiser steps in one device call (lax.scan), which saves host time. None: 1 on CPU, where convolutions inside a
     # loop run slowly, else 10.
     steps_per_dispatch: int | None = setting(None, '> 0')
@@ -269,6 +309,7 @@ class DreamBoothConfig(Settings):
     objective: ObjectiveConfig = ObjectiveConfig()
     base: BaseConfig = BaseConfig()
     super_resolution: SuperResolutionConfig = SuperResolutionConfig()
+    lora: LoraConfig = LoraConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: SamplesConfig = SamplesConfig()

@@ -118,7 +118,7 @@ def check_written(cascade, output: Path, dtype: str) -> int:
 
     from dreambooth_jax.generation.cascade import STAGES, Cascade
     from dreambooth_jax.weights.errors import WeightsError
-    from dreambooth_jax.weights.folders import COMPONENTS
+    from dreambooth_jax.weights.pipeline import COMPONENTS
 
     count, back = 0, Cascade.load(output)
     for stage in STAGES:

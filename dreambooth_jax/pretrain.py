@@ -26,6 +26,7 @@ def start_pipeline(config: PretrainConfig, workdir: Path):
     from dreambooth_jax.models import functional, t5, unet
     from dreambooth_jax.storybook import vocabulary
     from dreambooth_jax.weights import folders
+    from dreambooth_jax.weights.pipeline import Network, Pipeline
 
     dtype = compute_dtype(config.parallel.dtype)
 
@@ -33,7 +34,7 @@ def start_pipeline(config: PretrainConfig, workdir: Path):
         def construct(rngs):
             return kind(architecture, dtype=dtype, rngs=rngs)
 
-        return folders.Network(architecture, *functional.init(construct, 2 * config.seed + stream))
+        return Network(architecture, *functional.init(construct, 2 * config.seed + stream))
 
     base = None
     if config.base is not None:
@@ -47,10 +48,12 @@ def start_pipeline(config: PretrainConfig, workdir: Path):
     if config.stage == 'base':
         vocabulary.write_tokenizer(workdir / 'tokenizer')
         encoder = fresh(t5.T5EncoderModel, config.text_encoder, 1)
-        return folders.Pipeline(folders.BASE_CLASS, network, encoder, workdir / 'tokenizer', config.scheduler)
-    return folders.Pipeline(
-        folders.SUPER_RESOLUTION_CLASS, network, base.text_encoder, base.tokenizer_folder, config.scheduler,
-        image_noising_scheduler=config.image_noising_scheduler)  # fmt: skip
+        parts = {'text_encoder': encoder, 'tokenizer_folder': workdir / 'tokenizer'}
+        return Pipeline(class_name='IFPipeline', scheduler=config.scheduler, unet=network, **parts)
+    parts = {'text_encoder': base.text_encoder, 'tokenizer_folder': base.tokenizer_folder}
+    return Pipeline(
+        class_name='IFSuperResolutionPipeline', scheduler=config.scheduler, unet=network,
+        image_noising_scheduler=config.image_noising_scheduler, **parts)  # fmt: skip
 
 
 def pretrain(config: PretrainConfig, workdir: Path) -> None:
@@ -64,24 +67,20 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.stages.pixel import Objective, PixelStage
     from dreambooth_jax.stages.super_resolution import SuperResolutionStage
+    from dreambooth_jax.stages.text_conditioning import TextConditioning, rows_of
     from dreambooth_jax.storybook import pools, vocabulary
-    from dreambooth_jax.text.tokenize import Tokenizer
     from dreambooth_jax.training import fit, optimizer, placement, run
     from dreambooth_jax.weights import folders
 
     run.begin(config, workdir)
     pipeline = start_pipeline(config, workdir)
-    tokenizer = Tokenizer.load(pipeline.tokenizer_folder)
     is_base = config.stage == 'base'
-    size = pipeline.unet.config['sample_size']
+    conditioning = TextConditioning.of(pipeline, size=pipeline.size)
     params = {'unet': pipeline.unet.params}
-    shared = {
-        'unet': pipeline.unet.apply,
-        'schedule': schedules.from_config(pipeline.scheduler),
-        'objective': Objective.from_settings(config),
-    }
+    shared = {'unet': pipeline.unet.apply, 'schedule': schedules.from_config(pipeline.scheduler)}
+    shared['objective'] = Objective.from_settings(config)
     if is_base:
-        stage = PixelStage(**shared, text_encoder=pipeline.text_encoder.apply)
+        stage = PixelStage(**shared, encode=conditioning)
         params['text_encoder'] = pipeline.text_encoder.params
     else:
         stage = SuperResolutionStage(
@@ -91,30 +90,29 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     # The pool: `passes` times through it in order (its pictures are drawn at random already), then the next one.
     steps_per_pool = max(1, config.passes * config.pool_size // config.batch_size)
     painters = pools.Painters(
-        config.seed, size, config.pool_size, processes=config.painters,
+        config.seed, pipeline.size, config.pool_size, processes=config.painters,
         rare_tokens=vocabulary.RARE_TOKENS, rare_token_rate=config.rare_token_rate)  # fmt: skip
     place = placement.make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
-    encode = jax.jit(pipeline.text_encoder.apply)
+    encode = functools.partial(jax.jit(conditioning), {'text_encoder': pipeline.text_encoder.params})
 
     @functools.lru_cache(maxsize=1)
     def pool_data(number):
         pool = painters.pool(number)
-        tokens, mask = tokenizer(['', *pool.captions])
+        tokens = conditioning.tokens(['', *pool.captions])
         data = {'pictures': pool.pictures, 'prompt_of': np.arange(1, config.pool_size + 1, dtype=np.int32)}
         if is_base:
-            data |= {'tokens': tokens, 'mask': mask}
+            data['tokens'] = tokens
         else:
-            slices = [slice(i, i + 256) for i in range(0, len(tokens), 256)]
-            data['embeddings'] = np.concatenate(
-                [encode(pipeline.text_encoder.params, tokens[rows], mask[rows]) for rows in slices])  # fmt: skip
+            slices = [slice(i, i + 256) for i in range(0, config.pool_size + 1, 256)]
+            parts = [jax.tree.map(np.asarray, encode(rows_of(tokens, rows))) for rows in slices]
+            data['text'] = jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
         return place.place_state(lambda data: data, data)
 
     def pick(key, step, batch, frozen):
         return {**batch, 'picture': pairs.picture_index(key, step, batch, config.pool_size, shuffle=False)}
 
     def trained(params):
-        parts = {component: dataclasses.replace(getattr(pipeline, component), params=value)
-                 for component, value in params.items()}  # fmt: skip
+        parts = {name: dataclasses.replace(getattr(pipeline, name), params=value) for name, value in params.items()}
         return dataclasses.replace(pipeline, **({'text_encoder': None} | parts))
 
     samples = config.samples

@@ -17,7 +17,7 @@ FLOORS = (
     ('weights',),
     ('stages', 'training'),
     ('generation',),
-    ('evaluation',),
+    ('evaluation', 'tuning'),
     ('program',),  # how every program starts and ends
     (PROGRAMS,),
 )

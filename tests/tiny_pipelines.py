@@ -9,20 +9,21 @@ import numpy as np
 from dreambooth_jax.models import functional
 from dreambooth_jax.storybook import vocabulary
 from dreambooth_jax.weights import folders
+from dreambooth_jax.weights.pipeline import Network, Pipeline, abstract_network
 from tests.weights import tiny
 
 _ROOT = tempfile.TemporaryDirectory(prefix='tiny_pipelines_')
 
 
-def random_network(component: str, config, seed: int) -> folders.Network:
+def random_network(component: str, config, seed: int) -> Network:
     """Random parameters, norms near one and everything else near zero."""
-    apply, shapes = functional.split(folders.abstract_network(component, config))
+    apply, shapes = functional.split(abstract_network(component, config))
     rng = np.random.default_rng(seed)
     params = {
         name: rng.normal(float(name.endswith('.scale')), 0.05, shape.shape).astype(np.float32)
         for name, shape in shapes.items()
     }
-    return folders.Network(config, apply, params)
+    return Network(config, apply, params)
 
 
 @functools.cache
@@ -33,22 +34,25 @@ def tokenizer_folder() -> Path:
 
 
 @functools.cache
-def base(seed: int = 0) -> folders.Pipeline:
-    return folders.Pipeline(
-        folders.BASE_CLASS,
-        random_network('unet', tiny.UNET, 3 * seed),
-        random_network('text_encoder', tiny.TEXT_ENCODER, 3 * seed + 1),
-        tokenizer_folder(),
-        tiny.SCHEDULER,
+def base(seed: int = 0) -> Pipeline:
+    return Pipeline(
+        class_name='IFPipeline',
+        scheduler=tiny.SCHEDULER,
+        unet=random_network('unet', tiny.UNET, 3 * seed),
+        text_encoder=random_network('text_encoder', tiny.TEXT_ENCODER, 3 * seed + 1),
+        tokenizer_folder=tokenizer_folder(),
     )
 
 
 @functools.cache
-def super_resolution(seed: int = 0) -> folders.Pipeline:
+def super_resolution(seed: int = 0) -> Pipeline:
     """Without a text encoder of its own, as Storybook's."""
     unet = random_network('unet', tiny.SUPER_RESOLUTION_UNET, 3 * seed + 2)
-    return folders.Pipeline(
-        folders.SUPER_RESOLUTION_CLASS, unet, None, None, tiny.SCHEDULER, image_noising_scheduler=tiny.NOISING_SCHEDULER
+    return Pipeline(
+        class_name='IFSuperResolutionPipeline',
+        scheduler=tiny.SCHEDULER,
+        unet=unet,
+        image_noising_scheduler=tiny.NOISING_SCHEDULER,
     )
 
 

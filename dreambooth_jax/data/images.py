@@ -30,19 +30,20 @@ def read_picture(
     *,
     crop: str = 'center',
     rng: np.random.Generator | None = None,
+    max_zoom: float = MAX_ZOOM,
 ) -> np.ndarray:
     """Reads a picture file as a square: shorter side resized, longer side cropped.
 
     Args:
       resolution: side of the square in pixels.
-      crop: 'center', or 'random': the shorter side becomes up to MAX_ZOOM * resolution, as far as the picture has the
+      crop: 'center', or 'random': the shorter side becomes up to max_zoom * resolution, as far as the picture has the
         pixels, and the square lies anywhere.
       rng: needed by 'random'.
     Returns: uint8[resolution, resolution, 3], RGB.
     Raises: PictureError if the file cannot be read, is no picture, is damaged or is smaller than the resolution;
       ValueError for another crop.
     """
-    return read_masked_picture(path, None, resolution, crop=crop, rng=rng)[0]
+    return read_masked_picture(path, None, resolution, crop=crop, rng=rng, max_zoom=max_zoom)[0]
 
 
 def read_masked_picture(
@@ -52,6 +53,7 @@ def read_masked_picture(
     *,
     crop: str = 'center',
     rng: np.random.Generator | None = None,
+    max_zoom: float = MAX_ZOOM,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads a picture and the file that says what of it counts, both brought to size in the same way.
 
@@ -65,7 +67,7 @@ def read_masked_picture(
     if crop not in ('center', 'random'):
         raise ValueError(f"crop must be 'center' or 'random', got {crop!r}")
     image = decode_picture(path)
-    frame = _frame(path, image.size, resolution, rng if crop == 'random' else None)
+    frame = _frame(path, image.size, resolution, rng if crop == 'random' else None, max_zoom)
     picture = frame.apply(image, Image.Resampling.LANCZOS)
     if mask is None:
         return picture, np.full((*picture.shape[:2], 1), 255, np.uint8)
@@ -96,7 +98,11 @@ class _Frame(NamedTuple):
 
 
 def _frame(
-    path: str | os.PathLike, size: tuple[int, int], resolution: int, rng: np.random.Generator | None
+    path: str | os.PathLike,
+    size: tuple[int, int],
+    resolution: int,
+    rng: np.random.Generator | None,
+    max_zoom: float,
 ) -> _Frame:
     """The frame in the middle, or with `rng` a random one, of a picture of that (width, height)."""
     width, height = size
@@ -108,7 +114,7 @@ def _frame(
         )
     side = resolution
     if rng is not None:
-        side = int(rng.uniform(resolution, min(MAX_ZOOM * resolution, shorter) + 1))
+        side = int(rng.uniform(resolution, min(max_zoom * resolution, shorter) + 1))
     # Rounded down, as torchvision's Resize does, so that other trainers' pixels are met.
     width, height = (side, side * height // width) if width <= height else (side * width // height, side)
     if rng is None:

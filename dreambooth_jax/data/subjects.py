@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreambooth_jax.data.images import READABLE, PictureError, read_masked_picture, why_not_a_picture
+from dreambooth_jax.data.images import MAX_ZOOM, READABLE, PictureError, read_masked_picture, why_not_a_picture
 
 MASK = '.mask'  # before the extension of a mask's name
 
@@ -71,14 +71,20 @@ def list_pictures(folder: str | os.PathLike) -> tuple[list[PictureFile], dict[st
 
 
 def read_subject(
-    folder: str | os.PathLike, resolution: int, prompt: str, *, crops: int = 1, seed: int = 0
+    folder: str | os.PathLike,
+    resolution: int,
+    prompt: str,
+    *,
+    crops: int = 1,
+    max_zoom: float = MAX_ZOOM,
+    seed: int = 0,
 ) -> Pictures:
     """Reads all pictures of a folder.
 
     Args:
       resolution: side of the square pictures, in pixels.
       prompt: of the pictures without a caption.
-      crops: squares per picture: the centre one, then random ones.
+      crops: squares per picture: the centre one, then random ones. max_zoom: of the random ones (images.py).
       seed: of the random crops; a crop depends on it, on the picture's place in the folder and on its own number.
     Raises: PictureError if no picture is there, or one is damaged or smaller than the resolution, or a mask does not
       fit its picture.
@@ -95,6 +101,7 @@ def read_subject(
                 resolution,
                 crop='random' if crop else 'center',
                 rng=np.random.default_rng([seed, place, crop]),
+                max_zoom=max_zoom,
             )
             for place, file in enumerate(files)
             for crop in range(crops)

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from dreambooth_jax.config import SettingsError
 from dreambooth_jax.data import low_resolution
-from dreambooth_jax.diffusion import samplers, schedules
 from dreambooth_jax.evaluation.judge import Judge
 from dreambooth_jax.generation import text_to_image
-from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
+from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade, highest_noise_level
+from dreambooth_jax.stages.text_conditioning import rows_of
 from dreambooth_jax.storybook import draw, subjects, world
 from dreambooth_jax.text import prompts as prompt_lists
 from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT, PROPERTY, Prompt
@@ -297,31 +297,20 @@ def enlarge(
     Returns: uint8[N, H, W, 3]; picture i depends on its low picture and prompt, on the seed, and on i.
     Raises: SettingsError for a noise level, sampler or number of steps that the model does not allow.
     """
-    second = cascade.super_resolution
-    try:
-        schedule, noising = (
-            schedules.from_config(config) for config in (second.scheduler, second.image_noising_scheduler)
-        )
-        samplers.step_table(schedule, sampler, steps)
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-    if not 0 <= noise_level < noising.num_train_timesteps:
-        raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {noising.num_train_timesteps - 1}')
-    program = ('enlarge', steps, float(guidance_scale), sampler)
-    if program not in cascade.programs:
-        cascade.programs[program] = text_to_image.make_sampler(
-            second.unet.apply, schedule, size=second.unet.config['sample_size'], steps=steps, method=sampler,
-            guidance_scale=guidance_scale, noising_schedule=noising)  # fmt: skip
+    sampler = cascade.sampler(SUPER_RESOLUTION, steps, guidance_scale, sampler)
+    highest = highest_noise_level(cascade.super_resolution)
+    if not 0 <= noise_level <= highest:
+        raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {highest}')
     text = cascade.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
     keys = text_to_image.picture_keys(seed, np.arange(len(low)))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, _SECOND_STAGE_STREAM))(keys)
     drawn = []
     with tqdm(total=len(low), unit='picture', desc='enlarging', disable=not progress, dynamic_ncols=True) as bar:
         for rows, used in text_to_image.padded_batches(len(low), batch_size):
-            negative = np.broadcast_to(text[:1], (len(rows), *text.shape[1:]))
             level = np.full(len(rows), noise_level, np.int32)
-            pictures = cascade.programs[program](
-                second.unet.params, text[1:][rows], negative, keys[rows], low=low[rows], level=level)  # fmt: skip
+            pictures = sampler(
+                cascade.super_resolution.unet.params, rows_of(text, 1 + rows), rows_of(text, np.zeros_like(rows)),
+                keys[rows], low=low[rows], level=level)  # fmt: skip
             drawn.append(text_to_image.to_uint8(pictures)[:used])
             bar.update(used)
     return np.concatenate(drawn)

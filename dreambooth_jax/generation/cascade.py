@@ -21,10 +21,12 @@ from tqdm import tqdm
 from dreambooth_jax.config import NO_MODEL, SettingsError
 from dreambooth_jax.diffusion import samplers, schedules
 from dreambooth_jax.generation import text_to_image
+from dreambooth_jax.models import vae
+from dreambooth_jax.stages.text_conditioning import Text, TextConditioning, rows_of
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.folders import Pipeline
+from dreambooth_jax.weights.pipeline import BASE_CLASSES, SUPER_RESOLUTION_CLASSES, Pipeline
 
 BASE, SUPER_RESOLUTION = STAGES = ('base', 'super_resolution')
 # The second stage's keys are the first one's folded with this; make_sampler splits a key into the streams 0, 1, 2.
@@ -50,34 +52,48 @@ class Cascade:
     """A base stage with text encoder and tokenizer, and perhaps a second stage.
 
     Attributes:
-      base: an IFPipeline, complete.
-      super_resolution: an IFSuperResolutionPipeline or None. Without a text encoder of its own it uses the base's.
+      base: a pipeline of one of BASE_CLASSES, complete.
+      super_resolution: one of SUPER_RESOLUTION_CLASSES, or None. Without a text encoder of its own it uses the base's.
+      size: side of the base stage's pictures in pixels; None: its own. Only latent models draw at other sizes.
+      clip_skip: of the base stage, see TextConditioning.
       programs: compiled functions; with_params hands them on.
-    Raises: WeightsError if a part is missing, is of the other kind, or does not fit the other stage.
+    Raises: WeightsError if a part is missing, is of the other kind, or does not fit the other stage; SettingsError for
+      a size that the model cannot draw at.
     """
 
     base: Pipeline
     super_resolution: Pipeline | None = None
+    size: int | None = None
+    clip_skip: int = 0
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
     _placed: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self):
-        _check_stage(self.base, folders.BASE_CLASS, ('unet', 'text_encoder', 'tokenizer_folder'))
-        second = self.super_resolution
+        base, second = self.base, self.super_resolution
+        _check_stage(base, BASE_CLASSES, base.family.networks + base.family.tokenizers)
+        _check_size(base, self.size)
         if second is None:
             return
-        _check_stage(second, folders.SUPER_RESOLUTION_CLASS, ('unet',))
+        parts = [part for part in second.family.networks if second.is_latent or part == 'unet']
+        _check_stage(second, SUPER_RESOLUTION_CLASSES, parts)
         if second.text_encoder is None:
-            needed, given = second.unet.config.get('encoder_hid_dim'), self.base.text_encoder.config['d_model']
+            config = second.unet.config
+            needed, given = config.get('encoder_hid_dim'), base.text_encoder.config.get('d_model')
             if needed is not None and needed != given:
                 raise WeightsError(
-                    f'{_name(second)} reads text embeddings of width {needed} but the text encoder of '
-                    f'{_name(self.base)} writes {given}; give the second stage that belongs to this model.'
+                    f'{second.name} reads text embeddings of width {needed} but the text encoder of {base.name} '
+                    f'writes {given}; give the second stage that belongs to this model.'
                 )
 
     @classmethod
     def load(
-        cls, name: str | os.PathLike, *, super_resolution_model: str | os.PathLike | None = None, dtype: Any = 'auto'
+        cls,
+        name: str | os.PathLike,
+        *,
+        super_resolution_model: str | os.PathLike | None = None,
+        dtype: Any = 'auto',
+        size: int | None = None,
+        clip_skip: int = 0,
     ) -> 'Cascade':
         """Reads a model.
 
@@ -86,24 +102,26 @@ class Cascade:
           super_resolution_model: the same for the second stage; None: the one inside the model's folder if there is
             one; 'none': no second stage.
           dtype: of the compute; 'auto': bfloat16, but float32 on CPU.
+          size, clip_skip: attributes.
         Raises: WeightsError.
         """
         dtype = compute_dtype(dtype)
         base = folders.read_pipeline(name, dtype=dtype)
         second = base.super_resolution_folder if super_resolution_model is None else super_resolution_model
         if second is None or str(second) == NO_MODEL:
-            return cls(base)
-        return cls(base, folders.read_pipeline(second, dtype=dtype))
+            return cls(base, size=size, clip_skip=clip_skip)
+        return cls(base, folders.read_pipeline(second, dtype=dtype), size=size, clip_skip=clip_skip)
 
     @property
     def base_size(self) -> int:
         """Side of the base stage's pictures, in pixels."""
-        return self.base.unet.config['sample_size']
+        return self.size or self.base.size
 
     @property
     def super_resolution_size(self) -> int:
         """Side of the second stage's pictures, in pixels."""
-        return self.super_resolution.unet.config['sample_size']
+        second = self.super_resolution
+        return self.base_size * second.latent_scale if second.is_latent else second.size
 
     @property
     def factor(self) -> int:
@@ -113,8 +131,8 @@ class Cascade:
         """
         if self.super_resolution_size % self.base_size:
             raise WeightsError(
-                f'{_name(self.super_resolution)} draws {self.super_resolution_size} px, no multiple of the '
-                f'{self.base_size} px of {_name(self.base)}; give the second stage that belongs to this model.'
+                f'{self.super_resolution.name} draws {self.super_resolution_size} px, no multiple of the '
+                f'{self.base_size} px of {self.base.name}; give the second stage that belongs to this model.'
             )
         return self.super_resolution_size // self.base_size
 
@@ -128,10 +146,11 @@ class Cascade:
         *,
         unet: Mapping[str, Any] | None = None,
         text_encoder: Mapping[str, Any] | None = None,
+        text_encoder_2: Mapping[str, Any] | None = None,
         super_resolution_unet: Mapping[str, Any] | None = None,
     ) -> 'Cascade':
         """The same networks with other parameters; nothing is compiled again. None keeps what is there."""
-        given = {(BASE, 'unet'): unet, (BASE, 'text_encoder'): text_encoder,
+        given = {(BASE, 'unet'): unet, (BASE, 'text_encoder'): text_encoder, (BASE, 'text_encoder_2'): text_encoder_2,
                  (SUPER_RESOLUTION, 'unet'): super_resolution_unet}  # fmt: skip
         given = {part: params for part, params in given.items() if params is not None}
         stages = {stage: getattr(self, stage) for stage in STAGES}
@@ -139,20 +158,37 @@ class Cascade:
             network = dataclasses.replace(getattr(stages[stage], component), params=params)
             stages[stage] = dataclasses.replace(stages[stage], **{component: network})
         placed = {part: params for part, params in self._placed.items() if part not in given}
-        return Cascade(**stages, programs=self.programs, _placed=placed)
+        return dataclasses.replace(self, **stages, _placed=placed)
 
-    def encode(self, prompts: Sequence[str], stage: str = BASE) -> np.ndarray:
-        """Text embeddings, f32[N, L, D], as the UNet of `stage` reads them; L is the tokenizer's max_length."""
-        stage = stage if stage == BASE or self.super_resolution.text_encoder is not None else BASE
-        pipeline = getattr(self, stage)
-        encoder = self._program(('text_encoder', stage), lambda: jax.jit(pipeline.text_encoder.apply))
-        tokens, mask = self._tokenizer(stage)(prompts)
-        params = self._params(stage, 'text_encoder')
+    def conditioning(self, stage: str = BASE) -> TextConditioning:
+        """How `stage` reads prompts."""
+
+        def make():
+            pipeline, size = self._reader(stage), self.base_size if stage == BASE else self.super_resolution_size
+            tokenizers = {'text_encoder': self._tokenizer(stage)}
+            if pipeline.tokenizer_2_folder is not None:
+                tokenizers['text_encoder_2'] = Tokenizer.load(pipeline.tokenizer_2_folder)
+            skip = self.clip_skip if pipeline is self.base else 0
+            return TextConditioning.of(pipeline, size=size, clip_skip=skip, tokenizers=tokenizers)
+
+        return self._program(('conditioning', stage), make)
+
+    def encode(self, prompts: Sequence[str], stage: str = BASE) -> Text:
+        """The text of N prompts as the UNet of `stage` reads it (stages/text_conditioning.py), on the host."""
+        conditioning = self.conditioning(stage)
+        encoder = self._program(('text_encoder', stage), lambda: jax.jit(conditioning))
+        reader = BASE if self._reader(stage) is self.base else stage
+        params = {component: self._params(reader, component) for component in conditioning.encoders}
+        tokens = conditioning.tokens(prompts)
         encoded = []
-        for first in range(0, len(tokens), _PROMPTS_AT_ONCE):
-            rows = np.minimum(np.arange(first, first + _PROMPTS_AT_ONCE), len(tokens) - 1)
-            encoded.append(np.asarray(encoder(params, tokens[rows], mask[rows]), np.float32))
-        return np.concatenate(encoded)[: len(tokens)]
+        for first in range(0, len(prompts), _PROMPTS_AT_ONCE):
+            rows = np.minimum(np.arange(first, first + _PROMPTS_AT_ONCE), len(prompts) - 1)
+            encoded.append(jax.tree.map(np.asarray, encoder(params, rows_of(tokens, rows))))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(prompts)], *encoded)
+
+    def _reader(self, stage: str) -> Pipeline:
+        # The pipeline whose text encoder `stage` uses.
+        return self.base if stage == BASE or self.super_resolution.text_encoder is None else self.super_resolution
 
     def generate(self, prompts: Sequence[str], *, num_images: int = 1, progress: bool = True, **options) -> Pictures:
         """Pictures of several prompts, in the prompts' order, `num_images` of each in a row.
@@ -205,15 +241,15 @@ class Cascade:
         Raises: SettingsError for steps, a sampler or a noise level that the model does not allow.
         """
         second = self.super_resolution if super_resolution else None
-        draw_base = self._sampler(BASE, steps, guidance_scale, sampler)
+        draw_base = self.sampler(BASE, steps, guidance_scale, sampler)
         text = self.encode([negative_prompt, *prompts])
         if second is not None:
-            draw_second = self._sampler(
+            draw_second = self.sampler(
                 SUPER_RESOLUTION, super_resolution_steps or steps, super_resolution_guidance_scale or guidance_scale,
                 sampler)  # fmt: skip
-            total = _schedule(second, 'image_noising_scheduler').num_train_timesteps
-            if not 0 <= noise_level < total:
-                raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {total - 1}')
+            highest = highest_noise_level(second)
+            if not 0 <= noise_level <= highest:
+                raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {highest}')
             second_text = text
             if second.text_encoder is not None:
                 second_text = self.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
@@ -223,18 +259,23 @@ class Cascade:
         for rows, used in text_to_image.padded_batches(len(requests), batch_size, devices):
             keys = text_to_image.picture_keys(seed, numbers[rows])
             keys, *words = _on_devices((keys, *_words(text, prompt_of[rows])), split=True)
-            low = draw_base(self._params(BASE, 'unet'), *words, keys)
+            low = self._decoded(BASE, draw_base(self._params(BASE, 'unet'), *words, keys))
             high = None
             if second is not None:
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, _SUPER_RESOLUTION_STREAM))(keys)
                 level = np.full(len(rows), noise_level, np.int32)
                 *words, level = _on_devices((*_words(second_text, prompt_of[rows]), level), split=True)
                 high = draw_second(self._params(SUPER_RESOLUTION, 'unet'), *words, keys, low=low, level=level)
-                high = text_to_image.to_uint8(high)[:used]
+                high = text_to_image.to_uint8(self._decoded(SUPER_RESOLUTION, high))[:used]
             yield range(first, first + used), Pictures(text_to_image.to_uint8(low)[:used], high)
             first += used
 
-    def _sampler(self, stage: str, steps: int, guidance_scale: float, method: str):
+    def sampler(self, stage: str, steps: int, guidance_scale: float, method: str):
+        """The compiled sampler of a stage (text_to_image.make_sampler).
+
+        Raises: SettingsError for steps or a method that the model's schedule does not allow.
+        """
+
         def make():
             pipeline = getattr(self, stage)
             noising = _schedule(pipeline, 'image_noising_scheduler') if stage == SUPER_RESOLUTION else None
@@ -243,12 +284,26 @@ class Cascade:
                 samplers.step_table(schedule, method, steps)
             except ValueError as error:
                 raise SettingsError(str(error)) from None
-            channels = pipeline.unet.config['in_channels'] // (1 if noising is None else 2)
+            low_channels = 0 if noising is None else 3
+            # What the UNet draws: latents are as wide as the upscaler's low picture, pixels as the picture itself.
+            pixels = self.base_size if stage == BASE else self.super_resolution_size
+            side = pixels // pipeline.latent_scale
             return text_to_image.make_sampler(
-                pipeline.unet.apply, schedule, size=pipeline.unet.config['sample_size'], steps=steps, method=method,
-                guidance_scale=guidance_scale, noising_schedule=noising, channels=channels)  # fmt: skip
+                pipeline.unet.apply, schedule, shape=(side, side, pipeline.unet.config['in_channels'] - low_channels),
+                steps=steps, method=method, guidance_scale=guidance_scale, noising_schedule=noising)  # fmt: skip
 
         return self._program(('sampler', stage, steps, float(guidance_scale), method), make)
+
+    def _decoded(self, stage: str, drawn: jax.Array) -> jax.Array:
+        """Pictures of what the UNet of `stage` drew: itself, or what the VAE makes of latents."""
+        network = getattr(self, stage).vae
+        if network is None:
+            return drawn
+        scale = vae.scaling_factor(network.config)
+        decode = self._program(
+            ('decode', stage), lambda: jax.jit(lambda params, x: network.apply(params, x / scale, method='decode'))
+        )
+        return decode(self._params(stage, 'vae'), drawn)
 
     def _tokenizer(self, stage: str) -> Tokenizer:
         folder = getattr(self, stage).tokenizer_folder or self.base.tokenizer_folder
@@ -273,9 +328,15 @@ def compute_dtype(dtype: Any = 'auto'):
     return jnp.dtype(dtype)
 
 
-def _words(text: np.ndarray, prompt_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # Embeddings and negative of some rows; the first text is the negative prompt's.
-    return text[1 + prompt_of], np.broadcast_to(text[:1], (len(prompt_of), *text.shape[1:]))
+def highest_noise_level(pipeline: Pipeline) -> int:
+    """Highest noise augmentation of a second stage: a time of its image_noising_scheduler, or max_noise_level."""
+    last = _schedule(pipeline, 'image_noising_scheduler').num_train_timesteps - 1
+    return min(last, pipeline.option('max_noise_level')) if pipeline.is_latent else last
+
+
+def _words(text: Text, prompt_of: np.ndarray) -> tuple[Text, Text]:
+    # Text and negative text of some rows; the first prompt is the negative one.
+    return rows_of(text, 1 + prompt_of), rows_of(text, np.zeros_like(prompt_of))
 
 
 @functools.cache
@@ -295,20 +356,30 @@ def _schedule(pipeline: Pipeline, component: str) -> schedules.Schedule:
     try:
         return schedules.from_config(getattr(pipeline, component))
     except ValueError as error:
-        raise WeightsError(f'the {component} of {_name(pipeline)} is not supported: {error}') from None
+        raise WeightsError(f'the {component} of {pipeline.name} is not supported: {error}') from None
 
 
-def _name(pipeline: Pipeline) -> str:
-    return str(pipeline.folder or f'this {pipeline.class_name}')
-
-
-def _check_stage(pipeline: Pipeline, class_name: str, parts: Sequence[str]) -> None:
-    if pipeline.class_name != class_name:
-        other = {folders.BASE_CLASS: 'model', folders.SUPER_RESOLUTION_CLASS: 'super_resolution_model'}
+def _check_stage(pipeline: Pipeline, classes: Sequence[str], parts: Sequence[str]) -> None:
+    if pipeline.class_name not in classes:
+        given, other = ('super_resolution_model', 'model')[:: 1 if classes is SUPER_RESOLUTION_CLASSES else -1]
         raise WeightsError(
-            f'{_name(pipeline)} is an {pipeline.class_name}, but {other[class_name]} must be an {class_name}; this one '
-            f'can be given as {other[pipeline.class_name]}.'
+            f'{pipeline.name} is an {pipeline.class_name}, but {given} must be one of {classes}; this one can be given '
+            f'as {other}.'
         )
     for part in parts:
-        if getattr(pipeline, part) is None:
-            raise WeightsError(f'{_name(pipeline)} has no {part.removesuffix("_folder")}; give a complete pipeline.')
+        if getattr(pipeline, f'{part}_folder' if part.startswith('tokenizer') else part) is None:
+            raise WeightsError(f'{pipeline.name} has no {part}; give a complete pipeline.')
+
+
+def _check_size(pipeline: Pipeline, size: int | None) -> None:
+    if size is None or size == pipeline.size:
+        return
+    if not pipeline.is_latent:
+        raise SettingsError(
+            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws at {pipeline.size}; leave it '
+            f'None'
+        )
+    multiple = pipeline.latent_scale * 2 ** (len(pipeline.unet.config['block_out_channels']) - 1)
+    if size % multiple:
+        raise SettingsError(
+            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws multiples of {multiple}')  # fmt: skip

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dreambooth_jax.config import DreamBoothConfig, to_dict
-from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
 from dreambooth_jax.models.functional import parameter_count
 
 # A training step reaches about this share of the device's speed in large matrix products (CPU: 95 of 256 GFLOP/s
@@ -17,18 +17,21 @@ EFFICIENCY = 0.35
 BACKWARD = 3  # a training row costs about three forward passes
 
 
-def forward_flops(pipeline, text_length: int = 77) -> float:
+def forward_flops(cascade: Cascade, stage: str) -> float:
     """FLOPs of one forward pass of a stage's UNet on one picture, counted by XLA."""
-    config, net = pipeline.unet.config, pipeline.unet
-    size, width = config['sample_size'], config.get('encoder_hid_dim') or config['cross_attention_dim']
+    pipeline = getattr(cascade, stage)
+    net, side = pipeline.unet, pipeline.unet.config['sample_size']
+    if pipeline.is_latent:  # at the size that is drawn, not the one that the model was trained at
+        pixels = cascade.base_size if stage == BASE else cascade.super_resolution_size
+        side = pixels // pipeline.latent_scale
     shapes = (
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(net.params)),
-        jax.ShapeDtypeStruct((1, size, size, config['in_channels']), jnp.float32),
+        jax.ShapeDtypeStruct((1, side, side, net.config['in_channels']), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
-        jax.ShapeDtypeStruct((1, text_length, width), jnp.float32),
     )
-    labels = {'class_labels': shapes[2]} if config.get('class_embed_type') else {}
-    return jax.jit(net.apply).lower(*shapes, **labels).cost_analysis()['flops']
+    text = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), cascade.encode([''], stage))
+    labels = {'class_labels': shapes[2]} if pipeline.family.enlarges else {}
+    return jax.jit(net.apply).lower(*shapes, **text, **labels).cost_analysis()['flops']
 
 
 def device_speed(side: int = 2048) -> float:
@@ -48,9 +51,8 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
     """The settings and the plan as text; reads the model, writes nothing."""
     lines = ['settings:', *(f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items())]
     speed = EFFICIENCY * device_speed()
-    stages = {'base': cascade.base, 'super_resolution': cascade.super_resolution}
-    stages = {name: pipeline for name, pipeline in stages.items() if pipeline is not None}
-    costs = {name: forward_flops(pipeline) for name, pipeline in stages.items()}
+    stages = {name: getattr(cascade, name) for name in STAGES if getattr(cascade, name) is not None}
+    costs = {name: forward_flops(cascade, name) for name in stages}
     lines += ['', f'plan for {jax.device_count()} x {jax.devices()[0].device_kind}:']
     seconds = 0.0
     if config.prior.weight > 0:

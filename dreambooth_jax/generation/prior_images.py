@@ -23,10 +23,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from dreambooth_jax.config import DreamBoothConfig
-from dreambooth_jax.data.images import read_picture
+from dreambooth_jax.data.images import MAX_ZOOM, read_picture
 from dreambooth_jax.data.table import Examples
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
-from dreambooth_jax.weights.folders import Network, Pipeline
+from dreambooth_jax.weights.pipeline import COMPONENTS, Network, Pipeline
 
 MANIFEST = 'manifest.json'
 _SHARED = ('sampler', 'steps', 'guidance_scale', 'seed')  # what all pictures of a folder have in common
@@ -143,27 +143,37 @@ def ensure_prior_images(
     return files
 
 
-def read(images: Sequence[PriorImage], sizes: Mapping[str, int]) -> dict[str, Examples]:
+def read(
+    images: Sequence[PriorImage], sizes: Mapping[str, int], *, crop_seed: int | None = None, max_zoom: float = MAX_ZOOM
+) -> dict[str, Examples]:
     """Class pictures in memory: stage -> uint8[N, size, size, 3] and N prompts, of the stages they were drawn for.
 
     Args:
       images: of `ensure_prior_images`.
       sizes: stage ('base', 'super_resolution') -> side in pixels; larger pictures are scaled down.
+      crop_seed: take one random crop of each instead, up to `max_zoom` (data/images.py).
     Raises: PictureError if a file is damaged or smaller than that.
     """
     paths = {BASE: [image.path for image in images], SUPER_RESOLUTION: [image.super_resolution for image in images]}
     prompts = [image.prompt for image in images]
+
+    def one(path, size, place):
+        if crop_seed is None:
+            return read_picture(path, size)
+        return read_picture(
+            path, size, crop='random', rng=np.random.default_rng([crop_seed, place]), max_zoom=max_zoom)  # fmt: skip
+
     return {
-        stage: Examples(np.stack([read_picture(path, size) for path in paths[stage]]), prompts)
+        stage: Examples(np.stack([one(path, size, place) for place, path in enumerate(paths[stage])]), prompts)
         for stage, size in sizes.items()
         if images and None not in paths[stage]
     }
 
 
 def weights_hash(pipeline: Pipeline) -> str:
-    """sha256 of a stage's UNet and text encoder: names, shapes and f32 values, in the names' order."""
+    """sha256 of a stage's networks: names, shapes and f32 values, in the names' order."""
     found = hashlib.sha256()
-    for component in ('unet', 'text_encoder'):
+    for component in COMPONENTS:
         network: Network | None = getattr(pipeline, component)
         for name in sorted(network.params) if network else ():
             value = np.ascontiguousarray(network.params[name], np.float32)

@@ -24,42 +24,41 @@ def make_sampler(
     unet: Callable,
     schedule: schedules.Schedule,
     *,
-    size: int,
+    shape: tuple[int, int, int],
     steps: int,
     guidance_scale: float,
     method: str,
     noising_schedule: schedules.Schedule | None = None,
-    channels: int = 3,
 ) -> Callable[..., jax.Array]:
-    """Compiles (params, embeddings, negative, keys, low=None, level=None) -> pictures f32[B, size, size, C] in [-1, 1].
+    """Compiles (params, text, negative, keys, low=None, level=None) -> pictures in [-1, 1] or latents, f32[B, H, W, C].
 
     Args:
-      unet: (params, x, t, embeddings, class_labels=) -> prediction.
-      size: side of the pictures, in pixels.
+      unet: (params, x, t, class_labels=, **text) -> prediction.
+      shape: (H, W, C) of what is drawn.
       steps, method: of samplers.sample.
       guidance_scale: 1 runs the network once per step, more runs it on the negative prompt too.
       noising_schedule: for super-resolution, where the sampler takes `low` f32[B, h, w, C] in [-1, 1] and `level`
         i32[B], the noise-augmentation time.
-    The sampler's embeddings and negative are f32[B, L, D], its keys [B].
+    The sampler's text and negative are of B prompts (stages/text_conditioning.py), its keys [B].
     """
     guided = guidance_scale != 1.0
 
-    def sample(params, embeddings, negative, keys, low=None, level=None):
-        rows = embeddings.shape[0]
+    def sample(params, text, negative, keys, low=None, level=None):
         noise_keys, step_keys, augment_keys = jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 0, 1)
-        x = samplers.initial_noise(noise_keys, (size, size, channels))
-        text = jnp.concatenate([embeddings, negative]) if guided else embeddings
-        condition, labels = None, None
+        x = samplers.initial_noise(noise_keys, shape)
+        rows, channels = len(x), shape[-1]
+        if guided:
+            text = jax.tree.map(lambda *both: jnp.concatenate(both), text, negative)
+        condition, options = None, text
         if noising_schedule is not None:
-            condition = conditioning(low, size, noising_schedule, level, augment_keys)
-            labels = jnp.concatenate([level, level]) if guided else level
+            condition = conditioning(low, shape[0], noising_schedule, level, augment_keys)
+            options = {**text, 'class_labels': jnp.concatenate([level, level]) if guided else level}
 
         def denoise(x_t, t):
             inputs = x_t if condition is None else jnp.concatenate([x_t, condition], axis=-1)
             if guided:
                 inputs, t = jnp.concatenate([inputs, inputs]), jnp.concatenate([t, t])
-            options = {} if labels is None else {'class_labels': labels}
-            answer = unet(params, inputs, t, text, **options)
+            answer = unet(params, inputs, t, **options)
             if not guided:
                 return answer
             return guidance.classifier_free_guidance(

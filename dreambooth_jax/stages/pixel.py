@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from dreambooth_jax.config import ObjectiveConfig
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import objective, prediction, schedules
+from dreambooth_jax.stages.text_conditioning import Text, rows_of
 
 # Row 0 of the prompt table is always the empty prompt: dropped prompts point there (classifier-free guidance).
 EMPTY_PROMPT = 0
@@ -82,23 +83,23 @@ def _gather(rows: jax.Array, batch: Mapping[str, jax.Array], keys: jax.Array, fl
     return jnp.where(mirrored[:, None, None, None], rows[:, :, ::-1], rows)
 
 
-def gather_prompts(
+def gather_text(
     params: Mapping[str, Any],
     frozen: Mapping[str, Any],
     batch: Mapping[str, jax.Array],
     keys: jax.Array,
     *,
-    text_encoder: Callable | None,
+    encode: Callable | None,
     dropout: float,
-) -> jax.Array:
-    """The rows' prompt embeddings f32[B, L, D]: computed when the text encoder trains, looked up when it does not."""
+) -> Text:
+    """The text of the rows' prompts: computed when a text encoder trains, looked up when none does."""
     prompt = frozen['prompt_of'][batch['picture']]
     if dropout > 0:
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys)
         prompt = jnp.where(dropped, EMPTY_PROMPT, prompt)
-    if text_encoder is None:
-        return frozen['embeddings'][prompt]
-    return text_encoder(params['text_encoder'], frozen['tokens'][prompt], frozen['mask'][prompt])
+    if encode is None:
+        return rows_of(frozen['text'], prompt)
+    return encode(params, rows_of(frozen['tokens'], prompt))
 
 
 def denoise_rows(
@@ -153,26 +154,25 @@ class PixelStage:
     """The base stage; see `stage.Stage`.
 
     Attributes:
-      unet: (params, x_t, t, embeddings) -> prediction, of a UNet2DConditionModel (models/functional.py).
+      unet: (params, x_t, t, **text) -> prediction, of a UNet2DConditionModel (models/functional.py).
       schedule: the model's own noise schedule.
-      text_encoder: (params, ids, mask) -> embeddings when it trains along, None when embeddings are looked up.
+      encode: (params, tokens) -> text when a text encoder trains along (TextConditioning), None when text is looked up.
       objective: weights of the loss.
-    `frozen` holds: pictures uint8[N, H, W, C]; prompt_of i32[N]; and either embeddings f32[P, L, D] or, with a trained
-    text encoder, tokens i32[P, L] and mask i32[P, L]; and, where pictures have them, masks uint8[N, H, W, 1] of how
-    much each pixel counts (255: in full). Prompt 0 is the empty prompt.
+    `frozen` holds: pictures uint8[N, H, W, C]; prompt_of i32[N]; either `text` of P prompts or, with a trained text
+    encoder, their `tokens` (text_conditioning.py); and, where pictures have them, masks uint8[N, H, W, 1] of how much
+    each pixel counts (255: in full). Prompt 0 is the empty prompt.
     """
 
     unet: Callable
     schedule: schedules.Schedule
-    text_encoder: Callable | None = None
+    encode: Callable | None = None
     objective: Objective = Objective()
 
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys = streams(keys, 4)
         pictures = gather_pictures(frozen, batch, flip_keys, self.objective.random_flip)
         masks = gather_masks(frozen, batch, flip_keys, self.objective.random_flip)
-        embeddings = gather_prompts(
-            params, frozen, batch, drop_keys, text_encoder=self.text_encoder, dropout=self.objective.prompt_dropout
-        )
-        network = lambda x_t, t: self.unet(params['unet'], x_t, t, embeddings)  # noqa: E731
+        text = gather_text(
+            params, frozen, batch, drop_keys, encode=self.encode, dropout=self.objective.prompt_dropout)  # fmt: skip
+        network = lambda x_t, t: self.unet(params['unet'], x_t, t, **text)  # noqa: E731
         return denoise_rows(network, pictures, self.schedule, self.objective, time_keys, noise_keys, masks)

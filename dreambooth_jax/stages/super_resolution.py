@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.stages.pixel import Objective, denoise_rows, gather_masks, gather_pictures, gather_prompts, streams
+from dreambooth_jax.stages.pixel import Objective, denoise_rows, gather_masks, gather_pictures, gather_text, streams
 
 
 def conditioning(
@@ -54,12 +54,12 @@ class SuperResolutionStage:
     """The second stage of a pixel cascade; see `stage.Stage`.
 
     Attributes:
-      unet: (params, concat(x_t, conditioning), t, embeddings, class_labels=level) -> prediction.
+      unet: (params, concat(x_t, conditioning), t, class_labels=level, **text) -> prediction.
       schedule, noising_schedule: of the target and of the conditioning.
       factor: high side / low side.
       noise_level: (lowest, highest) augmentation level, both included, times of `noising_schedule`.
       crop: train on random crops of this side (a multiple of `factor`); None: whole pictures.
-      text_encoder, objective: as in PixelStage.
+      encode, objective: as in PixelStage.
     `frozen` holds what PixelStage's does; its pictures are the high ones.
     """
 
@@ -69,7 +69,7 @@ class SuperResolutionStage:
     factor: int
     noise_level: tuple[int, int]
     crop: int | None = None
-    text_encoder: Callable | None = None
+    encode: Callable | None = None
     objective: Objective = Objective()
 
     def loss(self, params, frozen, batch, keys):
@@ -83,13 +83,10 @@ class SuperResolutionStage:
         lowest, highest = self.noise_level
         level = noise_lib.sample_timesteps(level_keys, lowest, highest + 1)
         condition = conditioning(low, high.shape[1], self.noising_schedule, level, augment_keys)
-        embeddings = gather_prompts(
-            params, frozen, batch, drop_keys, text_encoder=self.text_encoder, dropout=self.objective.prompt_dropout
-        )
+        text = gather_text(
+            params, frozen, batch, drop_keys, encode=self.encode, dropout=self.objective.prompt_dropout)  # fmt: skip
 
         def network(x_t, t):
-            return self.unet(
-                params['unet'], jnp.concatenate([x_t, condition], axis=-1), t, embeddings, class_labels=level
-            )
+            return self.unet(params['unet'], jnp.concatenate([x_t, condition], axis=-1), t, class_labels=level, **text)
 
         return denoise_rows(network, high, self.schedule, self.objective, time_keys, noise_keys, masks)

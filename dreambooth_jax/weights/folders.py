@@ -1,109 +1,41 @@
 """Pipeline folders in diffusers' layout: read from a folder, from the hub or from the package, and written.
 
     model_index.json                          class name and components
-    unet/                                     config.json, diffusion_pytorch_model.safetensors
-    text_encoder/                             config.json, model.safetensors
-    tokenizer/  scheduler/  image_noising_scheduler/ (super-resolution only)
+    unet/  vae/                               config.json, diffusion_pytorch_model.safetensors
+    text_encoder/  text_encoder_2/            config.json, model.safetensors
+    tokenizer/  tokenizer_2/  scheduler/
+    image_noising_scheduler/ or low_res_scheduler/      of the low picture's noise (super-resolution only)
     super_resolution/                         our addition: the second stage, a pipeline folder of its own
 
-Supported are DeepFloyd IF's two pipelines. What this package writes, PyTorch's diffusers opens unchanged, and back.
-Safety checker and watermarker are not read, and written as absent. Names of models are resolved in hub.py.
+Which families are supported, and what they hold: pipeline.py. What this package writes, PyTorch's diffusers opens
+unchanged, and back. Safety checker and watermarker are not read, and written as absent. Names of models are resolved
+in hub.py.
 """
 
-import dataclasses
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from dreambooth_jax.models import functional
-from dreambooth_jax.models.t5 import T5EncoderModel
-from dreambooth_jax.models.unet import UNet2DConditionModel
-from dreambooth_jax.weights import aliases, files, hub, mapping
+from dreambooth_jax.weights import files, hub, mapping
 from dreambooth_jax.weights.errors import WeightsError
-
-BASE_CLASS, SUPER_RESOLUTION_CLASS = CLASS_NAMES = ('IFPipeline', 'IFSuperResolutionPipeline')
-SUPER_RESOLUTION = hub.SUPER_RESOLUTION  # folder of the second stage inside the first
-DIFFUSERS_VERSION = '0.42.1'  # whose layout is written and tested
-
-
-class Kind(NamedTuple):
-    """How one component with weights is stored."""
-
-    constructor: Callable[..., nnx.Module]
-    library: str
-    class_name: str
-    stem: str  # of the weights' file
-    aliases: tuple
-    ignored: tuple
-
-
-NETWORKS = {
-    'unet': Kind(UNet2DConditionModel, 'diffusers', 'UNet2DConditionModel', 'diffusion_pytorch_model', (), ()),
-    'text_encoder': Kind(
-        T5EncoderModel, 'transformers', 'T5EncoderModel', 'model', aliases.T5_ALIASES, aliases.T5_IGNORED),
-}  # fmt: skip
-COMPONENTS = tuple(NETWORKS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """One network of a pipeline.
-
-    Attributes:
-      config: the contents of its config.json.
-      apply: pure function of (params, *inputs), see functional.split.
-      params: {dotted path: f32 array}.
-    """
-
-    config: Mapping[str, Any]
-    apply: Callable[..., Any]
-    params: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pipeline:
-    """One stage of a text-to-image model, as a folder holds it.
-
-    Attributes:
-      class_name: one of CLASS_NAMES.
-      unet, text_encoder: None if the folder has none or it was not asked for.
-      tokenizer_folder: what text.tokenize.Tokenizer.load opens; None if the folder has none.
-      scheduler: contents of scheduler_config.json. image_noising_scheduler: the same, of the low picture's noise; only
-        super-resolution has one.
-      folder: where it was read; None if it was made otherwise.
-    """
-
-    class_name: str
-    unet: Network | None
-    text_encoder: Network | None
-    tokenizer_folder: Path | None
-    scheduler: Mapping[str, Any]
-    image_noising_scheduler: Mapping[str, Any] | None = None
-    folder: Path | None = None
-
-    @property
-    def super_resolution_folder(self) -> Path | None:
-        """The folder of the second stage that came with this one, if one did."""
-        inside = self.folder / SUPER_RESOLUTION if self.folder else None
-        return inside if inside and (inside / 'model_index.json').is_file() else None
-
-
-def abstract_network(component: str, config: Mapping[str, Any], dtype=jnp.float32) -> nnx.Module:
-    """The network of a configuration without values (nnx.eval_shape).
-
-    Args:
-      component: one of COMPONENTS. dtype: of the compute; parameters are f32.
-    Raises: ValueError, one sentence, if the configuration is not supported.
-    """
-    constructor = NETWORKS[component].constructor
-    return nnx.eval_shape(lambda: constructor(config, dtype=dtype, rngs=functional.Keys(0)))
+from dreambooth_jax.weights.pipeline import (
+    CLASS_NAMES,
+    COMPONENTS,
+    DIFFUSERS_VERSION,
+    FAMILIES,
+    SUPER_RESOLUTION,
+    Network,
+    Pipeline,
+    abstract_network,
+    kind_of,
+)
 
 
 def read_pipeline(name: str | os.PathLike, *, dtype=jnp.float32, components: Sequence[str] = COMPONENTS) -> Pipeline:
@@ -121,27 +53,28 @@ def read_pipeline(name: str | os.PathLike, *, dtype=jnp.float32, components: Seq
         raise WeightsError(f'components holds {unknown[0]!r}; it may hold {COMPONENTS}.')
     folder = hub.find_folder(name, folders=hub.COMMON_FOLDERS + tuple(components))
     index = _read_index(folder)
-    class_name = index['_class_name']
-
-    def network(component):
-        if component not in components or not _holds(index, component):
-            return None
-        return read_network(folder / component, component, dtype=dtype)
-
-    tokenizer_folder = folder / 'tokenizer' if _holds(index, 'tokenizer') else None
-    if tokenizer_folder and not tokenizer_folder.is_dir():
-        raise WeightsError(f'{tokenizer_folder} is missing although model_index.json names it; complete the folder.')
-    noising = None
-    if class_name == SUPER_RESOLUTION_CLASS:
-        noising = _read_json(folder / 'image_noising_scheduler' / 'scheduler_config.json')
+    family = FAMILIES[index['_class_name']]
+    networks = {
+        component: read_network(folder / component, component, dtype=dtype)
+        for component in components
+        if component in family.networks and _holds(index, component)
+    }
+    tokenizers = {}
+    for tokenizer in family.tokenizers:
+        if _holds(index, tokenizer):
+            if not (folder / tokenizer).is_dir():
+                missing = f'{folder / tokenizer} is missing although model_index.json names it'
+                raise WeightsError(f'{missing}; complete the folder.')
+            tokenizers[f'{tokenizer}_folder'] = folder / tokenizer
+    noising = _read_json(folder / family.noising / 'scheduler_config.json') if family.noising else None
     return Pipeline(
-        class_name=class_name,
+        class_name=index['_class_name'],
         scheduler=_read_json(folder / 'scheduler' / 'scheduler_config.json'),
         image_noising_scheduler=noising,
-        unet=network('unet'),
-        text_encoder=network('text_encoder'),
-        tokenizer_folder=tokenizer_folder,
+        options={name: index[name] for name in family.options if name in index},
         folder=folder,
+        **networks,
+        **tokenizers,
     )
 
 
@@ -150,9 +83,9 @@ def read_network(folder: Path, component: str, *, dtype=jnp.float32) -> Network:
 
     Raises: WeightsError for a missing or damaged file, an unsupported configuration, or tensors that do not fit it.
     """
-    kind = NETWORKS[component]
     config = _read_json(folder / 'config.json')
     try:
+        kind = kind_of(component, config)
         model = abstract_network(component, config, dtype)
     except ValueError as error:
         raise WeightsError(f'{folder / "config.json"} is not supported: {str(error).rstrip(".")}.') from None
@@ -215,49 +148,57 @@ def write_pipeline(
 def _write_stage(pipeline: Pipeline, folder: Path, *, dtype: str, max_shard_bytes: int) -> None:
     if pipeline.class_name not in CLASS_NAMES:
         raise WeightsError(f'class_name is {pipeline.class_name!r}; it must be one of {CLASS_NAMES}.')
-    networks = {component: getattr(pipeline, component) for component in COMPONENTS}
+    family = pipeline.family
+    networks = {component: getattr(pipeline, component) for component in family.networks}
     if networks['unet'] is None:
         raise WeightsError('a pipeline without a unet cannot be written; read it with the component unet.')
     schedulers = {'scheduler': pipeline.scheduler}
-    if pipeline.class_name == SUPER_RESOLUTION_CLASS:
+    if family.noising:
         if pipeline.image_noising_scheduler is None:
-            raise WeightsError(f'{SUPER_RESOLUTION_CLASS} needs an image_noising_scheduler, but it is None.')
-        schedulers['image_noising_scheduler'] = pipeline.image_noising_scheduler
+            raise WeightsError(f'{pipeline.class_name} needs an image_noising_scheduler, but it is None.')
+        schedulers[family.noising] = pipeline.image_noising_scheduler
 
     index: dict[str, Any] = {
         '_class_name': pipeline.class_name,
         '_diffusers_version': DIFFUSERS_VERSION,
-        'feature_extractor': [None, None],
-        'requires_safety_checker': False,
-        'safety_checker': [None, None],
-        'watermarker': [None, None],
-        'text_encoder': [None, None],
-        'tokenizer': [None, None],
+        **{component: [None, None] for component in (*family.absent, *family.networks, *family.tokenizers)},
+        **family.options,
+        **pipeline.options,
     }
+    if 'requires_safety_checker' in index:
+        index['requires_safety_checker'] = False  # there is none
     for component, network in networks.items():
         if network is not None:
-            kind = NETWORKS[component]
+            kind = kind_of(component, network.config)
             index[component] = [kind.library, kind.class_name]
             _write_network(network, component, folder / component, dtype=dtype, max_shard_bytes=max_shard_bytes)
     for component, config in schedulers.items():
         config = {'_class_name': 'DDPMScheduler', '_diffusers_version': DIFFUSERS_VERSION, **config}
         index[component] = ['diffusers', config['_class_name']]
         _write_json(folder / component / 'scheduler_config.json', config)
-    if pipeline.tokenizer_folder is not None:
-        index['tokenizer'] = ['transformers', 'T5Tokenizer']
-        (folder / 'tokenizer').mkdir()
-        for file in sorted(Path(pipeline.tokenizer_folder).iterdir()):
-            if file.is_file() and file.suffix in hub.TOKENIZER_SUFFIXES:
-                # Not copy(): files in a hub cache or an installed package may be read-only.
-                shutil.copyfile(file, folder / 'tokenizer' / file.name)
+    for tokenizer in family.tokenizers:
+        source = getattr(pipeline, f'{tokenizer}_folder')
+        if source is not None:
+            index[tokenizer] = ['transformers', _tokenizer_class(Path(source))]
+            (folder / tokenizer).mkdir()
+            for file in sorted(Path(source).iterdir()):
+                if file.is_file() and file.suffix in hub.TOKENIZER_SUFFIXES:
+                    # Not copy(): files in a hub cache or an installed package may be read-only.
+                    shutil.copyfile(file, folder / tokenizer / file.name)
     _write_json(folder / 'model_index.json', index)
 
 
+def _tokenizer_class(folder: Path) -> str:
+    # Tokenizers without their own configuration are T5's: those of Storybook's making.
+    name = _read_json(folder / 'tokenizer_config.json').get('tokenizer_class') or 'T5Tokenizer'
+    return name.removesuffix('Fast')
+
+
 def _write_network(network: Network, component: str, folder: Path, *, dtype: str, max_shard_bytes: int) -> None:
-    kind = NETWORKS[component]
+    kind = kind_of(component, network.config)
     config = {key: value for key, value in network.config.items() if key not in ('torch_dtype', '_name_or_path')}
     if kind.library == 'transformers':
-        config = {'model_type': 't5', **config, 'architectures': [kind.class_name], 'dtype': dtype}
+        config = {'model_type': kind.model_type, **config, 'architectures': [kind.class_name], 'dtype': dtype}
     else:
         config = {**config, '_class_name': kind.class_name, '_diffusers_version': DIFFUSERS_VERSION}
     tensors = mapping.export(abstract_network(component, network.config), network.params)

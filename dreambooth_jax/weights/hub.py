@@ -8,11 +8,11 @@ from pathlib import Path
 from dreambooth_jax.storybook import storybook_folder
 from dreambooth_jax.weights import files
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.pipeline import SUPER_RESOLUTION, TOKENIZERS
 
 STORYBOOK = 'storybook'
-SUPER_RESOLUTION = 'super_resolution'
 RUN_MODEL = 'model'  # where a run's folder holds its exported pipeline
-COMMON_FOLDERS = ('tokenizer', 'scheduler', 'image_noising_scheduler')
+COMMON_FOLDERS = (*TOKENIZERS, 'scheduler', 'image_noising_scheduler', 'low_res_scheduler')
 TOKENIZER_SUFFIXES = ('.json', '.model', '.txt')
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 ALLOWED = f"'{STORYBOOK}', a pipeline folder (with model_index.json), a run's folder, or a hub id 'owner/model'"
@@ -61,7 +61,7 @@ def _in_folder(path: Path) -> Path:
 
 def _patterns(folders: Sequence[str], variants: bool) -> tuple[list[str], list[str]]:
     suffixes = {folder: ('.json', '.safetensors') for folder in folders}
-    suffixes |= {'tokenizer': TOKENIZER_SUFFIXES} if 'tokenizer' in folders else {}
+    suffixes |= {tokenizer: TOKENIZER_SUFFIXES for tokenizer in TOKENIZERS if tokenizer in folders}
     allowed = ['model_index.json'] + [f'{folder}/*{s}' for folder, ends in suffixes.items() for s in ends]
     allowed += [f'{SUPER_RESOLUTION}/{pattern}' for pattern in allowed]
     # Repositories hold every network again as fp16 and other variants: twice the download for nothing.

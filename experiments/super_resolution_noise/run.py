@@ -19,6 +19,7 @@ from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.storybook import subjects
 from dreambooth_jax.watching import grids
 from dreambooth_jax.weights import folders
+from dreambooth_jax.weights.pipeline import Pipeline
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
@@ -93,7 +94,7 @@ def train(levels: tuple[int, int], run: Path, cascade: Cascade, workdir: Path) -
     return experiment.train_once(workdir / f'noise_{levels[0]}_{levels[1]}', CONFIG, settings, weights=weights)
 
 
-def fingerprint(*stages: folders.Pipeline) -> str:
+def fingerprint(*stages: Pipeline) -> str:
     networks = [network for stage in stages for network in (stage.unet, stage.text_encoder) if network is not None]
     return experiment.fingerprint(*(network.params for network in networks))
 

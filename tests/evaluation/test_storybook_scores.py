@@ -13,9 +13,9 @@ import pytest
 from dreambooth_jax.config import SettingsError
 from dreambooth_jax.evaluation import storybook_scores
 from dreambooth_jax.evaluation.judge import HEADS, JudgeConfig, Verdicts
-from dreambooth_jax.generation.cascade import Pictures
+from dreambooth_jax.generation.cascade import Cascade, Pictures
 from dreambooth_jax.storybook import world
-from dreambooth_jax.weights.folders import SUPER_RESOLUTION_CLASS, Network, Pipeline
+from dreambooth_jax.weights.pipeline import Network, Pipeline
 
 LABELS = {head: getattr(JudgeConfig(), head) for head in HEADS}
 OPTIONS = {'steps': 3, 'guidance_scale': 2.0, 'sampler': 'ddim'}
@@ -182,19 +182,24 @@ class SecondStage:
 
     super_resolution: Pipeline
     programs: dict = dataclasses.field(default_factory=dict)
+    super_resolution_size: int = 128
+    sampler, _program = Cascade.sampler, Cascade._program
 
     @classmethod
     def answering(cls, answer):
-        def apply(params, x, t, text, class_labels):
-            return answer(x[..., 3:], class_labels[:, None, None, None], text.mean(axis=(1, 2))[:, None, None, None])
+        def apply(params, x, t, encoder_hidden_states, class_labels):
+            words = encoder_hidden_states
+            return answer(x[..., 3:], class_labels[:, None, None, None], words.mean(axis=(1, 2))[:, None, None, None])
 
-        unet = Network({'sample_size': 128}, apply, {})
+        unet = Network({'sample_size': 128, 'in_channels': 6}, apply, {})
         schedule = {'_class_name': 'DDPMScheduler', 'prediction_type': 'sample', 'clip_sample': False}
-        return cls(Pipeline(SUPER_RESOLUTION_CLASS, unet, None, None, schedule, schedule))
+        parts = {'scheduler': schedule, 'unet': unet, 'image_noising_scheduler': schedule}
+        return cls(Pipeline(class_name='IFSuperResolutionPipeline', **parts))
 
     def encode(self, prompts, stage):
         assert stage == 'super_resolution'
-        return np.stack([np.full((2, 3), len(prompt) / 100, np.float32) for prompt in prompts])
+        states = np.stack([np.full((2, 3), len(prompt) / 100, np.float32) for prompt in prompts])
+        return {'encoder_hidden_states': states}
 
 
 def test_enlarge_hands_on_low_picture_prompt_and_noise_level():

@@ -111,7 +111,8 @@ def test_embeddings_are_those_of_diffusers(cascade):
     theirs, _ = opened(diffusers.IFPipeline, tiny_pipelines.folder()).encode_prompt(
         prompts, do_classifier_free_guidance=False
     )
-    ours = cascade.encode(prompts)  # more than are encoded at once
+    (name, ours), = cascade.encode(prompts).items()  # more than are encoded at once
+    assert name == 'encoder_hidden_states'
     assert ours.shape == (10, 77, 24) and ours.dtype == np.float32
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
 
@@ -175,9 +176,14 @@ def test_the_second_stage_has_steps_and_guidance_of_its_own(cascade):
 def test_a_second_stage_with_a_text_encoder_uses_it(cascade):
     own = dataclasses.replace(tiny_pipelines.super_resolution(), text_encoder=tiny_pipelines.base(1).text_encoder)
     both, other = Cascade(tiny_pipelines.base(), own), Cascade(tiny_pipelines.base(1))
-    assert np.array_equal(both.encode(PROMPTS), cascade.encode(PROMPTS))
-    np.testing.assert_allclose(both.encode(PROMPTS, SUPER_RESOLUTION), other.encode(PROMPTS), atol=1e-5)
-    assert np.array_equal(cascade.encode(PROMPTS, SUPER_RESOLUTION), cascade.encode(PROMPTS))
+
+
+    def states(cascade, *stage):
+        return cascade.encode(PROMPTS, *stage)['encoder_hidden_states']
+
+    assert np.array_equal(states(both), states(cascade))
+    np.testing.assert_allclose(states(both, SUPER_RESOLUTION), states(other), atol=1e-5)
+    assert np.array_equal(states(cascade, SUPER_RESOLUTION), states(cascade))
 
 
 def test_the_second_stage_can_be_left_out_or_given():

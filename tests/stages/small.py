@@ -11,14 +11,13 @@ PICTURES, PROMPTS, LENGTH, WIDTH = 6, 4, 5, 8
 
 
 def frozen(side=8, seed=0):
-    """PixelStage's data: pictures, their prompts, and the prompts both as embeddings and as tokens."""
+    """PixelStage's data: pictures, their prompts, and the prompts both as text and as tokens."""
     draw = np.random.default_rng(seed)
     return {
         'pictures': draw.integers(0, 256, (PICTURES, side, side, 3), np.uint8),
         'prompt_of': np.array([1, 2, 3, 1, 2, 3], np.int32),
-        'embeddings': draw.normal(size=(PROMPTS, LENGTH, WIDTH)).astype(np.float32),
-        'tokens': draw.integers(0, 7, (PROMPTS, LENGTH)).astype(np.int32),
-        'mask': np.ones((PROMPTS, LENGTH), np.int32),
+        'text': {'encoder_hidden_states': draw.normal(size=(PROMPTS, LENGTH, WIDTH)).astype(np.float32)},
+        'tokens': {'ids': draw.integers(0, 7, (PROMPTS, LENGTH)).astype(np.int32)},
     }
 
 
@@ -40,10 +39,10 @@ def kernel(inputs=3, outputs=3, seed=0):
     return {'unet': {'kernel': 0.1 * np.random.default_rng(seed).normal(size=(3, 3, inputs, outputs)).astype('f4')}}
 
 
-def unet(params, x, t, embeddings, class_labels=None):
+def unet(params, x, t, encoder_hidden_states, class_labels=None):
     """One convolution, moved by the mean of the row's prompt, the time and the label."""
     labels = 0 if class_labels is None else class_labels
-    moved = jnp.mean(embeddings, axis=(1, 2)) + 1e-4 * t + 1e-3 * labels
+    moved = jnp.mean(encoder_hidden_states, axis=(1, 2)) + 1e-4 * t + 1e-3 * labels
     answer = jax.lax.conv_general_dilated(
         x, params['kernel'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
@@ -51,14 +50,14 @@ def unet(params, x, t, embeddings, class_labels=None):
 
 
 def run(kind, params=None, data=None, rows=None, row_keys=None, **settings):
-    """The loss of a stage of that kind, its parts, and what its network saw: x, t, embeddings, class_labels."""
+    """The loss of a stage of that kind, its parts, and what its network saw: x, t, text, class_labels."""
     seen = {}
 
-    def spy(params, x, t, embeddings, class_labels=None):
-        seen.update(x=x, t=t, embeddings=embeddings)
+    def spy(params, x, t, encoder_hidden_states, class_labels=None):
+        seen.update(x=x, t=t, text=encoder_hidden_states)
         if class_labels is not None:
             seen['class_labels'] = class_labels
-        return unet(params, x, t, embeddings, class_labels)
+        return unet(params, x, t, encoder_hidden_states, class_labels)
 
     stage = kind(unet=spy, **settings)
     rows = batch() if rows is None else rows

@@ -45,7 +45,7 @@ def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(predicti
     t = noise_lib.sample_timesteps(time_keys, 0, 1000)
     noise = noise_lib.sample_noise(noise_keys, (8, 8, 3))
     pictures = data['pictures'][rows['picture']].astype(np.float32) / 127.5 - 1
-    embeddings = data['embeddings'][data['prompt_of'][rows['picture']]]
+    embeddings = data['text']['encoder_hidden_states'][data['prompt_of'][rows['picture']]]
     theirs, x_t = reference(pictures, noise, t, embeddings, params['unet']['kernel'], prediction_type, gamma)
     assert len(set(np.asarray(t).tolist())) > ROWS // 2  # a weight for the whole batch would be seen
     np.testing.assert_array_equal(seen['t'], t)
@@ -104,7 +104,7 @@ def test_prompt_dropout_shows_the_empty_prompt(dropout):
     _, _, seen = small.run(
         PixelStage, data=data, schedule=small.schedule(), objective=Objective(prompt_dropout=dropout))  # fmt: skip
     prompts = data['prompt_of'] if dropout == 0 else [EMPTY_PROMPT] * 6
-    np.testing.assert_array_equal(seen['embeddings'], data['embeddings'][np.array(prompts)])
+    np.testing.assert_array_equal(seen['text'], data['text']['encoder_hidden_states'][np.array(prompts)])
 
 
 def test_prompt_dropout_takes_its_share_and_leaves_the_other_draws_alone():
@@ -113,9 +113,10 @@ def test_prompt_dropout_takes_its_share_and_leaves_the_other_draws_alone():
     for dropout in (0.0, 0.25):
         settings = dict(schedule=small.schedule(), objective=Objective(prompt_dropout=dropout))
         _, _, shown[dropout] = small.run(PixelStage, data=data, rows=rows, **settings)
-    empty = (np.asarray(shown[0.25]['embeddings']) == data['embeddings'][EMPTY_PROMPT]).all(axis=(1, 2))
+    empty_prompt = data['text']['encoder_hidden_states'][EMPTY_PROMPT]
+    empty = (np.asarray(shown[0.25]['text']) == empty_prompt).all(axis=(1, 2))
     assert 0.17 < empty.mean() < 0.33  # 4 standard deviations
-    np.testing.assert_array_equal(shown[0.25]['embeddings'][~empty], shown[0.0]['embeddings'][~empty])
+    np.testing.assert_array_equal(shown[0.25]['text'][~empty], shown[0.0]['text'][~empty])
     for name in ('x', 't'):
         np.testing.assert_array_equal(shown[0.25][name], shown[0.0][name])
 
@@ -135,35 +136,35 @@ def test_flips_mirror_about_half_of_the_rows_left_to_right():
     assert 0.35 < same.mean() < 0.65
 
 
-def encoder(params, tokens, mask):
-    """Any function of tokens: f32[B, L, WIDTH]."""
-    return jnp.tanh(params['table'][tokens]) * mask[..., None]
+def encode(params, tokens):
+    """Any text of tokens: f32[B, L, WIDTH]."""
+    return {'encoder_hidden_states': jnp.tanh(params['text_encoder']['table'][tokens['ids']])}
 
 
 TABLE = np.random.default_rng(5).normal(size=(7, small.WIDTH)).astype(np.float32)
 
 
-def test_looked_up_embeddings_give_the_loss_of_computed_ones():
+def test_looked_up_text_gives_the_loss_of_computed_text():
     settings = dict(schedule=small.schedule(), objective=Objective(prompt_dropout=0.3))
     data = small.frozen()
     params = {**small.kernel(), 'text_encoder': {'table': TABLE}}
-    computed, _, _ = small.run(PixelStage, params, data, text_encoder=encoder, **settings)
-    data['embeddings'] = np.asarray(encoder({'table': TABLE}, data['tokens'], data['mask']))
+    computed, _, _ = small.run(PixelStage, params, data, encode=encode, **settings)
+    data['text'] = jax.tree.map(np.asarray, encode(params, data['tokens']))
     looked_up, _, _ = small.run(PixelStage, small.kernel(), data, **settings)
     np.testing.assert_allclose(computed, looked_up, rtol=1e-6)
 
 
 def test_trained_text_encoder_has_a_gradient_from_the_prompts_it_reads_alone():
     data = small.frozen()
-    data['tokens'] = np.minimum(data['tokens'], 5)  # token 6 is in no prompt
-    stage = PixelStage(unet=small.unet, schedule=small.schedule(), text_encoder=encoder)
+    data['tokens']['ids'] = np.minimum(data['tokens']['ids'], 5)  # token 6 is in no prompt
+    stage = PixelStage(unet=small.unet, schedule=small.schedule(), encode=encode)
 
     def total(params):
         return stage.loss(params, jax.tree.map(jnp.asarray, data), small.batch(), small.keys())[0].sum()
 
     gradient = jax.jit(jax.grad(total))({**small.kernel(), 'text_encoder': {'table': TABLE}})
     table = np.asarray(gradient['text_encoder']['table'])
-    read = np.unique(data['tokens'][1:])  # prompt 0 is the empty one, which no row shows without dropout
+    read = np.unique(data['tokens']['ids'][1:])  # prompt 0 is the empty one, which no row shows without dropout
     assert (table[read] != 0).all()
     assert (np.delete(table, read, axis=0) == 0).all()
     assert (np.asarray(gradient['unet']['kernel']) != 0).all()

@@ -54,7 +54,10 @@ def base():
     unet, unet_params = network(UNet2DConditionModel, UNET, 0)
     encoder, encoder_params = network(T5EncoderModel, TEXT_ENCODER, 1)
     schedule = small.schedule('v_prediction', 'learned_range')
-    stage = PixelStage(unet=unet, text_encoder=encoder, schedule=schedule, objective=OBJECTIVE)
+    def encode(params, tokens):
+        return {'encoder_hidden_states': encoder(params['text_encoder'], tokens['ids'])}
+
+    stage = PixelStage(unet=unet, encode=encode, schedule=schedule, objective=OBJECTIVE)
     return stage, {'unet': unet_params, 'text_encoder': encoder_params}
 
 

@@ -146,7 +146,7 @@ def test_loss_equals_that_of_torch_on_the_same_rows_noise_times_and_levels(predi
     x = torch.cat([target_scheduler.add_noise(high, noise, t), condition], dim=1)
     np.testing.assert_allclose(seen['x'], nhwc(x), atol=1e-5)
     target = noise if prediction_type == 'epsilon' else target_scheduler.get_velocity(high, noise, t)
-    prompts = torch.from_numpy(data['embeddings'][data['prompt_of']])
+    prompts = torch.from_numpy(data['text']['encoder_hidden_states'][data['prompt_of']])
     moved = prompts.mean(dim=(1, 2)) + 1e-4 * t + 1e-3 * level
     weight = torch.from_numpy(small.kernel(inputs=6)['unet']['kernel'].transpose(3, 2, 0, 1))
     answer = torch.nn.functional.conv2d(x, weight, padding=1) + moved[:, None, None, None]

@@ -10,7 +10,7 @@ from flax import nnx
 
 from dreambooth_jax.models import functional
 from dreambooth_jax.weights import aliases, mapping
-from dreambooth_jax.weights.folders import abstract_network
+from dreambooth_jax.weights.pipeline import abstract_network
 from tests.torch_reference import to_ours
 from tests.weights import tiny
 

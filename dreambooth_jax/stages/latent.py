@@ -1,0 +1,153 @@
+"""Stages on the latents of a VAE: Stable Diffusion's base stage, and its x4 upscaler as the super-resolution stage.
+
+The VAE never trains, so every picture is encoded once, to the moments of its posterior; a step draws a fresh latent
+from them. Crops are rows of their own (data.crops), and so are mirrored pictures: the VAE of a mirrored picture is not
+the mirrored VAE of the picture; mirrored ones stand behind the others (`with_mirrored`). Noise, target and weights are those of pixel stages (pixel.py), on latents.
+
+The upscaler differs from pixel super-resolution (super_resolution.py) in what it is given: its low picture is as wide
+as its latents and needs no enlarging, and its noise level is an index of a table.
+Sources: Rombach et al. 2022, section 3.1; diffusers StableDiffusionPipeline, StableDiffusionUpscalePipeline.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from dreambooth_jax.data import low_resolution
+from dreambooth_jax.diffusion import noise as noise_lib
+from dreambooth_jax.diffusion import schedules
+from dreambooth_jax.models import vae
+from dreambooth_jax.stages.pixel import Objective, denoise_rows, gather_text, streams
+from dreambooth_jax.stages.super_resolution import conditioning
+
+
+def encode_pictures(
+    apply: Callable, params: Mapping[str, Any], pictures: np.ndarray, *, batch_size: int = 4
+) -> np.ndarray:
+    """Moments of all pictures, once and for all.
+
+    Args:
+      apply, params: of an AutoencoderKL.
+      pictures: uint8[N, H, W, 3].
+      batch_size: pictures at once.
+    Returns: f32[N, h, w, 2 * channels] on the host.
+    """
+
+    @jax.jit
+    def encode(params, pixels):
+        return apply(params, pixels.astype(jnp.float32) / 127.5 - 1.0, method='encode')
+
+    params = jax.device_put(params)
+    encoded = []
+    with tqdm(
+        total=len(pictures), unit='picture', desc='encoding', dynamic_ncols=True, disable=len(pictures) <= 8
+    ) as bar:  # fmt: skip
+        for first in range(0, len(pictures), batch_size):
+            rows = np.minimum(np.arange(first, first + batch_size), len(pictures) - 1)
+            encoded.append(np.asarray(encode(params, pictures[rows])))
+            bar.update(min(batch_size, len(pictures) - first))
+    return np.concatenate(encoded)[: len(pictures)]
+
+
+def low_pictures(pictures: np.ndarray, factor: int) -> np.ndarray:
+    """What the upscaler is given of each picture uint8[N, H, W, 3]: f32[N, H / factor, W / factor, 3] in [-1, 1]."""
+    return np.asarray(low_resolution.downsample(jnp.asarray(pictures, jnp.float32) / 127.5 - 1.0, factor))
+
+
+def with_mirrored(rows: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] -> [2 N, H, W, C], the mirrored ones behind."""
+    return np.concatenate([rows, rows[:, :, ::-1]])
+
+
+def variant(batch: Mapping[str, jax.Array], count: int, keys: jax.Array, flip: bool) -> jax.Array:
+    """i32[B], the rows' places among `count` pictures, or with `flip` for half of the rows that of the mirrored one."""
+    if not flip:
+        return batch['picture']
+    return batch['picture'] + count * jax.vmap(jax.random.bernoulli)(keys)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentStage:
+    """Stable Diffusion's base stage; see `stage.Stage`.
+
+    Attributes:
+      scaling_factor: of the VAE: latents are multiplied by it before the UNet sees them.
+      unet, schedule, encode, objective: as in PixelStage.
+    `frozen` holds moments f32[N or 2 N, h, w, 2C] of `encode_pictures`; prompt_of, `text` or `tokens` as PixelStage's;
+    and, where pictures have them, masks uint8[N or 2 N, h, w, 1] (data/table.shrink_masks).
+    """
+
+    unet: Callable
+    schedule: schedules.Schedule
+    scaling_factor: float
+    encode: Callable | None = None
+    objective: Objective = Objective()
+
+    def loss(self, params, frozen, batch, keys):
+        time_keys, noise_keys, flip_keys, drop_keys, posterior_keys = streams(keys, 5)
+        count = len(frozen['prompt_of'])
+        place = variant(batch, count, flip_keys, self.objective.random_flip)
+        latents = draw_latents(frozen['moments'][place], posterior_keys, self.scaling_factor)
+        text = gather_text(
+            params, frozen, batch, drop_keys, encode=self.encode, dropout=self.objective.prompt_dropout)  # fmt: skip
+        network = lambda x_t, t: self.unet(params['unet'], x_t, t, **text)  # noqa: E731
+        masks = masks_of(frozen, place)
+        return denoise_rows(network, latents, self.schedule, self.objective, time_keys, noise_keys, masks)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentSuperResolutionStage:
+    """The x4 upscaler; see `stage.Stage`.
+
+    Attributes:
+      noising_schedule: of the low picture's noise. noise_level: (lowest, highest) time of it, both included.
+      others: as in LatentStage.
+    `frozen` holds what LatentStage's does, and low f32[N or 2 N, h, w, 3] of `low_pictures`.
+    """
+
+    unet: Callable
+    schedule: schedules.Schedule
+    noising_schedule: schedules.Schedule
+    scaling_factor: float
+    noise_level: tuple[int, int]
+    encode: Callable | None = None
+    objective: Objective = Objective()
+
+    def loss(self, params, frozen, batch, keys):
+        time_keys, noise_keys, flip_keys, drop_keys, posterior_keys, level_keys, augment_keys = streams(keys, 7)
+        count = len(frozen['prompt_of'])
+        place = variant(batch, count, flip_keys, self.objective.random_flip)
+        latents = draw_latents(frozen['moments'][place], posterior_keys, self.scaling_factor)
+        lowest, highest = self.noise_level
+        level = noise_lib.sample_timesteps(level_keys, lowest, highest + 1)
+        low = frozen['low'][place]
+        condition = conditioning(low, low.shape[1], self.noising_schedule, level, augment_keys)
+        text = gather_text(
+            params, frozen, batch, drop_keys, encode=self.encode, dropout=self.objective.prompt_dropout)  # fmt: skip
+
+        def network(x_t, t):
+            return self.unet(params['unet'], jnp.concatenate([x_t, condition], axis=-1), t, class_labels=level, **text)
+
+        masks = masks_of(frozen, place)
+        return denoise_rows(network, latents, self.schedule, self.objective, time_keys, noise_keys, masks)
+
+
+def masks_of(frozen: Mapping[str, Any], place: jax.Array) -> jax.Array | None:
+    """How much each latent of the rows counts, f32[B, h, w, 1] in [0, 1]; None: all alike."""
+    return frozen['masks'][place].astype(jnp.float32) / 255.0 if 'masks' in frozen else None
+
+
+def draw_latents(moments: jax.Array, keys: jax.Array, scaling_factor: float) -> jax.Array:
+    """A fresh latent of every row's posterior, f32[B, h, w, C], as the UNet sees it.
+
+    Args:
+      moments: f32[B, h, w, 2C], mean and log-variance. keys: row keys [B].
+    """
+    *shape, channels = moments.shape[1:]
+    noise = noise_lib.sample_noise(keys, (*shape, channels // 2))
+    return vae.sample_latents(moments, noise, scaling_factor)

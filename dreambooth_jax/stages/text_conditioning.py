@@ -1,0 +1,128 @@
+"""What a UNet is told about a prompt, as the families of pipelines make it from their tokenizers and text encoders.
+
+"Text", here and in the stages, is the dictionary of keyword arguments that the UNet takes because of a prompt, each
+array with one row per prompt:
+
+    encoder_hidden_states f32[N, L, D]                       every family
+    added_cond {text_embeds f32[N, P], time_ids f32[N, 6]}   Stable Diffusion XL
+
+Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline and StableDiffusionXLPipeline.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax.text.tokenize import Tokenizer
+from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.pipeline import Pipeline, kind_of
+
+Text = dict[str, Any]
+Tokens = dict[str, dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextConditioning:
+    """Reads prompts for one pipeline: `tokens` on the host, then the call, which is pure and may be traced.
+
+    Attributes:
+      encoders: component -> (apply, 't5' or 'clip'), in the order in which their states are joined.
+      tokenizers: component -> tokenizer.
+      clip_skip: how many of CLIP's last layers are left out, as diffusers counts (1: the last but one is read).
+      time_ids: for Stable Diffusion XL: original height and width, crop's top and left, target height and width.
+      empty_is_zero: whether the empty prompt is told as zeros (Stable Diffusion XL).
+    """
+
+    encoders: Mapping[str, tuple[Callable, str]]
+    tokenizers: Mapping[str, Tokenizer]
+    clip_skip: int = 0
+    time_ids: tuple[int, ...] | None = None
+    empty_is_zero: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: Pipeline,
+        *,
+        size: int,
+        clip_skip: int = 0,
+        tokenizers: Mapping[str, Tokenizer] | None = None,
+    ) -> 'TextConditioning':
+        """As `pipeline` reads prompts for pictures of side `size`; `tokenizers` where they were opened already.
+
+        Raises: WeightsError if a text encoder or tokenizer is missing, or clip_skip leaves out every layer.
+        """
+        encoders = {}
+        for component, network in pipeline.text_encoders.items():
+            is_t5 = kind_of(component, network.config).model_type == 't5'
+            encoders[component] = (network.apply, 't5' if is_t5 else 'clip')
+            layers = network.config.get('num_hidden_layers', 12)
+            if not is_t5 and clip_skip >= layers:
+                raise WeightsError(
+                    f'clip_skip is {clip_skip} but the {component} of {pipeline.name} has {layers} layers.'
+                )
+        if tokenizers is None:
+            tokenizers = {component: Tokenizer.load(folder) for component, folder in pipeline.tokenizer_folders.items()}
+        absent = [part for part in pipeline.family.networks if part.startswith('text') and part not in encoders]
+        absent += [f'tokenizer of the {component}' for component in encoders if component not in tokenizers]
+        if absent:
+            raise WeightsError(f'{pipeline.name} has no {absent[0]}; give a complete pipeline.')
+        is_xl = pipeline.class_name == 'StableDiffusionXLPipeline'
+        return cls(
+            encoders,
+            tokenizers,
+            clip_skip,
+            # Told as for a whole picture at its own size: that is how pictures are drawn.
+            (size, size, 0, 0, size, size) if is_xl else None,
+            is_xl and bool(pipeline.option('force_zeros_for_empty_prompt')),
+        )
+
+    def tokens(self, prompts: Sequence[str]) -> Tokens:
+        """component -> {ids i32[N, L], mask i32[N, L], given f32[N]}; `given` is 0 for the empty prompt."""
+        given = np.array([float(bool(prompt)) for prompt in prompts], np.float32)
+        return {
+            component: dict(zip(('ids', 'mask'), self.tokenizers[component](prompts), strict=True), given=given)
+            for component in self.encoders
+        }
+
+    def __call__(self, params: Mapping[str, Any], tokens: Mapping[str, Mapping[str, jax.Array]]) -> Text:
+        """Text of N prompts.
+
+        Args:
+          params: component -> parameters of its text encoder; others are not looked at.
+          tokens: of `tokens`, or rows of it.
+        """
+        states, pooled = [], None
+        for component, (apply, kind) in self.encoders.items():
+            ids, mask = tokens[component]['ids'], tokens[component]['mask']
+            if kind == 't5':
+                states.append(apply(params[component], ids, mask))
+            elif self.time_ids is None:
+                # Padding is not masked: the models were trained to read it.
+                states.append(apply(params[component], ids, skip=self.clip_skip)[0])
+            else:
+                encoded, pooled = apply(params[component], ids, skip=1 + self.clip_skip, final_norm=False)
+                states.append(encoded)
+        text: Text = {'encoder_hidden_states': jnp.concatenate(states, axis=-1) if len(states) > 1 else states[0]}
+        if self.time_ids is not None:
+            rows = len(pooled)
+            times = jnp.broadcast_to(jnp.array(self.time_ids, jnp.float32), (rows, len(self.time_ids)))
+            text['added_cond'] = {'text_embeds': pooled, 'time_ids': times}
+        if self.empty_is_zero:
+            given = next(iter(tokens.values()))['given']
+            text['encoder_hidden_states'] *= given[:, None, None]
+            text['added_cond']['text_embeds'] *= given[:, None]
+        return jax.tree.map(lambda array: array.astype(jnp.float32), text)
+
+    def shapes(self, params: Mapping[str, Any], rows: int = 1) -> Text:
+        """Shapes and dtypes of the text of `rows` prompts; nothing is computed."""
+        return jax.eval_shape(self, params, self.tokens([''] * rows))
+
+
+def rows_of(tree: Any, places: Any) -> Any:
+    """Rows `places` i[B] of every array of a text, or of tokens."""
+    return jax.tree.map(lambda array: array[places], tree)

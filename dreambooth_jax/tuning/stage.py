@@ -1,0 +1,138 @@
+"""One stage of a DreamBooth run: the pipeline's networks, its pictures, loss and optimiser, joined and trained."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dreambooth_jax.config import DreamBoothConfig
+from dreambooth_jax.data import pairs
+from dreambooth_jax.data.table import Table, shrink_masks
+from dreambooth_jax.diffusion import schedules
+from dreambooth_jax.generation.cascade import BASE, Cascade, compute_dtype
+from dreambooth_jax.generation.sample_grid import SampleGrid
+from dreambooth_jax.models import vae
+from dreambooth_jax.stages import latent
+from dreambooth_jax.stages.pixel import Objective, PixelStage
+from dreambooth_jax.stages.stage import Stage
+from dreambooth_jax.stages.super_resolution import SuperResolutionStage
+from dreambooth_jax.training import fit, optimizer
+from dreambooth_jax.training.placement import Placement
+from dreambooth_jax.tuning.trainable import Trainable, make_trainable
+from dreambooth_jax.weights.pipeline import Pipeline
+
+
+def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) -> tuple[str, ...]:
+    """Which networks of stage `name` train: the UNet, and the base stage's text encoders where the settings say so."""
+    texts = tuple(cascade.base.text_encoders) if name == BASE and config.base.train_text_encoder else ()
+    return ('unet', *texts)
+
+
+def make_stage(
+    config: DreamBoothConfig, name: str, cascade: Cascade, table: Table, trainable: Trainable
+) -> tuple[Stage, dict[str, Any]]:
+    """The loss of stage `name` and the data that it reads, still on the host.
+
+    Args:
+      table: its pictures and prompts; of the upscaler's stage, its crops.
+      trainable: its networks as they train.
+    """
+    pipeline = getattr(cascade, name)
+    settings = config.base if name == BASE else config.super_resolution
+    shared = {
+        'unet': trainable.apply['unet'],
+        'schedule': schedules.from_config(pipeline.scheduler),
+        'objective': Objective.from_settings(config.objective, random_flip=config.data.random_flip),
+    }
+    data: dict[str, Any] = _latents(pipeline, table, config.data.random_flip) if pipeline.is_latent else table.arrays
+    if len(trainable.apply) > 1:
+        conditioning = cascade.conditioning(name)
+        encoders = {part: (trainable.apply[part], kind) for part, (_, kind) in conditioning.encoders.items()}
+        shared['encode'] = dataclasses.replace(conditioning, encoders=encoders)
+        data['tokens'] = conditioning.tokens(table.prompts)
+    else:
+        data['text'] = cascade.encode(table.prompts, name)
+    if pipeline.is_latent:
+        shared['scaling_factor'] = vae.scaling_factor(pipeline.vae.config)
+    if name == BASE:
+        return (latent.LatentStage if pipeline.is_latent else PixelStage)(**shared), data
+    shared |= {
+        'noising_schedule': schedules.from_config(pipeline.image_noising_scheduler),
+        'noise_level': settings.noise_level,
+    }
+    if pipeline.is_latent:
+        return latent.LatentSuperResolutionStage(**shared), data
+    return SuperResolutionStage(**shared, factor=cascade.factor, crop=settings.crop), data
+
+
+def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
+    """A latent stage's part of `frozen` that its pictures make."""
+    mirrored = latent.with_mirrored if flip else lambda rows: rows
+    data = {
+        'prompt_of': table.prompt_of,
+        'moments': latent.encode_pictures(pipeline.vae.apply, pipeline.vae.params, mirrored(table.pictures)),
+    }
+    if table.masks is not None:
+        data['masks'] = mirrored(shrink_masks(table.masks, pipeline.latent_scale))
+    if pipeline.family.enlarges:
+        data['low'] = mirrored(latent.low_pictures(table.pictures, pipeline.latent_scale))
+    return data
+
+
+def tune(
+    config: DreamBoothConfig,
+    workdir: Path,
+    name: str,
+    cascade: Cascade,
+    table: Table,
+    grid: SampleGrid,
+    place: Placement,
+) -> tuple[Cascade, bool]:
+    """Fine-tunes stage `name` from its newest checkpoint on; returns the cascade with it and whether it is finished."""
+    settings = config.base if name == BASE else config.super_resolution
+    pipeline = getattr(cascade, name)
+    trainable = make_trainable(
+        pipeline, trained_components(config, name, cascade), config.lora, dtype=compute_dtype(config.parallel.dtype),
+        remat=config.parallel.remat, seed=config.seed)  # fmt: skip
+    stage, data = make_stage(config, name, cascade, table, trainable)
+    if trainable.frozen:
+        data['weights'] = trainable.frozen
+
+    def loss(params, frozen, batch, keys):
+        return stage.loss(trainable.assemble(params, frozen.get('weights', {})), frozen, batch, keys)
+
+    rows = settings.batch_size
+    batch = pairs.make_batch(
+        rows, rows if table.num_class else 0, table.num_instance, table.num_class, config.prior.weight)  # fmt: skip
+    count = len(table.pictures)
+
+    def pick(key, step, batch, frozen):
+        return {**batch, 'picture': pairs.picture_index(key, step, batch, count)}
+
+    def tuned(state):
+        best = trainable.plain({component: state.best_params[component] for component in trainable.params})
+        if name == BASE:
+            return cascade.with_params(**best)
+        return cascade.with_params(super_resolution_unet=best['unet'])
+
+    def draw(step, state):
+        if jax.process_count() == 1:
+            grid.save(tuned(state), workdir / 'samples' / name / f'{step:06d}.png', f'{name}, step {step}')
+
+    factors = {}
+    if stage.schedule.learns_variance and not config.objective.train_variance and config.lora.rank is None:
+        factors['unet'] = optimizer.variance_head_masks(trainable.params['unet'])
+    if name == BASE and settings.text_encoder_learning_rate is not None:
+        ratio = settings.text_encoder_learning_rate / settings.learning_rate
+        factors |= {component: ratio for component in trainable.params if component != 'unet'}
+    rate, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps, factors=factors)
+    placed = place.place_state(lambda data: data, jax.tree.map(jnp.asarray, data))
+    state, finished = fit.fit(
+        loss, trainable.params, tx=tx, rate=rate, place=place, batch=pairs.pad_rows(batch, place.devices), pick=pick,
+        frozen=lambda step: placed, workdir=workdir, name=name, seed=config.seed, steps=settings.steps,
+        ema_decay=config.optimizer.ema_decay, steps_per_dispatch=config.parallel.steps_per_dispatch,
+        save_every=config.checkpoint.every, keep=config.checkpoint.keep, draw=draw,
+        draw_every=config.samples.every)  # fmt: skip
+    return tuned(state), finished

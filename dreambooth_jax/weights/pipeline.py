@@ -1,0 +1,213 @@
+"""What a text-to-image pipeline is made of: its family, its networks, its tokenizers and its noise schedules.
+
+A family is a class of diffusers' pipelines; FAMILIES says for each what it must hold and under which names a folder
+keeps it. How folders and files are read and written: folders.py.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+
+from dreambooth_jax.models import functional
+from dreambooth_jax.models.clip import CLIPTextModel
+from dreambooth_jax.models.t5 import T5EncoderModel
+from dreambooth_jax.models.unet import UNet2DConditionModel
+from dreambooth_jax.models.vae import AutoencoderKL
+from dreambooth_jax.weights import aliases
+
+SUPER_RESOLUTION = 'super_resolution'  # folder of the second stage inside the first
+DIFFUSERS_VERSION = '0.42.1'  # whose layout is written and tested
+
+
+class Family(NamedTuple):
+    """A class of pipelines.
+
+    Attributes:
+      enlarges: whether it draws from a low-resolution picture (a second stage) or from noise alone.
+      networks: components with weights that it needs. tokenizers: its tokenizer folders.
+      noising: folder of the schedule of the low picture's noise, or None.
+      options: other entries of model_index.json that matter, with diffusers' defaults.
+      absent: components that are written as absent.
+    """
+
+    enlarges: bool
+    networks: tuple[str, ...]
+    tokenizers: tuple[str, ...]
+    noising: str | None
+    options: Mapping[str, Any]
+    absent: tuple[str, ...]
+
+
+_CHECKER = ('safety_checker', 'feature_extractor')
+FAMILIES = {
+    'IFPipeline': Family(
+        False, ('unet', 'text_encoder'), ('tokenizer',), None, {'requires_safety_checker': False},
+        (*_CHECKER, 'watermarker')),
+    'IFSuperResolutionPipeline': Family(
+        True, ('unet', 'text_encoder'), ('tokenizer',), 'image_noising_scheduler', {'requires_safety_checker': False},
+        (*_CHECKER, 'watermarker')),
+    'StableDiffusionPipeline': Family(
+        False, ('unet', 'vae', 'text_encoder'), ('tokenizer',), None, {'requires_safety_checker': False},
+        (*_CHECKER, 'image_encoder')),
+    'StableDiffusionXLPipeline': Family(
+        False, ('unet', 'vae', 'text_encoder', 'text_encoder_2'), ('tokenizer', 'tokenizer_2'), None,
+        {'force_zeros_for_empty_prompt': True}, ('image_encoder', 'feature_extractor')),
+    'StableDiffusionUpscalePipeline': Family(
+        True, ('unet', 'vae', 'text_encoder'), ('tokenizer',), 'low_res_scheduler', {'max_noise_level': 350},
+        (*_CHECKER, 'watermarker')),
+}  # fmt: skip
+CLASS_NAMES = tuple(FAMILIES)
+BASE_CLASSES = tuple(name for name, family in FAMILIES.items() if not family.enlarges)
+SUPER_RESOLUTION_CLASSES = tuple(name for name, family in FAMILIES.items() if family.enlarges)
+COMPONENTS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
+TEXT_ENCODERS = ('text_encoder', 'text_encoder_2')
+TOKENIZERS = ('tokenizer', 'tokenizer_2')
+
+
+class Kind(NamedTuple):
+    """How one kind of network is built and stored."""
+
+    constructor: Callable[..., nnx.Module]
+    library: str
+    class_name: str
+    model_type: str | None  # as transformers' config.json names it
+    stem: str  # of the weights' file
+    aliases: tuple
+    ignored: tuple
+
+
+_DIFFUSERS, _TRANSFORMERS = 'diffusion_pytorch_model', 'model'
+_CLIP = (_TRANSFORMERS, aliases.CLIP_ALIASES, aliases.CLIP_IGNORED)
+KINDS = {kind.class_name: kind for kind in (
+    Kind(UNet2DConditionModel, 'diffusers', 'UNet2DConditionModel', None, _DIFFUSERS, (), ()),
+    Kind(AutoencoderKL, 'diffusers', 'AutoencoderKL', None, _DIFFUSERS, aliases.VAE_ALIASES, ()),
+    Kind(T5EncoderModel, 'transformers', 'T5EncoderModel', 't5', _TRANSFORMERS, aliases.T5_ALIASES, aliases.T5_IGNORED),
+    Kind(CLIPTextModel, 'transformers', 'CLIPTextModel', 'clip_text_model', *_CLIP),
+    Kind(lambda *args, **options: CLIPTextModel(*args, projection=True, **options), 'transformers',
+         'CLIPTextModelWithProjection', 'clip_text_model', *_CLIP),
+)}  # fmt: skip
+_OF_COMPONENT = {'unet': 'UNet2DConditionModel', 'vae': 'AutoencoderKL'}
+_WITH_CLIP = ('clip', 'clip_text_model')
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One network of a pipeline.
+
+    Attributes:
+      config: the contents of its config.json.
+      apply: pure function of (params, *inputs, method='__call__'), see functional.split.
+      params: {dotted path: f32 array}.
+    """
+
+    config: Mapping[str, Any]
+    apply: Callable[..., Any]
+    params: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """One stage of a text-to-image model, as a folder holds it.
+
+    Attributes:
+      class_name: one of CLASS_NAMES.
+      scheduler: contents of scheduler_config.json.
+      unet, vae, text_encoder, text_encoder_2: None if there is none or it was not asked for.
+      tokenizer_folder, tokenizer_2_folder: what text.tokenize.Tokenizer.load opens; None if there is none.
+      image_noising_scheduler: the schedule of the low picture's noise; only families that enlarge have one.
+      options: the entries of model_index.json that the family knows (Family.options); missing ones are diffusers'.
+      folder: where it was read; None if it was made otherwise.
+    """
+
+    class_name: str
+    scheduler: Mapping[str, Any]
+    unet: Network | None = None
+    vae: Network | None = None
+    text_encoder: Network | None = None
+    text_encoder_2: Network | None = None
+    tokenizer_folder: Path | None = None
+    tokenizer_2_folder: Path | None = None
+    image_noising_scheduler: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    folder: Path | None = None
+
+    @property
+    def family(self) -> Family:
+        """What pipelines of this class are made of."""
+        return FAMILIES[self.class_name]
+
+    @property
+    def name(self) -> str:
+        """For errors: its folder, or its class."""
+        return str(self.folder or f'this {self.class_name}')
+
+    @property
+    def text_encoders(self) -> dict[str, Network]:
+        """Those that it has, in the order in which their states are joined."""
+        found = {component: getattr(self, component) for component in TEXT_ENCODERS}
+        return {component: network for component, network in found.items() if network is not None}
+
+    @property
+    def tokenizer_folders(self) -> dict[str, Path]:
+        """Text encoder -> tokenizer folder."""
+        found = zip(TEXT_ENCODERS, (self.tokenizer_folder, self.tokenizer_2_folder), strict=True)
+        return {component: folder for component, folder in found if folder is not None}
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether the UNet works on the latents of a VAE rather than on pixels."""
+        return 'vae' in self.family.networks
+
+    @property
+    def latent_scale(self) -> int:
+        """Side of a picture / side of what the UNet works on: 8 for Stable Diffusion, 4 for its upscaler, 1 on pixels.
+
+        Source: vae_scale_factor of diffusers' pipelines.
+        """
+        return 2 ** (len(self.vae.config['block_out_channels']) - 1) if self.vae else 1
+
+    @property
+    def size(self) -> int:
+        """Side of the square pictures that it draws best, in pixels."""
+        return self.unet.config['sample_size'] * self.latent_scale
+
+    @property
+    def super_resolution_folder(self) -> Path | None:
+        """The folder of the second stage that came with this one, if one did."""
+        inside = self.folder / SUPER_RESOLUTION if self.folder else None
+        return inside if inside and (inside / 'model_index.json').is_file() else None
+
+    def option(self, name: str) -> Any:
+        """An entry of model_index.json, or diffusers' default."""
+        return self.options.get(name, self.family.options[name])
+
+
+def kind_of(component: str, config: Mapping[str, Any]) -> Kind:
+    """Which network a component's config.json describes.
+
+    Raises: ValueError for a text encoder that is neither T5 nor CLIP.
+    """
+    if component in _OF_COMPONENT:
+        return KINDS[_OF_COMPONENT[component]]
+    model_type = config.get('model_type', 't5')
+    if model_type == 't5':
+        return KINDS['T5EncoderModel']
+    if model_type not in _WITH_CLIP:
+        raise ValueError(f"model_type is {model_type!r} but must be one of ('t5', 'clip_text_model')")
+    projected = 'CLIPTextModelWithProjection' in (config.get('architectures') or ())
+    return KINDS['CLIPTextModelWithProjection' if projected else 'CLIPTextModel']
+
+
+def abstract_network(component: str, config: Mapping[str, Any], dtype=jnp.float32, **options) -> nnx.Module:
+    """The network of a configuration without values (nnx.eval_shape).
+
+    Args:
+      component: one of COMPONENTS. dtype: of the compute; parameters are f32. options: more for the constructor.
+    Raises: ValueError, one sentence, if the configuration is not supported.
+    """
+    constructor = kind_of(component, config).constructor
+    return nnx.eval_shape(lambda: constructor(config, dtype=dtype, rngs=functional.Keys(0), **options))
