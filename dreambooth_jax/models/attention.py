@@ -36,9 +36,9 @@ def attend(query, key, value, *, scale: float, bias=None):
     """
     if jax.default_backend() == 'cpu':
         return _attend_on_cpu(query, key, value, scale, bias)
-    flash = flash_fits(query.shape, query.dtype, bias is not None, _cuda_capability())
-    implementation = 'cudnn' if flash else 'xla'
-    return jax.nn.dot_product_attention(query, key, value, bias, scale=scale, implementation=implementation)
+    if flash_fits(query.shape, query.dtype, bias is not None, _cuda_capability()):
+        return _flash_attend(query, key, value, scale)
+    return jax.nn.dot_product_attention(query, key, value, bias, scale=scale, implementation='xla')
 
 
 def flash_fits(query_shape, dtype, has_bias: bool, capability: tuple[int, int] | None) -> bool:
@@ -46,14 +46,23 @@ def flash_fits(query_shape, dtype, has_bias: bool, capability: tuple[int, int] |
 
     Args:
       query_shape: (B, Q, heads, D).
-      has_bias: cuDNN wants even lengths then and returns its gradient in full, so that nothing is gained.
+      has_bias: its gradient is as large as the logits, so that nothing is gained.
     Source: jax 0.10 _src/cudnn/fused_attention_stablehlo.py, check_is_flash_attention; cuDNN's own floor is Ampere.
     """
     if capability is None or capability < (8, 0) or has_bias or dtype not in FLASH_DTYPES:
         return False
     _, queries, _, width = query_shape
     widest = 256 if capability >= (9, 0) else 128
-    return queries >= FLASH_QUERIES and width % 8 == 0 and width <= widest
+    return queries >= FLASH_QUERIES and queries % 2 == 0 and width % 8 == 0 and width <= widest
+
+
+def _flash_attend(query, key, value, scale):
+    batch, length = key.shape[:2]
+    options = {}
+    if length % 2:  # cuDNN's gradient wants even lengths, and texts have 77 tokens: one more that nothing attends to
+        key, value = (jnp.pad(part, ((0, 0), (0, 1), (0, 0), (0, 0))) for part in (key, value))
+        options['key_value_seq_lengths'] = jnp.full(batch, length, jnp.int32)
+    return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation='cudnn', **options)
 
 
 def _cuda_capability() -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ AMPERE, HOPPER = (8, 0), (9, 0)
         (4096, 264, jnp.bfloat16, False, HOPPER, False),
         (4096, 44, jnp.bfloat16, False, HOPPER, False),
         (1, 64, jnp.bfloat16, False, HOPPER, False),
+        (225, 64, jnp.bfloat16, False, HOPPER, False),
         (4096, 64, jnp.float32, False, HOPPER, False),
         (4096, 64, jnp.bfloat16, True, HOPPER, False),
         (4096, 64, jnp.bfloat16, False, (7, 5), False),
@@ -44,10 +45,32 @@ def test_attend_asks_jax_for_the_implementation_that_fits(monkeypatch, backend, 
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
     monkeypatch.setattr(jax, 'local_devices', lambda: [device])
     monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda *_, implementation, **__: asked.append(implementation))
-    query = jnp.zeros((1, 256, 2, 64), jnp.bfloat16)
-    text = jnp.zeros((1, 77, 2, 64), jnp.bfloat16)
-    attention.attend(query, text, text, scale=0.125)
+    pixels = jnp.zeros((1, 256, 2, 64), jnp.bfloat16)
+    attention.attend(pixels, pixels, pixels, scale=0.125)
     assert asked == [expected]
+
+
+def test_an_odd_number_of_keys_is_padded_for_flash_attention_without_effect(monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    draw = np.random.default_rng(0)
+    parts = [jnp.asarray(draw.normal(size=(2, length, 3, 8)), jnp.bfloat16) for length in (128, 5, 5)]
+
+    def run(capability):
+        monkeypatch.setattr(attention, '_cuda_capability', lambda: capability)
+        output, back = jax.vjp(lambda *parts: attention.attend(*parts, scale=0.7), *parts)
+        return output, *back(jnp.cos(output))
+
+    expected, original, shapes = run(None), jax.nn.dot_product_attention, []
+
+    def by_xla(query, key, value, **options):
+        shapes.append((key.shape, options.pop('implementation')))
+        return original(query, key, value, **options)
+
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', by_xla)
+    for ours, theirs in zip(run(HOPPER), expected, strict=True):
+        ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+        assert largest_relative_difference(ours, theirs) < 0.01
+    assert shapes == [((2, 6, 3, 8), 'cudnn')]
 
 
 @pytest.mark.parametrize('with_bias', [False, True])
