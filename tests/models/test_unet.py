@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from dreambooth_jax.models import functional, unet_config
+from dreambooth_jax.models.transformer import Transformer2DModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
+from dreambooth_jax.weights import mapping
 from tests.torch_reference import gradients, largest_relative_difference, nchw, nhwc, quick_jit, randomise, to_ours
 
 SHARED = {
@@ -35,6 +38,12 @@ STABLE_DIFFUSION = {
     'norm_num_groups': 8,
     'out_channels': 4,
     'sample_size': 8,
+}
+ATTENTION_BELOW = {
+    'block_out_channels': [16, 32],
+    'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D'],
+    'up_block_types': ['CrossAttnUpBlock2D', 'UpBlock2D'],
+    'use_linear_projection': True,
 }
 CONFIGS = {
     'stage_one': {
@@ -94,37 +103,32 @@ CONFIGS = {
         'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D'],
         'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
     },
+    # Lists whose order shows: read in the wrong direction, the up blocks would have other shapes or no even heads.
     'sd_2': {
         **STABLE_DIFFUSION,
         'attention_head_dim': [2, 4],
         'block_out_channels': [16, 32],
-        'down_block_types': ['CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'],
-        'up_block_types': ['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'],
+        'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D'],
+        'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
         'use_linear_projection': True,
     },
     'sdxl': {
         **STABLE_DIFFUSION,
+        **ATTENTION_BELOW,
         'addition_embed_type': 'text_time',
         'addition_time_embed_dim': 8,
-        'attention_head_dim': [3, 2, 4],
-        'block_out_channels': [16, 16, 32],
-        'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'],
+        'attention_head_dim': [3, 4],
         'projection_class_embeddings_input_dim': 10 + 6 * 8,
-        'transformer_layers_per_block': [1, 2, 3],
-        'up_block_types': ['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'],
+        'transformer_layers_per_block': [1, 2],
         'upcast_attention': None,
-        'use_linear_projection': True,
     },
     'x4_upscaler': {
         **STABLE_DIFFUSION,
+        **ATTENTION_BELOW,
         'attention_head_dim': 4,
-        'block_out_channels': [16, 24, 32],
-        'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'],
         'in_channels': 7,
         'num_class_embeds': 300,
-        'only_cross_attention': [True, True, False],
-        'up_block_types': ['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'],
-        'use_linear_projection': True,
+        'only_cross_attention': [False, True],
     },
 }
 
@@ -162,14 +166,15 @@ def both(name):
         ours = apply(params, sample, jnp.asarray(times), jnp.asarray(text), **conditions)
         return jnp.sum(ours * cotangent), ours
 
-    run = quick_jit(jax.value_and_grad(product, argnums=(0, 1), has_aux=True))
+    run = quick_jit(jax.value_and_grad(product, argnums=(0, 1), has_aux=True)).lower(params, sample).compile()
     (_, ours), (params_gradient, sample_gradient) = run(params, sample)
     return SimpleNamespace(
         apply=apply,
         params=params,
         inputs=(sample, times, text, conditions),
         cotangent=cotangent,
-        torch_names={name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()},
+        memory=run.memory_analysis().temp_size_in_bytes,
+        tensors={name: tensor.numpy() for name, tensor in theirs.state_dict().items()},
         output=(ours, nhwc(output)),
         params_gradient=(params_gradient, gradients(theirs)),
         sample_gradient=(sample_gradient, nhwc(torch_sample.grad)),
@@ -199,6 +204,53 @@ def test_unet_gradients_match_diffusers(name):
     assert {key: value for key, value in wrong.items() if value >= 1e-3} == {}
 
 
+@pytest.mark.parametrize('name', ['sd_1', 'sdxl', 'x4_upscaler'])
+def test_the_one_rule_maps_the_weights_of_stable_diffusion_both_ways(name):
+    run = both(name)
+    model = nnx.eval_shape(lambda: UNet2DConditionModel(CONFIGS[name], rngs=functional.Keys(0)))
+    assert mapping.torch_names(model).keys() == run.tensors.keys()
+    params = mapping.load(model, run.tensors)
+    assert all(np.array_equal(params[key], run.params[key]) for key in run.params)
+    exported = mapping.export(model, params)
+    assert all(np.array_equal(exported[key], run.tensors[key]) for key in run.tensors)
+
+
+def recomputing(name):
+    """The loss of both(name) as a function of (params, sample), by a network that recomputes its blocks."""
+    run = both(name)
+    _, times, text, conditions = run.inputs
+    apply, abstract = functional.abstract(
+        lambda: UNet2DConditionModel(CONFIGS[name], remat=True, rngs=functional.Keys(0))
+    )
+    assert abstract.keys() == run.params.keys()
+    return lambda params, sample: jnp.sum(apply(params, sample, times, text, **conditions) * run.cotangent)
+
+
+def test_recomputing_blocks_changes_no_gradient_and_takes_less_memory():
+    run = both('sd_1')
+    # This pass of XLA's CPU backend, and of no other, drops the barriers that keep recomputation from being merged with
+    # the first computation.
+    options = {'xla_backend_optimization_level': 0, 'xla_disable_hlo_passes': 'cse_barrier_expander'}
+    gradient = jax.jit(jax.grad(recomputing('sd_1')), compiler_options=options)
+    compiled = gradient.lower(run.params, run.inputs[0]).compile()
+    expected = run.params_gradient[0]
+    for key, ours in compiled(run.params, run.inputs[0]).items():
+        assert largest_relative_difference(ours, expected[key]) < 1e-5, key
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * run.memory
+
+
+@pytest.mark.parametrize('name', ['stage_two', 'sdxl'])
+def test_recomputing_blocks_keeps_less_for_the_backward_pass(name):
+    def kept(loss, params, sample):
+        backward = jax.eval_shape(lambda params, sample: jax.vjp(loss, params, sample)[1], params, sample)
+        return sum(leaf.size for leaf in jax.tree.leaves(backward)) - functional.parameter_count(params)
+
+    run = both(name)
+    sample, times, text, conditions = run.inputs
+    usual = kept(lambda params, x: jnp.sum(run.apply(params, x, times, text, **conditions)), run.params, sample)
+    assert kept(recomputing(name), run.params, sample) < 0.3 * usual
+
+
 def test_unet_in_bfloat16_stays_near_float32_with_float32_output():
     run = both('stage_one')
     config = CONFIGS['stage_one']
@@ -222,6 +274,14 @@ def test_fresh_unet_predicts_zero_and_its_residual_branches_start_at_zero():
     np.testing.assert_allclose(np.std(kernel), (9 * kernel.shape[2]) ** -0.5, rtol=0.1)
 
 
+@pytest.mark.parametrize('linear_projection', [False, True])
+def test_fresh_transformer_adds_zero_by_its_last_projection_alone(linear_projection):
+    shape = {'layers': 1, 'groups': 2, 'linear_projection': linear_projection, 'only_cross_attention': False}
+    _, params = functional.init(lambda rngs: Transformer2DModel(4, 2, 6, dtype=jnp.float32, rngs=rngs, **shape), seed=0)
+    zeros = {key for key, value in params.items() if key.endswith('kernel') and not np.any(value)}
+    assert zeros == {'proj_out.kernel'}
+
+
 def test_defaults_are_those_of_diffusers():
     signature = inspect.signature(diffusers.UNet2DConditionModel.__init__)
     theirs = {name: p.default for name, p in signature.parameters.items() if name != 'self'}
@@ -235,6 +295,21 @@ def test_defaults_are_those_of_diffusers():
             {'down_block_types': ['ResnetDownsampleBlock2D', 'FooBlock']},
             "unet config: down_block_types[1] is 'FooBlock' but must be one of "
             "('ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'",
+        ),
+        ({'use_linear_projection': 1}, 'unet config: use_linear_projection is 1 but must be one of (False, True)'),
+        (
+            {'transformer_layers_per_block': [1, [1, 2]]},
+            'unet config: transformer_layers_per_block[1] is [1, 2] but must be a positive integer',
+        ),
+        ({'num_class_embeds': 0}, 'unet config: num_class_embeds is 0 but must be None or a positive integer'),
+        ({'num_attention_heads': 8}, 'unet config: num_attention_heads is 8 but must be None: no other value'),
+        (
+            {'addition_embed_type': 'text_time', 'addition_time_embed_dim': 256},
+            'unet config: projection_class_embeddings_input_dim is None but must be an integer when',
+        ),
+        (
+            {'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D'], 'attention_head_dim': [16, 5]},
+            "unet config: attention_head_dim[1] is 5 but must be a divisor of the block's width 32, being the number",
         ),
         ({'mid_block_type': None}, 'unet config: mid_block_type is None but must be one of ('),
         ({'act_fn': 'elu'}, "unet config: act_fn is 'elu' but must be one of ("),
@@ -285,3 +360,19 @@ def test_inputs_that_do_not_fit_are_named_in_one_sentence():
     with pytest.raises(ValueError, match='class_labels are given but must be left out'):
         run = both('stage_one')
         run.apply(run.params, *run.inputs[:3], **conditions)
+
+
+def test_conditions_of_stable_diffusion_that_do_not_fit_are_named_in_one_sentence():
+    run = both('x4_upscaler')
+    with pytest.raises(ValueError, match='class_labels are float32 but must be integers, indices below'):
+        run.apply(run.params, *run.inputs[:3], class_labels=jnp.array([0.5, 1]))
+    with pytest.raises(ValueError, match='added_cond is given but must be left out for this addition_embed_type'):
+        run.apply(run.params, *run.inputs[:3], **run.inputs[3], added_cond={})
+    run = both('sdxl')
+    with pytest.raises(ValueError, match='added_cond is missing but must be given for this addition_embed_type'):
+        run.apply(run.params, *run.inputs[:3])
+    added = run.inputs[3]['added_cond']
+    with pytest.raises(ValueError, match=r"added_cond has \['text_embeds'\] but must have \['text_"):
+        run.apply(run.params, *run.inputs[:3], added_cond={'text_embeds': added['text_embeds']})
+    with pytest.raises(ValueError, match='makes 50 features but must make 58 .*, 5 numbers of 8 features each'):
+        run.apply(run.params, *run.inputs[:3], added_cond={**added, 'time_ids': added['time_ids'][:, :5]})

@@ -1,0 +1,104 @@
+"""Which implementation of attention is taken where, and that all of them compute the same."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreambooth_jax.models import attention
+from tests.torch_reference import largest_relative_difference
+
+AMPERE, HOPPER = (8, 0), (9, 0)
+
+
+@pytest.mark.parametrize(
+    'queries, width, dtype, has_bias, capability, fits',
+    [
+        (4096, 40, jnp.bfloat16, False, AMPERE, True),  # Stable Diffusion 1.x at its highest resolution
+        (1024, 64, jnp.float16, False, AMPERE, True),  # SDXL
+        (256, 160, jnp.bfloat16, False, HOPPER, True),  # Stable Diffusion 1.x at its lowest
+        (256, 160, jnp.bfloat16, False, AMPERE, False),
+        (4096, 264, jnp.bfloat16, False, HOPPER, False),
+        (4096, 44, jnp.bfloat16, False, HOPPER, False),
+        (1, 64, jnp.bfloat16, False, HOPPER, False),
+        (225, 64, jnp.bfloat16, False, HOPPER, False),
+        (4096, 64, jnp.float32, False, HOPPER, False),
+        (4096, 64, jnp.bfloat16, True, HOPPER, False),
+        (4096, 64, jnp.bfloat16, False, (7, 5), False),
+        (4096, 64, jnp.bfloat16, False, None, False),
+    ],
+)
+def test_flash_attention_is_taken_where_cudnn_has_it(queries, width, dtype, has_bias, capability, fits):
+    assert attention.flash_fits((2, queries, 8, width), jnp.dtype(dtype), has_bias, capability) is fits
+
+
+@pytest.mark.parametrize(
+    'backend, version, expected',
+    [('gpu', 'PJRT C API\ncuda 12090', 'cudnn'), ('gpu', 'rocm 6.0', 'xla'), ('tpu', 'TPU v5', 'xla')],
+)
+def test_attend_asks_jax_for_the_implementation_that_fits(monkeypatch, backend, version, expected):
+    asked = []
+    client = SimpleNamespace(platform_version=version)
+    device = SimpleNamespace(platform=backend, client=client, compute_capability='9.0')
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    monkeypatch.setattr(jax, 'local_devices', lambda: [device])
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda *_, implementation, **__: asked.append(implementation))
+    pixels = jnp.zeros((1, 256, 2, 64), jnp.bfloat16)
+    attention.attend(pixels, pixels, pixels, scale=0.125)
+    assert asked == [expected]
+
+
+def test_an_odd_number_of_keys_is_padded_for_flash_attention_without_effect(monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    draw = np.random.default_rng(0)
+    parts = [jnp.asarray(draw.normal(size=(2, length, 3, 8)), jnp.bfloat16) for length in (128, 5, 5)]
+
+    def run(capability):
+        monkeypatch.setattr(attention, '_cuda_capability', lambda: capability)
+        output, back = jax.vjp(lambda *parts: attention.attend(*parts, scale=0.7), *parts)
+        return output, *back(jnp.cos(output))
+
+    expected, original, shapes = run(None), jax.nn.dot_product_attention, []
+
+    def by_xla(query, key, value, **options):
+        shapes.append((key.shape, options.pop('implementation')))
+        return original(query, key, value, **options)
+
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', by_xla)
+    for ours, theirs in zip(run(HOPPER), expected, strict=True):
+        ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+        assert largest_relative_difference(ours, theirs) < 0.01
+    assert shapes == [((2, 6, 3, 8), 'cudnn')]
+
+
+@pytest.mark.parametrize('with_bias', [False, True])
+def test_the_form_for_cpus_equals_the_form_for_accelerators(monkeypatch, with_bias):
+    draw = np.random.default_rng(0)
+    query, key, value = (draw.normal(size=(2, length, 3, 8)).astype(np.float32) for length in (7, 5, 5))
+    bias = draw.normal(size=(1, 3, 7, 5)).astype(np.float32) if with_bias else None
+
+    def run():
+        def attend(parts):
+            return attention.attend(*parts, scale=0.7, bias=bias)
+
+        output, back = jax.vjp(attend, (query, key, value))
+        return output, *back(jnp.cos(output))[0]
+
+    here = run()
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+    for ours, theirs in zip(here, run(), strict=True):
+        assert largest_relative_difference(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
+def test_logits_and_softmax_are_float32_in_half_precision(monkeypatch, backend):
+    """Two logits that bfloat16 cannot tell apart: 256 and 257."""
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    query = jnp.ones((1, 1, 1, 2), jnp.bfloat16)
+    key = jnp.array([[256, 0], [256, 1]], jnp.bfloat16).reshape(1, 2, 1, 2)
+    value = jnp.array([[0, 0], [1, 1]], jnp.bfloat16).reshape(1, 2, 1, 2)
+    output = attention.attend(query, key, value, scale=1.0)
+    assert output.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(output, np.float32), 1 / (1 + np.exp(-1.0)), atol=4e-3)
