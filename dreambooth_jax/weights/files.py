@@ -180,10 +180,9 @@ def write_tensors(
     Raises: WeightsError for an unknown dtype, or if the disk does not take the file; then nothing is replaced.
     """
     path = Path(path)
-    if dtype not in STORAGE_DTYPES:
-        raise WeightsError(f'dtype is {dtype!r}; weights can be stored as one of {tuple(STORAGE_DTYPES)}.')
+    storage = _storage_dtype(dtype)
     stem = path.name.removesuffix(SUFFIX)
-    shards = _shards(tensors, STORAGE_DTYPES[dtype], max_shard_bytes)
+    shards = _shards(tensors, storage, max_shard_bytes)
     if len(shards) == 1:
         names = [path.name]
     else:
@@ -197,7 +196,7 @@ def write_tensors(
         for file, shard in zip(temporary, shards, strict=True):
             save_file({name: as_stored(name, tensors[name], dtype) for name in shard}, file, header)
         if len(shards) > 1:
-            total = sum(_stored_bytes(value, STORAGE_DTYPES[dtype]) for value in tensors.values())
+            total = sum(_stored_bytes(value, storage) for value in tensors.values())
             weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
             content = {'metadata': {'total_size': total}, 'weight_map': weight_map}
             temporary.append(index.with_name(f'.{index.name}.{os.getpid()}.tmp'))
@@ -226,6 +225,12 @@ def _shards(tensors, dtype, most) -> list[list[str]]:
     return shards
 
 
+def _storage_dtype(name: str):
+    if name not in STORAGE_DTYPES:
+        raise WeightsError(f'dtype is {name!r}; weights can be stored as one of {tuple(STORAGE_DTYPES)}.')
+    return STORAGE_DTYPES[name]
+
+
 def _is_float(dtype) -> bool:
     return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
 
@@ -237,9 +242,9 @@ def _stored_bytes(value, dtype) -> int:
 def as_stored(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
     """A tensor as write_tensors stores it: contiguous and, if it is floating-point, as `dtype`, one of STORAGE_DTYPES.
 
-    Raises: WeightsError for a finite value that float16 cannot hold.
+    Raises: WeightsError for an unknown dtype, or for a finite value that float16 cannot hold.
     """
-    value, dtype = np.asarray(value), STORAGE_DTYPES[dtype]
+    value, dtype = np.asarray(value), _storage_dtype(dtype)
     with np.errstate(over='ignore'):
         # Not ascontiguousarray, which would give a scalar an axis.
         stored = np.array(value, dtype if _is_float(value.dtype) else value.dtype, order='C')

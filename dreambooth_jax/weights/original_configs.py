@@ -128,7 +128,7 @@ def derive(
     shapes: Shapes,
     family: str,
     *,
-    prediction_type: str = EPSILON,
+    prediction_type: str | None = None,
     resolution: int | None = None,
     source: str = 'the file',
 ) -> dict[str, Config]:
@@ -136,16 +136,16 @@ def derive(
 
     Args:
       shapes: {original name: shape}. family: of detect.
-      prediction_type: one of PREDICTION_TYPES. The upscaler's is V_PREDICTION whatever is given.
+      prediction_type: one of PREDICTION_TYPES; by default V_PREDICTION for the upscaler and EPSILON for the others.
       resolution: pixels of a side, where the file's metadata says; the published one by default.
       source: what to call the file in an error.
     Returns: {'model_index', 'unet', 'vae', 'text_encoder', 'scheduler', for SDXL 'text_encoder_2', for the upscaler
       'low_res_scheduler': contents of that JSON file}.
     Raises: WeightsError, one sentence, if a tensor is missing that every such model has.
     """
+    prediction_type = prediction_type or (V_PREDICTION if family == 'upscaler' else EPSILON)
     if prediction_type not in PREDICTION_TYPES:
         raise WeightsError(f'prediction_type is {prediction_type!r}; it must be one of {PREDICTION_TYPES}.')
-    prediction_type = V_PREDICTION if family == 'upscaler' else prediction_type
     sizes = _Sizes(shapes, source)
     published = {'sd1': 512, 'sd2': 512 if prediction_type == EPSILON else 768, 'sdxl': 1024, 'upscaler': 512}
     resolution = resolution or published[family]

@@ -44,7 +44,7 @@ _CONSTANTS = (
 IGNORED = re.compile(
     rf'(low_scale_model\.)?({_CONSTANTS})|model_ema\..*|first_stage_model\.(loss|model_ema)\..*|denoiser\..*'
     rf'|(cond_stage_model|conditioner)\..*\.(position_ids|logit_scale|attn_mask)|cond_stage_model\.logit_scale'
-    rf'|cond_stage_model\.(model|transformer)\.text_projection(\.weight)?'
+    rf'|(cond_stage_model|conditioner\.embedders\.0)\.(model|transformer)\.text_projection(\.weight)?'
     rf'|cond_stage_model\.model\.transformer\.resblocks\.{OPEN_CLIP_H_LAYERS}\..*|{V_MARKER}|{ZERO_SNR_MARKER}'
 )
 
@@ -82,6 +82,15 @@ _OPEN_CLIP_LAYER = {
     'mlp.fc2': 'mlp.c_proj',
     'self_attn.out_proj': 'attn.out_proj',
 }
+
+
+def canonical(name: str) -> str:
+    """The original name of a tensor; converters of 2023 wrote CLIP's layers without `text_model`."""
+    return re.sub(
+        r'^(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(?=(embeddings|encoder|final_layer_norm)\.)',
+        r'\1.transformer.text_model.',
+        name,
+    )
 
 
 def _inside(ours: str, original: str, names: Mapping[str, str]) -> dict[str, str]:

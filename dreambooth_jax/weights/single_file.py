@@ -107,7 +107,8 @@ def read_single_file(
       no whole model of a supported family, or that does not tell what it predicts.
     """
     path = Path(path)
-    shapes, metadata = files.read_header(path)
+    given, metadata = files.read_header(path)
+    shapes = {original_names.canonical(name): shape for name, shape in given.items()}
     family = original_configs.detect(shapes, source=str(path))
     prediction_type = prediction_type or _prediction_type(path, family, shapes, metadata)
     derived = original_configs.derive(
@@ -122,12 +123,12 @@ def read_single_file(
     for component, known in (configs or {}).items():
         derived[component] = {**derived[component], **known}
     tensors = files.read_tensors(path, wanted=lambda name: not original_names.IGNORED.fullmatch(name))
-    return SingleFile(
-        family, derived, original_layout.from_original(tensors, derived, source=str(path)), metadata
-    )
+    tensors = {original_names.canonical(name): value for name, value in tensors.items()}
+    return SingleFile(family, derived, original_layout.from_original(tensors, derived, source=str(path)), metadata)
 
 
-def _prediction_type(path: Path, family: str, shapes: original_configs.Shapes, metadata: Mapping[str, str]) -> str:
+def _prediction_type(path: Path, family: str, shapes: original_configs.Shapes, metadata: Mapping[str, str]):
+    """What the file or its name says; None if nothing does and the family leaves no doubt."""
     if original_names.V_MARKER in shapes:
         return original_configs.V_PREDICTION
     said = modelspec.prediction_type(metadata) or original_configs.PUBLISHED_PREDICTION_TYPES.get(path.stem)
@@ -137,4 +138,4 @@ def _prediction_type(path: Path, family: str, shapes: original_configs.Shapes, m
             f'{path} is a Stable Diffusion 2.x model and does not say what it predicts; give prediction_type, '
             f"'epsilon' for those made from 2.0-base or 2.1-base (512 pixels), 'v_prediction' for 2.0 or 2.1 (768)."
         )
-    return said or original_configs.EPSILON
+    return said
