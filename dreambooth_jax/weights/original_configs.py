@@ -33,6 +33,13 @@ PUBLISHED_PREDICTION_TYPES = {
     **dict.fromkeys(('768-v-ema', 'v2-1_768-ema-pruned', 'v2-1_768-nonema-pruned'), V_PREDICTION),
 }
 
+# What fills a prompt up, by tokenizer; all are CLIPTokenizers with one vocabulary, which a single file does not hold.
+PAD_TOKENS: dict[str, dict[str, str]] = {
+    'sd1': {'tokenizer': '<|endoftext|>'},
+    'sd2': {'tokenizer': '!'},
+    'sdxl': {'tokenizer': '<|endoftext|>', 'tokenizer_2': '!'},
+    'upscaler': {'tokenizer': '!'},
+}
 _PIPELINES: dict[str, Config] = {
     'sd1': {'_class_name': 'StableDiffusionPipeline'},
     'sd2': {'_class_name': 'StableDiffusionPipeline'},
@@ -150,7 +157,6 @@ def derive(
     published = {'sd1': 512, 'sd2': 512 if prediction_type == EPSILON else 768, 'sdxl': 1024, 'upscaler': 512}
     resolution = resolution or published[family]
     configs = {
-        'model_index': dict(_PIPELINES[family]),
         'vae': _vae(sizes, family, resolution),
         'scheduler': _scheduler(family, prediction_type),
     }
@@ -164,7 +170,17 @@ def derive(
             **_UPSCALER_BETAS, '_class_name': 'DDPMScheduler', 'clip_sample': True, 'prediction_type': EPSILON,
             'variance_type': 'fixed_small',
         }  # fmt: skip
-    return configs
+    return {'model_index': _model_index(family, configs), **configs}
+
+
+def _model_index(family: str, configs: Mapping[str, Config]) -> Config:
+    index = {**_PIPELINES[family], 'unet': ['diffusers', 'UNet2DConditionModel'], 'vae': ['diffusers', 'AutoencoderKL']}
+    for component, config in configs.items():
+        if 'scheduler' in component:
+            index[component] = ['diffusers', config['_class_name']]
+        elif 'text_encoder' in component:
+            index[component] = ['transformers', *config['architectures']]
+    return index | dict.fromkeys(PAD_TOKENS[family], ['transformers', 'CLIPTokenizer'])
 
 
 class _Sizes:

@@ -121,7 +121,7 @@ def read_single_file(
     if original_names.ZERO_SNR_MARKER in shapes:
         derived['scheduler']['rescale_betas_zero_snr'] = True
     for component, known in (configs or {}).items():
-        derived[component] = {**derived[component], **known}
+        derived[component] = {**derived.get(component, {}), **known}
     tensors = files.read_tensors(path, wanted=lambda name: not original_names.IGNORED.fullmatch(name))
     tensors = {original_names.canonical(name): value for name, value in tensors.items()}
     return SingleFile(family, derived, original_layout.from_original(tensors, derived, source=str(path)), metadata)

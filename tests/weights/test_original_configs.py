@@ -6,170 +6,14 @@ Counts and configurations are the published ones; the names are those of the ten
 import numpy as np
 import pytest
 import torch
+from diffusers.loaders import single_file_utils
 
 from dreambooth_jax.weights import original_configs, original_layout
 from dreambooth_jax.weights.errors import WeightsError
+from tests.weights import published_stable_diffusion as real
 from tests.weights import tiny_stable_diffusion as tiny
 
-CLIP_L = {
-    'architectures': ['CLIPTextModel'],
-    'bos_token_id': 0,
-    'eos_token_id': 2,
-    'hidden_act': 'quick_gelu',
-    'hidden_size': 768,
-    'intermediate_size': 3072,
-    'layer_norm_eps': 1e-05,
-    'max_position_embeddings': 77,
-    'num_attention_heads': 12,
-    'num_hidden_layers': 12,
-    'pad_token_id': 1,
-    'vocab_size': 49408,
-}
-CLIP_H = {
-    **CLIP_L,
-    'hidden_act': 'gelu',
-    'hidden_size': 1024,
-    'intermediate_size': 4096,
-    'num_attention_heads': 16,
-    'num_hidden_layers': 23,
-}
-CLIP_BIG_G = {
-    **CLIP_L,
-    'architectures': ['CLIPTextModelWithProjection'],
-    'hidden_act': 'gelu',
-    'hidden_size': 1280,
-    'intermediate_size': 5120,
-    'num_attention_heads': 20,
-    'num_hidden_layers': 32,
-    'projection_dim': 1280,
-}
-VAE = {
-    'block_out_channels': [128, 256, 512, 512],
-    'down_block_types': ['DownEncoderBlock2D'] * 4,
-    'up_block_types': ['UpDecoderBlock2D'] * 4,
-    'in_channels': 3,
-    'out_channels': 3,
-    'latent_channels': 4,
-    'layers_per_block': 2,
-    'sample_size': 512,
-}
-UNET = {
-    'attention_head_dim': 8,
-    'block_out_channels': [320, 640, 1280, 1280],
-    'cross_attention_dim': 768,
-    'down_block_types': ['CrossAttnDownBlock2D'] * 3 + ['DownBlock2D'],
-    'up_block_types': ['UpBlock2D'] + ['CrossAttnUpBlock2D'] * 3,
-    'in_channels': 4,
-    'out_channels': 4,
-    'layers_per_block': 2,
-    'sample_size': 64,
-}
-UNET_2 = {
-    **UNET,
-    'attention_head_dim': [5, 10, 20, 20],
-    'cross_attention_dim': 1024,
-    'use_linear_projection': True,
-}
-SCHEDULER = {
-    'beta_end': 0.012,
-    'beta_schedule': 'scaled_linear',
-    'beta_start': 0.00085,
-    'clip_sample': False,
-    'num_train_timesteps': 1000,
-    'set_alpha_to_one': False,
-    'skip_prk_steps': True,
-    'steps_offset': 1,
-}
-UPSCALER_BETAS = {'beta_start': 0.0001, 'beta_end': 0.02}
-PUBLISHED = {
-    'sd1': {
-        'model_index': {'_class_name': 'StableDiffusionPipeline'},
-        'unet': UNET,
-        'vae': VAE,
-        'text_encoder': CLIP_L,
-        'scheduler': {**SCHEDULER, '_class_name': 'PNDMScheduler', 'prediction_type': 'epsilon'},
-    },
-    'sd2': {  # 2.1, of 768 pixels
-        'model_index': {'_class_name': 'StableDiffusionPipeline'},
-        'unet': {**UNET_2, 'sample_size': 96, 'upcast_attention': True},
-        'vae': {**VAE, 'sample_size': 768},
-        'text_encoder': CLIP_H,
-        'scheduler': {**SCHEDULER, '_class_name': 'DDIMScheduler', 'prediction_type': 'v_prediction'},
-    },
-    'sdxl': {
-        'model_index': {'_class_name': 'StableDiffusionXLPipeline', 'force_zeros_for_empty_prompt': True},
-        'unet': {
-            'addition_embed_type': 'text_time',
-            'addition_time_embed_dim': 256,
-            'attention_head_dim': [5, 10, 20],
-            'block_out_channels': [320, 640, 1280],
-            'cross_attention_dim': 2048,
-            'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'],
-            'up_block_types': ['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'],
-            'in_channels': 4,
-            'out_channels': 4,
-            'layers_per_block': 2,
-            'projection_class_embeddings_input_dim': 2816,
-            'sample_size': 128,
-            'transformer_layers_per_block': [1, 2, 10],
-            'use_linear_projection': True,
-        },
-        'vae': {**VAE, 'sample_size': 1024, 'scaling_factor': 0.13025, 'force_upcast': True},
-        'text_encoder': CLIP_L,
-        'text_encoder_2': CLIP_BIG_G,
-        'scheduler': {
-            **SCHEDULER,
-            '_class_name': 'EulerDiscreteScheduler',
-            'prediction_type': 'epsilon',
-            'timestep_spacing': 'leading',
-        },
-    },
-    'upscaler': {
-        'model_index': {'_class_name': 'StableDiffusionUpscalePipeline', 'max_noise_level': 350},
-        'unet': {
-            **UNET_2,
-            'attention_head_dim': 8,
-            'block_out_channels': [256, 512, 512, 1024],
-            'down_block_types': ['DownBlock2D'] + ['CrossAttnDownBlock2D'] * 3,
-            'up_block_types': ['CrossAttnUpBlock2D'] * 3 + ['UpBlock2D'],
-            'in_channels': 7,
-            'num_class_embeds': 1000,
-            'only_cross_attention': [True, True, True, False],
-            'sample_size': 128,
-        },
-        'vae': {
-            **VAE,
-            'block_out_channels': [128, 256, 512],
-            'down_block_types': ['DownEncoderBlock2D'] * 3,
-            'up_block_types': ['UpDecoderBlock2D'] * 3,
-            'sample_size': 256,
-            'scaling_factor': 0.08333,
-        },
-        'text_encoder': CLIP_H,
-        'scheduler': {
-            **SCHEDULER,
-            **UPSCALER_BETAS,
-            '_class_name': 'DDIMScheduler',
-            'prediction_type': 'v_prediction',
-        },
-        'low_res_scheduler': {
-            **UPSCALER_BETAS,
-            '_class_name': 'DDPMScheduler',
-            'beta_schedule': 'scaled_linear',
-            'clip_sample': True,
-            'num_train_timesteps': 1000,
-            'prediction_type': 'epsilon',
-            'variance_type': 'fixed_small',
-        },
-    },
-}
 NETWORKS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
-PARAMETERS = {
-    'sd1': 859_520_964 + 83_653_863 + 123_060_480,
-    'sd2': 865_910_724 + 83_653_863 + 340_387_840,
-    'sdxl': 2_567_463_684 + 83_653_863 + 123_060_480 + 694_659_840,
-    'upscaler': 473_398_020 + 55_325_927 + 340_387_840,
-}
 # Published name, where it comes from, and its published shape.
 NAMES = {
     'sd1': """
@@ -273,10 +117,10 @@ NAMES = {
 }
 
 
-@pytest.fixture(scope='module', params=PUBLISHED)
+@pytest.fixture(scope='module', params=real.CONFIGS)
 def published(request):
     """Family, {component: {name: number}} and the original tensors, each full of its number."""
-    configs, numbers, components = PUBLISHED[request.param], {}, {}
+    configs, numbers, components = real.CONFIGS[request.param], {}, {}
     with torch.device('meta'):
         for component in configs.keys() & set(NETWORKS):
             network = tiny.build(component, configs[component])
@@ -296,7 +140,20 @@ def test_published_names_and_shapes(published):
         ours, *shape = right.split()
         assert original[name.strip()].shape == tuple(map(int, shape)), name
         assert original[name.strip()].flat[0] == numbers[ours], name
-    assert sum(value.size for value in original.values()) == PARAMETERS[family]
+    assert sum(value.size for value in original.values()) == real.PARAMETERS[family]
+
+
+def test_diffusers_gives_the_same_names_at_published_size(published):
+    family, numbers, original = published
+    theirs = {'sd1': 'v1', 'sd2': 'v2', 'sdxl': 'xl_base', 'upscaler': 'upscale'}
+    assert single_file_utils.infer_diffusers_model_type(original) == theirs[family]
+    for component, convert in (
+        ('unet', single_file_utils.convert_ldm_unet_checkpoint),
+        ('vae', single_file_utils.convert_ldm_vae_checkpoint),
+    ):
+        back = convert(dict(original), real.CONFIGS[family][component])
+        expected = {name: number for name, number in numbers.items() if name.startswith(f'{component}.')}
+        assert {f'{component}.{name}': value.flat[0] for name, value in back.items()} == expected
 
 
 def test_fused_projections_are_query_key_value(published):
@@ -327,14 +184,14 @@ def test_published_configurations_are_derived_from_shapes(published):
     shapes = shapes_of(original)
     assert original_configs.detect(shapes) == family
     derived = original_configs.derive(shapes, family, prediction_type='v_prediction' if family == 'sd2' else None)
-    assert derived.keys() == PUBLISHED[family].keys()
-    for part, expected in PUBLISHED[family].items():
+    assert derived.keys() == real.CONFIGS[family].keys()
+    for part, expected in real.CONFIGS[family].items():
         besides = {key: DEFAULTS[key] for key in derived[part].keys() - expected.keys()}
         assert derived[part] == besides | expected
     assert original_configs.family_of(derived) == family
     if family == 'sd2':  # 2.1-base
         base = original_configs.derive(shapes, family)
-        assert base['scheduler'] == PUBLISHED['sd1']['scheduler']
+        assert base['scheduler'] == real.CONFIGS['sd1']['scheduler']
         assert base['vae']['sample_size'] == 512 and base['unet']['sample_size'] == 64
         assert 'upcast_attention' not in base['unet']
 
