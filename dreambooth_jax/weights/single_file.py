@@ -131,7 +131,8 @@ def _prediction_type(path: Path, family: str, shapes: original_configs.Shapes, m
     """What the file or its name says; None if nothing does and the family leaves no doubt."""
     if original_names.V_MARKER in shapes:
         return original_configs.V_PREDICTION
-    said = modelspec.prediction_type(metadata) or original_configs.PUBLISHED_PREDICTION_TYPES.get(path.stem)
+    published = original_configs.PUBLISHED_PREDICTION_TYPES.get(path.name.partition('.')[0])  # also '<name>.fp16'
+    said = modelspec.prediction_type(metadata) or published
     if said is None and family == 'sd2':
         # A wrong guess would train on the wrong target without a word.
         raise WeightsError(

@@ -150,7 +150,7 @@ def test_an_sd2_file_that_does_not_say_what_it_predicts_is_refused(tmp_path):
     )
     found = single_file.read_single_file(path, prediction_type='v_prediction')
     assert found.configs['scheduler']['prediction_type'] == 'v_prediction'
-    for name, expected in (('v2-1_512-ema-pruned', 'epsilon'), ('768-v-ema', 'v_prediction')):
+    for name, expected in (('v2-1_512-ema-pruned.fp16', 'epsilon'), ('768-v-ema', 'v_prediction')):
         found = single_file.read_single_file(path.rename(tmp_path / f'{name}.safetensors'))
         path = tmp_path / f'{name}.safetensors'
         assert found.configs['scheduler']['prediction_type'] == expected
