@@ -5,11 +5,13 @@ or not at all. Pickled files are refused: unpickling runs code that the file's a
 Source: the safetensors format; huggingface's `*.safetensors.index.json` with {"weight_map": {tensor: file}}.
 """
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -59,27 +61,49 @@ def refuse_pickled(path: Path) -> None:
     )
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads all tensors of a .safetensors file or of a .safetensors.index.json and its shards.
+class Header(NamedTuple):
+    """What a .safetensors file says before its values."""
 
+    shapes: dict[str, tuple[int, ...]]  # of the tensors, by name
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Reads names, shapes and metadata of a .safetensors file, not its values.
+
+    Raises: WeightsError, one sentence, as read_tensors.
+    """
+    with _opened(Path(path)) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return Header(shapes, file.metadata() or {})
+
+
+def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
+    """Reads the tensors of a .safetensors file or of a .safetensors.index.json and its shards.
+
+    Args:
+      wanted: whether to read the tensor of a name; of shards, all are read.
     Returns: {name: array}; floating-point tensors as f32, others as they are stored.
     Raises: WeightsError, one sentence, for a file that is missing, pickled, cut off, damaged or no safetensors file,
       and for an index that does not describe its shards.
     """
     path = Path(path)
-    if path.name.endswith(PICKLED_SUFFIXES):
-        refuse_pickled(path)
     if path.name.endswith('.json'):
         return _read_shards(path)
-    tensors = {}
+    with _opened(path) as file:
+        return {name: _wide(file.get_tensor(name)) for name in file.keys() if wanted(name)}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def _opened(path: Path):
+    if path.name.endswith(PICKLED_SUFFIXES):
+        refuse_pickled(path)
     _check_head(path)
     try:
-        with safe_open(path, framework='np') as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                tensors[name] = _wide(file.get_tensor(name))
+        with safe_open(path, framework='np') as file:  # no mapping: it has keys() and is not iterable
+            yield file
     except (SafetensorError, OSError, TypeError, KeyError) as error:
         raise WeightsError(_damaged(path, error)) from None
-    return tensors
 
 
 def _wide(value: np.ndarray) -> np.ndarray:
@@ -156,10 +180,9 @@ def write_tensors(
     Raises: WeightsError for an unknown dtype, or if the disk does not take the file; then nothing is replaced.
     """
     path = Path(path)
-    if dtype not in STORAGE_DTYPES:
-        raise WeightsError(f'dtype is {dtype!r}; weights can be stored as one of {tuple(STORAGE_DTYPES)}.')
+    storage = _storage_dtype(dtype)
     stem = path.name.removesuffix(SUFFIX)
-    shards = _shards(tensors, STORAGE_DTYPES[dtype], max_shard_bytes)
+    shards = _shards(tensors, storage, max_shard_bytes)
     if len(shards) == 1:
         names = [path.name]
     else:
@@ -171,9 +194,9 @@ def write_tensors(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for file, shard in zip(temporary, shards, strict=True):
-            save_file({name: _stored(name, tensors[name], STORAGE_DTYPES[dtype]) for name in shard}, file, header)
+            save_file({name: as_stored(name, tensors[name], dtype) for name in shard}, file, header)
         if len(shards) > 1:
-            total = sum(_stored_bytes(value, STORAGE_DTYPES[dtype]) for value in tensors.values())
+            total = sum(_stored_bytes(value, storage) for value in tensors.values())
             weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
             content = {'metadata': {'total_size': total}, 'weight_map': weight_map}
             temporary.append(index.with_name(f'.{index.name}.{os.getpid()}.tmp'))
@@ -202,6 +225,12 @@ def _shards(tensors, dtype, most) -> list[list[str]]:
     return shards
 
 
+def _storage_dtype(name: str):
+    if name not in STORAGE_DTYPES:
+        raise WeightsError(f'dtype is {name!r}; weights can be stored as one of {tuple(STORAGE_DTYPES)}.')
+    return STORAGE_DTYPES[name]
+
+
 def _is_float(dtype) -> bool:
     return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
 
@@ -210,8 +239,12 @@ def _stored_bytes(value, dtype) -> int:
     return value.size * (np.dtype(dtype).itemsize if _is_float(value.dtype) else value.dtype.itemsize)
 
 
-def _stored(name: str, value, dtype) -> np.ndarray:
-    value = np.asarray(value)
+def as_stored(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    """A tensor as write_tensors stores it: contiguous and, if it is floating-point, as `dtype`, one of STORAGE_DTYPES.
+
+    Raises: WeightsError for an unknown dtype, or for a finite value that float16 cannot hold.
+    """
+    value, dtype = np.asarray(value), _storage_dtype(dtype)
     with np.errstate(over='ignore'):
         # Not ascontiguousarray, which would give a scalar an axis.
         stored = np.array(value, dtype if _is_float(value.dtype) else value.dtype, order='C')

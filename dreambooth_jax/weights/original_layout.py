@@ -1,0 +1,170 @@
+"""Tensors of a whole Stable Diffusion model <-> the same under the original names and in the original shapes.
+
+Three ways to store a component cover all families: renamed only (UNets and OpenAI's CLIP), as the original VAE, and as
+OpenCLIP. Each is a pair of functions that are each other's inverse; names are in original_names.py. Values are never
+computed, only renamed, reshaped, transposed, or fused and split again, so a round trip is exact.
+
+Nothing is dropped unseen: every tensor is placed, or named in original_names.IGNORED, or named in the error.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from dreambooth_jax.weights import original_configs
+from dreambooth_jax.weights import original_names as names
+from dreambooth_jax.weights.errors import WeightsError
+
+Tensors = Mapping[str, np.ndarray]
+Configs = Mapping[str, names.Config]
+Converted = tuple[dict[str, np.ndarray], list[str]]  # tensors under their new names, and names that have no place
+
+
+def to_original(components: Mapping[str, Tensors], configs: Configs) -> dict[str, np.ndarray]:
+    """A model's tensors under the original names and in the original shapes.
+
+    SD 2.x's text encoder comes with the 23 layers that diffusers' folders hold; the originals' 24th is read by nothing.
+
+    Args:
+      components: {'unet', 'vae', 'text_encoder' and, for SDXL, 'text_encoder_2': {name in diffusers' or transformers'
+        checkpoints: array}}.
+      configs: {component: contents of its config.json}; other entries are not read.
+    Returns: {original name: array} in the dtypes given, possibly views.
+    Raises: WeightsError if the components are not those of a family, or for tensors that the layout has no place for.
+    """
+    family = original_configs.family_of(configs)
+    layouts = _layouts(family)
+    if components.keys() != layouts.keys():
+        raise WeightsError(
+            f'components are {", ".join(sorted(components))} but a single file of {original_configs.TITLES[family]} '
+            f'holds {", ".join(sorted(layouts))}; give exactly these.'
+        )
+    original, problems = {}, []
+    for component, layout in layouts.items():
+        converted, unplaced = layout.to_original(components[component], configs[component])
+        original |= {layout.prefix + name: value for name, value in converted.items()}
+        problems += [f'{component}: {name} {list(np.shape(components[component][name]))}' for name in unplaced]
+    if problems:
+        raise WeightsError(
+            f'the original layout of {original_configs.TITLES[family]} has no place for these tensors; give networks '
+            f'that fit their configurations:',
+            problems,
+        )
+    return original
+
+
+def from_original(
+    tensors: Tensors, configs: Configs, *, source: str = 'the checkpoint'
+) -> dict[str, dict[str, np.ndarray]]:
+    """The inverse of to_original.
+
+    Args:
+      tensors: {original name: array}, of a whole file. What original_names.IGNORED names is left out.
+      configs: {component: contents of its config.json}, such as original_configs.derive gives.
+      source: what to call the tensors in an error.
+    Returns: {component: {name in diffusers' or transformers' checkpoints: array}}, possibly views. Whether they are
+      complete, weights.mapping.load tells.
+    Raises: WeightsError that lists every tensor that is no part of such a model.
+    """
+    family = original_configs.family_of(configs)
+    components, placed, problems = {}, set(), []
+    for component, layout in _layouts(family).items():
+        own = {name for name in tensors if name.startswith(layout.prefix) and not names.IGNORED.fullmatch(name)}
+        inside = {name.removeprefix(layout.prefix): tensors[name] for name in own}
+        components[component], unplaced = layout.from_original(inside, configs[component])
+        placed |= own
+        problems += [layout.prefix + name for name in unplaced]
+    problems += [name for name in tensors if name not in placed and not names.IGNORED.fullmatch(name)]
+    if problems:
+        raise WeightsError(
+            f'{source} holds tensors that are no part of {original_configs.TITLES[family]}; give a plain model of this '
+            f'family:',
+            [f'{name} {list(np.shape(tensors[name]))}' for name in sorted(problems)],
+        )
+    return components
+
+
+class _Layout(NamedTuple):
+    """Where and how one component is stored. Both functions take tensors without the prefix, and the config."""
+
+    prefix: str
+    to_original: Callable[[Tensors, names.Config], Converted]
+    from_original: Callable[[Tensors, names.Config], Converted]
+
+
+def _layouts(family: str) -> dict[str, _Layout]:
+    layouts = {
+        'unet': _Layout(names.UNET_PREFIX, *_renaming(names.unet_modules)),
+        'vae': _Layout(names.VAE_PREFIX, _vae_to_original, _vae_from_original),
+    }
+    for component, prefix in names.TEXT_PREFIXES[family].items():
+        functions = (
+            (_open_clip_to_original, _open_clip_from_original)
+            if names.is_open_clip(prefix)
+            else _renaming(names.clip_modules)
+        )
+        layouts[component] = _Layout(prefix, *functions)
+    return layouts
+
+
+def _renamed(tensors: Tensors, modules: Mapping[str, str]) -> Converted:
+    renamed, unplaced = {}, []
+    for name, value in tensors.items():
+        module, _, leaf = name.rpartition('.')
+        if module in modules and leaf in ('weight', 'bias'):
+            renamed[f'{modules[module]}.{leaf}'] = value
+        else:
+            unplaced.append(name)
+    return renamed, unplaced
+
+
+def _inverse(table: Mapping[str, str]) -> dict[str, str]:
+    return {original: ours for ours, original in table.items()}
+
+
+def _renaming(modules):
+    return (
+        lambda tensors, config: _renamed(tensors, modules(config)),
+        lambda tensors, config: _renamed(tensors, _inverse(modules(config))),
+    )
+
+
+def _vae_to_original(tensors: Tensors, config: names.Config) -> Converted:
+    renamed, unplaced = _renamed(tensors, names.vae_modules(config))
+    for name in names.VAE_CONVOLUTIONS & renamed.keys():
+        renamed[name] = renamed[name][:, :, None, None]
+    return renamed, unplaced
+
+
+def _vae_from_original(tensors: Tensors, config: names.Config) -> Converted:
+    # Some converters wrote matrices here, [C, C] or [C, C, 1], instead of 1x1 convolutions.
+    flat = {name: tensors[name].reshape(tensors[name].shape[:2]) for name in names.VAE_CONVOLUTIONS & tensors.keys()}
+    return _renamed({**tensors, **flat}, _inverse(names.vae_modules(config)))
+
+
+def _open_clip_to_original(tensors: Tensors, config: names.Config) -> Converted:
+    rest, original = dict(tensors), {}
+    for fused, parts in names.open_clip_fused(config).items():
+        if all(part in rest for part in parts):
+            original[fused] = np.concatenate([rest.pop(part) for part in parts])
+    for ours, theirs in names.OPEN_CLIP_BARE.items():
+        if ours in rest:
+            original[theirs] = rest.pop(ours)
+    if names.OPEN_CLIP_PROJECTION in original:
+        original[names.OPEN_CLIP_PROJECTION] = original[names.OPEN_CLIP_PROJECTION].T
+    renamed, unplaced = _renamed(rest, names.open_clip_modules(config))
+    return original | renamed, unplaced
+
+
+def _open_clip_from_original(tensors: Tensors, config: names.Config) -> Converted:
+    rest, ours = dict(tensors), {}
+    for fused, parts in names.open_clip_fused(config).items():
+        if fused in rest:
+            ours |= zip(parts, np.split(rest.pop(fused), len(parts)), strict=True)
+    for name, theirs in names.OPEN_CLIP_BARE.items():
+        if theirs in rest:
+            value = rest.pop(theirs)
+            ours[name] = value.T if theirs == names.OPEN_CLIP_PROJECTION else value
+    renamed, unplaced = _renamed(rest, _inverse(names.open_clip_modules(config)))
+    return ours | renamed, unplaced
