@@ -234,6 +234,15 @@ def test_adapters_are_f32_and_computed_in_the_layers_dtype():
         assert largest_relative_difference(ours.astype(jnp.float32), exact) < 3e-2
 
 
+def test_default_targets_are_the_attention_projections():
+    (target,) = lora.ATTENTION_PROJECTIONS
+    for path in ('text_model.encoder.layers.0.self_attn.out_proj', 'down_blocks.0.attentions.0.to_q'):
+        assert re.fullmatch(target, path)
+    # Neither CLIP's mlp nor the pooling of IF's text states.
+    for path in ('text_model.encoder.layers.0.mlp.fc1', 'add_embedding.pool.q_proj', 'encoder.block.0.layer.1.wo'):
+        assert not re.fullmatch(target, path)
+
+
 def test_only_targets_are_adapted():
     _, params = adapted(targets=[r'layers\.1'])
     assert set(filter(lora.is_adapter, params)) == {'layers.1.lora_a', 'layers.1.lora_b'}

@@ -206,9 +206,11 @@ def test_what_diffusers_saves_is_read(tmp_path):
     targets = {'unet': ['to_q', 'to_out.0', 'conv1'], 'text_encoder': ['q_proj', 'out_proj']}
     layers = {}
     for component, module in networks.items():
-        # Another rank and alpha in one place.
-        pattern = {'rank_pattern': {'conv1': 3}, 'alpha_pattern': {'conv1': 12}} if component == 'unet' else {}
-        options = dict(target_modules=targets[component], init_lora_weights=False, **pattern)
+        # Another rank and alpha in one place, another scale in the other.
+        options = {'use_rslora': True}
+        if component == 'unet':
+            options = {'rank_pattern': {'conv1': 3}, 'alpha_pattern': {'conv1': 12}}
+        options |= {'target_modules': targets[component], 'init_lora_weights': False}
         module.add_adapter(peft.LoraConfig(r=2, lora_alpha=3, **options))
         state = peft.get_peft_model_state_dict(module, adapter_name='default')
         layers[component] = convert_state_dict_to_diffusers(state)
