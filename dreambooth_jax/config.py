@@ -13,8 +13,8 @@ from dreambooth_jax.settings import Settings, SettingsError, resolve, setting, t
 
 __all__ = [
     'BaseConfig', 'CheckpointConfig', 'ConceptConfig', 'DataConfig', 'DreamBoothConfig', 'LoraConfig',
-    'ObjectiveConfig', 'OptimizerConfig', 'ParallelConfig', 'PretrainConfig', 'PriorConfig', 'SamplesConfig', 'Settings', 'SettingsError',
-    'SuperResolutionConfig', 'resolve', 'setting', 'to_config_dict', 'to_dict',
+    'ObjectiveConfig', 'OptimizerConfig', 'ParallelConfig', 'PretrainConfig', 'PriorConfig', 'SamplesConfig',
+    'Settings', 'SettingsError', 'SuperResolutionConfig', 'resolve', 'setting', 'to_config_dict', 'to_dict',
 ]  # fmt: skip
 
 STORYBOOK = 'storybook'  # the model that ships with the package

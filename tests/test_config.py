@@ -76,7 +76,8 @@ WRONG = [
     ),
     (
         'parallel', 3,
-        'config.parallel must be a group of settings (mode, dtype, fsdp_min_bytes, remat, steps_per_dispatch), got 3 (int)',
+        'config.parallel must be a group of settings (mode, dtype, fsdp_min_bytes, remat, steps_per_dispatch), '
+        'got 3 (int)',
     ),
     ('data.concepts', ({'subjct': 'cat'},), (
         'config.data.concepts[0].subjct is not a known setting; did you mean config.data.concepts[0].subject?')),

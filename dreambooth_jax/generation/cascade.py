@@ -376,10 +376,11 @@ def _check_size(pipeline: Pipeline, size: int | None) -> None:
         return
     if not pipeline.is_latent:
         raise SettingsError(
-            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws at {pipeline.size}; leave it '
-            f'None'
+            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws at {pipeline.size}; leave '
+            f'it None'
         )
     multiple = pipeline.latent_scale * 2 ** (len(pipeline.unet.config['block_out_channels']) - 1)
     if size % multiple:
         raise SettingsError(
-            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws multiples of {multiple}')  # fmt: skip
+            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws multiples of {multiple}'
+        )

@@ -2,7 +2,8 @@
 
 The VAE never trains, so every picture is encoded once, to the moments of its posterior; a step draws a fresh latent
 from them. Crops are rows of their own (data.crops), and so are mirrored pictures: the VAE of a mirrored picture is not
-the mirrored VAE of the picture; mirrored ones stand behind the others (`with_mirrored`). Noise, target and weights are those of pixel stages (pixel.py), on latents.
+the mirrored VAE of the picture; they stand behind the others (`with_mirrored`). Noise, target and weights are those
+of pixel stages (pixel.py), on latents.
 
 The upscaler differs from pixel super-resolution (super_resolution.py) in what it is given: its low picture is as wide
 as its latents and needs no enlarging, and its noise level is an index of a table.

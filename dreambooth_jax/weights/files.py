@@ -106,6 +106,19 @@ def _opened(path: Path):
         raise WeightsError(_damaged(path, error)) from None
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text that the header of a .safetensors file holds beside the tensors.
+
+    Raises: WeightsError as read_tensors does.
+    """
+    _check_head(path)
+    try:
+        with safe_open(path, framework='np') as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(_damaged(path, error)) from None
+
+
 def _wide(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32) if value.dtype in (np.float16, np.float64, ml_dtypes.bfloat16) else value
 

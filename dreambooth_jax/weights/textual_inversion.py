@@ -1,0 +1,92 @@
+"""Files of textual inversion: the learned rows of a token, without the text encoder that reads them.
+
+    one text encoder     {token: f32[n, width]}, `learned_embeds.safetensors`, as diffusers loads it
+    SDXL's two           {'clip_l': f32[n, 768], 'clip_g': f32[n, 1280]}, as kohya, AUTOMATIC1111 and ComfyUI name them;
+                         the token is the file's name there, and in our header too
+
+A token of n rows stands for n tokens in a row ('<dog>', '<dog>_1', ... in diffusers).
+Source: diffusers 0.42.1 loaders/textual_inversion.py; AUTOMATIC1111 modules/textual_inversion/textual_inversion.py.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dreambooth_jax.weights import files
+from dreambooth_jax.weights.errors import WeightsError
+
+FILE = 'learned_embeds.safetensors'  # what diffusers looks for in a folder
+_KEYS = {'text_encoder': 'clip_l', 'text_encoder_2': 'clip_g'}
+_NAMELESS = 'emb_params'  # the key of files that were converted from AUTOMATIC1111's pickled ones
+_TOKEN = 'token'
+
+
+def write_textual_inversion(
+    path: str | os.PathLike,
+    token: str,
+    rows: Mapping[str, Any],
+    *,
+    dtype: str = 'float32',
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes the learned rows of one token.
+
+    Args:
+      path: of the .safetensors file; readers of SDXL's files take its name for the token.
+      rows: {component: f32[n, width] or f32[width]} of 'text_encoder' and, for SDXL, 'text_encoder_2'.
+      dtype: of the stored rows, one of files.STORAGE_DTYPES. metadata: more text for the header.
+    Returns: the file.
+    Raises: WeightsError for an empty token, other components or shapes, and if the disk does not take the file.
+    """
+    path = Path(path)
+    if not token or token in (_NAMELESS, *_KEYS.values()):
+        raise WeightsError(f'{path}: the token is {token!r} but must be a new word, such as <dog>.')
+    if tuple(rows) not in (('text_encoder',), tuple(_KEYS)):
+        raise WeightsError(f'{path} would hold rows of {tuple(rows)}; it can hold text_encoder, or {tuple(_KEYS)}.')
+    arrays = {component: _two_axes(path, component, np.asarray(value)) for component, value in rows.items()}
+    names = _KEYS if len(arrays) > 1 else {'text_encoder': token}
+    tensors = {names[component]: value for component, value in arrays.items()}
+    files.write_tensors(path, tensors, dtype=dtype, metadata={_TOKEN: token, **(metadata or {})})
+    return path
+
+
+def read_textual_inversion(path: str | os.PathLike, widths: Mapping[str, int]) -> tuple[str, dict[str, np.ndarray]]:
+    """Reads the learned rows of one token.
+
+    Args:
+      widths: {component: width of its token table} of the text encoders that the rows are for.
+    Returns: (token, {component: f32[n, width]}).
+    Raises: WeightsError for a file of anything else, or of another model's text encoders.
+    """
+    path = Path(path)
+    tensors, header = files.read_tensors(path), files.read_metadata(path)
+    token = header.get(_TOKEN, path.stem)
+    if tensors.keys() == set(_KEYS.values()):
+        rows = {component: tensors[key] for component, key in _KEYS.items()}
+    elif len(tensors) == 1:
+        key, value = next(iter(tensors.items()))
+        token = token if key in (_NAMELESS, *_KEYS.values()) else key
+        rows = {'text_encoder': value}
+    else:
+        raise WeightsError(
+            f'{path} holds {len(tensors)} tensors; a textual inversion holds one, named after its token, or clip_l and '
+            f'clip_g.'
+        )
+    rows = {component: _two_axes(path, component, value) for component, value in rows.items()}
+    found = {component: value.shape[1] for component, value in rows.items()}
+    if found != dict(widths):
+        raise WeightsError(
+            f'{path} holds rows of widths {found} but the text encoders take {dict(widths)}; use one that was learned '
+            f'with a model of the same kind.'
+        )
+    return token, rows
+
+
+def _two_axes(path, component, value) -> np.ndarray:
+    value = value[None] if value.ndim == 1 else value
+    if value.ndim != 2 or not value.size:
+        raise WeightsError(f'{path}: the rows of {component} have shape {list(value.shape)} but must be [n, width].')
+    return value
