@@ -58,6 +58,7 @@ def train_stage(config, workdir, name, cascade, table, grid, place):
     rows = settings.batch_size
     batch = pairs.make_batch(
         rows, rows if table.num_class else 0, table.num_instance, table.num_class, config.prior.weight)  # fmt: skip
+    batch = pairs.pad_rows(batch, place.devices * settings.accumulation)
 
     def pick(key, step, batch, frozen):
         return {**batch, 'picture': pairs.picture_index(key, step, batch, len(table.pictures))}
@@ -80,8 +81,8 @@ def train_stage(config, workdir, name, cascade, table, grid, place):
     rate, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps, factors=factors)
     placed = place.place_state(lambda data: data, jax.tree.map(jnp.asarray, data))
     state, finished = fit.fit(
-        stage.loss, params, tx=tx, rate=rate, place=place, batch=pairs.pad_rows(batch, place.devices), pick=pick,
-        frozen=lambda step: placed, workdir=workdir, name=name, seed=config.seed, steps=settings.steps,
+        stage.loss, params, tx=tx, rate=rate, place=place, batch=batch, pick=pick,
+        accumulation=settings.accumulation, frozen=lambda step: placed, workdir=workdir, name=name, seed=config.seed, steps=settings.steps,
         ema_decay=config.optimizer.ema_decay, steps_per_dispatch=config.parallel.steps_per_dispatch,
         save_every=config.checkpoint.every, keep=config.checkpoint.keep, draw=draw,
         draw_every=config.samples.every)  # fmt: skip
