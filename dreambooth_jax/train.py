@@ -81,9 +81,9 @@ def train_stage(config, workdir, name, cascade, table, grid, place):
     rate, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps, factors=factors)
     placed = place.place_state(lambda data: data, jax.tree.map(jnp.asarray, data))
     state, finished = fit.fit(
-        stage.loss, params, tx=tx, rate=rate, place=place, batch=batch, pick=pick,
-        accumulation=settings.accumulation, frozen=lambda step: placed, workdir=workdir, name=name, seed=config.seed, steps=settings.steps,
-        ema_decay=config.optimizer.ema_decay, steps_per_dispatch=config.parallel.steps_per_dispatch,
+        stage.loss, params, tx=tx, rate=rate, place=place, batch=batch, pick=pick, frozen=lambda step: placed,
+        workdir=workdir, name=name, seed=config.seed, steps=settings.steps, ema_decay=config.optimizer.ema_decay,
+        accumulation=settings.accumulation, steps_per_dispatch=config.parallel.steps_per_dispatch,
         save_every=config.checkpoint.every, keep=config.checkpoint.keep, draw=draw,
         draw_every=config.samples.every)  # fmt: skip
     return tuned(state), finished

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dreambooth_jax.training.order import after
+from dreambooth_jax.training.order import mean_of_micro_batches
 from dreambooth_jax.training.state import TrainState
 
 ROWS_STREAM, NOISE_STREAM = 0, 1  # which pictures, and everything that is drawn inside the loss
@@ -24,32 +24,6 @@ def row_keys(key: jax.Array, step: jax.Array, slot: jax.Array) -> jax.Array:
     """One PRNG key a row [B], from the run's key, the step i32[] and the rows' global places i32[B]."""
     step_key = jax.random.fold_in(jax.random.fold_in(key, NOISE_STREAM), step)
     return jax.vmap(lambda place: jax.random.fold_in(step_key, place))(slot)
-
-
-def mean_of_micro_batches(function: Callable[[Any], Any], rows: Any, count: int, *, unroll: bool = False) -> Any:
-    """function(rows), a pytree of means over the rows, computed from `count` equal parts of them one after the other.
-
-    Args:
-      rows: pytree of arrays [B, ...]. Part j holds the rows j, j + count, ...: so each part has its share of instance
-        and of class rows, and of what each device holds of a sharded batch.
-      unroll: parts after each other in place of a lax.scan.
-    Raises: ValueError if `count` does not divide B.
-    """
-    if count == 1:
-        return function(rows)
-    size = len(jax.tree.leaves(rows)[0])
-    if size % count:
-        raise ValueError(f'{size} rows (of each device, under pmap) cannot be cut into {count} equal micro-batches; pad')
-    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), rows)
-    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
-    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    if unroll:
-        for number in range(count):
-            part = after(jax.tree.map(lambda x, number=number: x[number], parts), total)
-            total = jax.tree.map(jnp.add, total, function(part))
-    else:
-        total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), total, parts)
-    return jax.tree.map(lambda x: x / count, total)
 
 
 def make_train_step(
