@@ -27,6 +27,7 @@ Sampler = Literal['ddpm', 'ddim', 'dpmsolver++']
 RateSchedule = Literal['constant', 'warmup', 'cosine']
 Timestep = int  # of a noise schedule of 1000 steps
 LAST_TIMESTEP = 999
+LOWEST_MULTIPLIER = 0.01  # of prodigy's rate: below it stands a learning rate that was meant for another kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,14 +105,20 @@ class PriorConfig(Settings):
 class OptimizerConfig(Settings):
     """The optimiser; both stages share it, each with its own learning rate."""
 
-    # 'adamw': as torch.optim.AdamW computes it.
-    kind: Literal['adamw'] = 'adamw'
-    # Decay of the first and second moment.
-    betas: tuple[float, float] = setting((0.9, 0.999), 'in [0, 1)')
-    # Decoupled weight decay.
+    # 'adamw': as torch.optim.AdamW computes it. 'adafactor': rows and columns in the place of second moments, no first
+    # ones, so next to no memory; the rate is not scaled by the size of a weight and means what it means for adamw.
+    # 'lion': steps of one size, in the sign's direction; a rate 3 to 10 times lower, a decay as much higher, than
+    # adamw's. 'prodigy': finds its rate; learning_rate is a multiplier of that, best 1.0.
+    kind: Literal['adamw', 'adafactor', 'lion', 'prodigy'] = 'adamw'
+    # Numbers that adamw's two moments are stored in, 8, 4 or 2 bytes a weight; each step computes in float32.
+    # 'int8': in blocks of 256 as Dettmers et al. 2022, where tensors below 4096 weights stay float32.
+    moments: Literal['float32', 'bfloat16', 'int8'] = 'float32'
+    # Decay of the first and second moment. None: (0.9, 0.999), of lion (0.9, 0.99); adafactor has none.
+    betas: tuple[float, float] | None = setting(None, 'in [0, 1)')
+    # Decoupled weight decay, times the learning rate.
     weight_decay: float = setting(0.01, '>= 0')
-    # Added to the root of the second moment.
-    epsilon: float = setting(1e-8, '> 0')
+    # Added to the root of the second moment. None: 1e-8; adafactor and lion have none.
+    epsilon: float | None = setting(None, '> 0')
     # Largest global norm of the gradient; larger ones are scaled down to it. None: no clipping.
     grad_clip_norm: float | None = setting(1.0, '> 0')
     # Decay per step of the averaged weights, which are then sampled and exported. None: no average.
@@ -122,10 +129,28 @@ class OptimizerConfig(Settings):
     warmup_steps: int = setting(0, '>= 0')
 
     def check(self, path: str) -> None:
+        if self.moments != 'float32' and self.kind != 'adamw':
+            raise SettingsError(
+                f"{path}.moments is {self.moments!r} but only kind 'adamw' has moments to compress; {path}.kind is "
+                f"{self.kind!r}, so leave moments at 'float32'"
+            )
+        for name, without in (('betas', ('adafactor',)), ('epsilon', ('adafactor', 'lion'))):
+            if getattr(self, name) is not None and self.kind in without:
+                raise SettingsError(
+                    f'{path}.{name} is {getattr(self, name)} but {path}.kind {self.kind!r} has none; leave it None'
+                )
         if self.schedule == 'constant' and self.warmup_steps:
             raise SettingsError(
                 f"{path}.warmup_steps is {self.warmup_steps} but {path}.schedule is 'constant', which has no warm-up; "
                 f"set the schedule to 'warmup' or 'cosine'"
+            )
+
+    def check_learning_rate(self, rate: float, path: str) -> None:
+        """Raises SettingsError if `rate`, the setting of that name, is one that this kind cannot mean."""
+        if self.kind == 'prodigy' and rate < LOWEST_MULTIPLIER:
+            raise SettingsError(
+                f"{path} is {rate} but the optimiser's kind is 'prodigy', which finds the rate and multiplies it by "
+                f'this; set it to 1.0 (at least {LOWEST_MULTIPLIER})'
             )
 
 
@@ -154,6 +179,8 @@ class BaseConfig(Settings):
     steps: int = setting(1000, '>= 0')
     # Instance rows per step, on all devices together; as many class rows come on top while prior.weight > 0.
     batch_size: int = setting(1, '> 0')
+    # Micro-batches that a step's rows are cut into, one after the other: the same step in less memory, rounding aside.
+    accumulation: int = setting(1, '> 0')
     # The paper: 1e-5 for Imagen, 5e-6 for Stable Diffusion.
     learning_rate: float = setting(5e-6, '> 0')
     # Train the text encoder along: closer to the subject, more memory.
@@ -181,6 +208,8 @@ class SuperResolutionConfig(Settings):
     steps: int = setting(0, '>= 0')
     # Instance rows per step, on all devices together.
     batch_size: int = setting(1, '> 0')
+    # As in BaseConfig.
+    accumulation: int = setting(1, '> 0')
     # The paper gives none for this stage; that of the base stage is a good start.
     learning_rate: float = setting(1e-5, '> 0')
     # Lowest and highest noise augmentation of the low picture in training: times of the image_noising schedule, both
@@ -320,6 +349,21 @@ class DreamBoothConfig(Settings):
         for index, concept in enumerate(self.concepts()):
             where = f'{path}.data.concepts[{index}]' if self.data.concepts else f'{path}.data'
             concept.check_complete(where, self.model)
+        for name in ('base', 'super_resolution'):
+            stage, rows = getattr(self, name), self.rows_per_step(name)
+            if stage.steps:
+                self.optimizer.check_learning_rate(stage.learning_rate, f'{path}.{name}.learning_rate')
+            if stage.accumulation > rows:
+                raise SettingsError(
+                    f'{path}.{name}.accumulation is {stage.accumulation} but a step has only {rows} rows to cut into '
+                    f'micro-batches ({path}.{name}.batch_size, and as many class rows if there are some); set it to '
+                    f'at most {rows}'
+                )
+
+    def rows_per_step(self, name: str) -> int:
+        """Instance and class rows of one step of the stage 'base' or 'super_resolution', on all devices together."""
+        with_class = self.prior.weight > 0 and (name == 'base' or self.super_resolution.with_prior)
+        return getattr(self, name).batch_size * (2 if with_class else 1)
 
     def concepts(self) -> tuple[ConceptConfig, ...]:
         """Every subject of the run: data.concepts, or the one that `data` itself describes."""
@@ -381,6 +425,7 @@ class PretrainConfig(OptimizerConfig, ObjectiveConfig):
 
     def check(self, path: str) -> None:
         super().check(path)
+        self.check_learning_rate(self.learning_rate, f'{path}.learning_rate')
         check_noise_level(self.noise_level, path)
         if self.init is None and not self.unet:
             raise SettingsError(f'{path}.unet must describe the network unless {path}.init names a folder that has one')

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import config_dict, config_flags
+from ml_collections.config_flags import tuple_parser
 
 ROOT = 'config'  # the flag's name: --config=FILE --config.prior.weight=0
 _NAMES = {bool: 'True or False', int: 'an int', float: 'a number', str: 'a string', dict: 'a dict'}
@@ -252,13 +253,15 @@ class _OptionalParser:
         self.kind = kind
 
     def parse(self, text: Any) -> Any:
-        return None if text is None or text == 'None' else self.kind(text)
+        if text is None or text == 'None':
+            return None
+        return tuple_parser.TupleParser().parse(text) if self.kind is tuple else self.kind(text)
 
     def flag_type(self) -> str:
         return f'{self.kind.__name__} or None'
 
 
-for _kind in (int, float, str):
+for _kind in (int, float, str, tuple):
     config_flags.register_flag_parser_for_type(_kind | None, _OptionalParser(_kind))
 
 
@@ -274,7 +277,7 @@ def to_config_dict(settings: Settings, path: str = ROOT) -> SettingsDict:
             out[name] = SettingsDict(None, f'{path}.{name}', value)
             free.append(out[name])
         elif field.optional:
-            out[name] = config_dict.placeholder(field.kind)
+            out[name] = config_dict.placeholder(typing.get_origin(field.kind) or field.kind)
             out[name] = value
         else:
             out[name] = tuple(to_dict(item) for item in value) if _holds_groups(field) else value

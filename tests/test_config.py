@@ -63,9 +63,14 @@ WRONG = [
     ('seed', -1, 'config.seed must be >= 0, got -1'),
     ('export', 1, 'config.export must be True or False, got 1 (int)'),
     ('parallel.mode', 'ddp', "config.parallel.mode must be one of 'pmap', 'fsdp', got 'ddp'"),
-    ('optimizer.betas', (0.9,), 'config.optimizer.betas must be a tuple of 2 numbers, got (0.9,) (tuple)'),
+    ('optimizer.betas', (0.9,), 'config.optimizer.betas must be a tuple of 2 numbers or None, got (0.9,) (tuple)'),
     ('optimizer.betas', (0.9, 1.0), 'config.optimizer.betas[1] must be in [0, 1), got 1.0'),
     ('optimizer.betas', (0.9, 'x'), "config.optimizer.betas[1] must be a number, got 'x' (str)"),
+    ('optimizer.kind', 'sgd', (
+        "config.optimizer.kind must be one of 'adamw', 'adafactor', 'lion', 'prodigy', got 'sgd'")),
+    ('optimizer.moments', 'int4', (
+        "config.optimizer.moments must be one of 'float32', 'bfloat16', 'int8', got 'int4'")),
+    ('base.accumulation', 0, 'config.base.accumulation must be > 0, got 0'),
     ('optimizer.ema_decay', 1.0, 'config.optimizer.ema_decay must be in (0, 1), got 1.0'),
     ('optimizer.ema_decay', 'x', "config.optimizer.ema_decay must be a number or None, got 'x' (str)"),
     ('data.resolution', 0, 'config.data.resolution must be > 0, got 0'),
@@ -98,6 +103,22 @@ BETWEEN = [
     ('optimizer.warmup_steps', 10, (
         "config.optimizer.warmup_steps is 10 but config.optimizer.schedule is 'constant', which has no warm-up; set "
         "the schedule to 'warmup' or 'cosine'")),
+    ('optimizer', {'kind': 'lion', 'moments': 'int8'}, (
+        "config.optimizer.moments is 'int8' but only kind 'adamw' has moments to compress; config.optimizer.kind is "
+        "'lion', so leave moments at 'float32'")),
+    ('optimizer', {'kind': 'adafactor', 'betas': (0.8, 0.9)}, (
+        "config.optimizer.betas is (0.8, 0.9) but config.optimizer.kind 'adafactor' has none; leave it None")),
+    ('optimizer', {'kind': 'lion', 'epsilon': 1e-6}, (
+        "config.optimizer.epsilon is 1e-06 but config.optimizer.kind 'lion' has none; leave it None")),
+    ('optimizer.kind', 'prodigy', (
+        "config.base.learning_rate is 5e-06 but the optimiser's kind is 'prodigy', which finds the rate and multiplies "
+        'it by this; set it to 1.0 (at least 0.01)')),
+    ('base.accumulation', 3, (
+        'config.base.accumulation is 3 but a step has only 2 rows to cut into micro-batches (config.base.batch_size, '
+        'and as many class rows if there are some); set it to at most 2')),
+    ('super_resolution.accumulation', 2, (
+        'config.super_resolution.accumulation is 2 but a step has only 1 rows to cut into micro-batches '
+        '(config.super_resolution.batch_size, and as many class rows if there are some); set it to at most 1')),
     ('base.text_encoder_learning_rate', 1e-4, (
         'config.base.text_encoder_learning_rate is 0.0001 but config.base.train_text_encoder is False; set that to '
         'True, or the rate to None')),
@@ -147,6 +168,9 @@ PRETRAIN = [
     ('schedule', 'constant', (
         "config.warmup_steps is 500 but config.schedule is 'constant', which has no warm-up; set the schedule to "
         "'warmup' or 'cosine'")),
+    ('kind', 'prodigy', (
+        "config.learning_rate is 0.0003 but the optimiser's kind is 'prodigy', which finds the rate and multiplies it "
+        'by this; set it to 1.0 (at least 0.01)')),
     ('unet', 3, 'config.unet must be a dict, got 3 (int)'),
     ('scheduler.x', object, (
         "config.scheduler.x must be a number, string, bool or None, or tuples or dicts of them, got "
@@ -199,6 +223,15 @@ def test_several_concepts_in_one_run():
     assert [concept.subject for concept in resolved.concepts()] == ['cat', 'dog']
     assert resolved.sample_prompts() == ('a cat', 'a pet', 'a dog')
     assert resolve(DreamBoothConfig, json.loads(json.dumps(to_dict(resolved)))) == resolved
+
+
+def test_rows_of_a_step_are_instance_and_class_rows():
+    given = nest('base.batch_size', 3)
+    assert resolve(DreamBoothConfig, given).rows_per_step('base') == 6
+    assert resolve(DreamBoothConfig, nest('prior.weight', 0, given)).rows_per_step('base') == 3
+    assert resolve(DreamBoothConfig, given).rows_per_step('super_resolution') == 1
+    with_prior = nest('super_resolution.with_prior', True, given)
+    assert resolve(DreamBoothConfig, with_prior).rows_per_step('super_resolution') == 2
 
 
 def test_an_incomplete_concept_is_named():
@@ -265,6 +298,9 @@ def from_command_line(*arguments, file=ROOT / 'configs/dog.py'):
         ('optimizer.grad_clip_norm=None', 'optimizer.grad_clip_norm', None),
         ('super_resolution_model=none', 'super_resolution_model', 'none'),
         ('super_resolution_model=None', 'super_resolution_model', None),
+        ('optimizer.betas=0.8,0.9', 'optimizer.betas', (0.8, 0.9)),
+        ('optimizer.betas=None', 'optimizer.betas', None),
+        ('optimizer.moments=int8', 'optimizer.moments', 'int8'),
         ('data.resolution=64', 'data.resolution', 64),
         ('data.random_flip=true', 'data.random_flip', True),
         ('super_resolution.noise_level=3,7', 'super_resolution.noise_level', (3, 7)),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dreambooth_jax.config import DreamBoothConfig, to_dict
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
 from dreambooth_jax.models.functional import parameter_count
+from dreambooth_jax.training import optimizer
 
 # A training step reaches about this share of the device's speed in large matrix products (CPU: 95 of 256 GFLOP/s
 # measured on two cores; PROTOCOL: 16-45% on accelerators).
@@ -66,17 +67,20 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         if not settings.steps:
             lines.append(f'  {name}: not trained')
             continue
-        with_class = config.prior.weight > 0 and (name == 'base' or settings.with_prior)
-        rows = settings.batch_size * (2 if with_class else 1)
-        count = parameter_count(pipeline.unet.params)
+        rows = config.rows_per_step(name)
+        params = {'unet': pipeline.unet.params}
         if name == 'base' and config.base.train_text_encoder:
-            count += parameter_count(pipeline.text_encoder.params)
-        copies = 4 + (config.optimizer.ema_decay is not None)  # weights, gradients, two moments, average
+            params['text_encoder'] = pipeline.text_encoder.params
+        count = sum(parameter_count(part) for part in params.values())
+        _, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps)
+        copies = 2 + (config.optimizer.ema_decay is not None)  # weights, gradients, average
+        memory = copies * 4 * count + optimizer.state_bytes(tx, params)
+        parts = f' in {settings.accumulation} micro-batches' if settings.accumulation > 1 else ''
         work = settings.steps * rows * BACKWARD * costs[name] / speed
         seconds += work
         lines.append(
-            f'  {name}: {settings.steps} steps of {rows} rows, {count / 1e6:.1f}M parameters trained, '
-            f'{copies * 4 * count / 2**20:.0f} MiB for weights, gradients, moments (activations come on top), '
+            f'  {name}: {settings.steps} steps of {rows} rows{parts}, {count / 1e6:.1f}M parameters trained, '
+            f'{memory / 2**20:.0f} MiB for weights, gradients, moments (activations come on top), '
             f'{_duration(work)}'
         )
     lines.append(f'  in all about {_duration(seconds)}, without compilation and samples')

@@ -36,6 +36,7 @@ def fit(
     steps: int,
     ema_decay: float | None = None,
     steps_per_dispatch: int | None = None,
+    accumulation: int = 1,
     save_every: int = 0,
     keep: int = 2,
     draw: Callable[[int, TrainState], None] | None = None,
@@ -47,10 +48,11 @@ def fit(
     Args:
       loss: a stage's (stages/stage.py). params: what it trains, at step 0.
       tx, rate: the optimiser and its learning rate by step.
-      batch: rows of the global batch (data/pairs.py), a multiple of `place.devices`. pick: see make_train_step.
+      batch: rows of the global batch (data/pairs.py), a multiple of `place.devices * accumulation`.
+      pick, accumulation: see make_train_step.
       frozen: step -> the data of that step, already placed.
       name: of the stage, for folders and metrics. seed: of all draws.
-      steps_per_dispatch: None: 1 on CPU, where convolutions inside a loop run slowly, else 10.
+      steps_per_dispatch: None: 1 on CPU, else 10.
       save_every, keep, draw, draw_every: of checkpoints and samples.
     Returns: the state, and whether it reached `steps` (False: SIGTERM; it is saved).
     Raises: CheckpointError, TrainingError.
@@ -61,7 +63,10 @@ def fit(
         state = checkpoints.restore(state)
     # Hosts share the folder, and each of them knows the numbers of all: one writes them.
     writer = Metrics(workdir, name, resume_step=int(state.step)) if jax.process_index() == 0 else None
-    make = functools.partial(make_train_step, loss, tx, ema_decay=ema_decay, pick=pick)
+    on_cpu = jax.default_backend() == 'cpu'  # where convolutions inside a loop run slowly
+    make = functools.partial(
+        make_train_step, loss, tx, ema_decay=ema_decay, pick=pick, accumulation=accumulation, unroll=on_cpu
+    )
     step_for = functools.cache(lambda count: place.compile(lambda axis: make(axis_name=axis, num_steps=count)))
     hooks = loop.Hooks(
         save=lambda step, state: checkpoints.save(step, place.to_global(state)),
@@ -88,7 +93,7 @@ def fit(
                 place.place_state(lambda: jax.random.key(seed)),
                 hooks,
                 steps=steps,
-                steps_per_dispatch=steps_per_dispatch or (1 if jax.default_backend() == 'cpu' else 10),
+                steps_per_dispatch=steps_per_dispatch or (1 if on_cpu else 10),
                 rows_per_step=int((batch['weight'] > 0).sum()),
                 rate=rate,
                 fetch=fetch,

@@ -4,10 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 from dreambooth_jax.config import OptimizerConfig
+from dreambooth_jax.training.moments import scale_by_adam
+
+KINDS = ('adamw', 'adafactor', 'lion', 'prodigy')
+# Of the papers and of Optax, by kind: decay of the first and second moment (lion: of the step's mix and of the moment),
+# and what is added to the root of the second.
+BETAS = {'adamw': (0.9, 0.999), 'lion': (0.9, 0.99), 'prodigy': (0.9, 0.999)}
+EPSILON = {'adamw': 1e-8, 'prodigy': 1e-8}
 
 
 def learning_rate_schedule(kind: str, rate: float, *, steps: int, warmup_steps: int = 0) -> optax.Schedule:
@@ -55,24 +64,83 @@ def variance_head_masks(unet_params: Mapping[str, jax.Array], channels: int = 3)
     return {'conv_out.kernel': trained, 'conv_out.bias': trained}
 
 
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """As Optax's, but by one factor, which XLA multiplies in where each gradient is used.
+
+    Optax divides each array, and XLA then keeps a second copy of all gradients.
+    """
+
+    def update(updates, state, params=None):
+        factor = limit / jnp.maximum(optax.tree.norm(updates), limit)
+        return jax.tree.map(lambda x: x * factor, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _adamw(rate, betas, epsilon, weight_decay, moments):
+    """optax.adamw, in the same order, on compressed moments."""
+    return optax.chain(
+        scale_by_adam(*betas, epsilon, moments),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _adafactor(rate, weight_decay):
+    """Without the scaling by each array's size, so that a rate means what it means for the others."""
+
+    def decay(count):  # Optax's own is not scaled by the rate
+        return weight_decay * (rate(count) if callable(rate) else rate)
+
+    return optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=decay)
+
+
+def _prodigy(rate, betas, epsilon, weight_decay, warmup):
+    tx = optax.contrib.prodigy(rate, betas, eps=epsilon, weight_decay=weight_decay, safeguard_warmup=warmup)
+    # It keeps the weights it began with: a copy, since the weights themselves are donated.
+    return tx._replace(init=lambda params: tx.init(jax.tree.map(jnp.copy, params)))
+
+
 def make_optimizer(
     rate: optax.Schedule | float,
     *,
-    betas: tuple[float, float] = (0.9, 0.999),
-    epsilon: float = 1e-8,
+    kind: str = 'adamw',
+    moments: str = 'float32',
+    betas: tuple[float, float] | None = None,
+    epsilon: float | None = None,
     weight_decay: float = 0.01,
     grad_clip_norm: float | None = 1.0,
+    warmup: bool = False,
     factors: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW as torch.optim.AdamW computes it, after clipping by the global norm.
+    """An optimiser after clipping by the global norm; the decay of weights is decoupled and scaled by the rate.
 
     Args:
-      rate: learning rate or schedule of it.
+      rate: learning rate or schedule of it; of prodigy, which finds the rate, a multiplier.
+      kind: 'adamw' as torch.optim.AdamW computes it; 'adafactor', 'lion' or 'prodigy' as Optax does.
+      moments: of adamw, moments.KINDS.
+      betas, epsilon: None: BETAS and EPSILON of that kind, which has none if it is not named there.
       grad_clip_norm: None does not clip.
+      warmup: whether the rate begins with a warm-up, which prodigy must not take for a small gradient.
       factors: of the rate, see `scale_updates`; None: the same for everything.
+    Raises: ValueError for another kind, or moments that it does not have.
     """
-    parts = [] if grad_clip_norm is None else [optax.clip_by_global_norm(grad_clip_norm)]
-    parts.append(optax.adamw(rate, b1=betas[0], b2=betas[1], eps=epsilon, weight_decay=weight_decay))
+    betas, epsilon = betas or BETAS.get(kind), epsilon or EPSILON.get(kind)
+    if moments != 'float32' and kind != 'adamw':
+        raise ValueError(f'moments are {moments!r} but only adamw has them in other numbers than float32, not {kind}')
+    parts = [] if grad_clip_norm is None else [clip_by_global_norm(grad_clip_norm)]
+    if kind == 'adamw' and moments == 'float32':
+        parts.append(optax.adamw(rate, *betas, epsilon, weight_decay=weight_decay))
+    elif kind == 'adamw':
+        parts.append(_adamw(rate, betas, epsilon, weight_decay, moments))
+    elif kind == 'adafactor':
+        parts.append(_adafactor(rate, weight_decay))
+    elif kind == 'lion':
+        parts.append(optax.lion(rate, *betas, weight_decay=weight_decay))
+    elif kind == 'prodigy':
+        parts.append(_prodigy(rate, betas, epsilon, weight_decay, warmup))
+    else:
+        raise ValueError(f'optimizer.kind is {kind!r} but must be one of {KINDS}')
     if factors:
         parts.append(scale_updates(factors))
     return optax.chain(*parts)
@@ -85,10 +153,19 @@ def from_settings(
     rate = learning_rate_schedule(settings.schedule, learning_rate, steps=steps, warmup_steps=settings.warmup_steps)
     tx = make_optimizer(
         rate,
+        kind=settings.kind,
+        moments=settings.moments,
         betas=settings.betas,
         epsilon=settings.epsilon,
         weight_decay=settings.weight_decay,
         grad_clip_norm=settings.grad_clip_norm,
+        warmup=settings.warmup_steps > 0,
         factors=factors,
     )
     return rate, tx
+
+
+def state_bytes(tx: optax.GradientTransformation, params: Any) -> int:
+    """Bytes of the optimiser's state for such params, arrays or shapes, on all devices together; makes nothing."""
+    shapes = jax.eval_shape(tx.init, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))

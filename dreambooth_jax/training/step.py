@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dreambooth_jax.training.order import mean_of_micro_batches
 from dreambooth_jax.training.state import TrainState
 
 ROWS_STREAM, NOISE_STREAM = 0, 1  # which pictures, and everything that is drawn inside the loss
@@ -33,6 +34,8 @@ def make_train_step(
     axis_name: str | None = None,
     pick: Callable[[jax.Array, jax.Array, Batch, Any], Batch] | None = None,
     num_steps: int = 1,
+    accumulation: int = 1,
+    unroll: bool = False,
 ) -> Callable[[TrainState, Any, jax.Array, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes (state, frozen, key, batch) -> (state, metrics), `num_steps` optimiser steps in one call.
 
@@ -44,6 +47,9 @@ def make_train_step(
       pick: (rows key, step, batch, frozen) -> batch with the rows' pictures in it; None leaves the batch as it is.
       num_steps: steps of one dispatch. 1 is not wrapped in a scan: XLA on CPU runs a convolution's
         backward pass inside a loop some thirty times slower than outside.
+      accumulation: equal micro-batches that the rows of each device are cut into, to hold fewer activations; the step
+        stays the same but for rounding.
+      unroll: micro-batches without a loop, for CPU.
     The batch has `slot` i32[B], `weight` f32[B] and `is_instance` f32[B] (1 instance, 0 class, weight 0 padding).
     Metrics, each f32[num_steps]: loss, instance_loss, prior_loss, instance_/prior_ parts, gradient_norm.
     """
@@ -53,22 +59,26 @@ def make_train_step(
         rows = batch
         if pick is not None:
             rows = pick(jax.random.fold_in(key, ROWS_STREAM), state.step, batch, frozen)
-        keys = row_keys(key, state.step, batch['slot'])
 
-        def weighted(params):
-            per_row, parts = loss(params, frozen, rows, keys)
-            if per_row.shape != batch['weight'].shape:  # a mean would broadcast, and the rows' weights mean nothing
-                rows_shape = batch['weight'].shape
-                raise ValueError(f'the loss has shape {per_row.shape} but must be one number a row, {rows_shape}')
-            return jnp.mean(batch['weight'] * per_row), {'loss': per_row, **parts}
+        def means(rows):
+            keys = row_keys(key, state.step, rows['slot'])
 
-        (value, parts), gradients = jax.value_and_grad(weighted, has_aux=True)(state.params)
-        groups = {'instance': batch['is_instance'], 'prior': 1.0 - batch['is_instance']}
-        sums = {}
-        for group, member in groups.items():
-            member = member * (batch['weight'] > 0)
-            sums[group] = jnp.mean(member), {name: jnp.mean(member * rows) for name, rows in parts.items()}
-        gradients, value, sums = mean((gradients, value, sums))
+            def weighted(params):
+                per_row, parts = loss(params, frozen, rows, keys)
+                if per_row.shape != rows['weight'].shape:  # a mean would broadcast, and the weights mean nothing
+                    wanted = rows['weight'].shape
+                    raise ValueError(f'the loss has shape {per_row.shape} but must be one number a row, {wanted}')
+                return jnp.mean(rows['weight'] * per_row), {'loss': per_row, **parts}
+
+            (value, parts), gradients = jax.value_and_grad(weighted, has_aux=True)(state.params)
+            groups = {'instance': rows['is_instance'], 'prior': 1.0 - rows['is_instance']}
+            sums = {}
+            for group, member in groups.items():
+                member = member * (rows['weight'] > 0)
+                sums[group] = jnp.mean(member), {name: jnp.mean(member * part) for name, part in parts.items()}
+            return gradients, value, sums
+
+        gradients, value, sums = mean(mean_of_micro_batches(means, rows, accumulation, unroll=unroll))
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

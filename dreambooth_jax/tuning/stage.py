@@ -106,6 +106,7 @@ def tune(
     rows = settings.batch_size
     batch = pairs.make_batch(
         rows, rows if table.num_class else 0, table.num_instance, table.num_class, config.prior.weight)  # fmt: skip
+    batch = pairs.pad_rows(batch, place.devices * settings.accumulation)
     count = len(table.pictures)
 
     def pick(key, step, batch, frozen):
@@ -130,9 +131,9 @@ def tune(
     rate, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps, factors=factors)
     placed = place.place_state(lambda data: data, jax.tree.map(jnp.asarray, data))
     state, finished = fit.fit(
-        loss, trainable.params, tx=tx, rate=rate, place=place, batch=pairs.pad_rows(batch, place.devices), pick=pick,
-        frozen=lambda step: placed, workdir=workdir, name=name, seed=config.seed, steps=settings.steps,
-        ema_decay=config.optimizer.ema_decay, steps_per_dispatch=config.parallel.steps_per_dispatch,
+        loss, trainable.params, tx=tx, rate=rate, place=place, batch=batch, pick=pick, frozen=lambda step: placed,
+        workdir=workdir, name=name, seed=config.seed, steps=settings.steps, ema_decay=config.optimizer.ema_decay,
+        accumulation=settings.accumulation, steps_per_dispatch=config.parallel.steps_per_dispatch,
         save_every=config.checkpoint.every, keep=config.checkpoint.keep, draw=draw,
         draw_every=config.samples.every)  # fmt: skip
     return tuned(state), finished

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -201,7 +202,12 @@ def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):
     ended = program('train', f'--config={config}', f'--workdir={run}', '--dry_run')
     assert ended.code == 0 and not run.exists()
     assert 'config.base.steps = 4' in ended.out
-    assert 'base: 4 steps of 4 rows' in ended.out and 'super_resolution: 2 steps of 1 rows' in ended.out
+    assert 'base: 4 steps of 4 rows, ' in ended.out and 'super_resolution: 2 steps of 1 rows' in ended.out
+    options = ['--config.base.accumulation=2', '--config.optimizer.moments=int8']
+    smaller = program('train', f'--config={config}', f'--workdir={run}', '--dry_run', *options)
+    assert 'base: 4 steps of 4 rows in 2 micro-batches, ' in smaller.out
+    memory = [int(re.search(r'base: .* (\d+) MiB for', out)[1]) for out in (ended.out, smaller.out)]
+    assert memory[1] < memory[0]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(program, config, tmp_path, monkeypatch):

@@ -21,14 +21,24 @@ PLACEMENTS = {
     'fsdp': lambda: placement.Fsdp(128, jax.devices()[:4]),
 }
 
+# Optimisers besides 'sgd', 'adamw' and 'adamw_held', as make_optimizer's settings.
+OTHERS = {
+    'bfloat16': {'moments': 'bfloat16'},
+    'int8': {'moments': 'int8'},
+    'adafactor': {'kind': 'adafactor'},
+    'lion': {'kind': 'lion'},
+    'prodigy': {'kind': 'prodigy', 'warmup': True},
+}
+WIDTH = {'int8': 1024}  # by optimiser: so that the last layer is large enough to be compressed, the first is not
 
-def params(seed=0):
+
+def params(seed=0, width=16):
     """Of a network with a learned-variance half, under the names of a UNet."""
     draw = np.random.default_rng(seed)
     shapes = {
-        'conv_in.kernel': (CHANNELS, 16),
-        'conv_in.bias': (16,),
-        'conv_out.kernel': (16, 2 * CHANNELS),
+        'conv_in.kernel': (CHANNELS, width),
+        'conv_in.bias': (width,),
+        'conv_out.kernel': (width, 2 * CHANNELS),
         'conv_out.bias': (2 * CHANNELS,),
     }
     return {'unet': {name: 0.1 * draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}}
@@ -75,8 +85,10 @@ def row_losses(params, frozen, batch, key, at):
 def transformation(kind):
     if kind == 'sgd':
         return optax.sgd(0.05)
-    factors = {'unet': optimizer.variance_head_masks(params()['unet'])} if kind == 'adamw_held' else None
     rate = optimizer.learning_rate_schedule('cosine', RATE, steps=20, warmup_steps=2)
+    if kind in OTHERS:
+        return optimizer.make_optimizer(rate, weight_decay=DECAY, **OTHERS[kind])
+    factors = {'unet': optimizer.variance_head_masks(params()['unet'])} if kind == 'adamw_held' else None
     return optimizer.make_optimizer(rate, weight_decay=DECAY, factors=factors)
 
 
@@ -86,10 +98,10 @@ def placed(place):
 
 
 @functools.cache
-def step_for(place='one', kind='adamw', count=1):
+def step_for(place='one', kind='adamw', count=1, **options):
     """The compiled step; made once, since compiling is what costs."""
     make = functools.partial(
-        step.make_train_step, loss, transformation(kind), ema_decay=EMA, pick=pick, num_steps=count
+        step.make_train_step, loss, transformation(kind), ema_decay=EMA, pick=pick, num_steps=count, **options
     )
     return placed(place).compile(lambda axis: make(axis_name=axis))
 
@@ -97,20 +109,21 @@ def step_for(place='one', kind='adamw', count=1):
 class Run:
     """A state and what its step needs, placed."""
 
-    def __init__(self, place='one', kind='adamw', rows=None, seed=0):
+    def __init__(self, place='one', kind='adamw', rows=None, seed=0, **options):
         self.place, self.kind, self.place_name = placed(place), kind, place
+        self.options, start = options, params(width=WIDTH.get(kind, 16))
         tx = transformation(kind)
-        self.state = self.place.place_state(lambda params: init_state(params, tx, ema=True), params())
+        self.state = self.place.place_state(lambda params: init_state(params, tx, ema=True), start)
         self.frozen = self.place.place_state(lambda data: data, frozen())
         rows = batch() if rows is None else rows
-        self.batch = self.place.place_batch(pairs.pad_rows(rows, self.place.devices))
+        self.batch = self.place.place_batch(pairs.pad_rows(rows, self.place.devices * options.get('accumulation', 1)))
         self.key = self.place.place_state(lambda: jax.random.key(seed))
 
     def steps(self, steps, count=1):
         """Trains on in dispatches of `count`; returns the numbers of every step, {name: f32[steps]}."""
         numbers = []
         for _ in range(steps // count):
-            function = step_for(self.place_name, self.kind, count)
+            function = step_for(self.place_name, self.kind, count, **self.options)
             self.state, metrics = function(self.state, self.frozen, self.key, self.batch)
             numbers.append(self.place.fetch(metrics))
         return {name: np.concatenate([n[name] for n in numbers]) for name in numbers[0]}

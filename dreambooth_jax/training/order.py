@@ -1,0 +1,54 @@
+"""The order of work in a compiled program, where it decides how much memory is alive at once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def after(x: Any, done: Any) -> Any:
+    """The pytree `x` as it is, but whatever uses it waits until the arrays of the pytree `done` are computed.
+
+    XLA's own barrier does it on GPU and TPU. On CPU the compiler takes it out before it orders the work, breadth
+    first, with the temporary arrays of all branches alive together; so there `x` depends on a number of each of `done`:
+    where one is NaN, so is what is float in `x`.
+    """
+    x, done = jax.lax.optimization_barrier((x, done))
+    if jax.default_backend() != 'cpu':
+        return x
+    probe = sum(leaf[(0,) * leaf.ndim].astype(jnp.float32) for leaf in jax.tree.leaves(done))
+    broken = jnp.isnan(probe)
+
+    def waiting(leaf):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.where(broken, jnp.nan, leaf)
+        return leaf + broken.astype(leaf.dtype)
+
+    return jax.tree.map(waiting, x)
+
+
+def mean_of_micro_batches(function: Callable[[Any], Any], rows: Any, count: int, *, unroll: bool = False) -> Any:
+    """function(rows), a pytree of means over the rows, computed from `count` equal parts of them one after the other.
+
+    Args:
+      rows: pytree of arrays [B, ...]. Part j holds the rows j, j + count, ...: so each part has its share of instance
+        and of class rows, and of what each device holds of a sharded batch.
+      unroll: without a lax.scan, inside which XLA on CPU runs a convolution's backward pass very slowly.
+    Raises: ValueError if `count` does not divide B.
+    """
+    if count == 1:
+        return function(rows)
+    size = len(jax.tree.leaves(rows)[0])
+    if size % count:
+        raise ValueError(f'{size} rows (under pmap, of a device) cannot be cut into {count} equal micro-batches; pad them')
+    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), rows)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    if unroll:
+        for number in range(count):
+            part = after(jax.tree.map(lambda x, number=number: x[number], parts), total)
+            total = jax.tree.map(jnp.add, total, function(part))
+    else:
+        total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), total, parts)
+    return jax.tree.map(lambda x: x / count, total)

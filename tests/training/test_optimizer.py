@@ -1,0 +1,129 @@
+"""Every kind of optimiser: Optax's own step, what it costs in memory, resume and placements."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+from dreambooth_jax.config import OptimizerConfig
+from dreambooth_jax.training import optimizer
+from dreambooth_jax.training.checkpoint import Checkpoints
+from tests.training import toy
+
+RATE, DECAY = 0.02, 0.1
+DIRECT = {
+    'adafactor': optax.adafactor(RATE, multiply_by_parameter_scale=False, weight_decay_rate=RATE * DECAY),
+    'lion': optax.lion(RATE, 0.9, 0.99, weight_decay=DECAY),
+    'prodigy': optax.contrib.prodigy(RATE, (0.9, 0.999), eps=1e-8, weight_decay=DECAY),
+}
+
+
+def normal(shapes, seed):
+    draw = np.random.default_rng(seed)
+    return {'unet': {name: np.float32(draw.normal(size=shape)) for name, shape in shapes.items()}}
+
+
+@pytest.mark.parametrize('kind', DIRECT)
+def test_step_equals_that_of_optax(kind):
+    shapes = {'kernel': (3, 3, 128, 130), 'bias': (130,)}  # large enough to be factored
+    ours = optimizer.make_optimizer(RATE, kind=kind, weight_decay=DECAY, grad_clip_norm=1.0)
+    theirs = optax.chain(optax.clip_by_global_norm(1.0), DIRECT[kind])
+    ends = []
+    for tx in (ours, theirs):
+        params = normal(shapes, 0)
+        state = tx.init(params)
+        for seed in (1, 2):
+            updates, state = jax.jit(tx.update)(normal(shapes, seed), state, params)
+            params = optax.apply_updates(params, updates)
+        ends.append(params)
+    toy.assert_same(ends[0], ends[1], atol=1e-6)
+    assert np.abs(ends[0]['unet']['bias'] - normal(shapes, 0)['unet']['bias']).max() > 1e-9
+
+
+def test_clipping_equals_optax_and_leaves_a_small_gradient_alone_bit_for_bit():
+    gradients = normal({'a': (5, 3), 'b': ()}, 0)
+    for limit in (0.5, 100.0):
+        ours, _ = optimizer.clip_by_global_norm(limit).update(gradients, optax.EmptyState())
+        theirs, _ = optax.clip_by_global_norm(limit).update(gradients, optax.EmptyState())
+        toy.assert_same(ours, theirs, rtol=0 if limit > 1 else 1e-6)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'bytes_per_weight'),
+    [
+        ({'moments': 'float32'}, 8), ({'moments': 'bfloat16'}, 4), ({'moments': 'int8'}, 2 + 2 * 4 / 256),
+        ({'kind': 'lion'}, 4), ({'kind': 'prodigy'}, 16), ({'kind': 'adafactor'}, 4 * (9 * 320 + 9 * 640) / (9 * 320 * 640)),
+    ],
+)  # fmt: skip
+def test_memory_of_the_state(settings, bytes_per_weight):
+    params = {'unet': {'kernel': jax.ShapeDtypeStruct((3, 3, 320, 640), jnp.float16)}}  # a state is that of f32 weights
+    _, tx = optimizer.from_settings(OptimizerConfig(**settings), 1.0, 10)
+    beside = optimizer.state_bytes(tx, params) - bytes_per_weight * 9 * 320 * 640
+    assert 0 <= beside < 32  # counts and other single numbers
+
+
+def test_factors_scale_every_kind():
+    shapes = {'kernel': (4, 3), 'bias': (3,)}
+    for kind in optimizer.KINDS:
+        params, gradients = normal(shapes, 0), normal(shapes, 1)
+        tx = optimizer.make_optimizer(RATE, kind=kind, factors={'unet': {'bias': 0.0}})
+        updates = jax.jit(lambda g, p, tx=tx: tx.update(g, tx.init(p), p)[0])(gradients, params)
+        assert not np.any(updates['unet']['bias']) and np.all(updates['unet']['kernel'])
+
+
+def test_prodigy_finds_a_rate():
+    _, tx = optimizer.from_settings(OptimizerConfig(kind='prodigy', weight_decay=0.0), 1.0, 400)
+    params = {'unet': {'x': jnp.full(50, 3.0)}}
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.tree.map(lambda x: x - 1.0, params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=400))((params, tx.init(params)))
+    np.testing.assert_allclose(params['unet']['x'], 1.0, atol=0.05)
+
+
+def test_unknown_kinds_and_moments_without_adamw_are_refused():
+    with pytest.raises(ValueError, match="optimizer.kind is 'sgd' but must be one of"):
+        optimizer.make_optimizer(RATE, kind='sgd')
+    with pytest.raises(ValueError, match="moments are 'int8' but only adamw has them in other numbers"):
+        optimizer.make_optimizer(RATE, kind='lion', moments='int8')
+
+
+@pytest.mark.parametrize('kind', toy.OTHERS)
+def test_three_and_three_steps_equal_six_bit_for_bit(kind, tmp_path):
+    whole, first, second = (toy.Run(kind=kind) for _ in range(3))
+    start = toy.arrays(whole.state.params)
+    numbers = whole.steps(6)
+    first.steps(3)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, first.place.to_global(first.state), wait=True)
+    second.state = checkpoints.restore(second.state)
+    checkpoints.close()
+    toy.assert_same(toy.arrays(second.state), toy.arrays(first.state))
+    later = second.steps(3)
+    toy.assert_same(toy.arrays(second.state), toy.arrays(whole.state))
+    toy.assert_same(later, {name: value[3:] for name, value in numbers.items()})
+    for name, value in start['unet'].items():  # it was training
+        assert np.any(np.asarray(whole.state.params['unet'][name]) != value)
+
+
+def test_compressed_moments_are_what_is_saved():
+    kept = toy.Run(kind='int8').state.opt_state[1][0]
+    assert kept.mu['unet']['conv_out.kernel'].codes.dtype == jnp.uint8
+    assert kept.nu['unet']['conv_in.kernel'].dtype == jnp.float32
+    assert toy.Run(kind='bfloat16').state.opt_state[1][0].nu['unet']['conv_in.kernel'].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('place', ['pmap', 'fsdp'])
+def test_int8_moments_on_four_devices_take_the_steps_of_one(place):
+    one, many = toy.Run('one', 'int8'), toy.Run(place, 'int8')
+    codes = many.state.opt_state[1][0].nu['unet']['conv_out.kernel'].codes
+    assert codes.sharding.is_fully_replicated == (place == 'pmap')
+    ours, theirs = many.steps(4), one.steps(4)
+    np.testing.assert_allclose(ours['loss'], theirs['loss'], rtol=1e-4)
+    # A number that rounding leaves between two codes may fall to either side: 1e-4 is a hundredth of a step.
+    toy.assert_same(many.state.params, one.state.params, atol=1e-4)
