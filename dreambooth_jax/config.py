@@ -67,6 +67,11 @@ class DataConfig(ConceptConfig):
     random_flip: bool = False
     # Crops kept of each picture: the centre one, then random ones. 1: the centre alone.
     crops: int = setting(1, '> 0')
+    # Keep the ratio of width and height: each photo is brought to the nearest of some sizes of about resolution^2
+    # pixels, from 1:2 to 2:1, and a step takes all its rows from one size. Every size in use has its own compiled step
+    # and its own copy of the class pictures in the device's memory, fitted to it. Of the base stage alone: the
+    # super-resolution stage trains on squares. False: the square in the middle of every photo.
+    aspect_buckets: bool = False
     # Several subjects in one run, instead of the four settings above, which then stay empty.
     concepts: tuple[ConceptConfig, ...] = ()
 
@@ -279,6 +284,11 @@ class DreamBoothConfig(Settings):
         for index, concept in enumerate(self.concepts()):
             where = f'{path}.data.concepts[{index}]' if self.data.concepts else f'{path}.data'
             concept.check_complete(where, self.model)
+        if self.data.aspect_buckets and (self.parallel.steps_per_dispatch or 1) > 1:
+            raise SettingsError(
+                f'{path}.parallel.steps_per_dispatch is {self.parallel.steps_per_dispatch} but '
+                f'{path}.data.aspect_buckets changes the size of the pictures from step to step; set it to 1 or None'
+            )
 
     def concepts(self) -> tuple[ConceptConfig, ...]:
         """Every subject of the run: data.concepts, or the one that `data` itself describes."""

@@ -21,12 +21,12 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the settings and the plan 
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other hosts of this TPU slice or cluster first.')
 
 
-def train_stage(config, workdir, name, cascade, table, grid, place):
+def train_stage(config, workdir, name, cascade, tables, grid, place):
     """Fine-tunes one stage from its newest checkpoint on; returns the cascade with it and whether it is finished."""
     import jax
     import jax.numpy as jnp
 
-    from dreambooth_jax.data import pairs
+    from dreambooth_jax.data.feed import Feed
     from dreambooth_jax.diffusion import schedules
     from dreambooth_jax.stages.pixel import Objective, PixelStage
     from dreambooth_jax.stages.super_resolution import SuperResolutionStage
@@ -48,19 +48,20 @@ def train_stage(config, workdir, name, cascade, table, grid, place):
             **shared, noising_schedule=schedules.from_config(pipeline.image_noising_scheduler),
             factor=size // cascade.base.unet.config['sample_size'], noise_level=settings.noise_level)  # fmt: skip
     params = {'unet': pipeline.unet.params}
-    data = table.arrays
     if train_text:
         params['text_encoder'] = pipeline.text_encoder.params
-        data |= dict(zip(('tokens', 'mask'), Tokenizer.load(pipeline.tokenizer_folder)(table.prompts), strict=True))
-    else:
-        data['embeddings'] = cascade.encode(table.prompts)
+    feed = Feed(config.seed, settings.steps, [table.num_instance for table in tables], tables[0].num_class)
 
-    rows = settings.batch_size
-    batch = pairs.make_batch(
-        rows, rows if table.num_class else 0, table.num_instance, table.num_class, config.prior.weight)  # fmt: skip
+    def placed(table):
+        data = {**table.arrays, **feed.arrays}
+        if train_text:
+            data |= dict(zip(('tokens', 'mask'), Tokenizer.load(pipeline.tokenizer_folder)(table.prompts), strict=True))
+        else:
+            data['embeddings'] = cascade.encode(table.prompts)
+        return place.place_state(lambda data: data, jax.tree.map(jnp.asarray, data))
 
-    def pick(key, step, batch, frozen):
-        return {**batch, 'picture': pairs.picture_index(key, step, batch, len(table.pictures))}
+    data = [placed(table) for table in tables]
+    batch = feed.batch(settings.batch_size, settings.batch_size, config.prior.weight, place.devices)
 
     def tuned(state):
         best = {component: state.best_params[component] for component in params}
@@ -78,13 +79,12 @@ def train_stage(config, workdir, name, cascade, table, grid, place):
     if train_text and settings.text_encoder_learning_rate is not None:
         factors['text_encoder'] = settings.text_encoder_learning_rate / settings.learning_rate
     rate, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps, factors=factors)
-    placed = place.place_state(lambda data: data, jax.tree.map(jnp.asarray, data))
     state, finished = fit.fit(
-        stage.loss, params, tx=tx, rate=rate, place=place, batch=pairs.pad_rows(batch, place.devices), pick=pick,
-        frozen=lambda step: placed, workdir=workdir, name=name, seed=config.seed, steps=settings.steps,
-        ema_decay=config.optimizer.ema_decay, steps_per_dispatch=config.parallel.steps_per_dispatch,
-        save_every=config.checkpoint.every, keep=config.checkpoint.keep, draw=draw,
-        draw_every=config.samples.every)  # fmt: skip
+        stage.loss, params, tx=tx, rate=rate, place=place, batch=batch, pick=feed.pick,
+        frozen=lambda step: data[feed.bucket(step)], workdir=workdir, name=name, seed=config.seed, steps=settings.steps,
+        steps_per_dispatch=feed.steps_per_dispatch(config.parallel.steps_per_dispatch),
+        ema_decay=config.optimizer.ema_decay, save_every=config.checkpoint.every, keep=config.checkpoint.keep,
+        draw=draw, draw_every=config.samples.every)  # fmt: skip
     return tuned(state), finished
 
 
@@ -111,22 +111,22 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
             f'{sizes["base"]}; leave it None')  # fmt: skip
     if cascade.super_resolution is not None:
         sizes['super_resolution'] = cascade.super_resolution.unet.config['sample_size']
-    pictures = {name: instance_pictures.read(config, size) for name, size in sizes.items()}
-    if pictures['base'].masks is not None:
-        print('masks weigh the loss of the pictures that have one')
+    divisors = {'base': 2 ** (len(cascade.base.unet.config['block_out_channels']) - 1)}  # of what its UNet takes
+    pictures = {name: instance_pictures.read(config, size, divisors.get(name)) for name, size in sizes.items()}
+    print(instance_pictures.describe(pictures['base']))
     run.begin(config, workdir)
     class_pictures = prior_images.read(prior_images.prior_images_of(config, original, workdir), sizes)
     samples = config.samples
     grid = SampleGrid(
-        original, pictures[list(sizes)[-1]].images, config.sample_prompts(), num_images=samples.num_images,
-        steps=samples.steps, guidance_scale=samples.guidance_scale, sampler=samples.sampler, seed=samples.seed,
-        **config.super_resolution.drawing())  # fmt: skip
+        original, [image for group in pictures[list(sizes)[-1]] for image in group.images], config.sample_prompts(),
+        num_images=samples.num_images, steps=samples.steps, guidance_scale=samples.guidance_scale,
+        sampler=samples.sampler, seed=samples.seed, **config.super_resolution.drawing())  # fmt: skip
     place = placement.make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
     for name in sizes:
         if getattr(config, name).steps == 0:
             continue
-        table = make_table(pictures[name], class_pictures.get(name))
-        cascade, finished = train_stage(config, workdir, name, cascade, table, grid, place)
+        tables = [make_table(group, class_pictures.get(name)) for group in pictures[name]]
+        cascade, finished = train_stage(config, workdir, name, cascade, tables, grid, place)
         if not finished:
             print(f'stopped in the {name} stage, saved; start the same command again to go on')
             return

@@ -190,6 +190,21 @@ def test_every_assigned_setting_arrives():
     assert (resolved.data.resolution, resolved.data.crops, resolved.data.subject) == (64, 2, 'dog')
 
 
+def test_aspect_buckets_take_one_step_a_dispatch():
+    config = dog()
+    config.data.aspect_buckets = True
+    config.parallel.steps_per_dispatch = 4
+    with pytest.raises(SettingsError) as error:
+        resolve(DreamBoothConfig, config)
+    assert str(error.value) == (
+        'config.parallel.steps_per_dispatch is 4 but config.data.aspect_buckets changes the size of the pictures from '
+        'step to step; set it to 1 or None'
+    )
+    for allowed in (None, 1):
+        config.parallel.steps_per_dispatch = allowed
+        assert resolve(DreamBoothConfig, config).data.aspect_buckets
+
+
 def test_several_concepts_in_one_run():
     concepts = [{'subject': name, 'instance_prompt': f'a {name}', 'class_prompt': 'a pet'} for name in ('cat', 'dog')]
     config = to_config_dict(DreamBoothConfig())
