@@ -1,4 +1,4 @@
-"""Every setting of the programs: `DreamBoothConfig` for train and its companions, `PretrainConfig` for pretrain.
+"""Every setting of DreamBooth, for train and its companions; those of pretrain are in pretrain_config.py.
 
 Each setting stands here once, with its default, its meaning and, where it has one, its legal range. A file in configs/
 starts from `to_config_dict(DreamBoothConfig())` and changes what differs; programs call `resolve` once and pass on
@@ -13,7 +13,7 @@ from dreambooth_jax.settings import Settings, SettingsError, resolve, setting, t
 
 __all__ = [
     'BaseConfig', 'CheckpointConfig', 'ConceptConfig', 'DataConfig', 'DreamBoothConfig', 'LoraConfig',
-    'ObjectiveConfig', 'OptimizerConfig', 'ParallelConfig', 'PretrainConfig', 'PriorConfig', 'SamplesConfig',
+    'ObjectiveConfig', 'OptimizerConfig', 'ParallelConfig', 'PriorConfig', 'SamplesConfig',
     'Settings', 'SettingsError', 'SuperResolutionConfig', 'resolve', 'setting', 'to_config_dict', 'to_dict',
 ]  # fmt: skip
 
@@ -68,6 +68,11 @@ class DataConfig(ConceptConfig):
     random_flip: bool = False
     # Crops kept of each picture: the centre one, then random ones. 1: the centre alone.
     crops: int = setting(1, '> 0')
+    # Keep the ratio of width and height: each photo is brought to the nearest of some sizes of about resolution^2
+    # pixels, from 1:2 to 2:1, and a step takes all its rows from one size. Every size in use has its own compiled step
+    # and its own copy of the class pictures in the device's memory, fitted to it. Of the base stage alone: the
+    # super-resolution stage trains on squares. False: the square in the middle of every photo.
+    aspect_buckets: bool = False
     # Several subjects in one run, instead of the four settings above, which then stay empty.
     concepts: tuple[ConceptConfig, ...] = ()
 
@@ -359,6 +364,11 @@ class DreamBoothConfig(Settings):
                     f'micro-batches ({path}.{name}.batch_size, and as many class rows if there are some); set it to '
                     f'at most {rows}'
                 )
+        if self.data.aspect_buckets and (self.parallel.steps_per_dispatch or 1) > 1:
+            raise SettingsError(
+                f'{path}.parallel.steps_per_dispatch is {self.parallel.steps_per_dispatch} but '
+                f'{path}.data.aspect_buckets changes the size of the pictures from step to step; set it to 1 or None'
+            )
 
     def rows_per_step(self, name: str) -> int:
         """Instance and class rows of one step of the stage 'base' or 'super_resolution', on all devices together."""
@@ -373,71 +383,3 @@ class DreamBoothConfig(Settings):
         """samples.prompts, or the instance and class prompt of every subject, each once."""
         prompts = [prompt for concept in self.concepts() for prompt in (concept.instance_prompt, concept.class_prompt)]
         return self.samples.prompts or tuple(dict.fromkeys(prompts))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainConfig(OptimizerConfig, ObjectiveConfig):
-    """Pretraining of one Storybook stage from scratch; with one stage, optimiser and objective need no group."""
-
-    # Of the weights' start, the painted scenes, times and noise.
-    seed: int = setting(0, '>= 0')
-    # Which network of the cascade is trained.
-    stage: Literal['base', 'super_resolution'] = 'base'
-    # Optimiser steps.
-    steps: int = setting(30_000, '> 0')
-    # Rows per step, on all devices together.
-    batch_size: int = setting(64, '> 0')
-    learning_rate: float = setting(3e-4, '> 0')
-    # As in OptimizerConfig and ObjectiveConfig, with what pretraining needs.
-    schedule: RateSchedule = 'cosine'
-    warmup_steps: int = setting(500, '>= 0')
-    ema_decay: float | None = setting(0.999, 'in (0, 1)')
-    prompt_dropout: float = setting(0.1, 'in [0, 1]')
-    # Share of captions with a meaningless rare token before the noun, so that an identifier is neutral, not unseen.
-    rare_token_rate: float = setting(0.05, 'in [0, 1]')
-    # Pictures painted for one pool, which lives on the device while the next is painted.
-    pool_size: int = setting(4096, '> 0')
-    # How often a pool is trained on before the next replaces it.
-    passes: int = setting(2, '> 0')
-    # Host processes that paint. 0: in the program itself.
-    painters: int = setting(1, '>= 0')
-    # Super-resolution: train on random crops of this side, in pixels. None: whole pictures.
-    crop: int | None = setting(None, '> 0')
-    # Super-resolution: side of the high picture / side of the low one.
-    factor: int = setting(4, '> 1')
-    # Super-resolution: lowest and highest noise augmentation, as in SuperResolutionConfig; pretraining sees all of it.
-    noise_level: tuple[Timestep, Timestep] = setting((0, 350), f'in [0, {LAST_TIMESTEP}]')
-    # Pipeline folder whose weights training starts from. None: from scratch.
-    init: str | None = None
-    # Super-resolution: pipeline folder of the base stage, whose text encoder and tokenizer are used, frozen.
-    base: str | None = None
-    # Architecture, as in the config.json of a diffusers UNet2DConditionModel; sample_size is the pictures' side.
-    unet: dict = dataclasses.field(default_factory=dict)
-    # Architecture, as in the config.json of a transformers T5EncoderModel; of the base stage alone.
-    text_encoder: dict = dataclasses.field(default_factory=dict)
-    # Noise schedule, as in diffusers' scheduler_config.json.
-    scheduler: dict = dataclasses.field(default_factory=dict)
-    # The same for the noise that super-resolution puts on the low picture.
-    image_noising_scheduler: dict = dataclasses.field(default_factory=dict)
-    parallel: ParallelConfig = ParallelConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    samples: SamplesConfig = SamplesConfig()
-
-    def check(self, path: str) -> None:
-        super().check(path)
-        self.check_learning_rate(self.learning_rate, f'{path}.learning_rate')
-        check_noise_level(self.noise_level, path)
-        if self.init is None and not self.unet:
-            raise SettingsError(f'{path}.unet must describe the network unless {path}.init names a folder that has one')
-        if self.stage == 'base':
-            if self.crop is not None:
-                raise SettingsError(f"{path}.crop is {self.crop} but only stage 'super_resolution' trains on crops")
-            if self.init is None and not self.text_encoder:
-                raise SettingsError(f'{path}.text_encoder must describe the T5 encoder, which the base stage trains')
-            if self.base is not None:
-                raise SettingsError(f"{path}.base is {self.base!r} but only stage 'super_resolution' builds on a base")
-        else:
-            if self.base is None:
-                raise SettingsError(f"{path}.base must name the base stage's folder: its text encoder is used")
-            if self.text_encoder:
-                raise SettingsError(f'{path}.text_encoder must stay empty: it comes from {path}.base, {self.base!r}')

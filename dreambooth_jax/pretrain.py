@@ -14,7 +14,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import PretrainConfig, resolve
+from dreambooth_jax.config import resolve
+from dreambooth_jax.pretrain_config import PretrainConfig
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Settings file, such as configs/storybook_base.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, samples and model.')

@@ -28,6 +28,7 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     from dreambooth_jax.generation import plan, prior_images
     from dreambooth_jax.generation.cascade import Cascade
     from dreambooth_jax.generation.sample_grid import SampleGrid
+    from dreambooth_jax.stages import instance_pictures
     from dreambooth_jax.training import placement, run
     from dreambooth_jax.tuning import pictures
     from dreambooth_jax.tuning.stage import tune
@@ -39,21 +40,20 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     if _DRY_RUN.value:
         return print(plan.describe(config, cascade))
     instance = pictures.read_instance(config, cascade)
-    if instance['base'].masks is not None:
-        print('masks weigh the loss of the pictures that have one')
+    print(instance_pictures.describe(instance['base']))
     run.begin(config, workdir)
     images = prior_images.prior_images_of(config, original, workdir)
     samples = config.samples
     grid = SampleGrid(
-        original, pictures.references(instance), config.sample_prompts(), num_images=samples.num_images,
+        original, pictures.references(instance, cascade), config.sample_prompts(), num_images=samples.num_images,
         steps=samples.steps, guidance_scale=samples.guidance_scale, sampler=samples.sampler, seed=samples.seed,
         **config.super_resolution.drawing())  # fmt: skip
     place = placement.make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
     for name in instance:
         if getattr(config, name).steps == 0:
             continue
-        table = pictures.make_stage_table(config, cascade, name, instance[name], images)
-        cascade, finished = tune(config, workdir, name, cascade, table, grid, place)
+        tables = pictures.stage_tables(config, cascade, name, instance[name], images)
+        cascade, finished = tune(config, workdir, name, cascade, tables, grid, place)
         if not finished:
             print(f'stopped in the {name} stage, saved; start the same command again to go on')
             return

@@ -13,7 +13,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from dreambooth_jax import config as config_lib
-from dreambooth_jax.config import DreamBoothConfig, PretrainConfig, SettingsError, resolve, to_config_dict, to_dict
+from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve, to_config_dict, to_dict
+from dreambooth_jax.pretrain_config import PretrainConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOG = {'data': {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}}
@@ -213,6 +214,21 @@ def test_every_assigned_setting_arrives():
     assert resolved.optimizer.grad_clip_norm is None
     assert resolved.super_resolution.noise_level == (1, 5)
     assert (resolved.data.resolution, resolved.data.crops, resolved.data.subject) == (64, 2, 'dog')
+
+
+def test_aspect_buckets_take_one_step_a_dispatch():
+    config = dog()
+    config.data.aspect_buckets = True
+    config.parallel.steps_per_dispatch = 4
+    with pytest.raises(SettingsError) as error:
+        resolve(DreamBoothConfig, config)
+    assert str(error.value) == (
+        'config.parallel.steps_per_dispatch is 4 but config.data.aspect_buckets changes the size of the pictures from '
+        'step to step; set it to 1 or None'
+    )
+    for allowed in (None, 1):
+        config.parallel.steps_per_dispatch = allowed
+        assert resolve(DreamBoothConfig, config).data.aspect_buckets
 
 
 def test_several_concepts_in_one_run():

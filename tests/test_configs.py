@@ -5,9 +5,10 @@ import runpy
 
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig, PretrainConfig, SettingsError, resolve
+from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.models import t5, unet_config
+from dreambooth_jax.pretrain_config import PretrainConfig
 from dreambooth_jax.storybook.subjects import SUBJECTS
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))

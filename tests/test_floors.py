@@ -13,6 +13,7 @@ PROGRAMS = 'programs'
 FLOORS = (
     ('settings',),
     ('config',),
+    ('pretrain_config',),
     ('diffusion', 'models', 'text', 'data', 'storybook', 'watching'),
     ('weights',),
     ('stages', 'training'),
@@ -23,7 +24,7 @@ FLOORS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # What these do is given as plain arguments, so that it works in a notebook without a config.
-WITHOUT_CONFIG = FLOORS[2] + FLOORS[3]
+WITHOUT_CONFIG = FLOORS[3] + FLOORS[4]
 NOT_AT_RUN_TIME = ('torch', 'torchvision', 'diffusers', 'tensorflow')
 HOMELESS = ('utils', 'util', 'helpers', 'helper', 'common', 'misc')
 LONGEST_FILE, LONGEST_PROGRAM = 450, 150
@@ -96,7 +97,7 @@ def test_maths_networks_and_weights_know_no_settings():
         for path in FILES
         if room(module_of(path)) in WITHOUT_CONFIG
         for module in own(path)
-        if room(module) in ('config', 'settings')
+        if room(module) in ('config', 'pretrain_config', 'settings')
     ]
     assert wrong == []
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig, PretrainConfig, resolve, to_config_dict
+from dreambooth_jax.config import DreamBoothConfig, resolve, to_config_dict
+from dreambooth_jax.pretrain_config import PretrainConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text('utf-8')

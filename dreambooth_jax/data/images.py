@@ -1,4 +1,4 @@
-"""Picture files as square uint8 RGB arrays.
+"""Picture files as uint8 RGB arrays of a given size, mostly square.
 
 What a photo may be is decided here: turned by its EXIF tag, CMYK, grey, 16 bits deep, with a palette, transparent
 (shown on white), animated (the first frame counts). Colour profiles are not applied. Resizing is antialiased (Lanczos)
@@ -8,10 +8,13 @@ and never enlarges. A mask, which weighs the loss of each pixel, is any such fil
 import io
 import os
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from dreambooth_jax.data.buckets import Size, nearest
 
 # Formats of photos and drawings. Pillow opens others too, but those carry no photos, or run other programs (EPS).
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'AVIF', 'GIF', 'TIFF', 'BMP', 'JPEG2000', 'PPM')
@@ -43,13 +46,13 @@ def read_picture(
     Raises: PictureError if the file cannot be read, is no picture, is damaged or is smaller than the resolution;
       ValueError for another crop.
     """
-    return read_masked_picture(path, None, resolution, crop=crop, rng=rng, max_zoom=max_zoom)[0]
+    return read_masked_picture(path, None, [(resolution, resolution)], crop=crop, rng=rng, max_zoom=max_zoom)[0]
 
 
 def read_masked_picture(
     path: str | os.PathLike,
     mask: str | os.PathLike | None,
-    resolution: int,
+    sizes: Sequence[Size],
     *,
     crop: str = 'center',
     rng: np.random.Generator | None = None,
@@ -59,15 +62,16 @@ def read_masked_picture(
 
     Args:
       mask: white counts, black does not, grey and colours by their brightness; transparent is black. None: all counts.
+      sizes: (height, width) pairs; the one whose ratio is nearest to the picture's is taken.
       others: of `read_picture`.
-    Returns: the picture, uint8[resolution, resolution, 3], and its mask, uint8[resolution, resolution, 1], each value
-      the mean over the area of its pixel.
+    Returns: the picture, uint8[height, width, 3], and its mask, uint8[height, width, 1], each value the mean over the
+      area of its pixel.
     Raises: as `read_picture`, for both files; PictureError if they differ in size or nothing that counts is kept.
     """
     if crop not in ('center', 'random'):
         raise ValueError(f"crop must be 'center' or 'random', got {crop!r}")
     image = decode_picture(path)
-    frame = _frame(path, image.size, resolution, rng if crop == 'random' else None, max_zoom)
+    frame = _frame(path, image.size, nearest(*image.size, sizes), rng if crop == 'random' else None, max_zoom)
     picture = frame.apply(image, Image.Resampling.LANCZOS)
     if mask is None:
         return picture, np.full((*picture.shape[:2], 1), 255, np.uint8)
@@ -98,30 +102,45 @@ class _Frame(NamedTuple):
 
 
 def _frame(
-    path: str | os.PathLike,
-    size: tuple[int, int],
-    resolution: int,
-    rng: np.random.Generator | None,
-    max_zoom: float,
+    path: str | os.PathLike, size: tuple[int, int], target: Size, rng: np.random.Generator | None, max_zoom: float
 ) -> _Frame:
     """The frame in the middle, or with `rng` a random one, of a picture of that (width, height)."""
-    width, height = size
-    shorter = min(width, height)
-    if shorter < resolution:
+    (width, height), (wanted_height, wanted_width) = size, target
+    by_width = width * wanted_height <= height * wanted_width  # the side that is not cropped
+    there, side = (width, wanted_width) if by_width else (height, wanted_height)
+    if there < side:
+        square = wanted_height == wanted_width
+        wanted = f'resolution {side}' if square else f'{wanted_width} x {wanted_height} of its aspect bucket'
         raise PictureError(
-            f'{path} is {width} x {height} pixels, smaller than the resolution {resolution}; use a larger picture or a '
-            f'lower resolution'
+            f'{path} is {width} x {height} pixels, smaller than the {wanted}; use a larger picture or a lower '
+            f'resolution'
         )
-    side = resolution
     if rng is not None:
-        side = int(rng.uniform(resolution, min(max_zoom * resolution, shorter) + 1))
+        side = int(rng.uniform(side, min(max_zoom * side, there) + 1))
     # Rounded down, as torchvision's Resize does, so that other trainers' pixels are met.
-    width, height = (side, side * height // width) if width <= height else (side * width // height, side)
-    if rng is None:
-        left, top = round((width - resolution) / 2), round((height - resolution) / 2)
-    else:
-        left, top = (int(rng.integers(spare + 1)) for spare in (width - resolution, height - resolution))
-    return _Frame((width, height), (left, top, left + resolution, top + resolution))
+    width, height = (side, side * height // width) if by_width else (side * width // height, side)
+    spare = width - wanted_width, height - wanted_height
+    left, top = (round(s / 2) for s in spare) if rng is None else (int(rng.integers(s + 1)) for s in spare)
+    return _Frame((width, height), (left, top, left + wanted_width, top + wanted_height))
+
+
+def fit(images: np.ndarray, size: Size) -> np.ndarray:
+    """Pictures in memory brought to another size, resized until they cover it and cropped in the middle.
+
+    Args:
+      images: uint8[N, H, W, 3]. Unlike files they may be enlarged: class pictures are drawn as squares, and the longer
+        side of a bucket with their area is up to sqrt(MAX_RATIO) times theirs.
+      size: (height, width).
+    Returns: uint8[N, height, width, 3]; `images` itself if that is their size.
+    Raises: ValueError if they are smaller than that both ways.
+    """
+    (_, height, width, _), (wanted_height, wanted_width) = images.shape, size
+    if (height, width) == (wanted_height, wanted_width):
+        return images
+    if height < wanted_height and width < wanted_width:
+        raise ValueError(f'pictures of {width} x {height} pixels are too small for {wanted_width} x {wanted_height}')
+    fitted = (ImageOps.fit(Image.fromarray(image), size[::-1], Image.Resampling.LANCZOS) for image in images)
+    return np.stack([np.asarray(image) for image in fitted])
 
 
 def decode_picture(path: str | os.PathLike, *, background: str = 'white') -> Image.Image:

@@ -92,7 +92,7 @@ def picture_index(
     Args:
       key: the run's key for this purpose; a row's result depends on it, on `step` and on the row's own fields alone,
         so it is the same on any number of devices and after a restart.
-      step: i32[].
+      step: i32[], or i32[B] where rows count differently.
       batch: fields of `make_batch`, all rows or some of them.
       max_size: static, at least the largest `size`.
       shuffle: a fresh order for each group and epoch; False goes through in order.

@@ -9,10 +9,12 @@ is an error, as is a mask that fits no picture: the user meant it to be used.
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dreambooth_jax.data.buckets import Size
 from dreambooth_jax.data.images import MAX_ZOOM, READABLE, PictureError, read_masked_picture, why_not_a_picture
 
 MASK = '.mask'  # before the extension of a mask's name
@@ -28,7 +30,7 @@ class PictureFile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Pictures in memory.
+    """Pictures of one size in memory.
 
     Attributes:
       images: uint8[N, H, W, 3], RGB; N = files * crops, the crops of one file together.
@@ -71,50 +73,55 @@ def list_pictures(folder: str | os.PathLike) -> tuple[list[PictureFile], dict[st
 
 
 def read_subject(
+    folder: str | os.PathLike, resolution: int, prompt: str, *, crops: int = 1, seed: int = 0
+) -> Pictures:
+    """Reads all pictures of a folder as squares; as `read_buckets` with that one size."""
+    size = (resolution, resolution)
+    return read_buckets(folder, [size], prompt, crops=crops, seed=seed)[size]
+
+
+def read_buckets(
     folder: str | os.PathLike,
-    resolution: int,
+    sizes: Sequence[Size],
     prompt: str,
     *,
     crops: int = 1,
     max_zoom: float = MAX_ZOOM,
     seed: int = 0,
-) -> Pictures:
-    """Reads all pictures of a folder.
+) -> dict[Size, Pictures]:
+    """Reads all pictures of a folder, each in the size whose ratio is nearest to its own.
 
     Args:
-      resolution: side of the square pictures, in pixels.
+      sizes: (height, width) pairs, such as buckets.bucket_sizes.
       prompt: of the pictures without a caption.
-      crops: squares per picture: the centre one, then random ones. max_zoom: of the random ones (images.py).
+      crops: per picture: the centre one, then random ones. max_zoom: of the random ones (images.py).
       seed: of the random crops; a crop depends on it, on the picture's place in the folder and on its own number.
-    Raises: PictureError if no picture is there, or one is damaged or smaller than the resolution, or a mask does not
-      fit its picture.
+    Returns: the pictures by size, in the order of `sizes`, without those that no picture has.
+    Raises: PictureError if no picture is there, or one is damaged or smaller than its size, or a mask does not fit
+      its picture.
     """
     files, skipped = list_pictures(folder)
     if not files:
         found = '; '.join(f'{name} is {reason}' for name, reason in skipped.items()) or 'it is empty'
         raise PictureError(f'the folder {folder} holds no picture ({found}); put pictures ({READABLE}) there')
-    images, masks = zip(
-        *(
-            read_masked_picture(
-                file.path,
-                file.mask,
-                resolution,
-                crop='random' if crop else 'center',
-                rng=np.random.default_rng([seed, place, crop]),
-                max_zoom=max_zoom,
-            )
-            for place, file in enumerate(files)
-            for crop in range(crops)
-        ),
-        strict=True,
-    )
-    return Pictures(
-        images=np.stack(images),
-        masks=np.stack(masks) if any(file.mask for file in files) else None,
-        prompts=[file.caption or prompt for file in files for _ in range(crops)],
-        names=[file.path.name for file in files for _ in range(crops)],
-        skipped=skipped,
-    )
+    found: dict[Size, list] = {size: [] for size in sizes}
+    for place, file in enumerate(files):
+        for crop in range(crops):
+            rng = np.random.default_rng([seed, place, crop])
+            kind = 'random' if crop else 'center'
+            image, mask = read_masked_picture(file.path, file.mask, sizes, crop=kind, rng=rng, max_zoom=max_zoom)
+            found[image.shape[:2]].append((file, image, mask))
+    return {
+        size: Pictures(
+            images=np.stack([image for _, image, _ in rows]),
+            masks=np.stack([mask for _, _, mask in rows]) if any(file.mask for file, _, _ in rows) else None,
+            prompts=[file.caption or prompt for file, _, _ in rows],
+            names=[file.path.name for file, _, _ in rows],
+            skipped=skipped,
+        )
+        for size, rows in found.items()
+        if rows
+    }
 
 
 def _match_masks(pictures: list[pathlib.Path], masks: list[pathlib.Path]) -> dict[str, pathlib.Path]:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dreambooth_jax.data.images import fit
+
 
 class Examples(NamedTuple):
     """Pictures of one size.
@@ -54,34 +56,36 @@ class Table:
 def make_table(instance: Examples, class_pictures: Examples | None = None) -> Table:
     """Joins instance and class pictures into one table.
 
-    Raises: ValueError if their sizes differ.
+    Class pictures of another size are fitted to that of the instance pictures, so that each aspect bucket has a copy
+    of them all: rows of one step have one shape, and the prior's weight must not depend on what lies in which bucket.
     """
-    groups = [instance] if class_pictures is None else [instance, class_pictures]
-    if len({group.images.shape[1:] for group in groups}) > 1:
-        ours, theirs = ('{1} x {0}'.format(*group.images.shape[1:3]) for group in groups)
-        raise ValueError(f'instance pictures are {ours} pixels but class pictures {theirs}')
-    texts = [text for group in groups for text in group.prompts]
-    prompts = ['', *dict.fromkeys(text for text in texts if text)]
+    rows = instance
+    if class_pictures is not None:
+        fitted = fit(class_pictures.images, instance.images.shape[1:3])
+        rows = join([instance, class_pictures._replace(images=fitted)])
+    prompts = ['', *dict.fromkeys(text for text in rows.prompts if text)]
     place = {text: i for i, text in enumerate(prompts)}
     return Table(
-        pictures=np.concatenate([group.images for group in groups]),
-        prompt_of=np.array([place[text] for text in texts], np.int32),
+        pictures=rows.images,
+        prompt_of=np.array([place[text] for text in rows.prompts], np.int32),
         prompts=prompts,
         num_instance=len(instance.images),
-        masks=join_masks(groups),
+        masks=rows.masks,
     )
 
 
-def join_masks(groups: Sequence[Examples]) -> np.ndarray | None:
-    """The masks of all groups, uint8[N, H, W, 1], 255 for those that have none; None if no group has any."""
-    if all(group.masks is None for group in groups):
-        return None
-    return np.concatenate(
-        [
-            np.full((*group.images.shape[:3], 1), 255, np.uint8) if group.masks is None else group.masks
-            for group in groups
-        ]
-    )
+def join(groups: Sequence[Examples]) -> Examples:
+    """Pictures of one size one after the other; if any group has masks, the others count in full."""
+    masks = None
+    if any(group.masks is not None for group in groups):
+        masks = np.concatenate(
+            [
+                np.full((*group.images.shape[:3], 1), 255, np.uint8) if group.masks is None else group.masks
+                for group in groups
+            ]
+        )
+    images = np.concatenate([group.images for group in groups])
+    return Examples(images, [prompt for group in groups for prompt in group.prompts], masks)
 
 
 def shrink_masks(masks: np.ndarray, factor: int) -> np.ndarray:

@@ -173,13 +173,17 @@ class Cascade:
 
         return self._program(('conditioning', stage), make)
 
-    def encode(self, prompts: Sequence[str], stage: str = BASE) -> Text:
-        """The text of N prompts as the UNet of `stage` reads it (stages/text_conditioning.py), on the host."""
+    def encode(self, prompts: Sequence[str], stage: str = BASE, size: tuple[int, int] | None = None) -> Text:
+        """The text of N prompts as the UNet of `stage` reads it (stages/text_conditioning.py), on the host.
+
+        Args:
+          size: (height, width) of the pictures; None: those of the stage.
+        """
         conditioning = self.conditioning(stage)
         encoder = self._program(('text_encoder', stage), lambda: jax.jit(conditioning))
         reader = BASE if self._reader(stage) is self.base else stage
         params = {component: self._params(reader, component) for component in conditioning.encoders}
-        tokens = conditioning.tokens(prompts)
+        tokens = conditioning.tokens(prompts, size)
         encoded = []
         for first in range(0, len(prompts), _PROMPTS_AT_ONCE):
             rows = np.minimum(np.arange(first, first + _PROMPTS_AT_ONCE), len(prompts) - 1)

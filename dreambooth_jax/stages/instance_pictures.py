@@ -1,42 +1,59 @@
 """The subjects' pictures of a run: photos from folders, or paintings of Storybook's built-in subjects."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from absl import logging
 
 from dreambooth_jax.config import DreamBoothConfig, SettingsError
+from dreambooth_jax.data.buckets import Size, bucket_sizes
 from dreambooth_jax.data.images import MAX_ZOOM
-from dreambooth_jax.data.subjects import read_subject
-from dreambooth_jax.data.table import Examples, join_masks
+from dreambooth_jax.data.subjects import read_buckets
+from dreambooth_jax.data.table import Examples, join
 from dreambooth_jax.storybook import draw, subjects
 
 
-def read(config: DreamBoothConfig, size: int, *, crops: int | None = None, max_zoom: float = MAX_ZOOM) -> Examples:
+def read(
+    config: DreamBoothConfig,
+    resolution: int,
+    multiple: int | None = None,
+    *,
+    crops: int | None = None,
+    max_zoom: float = MAX_ZOOM,
+) -> list[Examples]:
     """All subjects' pictures and the prompt of each: its caption if it has one, else the subject's instance prompt.
 
     Args:
-      size: side of the square pictures, in pixels.
-      crops: of each photo; None: config.data.crops. max_zoom: of random ones (data/images.py).
-    Returns: N pictures, uint8[N, size, size, 3], with masks if any of them has one.
+      resolution: side of the square pictures, in pixels.
+      multiple: of the sides of pictures that keep their ratio, as data.aspect_buckets says; None: squares even then.
+      crops: of each photo; None: data.crops. max_zoom: of random ones (data/images.py).
+    Returns: the pictures of each size, from the widest to the tallest, with masks if any of them has one.
     Raises: PictureError for a folder, picture or mask that cannot be used; files that are no pictures are skipped with
       a warning. SettingsError for an unknown built-in subject.
     """
-    groups = []
+    square = (resolution, resolution)
+    sizes = bucket_sizes(resolution, multiple) if config.data.aspect_buckets and multiple else (square,)
+    groups: dict[Size, list[Examples]] = {size: [] for size in sizes}
     for concept in config.concepts():
+        prompt = concept.instance_prompt
         if concept.instance_dir is None:
             if concept.subject not in subjects.SUBJECTS:
                 known = ', '.join(subjects.SUBJECTS)
                 raise SettingsError(f'config.data.subject is {concept.subject!r} but must be one of {known}')
-            painted = [draw.paint(scene, size) for scene in subjects.reference_scenes(concept.subject)]
-            groups.append(Examples(np.stack(painted), [concept.instance_prompt] * len(painted)))
+            painted = [draw.paint(scene, resolution) for scene in subjects.reference_scenes(concept.subject)]
+            groups[square].append(Examples(np.stack(painted), [prompt] * len(painted)))
             continue
-        found = read_subject(
-            concept.instance_dir, size, concept.instance_prompt, crops=crops or config.data.crops, max_zoom=max_zoom,
-            seed=config.seed)  # fmt: skip
-        for name, reason in found.skipped.items():
+        options = {'crops': crops or config.data.crops, 'max_zoom': max_zoom, 'seed': config.seed}
+        found = read_buckets(concept.instance_dir, sizes, prompt, **options)
+        for name, reason in next(iter(found.values())).skipped.items():
             logging.warning('%s in %s is skipped: it is %s', name, concept.instance_dir, reason)
-        groups.append(Examples(found.images, found.prompts, found.masks))
-    return Examples(
-        np.concatenate([group.images for group in groups]),
-        [prompt for group in groups for prompt in group.prompts],
-        join_masks(groups),
-    )
+        for size, pictures in found.items():
+            groups[size].append(Examples(pictures.images, pictures.prompts, pictures.masks))
+    return [join(group) for group in groups.values() if group]
+
+
+def describe(groups: Sequence[Examples]) -> str:
+    """A line about what was read."""
+    sizes = ', '.join('{} of {} x {}'.format(len(images), *images.shape[2:0:-1]) for images, _, _ in groups)
+    masks = any(group.masks is not None for group in groups)
+    return f'pictures: {sizes} pixels{"; masks weigh the loss of those that have one" if masks else ""}'

@@ -22,7 +22,7 @@ from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline, kind_of
 
 Text = dict[str, Any]
-Tokens = dict[str, dict[str, np.ndarray]]
+Tokens = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,14 +33,14 @@ class TextConditioning:
       encoders: component -> (apply, 't5' or 'clip'), in the order in which their states are joined.
       tokenizers: component -> tokenizer.
       clip_skip: how many of CLIP's last layers are left out, as diffusers counts (1: the last but one is read).
-      time_ids: for Stable Diffusion XL: original height and width, crop's top and left, target height and width.
+      size: (height, width) of the pictures, which Stable Diffusion XL is told; None for other families.
       empty_is_zero: whether the empty prompt is told as zeros (Stable Diffusion XL).
     """
 
     encoders: Mapping[str, tuple[Callable, str]]
     tokenizers: Mapping[str, Tokenizer]
     clip_skip: int = 0
-    time_ids: tuple[int, ...] | None = None
+    size: tuple[int, int] | None = None
     empty_is_zero: bool = False
 
     @classmethod
@@ -76,20 +76,30 @@ class TextConditioning:
             encoders,
             tokenizers,
             clip_skip,
-            # Told as for a whole picture at its own size: that is how pictures are drawn.
-            (size, size, 0, 0, size, size) if is_xl else None,
+            (size, size) if is_xl else None,
             is_xl and bool(pipeline.option('force_zeros_for_empty_prompt')),
         )
 
-    def tokens(self, prompts: Sequence[str]) -> Tokens:
-        """component -> {ids i32[N, L], mask i32[N, L], given f32[N]}; `given` is 0 for the empty prompt."""
-        given = np.array([float(bool(prompt)) for prompt in prompts], np.float32)
-        return {
-            component: dict(zip(('ids', 'mask'), self.tokenizers[component](prompts), strict=True), given=given)
+    def tokens(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Tokens:
+        """What the call reads of N prompts.
+
+        Args:
+          size: (height, width) of the pictures where it is not that of most.
+        Returns: component -> {ids i32[N, L], mask i32[N, L]}; and for Stable Diffusion XL time_ids f32[N, 6] (original
+          height and width, crop's top and left, target height and width) and given f32[N], 0 for the empty prompt.
+        """
+        tokens: Tokens = {
+            component: dict(zip(('ids', 'mask'), self.tokenizers[component](prompts), strict=True))
             for component in self.encoders
         }
+        if self.size is not None:
+            # As for a whole picture at its own size: that is how pictures are drawn.
+            height, width = size or self.size
+            tokens['time_ids'] = np.tile(np.array([height, width, 0, 0, height, width], np.float32), (len(prompts), 1))
+            tokens['given'] = np.array([float(bool(prompt)) for prompt in prompts], np.float32)
+        return tokens
 
-    def __call__(self, params: Mapping[str, Any], tokens: Mapping[str, Mapping[str, jax.Array]]) -> Text:
+    def __call__(self, params: Mapping[str, Any], tokens: Mapping[str, Any]) -> Text:
         """Text of N prompts.
 
         Args:
@@ -101,26 +111,20 @@ class TextConditioning:
             ids, mask = tokens[component]['ids'], tokens[component]['mask']
             if kind == 't5':
                 states.append(apply(params[component], ids, mask))
-            elif self.time_ids is None:
+            elif self.size is None:
                 # Padding is not masked: the models were trained to read it.
                 states.append(apply(params[component], ids, skip=self.clip_skip)[0])
             else:
                 encoded, pooled = apply(params[component], ids, skip=1 + self.clip_skip, final_norm=False)
                 states.append(encoded)
         text: Text = {'encoder_hidden_states': jnp.concatenate(states, axis=-1) if len(states) > 1 else states[0]}
-        if self.time_ids is not None:
-            rows = len(pooled)
-            times = jnp.broadcast_to(jnp.array(self.time_ids, jnp.float32), (rows, len(self.time_ids)))
-            text['added_cond'] = {'text_embeds': pooled, 'time_ids': times}
+        if self.size is not None:
+            text['added_cond'] = {'text_embeds': pooled, 'time_ids': tokens['time_ids']}
         if self.empty_is_zero:
-            given = next(iter(tokens.values()))['given']
+            given = tokens['given']
             text['encoder_hidden_states'] *= given[:, None, None]
             text['added_cond']['text_embeds'] *= given[:, None]
         return jax.tree.map(lambda array: array.astype(jnp.float32), text)
-
-    def shapes(self, params: Mapping[str, Any], rows: int = 1) -> Text:
-        """Shapes and dtypes of the text of `rows` prompts; nothing is computed."""
-        return jax.eval_shape(self, params, self.tokens([''] * rows))
 
 
 def rows_of(tree: Any, places: Any) -> Any:

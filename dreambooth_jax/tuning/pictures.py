@@ -16,15 +16,22 @@ from dreambooth_jax.generation.prior_images import PriorImage
 from dreambooth_jax.stages import instance_pictures
 
 UPSCALER_CROP = 512  # pixels, as it was trained
+BUCKET_MULTIPLE = 64  # pixels, of the sides of aspect buckets of latent models, as the field has it
 
 
-def read_instance(config: DreamBoothConfig, cascade: Cascade) -> dict[str, Examples]:
-    """Stage -> the subjects' pictures as that stage trains on them, of the stages that the cascade has.
+def read_instance(config: DreamBoothConfig, cascade: Cascade) -> dict[str, list[Examples]]:
+    """Stage -> the subjects' pictures as that stage trains on them, by size; of the stages that the cascade has.
 
-    Raises: PictureError, or SettingsError for a crop that the upscaler cannot take.
+    Raises: PictureError; SettingsError for a size that the base stage cannot halve, or a crop that the upscaler cannot.
     """
-    found = {BASE: instance_pictures.read(config, cascade.base_size)}
-    second = cascade.super_resolution
+    base, second = cascade.base, cascade.super_resolution
+    multiple = BUCKET_MULTIPLE if base.is_latent else 2 ** (len(base.unet.config['block_out_channels']) - 1)
+    try:
+        found = {BASE: instance_pictures.read(config, cascade.base_size, multiple)}
+    except ValueError as error:
+        if config.data.aspect_buckets and cascade.base_size % multiple:
+            raise SettingsError(f'config.data.aspect_buckets is True: {error}') from None
+        raise
     if second is None:
         return found
     if not second.is_latent:
@@ -49,18 +56,23 @@ def crop_side(config: DreamBoothConfig, cascade: Cascade) -> int:
     return side
 
 
-def references(instance: Mapping[str, Examples]) -> Sequence[np.ndarray]:
-    """The largest whole pictures of the subjects, to be shown."""
-    sides = {name: examples.images.shape[1] for name, examples in instance.items()}
-    last = max(sides, key=sides.get)
-    return instance[last].images if len(instance[last].images) == len(instance[BASE].images) else instance[BASE].images
+def references(instance: Mapping[str, Sequence[Examples]], cascade: Cascade) -> list[np.ndarray]:
+    """The subjects' pictures as the last stage of whole pictures sees them, to be shown."""
+    second = cascade.super_resolution
+    name = BASE if second is None or second.is_latent else SUPER_RESOLUTION
+    return [image for examples in instance[name] for image in examples.images]
 
 
-def make_stage_table(
-    config: DreamBoothConfig, cascade: Cascade, name: str, instance: Examples, images: Sequence[PriorImage]
-) -> Table:
-    """The pictures of one stage with their prompts: the subjects' and, where they were drawn for it, class pictures."""
-    size = instance.images.shape[1]
-    crops = cascade.super_resolution.is_latent if name == SUPER_RESOLUTION else False
-    options = {'crop_seed': config.seed, 'max_zoom': cascade.factor} if crops else {}
-    return make_table(instance, prior_images.read(images, {name: size}, **options).get(name))
+def stage_tables(
+    config: DreamBoothConfig, cascade: Cascade, name: str, instance: Sequence[Examples], images: Sequence[PriorImage]
+) -> list[Table]:
+    """The pictures of one stage with their prompts, by size: the subjects' and, where they were drawn for it, all class
+    pictures.
+    """
+    is_base, second = name == BASE, cascade.super_resolution
+    if is_base or not second.is_latent:
+        size, options = cascade.base_size if is_base else cascade.super_resolution_size, {}
+    else:
+        size, options = crop_side(config, cascade), {'crop_seed': config.seed, 'max_zoom': cascade.factor}
+    class_pictures = prior_images.read(images, {name: size}, **options).get(name)
+    return [make_table(examples, class_pictures) for examples in instance]

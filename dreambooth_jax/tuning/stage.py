@@ -1,6 +1,7 @@
 """One stage of a DreamBooth run: the pipeline's networks, its pictures, loss and optimiser, joined and trained."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dreambooth_jax.config import DreamBoothConfig
-from dreambooth_jax.data import pairs
+from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.data.table import Table, shrink_masks
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.generation.cascade import BASE, Cascade, compute_dtype
@@ -30,45 +31,44 @@ def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) ->
     return ('unet', *texts)
 
 
-def make_stage(
-    config: DreamBoothConfig, name: str, cascade: Cascade, table: Table, trainable: Trainable
-) -> tuple[Stage, dict[str, Any]]:
-    """The loss of stage `name` and the data that it reads, still on the host.
-
-    Args:
-      table: its pictures and prompts; of the upscaler's stage, its crops.
-      trainable: its networks as they train.
-    """
+def make_stage(config: DreamBoothConfig, name: str, cascade: Cascade, trainable: Trainable) -> Stage:
+    """The loss of stage `name` of a cascade, its networks as they train."""
     pipeline = getattr(cascade, name)
-    settings = config.base if name == BASE else config.super_resolution
     shared = {
         'unet': trainable.apply['unet'],
         'schedule': schedules.from_config(pipeline.scheduler),
         'objective': Objective.from_settings(config.objective, random_flip=config.data.random_flip),
     }
-    data: dict[str, Any] = _latents(pipeline, table, config.data.random_flip) if pipeline.is_latent else table.arrays
-    if len(trainable.apply) > 1:
+    if trainable.trains_text:
         conditioning = cascade.conditioning(name)
         encoders = {part: (trainable.apply[part], kind) for part, (_, kind) in conditioning.encoders.items()}
         shared['encode'] = dataclasses.replace(conditioning, encoders=encoders)
-        data['tokens'] = conditioning.tokens(table.prompts)
-    else:
-        data['text'] = cascade.encode(table.prompts, name)
     if pipeline.is_latent:
         shared['scaling_factor'] = vae.scaling_factor(pipeline.vae.config)
     if name == BASE:
-        return (latent.LatentStage if pipeline.is_latent else PixelStage)(**shared), data
+        return (latent.LatentStage if pipeline.is_latent else PixelStage)(**shared)
     shared |= {
         'noising_schedule': schedules.from_config(pipeline.image_noising_scheduler),
-        'noise_level': settings.noise_level,
+        'noise_level': config.super_resolution.noise_level,
     }
     if pipeline.is_latent:
-        return latent.LatentSuperResolutionStage(**shared), data
-    return SuperResolutionStage(**shared, factor=cascade.factor, crop=settings.crop), data
+        return latent.LatentSuperResolutionStage(**shared)
+    return SuperResolutionStage(**shared, factor=cascade.factor, crop=config.super_resolution.crop)
+
+
+def stage_data(
+    config: DreamBoothConfig, name: str, cascade: Cascade, table: Table, trainable: Trainable
+) -> dict[str, Any]:
+    """What the loss of stage `name` reads besides its weights: pictures or latents, and prompts; on the host."""
+    pipeline, size = getattr(cascade, name), table.pictures.shape[1:3]
+    flip = config.data.random_flip
+    data = _latents(pipeline, table, flip) if pipeline.is_latent else table.arrays
+    if trainable.trains_text:
+        return {**data, 'tokens': cascade.conditioning(name).tokens(table.prompts, size)}
+    return {**data, 'text': cascade.encode(table.prompts, name, size)}
 
 
 def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
-    """A latent stage's part of `frozen` that its pictures make."""
     mirrored = latent.with_mirrored if flip else lambda rows: rows
     data = {
         'prompt_of': table.prompt_of,
@@ -86,31 +86,29 @@ def tune(
     workdir: Path,
     name: str,
     cascade: Cascade,
-    table: Table,
+    tables: Sequence[Table],
     grid: SampleGrid,
     place: Placement,
 ) -> tuple[Cascade, bool]:
-    """Fine-tunes stage `name` from its newest checkpoint on; returns the cascade with it and whether it is finished."""
+    """Fine-tunes one stage from its newest checkpoint on.
+
+    Args:
+      name: 'base' or 'super_resolution'. tables: its pictures, by size.
+    Returns: the cascade with it, and whether it is finished.
+    """
     settings = config.base if name == BASE else config.super_resolution
     pipeline = getattr(cascade, name)
     trainable = make_trainable(
         pipeline, trained_components(config, name, cascade), config.lora, dtype=compute_dtype(config.parallel.dtype),
         remat=config.parallel.remat, seed=config.seed)  # fmt: skip
-    stage, data = make_stage(config, name, cascade, table, trainable)
-    if trainable.frozen:
-        data['weights'] = trainable.frozen
+    stage = make_stage(config, name, cascade, trainable)
+    feed = Feed(config.seed, settings.steps, [table.num_instance for table in tables], tables[0].num_class)
+    data = [{**stage_data(config, name, cascade, table, trainable), **feed.arrays} for table in tables]
+    # One copy of the frozen weights for all sizes.
+    placed, weights = place.place_state(lambda data: data, jax.tree.map(jnp.asarray, (data, trainable.frozen)))
 
     def loss(params, frozen, batch, keys):
-        return stage.loss(trainable.assemble(params, frozen.get('weights', {})), frozen, batch, keys)
-
-    rows = settings.batch_size
-    batch = pairs.make_batch(
-        rows, rows if table.num_class else 0, table.num_instance, table.num_class, config.prior.weight)  # fmt: skip
-    batch = pairs.pad_rows(batch, place.devices * settings.accumulation)
-    count = len(table.pictures)
-
-    def pick(key, step, batch, frozen):
-        return {**batch, 'picture': pairs.picture_index(key, step, batch, count)}
+        return stage.loss(trainable.assemble(params, frozen['weights']), frozen, batch, keys)
 
     def tuned(state):
         best = trainable.plain({component: state.best_params[component] for component in trainable.params})
@@ -129,11 +127,14 @@ def tune(
         ratio = settings.text_encoder_learning_rate / settings.learning_rate
         factors |= {component: ratio for component in trainable.params if component != 'unet'}
     rate, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps, factors=factors)
-    placed = place.place_state(lambda data: data, jax.tree.map(jnp.asarray, data))
+    rows, multiple = settings.batch_size, place.devices * settings.accumulation
+    batch = feed.batch(rows, rows, config.prior.weight, multiple)
     state, finished = fit.fit(
-        loss, trainable.params, tx=tx, rate=rate, place=place, batch=batch, pick=pick, frozen=lambda step: placed,
-        workdir=workdir, name=name, seed=config.seed, steps=settings.steps, ema_decay=config.optimizer.ema_decay,
-        accumulation=settings.accumulation, steps_per_dispatch=config.parallel.steps_per_dispatch,
+        loss, trainable.params, tx=tx, rate=rate, place=place, batch=batch, pick=feed.pick,
+        frozen=lambda step: {**placed[feed.bucket(step)], 'weights': weights}, workdir=workdir, name=name,
+        seed=config.seed, steps=settings.steps, ema_decay=config.optimizer.ema_decay,
+        accumulation=settings.accumulation,
+        steps_per_dispatch=feed.steps_per_dispatch(config.parallel.steps_per_dispatch),
         save_every=config.checkpoint.every, keep=config.checkpoint.keep, draw=draw,
         draw_every=config.samples.every)  # fmt: skip
     return tuned(state), finished

@@ -35,6 +35,11 @@ class Trainable:
     frozen: Components
     lora: LoraConfig | None = None
 
+    @property
+    def trains_text(self) -> bool:
+        """Whether prompts must be read anew at every step."""
+        return any(component != 'unet' for component in self.params)
+
     def assemble(self, params: Components, frozen: Components) -> Components:
         """The full parameters of every network in the step; pure."""
         names = {**frozen, **params}

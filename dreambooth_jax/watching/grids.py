@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 LABEL_WIDTH = 190  # pixels of the column of sentences
 GAP = 4
@@ -23,8 +23,8 @@ def contact_sheet(
     """Lays pictures out in rows.
 
     Args:
-      rows: each a sequence of uint8[H, W, 3] of any size, all shown at `side` pixels; small ones are enlarged without
-        smoothing so that nothing is hidden.
+      rows: each a sequence of uint8[H, W, 3] of any size, all shown inside `side` x `side` pixels; small ones are
+        enlarged without smoothing so that nothing is hidden.
       labels: one sentence a row.
       title: a line above all.
       headings: names of the columns, each written once above the columns that share it, above row `headings_from`.
@@ -51,7 +51,8 @@ def contact_sheet(
         pen.multiline_text((GAP, y), '\n'.join(textwrap.wrap(label, 28)[:6]), fill='black', font=font, spacing=2)
         for column, pixels in enumerate(row):
             picture = Image.fromarray(pixels)
-            resampling = Image.Resampling.NEAREST if picture.width <= side else Image.Resampling.LANCZOS
-            sheet.paste(picture.resize((side, side), resampling), (left(column), y))
+            resampling = Image.Resampling.NEAREST if max(picture.size) <= side else Image.Resampling.LANCZOS
+            picture = ImageOps.contain(picture, (side, side), resampling)
+            sheet.paste(picture, (left(column) + (side - picture.width) // 2, y + (side - picture.height) // 2))
         y += side + GAP
     return sheet

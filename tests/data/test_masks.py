@@ -59,7 +59,7 @@ def test_a_mask_is_turned_resized_and_cropped_as_its_picture(tmp_path, crop, ori
         exif = Image.Exif()
         exif[0x0112] = orientation
         path, mask = save(tmp_path / 'a.png', grey, exif=exif), save(tmp_path / 'a.mask.png', grey, exif=exif)
-        pixels, weights = read_masked_picture(path, mask, 32, crop=crop, rng=np.random.default_rng(seed))
+        pixels, weights = read_masked_picture(path, mask, [(32, 32)], crop=crop, rng=np.random.default_rng(seed))
         np.testing.assert_array_equal(pixels, read_picture(path, 32, crop=crop, rng=np.random.default_rng(seed)))
         # Alike up to their filters, box against Lanczos, but not one pixel further.
         likeness = [np.corrcoef(weights[..., 0].ravel(), np.roll(pixels[..., 0], shift, axis).ravel())[0, 1]

@@ -16,6 +16,11 @@ def config_with(**data):
     return resolve(DreamBoothConfig, config)
 
 
+def squares(config, side):
+    (found,) = instance_pictures.read(config, side)
+    return found
+
+
 def photos(folder, count, captions=()):
     folder.mkdir()
     for i in range(count):
@@ -28,10 +33,10 @@ def photos(folder, count, captions=()):
 def test_a_built_in_subject_is_its_reference_scenes_at_any_size():
     config = config_with(subject='dog6', instance_prompt='a sks dog', class_prompt='a dog')
     scenes = subjects.reference_scenes('dog6')
-    images, prompts, masks = instance_pictures.read(config, 32)
+    images, prompts, masks = squares(config, 32)
     assert masks is None and 4 <= len(scenes) <= 6 and images.shape == (len(scenes), 32, 32, 3)
     assert np.array_equal(images[1], draw.paint(scenes[1], 32)) and prompts == ['a sks dog'] * len(scenes)
-    assert instance_pictures.read(config, 128)[0].shape == (len(scenes), 128, 128, 3)
+    assert squares(config, 128)[0].shape == (len(scenes), 128, 128, 3)
 
 
 def test_several_subjects_keep_their_own_prompts_and_captions(tmp_path):
@@ -40,7 +45,7 @@ def test_several_subjects_keep_their_own_prompts_and_captions(tmp_path):
              instance_prompt='a sks cat', class_prompt='a cat'),
         dict(subject='vase', instance_prompt='a zwx vase', class_prompt='a vase'),
     )  # fmt: skip
-    images, prompts, _ = instance_pictures.read(config_with(concepts=concepts), 32)
+    images, prompts, _ = squares(config_with(concepts=concepts), 32)
     painted = len(subjects.reference_scenes('vase'))
     assert prompts == ['a sks cat', 'a sks cat asleep', *['a zwx vase'] * painted]
     assert len(images) == 2 + painted and images[1].max() == 10
@@ -49,7 +54,7 @@ def test_several_subjects_keep_their_own_prompts_and_captions(tmp_path):
 def test_crops_come_with_their_pictures_prompt(tmp_path):
     folder = photos(tmp_path / 'dog', 3)
     config = config_with(instance_dir=folder, instance_prompt='a sks dog', class_prompt='a dog', crops=2)
-    images, prompts, _ = instance_pictures.read(config, 32)
+    images, prompts, _ = squares(config, 32)
     assert len(images) == len(prompts) == 6
 
 
@@ -60,13 +65,35 @@ def test_pictures_without_a_mask_count_in_full_beside_one_that_has_one(tmp_path)
     Image.fromarray(half).save(tmp_path / 'dog' / '1.mask.png')
     dog = dict(instance_dir=folder, instance_prompt='a sks dog', class_prompt='a dog')
     vase = dict(subject='vase', instance_prompt='a zwx vase', class_prompt='a vase')
-    masks = instance_pictures.read(config_with(concepts=(vase, dog)), 32).masks
+    masks = squares(config_with(concepts=(vase, dog)), 32).masks
     painted = len(subjects.reference_scenes('vase'))
     assert masks.shape == (painted + 2, 32, 32, 1) and masks.dtype == np.uint8
     assert masks[: painted + 1].min() == 255 and masks[painted + 1].mean() == 127.5
 
 
+def test_photos_keep_their_ratio_where_the_settings_and_the_stage_say_so(tmp_path):
+    folder = photos(tmp_path / 'dog', 2)  # 48 x 40 each
+    Image.new('RGB', (48, 80), 'red').save(tmp_path / 'dog' / 'tall.png')
+    concepts = (dict(instance_dir=folder, instance_prompt='a sks dog', class_prompt='a dog'),
+                dict(subject='vase', instance_prompt='a zwx vase', class_prompt='a vase'))  # fmt: skip
+    config = config_with(concepts=concepts, aspect_buckets=True)
+    groups = instance_pictures.read(config, 32, 8)
+    painted = len(subjects.reference_scenes('vase'))
+    assert [group.images.shape for group in groups] == [(2 + painted, 32, 32, 3), (1, 40, 24, 3)]
+    assert instance_pictures.describe(groups) == f'pictures: {2 + painted} of 32 x 32, 1 of 24 x 40 pixels'
+    assert len(instance_pictures.read(config, 32)) == 1  # a stage of squares
+    assert len(instance_pictures.read(config_with(concepts=concepts), 32, 8)) == 1
+
+
+def test_the_line_about_pictures_tells_of_masks(tmp_path):
+    folder = photos(tmp_path / 'dog', 1)
+    Image.new('L', (48, 40), 'white').save(tmp_path / 'dog' / '0.mask.png')
+    config = config_with(instance_dir=folder, instance_prompt='a sks dog', class_prompt='a dog')
+    line = 'pictures: 1 of 32 x 32 pixels; masks weigh the loss of those that have one'
+    assert instance_pictures.describe(instance_pictures.read(config, 32)) == line
+
+
 def test_an_unknown_subject_is_answered_with_those_there_are():
     config = config_with(subject='unicorn', instance_prompt='a sks horse', class_prompt='a horse')
     with pytest.raises(SettingsError, match="data.subject is 'unicorn' but must be one of backpack, backpack_dog,"):
-        instance_pictures.read(config, 32)
+        squares(config, 32)

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig, PretrainConfig, SettingsError, to_dict
+from dreambooth_jax.config import DreamBoothConfig, SettingsError, to_dict
+from dreambooth_jax.pretrain_config import PretrainConfig
 from dreambooth_jax.training import run
 
 

@@ -41,6 +41,15 @@ def test_pictures_of_that_size_are_untouched_and_larger_ones_reduced():
     assert (cell(sheet, 0, 1) == 90).all()
 
 
+def test_pictures_that_are_no_squares_keep_their_ratio_in_the_middle():
+    tall, wide = np.zeros((16, 8, 3), np.uint8), np.zeros((64, 128, 3), np.uint8)
+    sheet = contact_sheet([[tall, wide]], [''], side=SIDE)
+    expected = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    expected[:, SIDE // 4 : -SIDE // 4] = 0
+    np.testing.assert_array_equal(cell(sheet, 0, 0), expected)
+    np.testing.assert_array_equal(cell(sheet, 0, 1), expected.swapaxes(0, 1))
+
+
 def test_label_is_written_beside_its_row_and_nowhere_else():
     blank = np.full((SIDE, SIDE, 3), 255, np.uint8)
     sheet = np.asarray(contact_sheet([[blank], [blank]], ['', 'a long sentence ' * 20], side=SIDE))

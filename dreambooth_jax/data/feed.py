@@ -1,0 +1,69 @@
+"""What a stage's steps are fed: which bucket of pictures each takes, its rows, and which picture each row shows.
+
+Joins the buckets' schedule (buckets.py) with the rows of a batch (pairs.py). The rows' description is the same for all
+buckets; what differs lies in the bucket's own data on the device. Without aspect buckets there is one bucket, and all
+of this is pairs.py alone.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax.data import pairs
+from dreambooth_jax.data.buckets import bucket_of_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """The pictures of every step, a pure function of (seed, step).
+
+    Attributes:
+      seed: of the run.
+      steps: that will be taken; those before do not depend on it.
+      counts: instance pictures of each bucket, > 0.
+      num_class: class pictures, of which each bucket has all, after its instance pictures.
+    """
+
+    seed: int
+    steps: int
+    counts: Sequence[int]
+    num_class: int
+
+    def bucket(self, step: int) -> int:
+        """Which bucket's data the step takes."""
+        return bucket_of_step(self.seed, step, self.counts)[0]
+
+    def steps_per_dispatch(self, wanted: int | None) -> int | None:
+        """As many as wanted, but one where the next step may take other data."""
+        return wanted if len(self.counts) == 1 else 1
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `pick` needs beside a bucket's pictures on the device: turns i32[steps] of buckets.bucket_of_step."""
+        turns = [bucket_of_step(self.seed, step, self.counts)[1] for step in range(self.steps)]
+        return {'turns': np.array(turns, np.int32)}
+
+    def batch(self, instance_rows: int, class_rows: int, prior_weight: float, devices: int) -> dict[str, np.ndarray]:
+        """The rows of every step (pairs.make_batch), padded for the devices; no class rows without class pictures."""
+        rows = class_rows if self.num_class else 0
+        batch = pairs.make_batch(instance_rows, rows, sum(self.counts), self.num_class, prior_weight)
+        return pairs.pad_rows(batch, devices)
+
+    def pick(self, key, step, batch, frozen):
+        """The rows of a step with their `picture`, a place in the bucket's own array; see training.make_train_step.
+
+        Instance rows go through the bucket's own pictures turn by turn, class rows through the class pictures, which
+        every bucket has, step by step: each group epoch by epoch, whatever the order of the buckets.
+
+        Args:
+          frozen: the data of the step's bucket: `prompt_of` i32[pictures] and `arrays`.
+        """
+        num_instance = len(frozen['prompt_of']) - self.num_class
+        is_instance = batch['is_instance'] > 0
+        rows = {**batch, 'size': jnp.where(is_instance, num_instance, batch['size'])}
+        at = jnp.where(is_instance, frozen['turns'][step], step)
+        place = pairs.picture_index(key, at, rows, max(self.counts) + self.num_class)
+        # The description counts the instance pictures of all buckets before the class pictures.
+        return {**batch, 'picture': jnp.where(is_instance, place, place - batch['first'] + num_instance)}

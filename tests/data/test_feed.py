@@ -1,0 +1,64 @@
+"""What the steps of several buckets see: every picture equally often, and the prior at its weight in each of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreambooth_jax.data import pairs
+from dreambooth_jax.data.feed import Feed
+
+KEY = jax.random.key(3)
+
+
+def shown(feed, steps, batch):
+    """(bucket, places i32[rows]) of every step."""
+    frozen = [{'prompt_of': jnp.zeros(count + feed.num_class, jnp.int32), **feed.arrays} for count in feed.counts]
+    pick = jax.jit(feed.pick)
+    found = []
+    for step in range(steps):
+        bucket = feed.bucket(step)
+        found.append((bucket, np.asarray(pick(KEY, jnp.int32(step), batch, frozen[bucket])['picture'])))
+    return found
+
+
+@pytest.mark.parametrize('rows', [1, 2])
+def test_every_epoch_shows_every_picture_of_every_bucket(rows):
+    counts, num_class = (3, 1, 4), 5
+    feed = Feed(0, 80, counts, num_class)
+    batch = feed.batch(rows, rows, 1.0, 1)
+    steps = shown(feed, 80, batch)
+    for epoch in range(10):
+        seen = [(bucket, place) for bucket, places in steps[8 * epoch : 8 * (epoch + 1)] for place in places[:rows]]
+        expected = [(bucket, place) for bucket, count in enumerate(counts) for place in range(count)]
+        assert sorted(seen) == sorted(expected * rows)
+    # Class pictures lie behind the bucket's own and are gone through across all buckets.
+    classes = [place - counts[bucket] for bucket, places in steps for place in places[rows:]]
+    for epoch in range(len(classes) // num_class):
+        assert sorted(classes[num_class * epoch : num_class * (epoch + 1)]) == list(range(num_class))
+
+
+def test_one_bucket_is_fed_as_without_buckets():
+    feed = Feed(5, 30, (4,), 7)
+    batch = feed.batch(2, 3, 0.5, 1)
+    for name, rows in pairs.make_batch(2, 3, 4, 7, 0.5).items():
+        np.testing.assert_array_equal(batch[name], rows)
+    plain = jax.jit(lambda step: pairs.picture_index(KEY, step, batch, 11))
+    for step, (bucket, places) in enumerate(shown(feed, 30, batch)):
+        assert bucket == 0
+        np.testing.assert_array_equal(places, plain(jnp.int32(step)))
+    assert feed.steps_per_dispatch(10) == 10 and feed.steps_per_dispatch(None) is None
+    assert Feed(5, 30, (3, 1), 7).steps_per_dispatch(10) == 1
+
+
+def test_the_priors_weight_does_not_depend_on_the_buckets():
+    one, several = Feed(0, 1, (6,), 5), Feed(0, 1, (1, 5), 5)
+    for name in ('weight', 'is_instance', 'slot', 'rows'):
+        np.testing.assert_array_equal(one.batch(2, 2, 0.3, 8)[name], several.batch(2, 2, 0.3, 8)[name])
+    assert len(Feed(0, 1, (6,), 0).batch(2, 2, 0.3, 1)['slot']) == 2  # no class pictures, no class rows
+
+
+def test_steps_already_taken_do_not_depend_on_how_many_follow():
+    short, long = Feed(0, 10, (3, 2), 0), Feed(0, 25, (3, 2), 0)
+    np.testing.assert_array_equal(long.arrays['turns'][:10], short.arrays['turns'])
+    assert [long.bucket(step) for step in range(10)] == [short.bucket(step) for step in range(10)]

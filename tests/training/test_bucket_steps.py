@@ -1,0 +1,72 @@
+"""Steps of several picture sizes: 3 + 3 equal 6, bit for bit; many devices, and the prior at its weight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreambooth_jax.data.feed import Feed
+from dreambooth_jax.training import fit, step
+from dreambooth_jax.watching import metrics
+from tests.training import toy
+
+SIZES, COUNTS, STEPS = ((4, 10), (8, 6)), (2, 1), 6
+
+
+def tables():
+    """Pictures of each size: the subject's, then the same number of class pictures."""
+    draw = np.random.default_rng(0)
+    return [
+        draw.integers(0, 256, (count + toy.CLASSES, *size, toy.CHANNELS), np.uint8)
+        for size, count in zip(SIZES, COUNTS, strict=True)
+    ]
+
+
+def train(workdir, steps, place='one', per_dispatch=10, kind='adamw'):
+    where, feed = toy.placed(place), Feed(0, steps, COUNTS, toy.CLASSES)
+    placed = [
+        where.place_state(lambda data: data, {'pictures': jnp.asarray(pictures),
+                                              'prompt_of': jnp.zeros(len(pictures), jnp.int32), **feed.arrays})
+        for pictures in tables()
+    ]  # fmt: skip
+    state, finished = fit.fit(
+        toy.loss, toy.params(), tx=toy.transformation(kind), rate=lambda step: toy.RATE, place=where,
+        batch=feed.batch(3, 3, 0.7, where.devices), pick=feed.pick, workdir=workdir, name='toy', seed=0, steps=steps,
+        frozen=lambda step: placed[feed.bucket(step)], ema_decay=toy.EMA,
+        steps_per_dispatch=feed.steps_per_dispatch(per_dispatch))  # fmt: skip
+    assert finished
+    return toy.arrays(state)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('whole')
+    return folder, train(folder, STEPS)
+
+
+def losses(workdir):
+    return [line['loss'] for line in metrics.read(workdir, 'toy')]
+
+
+def test_a_resumed_run_of_two_buckets_ends_as_the_uninterrupted_one(whole, tmp_path):
+    feed = Feed(0, STEPS, COUNTS, toy.CLASSES)
+    assert {feed.bucket(step) for step in range(3)} == {feed.bucket(step) for step in range(3, 6)} == {0, 1}
+    train(tmp_path, 3)
+    toy.assert_same(train(tmp_path, STEPS), whole[1])
+    assert losses(tmp_path) == losses(whole[0])
+
+
+def test_the_loss_of_a_step_is_that_of_its_buckets_rows(whole):
+    feed, key, params = Feed(0, STEPS, COUNTS, toy.CLASSES), jax.random.key(0), toy.params()
+    bucket = feed.bucket(0)
+    frozen = {'pictures': tables()[bucket], 'prompt_of': np.zeros(COUNTS[bucket] + toy.CLASSES), **feed.arrays}
+    batch = feed.batch(3, 3, 0.7, 1)
+    rows = feed.pick(jax.random.fold_in(key, step.ROWS_STREAM), 0, batch, jax.tree.map(jnp.asarray, frozen))
+    per_row, _ = toy.loss(params, jax.tree.map(jnp.asarray, frozen), rows, step.row_keys(key, 0, batch['slot']))
+    assert losses(whole[0])[0] == pytest.approx(float(per_row[:3].mean() + 0.7 * per_row[3:].mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize('place', ['pmap', pytest.param('fsdp', marks=pytest.mark.slow)])
+def test_four_devices_take_the_steps_of_one(place, whole, tmp_path):
+    train(tmp_path, 3, place=place)
+    np.testing.assert_allclose(losses(tmp_path), losses(whole[0])[:3], rtol=1e-5)
