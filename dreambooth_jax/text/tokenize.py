@@ -47,9 +47,11 @@ class Tokenizer:
         self.max_length = max_length
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, *, max_length: int = MAX_LENGTH) -> 'Tokenizer':
+    def load(cls, folder: str | os.PathLike, *, max_length: int | None = None) -> 'Tokenizer':
         """Opens a folder that holds tokenizer_config.json and a vocabulary; never asks the network.
 
+        Args:
+          max_length: None: for CLIP what the folder says, for T5, which reads any length, MAX_LENGTH.
         Raises: TokenizerError if the folder or its files are missing or unreadable, or of another class than KINDS.
         """
         folder = Path(folder)
@@ -73,6 +75,10 @@ class Tokenizer:
         except Exception as error:
             reason = ' '.join(str(error).split())[:200]
             raise TokenizerError(f'{folder} holds no readable {name} ({reason}); download it again.') from error
+        if max_length is None:
+            # Folders that do not say have a number beyond all bounds there.
+            says = wrapped.model_max_length if KINDS[name] == 'clip' else MAX_LENGTH
+            max_length = says if says < 10**6 else MAX_LENGTH
         return cls(wrapped, KINDS[name], max_length=max_length)
 
     def prepare(self, prompt: str) -> str:

@@ -1,7 +1,6 @@
 """CLIP's text encoder against transformers' on random weights, against diffusers' pipelines, and its errors."""
 
 import functools
-import string
 from types import SimpleNamespace
 
 import diffusers
@@ -16,9 +15,9 @@ from flax import nnx
 from dreambooth_jax.models import clip, functional
 from dreambooth_jax.models.clip import CLIPTextModel
 from dreambooth_jax.weights import mapping
+from tests.text.tiny_clip import END, START, tokenizer
 from tests.torch_reference import gradients, largest_relative_difference, quick_jit, randomise, to_ours
 
-START, END = 48, 49  # the tokenizer's ids
 CONFIG = {
     'architectures': ['CLIPTextModel'],
     'bos_token_id': 0,
@@ -164,17 +163,6 @@ def test_tokens_behind_the_table_are_read_as_transformers_reads_them(name):
 
 
 @functools.cache
-def tokenizer(pad_token):
-    """A CLIP tokenizer of letters and a few words; its end is its last id."""
-    letters = string.ascii_lowercase[:20]
-    merges = [('d', 'o'), ('do', 't</w>'), ('do', 'g</w>'), ('c', 'a'), ('s', 'k'), ('sk', 's</w>')]
-    pieces = ['!', *letters, '!</w>', *(f'{letter}</w>' for letter in letters), *(a + b for a, b in merges)]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    vocabulary |= {'<|startoftext|>': START, '<|endoftext|>': END}
-    assert sorted(vocabulary.values()) == list(range(CONFIG['vocab_size']))
-    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad_token, model_max_length=20)
-
-
 PROMPTS = ['a sks dog', 'a dog in a cafe']
 
 

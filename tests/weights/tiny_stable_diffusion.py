@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 
+from tests.text import tiny_clip
 from tests.torch_reference import randomise
 
 CLIP = {
@@ -20,11 +21,11 @@ CLIP = {
     'hidden_act': 'quick_gelu',
     'hidden_size': 32,
     'intermediate_size': 48,
-    'max_position_embeddings': 16,
+    'max_position_embeddings': tiny_clip.LENGTH,
     'num_attention_heads': 1,
     'num_hidden_layers': 2,
     'projection_dim': 32,
-    'vocab_size': 40,
+    'vocab_size': tiny_clip.VOCABULARY_SIZE,
 }
 OPEN_CLIP = {**CLIP, 'hidden_act': 'gelu', 'num_hidden_layers': 3}
 VAE = {
