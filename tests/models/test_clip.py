@@ -162,7 +162,6 @@ def test_tokens_behind_the_table_are_read_as_transformers_reads_them(name):
     np.testing.assert_allclose(pooled, expected.text_embeds.numpy(), rtol=0, atol=1e-4)
 
 
-@functools.cache
 PROMPTS = ['a sks dog', 'a dog in a cafe']
 
 
