@@ -41,7 +41,7 @@ def mean_of_micro_batches(function: Callable[[Any], Any], rows: Any, count: int,
         return function(rows)
     size = len(jax.tree.leaves(rows)[0])
     if size % count:
-        raise ValueError(f'{size} rows (under pmap, of a device) cannot be cut into {count} equal micro-batches; pad them')
+        raise ValueError(f'{size} rows (under pmap, of a device) cannot be cut into {count} equal micro-batches; pad')
     parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), rows)
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
