@@ -113,7 +113,11 @@ def trained(kind):
     """(weights, their start, loss at the end) of a regression whose gradients span decades and shrink as it learns."""
     draw = np.random.default_rng(0)
     shapes = {'in': (WIDTH, 96), 'out': (96, WIDTH)}
-    true, start = ({name: np.float32(0.1 * draw.normal(size=shape)) for name, shape in shapes.items()} for _ in range(2))
+
+    def normal():
+        return {name: np.float32(0.1 * draw.normal(size=shape)) for name, shape in shapes.items()}
+
+    true, start = normal(), normal()
     start['bias'] = np.zeros(WIDTH, np.float32)
     sizes = np.float32(10.0 ** np.linspace(-2, 0, WIDTH))
     if kind == 'rounded bfloat16':
