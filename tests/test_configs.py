@@ -5,7 +5,7 @@ import runpy
 
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
+from dreambooth_jax.config import STORYBOOK, DreamBoothConfig, SettingsError, resolve
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.models import t5, unet_config
 from dreambooth_jax.pretrain_config import PretrainConfig
@@ -26,6 +26,21 @@ def named(stem):
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
 def test_every_config_file_resolves(path):
     resolve(PretrainConfig if path in PRETRAIN else DreamBoothConfig, get_config(path))
+
+
+BASE_MODELS = runpy.run_path(str(next(path for path in FILES if path.stem == 'dog')))['MODELS']
+
+
+@pytest.mark.parametrize('model', BASE_MODELS)
+def test_every_base_model_resolves_once_it_has_photos(model):
+    config = get_config(named('dog'), model)
+    if model != STORYBOOK:
+        with pytest.raises(SettingsError, match=r'config\.data\.instance_dir must be given when config\.model is'):
+            resolve(DreamBoothConfig, config)
+        config.data.instance_dir = 'photos'
+    resolved = resolve(DreamBoothConfig, config)
+    assert (resolved.data.instance_prompt, resolved.data.class_prompt) == ('a sks dog', 'a dog')
+    assert resolved.prior.weight == 1 and resolved.base.steps > 0
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
