@@ -293,7 +293,7 @@ class Cascade:
             pixels = self.base_size if stage == BASE else self.super_resolution_size
             side = pixels // pipeline.latent_scale
             return text_to_image.make_sampler(
-                pipeline.unet.apply, schedule, shape=(side, side, pipeline.unet.config['in_channels'] - low_channels),
+                pipeline.unet.apply, schedule, shape=(side, side, pipeline.unet_value('in_channels') - low_channels),
                 steps=steps, method=method, guidance_scale=guidance_scale, noising_schedule=noising)  # fmt: skip
 
         return self._program(('sampler', stage, steps, float(guidance_scale), method), make)
@@ -383,8 +383,8 @@ def _check_size(pipeline: Pipeline, size: int | None) -> None:
             f'config.data.resolution is {size} but the base stage of {pipeline.name} draws at {pipeline.size}; leave '
             f'it None'
         )
-    multiple = pipeline.latent_scale * 2 ** (len(pipeline.unet.config['block_out_channels']) - 1)
-    if size % multiple:
+    if size % pipeline.size_divisor:
         raise SettingsError(
-            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws multiples of {multiple}'
+            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws multiples of '
+            f'{pipeline.size_divisor}'
         )

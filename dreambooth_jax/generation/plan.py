@@ -21,13 +21,13 @@ BACKWARD = 3  # a training row costs about three forward passes
 def forward_flops(cascade: Cascade, stage: str) -> float:
     """FLOPs of one forward pass of a stage's UNet on one picture, counted by XLA."""
     pipeline = getattr(cascade, stage)
-    net, side = pipeline.unet, pipeline.unet.config['sample_size']
+    net, side = pipeline.unet, pipeline.size
     if pipeline.is_latent:  # at the size that is drawn, not the one that the model was trained at
         pixels = cascade.base_size if stage == BASE else cascade.super_resolution_size
         side = pixels // pipeline.latent_scale
     shapes = (
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(net.params)),
-        jax.ShapeDtypeStruct((1, side, side, net.config['in_channels']), jnp.float32),
+        jax.ShapeDtypeStruct((1, side, side, pipeline.unet_value('in_channels')), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
     )
     text = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), cascade.encode([''], stage))

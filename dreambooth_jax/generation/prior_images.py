@@ -29,7 +29,8 @@ from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.weights.pipeline import COMPONENTS, Network, Pipeline
 
 MANIFEST = 'manifest.json'
-_SHARED = ('sampler', 'steps', 'guidance_scale', 'seed')  # what all pictures of a folder have in common
+# What all pictures of a folder have in common; manifests older than the last two have only pictures of one size.
+_SHARED = ('sampler', 'steps', 'guidance_scale', 'seed', 'size', 'clip_skip')
 _PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
 _WAY_OUT = 'delete that folder or set prior.dir.'
 
@@ -112,7 +113,8 @@ def ensure_prior_images(
     files = [_file(folder, prompts[prompt], number, super_resolution) for prompt, number in requests]
     if jax.process_index() == 0:
         wanted = {'model': weights_hash(cascade.base), 'prompts': prompts, 'sampler': sampler, 'steps': steps,
-                  'guidance_scale': float(guidance_scale), 'seed': seed, SUPER_RESOLUTION: None}  # fmt: skip
+                  'guidance_scale': float(guidance_scale), 'seed': seed, 'size': cascade.base_size,
+                  'clip_skip': cascade.clip_skip, SUPER_RESOLUTION: None}  # fmt: skip
         second = {'noise_level': noise_level, 'super_resolution_steps': super_resolution_steps,
                   'super_resolution_guidance_scale': super_resolution_guidance_scale}  # fmt: skip
         if super_resolution:
@@ -228,7 +230,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     if not set(wanted['prompts']) <= set(found['prompts']):
         differences.append(f'for {_listed(found["prompts"])} instead of {_listed(wanted["prompts"])}')
     for name in _SHARED:
-        if found[name] != wanted[name]:
+        if found.setdefault(name, wanted[name]) != wanted[name]:
             differences.append(f'with {name} {found[name]} instead of {wanted[name]}')
     before, now = found[SUPER_RESOLUTION], wanted[SUPER_RESOLUTION]
     if before and now and before['model'] != now['model']:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from dreambooth_jax.config import Settings, SettingsError, to_dict
+from dreambooth_jax.config import Settings, SettingsError, resolve, to_dict
 
 # Settings that may change between the starts of one run: they say how long, how often and where, not what is learned.
 FREE = ('base.steps', 'super_resolution.steps', 'steps', 'checkpoint', 'samples', 'parallel', 'export', 'painters')
@@ -19,11 +19,7 @@ def begin(config: Settings, workdir: Path) -> None:
     path = workdir / 'config.json'
     new = to_dict(config)
     if path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except ValueError:
-            raise SettingsError(f'{path} is damaged; restore it, or start another run with --workdir') from None
-        for name, (old, value) in _differences(before, new).items():
+        for name, (old, value) in _differences(_read(path, type(config)), new).items():
             if not any(name == free or name.startswith(f'{free}.') for free in FREE):
                 raise SettingsError(
                     f'config.{name} is {value!r} but {workdir} was begun with {old!r}; set it back, or start another '
@@ -38,6 +34,18 @@ def begin(config: Settings, workdir: Path) -> None:
         temporary.replace(path)
     except OSError as error:
         raise SettingsError(f'--workdir={workdir} cannot be written: {error.strerror}') from None
+
+
+def _read(path: Path, cls: type[Settings]) -> dict:
+    """The settings in a file; those younger than it have their defaults, which do what was done without them."""
+    try:
+        before = json.loads(path.read_text())
+    except ValueError:
+        raise SettingsError(f'{path} is damaged; restore it, or start another run with --workdir') from None
+    try:
+        return to_dict(resolve(cls, before))
+    except SettingsError:  # a setting that is no more: compared as it stands there
+        return before
 
 
 def _differences(old: dict, new: dict, prefix: str = '') -> dict[str, tuple]:

@@ -25,7 +25,7 @@ def read_instance(config: DreamBoothConfig, cascade: Cascade) -> dict[str, list[
     Raises: PictureError; SettingsError for a size that the base stage cannot halve, or a crop that the upscaler cannot.
     """
     base, second = cascade.base, cascade.super_resolution
-    multiple = BUCKET_MULTIPLE if base.is_latent else 2 ** (len(base.unet.config['block_out_channels']) - 1)
+    multiple = BUCKET_MULTIPLE if base.is_latent else base.size_divisor
     try:
         found = {BASE: instance_pictures.read(config, cascade.base_size, multiple)}
     except ValueError as error:
@@ -50,9 +50,8 @@ def crop_side(config: DreamBoothConfig, cascade: Cascade) -> int:
     """
     second = cascade.super_resolution
     side = config.super_resolution.crop or min(UPSCALER_CROP, cascade.super_resolution_size)
-    multiple = second.latent_scale * 2 ** (len(second.unet.config['block_out_channels']) - 1)
-    if side % multiple:
-        raise SettingsError(f'config.super_resolution.crop is {side} but must be a multiple of {multiple}')
+    if side % second.size_divisor:
+        raise SettingsError(f'config.super_resolution.crop is {side} but must be a multiple of {second.size_divisor}')
     return side
 
 

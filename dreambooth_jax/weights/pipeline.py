@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from dreambooth_jax.models import functional
+from dreambooth_jax.models import functional, unet_config, vae
 from dreambooth_jax.models.clip import CLIPTextModel
 from dreambooth_jax.models.t5 import T5EncoderModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
@@ -168,18 +168,27 @@ class Pipeline:
 
         Source: vae_scale_factor of diffusers' pipelines.
         """
-        return 2 ** (len(self.vae.config['block_out_channels']) - 1) if self.vae else 1
+        return vae.size_divisor(self.vae.config) if self.vae else 1
 
     @property
     def size(self) -> int:
         """Side of the square pictures that it draws best, in pixels."""
-        return self.unet.config['sample_size'] * self.latent_scale
+        return self.unet_value('sample_size') * self.latent_scale
+
+    @property
+    def size_divisor(self) -> int:
+        """What the sides of its pictures must be multiples of, in pixels: the UNet halves them so often."""
+        return self.latent_scale * 2 ** (len(self.unet_value('block_out_channels')) - 1)
 
     @property
     def super_resolution_folder(self) -> Path | None:
         """The folder of the second stage that came with this one, if one did."""
         inside = self.folder / SUPER_RESOLUTION if self.folder else None
         return inside if inside and (inside / 'model_index.json').is_file() else None
+
+    def unet_value(self, key: str) -> Any:
+        """An entry of the UNet's config.json, or diffusers' default."""
+        return self.unet.config.get(key, unet_config.DEFAULTS[key])
 
     def option(self, name: str) -> Any:
         """An entry of model_index.json, or diffusers' default."""

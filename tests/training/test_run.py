@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, to_dict
+from dreambooth_jax.config import DataConfig, DreamBoothConfig, SettingsError, to_dict
 from dreambooth_jax.pretrain_config import PretrainConfig
 from dreambooth_jax.training import run
 
@@ -53,6 +53,20 @@ def test_setting_that_only_says_how_long_how_often_or_where_may_change(path, val
     written = json.loads((tmp_path / 'config.json').read_text())
     group, name = path.split('.')
     assert written[group][name] == value
+
+
+def test_settings_younger_than_the_run_have_their_defaults(tmp_path):
+    data = DataConfig(subject='dog', instance_prompt='a sks dog', class_prompt='a dog')
+    config = dataclasses.replace(CONFIG, data=data)
+    run.begin(config, tmp_path)
+    path = tmp_path / 'config.json'
+    written = json.loads(path.read_text())
+    del written['lora'], written['optimizer']['moments']
+    path.write_text(json.dumps(written))
+    run.begin(config, tmp_path)
+    path.write_text(json.dumps(written))
+    with pytest.raises(SettingsError, match="config.optimizer.moments is 'int8' but .* was begun with 'float32'"):
+        run.begin(changed(config, 'optimizer.moments', 'int8'), tmp_path)
 
 
 def test_name_that_begins_like_a_free_one_is_not_free(tmp_path):

@@ -1,0 +1,89 @@
+"""Every program on the paper's real photos, with a model of Stable Diffusion 1.5's shape at a fraction of its width.
+
+Run with the folder of the paper's dataset: DREAMBOOTH_DATASET=<folder> python -m pytest -m slow tests/programs
+"""
+
+import functools
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax.models import functional
+from dreambooth_jax.training import placement
+from dreambooth_jax.watching import metrics
+from dreambooth_jax.weights import folders
+from dreambooth_jax.weights.pipeline import Network, Pipeline, kind_of
+from tests.text import tiny_clip
+
+DATASET = os.environ.get('DREAMBOOTH_DATASET')
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATASET, reason='DREAMBOOTH_DATASET names no folder')]
+CONFIGS = {  # as published, narrower; four blocks each, 512 px pictures, 64 x 64 latents
+    'unet': {
+        'block_out_channels': [32, 64, 128, 128], 'cross_attention_dim': 64, 'sample_size': 64, 'norm_num_groups': 8},
+    'vae': {
+        'block_out_channels': [16, 32, 64, 64], 'layers_per_block': 2, 'sample_size': 512, 'norm_num_groups': 8,
+        'down_block_types': ['DownEncoderBlock2D'] * 4, 'up_block_types': ['UpDecoderBlock2D'] * 4},
+    'text_encoder': {
+        'model_type': 'clip_text_model', 'hidden_size': 64, 'intermediate_size': 128, 'num_hidden_layers': 12,
+        'num_attention_heads': 4, 'max_position_embeddings': tiny_clip.LENGTH, 'hidden_act': 'quick_gelu',
+        'vocab_size': tiny_clip.VOCABULARY_SIZE, 'eos_token_id': 2},
+}  # fmt: skip
+SCHEDULER = {
+    '_class_name': 'PNDMScheduler', 'beta_schedule': 'scaled_linear', 'beta_start': 0.00085, 'beta_end': 0.012,
+    'skip_prk_steps': True, 'steps_offset': 1,
+}  # fmt: skip
+STEPS = 20
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    """A pipeline folder with fresh weights."""
+    root = tmp_path_factory.mktemp('model')
+    tiny_clip.tokenizer().save_pretrained(root / 'tokenizer')
+
+    def network(component, config, seed):
+        constructor = kind_of(component, config).constructor
+        return Network(config, *functional.init(lambda rngs: constructor(config, rngs=rngs), seed))
+
+    networks = {name: network(name, config, seed) for seed, (name, config) in enumerate(CONFIGS.items())}
+    parts = {'scheduler': SCHEDULER, 'tokenizer_folder': root / 'tokenizer', **networks}
+    return folders.write_pipeline(Pipeline(class_name='StableDiffusionPipeline', **parts), root / 'stable_diffusion')
+
+
+@pytest.fixture
+def optimised():
+    """Real sizes: what the folder's other tests save in compiling would be spent in computing a hundred times over."""
+    flags = jax.config.read('jax_disable_most_optimizations')
+    jax.config.update('jax_disable_most_optimizations', False)
+    yield
+    jax.config.update('jax_disable_most_optimizations', flags)
+
+
+def test_every_program_runs_on_real_photos(program, model, optimised, tmp_path, monkeypatch):
+    one = functools.partial(placement.make_placement, devices=jax.devices()[:1])
+    monkeypatch.setattr(placement, 'make_placement', one)
+    run = tmp_path / 'run'
+    config = Path(__file__).parents[2] / 'configs' / 'dog.py'
+    settings = [
+        f'--config={config}:stable-diffusion-v1-5', f'--config.model={model}', f'--workdir={run}',
+        f'--config.data.instance_dir={DATASET}/dog', '--config.prior.num_images=4', '--config.prior.steps=4',
+        '--config.prior.batch_size=2', f'--config.base.steps={STEPS}', '--config.checkpoint.every=10',
+        '--config.samples.every=0', '--config.samples.steps=4', '--config.samples.num_images=1',
+        '--config.samples.guidance_scale=1',
+    ]  # fmt: skip
+    assert program('generate_prior', *settings).code == 0
+    assert len(list((run / 'prior').glob('*.png'))) == 4
+    ended = program('train', *settings)
+    assert ended.code == 0, ended.error
+    lines = metrics.read(run, 'base')
+    assert [line['step'] for line in lines] == list(range(1, STEPS + 1))
+    assert all(np.isfinite(line['loss']) and line['prior_loss'] > 0 for line in lines)
+    options = ['--prompt=a sks dog', '--num_images=1', '--steps=4', f'--output={tmp_path / "out"}']
+    drawn = program('sample', f'--model={run}', *options)
+    assert drawn.code == 0 and Image.open(tmp_path / 'out' / '000_00.png').size == (512, 512)
+    assert program('export', f'--workdir={run}', f'--output={tmp_path / "exported"}').code == 0
+    assert program('find_identifier', f'--model={model}').code == 0
