@@ -30,6 +30,7 @@ class Painter:
     def __init__(self, seed=0, stop_after=None):
         self.base, self.super_resolution = tiny_pipelines.base(seed), tiny_pipelines.super_resolution(seed)
         self.asked, self.batches, self.stop_after = [], [], stop_after
+        self.base_size, self.clip_skip = self.base.size, 0
 
     def stream(self, prompts, requests, *, super_resolution, batch_size, **options):
         self.options = options
@@ -42,6 +43,15 @@ class Painter:
             low = np.stack([np.full((8, 8, 3), (len(prompts[p]), n, 0), np.uint8) for p, n in batch])
             high = np.repeat(np.repeat(low, 2, 1), 2, 2) if super_resolution else None
             yield range(first, first + len(batch)), Pictures(low, high)
+
+
+def test_pictures_of_another_size_or_other_layers_of_clip_are_refused(tmp_path):
+    painter = Painter()
+    ensure_prior_images(painter, ['a dog'], tmp_path, count=1, **OPTIONS)
+    painter.base_size, painter.clip_skip = 16, 1
+    assert 'with size 8 instead of 16 and with clip_skip 0 instead of 1' in refusal(
+        painter, ['a dog'], tmp_path, count=1
+    )
 
 
 def manifest_of(folder):
