@@ -26,7 +26,7 @@ from dreambooth_jax.stages.text_conditioning import Text, TextConditioning, rows
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.pipeline import BASE_CLASSES, SUPER_RESOLUTION_CLASSES, Pipeline
+from dreambooth_jax.weights.pipeline import Pipeline
 
 BASE, SUPER_RESOLUTION = STAGES = ('base', 'super_resolution')
 # The second stage's keys are the first one's folded with this; make_sampler splits a key into the streams 0, 1, 2.
@@ -52,8 +52,8 @@ class Cascade:
     """A base stage with text encoder and tokenizer, and perhaps a second stage.
 
     Attributes:
-      base: a pipeline of one of BASE_CLASSES, complete.
-      super_resolution: one of SUPER_RESOLUTION_CLASSES, or None. Without a text encoder of its own it uses the base's.
+      base: a pipeline that draws from noise alone, complete.
+      super_resolution: a pipeline that enlarges, or None. Without a text encoder of its own it uses the base's.
       size: side of the base stage's pictures in pixels; None: its own. Only latent models draw at other sizes.
       clip_skip: of the base stage, see TextConditioning.
       programs: compiled functions; with_params hands them on.
@@ -70,12 +70,12 @@ class Cascade:
 
     def __post_init__(self):
         base, second = self.base, self.super_resolution
-        _check_stage(base, BASE_CLASSES, base.family.networks + base.family.tokenizers)
+        _check_stage(base, False, base.family.networks + base.family.tokenizers)
         _check_size(base, self.size)
         if second is None:
             return
         parts = [part for part in second.family.networks if second.is_latent or part == 'unet']
-        _check_stage(second, SUPER_RESOLUTION_CLASSES, parts)
+        _check_stage(second, True, parts)
         if second.text_encoder is None:
             config = second.unet.config
             needed, given = config.get('encoder_hid_dim'), base.text_encoder.config.get('d_model')
@@ -363,12 +363,12 @@ def _schedule(pipeline: Pipeline, component: str) -> schedules.Schedule:
         raise WeightsError(f'the {component} of {pipeline.name} is not supported: {error}') from None
 
 
-def _check_stage(pipeline: Pipeline, classes: Sequence[str], parts: Sequence[str]) -> None:
-    if pipeline.class_name not in classes:
-        given, other = ('super_resolution_model', 'model')[:: 1 if classes is SUPER_RESOLUTION_CLASSES else -1]
+def _check_stage(pipeline: Pipeline, enlarges: bool, parts: Sequence[str]) -> None:
+    if pipeline.family.enlarges != enlarges:
+        kinds, settings = ('base', 'second'), ('model', 'super_resolution_model')
         raise WeightsError(
-            f'{pipeline.name} is an {pipeline.class_name}, but {given} must be one of {classes}; this one can be given '
-            f'as {other}.'
+            f'{pipeline.name}, an {pipeline.class_name}, is a {kinds[not enlarges]} stage, but {settings[enlarges]} must '
+            f'be a {kinds[enlarges]} stage; this one can be given as {settings[not enlarges]}.'
         )
     for part in parts:
         if getattr(pipeline, f'{part}_folder' if part.startswith('tokenizer') else part) is None:

@@ -61,8 +61,6 @@ FAMILIES = {
         (*_CHECKER, 'watermarker')),
 }  # fmt: skip
 CLASS_NAMES = tuple(FAMILIES)
-BASE_CLASSES = tuple(name for name, family in FAMILIES.items() if not family.enlarges)
-SUPER_RESOLUTION_CLASSES = tuple(name for name, family in FAMILIES.items() if family.enlarges)
 COMPONENTS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
 TEXT_ENCODERS = ('text_encoder', 'text_encoder_2')
 TOKENIZERS = ('tokenizer', 'tokenizer_2')

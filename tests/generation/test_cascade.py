@@ -200,13 +200,13 @@ def test_stages_in_the_wrong_place_are_named():
     with pytest.raises(WeightsError) as error:
         Cascade.load(second)
     assert str(error.value) == (
-        f'{second} is an IFSuperResolutionPipeline, but model must be an IFPipeline; this one can be given as '
-        f'super_resolution_model.'
+        f'{second}, an IFSuperResolutionPipeline, is a second stage, but model must be a base stage; this one can be '
+        f'given as super_resolution_model.'
     )
     with pytest.raises(WeightsError) as error:
         Cascade.load(folder, super_resolution_model=folder)
     assert str(error.value) == (
-        f'{folder} is an IFPipeline, but super_resolution_model must be an IFSuperResolutionPipeline; this one can be '
+        f'{folder}, an IFPipeline, is a base stage, but super_resolution_model must be a second stage; this one can be '
         f'given as model.'
     )
 
