@@ -6,6 +6,7 @@ from pathlib import Path
 
 import diffusers
 
+from dreambooth_jax.generation.cascade import Cascade
 from tests.text import tiny_clip
 from tests.weights import tiny_stable_diffusion
 
@@ -33,3 +34,9 @@ def folder(family: str) -> Path:
     path = Path(_ROOT.name) / family
     torch_pipeline(family).save_pretrained(path)
     return path
+
+
+@functools.cache
+def cascade(family: str) -> Cascade:
+    """Ours, of one stage. Tests that draw with the same steps and sampler share what it has compiled."""
+    return Cascade.load(folder(family))

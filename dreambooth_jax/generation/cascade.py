@@ -74,7 +74,7 @@ class Cascade:
         _check_size(base, self.size)
         if second is None:
             return
-        parts = [part for part in second.family.networks if second.is_latent or part == 'unet']
+        parts = second.family.networks + second.family.tokenizers if second.is_latent else ('unet',)
         _check_stage(second, True, parts)
         if second.text_encoder is None:
             config = second.unet.config
@@ -299,15 +299,19 @@ class Cascade:
         return self._program(('sampler', stage, steps, float(guidance_scale), method), make)
 
     def _decoded(self, stage: str, drawn: jax.Array) -> jax.Array:
-        """Pictures of what the UNet of `stage` drew: itself, or what the VAE makes of latents."""
+        """Pictures of what the UNet of `stage` drew: itself, or what the VAE makes of latents, cut to [-1, 1]: the
+        second stage was trained on pictures, which have nothing beyond white.
+        """
         network = getattr(self, stage).vae
         if network is None:
             return drawn
         scale = vae.scaling_factor(network.config)
-        decode = self._program(
-            ('decode', stage), lambda: jax.jit(lambda params, x: network.apply(params, x / scale, method='decode'))
-        )
-        return decode(self._params(stage, 'vae'), drawn)
+
+        def decode(params, latents):
+            return jnp.clip(network.apply(params, latents / scale, method='decode'), -1.0, 1.0)
+
+        compiled = self._program(('decode', stage), lambda: jax.jit(decode))
+        return compiled(self._params(stage, 'vae'), drawn)
 
     def _tokenizer(self, stage: str) -> Tokenizer:
         folder = getattr(self, stage).tokenizer_folder or self.base.tokenizer_folder
@@ -333,9 +337,15 @@ def compute_dtype(dtype: Any = 'auto'):
 
 
 def highest_noise_level(pipeline: Pipeline) -> int:
-    """Highest noise augmentation of a second stage: a time of its image_noising_scheduler, or max_noise_level."""
+    """Highest noise augmentation of a second stage: a time of its image_noising_scheduler; of the upscaler also at most
+    max_noise_level, and one of its table of levels.
+    """
     last = _schedule(pipeline, 'image_noising_scheduler').num_train_timesteps - 1
-    return min(last, pipeline.option('max_noise_level')) if pipeline.is_latent else last
+    if not pipeline.is_latent:
+        return last
+    # A level beyond the table would be looked up as NaN, and draw nothing but black.
+    known = pipeline.unet.config.get('num_class_embeds') or last + 1
+    return min(last, pipeline.option('max_noise_level'), known - 1)
 
 
 def _words(text: Text, prompt_of: np.ndarray) -> tuple[Text, Text]:
@@ -367,8 +377,8 @@ def _check_stage(pipeline: Pipeline, enlarges: bool, parts: Sequence[str]) -> No
     if pipeline.family.enlarges != enlarges:
         kinds, settings = ('base', 'second'), ('model', 'super_resolution_model')
         raise WeightsError(
-            f'{pipeline.name}, an {pipeline.class_name}, is a {kinds[not enlarges]} stage, but {settings[enlarges]} must '
-            f'be a {kinds[enlarges]} stage; this one can be given as {settings[not enlarges]}.'
+            f'{pipeline.name}, an {pipeline.class_name}, is a {kinds[not enlarges]} stage, but {settings[enlarges]} '
+            f'must be a {kinds[enlarges]} stage; this one can be given as {settings[not enlarges]}.'
         )
     for part in parts:
         if getattr(pipeline, f'{part}_folder' if part.startswith('tokenizer') else part) is None:
