@@ -16,7 +16,8 @@ from tests.weights import tiny_stable_diffusion as tiny
 
 
 def configs(family, prediction_type='epsilon'):
-    return {**tiny.CONFIGS[family], 'scheduler': tiny.scheduler(prediction_type)}
+    betas = {'beta_start': 0.0001, 'beta_end': 0.02} if family == 'upscaler' else {}
+    return {**tiny.CONFIGS[family], 'scheduler': {**tiny.scheduler(prediction_type), **betas}}
 
 
 def same(ours, theirs):
