@@ -24,6 +24,8 @@ STORYBOOK_ENLARGING = {'sample_steps': 15, 'sample_guidance_scale': 1.0}  # its 
 NO_MODEL = 'none'  # super_resolution_model: leave the second stage out
 
 Sampler = Literal['ddpm', 'ddim', 'dpmsolver++']
+PredictionType = Literal['epsilon', 'v_prediction']
+ExportFormat = Literal['diffusers', 'single_file', 'lora_peft', 'lora_kohya']
 RateSchedule = Literal['constant', 'warmup', 'cosine']
 Timestep = int  # of a noise schedule of 1000 steps
 LAST_TIMESTEP = 999
@@ -332,10 +334,16 @@ class DreamBoothConfig(Settings):
 
     # Of pictures, times, noise and dropout: the same seed gives the same run.
     seed: int = setting(0, '>= 0')
-    # 'storybook' (ships with the package), a folder in diffusers' layout, or a hub id.
+    # 'storybook' (ships with the package), a folder in diffusers' layout, one .safetensors file in the original layout
+    # of Stable Diffusion, or a hub id.
     model: str = STORYBOOK
-    # Second stage: a folder or a hub id. None: the model's own super_resolution/ folder if it has one. 'none': no
-    # second stage even then, whatever super_resolution.steps says.
+    # What the base model's UNet predicts. None: what the model says; single files of Stable Diffusion 2.x may not.
+    model_prediction_type: PredictionType | None = None
+    # Folder that holds tokenizer/ (and tokenizer_2/) for a model that is a single file, which has none. None: the
+    # folder of the file or, where that has no tokenizer/, the published one from the hub.
+    model_tokenizer_dir: str | None = None
+    # Second stage: a folder, a single file or a hub id. None: the model's own super_resolution/ folder if it has one.
+    # 'none': no second stage even then, whatever super_resolution.steps says.
     super_resolution_model: str | None = None
     data: DataConfig = DataConfig()
     prior: PriorConfig = PriorConfig()

@@ -9,7 +9,10 @@ from absl import flags
 
 from dreambooth_jax import program
 
-_MODEL = flags.DEFINE_string('model', 'storybook', "'storybook', a pipeline folder, a run's folder, or a hub id.")
+_MODEL = flags.DEFINE_string(
+    'model', 'storybook', "'storybook', a pipeline folder, a single file, a run's folder, or a hub id."
+)
+_TOKENIZER_DIR = flags.DEFINE_string('model_tokenizer_dir', None, 'Has the tokenizer/ of a model in a single file.')
 _COUNT = flags.DEFINE_integer('count', 20, 'How many tokens at most.', lower_bound=1)
 
 
@@ -19,7 +22,7 @@ def main(argv) -> None:
     from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError
     from dreambooth_jax.weights import folders
 
-    folder = folders.read_pipeline(_MODEL.value, components=()).tokenizer_folder
+    folder = folders.read_pipeline(_MODEL.value, components=(), tokenizer_dir=_TOKENIZER_DIR.value).tokenizer_folder
     if folder is None:
         raise TokenizerError(f'model {_MODEL.value!r} has no tokenizer; give a base stage, which reads the prompts.')
     found = rare_tokens(Tokenizer.load(folder), _COUNT.value)

@@ -25,9 +25,7 @@ def main(argv) -> None:
     from dreambooth_jax.generation import prior_images
     from dreambooth_jax.generation.cascade import Cascade
 
-    cascade = Cascade.load(
-        config.model, super_resolution_model=config.super_resolution_model, dtype=config.parallel.dtype)  # fmt: skip
-    images = prior_images.prior_images_of(config, cascade, _WORKDIR.value)
+    images = prior_images.prior_images_of(config, Cascade.of(config), _WORKDIR.value)
     folder = config.prior.dir or Path(_WORKDIR.value) / 'prior'
     prompts = dict.fromkeys(image.prompt for image in images)
     print(f'{len(images)} class pictures of {", ".join(map(repr, prompts))} in {folder}')

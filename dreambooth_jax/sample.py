@@ -17,6 +17,7 @@ from dreambooth_jax.config import (
     STORYBOOK,
     STORYBOOK_ENLARGING,
     STORYBOOK_SAMPLING,
+    PredictionType,
     Sampler,
     SamplesConfig,
     SettingsError,
@@ -24,7 +25,9 @@ from dreambooth_jax.config import (
     resolve,
 )
 
-_MODEL = flags.DEFINE_string('model', None, "A run's folder, a pipeline folder, 'storybook', or a hub id.")
+_MODEL = flags.DEFINE_string(
+    'model', None, "A run's folder, a pipeline folder, a .safetensors file, 'storybook', or a hub id."
+)
 _PROMPT = flags.DEFINE_multi_string('prompt', None, 'What to draw; may be given several times.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for the pictures.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lower_bound=1)
@@ -49,8 +52,15 @@ _SECOND_GUIDANCE = flags.DEFINE_float(
     'super_resolution_guidance_scale', None, 'Of the second stage; else the '
     "run's super_resolution.sample_guidance_scale, or --guidance_scale.", lower_bound=1)  # fmt: skip
 _SUPER_RESOLUTION = flags.DEFINE_string(
-    'super_resolution_model', None, "Second stage: a folder or hub id, or 'none'; else the model's own."
+    'super_resolution_model', None, "Second stage: as --model, or 'none'; else the model's own."
 )
+_LORA = flags.DEFINE_multi_string('lora', [], 'LoRA file that was trained on the model; may be given several times.')
+_LORA_SCALE = flags.DEFINE_multi_float('lora_scale', [], 'Strength of each --lora, in their order; else 1.')
+_SECOND_LORA = flags.DEFINE_multi_string('super_resolution_lora', [], 'The same for the second stage.')
+_PREDICTION_TYPE = flags.DEFINE_enum(
+    'model_prediction_type', None, typing.get_args(PredictionType), 'What the model predicts; else what it says.'
+)
+_TOKENIZER_DIR = flags.DEFINE_string('model_tokenizer_dir', None, 'Has the tokenizer/ of a model in a single file.')
 
 
 def settings_of(model: str) -> tuple[SamplesConfig, SuperResolutionConfig]:
@@ -77,7 +87,8 @@ def main(argv) -> None:
     del argv
     from PIL import Image
 
-    from dreambooth_jax.generation.cascade import Cascade
+    from dreambooth_jax.generation.adapters import with_lora
+    from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
     from dreambooth_jax.watching import grids
 
     prompts, output = _PROMPT.value, Path(_OUTPUT.value)
@@ -86,7 +97,16 @@ def main(argv) -> None:
     def chosen(flag, default):
         return default if flag.value is None else flag.value
 
-    cascade = Cascade.load(_MODEL.value, super_resolution_model=_SUPER_RESOLUTION.value)
+    scales = _LORA_SCALE.value or [1.0] * len(_LORA.value)
+    if len(scales) != len(_LORA.value):
+        raise SettingsError(f'--lora_scale is given {len(scales)} times, --lora {len(_LORA.value)}; give one for each')
+    cascade = Cascade.load(
+        _MODEL.value, super_resolution_model=_SUPER_RESOLUTION.value, prediction_type=_PREDICTION_TYPE.value,
+        tokenizer_dir=_TOKENIZER_DIR.value)  # fmt: skip
+    for path, scale in zip(_LORA.value, scales, strict=True):
+        cascade = with_lora(cascade, path, scale)
+    for path in _SECOND_LORA.value:
+        cascade = with_lora(cascade, path, stage=SUPER_RESOLUTION)
     output.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
     pictures = cascade.generate(
         prompts,

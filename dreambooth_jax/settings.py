@@ -96,7 +96,7 @@ def _fields(cls: type) -> dict[str, _Field]:
 
 
 def _field(hint: Any, allowed: str | None = None) -> _Field:
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # the latter of a Literal and None
         kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
         return _Field(kinds[0], len(kinds) < len(typing.get_args(hint)), allowed)
     return _Field(hint, False, allowed)
@@ -125,7 +125,8 @@ def _convert(path: str, field: _Field, value: Any) -> Any:
         return _free_form(path, value)
     if typing.get_origin(kind) is typing.Literal:
         if value not in typing.get_args(kind):
-            raise SettingsError(f'{path} must be {_describe(kind)}, got {value!r}')
+            none = ' or None' if field.optional else ''
+            raise SettingsError(f'{path} must be {_describe(kind)}{none}, got {value!r}')
         return value
     if typing.get_origin(kind) is tuple:
         entries = typing.get_args(kind)
@@ -277,7 +278,7 @@ def to_config_dict(settings: Settings, path: str = ROOT) -> SettingsDict:
             out[name] = SettingsDict(None, f'{path}.{name}', value)
             free.append(out[name])
         elif field.optional:
-            out[name] = config_dict.placeholder(typing.get_origin(field.kind) or field.kind)
+            out[name] = config_dict.placeholder(_class_of(field.kind))
             out[name] = value
         else:
             out[name] = tuple(to_dict(item) for item in value) if _holds_groups(field) else value
@@ -285,6 +286,13 @@ def to_config_dict(settings: Settings, path: str = ROOT) -> SettingsDict:
     for value in free:
         value.unlock()
     return out
+
+
+def _class_of(kind: Any) -> type:
+    """The class of a setting's values."""
+    if typing.get_origin(kind) is typing.Literal:
+        return type(typing.get_args(kind)[0])
+    return typing.get_origin(kind) or kind
 
 
 def resolve(cls: type[Settings], config: Any) -> Any:

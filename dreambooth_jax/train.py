@@ -34,9 +34,7 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     from dreambooth_jax.tuning.stage import tune
     from dreambooth_jax.weights import folders
 
-    cascade = original = Cascade.load(
-        config.model, super_resolution_model=config.super_resolution_model, dtype=config.parallel.dtype,
-        size=config.data.resolution, clip_skip=config.base.clip_skip)  # fmt: skip
+    cascade = original = Cascade.of(config)
     if _DRY_RUN.value:
         return print(plan.describe(config, cascade))
     instance = pictures.read_instance(config, cascade)

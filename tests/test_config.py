@@ -91,6 +91,8 @@ WRONG = [
         'config.data.concepts[0] must be a group of settings (instance_dir, subject, instance_prompt, class_prompt), '
         "got 'cat' (str)")),
     ('prior.wieght', 1.0, 'config.prior.wieght is not a known setting; did you mean config.prior.weight?'),
+    ('model_prediction_type', 'sample', (
+        "config.model_prediction_type must be one of 'epsilon', 'v_prediction' or None, got 'sample'")),
     ('modle', 'x', 'config.modle is not a known setting; did you mean config.model?'),
     ('learning_rate', 1e-4, (
         'config.learning_rate is not a known setting; did you mean config.base.learning_rate or '
@@ -314,6 +316,8 @@ def from_command_line(*arguments, file=ROOT / 'configs/dog.py'):
         ('optimizer.grad_clip_norm=None', 'optimizer.grad_clip_norm', None),
         ('super_resolution_model=none', 'super_resolution_model', 'none'),
         ('super_resolution_model=None', 'super_resolution_model', None),
+        ('model_prediction_type=v_prediction', 'model_prediction_type', 'v_prediction'),
+        ('model_prediction_type=None', 'model_prediction_type', None),
         ('optimizer.betas=0.8,0.9', 'optimizer.betas', (0.8, 0.9)),
         ('optimizer.betas=None', 'optimizer.betas', None),
         ('optimizer.moments=int8', 'optimizer.moments', 'int8'),

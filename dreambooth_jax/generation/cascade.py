@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from dreambooth_jax.config import NO_MODEL, SettingsError
+from dreambooth_jax.config import NO_MODEL, DreamBoothConfig, SettingsError
 from dreambooth_jax.diffusion import samplers, schedules
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.models import vae
@@ -94,23 +94,37 @@ class Cascade:
         dtype: Any = 'auto',
         size: int | None = None,
         clip_skip: int = 0,
+        prediction_type: str | None = None,
+        tokenizer_dir: str | os.PathLike | None = None,
     ) -> 'Cascade':
         """Reads a model.
 
         Args:
-          name: as in read_pipeline: 'storybook', a pipeline folder, a run's folder or a hub id.
+          name: as in read_pipeline: 'storybook', a pipeline folder, a single file, a run's folder or a hub id.
           super_resolution_model: the same for the second stage; None: the one inside the model's folder if there is
             one; 'none': no second stage.
           dtype: of the compute; 'auto': bfloat16, but float32 on CPU.
           size, clip_skip: attributes.
+          prediction_type, tokenizer_dir: of the base stage, as read_pipeline.
         Raises: WeightsError.
         """
         dtype = compute_dtype(dtype)
-        base = folders.read_pipeline(name, dtype=dtype)
+        base = folders.read_pipeline(name, dtype=dtype, prediction_type=prediction_type, tokenizer_dir=tokenizer_dir)
         second = base.super_resolution_folder if super_resolution_model is None else super_resolution_model
         if second is None or str(second) == NO_MODEL:
             return cls(base, size=size, clip_skip=clip_skip)
         return cls(base, folders.read_pipeline(second, dtype=dtype), size=size, clip_skip=clip_skip)
+
+    @classmethod
+    def of(cls, config: DreamBoothConfig) -> 'Cascade':
+        """Reads the model that a run begins with.
+
+        Raises: as `load`.
+        """
+        return cls.load(
+            config.model, super_resolution_model=config.super_resolution_model, dtype=config.parallel.dtype,
+            size=config.data.resolution, clip_skip=config.base.clip_skip,
+            prediction_type=config.model_prediction_type, tokenizer_dir=config.model_tokenizer_dir)  # fmt: skip
 
     @property
     def base_size(self) -> int:

@@ -81,6 +81,18 @@ class Tokenizer:
             max_length = says if says < 10**6 else MAX_LENGTH
         return cls(wrapped, KINDS[name], max_length=max_length)
 
+    @property
+    def pad_token(self) -> str:
+        """The text of the token that fills a prompt up."""
+        return self.wrapped.pad_token
+
+    def save(self, folder: str | os.PathLike, *, pad_token: str) -> None:
+        """Writes a folder that `load` opens as this tokenizer, filling up with another token of its vocabulary."""
+        before = self.wrapped.pad_token
+        self.wrapped.pad_token = pad_token
+        self.wrapped.save_pretrained(str(folder))
+        self.wrapped.pad_token = before
+
     def prepare(self, prompt: str) -> str:
         """The text that is really tokenized."""
         return prompt.lower().strip() if self.kind == 't5' else prompt

@@ -12,6 +12,7 @@ unchanged, and back. Safety checker and watermarker are not read, and written as
 in hub.py.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -22,8 +23,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from dreambooth_jax.models import functional
-from dreambooth_jax.weights import files, hub, mapping
+from dreambooth_jax.weights import files, hub, single_file
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import (
     CLASS_NAMES,
@@ -34,24 +34,50 @@ from dreambooth_jax.weights.pipeline import (
     Network,
     Pipeline,
     abstract_network,
+    filled_network,
     kind_of,
+    network_tensors,
 )
 
 
-def read_pipeline(name: str | os.PathLike, *, dtype=jnp.float32, components: Sequence[str] = COMPONENTS) -> Pipeline:
+def read_pipeline(
+    name: str | os.PathLike,
+    *,
+    dtype=jnp.float32,
+    components: Sequence[str] = COMPONENTS,
+    prediction_type: str | None = None,
+    tokenizer_dir: str | os.PathLike | None = None,
+) -> Pipeline:
     """Reads one stage of a model.
 
     Args:
-      name: 'storybook', a pipeline folder, a run's folder (its model/ is taken), or a hub id 'owner/model', which is
-        downloaded once: only the JSON, tokenizer and safetensors files of what is asked for.
+      name: 'storybook', a pipeline folder, a run's folder (its model/ is taken), a .safetensors file of a whole model
+        (single_file.py), or a hub id 'owner/model', which is downloaded once: only the JSON, tokenizer and safetensors
+        files of what is asked for.
       dtype: compute dtype of the networks; parameters are f32 whatever the files store.
       components: which networks to read, a part of COMPONENTS; the others are None, and are not downloaded either.
+      prediction_type: 'epsilon' or 'v_prediction', above what the model says of itself; SD 2.x files may not say it.
+      tokenizer_dir: of a single file, which has no tokenizer: see tokenizer_folders.py.
     Raises: WeightsError, one sentence (and a line per tensor that does not fit).
     """
     unknown = [component for component in components if component not in COMPONENTS]
     if unknown:
         raise WeightsError(f'components holds {unknown[0]!r}; it may hold {COMPONENTS}.')
-    folder = hub.find_folder(name, folders=hub.COMMON_FOLDERS + tuple(components))
+    place = hub.find(name, folders=hub.COMMON_FOLDERS + tuple(components))
+    if place.is_file():
+        options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir}
+        return single_file.read_pipeline(place, dtype=dtype, components=components, **options)
+    if tokenizer_dir is not None:
+        raise WeightsError(
+            f'tokenizer_dir is {str(tokenizer_dir)!r} but {place} is a folder, which holds its own; leave it out.'
+        )
+    pipeline = _read_folder(place, dtype, components)
+    if prediction_type is None:
+        return pipeline
+    return dataclasses.replace(pipeline, scheduler={**pipeline.scheduler, 'prediction_type': prediction_type})
+
+
+def _read_folder(folder: Path, dtype, components: Sequence[str]) -> Pipeline:
     index = _read_index(folder)
     family = FAMILIES[index['_class_name']]
     networks = {
@@ -90,9 +116,7 @@ def read_network(folder: Path, component: str, *, dtype=jnp.float32) -> Network:
     except ValueError as error:
         raise WeightsError(f'{folder / "config.json"} is not supported: {str(error).rstrip(".")}.') from None
     path = files.find_weights(folder, kind.stem)
-    tensors = files.read_tensors(path)
-    params = mapping.load(model, tensors, aliases=kind.aliases, ignored=kind.ignored, source=str(path))
-    return Network(config, functional.split(model)[0], params)
+    return filled_network(model, component, config, files.read_tensors(path), str(path))
 
 
 def write_pipeline(
@@ -201,9 +225,8 @@ def _write_network(network: Network, component: str, folder: Path, *, dtype: str
         config = {'model_type': kind.model_type, **config, 'architectures': [kind.class_name], 'dtype': dtype}
     else:
         config = {**config, '_class_name': kind.class_name, '_diffusers_version': DIFFUSERS_VERSION}
-    tensors = mapping.export(abstract_network(component, network.config), network.params)
     _write_json(folder / 'config.json', config)
-    path = folder / f'{kind.stem}{files.SUFFIX}'
+    path, tensors = folder / f'{kind.stem}{files.SUFFIX}', network_tensors(component, network)
     files.write_tensors(path, tensors, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
 

@@ -1,4 +1,4 @@
-"""From a model's name to a folder on this machine: the built-in model, a folder, a run's folder, or a hub id."""
+"""From a model's name to a place on this machine: the built-in model, a folder, a run's, a single file, a hub id."""
 
 import os
 import re
@@ -15,15 +15,18 @@ RUN_MODEL = 'model'  # where a run's folder holds its exported pipeline
 COMMON_FOLDERS = (*TOKENIZERS, 'scheduler', 'image_noising_scheduler', 'low_res_scheduler')
 TOKENIZER_SUFFIXES = ('.json', '.model', '.txt')
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
-ALLOWED = f"'{STORYBOOK}', a pipeline folder (with model_index.json), a run's folder, or a hub id 'owner/model'"
+ALLOWED = (
+    f"'{STORYBOOK}', a pipeline folder (with model_index.json), a {files.SUFFIX} file of a whole model, a run's "
+    f"folder, or a hub id 'owner/model'"
+)
 
 
-def find_folder(name: str | os.PathLike, *, folders: Sequence[str]) -> Path:
-    """The pipeline folder that a model's name stands for.
+def find(name: str | os.PathLike, *, folders: Sequence[str]) -> Path:
+    """The pipeline folder or the single file that a model's name stands for.
 
     Args:
-      name: one of ALLOWED. A path that starts with '.' or '/' or whose first folder exists here is never a hub id, so
-        a mistyped path is not looked up on the network.
+      name: one of ALLOWED. A path that starts with '.' or '/', whose first folder exists here or that ends as a file
+        of weights is never a hub id, so a mistyped path is not looked up on the network.
       folders: which of a hub repository's folders to download.
     Raises: WeightsError, one sentence: what was found, what is allowed, what to do.
     """
@@ -41,9 +44,12 @@ def find_folder(name: str | os.PathLike, *, folders: Sequence[str]) -> Path:
     if path.is_file():
         if path.name.endswith(files.PICKLED_SUFFIXES):
             files.refuse_pickled(path)
+        if path.name.endswith(files.SUFFIX):
+            return path
         raise WeightsError(f'model {str(name)!r} is a file; it must be {ALLOWED}.')
-    if HUB_ID.fullmatch(str(name)) and not Path(str(name).split('/')[0]).exists():
-        return _download(str(name), folders)
+    is_file_name = path.name.endswith((files.SUFFIX, *files.PICKLED_SUFFIXES))
+    if HUB_ID.fullmatch(str(name)) and not is_file_name and not Path(str(name).split('/')[0]).exists():
+        return _download_pipeline(str(name), folders)
     raise WeightsError(f'model {str(name)!r} is not there; it must be {ALLOWED}.')
 
 
@@ -69,7 +75,21 @@ def _patterns(folders: Sequence[str], variants: bool) -> tuple[list[str], list[s
     return allowed, ignored
 
 
-def _download(name: str, folders: Sequence[str]) -> Path:
+def _download_pipeline(name: str, folders: Sequence[str]) -> Path:
+    folder = download(name, *_patterns(folders, variants=False))
+    if not all(_has_weights(folder / part) for part in folders):
+        folder = download(name, *_patterns(folders, variants=True))
+    if not (folder / 'model_index.json').is_file():
+        raise WeightsError(f'model {name!r} on the hub has no model_index.json; it must be a diffusers pipeline.')
+    return folder
+
+
+def download(name: str, allowed: Sequence[str], ignored: Sequence[str] = ()) -> Path:
+    """The folder of a hub repository in the cache, with the files that match a pattern of `allowed` and no `ignored`.
+
+    What the cache holds is not downloaded again, and is enough where the hub cannot be reached.
+    Raises: WeightsError, one sentence.
+    """
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -79,15 +99,9 @@ def _download(name: str, folders: Sequence[str]) -> Path:
             f'folder.'
         ) from None
 
-    def snapshot(variants):
-        allowed, ignored = _patterns(folders, variants)
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=allowed, ignore_patterns=ignored))
-
     page = f'https://huggingface.co/{name}'
     try:
-        folder = snapshot(variants=False)
-        if not all(_has_weights(folder / part) for part in folders):
-            folder = snapshot(variants=True)
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=allowed, ignore_patterns=ignored))
     except errors.GatedRepoError:
         reason = f'is behind a licence; accept it on {page} and log in with `hf auth login`'
     except errors.RepositoryNotFoundError:
@@ -98,10 +112,6 @@ def _download(name: str, folders: Sequence[str]) -> Path:
         reason = f'is no valid hub id; it must be {ALLOWED}'
     except (OSError, errors.HfHubHTTPError) as error:
         reason = f'could not be downloaded: {" ".join(str(error).split())[:200]}; try again'
-    else:
-        if not (folder / 'model_index.json').is_file():
-            raise WeightsError(f'model {name!r} on the hub has no model_index.json; it must be a diffusers pipeline.')
-        return folder
     raise WeightsError(f'model {name!r} {reason}.')
 
 

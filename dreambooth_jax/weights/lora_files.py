@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ class Adapter:
     params: Mapping[str, Mapping[str, Any]]
     rank: int
     alpha: float
+
+
+def are_names_of_lora(names: Iterable[str]) -> bool:
+    """Whether these are the tensors of a LoRA file, of either format, rather than of a model."""
+    ends = tuple(end for ends in (*_PEFT_ENDS.values(), *_KOHYA_ENDS.values()) for end in ends if end != '.alpha')
+    return any(name.endswith(ends) for name in names)
 
 
 def write_lora(

@@ -30,6 +30,8 @@ DIFFUSERS_IMPLEMENTATION = 'diffusers'
 LORA, TEXTUAL_INVERSION = ADAPTERS = ('lora', 'textual-inversion')
 # diffusers' scheduler configurations and the standard name the same two things.
 _PREDICTION_TYPES = {'epsilon': 'epsilon', 'v_prediction': 'v'}
+# Pipelines of pixels, which the standard does not know, by whether they enlarge; ids in its manner.
+PIXEL_FAMILIES = {False: 'if', True: 'if-super-resolution'}
 _SHAPES = {
     'sai_model_spec': (r'1\.\d+\.\d+', 'a version such as 1.0.1'),
     'architecture': (r'[\w.-]+(/[\w.-]+)?', "an id such as 'stable-diffusion-v1' or 'stable-diffusion-v1/lora'"),
@@ -44,14 +46,18 @@ def architecture(family: str, prediction_type: str = 'epsilon', adapter: str | N
     """The standard's id of a model or, with an adapter, of a file that changes one.
 
     Args:
-      family: 'sd1', 'sd2', 'sdxl' or 'upscaler'. prediction_type: 'epsilon' or 'v_prediction'; SD 2.x's id says which.
+      family: 'sd1', 'sd2', 'sdxl', 'upscaler', or of PIXEL_FAMILIES.
+      prediction_type: 'epsilon' or 'v_prediction'; SD 2.x's id says which.
       adapter: None or one of ADAPTERS.
     """
     ids = {
         'sd1': 'stable-diffusion-v1',
         'sd2': 'stable-diffusion-v2-768-v' if prediction_type == 'v_prediction' else 'stable-diffusion-v2-512',
         'sdxl': 'stable-diffusion-xl-v1-base',
-        'upscaler': 'stable-diffusion-x4-upscaler',  # the standard has none; the name of its published repository
+        # The standard has none of these; the names of their published repositories.
+        'upscaler': 'stable-diffusion-x4-upscaler',
+        'if': 'deepfloyd-if-i',
+        'if-super-resolution': 'deepfloyd-if-ii',
     }
     return ids[family] + (f'/{adapter}' if adapter else '')
 

@@ -84,6 +84,11 @@ _OPEN_CLIP_LAYER = {
 }
 
 
+def prefixes(family: str) -> dict[str, str]:
+    """{component: how the names of its tensors begin}."""
+    return {'unet': UNET_PREFIX, 'vae': VAE_PREFIX, **TEXT_PREFIXES[family]}
+
+
 def canonical(name: str) -> str:
     """The original name of a tensor; converters of 2023 wrote CLIP's layers without `text_model`."""
     return re.sub(

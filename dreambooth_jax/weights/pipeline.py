@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dreambooth_jax.models import functional, unet_config, vae
@@ -17,7 +18,7 @@ from dreambooth_jax.models.clip import CLIPTextModel
 from dreambooth_jax.models.t5 import T5EncoderModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
 from dreambooth_jax.models.vae import AutoencoderKL
-from dreambooth_jax.weights import aliases
+from dreambooth_jax.weights import aliases, mapping
 
 SUPER_RESOLUTION = 'super_resolution'  # folder of the second stage inside the first
 DIFFUSERS_VERSION = '0.42.1'  # whose layout is written and tested
@@ -118,7 +119,7 @@ class Pipeline:
       tokenizer_folder, tokenizer_2_folder: what text.tokenize.Tokenizer.load opens; None if there is none.
       image_noising_scheduler: the schedule of the low picture's noise; only families that enlarge have one.
       options: the entries of model_index.json that the family knows (Family.options); missing ones are diffusers'.
-      folder: where it was read; None if it was made otherwise.
+      folder: the folder, or the single file, that it was read from; None if it was made otherwise.
     """
 
     class_name: str
@@ -140,7 +141,7 @@ class Pipeline:
 
     @property
     def name(self) -> str:
-        """For errors: its folder, or its class."""
+        """For errors: its folder or file, or its class."""
         return str(self.folder or f'this {self.class_name}')
 
     @property
@@ -218,3 +219,23 @@ def abstract_network(component: str, config: Mapping[str, Any], dtype=jnp.float3
     """
     constructor = kind_of(component, config).constructor
     return nnx.eval_shape(lambda: constructor(config, dtype=dtype, rngs=functional.Keys(0), **options))
+
+
+def filled_network(
+    model: nnx.Module, component: str, config: Mapping[str, Any], tensors: Mapping[str, Any], source: str
+) -> Network:
+    """An abstract network with the tensors of a checkpoint as its parameters.
+
+    Args:
+      model: of abstract_network, for the same component and configuration.
+      tensors: {name in diffusers' or transformers' checkpoints: array}. source: what to call them in an error.
+    Raises: WeightsError, a line for each tensor that does not fit.
+    """
+    kind = kind_of(component, config)
+    params = mapping.load(model, tensors, aliases=kind.aliases, ignored=kind.ignored, source=source)
+    return Network(config, functional.split(model)[0], params)
+
+
+def network_tensors(component: str, network: Network) -> dict[str, np.ndarray]:
+    """A network's parameters as checkpoints name and order them: the way back from filled_network."""
+    return mapping.export(abstract_network(component, network.config), network.params)

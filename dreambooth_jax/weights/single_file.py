@@ -1,19 +1,38 @@
 """A whole model in one .safetensors file of the original layout, which A1111, ComfyUI and diffusers read.
 
 The file holds the weights of the UNet, the VAE and the text encoders (original_layout.py) and, in its header, what the
-model is (modelspec.py). It holds no tokenizer, and its configurations are derived (original_configs.py).
+model is (modelspec.py). Its configurations are derived (original_configs.py), and it holds no tokenizer
+(tokenizer_folders.py).
 """
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from dreambooth_jax.weights import files, modelspec, original_configs, original_layout, original_names
+from dreambooth_jax.models import clip, unet_config, vae
+from dreambooth_jax.weights import (
+    files,
+    lora_files,
+    modelspec,
+    original_configs,
+    original_layout,
+    original_names,
+    tokenizer_folders,
+)
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.pipeline import (
+    COMPONENTS,
+    FAMILIES,
+    Pipeline,
+    abstract_network,
+    filled_network,
+    network_tensors,
+)
 
 
 class SingleFile(NamedTuple):
@@ -30,6 +49,65 @@ class SingleFile(NamedTuple):
     configs: dict[str, dict[str, Any]]
     components: dict[str, dict[str, np.ndarray]]
     metadata: dict[str, str]
+
+
+def read_pipeline(
+    path: str | os.PathLike,
+    *,
+    dtype=jnp.float32,
+    components: Sequence[str] = COMPONENTS,
+    prediction_type: str | None = None,
+    tokenizer_dir: str | os.PathLike | None = None,
+) -> Pipeline:
+    """Reads a whole model, or some of its networks, as a folder of it would be read (folders.read_pipeline).
+
+    Args:
+      dtype: of the compute. components: which networks to read. prediction_type: as read_single_file.
+      tokenizer_dir: as tokenizer_folders.find.
+    Raises: WeightsError, TokenizerError.
+    """
+    path = Path(path)
+    found = read_single_file(path, prediction_type=prediction_type, components=components)
+    index = found.configs['model_index']
+    family = FAMILIES[index['_class_name']]
+    networks = {}
+    for component, tensors in found.components.items():
+        config = found.configs[component]
+        try:
+            model = abstract_network(component, config, dtype)
+        except ValueError as error:
+            raise WeightsError(f'the {component} of {path} is not supported: {str(error).rstrip(".")}.') from None
+        networks[component] = filled_network(model, component, config, tensors, str(path))
+    tokenizers = tokenizer_folders.find(path, found.family, tokenizer_dir)
+    return Pipeline(
+        class_name=index['_class_name'],
+        scheduler=found.configs['scheduler'],
+        image_noising_scheduler=found.configs[family.noising] if family.noising else None,
+        options={name: index[name] for name in family.options if name in index},
+        folder=path,
+        **networks,
+        **{f'{name}_folder': folder for name, folder in tokenizers.items()},
+    )
+
+
+def write_pipeline(
+    pipeline: Pipeline, path: str | os.PathLike, *, dtype: str = 'float32', metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Writes a pipeline's networks into one file; arguments, result and errors as write_single_file.
+
+    Raises: WeightsError also for a pipeline that is incomplete or of no family that has this layout.
+    """
+    networks = {component: getattr(pipeline, component) for component in pipeline.family.networks}
+    missing = [component for component, network in networks.items() if network is None]
+    if missing or not pipeline.is_latent:
+        what = f'has no {missing[0]}' if missing else f'is an {pipeline.class_name}'
+        raise WeightsError(
+            f'{pipeline.name} {what}, but a single file holds a whole Stable Diffusion model; write a pipeline folder.'
+        )
+    configs = {component: network.config for component, network in networks.items()}
+    tensors = {component: network_tensors(component, network) for component, network in networks.items()}
+    configs['scheduler'] = pipeline.scheduler
+    return write_single_file(path, tensors, configs, dtype=dtype, metadata=metadata)
 
 
 def write_single_file(
@@ -79,8 +157,44 @@ def write_single_file(
     )
     header |= metadata or {}
     modelspec.check(header)
+    _check_derived(path, configs, {name: value.shape for name, value in tensors.items()}, family, predicts)
     files.write_tensors(path, tensors, dtype=dtype, max_shard_bytes=sys.maxsize, metadata=header)
     return path
+
+
+# Of configurations: what has no part in what is computed.
+_WITHOUT_EFFECT = {
+    'unet': ('sample_size', 'upcast_attention'),
+    'vae': ('sample_size', 'force_upcast'),
+    'text_encoder': ('model_type', 'initializer_factor', 'projection_dim', 'eos_token_id'),
+    'text_encoder_2': ('model_type', 'initializer_factor', 'eos_token_id'),
+}
+_RESOLVE = {'unet': unet_config.resolve, 'vae': vae.resolve, 'text_encoder': clip.resolve}
+_BETAS = ('num_train_timesteps', 'beta_schedule', 'beta_start', 'beta_end', 'trained_betas', 'rescale_betas_zero_snr')
+_SCHEDULER_DEFAULTS = {
+    'num_train_timesteps': 1000, 'beta_schedule': 'linear', 'beta_start': 0.0001, 'beta_end': 0.02,
+    'trained_betas': None, 'rescale_betas_zero_snr': False}  # fmt: skip
+
+
+def _check_derived(path: Path, configs: original_layout.Configs, shapes, family: str, prediction_type: str) -> None:
+    """Raises: WeightsError for a configuration that readers of the file would not derive: it is not stored."""
+    derived = original_configs.derive(shapes, family, prediction_type=prediction_type, source=str(path))
+    if original_names.ZERO_SNR_MARKER in shapes:
+        derived['scheduler']['rescale_betas_zero_snr'] = True
+    for component in (*original_names.prefixes(family), 'scheduler'):
+        given, read = ({**_SCHEDULER_DEFAULTS, **all_of[component]} for all_of in (configs, derived))
+        keys = _BETAS
+        if component != 'scheduler':
+            resolve = _RESOLVE[component.removesuffix('_2')]
+            given, read = (resolve(all_of[component]) for all_of in (configs, derived))
+            keys = [key for key in given if key not in _WITHOUT_EFFECT[component]]
+        for key in keys:
+            ours, theirs = (tuple(one[key]) if isinstance(one[key], list) else one[key] for one in (given, read))
+            if ours != theirs:
+                raise WeightsError(
+                    f'{path} cannot hold this model: the {key} of its {component} is {ours!r}, but a single file does '
+                    f'not say so and {original_configs.TITLES[family]} has {theirs!r}; write a pipeline folder.'
+                )
 
 
 def _reduction(configs: original_layout.Configs) -> int:
@@ -93,6 +207,7 @@ def read_single_file(
     *,
     prediction_type: str | None = None,
     configs: original_layout.Configs | None = None,
+    components: Sequence[str] = COMPONENTS,
 ) -> SingleFile:
     """Reads a whole model.
 
@@ -103,14 +218,21 @@ def read_single_file(
       prediction_type: 'epsilon' or 'v_prediction', above what the file says of itself. An SD 2.x file that was neither
         published with the model nor says it in its metadata cannot be read without.
       configs: {component: keys of its configuration} that the file is known to have, above those that are derived.
+      components: whose tensors to read. What a model without its UNet predicts is of no matter.
     Raises: WeightsError, one sentence (and a line per tensor): for a file that is missing, damaged or pickled, that is
       no whole model of a supported family, or that does not tell what it predicts.
     """
     path = Path(path)
     given, metadata = files.read_header(path)
+    if lora_files.are_names_of_lora(given):
+        raise WeightsError(
+            f'{path} holds LoRA adapters, which change a model and are none; give the model that they were trained on, '
+            f'and this file to sample as --lora.'
+        )
     shapes = {original_names.canonical(name): shape for name, shape in given.items()}
     family = original_configs.detect(shapes, source=str(path))
-    prediction_type = prediction_type or _prediction_type(path, family, shapes, metadata)
+    if prediction_type is None and 'unet' in components:
+        prediction_type = _prediction_type(path, family, shapes, metadata)
     derived = original_configs.derive(
         shapes,
         family,
@@ -122,9 +244,16 @@ def read_single_file(
         derived['scheduler']['rescale_betas_zero_snr'] = True
     for component, known in (configs or {}).items():
         derived[component] = {**derived.get(component, {}), **known}
-    tensors = files.read_tensors(path, wanted=lambda name: not original_names.IGNORED.fullmatch(name))
-    tensors = {original_names.canonical(name): value for name, value in tensors.items()}
-    return SingleFile(family, derived, original_layout.from_original(tensors, derived, source=str(path)), metadata)
+    prefixes = original_names.prefixes(family).items()
+    others = tuple(prefix for component, prefix in prefixes if component not in components)
+
+    def wanted(name):
+        return not original_names.IGNORED.fullmatch(name) and not original_names.canonical(name).startswith(others)
+
+    tensors = {original_names.canonical(name): value for name, value in files.read_tensors(path, wanted).items()}
+    found = original_layout.from_original(tensors, derived, source=str(path))
+    found = {component: tensors for component, tensors in found.items() if component in components}
+    return SingleFile(family, derived, found, metadata)
 
 
 def _prediction_type(path: Path, family: str, shapes: original_configs.Shapes, metadata: Mapping[str, str]):
@@ -136,7 +265,8 @@ def _prediction_type(path: Path, family: str, shapes: original_configs.Shapes, m
     if said is None and family == 'sd2':
         # A wrong guess would train on the wrong target without a word.
         raise WeightsError(
-            f'{path} is a Stable Diffusion 2.x model and does not say what it predicts; give prediction_type, '
-            f"'epsilon' for those made from 2.0-base or 2.1-base (512 pixels), 'v_prediction' for 2.0 or 2.1 (768)."
+            f'{path} is a Stable Diffusion 2.x model and does not say what it predicts; give prediction_type (setting '
+            f"and flag model_prediction_type), 'epsilon' for those made from 2.0-base or 2.1-base (512 pixels), "
+            f"'v_prediction' for 2.0 or 2.1 (768)."
         )
     return said

@@ -50,11 +50,14 @@ def test_paths_that_are_wrong_are_not_looked_up_on_the_hub(tmp_path, monkeypatch
     (tmp_path / 'runs' / 'empty').mkdir(parents=True)
     (tmp_path / 'model.safetensors').touch()
     (tmp_path / 'model.ckpt').touch()
+    (tmp_path / 'model.onnx').touch()
     fails("model 'runs/dgo' is not there; it must be 'storybook', a pipeline folder", 'runs/dgo')
     fails("model './owner/model' is not there", './owner/model')
     fails("model 'storybok' is not there", 'storybok')
     fails('runs/empty holds nothing but neither model_index.json nor', 'runs/empty')
-    fails("model 'model.safetensors' is a file; it must be", 'model.safetensors')
+    fails(r'model.safetensors \(0 bytes\) is no complete safetensors file', 'model.safetensors')
+    fails("model 'nowhere/model.safetensors' is not there; it must be", 'nowhere/model.safetensors')
+    fails("model 'model.onnx' is a file; it must be", 'model.onnx')
     fails('model.ckpt is a pickled checkpoint', 'model.ckpt')
 
 
@@ -141,7 +144,7 @@ def downloaded(tmp_path, monkeypatch, repository, parts):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
-    hub.find_folder('owner/model', folders=hub.COMMON_FOLDERS + parts)
+    hub.find('owner/model', folders=hub.COMMON_FOLDERS + parts)
     return asked
 
 

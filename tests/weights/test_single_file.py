@@ -16,7 +16,8 @@ from tests.weights import tiny_stable_diffusion as tiny
 
 
 def configs(family, prediction_type='epsilon'):
-    return {**tiny.CONFIGS[family], 'scheduler': tiny.scheduler(prediction_type)}
+    betas = {'beta_start': 0.0001, 'beta_end': 0.02} if family == 'upscaler' else {}
+    return {**tiny.CONFIGS[family], 'scheduler': {**tiny.scheduler(prediction_type), **betas}}
 
 
 def same(ours, theirs):
@@ -145,8 +146,9 @@ def test_an_sd2_file_that_does_not_say_what_it_predicts_is_refused(tmp_path):
     with pytest.raises(WeightsError) as error:
         single_file.read_single_file(path)
     assert str(error.value) == (
-        f'{path} is a Stable Diffusion 2.x model and does not say what it predicts; give prediction_type, '
-        "'epsilon' for those made from 2.0-base or 2.1-base (512 pixels), 'v_prediction' for 2.0 or 2.1 (768)."
+        f'{path} is a Stable Diffusion 2.x model and does not say what it predicts; give prediction_type (setting and '
+        "flag model_prediction_type), 'epsilon' for those made from 2.0-base or 2.1-base (512 pixels), 'v_prediction' "
+        'for 2.0 or 2.1 (768).'
     )
     found = single_file.read_single_file(path, prediction_type='v_prediction')
     assert found.configs['scheduler']['prediction_type'] == 'v_prediction'

@@ -1,0 +1,176 @@
+"""The formats in which a trained model is written, each read back from the disk and compared before it counts.
+
+    diffusers     a pipeline folder, the second stage inside it
+    single_file   the original layout of Stable Diffusion
+    lora_peft     the adapters alone, for diffusers and ComfyUI
+    lora_kohya    the adapters alone, for AUTOMATIC1111 and kohya too
+
+In the last three, the second stage has a file of its own beside that of the first: x.super_resolution.safetensors.
+"""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax.config import DreamBoothConfig, SettingsError
+from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
+from dreambooth_jax.models.lora import B
+from dreambooth_jax.text.prompts import identifier_and_class
+from dreambooth_jax.tuning.trained import Trained
+from dreambooth_jax.weights import files, folders, lora_files, modelspec, original_configs, single_file
+from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.lora_files import Adapter
+from dreambooth_jax.weights.pipeline import COMPONENTS, Pipeline, network_tensors
+
+SINGLE_FILE = 'single_file'
+_XL = 'StableDiffusionXLPipeline'
+
+
+def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32') -> list[str]:
+    """Writes what a run has trained.
+
+    Args:
+      format: one of config.ExportFormat. output: a folder for 'diffusers', else '<name>.safetensors'.
+      dtype: of the stored weights, one of files.STORAGE_DTYPES.
+    Returns: a line for each folder or file.
+    Raises: SettingsError if the run, or its model, has nothing to write in this format, or for a bad `output`;
+      WeightsError if what was written does not read back as the same, or could not be written.
+    """
+    if format == 'diffusers':
+        cascade = trained.cascade
+        folders.write_pipeline(cascade.base, output, super_resolution=cascade.super_resolution, dtype=dtype)
+        return [f'{output} holds {_compare_folder(cascade, output, dtype)} tensors, read back and equal']
+    if output.suffix != files.SUFFIX:
+        raise SettingsError(f'--output={output} must be a file {files.SUFFIX} for --format={format}')
+    if format == SINGLE_FILE:
+        written = _write_single_files
+    elif not trained.adapters:
+        raise SettingsError(
+            f'--format={format} writes LoRA adapters, but {trained.name} has '
+            + ('no checkpoint' if trained.config.lora.rank else 'trained whole networks (config.lora.rank is None)')
+            + '; export diffusers or single_file'
+        )
+    else:
+        written = _write_adapters
+    return [
+        f'{path} holds {count} tensors, read back and equal'
+        for path, count in written(trained, format, output, dtype)
+    ]  # fmt: skip
+
+
+def _file_of(output: Path, stage: str) -> Path:
+    return output if stage == BASE else output.with_suffix(f'.{stage}{files.SUFFIX}')
+
+
+def _write_single_files(trained: Trained, format: str, output: Path, dtype: str):
+    for stage in STAGES:
+        pipeline = getattr(trained.cascade, stage)
+        if pipeline is None or (stage != BASE and stage not in trained.stages):
+            continue
+        if not pipeline.is_latent:
+            raise SettingsError(
+                f'--format={format} cannot hold an {pipeline.class_name}: the layout is that of Stable Diffusion and '
+                f'has no place for its networks; export diffusers'
+            )
+        path = _file_of(output, stage)
+        single_file.write_pipeline(pipeline, path, dtype=dtype, metadata=_metadata(trained, stage, format))
+        yield path, _compare_single_file(pipeline, path, dtype)
+
+
+def _write_adapters(trained: Trained, format: str, output: Path, dtype: str):
+    for stage, adapter in trained.adapters.items():
+        pipeline, path = getattr(trained.cascade, stage), _file_of(output, stage)
+        metadata = _metadata(trained, stage, format)
+        lora_files.write_lora(
+            path, adapter, format, sdxl=pipeline.class_name == _XL, dtype=dtype, metadata=metadata)  # fmt: skip
+        yield path, _compare_adapter(pipeline, adapter, path, dtype)
+
+
+def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
+    """What the file says of itself (modelspec.py)."""
+    pipeline, config = getattr(trained.cascade, stage), trained.config
+    predicts = {'prediction_type': original_configs.EPSILON, **pipeline.scheduler}['prediction_type']
+    if pipeline.is_latent:
+        configs = {part: getattr(pipeline, part).config for part in ('unet', 'text_encoder')}
+        family = original_configs.family_of(configs)
+    else:
+        family = modelspec.PIXEL_FAMILIES[pipeline.family.enlarges]
+    prompts = dict.fromkeys(concept.instance_prompt for concept in config.concepts())
+    # As kohya's trainer says it: SDXL's files and whole models keep the original names, other adapters diffusers'.
+    as_diffusers = format != SINGLE_FILE and not (format == lora_files.KOHYA and family == 'sdxl')
+    return modelspec.build(
+        architecture=modelspec.architecture(family, predicts, None if format == SINGLE_FILE else modelspec.LORA),
+        title=f'{trained.name}: {", ".join(prompts)}',
+        implementation=modelspec.DIFFUSERS_IMPLEMENTATION if as_diffusers else modelspec.ORIGINAL_IMPLEMENTATION,
+        resolution=trained.cascade.base_size if stage == BASE else trained.cascade.super_resolution_size,
+        prediction_type=predicts if predicts in original_configs.PREDICTION_TYPES else None,
+        trigger_phrase=trigger_phrase(config),
+    )
+
+
+def trigger_phrase(config: DreamBoothConfig) -> str:
+    """What calls a run's subjects: 'sks dog' of the prompts 'a sks dog' and 'a dog'; of several, joined by commas."""
+    phrases = []
+    for concept in config.concepts():
+        try:
+            phrases.append(' '.join(identifier_and_class(concept.instance_prompt, concept.class_prompt)))
+        except ValueError:  # the prompts may be any words
+            phrases.append(concept.instance_prompt)
+    return ', '.join(dict.fromkeys(phrases))
+
+
+def _compare_folder(cascade: Cascade, output: Path, dtype: str) -> int:
+    """The number of tensors in a folder, all of which are what the cascade's weights are in `dtype`."""
+    count, back = 0, Cascade.load(output)
+    for stage in STAGES:
+        for component in COMPONENTS:
+            network, read = (getattr(getattr(one, stage), component, None) for one in (cascade, back))
+            if network is not None:
+                found = read.params if read else {}
+                count += _compare(output, f'{stage} {component}', _stored(network.params, dtype), found)
+    return count
+
+
+def _compare_single_file(pipeline: Pipeline, path: Path, dtype: str) -> int:
+    count, back = 0, single_file.read_single_file(path)
+    for component in pipeline.family.networks:
+        tensors = network_tensors(component, getattr(pipeline, component))
+        count += _compare(path, component, _stored(tensors, dtype), back.components[component])
+    return count
+
+
+def _compare_adapter(pipeline: Pipeline, adapter: Adapter, path: Path, dtype: str) -> int:
+    back = lora_files.read_lora(path, {name: getattr(pipeline, name).params for name in adapter.params})
+    kind = jnp.finfo(dtype)
+    # alpha / rank may be stored as part of B, so halves are rounded before or after it.
+    same = functools.partial(np.allclose, rtol=2 * float(kind.eps), atol=2 * float(kind.smallest_subnormal))
+    count = 0
+    for component, params in adapter.params.items():
+        given, read = (_scaled(part, one) for part, one in ((params, adapter), (back.params.get(component, {}), back)))
+        count += _compare(path, component, given, read, same)
+    return count
+
+
+def _scaled(params: Mapping[str, Any], adapter: Adapter) -> dict[str, np.ndarray]:
+    """The adapters with alpha / rank multiplied into B."""
+    scale = np.float32(adapter.alpha / adapter.rank)
+    return {name: np.asarray(value) * (scale if name.endswith(f'.{B}') else 1) for name, value in params.items()}
+
+
+def _stored(params: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value).astype(jnp.dtype(dtype)).astype(np.float32) for name, value in params.items()}
+
+
+def _compare(place: Path, what: str, given: Mapping[str, Any], read: Mapping[str, Any], same=np.array_equal) -> int:
+    """The number of tensors given.
+
+    Raises: WeightsError if another is in its place.
+    """
+    for name in sorted(given.keys() | read.keys()):
+        if not (name in given and name in read and same(given[name], read[name])):
+            raise WeightsError(f'{place} does not read back as written: {what} {name} differs.')
+    return len(given)

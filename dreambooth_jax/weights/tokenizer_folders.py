@@ -1,0 +1,66 @@
+"""The tokenizers of a single file, which holds none.
+
+All Stable Diffusion models read prompts with the vocabulary of OpenAI's CLIP. They differ in what fills a prompt up
+alone, which the family of the file tells (original_configs.PAD_TOKENS). So one folder tokenizer/ beside the file does
+for any of them, and for both text encoders of SDXL; where there is none, the hub is asked for the published one, once.
+"""
+
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from dreambooth_jax.text.tokenize import Tokenizer
+from dreambooth_jax.weights import hub, original_configs, pipeline
+from dreambooth_jax.weights.errors import WeightsError
+
+PUBLISHED = 'openai/clip-vit-large-patch14'
+# Of a repository that holds much more.
+_FILES = ('tokenizer_config.json', 'tokenizer.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json')
+_FIRST = 'tokenizer'
+
+
+def find(path: Path, family: str, given: str | os.PathLike | None = None) -> dict[str, Path]:
+    """{'tokenizer' and, for SDXL, 'tokenizer_2': folder} of a single file.
+
+    Args:
+      path: of the file. family: one of original_configs.FAMILIES.
+      given: folder that holds tokenizer/, and perhaps tokenizer_2/; None: that of the file, else the hub's.
+    Returns: folders that pad as the family does. Where those that were found pad otherwise, they are copies, which last
+      as long as this process.
+    Raises: WeightsError if there is none; TokenizerError if one cannot be read.
+    """
+    beside = Path(given).expanduser() if given is not None else path.parent
+    pads = original_configs.PAD_TOKENS[family]
+    if (beside / _FIRST).is_dir():
+        sources = {name: beside / name if (beside / name).is_dir() else beside / _FIRST for name in pads}
+    elif given is not None:
+        raise WeightsError(f'tokenizer_dir is {str(given)!r}, which holds no {_FIRST}/ folder; give one that does.')
+    else:
+        sources = dict.fromkeys(pads, _published(path))
+    return {name: _padding_with(pad, sources[name]) for name, pad in pads.items()}
+
+
+def _published(path: Path) -> Path:
+    try:
+        return hub.download(PUBLISHED, _FILES)
+    except WeightsError as error:
+        raise WeightsError(
+            f'{path} is a single file, which holds no tokenizer, and {path.parent} has no {_FIRST}/ folder to take one '
+            f'from; put one there, or say where one is by tokenizer_dir (setting and flag model_tokenizer_dir); the '
+            f'published one could not be had: {error}'
+        ) from None
+
+
+@functools.cache
+def _padding_with(pad: str, folder: Path) -> Path:
+    tokenizer = Tokenizer.load(folder)
+    # A folder of the hub's cache may hold a whole model: what is written with a pipeline is the tokenizer alone.
+    if tokenizer.pad_token == pad and folder.name in pipeline.TOKENIZERS:
+        return folder
+    copy = Path(tempfile.mkdtemp(prefix='tokenizer_'))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    tokenizer.save(copy, pad_token=pad)
+    return copy
