@@ -14,7 +14,8 @@ from dreambooth_jax.settings import Settings, SettingsError, resolve, setting, t
 __all__ = [
     'BaseConfig', 'CheckpointConfig', 'ConceptConfig', 'DataConfig', 'DreamBoothConfig', 'LoraConfig',
     'ObjectiveConfig', 'OptimizerConfig', 'ParallelConfig', 'PriorConfig', 'SamplesConfig',
-    'Settings', 'SettingsError', 'SuperResolutionConfig', 'resolve', 'setting', 'to_config_dict', 'to_dict',
+    'Settings', 'SettingsError', 'SuperResolutionConfig', 'TextualInversionConfig', 'resolve', 'setting',
+    'to_config_dict', 'to_dict',
 ]  # fmt: skip
 
 STORYBOOK = 'storybook'  # the model that ships with the package
@@ -190,6 +191,8 @@ class BaseConfig(Settings):
     accumulation: int = setting(1, '> 0')
     # The paper: 1e-5 for Imagen, 5e-6 for Stable Diffusion.
     learning_rate: float = setting(5e-6, '> 0')
+    # False: the UNet is frozen, as in textual inversion alone.
+    train_unet: bool = True
     # Train the text encoder along: closer to the subject, more memory.
     train_text_encoder: bool = False
     # Its own learning rate. None: that of the UNet.
@@ -283,6 +286,38 @@ class LoraConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TextualInversionConfig(Settings):
+    """A new word for the base stage's text encoders (Gal et al. 2022), alone or beside whatever else trains."""
+
+    # The word, in lower case and no token of the model yet, such as '<sks-dog>'; tokenizers find it inside other words
+    # too. It stands in instance prompts in the identifier's place. None: no new word.
+    token: str | None = None
+    # Tokens that it stands for, each a learned row of the text encoder's token table.
+    num_vectors: int = setting(1, '> 0')
+    # What its rows start as: those of these words' tokens, best the class noun; row i takes token i, over and over.
+    # None: rows drawn at random, like those of the table.
+    initializer: str | None = None
+    # Of the rows, which never decay; diffusers' script takes 5e-4. None: base.learning_rate.
+    learning_rate: float | None = setting(None, '> 0')
+
+    def check(self, path: str) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if self.token is None and value != field.default:
+                raise SettingsError(f'{path}.{field.name} is {value!r} but {path}.token is None; set the token')
+        if self.token is not None and (self.token.split() != [self.token] or self.token != self.token.lower()):
+            raise SettingsError(f'{path}.token is {self.token!r} but must be one word in lower case, like <sks-dog>')
+
+    def check_prompts(self, concepts: tuple[ConceptConfig, ...], path: str) -> None:
+        """Raises SettingsError unless instance prompts hold the new word and class prompts do not."""
+        holds = lambda prompt: self.token in prompt.lower()  # noqa: E731
+        if self.token and not any(holds(concept.instance_prompt) for concept in concepts):
+            raise SettingsError(f'{path}.token is {self.token!r} but no instance_prompt holds it; write it in there')
+        if self.token and any(holds(concept.class_prompt) for concept in concepts):
+            raise SettingsError(f'{path}.token is {self.token!r} but a class_prompt holds it too; choose another word')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ParallelConfig(Settings):
     """How the work is spread over devices, and in which numbers it is done."""
 
@@ -352,6 +387,7 @@ class DreamBoothConfig(Settings):
     base: BaseConfig = BaseConfig()
     super_resolution: SuperResolutionConfig = SuperResolutionConfig()
     lora: LoraConfig = LoraConfig()
+    textual_inversion: TextualInversionConfig = TextualInversionConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: SamplesConfig = SamplesConfig()
@@ -362,6 +398,8 @@ class DreamBoothConfig(Settings):
         for index, concept in enumerate(self.concepts()):
             where = f'{path}.data.concepts[{index}]' if self.data.concepts else f'{path}.data'
             concept.check_complete(where, self.model)
+        self.textual_inversion.check_prompts(self.concepts(), f'{path}.textual_inversion')
+        self._check_what_trains(path)
         for name in ('base', 'super_resolution'):
             stage, rows = getattr(self, name), self.rows_per_step(name)
             if stage.steps:
@@ -377,6 +415,15 @@ class DreamBoothConfig(Settings):
                 f'{path}.parallel.steps_per_dispatch is {self.parallel.steps_per_dispatch} but '
                 f'{path}.data.aspect_buckets changes the size of the pictures from step to step; set it to 1 or None'
             )
+
+    def _check_what_trains(self, path: str) -> None:
+        frozen = f'{path}.base.train_unet and {path}.base.train_text_encoder are False'
+        if self.base.train_unet or self.base.train_text_encoder or not self.base.steps:
+            return
+        if self.textual_inversion.token is None:
+            raise SettingsError(f'{frozen}, so nothing trains; set {path}.textual_inversion.token, or one of the two')
+        if self.prior.weight > 0:
+            raise SettingsError(f'{frozen}, so class pictures teach nothing; set {path}.prior.weight to 0')
 
     def rows_per_step(self, name: str) -> int:
         """Instance and class rows of one step of the stage 'base' or 'super_resolution', on all devices together."""

@@ -26,15 +26,17 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     import jax
 
     from dreambooth_jax.generation import plan, prior_images
-    from dreambooth_jax.generation.cascade import Cascade
+    from dreambooth_jax.generation.cascade import Cascade, compute_dtype
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.stages import instance_pictures
     from dreambooth_jax.training import placement, run
-    from dreambooth_jax.tuning import pictures
+    from dreambooth_jax.tuning import pictures, textual_inversion
     from dreambooth_jax.tuning.stage import tune
     from dreambooth_jax.weights import folders
 
-    cascade = original = Cascade.of(config)
+    original = Cascade.of(config)
+    cascade = textual_inversion.with_word(
+        original, config.textual_inversion, dtype=compute_dtype(config.parallel.dtype), seed=config.seed)  # fmt: skip
     if _DRY_RUN.value:
         return print(plan.describe(config, cascade))
     instance = pictures.read_instance(config, cascade)
@@ -55,6 +57,8 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
         if not finished:
             print(f'stopped in the {name} stage, saved; start the same command again to go on')
             return
+    if jax.process_index() == 0:
+        textual_inversion.write_learned(cascade, workdir)
     if config.export and jax.process_index() == 0:
         folders.write_pipeline(cascade.base, workdir / 'model', super_resolution=cascade.super_resolution)
         print(f'trained model: {workdir / "model"}; samples: {workdir / "samples"}')

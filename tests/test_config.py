@@ -96,7 +96,7 @@ WRONG = [
     ('modle', 'x', 'config.modle is not a known setting; did you mean config.model?'),
     ('learning_rate', 1e-4, (
         'config.learning_rate is not a known setting; did you mean config.base.learning_rate or '
-        'config.super_resolution.learning_rate?')),
+        'config.super_resolution.learning_rate or config.textual_inversion.learning_rate?')),
     ('checkpoint.zzz', 1, 'config.checkpoint.zzz is not a known setting; known here: every, keep'),
 ]  # fmt: skip
 

@@ -26,7 +26,7 @@ from dreambooth_jax.stages.text_conditioning import Text, TextConditioning, rows
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.pipeline import Pipeline
+from dreambooth_jax.weights.pipeline import Network, Pipeline
 
 BASE, SUPER_RESOLUTION = STAGES = ('base', 'super_resolution')
 # The second stage's keys are the first one's folded with this; make_sampler splits a key into the streams 0, 1, 2.
@@ -174,18 +174,30 @@ class Cascade:
         placed = {part: params for part, params in self._placed.items() if part not in given}
         return dataclasses.replace(self, **stages, _placed=placed)
 
+    def with_tokens(self, text_encoders: Mapping[str, Network], added_tokens: tuple[str, ...]) -> 'Cascade':
+        """The same cascade, its base stage with more words; what draws is not compiled again.
+
+        Args:
+          text_encoders: component -> network whose token table has a row for each. added_tokens: of Pipeline.
+        """
+        base = dataclasses.replace(self.base, added_tokens=added_tokens, **text_encoders)
+        placed = {part: params for part, params in self._placed.items() if part[1] not in text_encoders}
+        return dataclasses.replace(self, base=base, _placed=placed)
+
     def conditioning(self, stage: str = BASE) -> TextConditioning:
         """How `stage` reads prompts."""
+        pipeline = self._reader(stage)
 
         def make():
-            pipeline, size = self._reader(stage), self.base_size if stage == BASE else self.super_resolution_size
+            size = self.base_size if stage == BASE else self.super_resolution_size
             tokenizers = {'text_encoder': self._tokenizer(stage)}
             if pipeline.tokenizer_2_folder is not None:
-                tokenizers['text_encoder_2'] = Tokenizer.load(pipeline.tokenizer_2_folder)
+                tokenizers['text_encoder_2'] = Tokenizer.load(
+                    pipeline.tokenizer_2_folder, added=pipeline.added_tokens)  # fmt: skip
             skip = self.clip_skip if pipeline is self.base else 0
             return TextConditioning.of(pipeline, size=size, clip_skip=skip, tokenizers=tokenizers)
 
-        return self._program(('conditioning', stage), make)
+        return self._program(('conditioning', stage, pipeline.added_tokens), make)
 
     def encode(self, prompts: Sequence[str], stage: str = BASE, size: tuple[int, int] | None = None) -> Text:
         """The text of N prompts as the UNet of `stage` reads it (stages/text_conditioning.py), on the host.
@@ -194,8 +206,9 @@ class Cascade:
           size: (height, width) of the pictures; None: those of the stage.
         """
         conditioning = self.conditioning(stage)
-        encoder = self._program(('text_encoder', stage), lambda: jax.jit(conditioning))
-        reader = BASE if self._reader(stage) is self.base else stage
+        pipeline = self._reader(stage)
+        encoder = self._program(('text_encoder', stage, pipeline.added_tokens), lambda: jax.jit(conditioning))
+        reader = BASE if pipeline is self.base else stage
         params = {component: self._params(reader, component) for component in conditioning.encoders}
         tokens = conditioning.tokens(prompts, size)
         encoded = []
@@ -328,8 +341,11 @@ class Cascade:
         return compiled(self._params(stage, 'vae'), drawn)
 
     def _tokenizer(self, stage: str) -> Tokenizer:
-        folder = getattr(self, stage).tokenizer_folder or self.base.tokenizer_folder
-        return self._program(('tokenizer', stage), lambda: Tokenizer.load(folder))
+        pipeline = getattr(self, stage) if getattr(self, stage).tokenizer_folder else self.base
+        added = pipeline.added_tokens
+        return self._program(
+            ('tokenizer', stage, added), lambda: Tokenizer.load(pipeline.tokenizer_folder, added=added)
+        )
 
     def _program(self, key, make):
         if key not in self.programs:

@@ -11,6 +11,7 @@ from dreambooth_jax.config import DreamBoothConfig, to_dict
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
 from dreambooth_jax.models.functional import parameter_count
 from dreambooth_jax.training import optimizer
+from dreambooth_jax.weights.pipeline import Pipeline
 
 # A training step reaches about this share of the device's speed in large matrix products (CPU: 95 of 256 GFLOP/s
 # measured on two cores; PROTOCOL: 16-45% on accelerators).
@@ -68,9 +69,11 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
             lines.append(f'  {name}: not trained')
             continue
         rows = config.rows_per_step(name)
-        params = {'unet': pipeline.unet.params}
-        if name == 'base' and config.base.train_text_encoder:
-            params['text_encoder'] = pipeline.text_encoder.params
+        params = {'unet': pipeline.unet.params} if name != BASE or config.base.train_unet else {}
+        if name == BASE and config.base.train_text_encoder:
+            params |= {component: network.params for component, network in pipeline.text_encoders.items()}
+        if name == BASE and pipeline.added_tokens:
+            params['new words'] = _new_rows(pipeline)
         count = sum(parameter_count(part) for part in params.values())
         _, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps)
         copies = 2 + (config.optimizer.ema_decay is not None)  # weights, gradients, average
@@ -85,6 +88,16 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         )
     lines.append(f'  in all about {_duration(seconds)}, without compilation and samples')
     return '\n'.join(lines)
+
+
+def _new_rows(pipeline: Pipeline) -> dict[str, jax.ShapeDtypeStruct]:
+    # What textual inversion learns: a row as wide as its states for each token of each text encoder.
+    configs = {component: network.config for component, network in pipeline.text_encoders.items()}
+    widths = {component: config.get('hidden_size', config.get('d_model')) for component, config in configs.items()}
+    return {
+        component: jax.ShapeDtypeStruct((len(pipeline.added_tokens), width), jnp.float32)
+        for component, width in widths.items()
+    }
 
 
 def flat_settings(settings: Mapping, prefix: str = 'config.') -> dict:

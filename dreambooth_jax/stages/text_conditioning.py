@@ -66,7 +66,10 @@ class TextConditioning:
                     f'clip_skip is {clip_skip} but the {component} of {pipeline.name} has {layers} layers.'
                 )
         if tokenizers is None:
-            tokenizers = {component: Tokenizer.load(folder) for component, folder in pipeline.tokenizer_folders.items()}
+            tokenizers = {
+                component: Tokenizer.load(folder, added=pipeline.added_tokens)
+                for component, folder in pipeline.tokenizer_folders.items()
+            }
         absent = [part for part in pipeline.family.networks if part.startswith('text') and part not in encoders]
         absent += [f'tokenizer of the {component}' for component in encoders if component not in tokenizers]
         if absent:

@@ -3,11 +3,16 @@
 Conventions: ids and mask are i32[N, L], padded to L = `max_length`; a prompt that is too long keeps its head and its
 end-of-sequence token. A prompt for T5 is lower-cased and stripped first, as IFPipeline does (`_text_preprocessing`
 without clean_caption); CLIP's tokenizer does so by itself.
+
+A word of textual inversion may be several tokens: '<dog>', '<dog>_1', ... A prompt says '<dog>' and all are read
+(`maybe_convert_prompt` of diffusers' Stable Diffusion pipelines; IFPipeline wants them written out, which is read here
+too).
 """
 
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +26,11 @@ _logger = logging.getLogger(__name__)
 
 class TokenizerError(ValueError):
     """One sentence: the folder, what was found there, what to do."""
+
+
+def vector_names(word: str, count: int) -> tuple[str, ...]:
+    """The tokens that a word of `count` learned vectors stands for, as diffusers names them."""
+    return (word, *(f'{word}_{i}' for i in range(1, count)))
 
 
 def _transformers():
@@ -45,14 +55,19 @@ class Tokenizer:
         self.wrapped = wrapped
         self.kind = kind
         self.max_length = max_length
+        self._note_words()
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, *, max_length: int | None = None) -> 'Tokenizer':
+    def load(
+        cls, folder: str | os.PathLike, *, max_length: int | None = None, added: Sequence[str] = ()
+    ) -> 'Tokenizer':
         """Opens a folder that holds tokenizer_config.json and a vocabulary; never asks the network.
 
         Args:
           max_length: None: for CLIP what the folder says, for T5, which reads any length, MAX_LENGTH.
-        Raises: TokenizerError if the folder or its files are missing or unreadable, or of another class than KINDS.
+          added: further tokens, see `add_tokens`.
+        Raises: TokenizerError if the folder or its files are missing or unreadable, or of another class than KINDS, or
+          if a further token is there already.
         """
         folder = Path(folder)
         config_file = folder / 'tokenizer_config.json'
@@ -79,7 +94,47 @@ class Tokenizer:
             # Folders that do not say have a number beyond all bounds there.
             says = wrapped.model_max_length if KINDS[name] == 'clip' else MAX_LENGTH
             max_length = says if says < 10**6 else MAX_LENGTH
-        return cls(wrapped, KINDS[name], max_length=max_length)
+        tokenizer = cls(wrapped, KINDS[name], max_length=max_length)
+        tokenizer.add_tokens(added)
+        return tokenizer
+
+    def add_tokens(self, tokens: Sequence[str]) -> list[int]:
+        """Adds tokens behind the vocabulary, which are found anywhere in a text, inside words too.
+
+        Args:
+          tokens: lower-case texts without spaces.
+        Returns: their ids.
+        Raises: TokenizerError, before anything is added, if one is in the vocabulary.
+        """
+        vocabulary = self.wrapped.get_vocab()
+        for token in tokens:
+            if token in vocabulary:
+                raise TokenizerError(f'{token!r} is a token of this tokenizer already; choose a new one.')
+        self.wrapped.add_tokens(list(tokens))
+        self._note_words()
+        return self.ids_of(tokens)
+
+    def ids_of(self, tokens: Sequence[str]) -> list[int]:
+        """The ids of tokens that are in the vocabulary."""
+        return self.wrapped.convert_tokens_to_ids(list(tokens))
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and added_tokens.json; other files there stay."""
+        self.wrapped.save_pretrained(str(folder))
+        # transformers 4 has tokenizers that read vocab.json instead of tokenizer.json: they find added tokens here.
+        added = dict(self.wrapped.added_tokens_encoder)
+        (Path(folder) / 'added_tokens.json').write_text(json.dumps(added, indent=2) + '\n', 'utf-8')
+
+    def _note_words(self) -> None:
+        # (pattern of a word, all its tokens). A word whose tokens are written out already is left alone.
+        added = self.wrapped.added_tokens_encoder
+        self._words = []
+        for word in (word for word in added if f'{word}_1' in added):
+            count = 1
+            while f'{word}_{count}' in added:
+                count += 1
+            alone = re.escape(word) + rf'(?!_\d)(?! {re.escape(word)}_1)'
+            self._words.append((alone, ' '.join(vector_names(word, count))))
 
     @property
     def pad_token(self) -> str:
@@ -95,7 +150,10 @@ class Tokenizer:
 
     def prepare(self, prompt: str) -> str:
         """The text that is really tokenized."""
-        return prompt.lower().strip() if self.kind == 't5' else prompt
+        prompt = prompt.lower().strip() if self.kind == 't5' else prompt
+        for alone, tokens in self._words:
+            prompt = re.sub(alone, lambda _, tokens=tokens: tokens, prompt)
+        return prompt
 
     def __call__(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokenizes prompts; warns (logging) of each one that has to be cut, with the part that is lost.
@@ -130,6 +188,11 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         """Number of ids; the text encoder's vocab_size must be at least this."""
         return len(self.wrapped)
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends every prompt."""
+        return self.wrapped.eos_token_id
 
     def decode(self, token_id: int) -> str:
         """The text of one token, without marks for the start or end of a word."""

@@ -1,6 +1,6 @@
 """Optax optimisers from plain settings."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax
@@ -112,6 +112,7 @@ def make_optimizer(
     grad_clip_norm: float | None = 1.0,
     warmup: bool = False,
     factors: Mapping[str, Any] | None = None,
+    undecayed: Container[str] = (),
 ) -> optax.GradientTransformation:
     """An optimiser after clipping by the global norm; the decay of weights is decoupled and scaled by the rate.
 
@@ -123,33 +124,47 @@ def make_optimizer(
       grad_clip_norm: None does not clip.
       warmup: whether the rate begins with a warm-up, which prodigy must not take for a small gradient.
       factors: of the rate, see `scale_updates`; None: the same for everything.
+      undecayed: dotted paths of parameters, in any component, whose weights do not decay.
     Raises: ValueError for another kind, or moments that it does not have.
     """
     betas, epsilon = betas or BETAS.get(kind), epsilon or EPSILON.get(kind)
     if moments != 'float32' and kind != 'adamw':
         raise ValueError(f'moments are {moments!r} but only adamw has them in other numbers than float32, not {kind}')
-    parts = [] if grad_clip_norm is None else [clip_by_global_norm(grad_clip_norm)]
-    if kind == 'adamw' and moments == 'float32':
-        parts.append(optax.adamw(rate, *betas, epsilon, weight_decay=weight_decay))
-    elif kind == 'adamw':
-        parts.append(_adamw(rate, betas, epsilon, weight_decay, moments))
-    elif kind == 'adafactor':
-        parts.append(_adafactor(rate, weight_decay))
-    elif kind == 'lion':
-        parts.append(optax.lion(rate, *betas, weight_decay=weight_decay))
-    elif kind == 'prodigy':
-        parts.append(_prodigy(rate, betas, epsilon, weight_decay, warmup))
-    else:
+
+    def of_decay(weight_decay):
+        if kind == 'adamw' and moments == 'float32':
+            return optax.adamw(rate, *betas, epsilon, weight_decay=weight_decay)
+        if kind == 'adamw':
+            return _adamw(rate, betas, epsilon, weight_decay, moments)
+        if kind == 'adafactor':
+            return _adafactor(rate, weight_decay)
+        if kind == 'lion':
+            return optax.lion(rate, *betas, weight_decay=weight_decay)
+        if kind == 'prodigy':
+            return _prodigy(rate, betas, epsilon, weight_decay, warmup)
         raise ValueError(f'optimizer.kind is {kind!r} but must be one of {KINDS}')
+
+    def group_of(params):
+        return {name: {path: path not in undecayed for path in part} for name, part in params.items()}
+
+    parts = [] if grad_clip_norm is None else [clip_by_global_norm(grad_clip_norm)]
+    # Two optimisers side by side, because prodigy knows no mask; it finds a rate for each of the two.
+    both = {True: of_decay(weight_decay), False: of_decay(0.0)} if undecayed else {}
+    parts.append(optax.partition(both, group_of) if both else of_decay(weight_decay))
     if factors:
         parts.append(scale_updates(factors))
     return optax.chain(*parts)
 
 
 def from_settings(
-    settings: OptimizerConfig, learning_rate: float, steps: int, *, factors: Mapping[str, Any] | None = None
+    settings: OptimizerConfig,
+    learning_rate: float,
+    steps: int,
+    *,
+    factors: Mapping[str, Any] | None = None,
+    undecayed: Container[str] = (),
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """(learning rate by step, optimiser) of one stage of `steps` steps; `factors`: see `scale_updates`."""
+    """(learning rate by step, optimiser) of one stage of `steps` steps; `factors`, `undecayed`: see make_optimizer."""
     rate = learning_rate_schedule(settings.schedule, learning_rate, steps=steps, warmup_steps=settings.warmup_steps)
     tx = make_optimizer(
         rate,
@@ -161,6 +176,7 @@ def from_settings(
         grad_clip_norm=settings.grad_clip_norm,
         warmup=settings.warmup_steps > 0,
         factors=factors,
+        undecayed=undecayed,
     )
     return rate, tx
 

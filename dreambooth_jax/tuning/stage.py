@@ -21,14 +21,17 @@ from dreambooth_jax.stages.stage import Stage
 from dreambooth_jax.stages.super_resolution import SuperResolutionStage
 from dreambooth_jax.training import fit, optimizer
 from dreambooth_jax.training.placement import Placement
+from dreambooth_jax.tuning import textual_inversion
 from dreambooth_jax.tuning.trainable import Trainable, make_trainable
 from dreambooth_jax.weights.pipeline import Pipeline
 
 
 def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) -> tuple[str, ...]:
-    """Which networks of stage `name` train: the UNet, and the base stage's text encoders where the settings say so."""
-    texts = tuple(cascade.base.text_encoders) if name == BASE and config.base.train_text_encoder else ()
-    return ('unet', *texts)
+    """Which networks of stage `name` train: the UNet, and the base stage's text encoders, as the settings say."""
+    if name != BASE:
+        return ('unet',)
+    texts = tuple(cascade.base.text_encoders) if config.base.train_text_encoder else ()
+    return (*(('unet',) if config.base.train_unet else ()), *texts)
 
 
 def make_stage(config: DreamBoothConfig, name: str, cascade: Cascade, trainable: Trainable) -> Stage:
@@ -81,6 +84,26 @@ def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
     return data
 
 
+def rate_factors(
+    config: DreamBoothConfig, name: str, trainable: Trainable, *, learns_variance: bool
+) -> dict[str, dict[str, Any]]:
+    """What trains at another rate than stage `name`'s own, and how much faster (optimizer.scale_updates).
+
+    Args:
+      learns_variance: whether the UNet's last layer predicts a variance, which the settings may hold.
+    """
+    factors = {component: {} for component in trainable.params}
+    if learns_variance and not config.objective.train_variance and config.lora.rank is None and 'unet' in factors:
+        factors['unet'] = optimizer.variance_head_masks(trainable.params['unet'])
+    if name == BASE and config.base.text_encoder_learning_rate is not None:
+        ratio = config.base.text_encoder_learning_rate / config.base.learning_rate
+        factors |= {part: dict.fromkeys(trainable.params[part], ratio) for part in factors if part != 'unet'}
+    for component, rows in trainable.new_rows.items():
+        rate = config.textual_inversion.learning_rate or config.base.learning_rate
+        factors[component][rows.name] = rate / config.base.learning_rate
+    return {component: part for component, part in factors.items() if part}
+
+
 def tune(
     config: DreamBoothConfig,
     workdir: Path,
@@ -99,8 +122,9 @@ def tune(
     settings = config.base if name == BASE else config.super_resolution
     pipeline = getattr(cascade, name)
     trainable = make_trainable(
-        pipeline, trained_components(config, name, cascade), config.lora, dtype=compute_dtype(config.parallel.dtype),
-        remat=config.parallel.remat, seed=config.seed)  # fmt: skip
+        pipeline, trained_components(config, name, cascade), config.lora,
+        new_rows=textual_inversion.new_rows(cascade) if name == BASE else None,
+        dtype=compute_dtype(config.parallel.dtype), remat=config.parallel.remat, seed=config.seed)  # fmt: skip
     stage = make_stage(config, name, cascade, trainable)
     feed = Feed(config.seed, settings.steps, [table.num_instance for table in tables], tables[0].num_class)
     data = [{**stage_data(config, name, cascade, table, trainable), **feed.arrays} for table in tables]
@@ -120,13 +144,10 @@ def tune(
         if jax.process_count() == 1:
             grid.save(tuned(state), workdir / 'samples' / name / f'{step:06d}.png', f'{name}, step {step}')
 
-    factors = {}
-    if stage.schedule.learns_variance and not config.objective.train_variance and config.lora.rank is None:
-        factors['unet'] = optimizer.variance_head_masks(trainable.params['unet'])
-    if name == BASE and settings.text_encoder_learning_rate is not None:
-        ratio = settings.text_encoder_learning_rate / settings.learning_rate
-        factors |= {component: ratio for component in trainable.params if component != 'unet'}
-    rate, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps, factors=factors)
+    factors = rate_factors(config, name, trainable, learns_variance=stage.schedule.learns_variance)
+    rate, tx = optimizer.from_settings(
+        config.optimizer, settings.learning_rate, settings.steps, factors=factors,
+        undecayed=[rows.name for rows in trainable.new_rows.values()])  # fmt: skip
     rows, multiple = settings.batch_size, place.devices * settings.accumulation
     batch = feed.batch(rows, rows, config.prior.weight, multiple)
     state, finished = fit.fit(

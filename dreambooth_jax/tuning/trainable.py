@@ -1,7 +1,8 @@
 """What of a stage's networks trains, and how the networks' parameters come of it.
 
-Full fine-tuning trains parameters as they are; LoRA trains adapters beside frozen ones. A stage's loss (stages/) knows
-nothing of it: it is given the full parameters, which `assemble` makes of what trains and of what is frozen.
+Full fine-tuning trains parameters as they are; LoRA trains adapters beside frozen ones, textual inversion rows of a
+frozen token table. A stage's loss (stages/) knows nothing of it: it is given the full parameters, which `assemble`
+makes of what trains and of what is frozen.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from flax import nnx
 
 from dreambooth_jax.config import LoraConfig, SettingsError
 from dreambooth_jax.models import functional, lora
+from dreambooth_jax.tuning.textual_inversion import NewRows
 from dreambooth_jax.weights.pipeline import Pipeline, abstract_network
 
 Components = dict[str, dict[str, Any]]
@@ -24,62 +26,83 @@ class Trainable:
     """The networks of one stage as they train.
 
     Attributes:
-      apply: component -> pure function of its full parameters.
-      params: component -> what the optimiser changes, on the host.
-      frozen: component -> the other weights that a step needs; those of networks that do not train are not among them.
+      apply: component -> pure function of its full parameters; the UNet, and the text encoders that train in part.
+      params: component -> what the optimiser changes, on the host; not empty.
+      frozen: component -> the other weights that a step needs, kernels in the compute dtype.
+      start: component -> the network's own parameters before training, in f32.
       lora: the adapters' settings, or None where whole networks train.
+      new_rows: text encoder -> the rows of its token table that train by themselves.
     """
 
     apply: Mapping[str, Callable]
     params: Components
     frozen: Components
+    start: Mapping[str, Mapping[str, Any]]
     lora: LoraConfig | None = None
+    new_rows: Mapping[str, NewRows] = dataclasses.field(default_factory=dict)
 
     @property
     def trains_text(self) -> bool:
         """Whether prompts must be read anew at every step."""
         return any(component != 'unet' for component in self.params)
 
-    def assemble(self, params: Components, frozen: Components) -> Components:
+    def assemble(self, params: Components, frozen: Mapping[str, Mapping[str, Any]]) -> Components:
         """The full parameters of every network in the step; pure."""
         names = {**frozen, **params}
-        return {name: {**frozen.get(name, {}), **params.get(name, {})} for name in names}
+        full = {name: {**frozen.get(name, {}), **params.get(name, {})} for name in names}
+        return full | {name: rows.put(full[name]) for name, rows in self.new_rows.items()}
 
     def plain(self, params: Components) -> Components:
-        """The parameters of the same networks without adapters: what is drawn with and exported."""
+        """The parameters of the networks that train, without adapters: what is drawn with and exported."""
+        full = self.assemble(params, {name: self.start[name] for name in params})
         if self.lora is None:
-            return params
+            return full
         scale = {'rank': self.lora.rank, 'alpha': self.lora.scale_alpha}
-        return {name: lora.merge({**self.frozen[name], **part}, **scale) for name, part in params.items()}
+        return {name: lora.merge(part, **scale) for name, part in full.items()}
 
 
 def make_trainable(
-    pipeline: Pipeline, components: tuple[str, ...], settings: LoraConfig, *, dtype: Any, remat: bool, seed: int
+    pipeline: Pipeline,
+    components: tuple[str, ...],
+    settings: LoraConfig,
+    *,
+    new_rows: Mapping[str, NewRows] | None = None,
+    dtype: Any,
+    remat: bool,
+    seed: int,
 ) -> Trainable:
-    """The networks `components` of a pipeline, made ready to train.
+    """The networks of a pipeline, those named by `components` made ready to train.
 
     Args:
       settings: adapters, or with rank None the whole networks.
+      new_rows: text encoder -> rows that train as well, whether or not it is named.
       dtype: of the compute. remat: compute activations again in the backward pass instead of keeping them (the UNet's).
       seed: of the adapters' start.
     Raises: SettingsError for targets that a network does not have.
     """
-    apply, params, frozen = {}, {}, {}
-    for place, component in enumerate(components):
+    new_rows = dict(new_rows or {})
+    apply, params, frozen, start = {}, {}, {}, {}
+    for place, component in enumerate(dict.fromkeys(('unet', *components, *new_rows))):
         network = getattr(pipeline, component)
         options = {'remat': remat} if component == 'unet' else {}
         model = abstract_network(component, network.config, dtype, **options)
-        if settings.rank is not None:
-            model = _adapted(model, settings)
-        apply[component], shapes = functional.split(model)
-        if settings.rank is None:
-            params[component] = dict(network.params)
-            continue
-        params[component] = jax.tree.map(
-            np.asarray, lora.init_adapter(shapes, network.params, rngs=functional.Keys(jax.random.key(seed + place)))
-        )
-        frozen[component] = _stored(network.params, dtype)
-    return Trainable(apply, params, frozen, settings if settings.rank is not None else None)
+        adapted = component in components and settings.rank is not None
+        apply[component], shapes = functional.split(_adapted(model, settings) if adapted else model)
+        start[component] = network.params
+        trained = {}
+        if adapted:
+            rngs = functional.Keys(jax.random.key(seed + place))
+            trained = jax.tree.map(np.asarray, lora.init_adapter(shapes, network.params, rngs=rngs))
+        elif component in components:
+            trained = dict(network.params)
+        if adapted or component not in components:
+            frozen[component] = _stored(network.params, dtype)
+        if component in new_rows:
+            rows = new_rows[component]
+            trained[rows.name] = np.asarray(rows.take(network.params))
+        if trained:
+            params[component] = trained
+    return Trainable(apply, params, frozen, start, settings if settings.rank is not None else None, new_rows)
 
 
 def _adapted(model, settings: LoraConfig):

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import files, hub, single_file
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import (
@@ -209,6 +210,8 @@ def _write_stage(pipeline: Pipeline, folder: Path, *, dtype: str, max_shard_byte
                 if file.is_file() and file.suffix in hub.TOKENIZER_SUFFIXES:
                     # Not copy(): files in a hub cache or an installed package may be read-only.
                     shutil.copyfile(file, folder / tokenizer / file.name)
+            if pipeline.added_tokens:
+                Tokenizer.load(source, added=pipeline.added_tokens).save(folder / tokenizer)
     _write_json(folder / 'model_index.json', index)
 
 

@@ -117,6 +117,7 @@ class Pipeline:
       scheduler: contents of scheduler_config.json.
       unet, vae, text_encoder, text_encoder_2: None if there is none or it was not asked for.
       tokenizer_folder, tokenizer_2_folder: what text.tokenize.Tokenizer.load opens; None if there is none.
+      added_tokens: tokens that the text encoders know beyond those of the tokenizers' folders (textual inversion).
       image_noising_scheduler: the schedule of the low picture's noise; only families that enlarge have one.
       options: the entries of model_index.json that the family knows (Family.options); missing ones are diffusers'.
       folder: the folder, or the single file, that it was read from; None if it was made otherwise.
@@ -130,6 +131,7 @@ class Pipeline:
     text_encoder_2: Network | None = None
     tokenizer_folder: Path | None = None
     tokenizer_2_folder: Path | None = None
+    added_tokens: tuple[str, ...] = ()
     image_noising_scheduler: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     folder: Path | None = None
