@@ -78,7 +78,7 @@ def make_trainable(
         params[component] = jax.tree.map(
             np.asarray, lora.init_adapter(shapes, network.params, rngs=functional.Keys(jax.random.key(seed + place)))
         )
-        frozen[component] = _stored(network.params, dtype)
+        frozen[component] = stored(network.params, dtype)
     return Trainable(apply, params, frozen, settings if settings.rank is not None else None)
 
 
@@ -91,8 +91,11 @@ def _adapted(model, settings: LoraConfig):
         raise SettingsError(f'config.lora: {error}') from None
 
 
-def _stored(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    # A frozen kernel is only ever read in the compute dtype: kept so, it takes half the memory and computes the same.
+def stored(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """Frozen parameters as a step keeps them.
+
+    A kernel is only ever read in the compute dtype: kept so, it takes half the memory and computes the same.
+    """
     return {
         name: np.asarray(value).astype(dtype) if name.endswith('.kernel') else value for name, value in params.items()
     }
