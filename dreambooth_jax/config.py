@@ -91,10 +91,15 @@ class DataConfig(ConceptConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PriorConfig(Settings):
-    """Prior preservation: class pictures drawn by the frozen model keep the class from becoming the subject."""
+    """Prior preservation: what the frozen model makes of the class keeps the class from becoming the subject."""
 
-    # lambda of the loss mean(instance) + lambda * mean(class); 0 trains without class pictures.
+    # lambda of the loss mean(instance) + lambda * mean(class); 0 trains without class rows.
     weight: float = setting(1.0, '>= 0')
+    # What class rows are. 'pictures', the paper's: class pictures that the frozen model draws before training.
+    # 'prediction': the subject's pictures under the class prompt, where the model is held to what the frozen model
+    # predicts. Nothing is drawn, so the settings below have no use; a step takes another forward pass of its class rows
+    # (under fsdp, of all rows) and, unless adapters leave the frozen UNet in place, a copy of it in the compute dtype.
+    kind: Literal['pictures', 'prediction'] = 'pictures'
     # Class pictures per class prompt; the paper takes about 1000, "but less can be used".
     num_images: int = setting(200, '> 0')
     # Folder of the class pictures, filled where it holds too few. None: prior/ in the run's folder.
@@ -107,6 +112,14 @@ class PriorConfig(Settings):
     batch_size: int = setting(16, '> 0')
     # 'ddpm' is the ancestral sampler, the paper's choice; the others need fewer steps.
     sampler: Sampler = 'ddpm'
+
+    def check(self, path: str) -> None:
+        # The other settings of class pictures stand at defaults that say nothing of whether they were set.
+        if self.kind == 'prediction' and self.dir is not None:
+            raise SettingsError(
+                f"{path}.dir is {self.dir!r} but {path}.kind is 'prediction', which has no class pictures to keep; "
+                f"leave dir None, or set kind to 'pictures'"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,7 +243,7 @@ class SuperResolutionConfig(Settings):
     crop: int | None = setting(None, '> 0')
     # The x4 upscaler: crops kept of each picture, their latents encoded once; other stages crop anew at every step.
     crops: int = setting(8, '> 0')
-    # Train on class pictures as well; nothing to do while prior.weight is 0.
+    # Prior preservation in this stage too, of the same kind; nothing to do while prior.weight is 0.
     with_prior: bool = False
     # The augmentation when samples are drawn, a time of the same schedule; best inside noise_level.
     sample_noise_level: Timestep = setting(0, f'in [0, {LAST_TIMESTEP}]')
@@ -427,8 +440,15 @@ class DreamBoothConfig(Settings):
 
     def rows_per_step(self, name: str) -> int:
         """Instance and class rows of one step of the stage 'base' or 'super_resolution', on all devices together."""
-        with_class = self.prior.weight > 0 and (name == 'base' or self.super_resolution.with_prior)
-        return getattr(self, name).batch_size * (2 if with_class else 1)
+        return getattr(self, name).batch_size * (2 if self.has_class_rows(name) else 1)
+
+    def has_class_rows(self, name: str) -> bool:
+        """Whether that stage trains with prior preservation."""
+        return self.prior.weight > 0 and (name == 'base' or self.super_resolution.with_prior)
+
+    def has_teacher(self, name: str) -> bool:
+        """Whether class rows of that stage show no class pictures but are held to the frozen model's prediction."""
+        return self.prior.kind == 'prediction' and self.has_class_rows(name)
 
     def concepts(self) -> tuple[ConceptConfig, ...]:
         """Every subject of the run: data.concepts, or the one that `data` itself describes."""

@@ -22,6 +22,10 @@ def main(argv) -> None:
     config = resolve(DreamBoothConfig, _CONFIG.value)
     if config.prior.weight == 0:
         raise SettingsError('config.prior.weight is 0, so this run needs no class pictures; set it above 0')
+    if config.prior.kind != 'pictures':
+        raise SettingsError(
+            f"config.prior.kind is {config.prior.kind!r}, so this run needs no class pictures; set it to 'pictures'"
+        )
     from dreambooth_jax.generation import prior_images
     from dreambooth_jax.generation.cascade import Cascade
 

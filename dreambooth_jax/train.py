@@ -53,7 +53,7 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
         if getattr(config, name).steps == 0:
             continue
         tables = pictures.stage_tables(config, cascade, name, instance[name], images)
-        cascade, finished = tune(config, workdir, name, cascade, tables, grid, place)
+        cascade, finished = tune(config, workdir, name, cascade, original, tables, grid, place)
         if not finished:
             print(f'stopped in the {name} stage, saved; start the same command again to go on')
             return

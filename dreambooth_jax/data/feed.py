@@ -24,12 +24,14 @@ class Feed:
       steps: that will be taken; those before do not depend on it.
       counts: instance pictures of each bucket, > 0.
       num_class: class pictures, of which each bucket has all, after its instance pictures.
+      shown_again: class rows show the instance pictures instead, of the bucket whose turn it is.
     """
 
     seed: int
     steps: int
     counts: Sequence[int]
     num_class: int
+    shown_again: bool = False
 
     def bucket(self, step: int) -> int:
         """Which bucket's data the step takes."""
@@ -45,25 +47,34 @@ class Feed:
         turns = [bucket_of_step(self.seed, step, self.counts)[1] for step in range(self.steps)]
         return {'turns': np.array(turns, np.int32)}
 
-    def batch(self, instance_rows: int, class_rows: int, prior_weight: float, devices: int) -> dict[str, np.ndarray]:
-        """The rows of every step (pairs.make_batch), padded for the devices; no class rows without class pictures."""
-        rows = class_rows if self.num_class else 0
-        batch = pairs.make_batch(instance_rows, rows, sum(self.counts), self.num_class, prior_weight)
-        return pairs.pad_rows(batch, devices)
+    def batch(
+        self, instance_rows: int, class_rows: int, prior_weight: float, devices: int, parts: int = 1
+    ) -> dict[str, np.ndarray]:
+        """The rows of every step (pairs.make_batch), padded for the devices; no class rows without class pictures.
+
+        Args:
+          parts: micro-batches that the rows of each device are cut into.
+        """
+        num_class = sum(self.counts) if self.shown_again else self.num_class
+        rows = class_rows if num_class else 0
+        batch = pairs.make_batch(instance_rows, rows, sum(self.counts), num_class, prior_weight)
+        batch = pairs.pad_rows(batch, devices * parts)
+        # Class rows that cost more than others are shared out evenly.
+        return pairs.deal_rows(batch, devices) if self.shown_again else batch
 
     def pick(self, key, step, batch, frozen):
         """The rows of a step with their `picture`, a place in the bucket's own array; see training.make_train_step.
 
-        Instance rows go through the bucket's own pictures turn by turn, class rows through the class pictures, which
-        every bucket has, step by step: each group epoch by epoch, whatever the order of the buckets.
+        Rows that show instance pictures go through the bucket's own turn by turn, the others through the class
+        pictures, which every bucket has, step by step: each group epoch by epoch, whatever the order of the buckets.
 
         Args:
           frozen: the data of the step's bucket: `prompt_of` i32[pictures] and `arrays`.
         """
         num_instance = len(frozen['prompt_of']) - self.num_class
-        is_instance = batch['is_instance'] > 0
-        rows = {**batch, 'size': jnp.where(is_instance, num_instance, batch['size'])}
-        at = jnp.where(is_instance, frozen['turns'][step], step)
+        own = (batch['is_instance'] > 0) | self.shown_again
+        rows = {**batch, 'size': jnp.where(own, num_instance, batch['size'])}
+        at = jnp.where(own, frozen['turns'][step], step)
         place = pairs.picture_index(key, at, rows, max(self.counts) + self.num_class)
         # The description counts the instance pictures of all buckets before the class pictures.
-        return {**batch, 'picture': jnp.where(is_instance, place, place - batch['first'] + num_instance)}
+        return {**batch, 'picture': place - batch['first'] + jnp.where(own, 0, num_instance)}

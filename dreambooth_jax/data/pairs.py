@@ -84,6 +84,25 @@ def pad_rows(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarra
     return padded
 
 
+def deal_rows(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
+    """The same rows in the order in which each device gets every `devices`-th, so that each has its share of a group.
+
+    Args:
+      batch: rows, of whose number `devices` is a divisor. They keep their slots, and so their draws.
+    """
+    return {name: rows.reshape(-1, devices).T.reshape(-1) for name, rows in batch.items()}
+
+
+def most_class_rows(batch: dict[str, np.ndarray], devices: int, parts: int = 1) -> int:
+    """How many class rows the micro-batch has that has most of them.
+
+    Args:
+      batch: the rows of all devices one after the other.
+      parts: micro-batches of a device; part j has its rows j, j + parts, ...
+    """
+    return int((batch['is_instance'].reshape(devices, -1, parts) == 0).sum(axis=1).max())
+
+
 def picture_index(
     key: jax.Array, step: jax.Array, batch: dict[str, jax.Array], max_size: int, *, shuffle: bool = True
 ) -> jax.Array:

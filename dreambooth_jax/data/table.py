@@ -16,11 +16,13 @@ class Examples(NamedTuple):
       images: uint8[N, H, W, 3].
       prompts: N of them.
       masks: uint8[N, H, W, 1], how much each pixel counts (255: in full); None: all of them.
+      class_prompts: N prompts of the class that each picture's subject belongs to; None where nobody asks.
     """
 
     images: np.ndarray
     prompts: Sequence[str]
     masks: np.ndarray | None = None
+    class_prompts: Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Table:
       prompts: the first is the empty prompt, which dropped rows see.
       num_instance: pictures [0, num_instance) are the subject's; the rest are class pictures.
       masks: uint8[N, H, W, 1], 255 where a pixel counts in full, as all of a class picture does; None: all pixels do.
+      class_prompt_of: i32[N], the place of the prompt under which class rows show the subject's pictures; None where
+        they show class pictures, or where there are none.
     """
 
     pictures: np.ndarray
@@ -40,6 +44,7 @@ class Table:
     prompts: list[str]
     num_instance: int
     masks: np.ndarray | None = None
+    class_prompt_of: np.ndarray | None = None
 
     @property
     def num_class(self) -> int:
@@ -50,20 +55,30 @@ class Table:
     def arrays(self) -> dict[str, np.ndarray]:
         """What of it a pixel stage takes to the device."""
         masks = {} if self.masks is None else {'masks': self.masks}
-        return {'pictures': self.pictures, 'prompt_of': self.prompt_of, **masks}
+        return {'pictures': self.pictures, **self.prompt_arrays, **masks}
+
+    @property
+    def prompt_arrays(self) -> dict[str, np.ndarray]:
+        """What of it every stage takes to the device."""
+        again = {} if self.class_prompt_of is None else {'class_prompt_of': self.class_prompt_of}
+        return {'prompt_of': self.prompt_of, **again}
 
 
-def make_table(instance: Examples, class_pictures: Examples | None = None) -> Table:
+def make_table(instance: Examples, class_pictures: Examples | None = None, *, shown_again: bool = False) -> Table:
     """Joins instance and class pictures into one table.
 
     Class pictures of another size are fitted to that of the instance pictures, so that each aspect bucket has a copy
     of them all: rows of one step have one shape, and the prior's weight must not depend on what lies in which bucket.
+
+    Args:
+      shown_again: class rows show the instance pictures, under their class prompts; there are no class pictures then.
     """
     rows = instance
     if class_pictures is not None:
         fitted = fit(class_pictures.images, instance.images.shape[1:3])
         rows = join([instance, class_pictures._replace(images=fitted)])
-    prompts = ['', *dict.fromkeys(text for text in rows.prompts if text)]
+    under = instance.class_prompts if shown_again else ()
+    prompts = ['', *dict.fromkeys(text for text in (*rows.prompts, *under) if text)]
     place = {text: i for i, text in enumerate(prompts)}
     return Table(
         pictures=rows.images,
@@ -71,6 +86,7 @@ def make_table(instance: Examples, class_pictures: Examples | None = None) -> Ta
         prompts=prompts,
         num_instance=len(instance.images),
         masks=rows.masks,
+        class_prompt_of=np.array([place[text] for text in under], np.int32) if shown_again else None,
     )
 
 
@@ -85,7 +101,10 @@ def join(groups: Sequence[Examples]) -> Examples:
             ]
         )
     images = np.concatenate([group.images for group in groups])
-    return Examples(images, [prompt for group in groups for prompt in group.prompts], masks)
+    class_prompts = None
+    if all(group.class_prompts is not None for group in groups):
+        class_prompts = [prompt for group in groups for prompt in group.class_prompts]
+    return Examples(images, [prompt for group in groups for prompt in group.prompts], masks, class_prompts)
 
 
 def shrink_masks(masks: np.ndarray, factor: int) -> np.ndarray:

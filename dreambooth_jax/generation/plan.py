@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dreambooth_jax.config import DreamBoothConfig, to_dict
-from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
+from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade, compute_dtype
 from dreambooth_jax.models.functional import parameter_count
 from dreambooth_jax.training import optimizer
 from dreambooth_jax.weights.pipeline import Pipeline
@@ -57,7 +57,7 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
     costs = {name: forward_flops(cascade, name) for name in stages}
     lines += ['', f'plan for {jax.device_count()} x {jax.devices()[0].device_kind}:']
     seconds = 0.0
-    if config.prior.weight > 0:
+    if config.prior.weight > 0 and config.prior.kind == 'pictures':
         prior = config.prior
         count = prior.num_images * len({concept.class_prompt for concept in config.concepts()})
         passes = count * prior.steps * (2 if prior.guidance_scale != 1 else 1)
@@ -78,8 +78,14 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         _, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps)
         copies = 2 + (config.optimizer.ema_decay is not None)  # weights, gradients, average
         memory = copies * 4 * count + optimizer.state_bytes(tx, params)
+        passes = rows * BACKWARD
+        if config.has_teacher(name):
+            passes += rows // 2
+            if config.lora.rank is None:
+                itemsize = jnp.dtype(compute_dtype(config.parallel.dtype)).itemsize
+                memory += parameter_count(pipeline.unet.params) * itemsize
         parts = f' in {settings.accumulation} micro-batches' if settings.accumulation > 1 else ''
-        work = settings.steps * rows * BACKWARD * costs[name] / speed
+        work = settings.steps * passes * costs[name] / speed
         seconds += work
         lines.append(
             f'  {name}: {settings.steps} steps of {rows} rows{parts}, {count / 1e6:.1f}M parameters trained, '

@@ -48,7 +48,8 @@ class PriorImage(NamedTuple):
 
 
 def prior_images_of(config: DreamBoothConfig, cascade: Cascade, workdir: str | os.PathLike) -> list[PriorImage]:
-    """The class pictures that a run trains on, drawn where they are missing; none while prior.weight is 0.
+    """The class pictures that a run trains on, drawn where they are missing; none while prior.weight is 0, or where
+    prior.kind wants none.
 
     Args:
       config: its `prior`, `seed` and class prompts; the second stage draws too if super_resolution trains on them.
@@ -56,7 +57,7 @@ def prior_images_of(config: DreamBoothConfig, cascade: Cascade, workdir: str | o
       workdir: the run's folder; prior.dir, or else prior/ in it, holds the pictures.
     Raises: PriorError, or OSError if the disk does not take them.
     """
-    if config.prior.weight == 0:
+    if config.prior.weight == 0 or config.prior.kind != 'pictures':
         return []
     second = config.super_resolution
     return ensure_prior_images(

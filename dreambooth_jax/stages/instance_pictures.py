@@ -21,7 +21,7 @@ def read(
     crops: int | None = None,
     max_zoom: float = MAX_ZOOM,
 ) -> list[Examples]:
-    """All subjects' pictures and the prompt of each: its caption if it has one, else the subject's instance prompt.
+    """All subjects' pictures with the prompts of each: its caption or else the instance prompt, and the class prompt.
 
     Args:
       resolution: side of the square pictures, in pixels.
@@ -41,19 +41,22 @@ def read(
                 known = ', '.join(subjects.SUBJECTS)
                 raise SettingsError(f'config.data.subject is {concept.subject!r} but must be one of {known}')
             painted = [draw.paint(scene, resolution) for scene in subjects.reference_scenes(concept.subject)]
-            groups[square].append(Examples(np.stack(painted), [prompt] * len(painted)))
+            prompts, class_prompts = [prompt] * len(painted), [concept.class_prompt] * len(painted)
+            groups[square].append(Examples(np.stack(painted), prompts, class_prompts=class_prompts))
             continue
         options = {'crops': crops or config.data.crops, 'max_zoom': max_zoom, 'seed': config.seed}
         found = read_buckets(concept.instance_dir, sizes, prompt, **options)
         for name, reason in next(iter(found.values())).skipped.items():
             logging.warning('%s in %s is skipped: it is %s', name, concept.instance_dir, reason)
         for size, pictures in found.items():
-            groups[size].append(Examples(pictures.images, pictures.prompts, pictures.masks))
+            class_prompts = [concept.class_prompt] * len(pictures.images)
+            groups[size].append(Examples(pictures.images, pictures.prompts, pictures.masks, class_prompts))
     return [join(group) for group in groups.values() if group]
 
 
 def describe(groups: Sequence[Examples]) -> str:
     """A line about what was read."""
-    sizes = ', '.join('{} of {} x {}'.format(len(images), *images.shape[2:0:-1]) for images, _, _ in groups)
+    shapes = [group.images.shape for group in groups]
+    sizes = ', '.join(f'{count} of {width} x {height}' for count, height, width, _ in shapes)
     masks = any(group.masks is not None for group in groups)
     return f'pictures: {sizes} pixels{"; masks weigh the loss of those that have one" if masks else ""}'

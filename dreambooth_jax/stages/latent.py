@@ -23,8 +23,9 @@ from dreambooth_jax.data import low_resolution
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.models import vae
-from dreambooth_jax.stages.pixel import Objective, denoise_rows, gather_text, streams
+from dreambooth_jax.stages.pixel import Objective, denoise_rows, gather_prompts, read_prompts, streams
 from dreambooth_jax.stages.super_resolution import conditioning
+from dreambooth_jax.stages.teacher import Teacher
 
 
 def encode_pictures(
@@ -78,7 +79,7 @@ class LatentStage:
 
     Attributes:
       scaling_factor: of the VAE: latents are multiplied by it before the UNet sees them.
-      unet, schedule, encode, objective: as in PixelStage.
+      unet, schedule, encode, objective, teacher: as in PixelStage.
     `frozen` holds moments f32[N or 2 N, h, w, 2C] of `encode_pictures`; prompt_of, `text` or `tokens` as PixelStage's;
     and, where pictures have them, masks uint8[N or 2 N, h, w, 1] (data/table.shrink_masks).
     """
@@ -88,17 +89,19 @@ class LatentStage:
     scaling_factor: float
     encode: Callable | None = None
     objective: Objective = Objective()
+    teacher: Teacher | None = None
 
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys, posterior_keys = streams(keys, 5)
         count = len(frozen['prompt_of'])
         place = variant(batch, count, flip_keys, self.objective.random_flip)
         latents = draw_latents(frozen['moments'][place], posterior_keys, self.scaling_factor)
-        text = gather_text(
-            params, frozen, batch, drop_keys, encode=self.encode, dropout=self.objective.prompt_dropout)  # fmt: skip
+        prompt = gather_prompts(frozen, batch, drop_keys, self.objective.prompt_dropout)
+        text = read_prompts(params, frozen, prompt, self.encode)
         network = lambda x_t, t: self.unet(params['unet'], x_t, t, **text)  # noqa: E731
         masks = masks_of(frozen, place)
-        return denoise_rows(network, latents, self.schedule, self.objective, time_keys, noise_keys, masks)
+        lesson = self.teacher and self.teacher.lesson(frozen, batch, prompt)
+        return denoise_rows(network, latents, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,7 @@ class LatentSuperResolutionStage:
     noise_level: tuple[int, int]
     encode: Callable | None = None
     objective: Objective = Objective()
+    teacher: Teacher | None = None
 
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys, posterior_keys, level_keys, augment_keys = streams(keys, 7)
@@ -128,14 +132,15 @@ class LatentSuperResolutionStage:
         level = noise_lib.sample_timesteps(level_keys, lowest, highest + 1)
         low = frozen['low'][place]
         condition = conditioning(low, low.shape[1], self.noising_schedule, level, augment_keys)
-        text = gather_text(
-            params, frozen, batch, drop_keys, encode=self.encode, dropout=self.objective.prompt_dropout)  # fmt: skip
+        prompt = gather_prompts(frozen, batch, drop_keys, self.objective.prompt_dropout)
+        text = read_prompts(params, frozen, prompt, self.encode)
 
         def network(x_t, t):
             return self.unet(params['unet'], jnp.concatenate([x_t, condition], axis=-1), t, class_labels=level, **text)
 
         masks = masks_of(frozen, place)
-        return denoise_rows(network, latents, self.schedule, self.objective, time_keys, noise_keys, masks)
+        lesson = self.teacher and self.teacher.lesson(frozen, batch, prompt, beside=condition, class_labels=level)
+        return denoise_rows(network, latents, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)
 
 
 def masks_of(frozen: Mapping[str, Any], place: jax.Array) -> jax.Array | None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from dreambooth_jax.config import ObjectiveConfig
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import objective, prediction, schedules
+from dreambooth_jax.stages.teacher import Lesson, Teacher
 from dreambooth_jax.stages.text_conditioning import Text, rows_of
 
 # Row 0 of the prompt table is always the empty prompt: dropped prompts point there (classifier-free guidance).
@@ -83,20 +84,25 @@ def _gather(rows: jax.Array, batch: Mapping[str, jax.Array], keys: jax.Array, fl
     return jnp.where(mirrored[:, None, None, None], rows[:, :, ::-1], rows)
 
 
-def gather_text(
-    params: Mapping[str, Any],
-    frozen: Mapping[str, Any],
-    batch: Mapping[str, jax.Array],
-    keys: jax.Array,
-    *,
-    encode: Callable | None,
-    dropout: float,
-) -> Text:
-    """The text of the rows' prompts: computed when a text encoder trains, looked up when none does."""
+def gather_prompts(
+    frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, dropout: float
+) -> jax.Array:
+    """The rows' prompts i32[B]: those of their pictures, the class's where a class row shows the subject's picture, and
+    the empty one for a share `dropout` of all.
+    """
     prompt = frozen['prompt_of'][batch['picture']]
+    if 'class_prompt_of' in frozen:
+        prompt = jnp.where(batch['is_instance'] > 0, prompt, frozen['class_prompt_of'][batch['picture']])
     if dropout > 0:
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys)
         prompt = jnp.where(dropped, EMPTY_PROMPT, prompt)
+    return prompt
+
+
+def read_prompts(
+    params: Mapping[str, Any], frozen: Mapping[str, Any], prompt: jax.Array, encode: Callable | None
+) -> Text:
+    """The text of prompts i32[B]: computed when a text encoder trains, looked up when none does."""
     if encode is None:
         return rows_of(frozen['text'], prompt)
     return encode(params, rows_of(frozen['tokens'], prompt))
@@ -110,8 +116,12 @@ def denoise_rows(
     time_keys: jax.Array,
     noise_keys: jax.Array,
     masks: jax.Array | None = None,
+    lesson: Lesson | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Noises pictures at random times and measures the network's answer.
+
+    Rows that are held to a frozen network's answer have that as their target, in every pixel alike: a mask says what
+    shows the subject, and the rest must stay what it was. Their variance is held to its variance, not to the bound.
 
     Args:
       network: (x_t f32[B, H, W, C], t i32[B]) -> f32[B, H, W, C], or 2C channels with a learned variance.
@@ -120,6 +130,7 @@ def denoise_rows(
       weights: see `Objective`.
       time_keys, noise_keys: row keys [B].
       masks: f32[B, H, W, 1], how much each pixel counts; None: all alike.
+      lesson: of a teacher (teacher.py); None: the pictures teach all rows.
     Returns: f32[B] and its parts 'denoising' and, with a trained variance, 'variance'.
     """
     channels = pictures.shape[-1]
@@ -128,6 +139,10 @@ def denoise_rows(
     x_t = noise_lib.add_noise(schedule, pictures, noise, t)
     alpha, sigma = schedules.alpha_sigma(schedule, t)
     target = prediction.target_for(schedule.prediction_type, pictures, noise, alpha, sigma)
+    if lesson is not None:
+        held_to, held = lesson(x_t, t)
+        target = jnp.where(_over(held), held_to[..., :channels], target)
+        masks = None if masks is None else jnp.where(_over(held), 1.0, masks)
     output = network(x_t, t).astype(jnp.float32)
     answer = output[..., :channels]
     parts = {
@@ -145,8 +160,15 @@ def denoise_rows(
         parts['variance'] = objective.variance_loss(
             output[..., channels:], answer, pictures, x_t, t, schedule, mask=masks
         )
+        if lesson is not None:
+            moved = jnp.square(output[..., channels:] - held_to[..., channels:])
+            parts['variance'] = jnp.where(held, jnp.mean(moved, axis=(1, 2, 3)), parts['variance'])
         loss = loss + weights.variance_weight * parts['variance']
     return loss, parts
+
+
+def _over(rows: jax.Array) -> jax.Array:
+    return rows[:, None, None, None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,6 +180,8 @@ class PixelStage:
       schedule: the model's own noise schedule.
       encode: (params, tokens) -> text when a text encoder trains along (TextConditioning), None when text is looked up.
       objective: weights of the loss.
+      teacher: what class rows are held to (teacher.py, which says what `frozen` and `batch` hold then); None: class
+        rows are taught by class pictures.
     `frozen` holds: pictures uint8[N, H, W, C]; prompt_of i32[N]; either `text` of P prompts or, with a trained text
     encoder, their `tokens` (text_conditioning.py); and, where pictures have them, masks uint8[N, H, W, 1] of how much
     each pixel counts (255: in full). Prompt 0 is the empty prompt.
@@ -167,12 +191,14 @@ class PixelStage:
     schedule: schedules.Schedule
     encode: Callable | None = None
     objective: Objective = Objective()
+    teacher: Teacher | None = None
 
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys = streams(keys, 4)
         pictures = gather_pictures(frozen, batch, flip_keys, self.objective.random_flip)
         masks = gather_masks(frozen, batch, flip_keys, self.objective.random_flip)
-        text = gather_text(
-            params, frozen, batch, drop_keys, encode=self.encode, dropout=self.objective.prompt_dropout)  # fmt: skip
+        prompt = gather_prompts(frozen, batch, drop_keys, self.objective.prompt_dropout)
+        text = read_prompts(params, frozen, prompt, self.encode)
         network = lambda x_t, t: self.unet(params['unet'], x_t, t, **text)  # noqa: E731
-        return denoise_rows(network, pictures, self.schedule, self.objective, time_keys, noise_keys, masks)
+        lesson = self.teacher and self.teacher.lesson(frozen, batch, prompt)
+        return denoise_rows(network, pictures, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)

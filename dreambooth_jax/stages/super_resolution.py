@@ -15,7 +15,16 @@ import jax.numpy as jnp
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.stages.pixel import Objective, denoise_rows, gather_masks, gather_pictures, gather_text, streams
+from dreambooth_jax.stages.pixel import (
+    Objective,
+    denoise_rows,
+    gather_masks,
+    gather_pictures,
+    gather_prompts,
+    read_prompts,
+    streams,
+)
+from dreambooth_jax.stages.teacher import Teacher
 
 
 def conditioning(
@@ -59,7 +68,7 @@ class SuperResolutionStage:
       factor: high side / low side.
       noise_level: (lowest, highest) augmentation level, both included, times of `noising_schedule`.
       crop: train on random crops of this side (a multiple of `factor`); None: whole pictures.
-      encode, objective: as in PixelStage.
+      encode, objective, teacher: as in PixelStage.
     `frozen` holds what PixelStage's does; its pictures are the high ones.
     """
 
@@ -71,6 +80,7 @@ class SuperResolutionStage:
     crop: int | None = None
     encode: Callable | None = None
     objective: Objective = Objective()
+    teacher: Teacher | None = None
 
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys, level_keys, augment_keys, crop_keys = streams(keys, 7)
@@ -83,10 +93,11 @@ class SuperResolutionStage:
         lowest, highest = self.noise_level
         level = noise_lib.sample_timesteps(level_keys, lowest, highest + 1)
         condition = conditioning(low, high.shape[1], self.noising_schedule, level, augment_keys)
-        text = gather_text(
-            params, frozen, batch, drop_keys, encode=self.encode, dropout=self.objective.prompt_dropout)  # fmt: skip
+        prompt = gather_prompts(frozen, batch, drop_keys, self.objective.prompt_dropout)
+        text = read_prompts(params, frozen, prompt, self.encode)
 
         def network(x_t, t):
             return self.unet(params['unet'], jnp.concatenate([x_t, condition], axis=-1), t, class_labels=level, **text)
 
-        return denoise_rows(network, high, self.schedule, self.objective, time_keys, noise_keys, masks)
+        lesson = self.teacher and self.teacher.lesson(frozen, batch, prompt, beside=condition, class_labels=level)
+        return denoise_rows(network, high, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)

@@ -118,9 +118,16 @@ class Tokenizer:
         """The ids of tokens that are in the vocabulary."""
         return self.wrapped.convert_tokens_to_ids(list(tokens))
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and added_tokens.json; other files there stay."""
+    def save(self, folder: str | os.PathLike, *, pad_token: str | None = None) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and added_tokens.json; other files there stay.
+
+        Args:
+          pad_token: fill up with this token of the vocabulary instead.
+        """
+        before = self.wrapped.pad_token
+        self.wrapped.pad_token = pad_token or before
         self.wrapped.save_pretrained(str(folder))
+        self.wrapped.pad_token = before
         # transformers 4 has tokenizers that read vocab.json instead of tokenizer.json: they find added tokens here.
         added = dict(self.wrapped.added_tokens_encoder)
         (Path(folder) / 'added_tokens.json').write_text(json.dumps(added, indent=2) + '\n', 'utf-8')
@@ -140,13 +147,6 @@ class Tokenizer:
     def pad_token(self) -> str:
         """The text of the token that fills a prompt up."""
         return self.wrapped.pad_token
-
-    def save(self, folder: str | os.PathLike, *, pad_token: str) -> None:
-        """Writes a folder that `load` opens as this tokenizer, filling up with another token of its vocabulary."""
-        before = self.wrapped.pad_token
-        self.wrapped.pad_token = pad_token
-        self.wrapped.save_pretrained(str(folder))
-        self.wrapped.pad_token = before
 
     def prepare(self, prompt: str) -> str:
         """The text that is really tokenized."""

@@ -66,7 +66,7 @@ def stage_tables(
     config: DreamBoothConfig, cascade: Cascade, name: str, instance: Sequence[Examples], images: Sequence[PriorImage]
 ) -> list[Table]:
     """The pictures of one stage with their prompts, by size: the subjects' and, where they were drawn for it, all class
-    pictures.
+    pictures; with a teacher in their place the subjects' have their class prompts too.
     """
     is_base, second = name == BASE, cascade.super_resolution
     if is_base or not second.is_latent:
@@ -74,4 +74,4 @@ def stage_tables(
     else:
         size, options = crop_side(config, cascade), {'crop_seed': config.seed, 'max_zoom': cascade.factor}
     class_pictures = prior_images.read(images, {name: size}, **options).get(name)
-    return [make_table(examples, class_pictures) for examples in instance]
+    return [make_table(examples, class_pictures, shown_again=config.has_teacher(name)) for examples in instance]

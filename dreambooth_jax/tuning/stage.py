@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dreambooth_jax.config import DreamBoothConfig
+from dreambooth_jax.data import pairs
 from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.data.table import Table, shrink_masks
 from dreambooth_jax.diffusion import schedules
@@ -19,10 +20,11 @@ from dreambooth_jax.stages import latent
 from dreambooth_jax.stages.pixel import Objective, PixelStage
 from dreambooth_jax.stages.stage import Stage
 from dreambooth_jax.stages.super_resolution import SuperResolutionStage
+from dreambooth_jax.stages.teacher import Teacher
 from dreambooth_jax.training import fit, optimizer
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.tuning import textual_inversion
-from dreambooth_jax.tuning.trainable import Trainable, make_trainable
+from dreambooth_jax.tuning.trainable import Trainable, make_trainable, stored
 from dreambooth_jax.weights.pipeline import Pipeline
 
 
@@ -34,13 +36,16 @@ def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) ->
     return (*(('unet',) if config.base.train_unet else ()), *texts)
 
 
-def make_stage(config: DreamBoothConfig, name: str, cascade: Cascade, trainable: Trainable) -> Stage:
+def make_stage(
+    config: DreamBoothConfig, name: str, cascade: Cascade, trainable: Trainable, teacher: Teacher | None = None
+) -> Stage:
     """The loss of stage `name` of a cascade, its networks as they train."""
     pipeline = getattr(cascade, name)
     shared = {
         'unet': trainable.apply['unet'],
         'schedule': schedules.from_config(pipeline.scheduler),
         'objective': Objective.from_settings(config.objective, random_flip=config.data.random_flip),
+        'teacher': teacher,
     }
     if trainable.trains_text:
         conditioning = cascade.conditioning(name)
@@ -60,12 +65,14 @@ def make_stage(config: DreamBoothConfig, name: str, cascade: Cascade, trainable:
 
 
 def stage_data(
-    config: DreamBoothConfig, name: str, cascade: Cascade, table: Table, trainable: Trainable
+    config: DreamBoothConfig, name: str, cascade: Cascade, original: Cascade, table: Table, trainable: Trainable
 ) -> dict[str, Any]:
     """What the loss of stage `name` reads besides its weights: pictures or latents, and prompts; on the host."""
     pipeline, size = getattr(cascade, name), table.pictures.shape[1:3]
     flip = config.data.random_flip
     data = _latents(pipeline, table, flip) if pipeline.is_latent else table.arrays
+    if config.has_teacher(name):  # whose text encoders never trained, in this stage or before
+        data['teacher_text'] = original.encode(table.prompts, name, size)
     if trainable.trains_text:
         return {**data, 'tokens': cascade.conditioning(name).tokens(table.prompts, size)}
     return {**data, 'text': cascade.encode(table.prompts, name, size)}
@@ -74,7 +81,7 @@ def stage_data(
 def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
     mirrored = latent.with_mirrored if flip else lambda rows: rows
     data = {
-        'prompt_of': table.prompt_of,
+        **table.prompt_arrays,
         'moments': latent.encode_pictures(pipeline.vae.apply, pipeline.vae.params, mirrored(table.pictures)),
     }
     if table.masks is not None:
@@ -109,6 +116,7 @@ def tune(
     workdir: Path,
     name: str,
     cascade: Cascade,
+    original: Cascade,
     tables: Sequence[Table],
     grid: SampleGrid,
     place: Placement,
@@ -116,7 +124,9 @@ def tune(
     """Fine-tunes one stage from its newest checkpoint on.
 
     Args:
-      name: 'base' or 'super_resolution'. tables: its pictures, by size.
+      name: 'base' or 'super_resolution'.
+      cascade: with the stages before as they were trained. original: as the run found it.
+      tables: the stage's pictures, by size.
     Returns: the cascade with it, and whether it is finished.
     """
     settings = config.base if name == BASE else config.super_resolution
@@ -125,11 +135,25 @@ def tune(
         pipeline, trained_components(config, name, cascade), config.lora,
         new_rows=textual_inversion.new_rows(cascade) if name == BASE else None,
         dtype=compute_dtype(config.parallel.dtype), remat=config.parallel.remat, seed=config.seed)  # fmt: skip
-    stage = make_stage(config, name, cascade, trainable)
-    feed = Feed(config.seed, settings.steps, [table.num_instance for table in tables], tables[0].num_class)
-    data = [{**stage_data(config, name, cascade, table, trainable), **feed.arrays} for table in tables]
+    feed = Feed(config.seed, settings.steps, [table.num_instance for table in tables], tables[0].num_class,
+                shown_again=config.has_teacher(name))  # fmt: skip
+    batch = feed.batch(
+        settings.batch_size, settings.batch_size, config.prior.weight, place.devices, settings.accumulation)
+    frozen = {'weights': trainable.frozen}
+    teacher = None
+    if config.has_teacher(name):
+        whole = config.parallel.mode == 'pmap' or place.devices == 1  # else a batch is sharded
+        class_rows = pairs.most_class_rows(batch, place.devices, settings.accumulation) if whole else None
+        network = getattr(original, name).unet
+        teacher = Teacher(network.apply, class_rows)
+        if 'unet' not in trainable.frozen:
+            frozen['teacher'] = stored(network.params, compute_dtype(config.parallel.dtype))
+    stage = make_stage(config, name, cascade, trainable, teacher)
+    data = [{**stage_data(config, name, cascade, original, table, trainable), **feed.arrays} for table in tables]
     # One copy of the frozen weights for all sizes.
-    placed, weights = place.place_state(lambda data: data, jax.tree.map(jnp.asarray, (data, trainable.frozen)))
+    placed, frozen = place.place_state(lambda data: data, jax.tree.map(jnp.asarray, (data, frozen)))
+    if teacher is not None and 'teacher' not in frozen:  # adapters leave the frozen network where it is
+        frozen['teacher'] = frozen['weights']['unet']
 
     def loss(params, frozen, batch, keys):
         return stage.loss(trainable.assemble(params, frozen['weights']), frozen, batch, keys)
@@ -148,11 +172,9 @@ def tune(
     rate, tx = optimizer.from_settings(
         config.optimizer, settings.learning_rate, settings.steps, factors=factors,
         undecayed=[rows.name for rows in trainable.new_rows.values()])  # fmt: skip
-    rows, multiple = settings.batch_size, place.devices * settings.accumulation
-    batch = feed.batch(rows, rows, config.prior.weight, multiple)
     state, finished = fit.fit(
         loss, trainable.params, tx=tx, rate=rate, place=place, batch=batch, pick=feed.pick,
-        frozen=lambda step: {**placed[feed.bucket(step)], 'weights': weights}, workdir=workdir, name=name,
+        frozen=lambda step: {**placed[feed.bucket(step)], **frozen}, workdir=workdir, name=name,
         seed=config.seed, steps=settings.steps, ema_decay=config.optimizer.ema_decay,
         accumulation=settings.accumulation,
         steps_per_dispatch=feed.steps_per_dispatch(config.parallel.steps_per_dispatch),

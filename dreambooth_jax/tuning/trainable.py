@@ -96,7 +96,7 @@ def make_trainable(
         elif component in components:
             trained = dict(network.params)
         if adapted or component not in components:
-            frozen[component] = _stored(network.params, dtype)
+            frozen[component] = stored(network.params, dtype)
         if component in new_rows:
             rows = new_rows[component]
             trained[rows.name] = np.asarray(rows.take(network.params))
@@ -114,8 +114,11 @@ def _adapted(model, settings: LoraConfig):
         raise SettingsError(f'config.lora: {error}') from None
 
 
-def _stored(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    # A frozen kernel is only ever read in the compute dtype: kept so, it takes half the memory and computes the same.
+def stored(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """Frozen parameters as a step keeps them.
+
+    A kernel is only ever read in the compute dtype: kept so, it takes half the memory and computes the same.
+    """
     return {
         name: np.asarray(value).astype(dtype) if name.endswith('.kernel') else value for name, value in params.items()
     }

@@ -33,9 +33,10 @@ def photos(folder, count, captions=()):
 def test_a_built_in_subject_is_its_reference_scenes_at_any_size():
     config = config_with(subject='dog6', instance_prompt='a sks dog', class_prompt='a dog')
     scenes = subjects.reference_scenes('dog6')
-    images, prompts, masks = squares(config, 32)
+    images, prompts, masks, class_prompts = squares(config, 32)
     assert masks is None and 4 <= len(scenes) <= 6 and images.shape == (len(scenes), 32, 32, 3)
     assert np.array_equal(images[1], draw.paint(scenes[1], 32)) and prompts == ['a sks dog'] * len(scenes)
+    assert class_prompts == ['a dog'] * len(scenes)
     assert squares(config, 128)[0].shape == (len(scenes), 128, 128, 3)
 
 
@@ -45,16 +46,17 @@ def test_several_subjects_keep_their_own_prompts_and_captions(tmp_path):
              instance_prompt='a sks cat', class_prompt='a cat'),
         dict(subject='vase', instance_prompt='a zwx vase', class_prompt='a vase'),
     )  # fmt: skip
-    images, prompts, _ = squares(config_with(concepts=concepts), 32)
+    images, prompts, _, class_prompts = squares(config_with(concepts=concepts), 32)
     painted = len(subjects.reference_scenes('vase'))
     assert prompts == ['a sks cat', 'a sks cat asleep', *['a zwx vase'] * painted]
+    assert class_prompts == ['a cat', 'a cat', *['a vase'] * painted]
     assert len(images) == 2 + painted and images[1].max() == 10
 
 
 def test_crops_come_with_their_pictures_prompt(tmp_path):
     folder = photos(tmp_path / 'dog', 3)
     config = config_with(instance_dir=folder, instance_prompt='a sks dog', class_prompt='a dog', crops=2)
-    images, prompts, _ = squares(config, 32)
+    images, prompts, *_ = squares(config, 32)
     assert len(images) == len(prompts) == 6
 
 
