@@ -170,3 +170,15 @@ def shapes_of(tree: Any) -> Any:
 def size_of(tree: Any) -> int:
     """Bytes of a pytree of arrays or shapes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def random_values(tree: Any) -> Any:
+    """Arrays of such shapes: small normal numbers, and zeros for integers; traced inside jit."""
+    leaves, structure = jax.tree.flatten(tree)
+
+    def value(number, x):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return jnp.zeros(x.shape, x.dtype)
+        return (0.02 * jax.random.normal(jax.random.key(number), x.shape)).astype(x.dtype)
+
+    return structure.unflatten([value(number, x) for number, x in enumerate(leaves)])
