@@ -94,5 +94,6 @@ def _adapted(model, settings: LoraConfig):
 def _stored(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     # A frozen kernel is only ever read in the compute dtype: kept so, it takes half the memory and computes the same.
     return {
-        name: np.asarray(value).astype(dtype, copy=False) if name.endswith('.kernel') else value for name, value in params.items()
+        name: np.asarray(value).astype(dtype, copy=False) if name.endswith('.kernel') else value
+        for name, value in params.items()
     }

@@ -74,9 +74,8 @@ def target():
 def measure(device, settings: str, text: bool, dtype: str, remat: bool) -> dict:
     """Bytes of one row's compiled step: the compiler's counts, and what of them is known without it."""
     import jax
-    from jax.sharding import SingleDeviceSharding
-
     import stable_diffusion
+    from jax.sharding import SingleDeviceSharding
 
     on_cpu = jax.default_backend() == 'cpu'
     steps = _STEPS.value or (1 if on_cpu else 10)

@@ -4,7 +4,7 @@
   python experiments/speed/training.py --tiny        # does the script work? Also without an accelerator
 
 The UNet trains, fully or by LoRA of rank 16, on latents and text states that lie on the device, in bfloat16 with f32
-master weights; weights are random. One row of pictures is an instance and a class picture; a picture is an image.
+master weights; weights are made up. One row of pictures is an instance and a class picture; a picture is an image.
 README.md says what was measured so far.
 """
 
@@ -14,6 +14,7 @@ import importlib.util
 import itertools
 import os
 import shlex
+import statistics
 import sys
 import time
 from datetime import date
@@ -68,18 +69,19 @@ def measure_jax(method: str, batch_size: int) -> list[float]:
     """Seconds per step of this package."""
     import jax
     import jax.numpy as jnp
-
     import stable_diffusion
+
     from dreambooth_jax.training.placement import Pmap
 
     config = DreamBoothConfig(
-        model='stable-diffusion-v1-5', base=BaseConfig(batch_size=batch_size),
-        lora=LoraConfig(rank=RANK if method == 'lora' else None), parallel=ParallelConfig(remat=_REMAT.value))  # fmt: skip
+        model='stable-diffusion-v1-5', base=BaseConfig(batch_size=batch_size, train_text_encoder=False),
+        lora=LoraConfig(rank=RANK if method == 'lora' else None), parallel=ParallelConfig(remat=_REMAT.value),
+    )  # fmt: skip
     training = stable_diffusion.training(config, networks(), dtype=jnp.bfloat16)
     place = Pmap(jax.local_devices()[:1])
     at_once = min(_STEPS.value, _STEPS_PER_DISPATCH.value or (1 if jax.default_backend() == 'cpu' else 10))
     step = place.compile(lambda axis: training.make_step(axis, at_once))
-    state, frozen = place.place_state(lambda: stable_diffusion.random_values((training.state, training.frozen)))
+    state, frozen = place.place_state(lambda: stable_diffusion.values(training))
     key, batch = place.place_state(lambda: jax.random.key(0)), place.place_batch(training.batch)
     calls = -(-_STEPS.value // at_once)
 
@@ -93,7 +95,7 @@ def measure_jax(method: str, batch_size: int) -> list[float]:
 
 
 def measure_torch(method: str, batch_size: int, compiled: bool) -> list[float]:
-    """Seconds per step of the loop of diffusers' train_dreambooth.py and its LoRA variant, latents and text prepared."""
+    """Seconds per step of the loop of diffusers' train_dreambooth.py or its LoRA variant, on prepared latents."""
     import diffusers
     import torch
 
@@ -209,11 +211,12 @@ def main(argv) -> None:
         if isinstance(found, str):
             rows.append({**row, 'failed': found})
         else:
-            speeds = sorted(2 * batch_size / seconds for seconds in found)
-            middle = speeds[len(speeds) // 2]
+            low, middle, high = (
+                2 * batch_size / seconds for seconds in (max(found), statistics.median(found), min(found))
+            )
             mfu = None if peak is None else middle * TFLOP[method] / peak
-            rows.append({**row, 'seconds_per_step': found, 'images_per_second': (speeds[0], middle, speeds[-1]),
-                         'mfu': mfu})  # fmt: skip
+            row |= {'seconds_per_step': found, 'images_per_second': (low, middle, high), 'mfu': mfu}
+            rows.append(row)
         print('  '.join(row_of(rows[-1])), flush=True)
     print(experiment.table(HEADINGS, [row_of(row) for row in rows]))
     if _OUTPUT.value or not _TINY.value:
