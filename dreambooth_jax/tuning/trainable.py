@@ -120,5 +120,6 @@ def stored(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     A kernel is only ever read in the compute dtype: kept so, it takes half the memory and computes the same.
     """
     return {
-        name: np.asarray(value).astype(dtype) if name.endswith('.kernel') else value for name, value in params.items()
+        name: np.asarray(value).astype(dtype, copy=False) if name.endswith('.kernel') else value
+        for name, value in params.items()
     }
