@@ -3,18 +3,14 @@
 import dataclasses
 from typing import Literal
 
-from dreambooth_jax.config import (
-    LAST_TIMESTEP,
+from dreambooth_jax.config import LAST_TIMESTEP, SettingsError, Timestep, check_noise_level, setting
+from dreambooth_jax.training_config import (
     CheckpointConfig,
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
     RateSchedule,
     SamplesConfig,
-    SettingsError,
-    Timestep,
-    check_noise_level,
-    setting,
 )
 
 

@@ -1,33 +1,22 @@
-"""Textual inversion on tiny pipelines: what trains and what does not, and what PyTorch's diffusers makes of the result."""
+"""Textual inversion on tiny pipelines: what trains, what does not, and what diffusers makes of the result."""
 
-import dataclasses
 import functools
 import tempfile
 from pathlib import Path
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
-from dreambooth_jax.diffusion import noise as noise_lib
+from dreambooth_jax.config import DreamBoothConfig, resolve
 from dreambooth_jax.generation.cascade import Cascade
-from dreambooth_jax.models import functional
-from dreambooth_jax.stages.latent import draw_latents
-from dreambooth_jax.stages.pixel import streams
 from dreambooth_jax.training.placement import Pmap
-from dreambooth_jax.training.step import row_keys
 from dreambooth_jax.tuning import pictures, stage, textual_inversion
-from dreambooth_jax.tuning.trainable import make_trainable
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.pipeline import COMPONENTS
 from tests import tiny_latent_pipelines, tiny_pipelines
-from tests.torch_reference import largest_relative_difference, nchw, quick_jit
 
 WORD = '<sks-dog>'
 PROMPT = f'a {WORD} on a rug'
