@@ -1,0 +1,262 @@
+"""Stages on latents: their loss against PyTorch and diffusers, from prompts and pictures on; what their UNet sees."""
+
+import functools
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers.training_utils import compute_snr
+
+from dreambooth_jax.data.table import shrink_masks
+from dreambooth_jax.diffusion import noise as noise_lib
+from dreambooth_jax.diffusion import schedules
+from dreambooth_jax.models import vae
+from dreambooth_jax.stages import latent
+from dreambooth_jax.stages.latent import LatentStage, LatentSuperResolutionStage
+from dreambooth_jax.stages.pixel import Objective, streams
+from dreambooth_jax.stages.text_conditioning import TextConditioning
+from dreambooth_jax.weights import folders
+from tests import tiny_latent_pipelines as tiny
+from tests.stages import small
+from tests.torch_reference import nchw, nhwc, quick_jit
+
+SIZE, SCALE = 32, 4
+PROMPTS = ['', 'a sks dog', 'a dog', 'a cat in a red hat']
+PROMPT_OF = np.array([1, 1, 2, 3], np.int32)  # of the pictures: two of the subject, two of classes
+PICTURE = np.array([0, 1, 2, 3, 0, 3], np.int32)  # of the rows
+ROWS = len(PICTURE)
+KEYS = small.keys(ROWS)
+LEVELS = (1, 9)  # level 0 is not that of diffusers
+_DRAW = np.random.default_rng(0)
+PICTURES = _DRAW.integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+MASKS = 255 * _DRAW.integers(0, 2, (4, SIZE, SIZE, 1), np.uint8)
+
+
+@functools.cache
+def pipeline(family):
+    return folders.read_pipeline(tiny.folder(family))
+
+
+@functools.cache
+def moments(family):
+    """Of the pictures, and behind them of the mirrored ones, by our VAE."""
+    network = pipeline(family).vae
+    return latent.encode_pictures(network.apply, network.params, latent.with_mirrored(PICTURES), batch_size=3)
+
+
+def losses(family, *, trains_text=False, masks=False, **weights):
+    """The loss of a family's stage, f32[ROWS], with the networks and the prompts of its folder."""
+    opened = pipeline(family)
+    read = TextConditioning.of(opened, size=SIZE)
+    params = {'unet': opened.unet.params, **{part: net.params for part, net in opened.text_encoders.items()}}
+    settings = dict(
+        unet=opened.unet.apply, schedule=schedules.from_config(opened.scheduler),
+        scaling_factor=vae.scaling_factor(opened.vae.config), objective=Objective(**weights))  # fmt: skip
+    data = {'moments': moments(family), 'prompt_of': PROMPT_OF}
+    if trains_text:
+        data['tokens'], settings['encode'] = read.tokens(PROMPTS), read
+    else:
+        data['text'] = quick_jit(read)(params, read.tokens(PROMPTS))
+    if masks:
+        data['masks'] = latent.with_mirrored(shrink_masks(MASKS, SCALE))
+    if family == 'upscaler':
+        data['low'] = latent.with_mirrored(latent.low_pictures(PICTURES, SCALE))
+        noising = schedules.from_config(opened.image_noising_scheduler)
+        stage = LatentSuperResolutionStage(noising_schedule=noising, noise_level=LEVELS, **settings)
+    else:
+        stage = LatentStage(**settings)
+    loss, parts = quick_jit(stage.loss)(params, data, {'picture': PICTURE}, KEYS)
+    np.testing.assert_array_equal(parts['denoising'], loss)
+    return loss
+
+
+def draws(family, random_flip):
+    """What the rows draw, as torch takes it: time, noise, posterior noise, mirrored, level, low picture's noise."""
+    enlarges = family == 'upscaler'
+    time_keys, noise_keys, flip_keys, _, posterior_keys, *others = streams(KEYS, 7 if enlarges else 5)
+    side = SIZE // SCALE
+    found = {
+        't': torch.from_numpy(np.array(noise_lib.sample_timesteps(time_keys, 0, 1000))).long(),
+        'noise': nchw(noise_lib.sample_noise(noise_keys, (side, side, 4))),
+        'posterior_noise': nchw(noise_lib.sample_noise(posterior_keys, (side, side, 4))),
+        'mirrored': np.array(jax.vmap(jax.random.bernoulli)(flip_keys)) & random_flip,
+    }
+    if enlarges:
+        levels = noise_lib.sample_timesteps(others[0], LEVELS[0], LEVELS[1] + 1)
+        found['level'] = torch.from_numpy(np.array(levels)).long()
+        found['low_noise'] = nchw(noise_lib.sample_noise(others[1], (side, side, 3)))
+    return found
+
+
+def mirrored_where(rows, mirrored):
+    return np.where(mirrored[:, None, None, None], rows[:, :, ::-1], rows)
+
+
+def text_of(pipe, family):
+    """What diffusers tells the UNet of the rows' prompts."""
+    prompts = [PROMPTS[prompt] for prompt in PROMPT_OF[PICTURE]]
+    states, _, *pooled = pipe.encode_prompt(
+        prompts, device='cpu', num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    if family != 'sdxl':
+        return {'encoder_hidden_states': states}
+    numbers = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * ROWS)  # sizes and crop: a whole picture at its own size
+    added = {'text_embeds': pooled[0], 'time_ids': numbers}
+    return {'encoder_hidden_states': states, 'added_cond_kwargs': added}
+
+
+@torch.no_grad()
+def losses_of_diffusers(family, *, masks=False, min_snr_gamma=None, random_flip=False):
+    """As diffusers' training scripts compute it, but for each row, and with the mean over what a mask keeps."""
+    pipe, drawn = tiny.torch_pipeline(family), draws(family, random_flip)
+    scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    t, noise = drawn['t'], drawn['noise']
+    pictures = nchw(mirrored_where(PICTURES[PICTURE].astype(np.float32) / 127.5 - 1, drawn['mirrored']))
+    posterior = pipe.vae.encode(pictures).latent_dist
+    latents = (posterior.mean + posterior.std * drawn['posterior_noise']) * pipe.vae.config.scaling_factor
+    inputs, options = scheduler.add_noise(latents, noise, t), text_of(pipe, family)
+    if family == 'upscaler':
+        low = torch.nn.functional.interpolate(pictures, scale_factor=1 / SCALE, mode='area')
+        low = pipe.low_res_scheduler.add_noise(low, drawn['low_noise'], drawn['level'])
+        inputs, options['class_labels'] = torch.cat([inputs, low], dim=1), drawn['level']
+    answer = pipe.unet(inputs, t, **options).sample
+    predicts_velocity = scheduler.config.prediction_type == 'v_prediction'
+    target = scheduler.get_velocity(latents, noise, t) if predicts_velocity else noise
+    error = torch.nn.functional.mse_loss(answer, target, reduction='none')
+    weight = torch.ones_like(error)
+    if masks:
+        weight = nchw(mirrored_where(MASKS[PICTURE].astype(np.float32) / 255, drawn['mirrored']))
+        # A latent counts as much as its pixels do on average, told in 255 steps, rounded up.
+        weight = torch.nn.functional.interpolate(weight, scale_factor=1 / SCALE, mode='area')
+        weight = (torch.ceil(weight * 255 - 1e-3) / 255).expand_as(error)
+    loss = (weight * error).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+    if min_snr_gamma is not None:
+        snr = compute_snr(scheduler, t)
+        loss = loss * snr.clamp(max=min_snr_gamma) / (snr + 1 if predicts_velocity else snr)
+    return loss.numpy()
+
+
+@pytest.mark.parametrize(
+    ('family', 'made', 'weighed'),
+    [
+        ('sd1', {}, dict(masks=True, min_snr_gamma=5.0, random_flip=True)),
+        ('sd2', {}, {}),
+        ('sdxl', dict(trains_text=True), {}),
+        ('upscaler', dict(trains_text=True), dict(masks=True, min_snr_gamma=5.0, random_flip=True)),
+    ],
+)
+def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(family, made, weighed):
+    """Instance and class rows; mirrored rows by the latents of the mirrored picture."""
+    drawn = draws(family, True)
+    assert set(drawn['mirrored'].tolist()) == {True, False} and len(set(drawn['t'].tolist())) == ROWS
+    ours, theirs = losses(family, **made, **weighed), losses_of_diffusers(family, **weighed)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+# What the network sees, on moments of no VAE.
+
+
+def data_of(side=8, mirrored=False):
+    draw = np.random.default_rng(0)
+    count = small.PICTURES * (2 if mirrored else 1)
+    return {
+        **small.frozen(),
+        'moments': draw.normal(size=(count, side, side, 8)).astype(np.float32),
+        'low': draw.uniform(-1, 1, (count, side, side, 3)).astype(np.float32),
+    }
+
+
+STAGES = {
+    'base': (LatentStage, {}),
+    'super_resolution': (
+        LatentSuperResolutionStage, dict(noising_schedule=schedules.make_schedule('linear'), noise_level=(3, 3))),
+}  # fmt: skip
+
+
+def latents_of(kind, data, keys, *, picture=None, **weights):
+    """The clean latents that the rows' errors are measured against, f32[B, 8, 8, 4]: by the loss's gradient."""
+    stage_of, options = STAGES[kind]
+    rows = small.batch(len(keys)) if picture is None else {'picture': np.array(picture, np.int32)}
+    stage = stage_of(
+        unet=lambda params, *inputs, **labels: params['answer'], schedule=small.schedule('sample'),
+        scaling_factor=0.5, objective=Objective(**weights), **options)  # fmt: skip
+
+    def total(answer):
+        return stage.loss({'unet': {'answer': answer}}, jax.tree.map(jnp.asarray, data), rows, keys)[0].sum()
+
+    answer = jnp.zeros((len(keys), 8, 8, 4))
+    return -np.asarray(quick_jit(jax.grad(total))(answer)) * answer[0].size / 2
+
+
+@pytest.mark.parametrize('kind', STAGES)
+def test_every_step_and_slot_draws_its_latents_anew_and_the_same_ones_again(kind):
+    data, same = data_of(), [2] * 6
+    first = latents_of(kind, data, small.keys(at=0), picture=same)
+    np.testing.assert_array_equal(latents_of(kind, data, small.keys(at=0), picture=same), first)
+    later = latents_of(kind, data, small.keys(at=1), picture=same)
+    others = latents_of(kind, data, small.keys(seed=1), picture=same)
+    assert len({row.tobytes() for row in np.concatenate([first, later, others])}) == 18
+    mean, log_variance = np.split(data['moments'][2], 2, axis=-1)
+    noise = (np.concatenate([first, later, others]) / 0.5 - mean) / np.exp(log_variance / 2)
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05  # 4608 draws
+
+
+@pytest.mark.parametrize('kind', STAGES)
+def test_mirrored_rows_have_latents_and_masks_of_their_own(kind):
+    """The mirrored pictures stand behind the others: their latents are far away here."""
+    data, keys = data_of(mirrored=True), small.keys(40)
+    data['moments'][..., :4] = np.arange(12)[:, None, None, None]
+    data['moments'][..., 4:] = -30.0
+    picture = np.arange(40) % small.PICTURES
+    found = latents_of(kind, data, keys, picture=picture, random_flip=True)[:, 0, 0, 0] / 0.5
+    mirrored = np.round(found) >= small.PICTURES
+    np.testing.assert_allclose(found, picture + small.PICTURES * mirrored, atol=1e-4)
+    assert 8 < mirrored.sum() < 32
+    masks = np.zeros((12, 8, 8, 1), np.uint8)
+    masks[np.arange(12), np.arange(12) % 8, np.arange(12) // 8] = 255  # each keeps one latent, of its own
+    kept = latents_of(kind, {**data, 'masks': masks}, keys, picture=picture, random_flip=True).any(axis=-1)
+    place = np.round(found).astype(int)
+    place, kept = place[place > 0], kept[place > 0]  # latents of picture 0 are 0
+    np.testing.assert_array_equal(kept, masks[place, ..., 0] > 0)
+
+
+@functools.cache
+def run(noise_level, rows=600):
+    stage_of, options = STAGES['super_resolution']
+    options = {**options, 'noise_level': noise_level, 'schedule': small.schedule('v_prediction')}
+    return small.run(
+        stage_of, small.kernel(inputs=7, outputs=4), data_of(), small.batch(rows), small.keys(rows), scaling_factor=0.5,
+        **options)[2]  # fmt: skip
+
+
+def test_at_level_0_the_upscaler_is_given_the_low_picture_itself():
+    seen = run((0, 0))
+    np.testing.assert_array_equal(seen['x'][:6, ..., 4:], data_of()['low'])
+    np.testing.assert_array_equal(seen['class_labels'], 0)
+
+
+def test_levels_are_the_class_labels_over_the_whole_range_and_independent_of_the_time():
+    seen = run((2, 5))
+    levels, times = np.asarray(seen['class_labels']), np.asarray(seen['t'])
+    assert np.unique(levels, return_counts=True)[1].min() > 100 and set(levels.tolist()) == {2, 3, 4, 5}
+    assert abs(np.corrcoef(levels, times)[0, 1]) < 0.16  # 4 standard deviations
+    other = run((0, 0))
+    np.testing.assert_array_equal(other['t'], times)
+    np.testing.assert_array_equal(other['x'][..., :4], seen['x'][..., :4])
+
+
+def test_the_noise_of_the_low_picture_is_of_its_level_and_its_schedule():
+    level = 300
+    x = np.asarray(run((level, level))['x'])[:6]
+    alphas_cumprod = float(diffusers.DDPMScheduler(beta_schedule='linear').alphas_cumprod[level])
+    noise = (x[..., 4:] - alphas_cumprod**0.5 * data_of()['low']) / (1 - alphas_cumprod) ** 0.5
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1  # 1152 draws
+
+
+def test_moments_are_those_of_diffusers_whatever_the_batch():
+    with torch.no_grad():
+        theirs = tiny.torch_pipeline('sd1').vae.encode(nchw(PICTURES.astype(np.float32) / 127.5 - 1)).latent_dist
+    np.testing.assert_allclose(moments('sd1')[:4], nhwc(theirs.parameters), atol=1e-5)
