@@ -116,6 +116,9 @@ BETWEEN = [
     ('optimizer.kind', 'prodigy', (
         "config.base.learning_rate is 5e-06 but the optimiser's kind is 'prodigy', which finds the rate and multiplies "
         'it by this; set it to 1.0 (at least 0.01)')),
+    ('prior', {'kind': 'prediction', 'dir': 'class_dogs'}, (
+        "config.prior.dir is 'class_dogs' but config.prior.kind is 'prediction', which has no class pictures to keep; "
+        "leave dir None, or set kind to 'pictures'")),
     ('base.accumulation', 3, (
         'config.base.accumulation is 3 but a step has only 2 rows to cut into micro-batches (config.base.batch_size, '
         'and as many class rows if there are some); set it to at most 2')),
@@ -250,6 +253,17 @@ def test_rows_of_a_step_are_instance_and_class_rows():
     assert resolve(DreamBoothConfig, given).rows_per_step('super_resolution') == 1
     with_prior = nest('super_resolution.with_prior', True, given)
     assert resolve(DreamBoothConfig, with_prior).rows_per_step('super_resolution') == 2
+
+
+def test_class_rows_have_a_teacher_where_there_are_any():
+    def stages(**prior):
+        given = nest('super_resolution.with_prior', prior.pop('both', False), nest('prior', prior))
+        resolved = resolve(DreamBoothConfig, given)
+        return [name for name in ('base', 'super_resolution') if resolved.has_teacher(name)]
+
+    assert stages() == stages(kind='prediction', weight=0.0) == []
+    assert stages(kind='prediction') == ['base']
+    assert stages(kind='prediction', both=True) == ['base', 'super_resolution']
 
 
 def test_an_incomplete_concept_is_named():

@@ -62,3 +62,22 @@ def test_steps_already_taken_do_not_depend_on_how_many_follow():
     short, long = Feed(0, 10, (3, 2), 0), Feed(0, 25, (3, 2), 0)
     np.testing.assert_array_equal(long.arrays['turns'][:10], short.arrays['turns'])
     assert [long.bucket(step) for step in range(10)] == [short.bucket(step) for step in range(10)]
+
+
+@pytest.mark.parametrize(('rows', 'devices'), [(1, 1), (2, 1), (2, 4)])
+def test_class_rows_that_show_the_subject_go_through_every_buckets_pictures_in_an_order_of_their_own(rows, devices):
+    counts = (3, 1, 4)
+    feed = Feed(0, 80, counts, 0, shown_again=True)
+    batch = feed.batch(rows, rows, 1.0, devices)
+    steps = shown(feed, 80, batch)
+    member = {group: np.flatnonzero(batch['is_instance'] == group)[:rows] for group in (0, 1)}
+    for epoch in range(10):
+        expected = [(bucket, place) for bucket, count in enumerate(counts) for place in range(count)]
+        for places in member.values():
+            seen = [(bucket, place) for bucket, shown in steps[8 * epoch : 8 * (epoch + 1)] for place in shown[places]]
+            assert sorted(seen) == sorted(expected * rows)
+    assert any((places[member[0]] != places[member[1]]).any() for _, places in steps)
+
+
+def test_without_class_rows_there_is_nothing_to_show_again():
+    assert len(Feed(0, 1, (6,), 0, shown_again=True).batch(2, 0, 1.0, 1)['slot']) == 2

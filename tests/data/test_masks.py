@@ -6,7 +6,7 @@ from PIL import Image
 
 from dreambooth_jax.data.images import PictureError, read_masked_picture, read_picture
 from dreambooth_jax.data.subjects import list_pictures, read_subject
-from dreambooth_jax.data.table import Examples, make_table, shrink_masks
+from dreambooth_jax.data.table import Examples, join, make_table, shrink_masks
 
 
 def picture(height=48, width=70, seed=0):
@@ -178,6 +178,19 @@ def test_class_pictures_count_in_full_in_the_table():
     assert table.masks[:2].max() == 3 and table.masks[2:].min() == 255 and len(table.masks) == 5
     assert table.arrays.keys() == {'pictures', 'prompt_of', 'masks'}
     assert make_table(mine._replace(masks=None), theirs).arrays.keys() == {'pictures', 'prompt_of'}
+
+
+def test_the_subjects_pictures_are_shown_again_under_their_class_prompts_and_not_copied():
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    mine = Examples(images, ['a sks dog', 'a dog', 'a sks cat'], class_prompts=['a dog', 'a dog', 'a cat'])
+    table = make_table(mine, shown_again=True)
+    assert table.prompts == ['', 'a sks dog', 'a dog', 'a sks cat', 'a cat']
+    assert table.prompt_of.tolist() == [1, 2, 3] and table.class_prompt_of.tolist() == [2, 2, 4]
+    assert table.arrays.keys() == {'pictures', 'prompt_of', 'class_prompt_of'}
+    assert len(table.pictures) == table.num_instance == 3 and table.num_class == 0
+    joined = join([mine, mine._replace(class_prompts=['a cow'] * 3)])
+    assert joined.class_prompts == ['a dog', 'a dog', 'a cat', *['a cow'] * 3]
+    assert make_table(mine).prompts == ['', 'a sks dog', 'a dog', 'a sks cat']
 
 
 def test_masks_of_latents_are_means_that_lose_nothing():

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dreambooth_jax.data.pairs import make_batch, pad_rows, picture_index
+from dreambooth_jax.data.pairs import deal_rows, make_batch, most_class_rows, pad_rows, picture_index
 
 KEY = jax.random.key(3)
 ROWS_NEEDED = 'a batch needs at least one instance row and no negative number of class rows'
@@ -66,6 +66,24 @@ def test_padding_does_not_change_its_input():
     pad_rows(batch, 8)
     for name, rows in batch.items():
         np.testing.assert_array_equal(rows, before[name])
+
+
+@pytest.mark.parametrize(
+    ('rows', 'devices', 'parts', 'most'),
+    [(4, 1, 1, 4), (4, 2, 1, 2), (4, 4, 1, 1), (4, 2, 2, 1), (4, 1, 4, 1), (1, 2, 1, 1), (1, 1, 2, 1), (3, 4, 1, 1)],
+)
+def test_dealt_rows_give_every_device_its_share_of_class_rows(rows, devices, parts, most):
+    batch = pad_rows(make_batch(rows, rows, 4, 10, 0.5), devices * parts)
+    dealt = deal_rows(batch, devices)
+    assert most_class_rows(dealt, devices, parts) == most
+    assert [dict(zip(dealt, row, strict=True)) for row in sorted(zip(*dealt.values(), strict=True))] == [
+        dict(zip(batch, row, strict=True)) for row in sorted(zip(*batch.values(), strict=True))
+    ]
+
+
+def test_undealt_rows_may_leave_all_class_rows_to_one_device():
+    batch = make_batch(4, 4, 4, 10, 0.5)
+    assert most_class_rows(batch, 2) == 4 and most_class_rows(deal_rows(batch, 2), 2) == 2
 
 
 @pytest.mark.parametrize(

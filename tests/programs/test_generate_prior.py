@@ -61,6 +61,9 @@ def test_what_is_wrong_is_named(program, config, tmp_path):
     assert said(config, workdir, '--config.prior.weight=0') == (
         'config.prior.weight is 0, so this run needs no class pictures; set it above 0'
     )
+    assert said(config, workdir, '--config.prior.kind=prediction') == (
+        "config.prior.kind is 'prediction', so this run needs no class pictures; set it to 'pictures'"
+    )
     assert said(config, workdir, '--config.prior.num_images=0') == 'config.prior.num_images must be > 0, got 0'
     (tmp_path / 'run').touch()
     assert said(config, workdir) == f'{tmp_path}/run/prior: Not a directory'
