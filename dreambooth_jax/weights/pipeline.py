@@ -5,6 +5,8 @@ keeps it. How folders and files are read and written: folders.py.
 """
 
 import dataclasses
+import functools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,12 +215,19 @@ def kind_of(component: str, config: Mapping[str, Any]) -> Kind:
 
 
 def abstract_network(component: str, config: Mapping[str, Any], dtype=jnp.float32, **options) -> nnx.Module:
-    """The network of a configuration without values (nnx.eval_shape).
+    """The network of a configuration without values (nnx.eval_shape); not to be changed, as it is made once.
 
     Args:
       component: one of COMPONENTS. dtype: of the compute; parameters are f32. options: more for the constructor.
     Raises: ValueError, one sentence, if the configuration is not supported.
     """
+    return _abstract_network(component, json.dumps(config, sort_keys=True), jnp.dtype(dtype), **options)
+
+
+# Tracing a UNet takes seconds, and reading, training, writing and comparing each need it.
+@functools.lru_cache(maxsize=32)
+def _abstract_network(component: str, config: str, dtype, **options) -> nnx.Module:
+    config = json.loads(config)
     constructor = kind_of(component, config).constructor
     return nnx.eval_shape(lambda: constructor(config, dtype=dtype, rngs=functional.Keys(0), **options))
 

@@ -1,0 +1,50 @@
+"""Pictures of latent models from one noise, drawn by this package and by PyTorch's diffusers."""
+
+import functools
+
+import jax
+import numpy as np
+
+from dreambooth_jax.diffusion import samplers
+from dreambooth_jax.generation import text_to_image
+from dreambooth_jax.generation.cascade import Cascade
+from tests import tiny_latent_pipelines
+from tests.torch_reference import nchw
+
+PROMPTS = ['a sks dog', 'a cat']
+NEGATIVE = 'a dot'
+STEPS, GUIDANCE, SEED = 3, 3.0, 5
+OPTIONS = dict(
+    num_images=1, steps=STEPS, guidance_scale=GUIDANCE, sampler='ddim', seed=SEED, negative_prompt=NEGATIVE,
+    batch_size=2, super_resolution=False)  # fmt: skip
+
+
+@functools.cache
+def cascade(family: str) -> Cascade:
+    """The tiny pipeline of a family: what is drawn with its parameters replaced (with_params) is compiled once."""
+    return Cascade.load(tiny_latent_pipelines.folder(family))
+
+
+def ours(family: str, pipeline=None) -> np.ndarray:
+    """uint8[N, H, W, 3] of the tiny pipeline or, with its configurations, of another one's parameters."""
+    drawn = cascade(family)
+    if pipeline is not None:
+        parts = {'unet': pipeline.unet, **pipeline.text_encoders}
+        drawn = drawn.with_params(**{component: network.params for component, network in parts.items()})
+    return drawn.generate(PROMPTS, **OPTIONS).final
+
+
+def theirs(pipe) -> np.ndarray:
+    """The same of a diffusers pipeline, whose scheduler must be DDIM."""
+    size = pipe.unet.config.sample_size
+    key = jax.random.split(text_to_image.picture_keys(SEED, np.zeros(1, int))[0], 3)[0]
+    noise = nchw(samplers.initial_noise(key[None], (size, size, 4)))
+    pictures = pipe(
+        PROMPTS, negative_prompt=[NEGATIVE] * len(PROMPTS), num_inference_steps=STEPS, guidance_scale=GUIDANCE,
+        latents=noise.repeat(len(PROMPTS), 1, 1, 1), output_type='np').images  # fmt: skip
+    return (pictures * 255).round().astype(np.uint8)
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> int:
+    """The largest, of 255."""
+    return int(np.abs(one.astype(int) - other).max())
