@@ -128,6 +128,21 @@ BETWEEN = [
     ('base.text_encoder_learning_rate', 1e-4, (
         'config.base.text_encoder_learning_rate is 0.0001 but config.base.train_text_encoder is False; set that to '
         'True, or the rate to None')),
+    ('textual_inversion.initializer', 'dog', (
+        "config.textual_inversion.initializer is 'dog' but config.textual_inversion.token is None; set the token")),
+    ('textual_inversion.num_vectors', 2, (
+        'config.textual_inversion.num_vectors is 2 but config.textual_inversion.token is None; set the token')),
+    ('textual_inversion.token', '<Sks>', (
+        "config.textual_inversion.token is '<Sks>' but must be one word in lower case, like <sks-dog>")),
+    ('textual_inversion.token', 'sks dog', (
+        "config.textual_inversion.token is 'sks dog' but must be one word in lower case, like <sks-dog>")),
+    ('textual_inversion.token', '<new>', (
+        "config.textual_inversion.token is '<new>' but no instance_prompt holds it; write it in there")),
+    ('textual_inversion.token', 'do', (
+        "config.textual_inversion.token is 'do' but a class_prompt holds it too; choose another word")),
+    ('base.train_unet', False, (
+        'config.base.train_unet and config.base.train_text_encoder are False, so nothing trains; set '
+        'config.textual_inversion.token, or one of the two')),
     ('model', 'runs/sd', (
         "config.data.instance_dir must be given when config.model is 'runs/sd': the folder of the subject's pictures "
         "(only 'storybook' has built-in subjects)")),
@@ -162,6 +177,17 @@ def test_rules_between_settings_are_checked_once_all_are_set(name, value, senten
     with pytest.raises(SettingsError) as error:
         resolve(DreamBoothConfig, config)
     assert str(error.value) == sentence
+
+
+def test_class_pictures_are_refused_where_only_a_words_rows_train():
+    settings = nest('base.train_unet', False) | {'textual_inversion': {'token': 'sks'}}
+    with pytest.raises(SettingsError) as error:
+        resolve(DreamBoothConfig, settings)
+    assert str(error.value) == (
+        'config.base.train_unet and config.base.train_text_encoder are False, so class pictures teach nothing; set '
+        'config.prior.weight to 0'
+    )
+    assert resolve(DreamBoothConfig, settings | {'prior': {'weight': 0.0}}).textual_inversion.num_vectors == 1
 
 
 PRETRAIN = [

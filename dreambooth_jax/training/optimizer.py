@@ -101,6 +101,25 @@ def _prodigy(rate, betas, epsilon, weight_decay, warmup):
     return tx._replace(init=lambda params: tx.init(jax.tree.map(jnp.copy, params)))
 
 
+def _undecayed(tx, without_decay, paths):
+    """`tx`, of whose updates those of `paths` are taken from the same optimiser without decay.
+
+    Both read one state, which decay has no part in, so XLA computes what they have in common once. (Masks would need
+    one in every kind, and prodigy has none; two optimisers side by side would give it two rates.)
+    """
+
+    def update(updates, state, params=None):
+        held, _ = without_decay.update(updates, state, params)
+        updates, state = tx.update(updates, state, params)
+        chosen = {
+            name: {path: held[name][path] if path in paths else value for path, value in part.items()}
+            for name, part in updates.items()
+        }
+        return chosen, state
+
+    return optax.GradientTransformation(tx.init, update)
+
+
 def make_optimizer(
     rate: optax.Schedule | float,
     *,
@@ -144,13 +163,10 @@ def make_optimizer(
             return _prodigy(rate, betas, epsilon, weight_decay, warmup)
         raise ValueError(f'optimizer.kind is {kind!r} but must be one of {KINDS}')
 
-    def group_of(params):
-        return {name: {path: path not in undecayed for path in part} for name, part in params.items()}
-
     parts = [] if grad_clip_norm is None else [clip_by_global_norm(grad_clip_norm)]
-    # Two optimisers side by side, because prodigy knows no mask; it finds a rate for each of the two.
-    both = {True: of_decay(weight_decay), False: of_decay(0.0)} if undecayed else {}
-    parts.append(optax.partition(both, group_of) if both else of_decay(weight_decay))
+    parts.append(of_decay(weight_decay))
+    if undecayed:
+        parts[-1] = _undecayed(parts[-1], of_decay(0.0), undecayed)
     if factors:
         parts.append(scale_updates(factors))
     return optax.chain(*parts)

@@ -15,6 +15,7 @@ from PIL import Image
 from dreambooth_jax.training import loop, placement
 from dreambooth_jax.watching import metrics
 from dreambooth_jax.weights import files, folders
+from dreambooth_jax.weights.textual_inversion import read_textual_inversion
 from tests import tiny_pipelines
 
 CONFIG = """
@@ -176,6 +177,27 @@ def test_the_text_encoder_moves_only_if_it_is_trained(program, finished, config,
         assert program('train', f'--config={config}', f'--workdir={run}', *options).code == 0
         trained = files.read_tensors(run / 'model' / name)
         assert any(not np.array_equal(trained[key], before[key]) for key in before) == moves
+
+
+def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path):
+    run, options = tmp_path / 'run', [
+        f'--config={config}', '--config.data.instance_prompt=a <my-dog> dog', '--config.base.train_unet=False',
+        '--config.textual_inversion.token=<my-dog>', '--config.textual_inversion.initializer=dog',
+        '--config.prior.weight=0', '--config.super_resolution_model=none', '--config.base.steps=2']  # fmt: skip
+    planned = program('train', *options, f'--workdir={run}', '--dry_run')
+    assert 'base: 2 steps of 2 rows, 0.0M parameters trained, 0 MiB' in planned.out and not run.exists()
+    assert program('train', *options, f'--workdir={run}').code == 0
+    assert (run / 'samples' / 'base' / '000002.png').is_file()
+    before = files.read_tensors(tiny_pipelines.folder() / 'text_encoder' / 'model.safetensors')
+    after = files.read_tensors(run / 'model' / 'text_encoder' / 'model.safetensors')
+    token, rows = read_textual_inversion(run / 'learned_embeds.safetensors', {'text_encoder': 24})
+    assert token == '<my-dog>' and np.array_equal(after['shared.weight'][-1:], rows['text_encoder'])
+    assert np.array_equal(after['shared.weight'][:-1], before['shared.weight'])
+    unet = [files.read_tensors(folder / WEIGHTS[0]) for folder in (tiny_pipelines.folder(), run / 'model')]
+    assert equal(unet[:1], unet[1:])
+    refused = program('train', *options, f'--workdir={tmp_path / "new"}', '--config.textual_inversion.initializer=xqjk')
+    assert refused.code == 1 and "config.textual_inversion.initializer 'xqjk' is" in refused.error
+    assert not (tmp_path / 'new').exists()
 
 
 def test_a_mask_beside_a_picture_weighs_its_loss_and_no_class_pictures(program, finished, config, tmp_path):

@@ -11,7 +11,8 @@ import pytest
 import transformers
 
 from dreambooth_jax.storybook import vocabulary
-from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError
+from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError, vector_names
+from tests.text import tiny_clip
 
 PROMPTS = [
     'a sks dog in the snow', '  A Photo of a OHWX Stuffed Animal, floating!  ', '', 'zebra qqq 123 caf\u00e9',
@@ -114,6 +115,49 @@ def test_folders_that_are_no_tokenizer_are_one_sentence(tmp_path, folder):
     fails('holds no vocabulary; one of')
     (path / 'tokenizer.json').write_text((folder / 'tokenizer.json').read_text()[:500])
     fails('holds no readable T5Tokenizer')
+
+
+@pytest.fixture(scope='module')
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('clip')
+    tiny_clip.tokenizer().save_pretrained(folder)
+    return folder
+
+
+WORD_PROMPTS = ['a <my-dog> dog', '<my-dog>', 'a dog', 'a <my-dog>, do <my-dog>']
+
+
+def test_a_word_of_several_tokens_is_read_as_diffusers_reads_it(clip_folder):
+    import diffusers
+
+    tokens = vector_names('<my-dog>', 3)
+    assert tokens == ('<my-dog>', '<my-dog>_1', '<my-dog>_2')
+    ours, theirs = Tokenizer.load(clip_folder, added=tokens), transformers.CLIPTokenizer.from_pretrained(clip_folder)
+    theirs.add_tokens(list(tokens))
+    convert = diffusers.loaders.TextualInversionLoaderMixin().maybe_convert_prompt
+    expected = theirs(convert(WORD_PROMPTS, theirs), padding='max_length', truncation=True).input_ids
+    assert np.array_equal(ours(WORD_PROMPTS)[0], expected)
+    assert ours.token_ids(['<my-dog>']) == [[50, 51, 52]] == [ours.ids_of(tokens)]
+    written_out = ours(['a <my-dog> <my-dog>_1 <my-dog>_2 dog', 'a <my-dog>_1'])[0]
+    assert np.array_equal(written_out[0], ours(WORD_PROMPTS[:1])[0][0]) and written_out[1, 2] == 51
+
+
+@pytest.mark.parametrize('kind', ['clip', 't5'])
+def test_added_tokens_are_saved_beside_what_the_folder_holds(kind, clip_folder, folder, tmp_path):
+    (tmp_path / 'merges.txt').write_text('#')
+    plain = Tokenizer.load(clip_folder if kind == 'clip' else folder)
+    tokens = vector_names('<my-dog>', 2)
+    first = plain.vocabulary_size
+    before = plain(['a dog'])[0]
+    assert plain.add_tokens(tokens) == [first, first + 1]
+    plain.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert (tmp_path / 'merges.txt').is_file() and again.kind == kind and again.max_length == plain.max_length
+    assert np.array_equal(again(WORD_PROMPTS)[0], plain(WORD_PROMPTS)[0]) and again.vocabulary_size == first + 2
+    assert np.array_equal(again(['a dog'])[0], before)
+    with pytest.raises(TokenizerError, match="^'<my-dog>_1' is a token of this tokenizer already; choose a new one.$"):
+        again.add_tokens(['<new>', '<my-dog>_1'])
+    assert again.vocabulary_size == first + 2
 
 
 def test_a_sentencepiece_model_is_read_like_deepfloyds(tmp_path):

@@ -93,6 +93,19 @@ def test_state_shares_no_array_with_the_weights_which_a_step_donates(kind):
     assert all(leaf is not params['unet']['a'] for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.parametrize('kind', optimizer.KINDS)
+def test_what_is_named_does_not_decay_and_takes_the_same_step_otherwise(kind):
+    params, gradient = normal({'rows': (2, 3), 'kernel': (3, 4)}, 0), normal({'rows': (2, 3), 'kernel': (3, 4)}, 1)
+    updates = {}
+    for decay, undecayed in ((DECAY, ['rows']), (DECAY, []), (0.0, [])):
+        tx = optimizer.make_optimizer(RATE, kind=kind, weight_decay=decay, undecayed=undecayed, grad_clip_norm=None)
+        updates[decay, bool(undecayed)] = tx.update(gradient, tx.init(params), params)[0]['unet']
+    held, decayed, plain = (updates[key] for key in ((DECAY, True), (DECAY, False), (0.0, False)))
+    assert not np.allclose(decayed['rows'], plain['rows'], atol=0)
+    np.testing.assert_allclose(held['rows'], plain['rows'], rtol=1e-5)
+    np.testing.assert_allclose(held['kernel'], decayed['kernel'], rtol=1e-5)
+
+
 def test_unknown_kinds_and_moments_without_adamw_are_refused():
     with pytest.raises(ValueError, match="optimizer.kind is 'sgd' but must be one of"):
         optimizer.make_optimizer(RATE, kind='sgd')
