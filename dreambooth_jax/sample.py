@@ -63,9 +63,10 @@ _PREDICTION_TYPE = flags.DEFINE_enum(
 _TOKENIZER_DIR = flags.DEFINE_string('model_tokenizer_dir', None, 'Has the tokenizer/ of a model in a single file.')
 
 
-def settings_of(model: str) -> tuple[SamplesConfig, SuperResolutionConfig]:
+def settings_of(model: str) -> tuple[SamplesConfig, SuperResolutionConfig, dict[str, int | None]]:
     """How a run draws its own samples, or the built-in model its best; the defaults for other models.
 
+    The last are options of Cascade.load: the size of the run's pictures, and CLIP's layers that it leaves out.
     Raises: SettingsError if its config.json is damaged.
     """
     path = Path(model) / 'config.json'
@@ -80,6 +81,7 @@ def settings_of(model: str) -> tuple[SamplesConfig, SuperResolutionConfig]:
     return (
         resolve(SamplesConfig, written.get('samples', {})),
         resolve(SuperResolutionConfig, written.get('super_resolution', {})),
+        {'size': written.get('data', {}).get('resolution'), 'clip_skip': written.get('base', {}).get('clip_skip', 0)},
     )
 
 
@@ -92,7 +94,7 @@ def main(argv) -> None:
     from dreambooth_jax.watching import grids
 
     prompts, output = _PROMPT.value, Path(_OUTPUT.value)
-    samples, second_stage = settings_of(_MODEL.value)
+    samples, second_stage, reading = settings_of(_MODEL.value)
 
     def chosen(flag, default):
         return default if flag.value is None else flag.value
@@ -102,7 +104,7 @@ def main(argv) -> None:
         raise SettingsError(f'--lora_scale is given {len(scales)} times, --lora {len(_LORA.value)}; give one for each')
     cascade = Cascade.load(
         _MODEL.value, super_resolution_model=_SUPER_RESOLUTION.value, prediction_type=_PREDICTION_TYPE.value,
-        tokenizer_dir=_TOKENIZER_DIR.value)  # fmt: skip
+        tokenizer_dir=_TOKENIZER_DIR.value, **reading)  # fmt: skip
     for path, scale in zip(_LORA.value, scales, strict=True):
         cascade = with_lora(cascade, path, scale)
     for path in _SECOND_LORA.value:

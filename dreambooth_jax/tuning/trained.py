@@ -17,6 +17,8 @@ from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
 from dreambooth_jax.models import lora
 from dreambooth_jax.training.checkpoint import CheckpointError
+from dreambooth_jax.tuning import textual_inversion
+from dreambooth_jax.tuning.stage import trained_components
 from dreambooth_jax.tuning.trainable import make_trainable
 from dreambooth_jax.weights.lora_files import Adapter
 
@@ -69,7 +71,9 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
         if not (model / 'model_index.json').is_file():
             raise CheckpointError(f'{workdir} holds neither checkpoints nor a model/; start train with it first')
         return Trained(name, config, Cascade.load(model), (), {}, [f'both stages: {model}'])
-    cascade, adapters, origins = Cascade.of(config), {}, []
+    cascade = textual_inversion.with_word(
+        Cascade.of(config), config.textual_inversion, dtype=jnp.float32, seed=config.seed)  # fmt: skip
+    adapters, origins = {}, []
     for stage in STAGES:
         if getattr(cascade, stage) is None or stage not in found:
             origins += [f'{stage}: as in {config.model}'] if getattr(cascade, stage) else []
@@ -127,9 +131,11 @@ def _tuned(config: DreamBoothConfig, cascade: Cascade, stage: str, params) -> tu
             raise ValueError(component)
     # In float32, as the master weights are: merging into what a step computes with would round the whole kernel.
     trainable = make_trainable(
-        pipeline, tuple(params), config.lora, dtype=jnp.float32, remat=False, seed=config.seed)  # fmt: skip
-    for component, part in params.items():
-        if _shapes(part) != _shapes(trainable.params[component]):
+        pipeline, trained_components(config, stage, cascade), config.lora,
+        new_rows=textual_inversion.new_rows(cascade) if stage == BASE else None,
+        dtype=jnp.float32, remat=False, seed=config.seed)  # fmt: skip
+    for component in {**trainable.params, **params}:
+        if _shapes(params.get(component, {})) != _shapes(trainable.params.get(component, {})):
             raise ValueError(component)
     given = trainable.plain(params)
     if stage != BASE:
@@ -137,7 +143,8 @@ def _tuned(config: DreamBoothConfig, cascade: Cascade, stage: str, params) -> tu
     adapter = None
     if config.lora.rank is not None:
         own = {component: lora.separate(part)[0] for component, part in params.items()}
-        adapter = Adapter(own, config.lora.rank, config.lora.scale_alpha)
+        own = {component: part for component, part in own.items() if part}  # new rows may train alone
+        adapter = Adapter(own, config.lora.rank, config.lora.scale_alpha) if own else None
     return cascade.with_params(**given), adapter
 
 
