@@ -303,6 +303,8 @@ class DreamBoothConfig(Settings):
             concept.check_complete(where, self.model)
         self.textual_inversion.check_prompts(self.concepts(), f'{path}.textual_inversion')
         self._check_what_trains(path)
+        if (rate := self.textual_inversion.learning_rate) is not None:
+            self.optimizer.check_learning_rate(rate, f'{path}.textual_inversion.learning_rate')
         for name in ('base', 'super_resolution'):
             stage, rows = getattr(self, name), self.rows_per_step(name)
             if stage.steps:

@@ -190,6 +190,13 @@ def test_class_pictures_are_refused_where_only_a_words_rows_train():
     assert resolve(DreamBoothConfig, settings | {'prior': {'weight': 0.0}}).textual_inversion.num_vectors == 1
 
 
+def test_a_words_own_rate_is_one_that_the_optimiser_can_mean():
+    inversion = {'token': 'sks', 'learning_rate': 5e-4}
+    settings = DOG | {'optimizer': {'kind': 'prodigy'}, 'base': {'learning_rate': 1.0}, 'textual_inversion': inversion}
+    with pytest.raises(SettingsError, match="^config.textual_inversion.learning_rate is 0.0005 but .* is 'prodigy'"):
+        resolve(DreamBoothConfig, settings)
+
+
 PRETRAIN = [
     ('unet', {}, 'config.unet must describe the network unless config.init names a folder that has one'),
     ('text_encoder', {}, 'config.text_encoder must describe the T5 encoder, which the base stage trains'),
