@@ -31,12 +31,13 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     from dreambooth_jax.stages import instance_pictures
     from dreambooth_jax.training import placement, run
     from dreambooth_jax.tuning import pictures
-    from dreambooth_jax.tuning.stage import tune
+    from dreambooth_jax.tuning.stage import check_noise_levels, tune
     from dreambooth_jax.weights import folders
 
     cascade = original = Cascade.load(
         config.model, super_resolution_model=config.super_resolution_model, dtype=config.parallel.dtype,
         size=config.data.resolution, clip_skip=config.base.clip_skip)  # fmt: skip
+    check_noise_levels(config, cascade)
     if _DRY_RUN.value:
         return print(plan.describe(config, cascade))
     instance = pictures.read_instance(config, cascade)

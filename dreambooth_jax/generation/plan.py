@@ -70,7 +70,7 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         rows = config.rows_per_step(name)
         params = {'unet': pipeline.unet.params}
         if name == 'base' and config.base.train_text_encoder:
-            params['text_encoder'] = pipeline.text_encoder.params
+            params |= {component: network.params for component, network in pipeline.text_encoders.items()}
         count = sum(parameter_count(part) for part in params.values())
         _, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps)
         copies = 2 + (config.optimizer.ema_decay is not None)  # weights, gradients, average
