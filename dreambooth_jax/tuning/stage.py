@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreambooth_jax.config import DreamBoothConfig
+from dreambooth_jax.config import DreamBoothConfig, SettingsError
 from dreambooth_jax.data import pairs
 from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.data.table import Table, shrink_masks
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.generation.cascade import BASE, Cascade, compute_dtype
+from dreambooth_jax.generation.cascade import BASE, Cascade, compute_dtype, highest_noise_level
 from dreambooth_jax.generation.sample_grid import SampleGrid
 from dreambooth_jax.models import vae
 from dreambooth_jax.stages import latent
@@ -34,6 +34,23 @@ def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) ->
         return ('unet',)
     texts = tuple(cascade.base.text_encoders) if config.base.train_text_encoder else ()
     return (*(('unet',) if config.base.train_unet else ()), *texts)
+
+
+def check_noise_levels(config: DreamBoothConfig, cascade: Cascade) -> None:
+    """Before anything is drawn or trained: whether the second stage knows the noise levels that it is to train at.
+
+    Raises: SettingsError if it does not.
+    """
+    settings, second = config.super_resolution, cascade.super_resolution
+    if second is None or not settings.steps:
+        return
+    highest = highest_noise_level(second)
+    for name, level in (('noise_level', settings.noise_level[1]), ('sample_noise_level', settings.sample_noise_level)):
+        if level > highest:
+            raise SettingsError(
+                f'config.super_resolution.{name} is {getattr(settings, name)} but {second.name} knows the levels 0 to '
+                f'{highest}; lower it'
+            )
 
 
 def make_stage(

@@ -155,6 +155,13 @@ def test_a_picture_depends_neither_on_batch_size_nor_on_its_neighbours():
     assert len({bytes(picture) for picture in whole}) == 8
 
 
+def test_a_size_that_the_network_cannot_halve_is_refused():
+    base = tiny.cascade('sd1').base
+    sentence = f'config.data.resolution is 24 but the base stage of {base.name} draws multiples of 16'
+    with pytest.raises(SettingsError, match=f'^{re.escape(sentence)}$'):
+        Cascade(base, size=24)
+
+
 # The upscaler behind a base stage whose contrasts are so strong that it decodes beyond black and white.
 LOUDER = 3.0
 
