@@ -1,27 +1,32 @@
-"""export from the command line: what a run has trained, as a pipeline folder."""
+"""export from the command line: what a run has trained, in every format."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from dreambooth_jax.config import DataConfig, DreamBoothConfig, to_dict
+from dreambooth_jax.config import DataConfig, DreamBoothConfig, LoraConfig, to_dict
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.models import lora
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.state import init_state
-from dreambooth_jax.weights import folders
-from tests import tiny_pipelines
+from dreambooth_jax.weights import files, folders, lora_files
+from tests import same_noise, tiny_latent_pipelines, tiny_pipelines
 
 
 @pytest.fixture
 def workdir(tmp_path):
     """A run that has written its settings and no checkpoint yet."""
-    folder = tmp_path / 'run'
+    return begun(tmp_path / 'run', tiny_pipelines.folder())
+
+
+def begun(folder, model, **settings):
     folder.mkdir()
     data = DataConfig(instance_dir='photos', instance_prompt='a sks dog', class_prompt='a dog')
-    config = DreamBoothConfig(model=str(tiny_pipelines.folder()), data=data)
+    config = DreamBoothConfig(model=str(model), data=data, **settings)
     (folder / 'config.json').write_text(json.dumps(to_dict(config)))
     return folder
 
@@ -124,3 +129,115 @@ def test_a_folder_that_does_not_read_back_as_written_is_no_success(program, work
     ended = program('export', f'--workdir={workdir}', f'--output={output}')
     first = next(iter(tiny_pipelines.base().unet.params))
     assert (ended.code, ended.error) == (1, f'{output} does not read back as written: base unet {first} differs.')
+
+
+@pytest.mark.parametrize('family', ['sd1', pytest.param('sdxl', marks=pytest.mark.slow)])
+def test_diffusers_draws_the_same_with_a_single_file(program, family, tmp_path):
+    model, file = tiny_latent_pipelines.folder(family), tmp_path / 'dog.safetensors'
+    run = begun(tmp_path / 'run', model)
+    rng = np.random.default_rng(0)
+    unet = same_noise.cascade(family).base.unet.params
+    save(run, 'base', [7], {'unet': {name: value * rng.uniform(0.8, 1.2) for name, value in unet.items()}})
+    ended = program('export', f'--workdir={run}', '--format=single_file', f'--output={file}')
+    count = len(files.read_header(file).shapes)
+    assert (ended.code, ended.out) == (
+        0, f'base: checkpoint 7\n{file} holds {count} tensors, read back and equal\n')  # fmt: skip
+    assert files.read_metadata(file)['modelspec.title'] == 'run: a sks dog'
+    assert files.read_metadata(file)['modelspec.trigger_phrase'] == 'sks dog'
+    shutil.copytree(model / 'tokenizer', tmp_path / 'tokenizer')
+    ours = same_noise.ours(family, folders.read_pipeline(file))
+    assert same_noise.difference(ours, same_noise.ours(family)) > 20
+    kind = type(tiny_latent_pipelines.torch_pipeline(family))
+    pipe = kind.from_single_file(file, config=str(model), local_files_only=True)
+    pipe.scheduler = tiny_latent_pipelines.torch_pipeline(family).scheduler
+    pipe.set_progress_bar_config(disable=True)
+    assert same_noise.difference(same_noise.theirs(pipe), ours) <= 2
+
+
+def adapters(network, seed=0):
+    """Random adapters of rank 2 on the attention of a network."""
+    rng = np.random.default_rng(seed)
+    shapes = {name: value.shape for name, value in network.params.items() if name.endswith('.to_q.kernel')}
+    return {
+        f'{name.removesuffix("kernel")}{part}': rng.normal(0, 0.1, shape).astype(np.float32)
+        for name, (inputs, outputs) in shapes.items()
+        for part, shape in ((lora.A, (inputs, 2)), (lora.B, (2, outputs)))
+    }
+
+
+@pytest.fixture
+def lora_run(tmp_path):
+    """A LoRA run of both stages of a pixel model; and the adapters of its checkpoints."""
+    settings = LoraConfig(rank=2, alpha=1.0, targets=(r'.*\.to_q',))
+    run = begun(tmp_path / 'run', tiny_pipelines.folder(), lora=settings)
+    given = adapters(tiny_pipelines.base().unet), adapters(tiny_pipelines.super_resolution().unet, 1)
+    for stage, params in zip(('base', 'super_resolution'), given, strict=True):
+        save(run, stage, [0], {'unet': params})
+    return run, given
+
+
+def test_adapters_of_both_stages_of_a_pixel_model_are_exported(program, lora_run, tmp_path):
+    run, given = lora_run
+    paths = tmp_path / 'dog.safetensors', tmp_path / 'dog.super_resolution.safetensors'
+    ended = program('export', f'--workdir={run}', '--format=lora_peft', f'--output={paths[0]}', '--dtype=float16')
+    counts = [len(params) for params in given]
+    assert (ended.code, ended.out.splitlines()) == (0, [
+        'base: checkpoint 0',
+        'super_resolution: checkpoint 0',
+        *(f'{path} holds {count} tensors, read back and equal' for path, count in zip(paths, counts, strict=True)),
+    ])  # fmt: skip
+    networks = tiny_pipelines.base().unet, tiny_pipelines.super_resolution().unet
+    for path, params, network, name in zip(paths, given, networks, ('deepfloyd-if-i', 'deepfloyd-if-ii'), strict=True):
+        read = lora_files.read_lora(path, {'unet': network.params})
+        for part, value in params.items():
+            scale = 0.5 if part.endswith(lora.B) else 1.0
+            np.testing.assert_array_equal(read.params['unet'][part], (value * np.float32(scale)).astype(np.float16))
+        assert files.read_metadata(path)['modelspec.architecture'] == f'{name}/lora'
+
+    merged = tmp_path / 'merged'
+    assert program('export', f'--workdir={run}', f'--output={merged}').code == 0
+    kernel = next(iter(given[0])).replace(lora.A, 'kernel')
+    a, b = (given[0][kernel.replace('kernel', part)] for part in (lora.A, lora.B))
+    before, after = networks[0].params[kernel], Cascade.load(merged).base.unet.params[kernel]
+    np.testing.assert_allclose(after, before + 0.5 * a @ b, atol=1e-6)
+
+
+
+def test_what_a_run_or_its_model_cannot_give_is_said(program, lora_run, tmp_path):
+    run, _ = lora_run
+    full = begun(tmp_path / 'full', tiny_pipelines.folder())
+    save(full, 'base', [1], {'unet': tiny_pipelines.base().unet.params})
+    file = tmp_path / 'x.safetensors'
+
+    def said(run, name, output=file):
+        ended = program('export', f'--workdir={run}', f'--format={name}', f'--output={output}')
+        assert (ended.code, ended.out) == (1, '') and not file.exists()
+        return ended.error
+
+    for name in lora_files.FORMATS:
+        assert said(full, name) == (
+            f'--format={name} writes LoRA adapters, but full has trained whole networks (config.lora.rank is None); '
+            f'export diffusers or single_file'
+        )
+    assert said(run, 'single_file') == (
+        '--format=single_file cannot hold an IFPipeline: the layout is that of Stable Diffusion and has no place for '
+        'its networks; export diffusers'
+    )
+    assert said(run, 'lora_peft', tmp_path / 'x') == (
+        f'--output={tmp_path / "x"} must be a file .safetensors for --format=lora_peft'
+    )
+    save(run, 'base', [3], {'unet': {'mid_block.attentions.0.to_q.lora_a': np.zeros((9, 9), np.float32)}})
+    assert said(run, 'lora_peft') == (
+        f'checkpoint 3 in {run}/base does not fit the unet of the model {str(tiny_pipelines.folder())!r}; put that '
+        f'model back as it was when the run began'
+    )
+
+
+def test_a_lora_file_that_does_not_read_back_as_written_is_no_success(program, lora_run, tmp_path, monkeypatch):
+    run, given = lora_run
+    file, write = tmp_path / 'x.safetensors', lora_files.write_lora
+    wrong = lora_files.Adapter({'unet': {name: value * 1.01 for name, value in given[0].items()}}, 2, 1.0)
+    monkeypatch.setattr(lora_files, 'write_lora', lambda path, adapter, *a, **k: write(path, wrong, *a, **k))
+    ended = program('export', f'--workdir={run}', '--format=lora_peft', f'--output={file}')
+    assert (ended.code, ended.error) == (
+        1, f'{file} does not read back as written: unet {min(given[0])} differs.')  # fmt: skip

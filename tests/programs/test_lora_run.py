@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import logging
+import shutil
 
 import jax
 import numpy as np
@@ -59,7 +60,9 @@ def run_of(tmp_path_factory):
             rng = np.random.default_rng(0)
             for name in ('1.png', '2.png'):
                 Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / 'photos' / name)
-            model, photos = tiny_latent_pipelines.folder(family), folder / 'photos'
+            photos, model = folder / 'photos', folder / 'model.safetensors'  # of the original layout
+            single_file.write_pipeline(same_noise.cascade(family).base, model)
+            shutil.copytree(tiny_latent_pipelines.folder(family) / 'tokenizer', folder / 'tokenizer')
             (folder / 'config.py').write_text(CONFIG.format(model=str(model), photos=str(photos)))
             ended = program('train', f'--config={folder / "config.py"}', f'--workdir={folder / "run"}')
             assert ended.code == 0, ended.error
@@ -128,7 +131,8 @@ def test_lora_files_say_what_they_are(program, run_of, tmp_path):
 
 
 def test_a_picture_with_the_lora_file_is_the_picture_of_the_merged_model(program, run_of, tmp_path):
-    run, model = run_of(program, 'sd1'), tiny_latent_pipelines.folder('sd1')
+    run = run_of(program, 'sd1')
+    model = run.parent / 'model.safetensors'
     quick = ('--prompt=a sks dog', '--num_images=1', '--steps=2', '--guidance_scale=1', '--sampler=ddim')
 
     def drawn(name, *arguments):
