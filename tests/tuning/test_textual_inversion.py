@@ -84,7 +84,7 @@ def tables(config, cascade):
 def tune(config, family, workdir):
     cascade = begun(config, family)
     place = Pmap(jax.devices()[:1])
-    tuned, finished = stage.tune(config, workdir, 'base', cascade, tables(config, cascade), NoGrid(), place)
+    tuned, finished = stage.tune(config, workdir, 'base', cascade, cascade, tables(config, cascade), NoGrid(), place)
     assert finished
     return tuned
 
@@ -165,7 +165,7 @@ def row_gradients(family, config, at=0):
         cascade.base, stage.trained_components(config, 'base', cascade), config.lora, new_rows=new, dtype=jnp.float32,
         remat=False, seed=0)  # fmt: skip
     made = stage.make_stage(config, 'base', cascade, trainable)
-    data = stage.stage_data(config, 'base', cascade, tables(config, cascade)[0], trainable)
+    data = stage.stage_data(config, 'base', cascade, cascade, tables(config, cascade)[0], trainable)
     keys = row_keys(jax.random.key(0), jnp.int32(at), jnp.arange(2, dtype=jnp.int32))
 
     def loss(params, frozen, data):
