@@ -246,7 +246,7 @@ class TextualInversionConfig(Settings):
     # What its rows start as: those of these words' tokens, best the class noun; row i takes token i, over and over.
     # None: rows drawn at random, like those of the table.
     initializer: str | None = None
-    # Of the rows, which never decay; diffusers' script takes 5e-4. None: base.learning_rate.
+    # Of the rows, which never decay. None: 5e-4 as in diffusers' script, or base.learning_rate with prodigy.
     learning_rate: float | None = setting(None, '> 0')
 
     def check(self, path: str) -> None:

@@ -27,6 +27,8 @@ from dreambooth_jax.tuning import textual_inversion
 from dreambooth_jax.tuning.trainable import Trainable, make_trainable, stored
 from dreambooth_jax.weights.pipeline import Pipeline
 
+NEW_ROWS_LEARNING_RATE = 5e-4  # of textual inversion: diffusers' examples/textual_inversion
+
 
 def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) -> tuple[str, ...]:
     """Which networks of stage `name` train: the UNet, and the base stage's text encoders, as the settings say."""
@@ -123,7 +125,8 @@ def rate_factors(
         ratio = config.base.text_encoder_learning_rate / config.base.learning_rate
         factors |= {part: dict.fromkeys(trainable.params[part], ratio) for part in factors if part != 'unet'}
     for component, rows in trainable.new_rows.items():
-        rate = config.textual_inversion.learning_rate or config.base.learning_rate
+        usual = config.base.learning_rate if config.optimizer.kind == 'prodigy' else NEW_ROWS_LEARNING_RATE
+        rate = config.textual_inversion.learning_rate or usual
         factors[component][rows.name] = rate / config.base.learning_rate
     return {component: part for component, part in factors.items() if part}
 

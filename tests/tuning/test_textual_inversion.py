@@ -157,13 +157,16 @@ def test_only_the_new_rows_change(family):
         assert (0.01 < moved).all() and (moved < 0.04).all()
 
 
+def trainable_of(config, cascade):
+    return make_trainable(
+        cascade.base, stage.trained_components(config, 'base', cascade), config.lora,
+        new_rows=textual_inversion.new_rows(cascade), dtype=jnp.float32, remat=False, seed=0)  # fmt: skip
+
+
 def row_gradients(family, config, at=0):
     """(our loss and gradient of the new rows, and what they were computed from) of one batch of two rows."""
     cascade = begun(config, family)
-    new = textual_inversion.new_rows(cascade)
-    trainable = make_trainable(
-        cascade.base, stage.trained_components(config, 'base', cascade), config.lora, new_rows=new, dtype=jnp.float32,
-        remat=False, seed=0)  # fmt: skip
+    new, trainable = textual_inversion.new_rows(cascade), trainable_of(config, cascade)
     made = stage.make_stage(config, 'base', cascade, trainable)
     data = stage.stage_data(config, 'base', cascade, cascade, tables(config, cascade)[0], trainable)
     keys = row_keys(jax.random.key(0), jnp.int32(at), jnp.arange(2, dtype=jnp.int32))
@@ -303,6 +306,19 @@ def test_two_and_one_step_equal_three_bit_for_bit(tmp_path):
     parts = tune(settings(**ALONE), 'if', tmp_path)
     assert not any(changed(whole, parts).values())
     assert [line['step'] for line in metrics.read(tmp_path, 'base')] == [3]
+
+
+@pytest.mark.parametrize(('own', 'optimizer', 'rate'), [
+    (1e-2, {}, 1e-2), (None, {}, 5e-4), (None, {'kind': 'prodigy'}, 1.0)
+])  # fmt: skip
+def test_the_rows_have_a_rate_of_their_own(own, optimizer, rate):
+    word = {'token': WORD, 'learning_rate': own}
+    base = 1.0 if optimizer else 1e-5
+    config = settings(textual_inversion=word, optimizer=optimizer, base={'train_unet': False, 'learning_rate': base})
+    cascade = begun(config, 'if')
+    factors = stage.rate_factors(config, 'base', trainable_of(config, cascade), learns_variance=True)
+    name = textual_inversion.new_rows(cascade)['text_encoder'].name
+    assert factors == {'text_encoder': {name: pytest.approx(rate / base)}}
 
 
 def test_rows_start_as_the_initializers_tokens_in_turn():
