@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SPEED = Path(__file__).parents[1] / 'experiments' / 'speed'
 
 
@@ -15,6 +17,7 @@ def run(script, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_memory_counts_weights_and_moments(tmp_path):
     choice = ('--settings=bf16 moments', '--text_encoder=no', '--dtype=float32', '--remat=no')
     done = run('memory.py', '--tiny', f'--workdir={tmp_path}', f'--output={tmp_path}', *choice)
@@ -28,6 +31,7 @@ def test_memory_counts_weights_and_moments(tmp_path):
     assert row['peak'] == row['argument'] + row['output'] + row['temp'] - row['alias'] > state
 
 
+@pytest.mark.slow
 def test_training_measures_this_package_and_diffusers(tmp_path):
     choice = ('--method=lora', '--batch_size=1', '--framework=jax', '--framework=torch', '--steps=2', '--repeats=2')
     done = run('training.py', '--tiny', f'--output={tmp_path}', *choice)

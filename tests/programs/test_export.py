@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from dreambooth_jax.config import DataConfig, DreamBoothConfig, LoraConfig, to_dict
+from dreambooth_jax.config import BaseConfig, DataConfig, DreamBoothConfig, LoraConfig, to_dict
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import lora
 from dreambooth_jax.training.checkpoint import Checkpoints
@@ -48,7 +48,8 @@ def assert_shifted(params, original, shift):
         np.testing.assert_allclose(params[name], value + np.float32(shift), atol=1e-6)
 
 
-def test_the_newest_averages_of_both_stages_are_exported(program, workdir, tmp_path):
+def test_the_newest_averages_of_both_stages_are_exported(program, tmp_path):
+    workdir = begun(tmp_path / 'run', tiny_pipelines.folder(), base=BaseConfig(train_text_encoder=True))
     base, second, output = tiny_pipelines.base(), tiny_pipelines.super_resolution(), tmp_path / 'out'
     both = {'unet': base.unet.params, 'text_encoder': base.text_encoder.params}
     save(workdir, 'base', [1, 3], both, ema=True)

@@ -16,7 +16,7 @@ from dreambooth_jax.training import loop, placement
 from dreambooth_jax.watching import metrics
 from dreambooth_jax.weights import files, folders
 from dreambooth_jax.weights.textual_inversion import read_textual_inversion
-from tests import tiny_pipelines
+from tests import smallest_pipelines
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict
@@ -70,7 +70,7 @@ def config(tmp_path_factory):
     (photos / '2.txt').write_text('a sks dog on a rug')
     (photos / 'notes.md').write_text('no picture')
     path = folder / 'config.py'
-    path.write_text(CONFIG.format(model=str(tiny_pipelines.folder()), photos=str(photos)))
+    path.write_text(CONFIG.format(model=str(smallest_pipelines.folder('pixels')), photos=str(photos)))
     return path
 
 
@@ -111,7 +111,7 @@ def test_a_run_leaves_what_its_folder_promises(program, finished, caplog):
     assert list(run.glob('events.out.tfevents*'))
     pipeline = folders.read_pipeline(run)
     assert pipeline.super_resolution_folder is not None
-    before = [files.read_tensors(tiny_pipelines.folder() / name) for name in WEIGHTS]
+    before = [files.read_tensors(smallest_pipelines.folder('pixels') / name) for name in WEIGHTS]
     assert not any(np.array_equal(new['conv_in.weight'], old['conv_in.weight'])
                    for new, old in zip(weights(run), before))  # fmt: skip  # noqa: B905
 
@@ -166,7 +166,7 @@ def test_prior_weight_zero_draws_no_class_pictures_and_logs_no_prior_loss(progra
 
 def test_the_text_encoder_moves_only_if_it_is_trained(program, finished, config, tmp_path):
     name = 'text_encoder/model.safetensors'
-    before = files.read_tensors(tiny_pipelines.folder() / name)
+    before = files.read_tensors(smallest_pipelines.folder('pixels') / name)
     run, _ = finished(program)
     frozen = files.read_tensors(run / 'model' / name)
     assert all(np.array_equal(frozen[key], before[key]) for key in before)
@@ -188,12 +188,12 @@ def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path
     assert 'base: 2 steps of 2 rows, 0.0M parameters trained, 0 MiB' in planned.out and not run.exists()
     assert program('train', *options, f'--workdir={run}').code == 0
     assert (run / 'samples' / 'base' / '000002.png').is_file()
-    before = files.read_tensors(tiny_pipelines.folder() / 'text_encoder' / 'model.safetensors')
+    before = files.read_tensors(smallest_pipelines.folder('pixels') / 'text_encoder' / 'model.safetensors')
     after = files.read_tensors(run / 'model' / 'text_encoder' / 'model.safetensors')
     token, rows = read_textual_inversion(run / 'learned_embeds.safetensors', {'text_encoder': 24})
     assert token == '<my-dog>' and np.array_equal(after['shared.weight'][-1:], rows['text_encoder'])
     assert np.array_equal(after['shared.weight'][:-1], before['shared.weight'])
-    unet = [files.read_tensors(folder / WEIGHTS[0]) for folder in (tiny_pipelines.folder(), run / 'model')]
+    unet = [files.read_tensors(folder / WEIGHTS[0]) for folder in (smallest_pipelines.folder('pixels'), run / 'model')]
     assert equal(unet[:1], unet[1:])
     refused = program('train', *options, f'--workdir={tmp_path / "new"}', '--config.textual_inversion.initializer=xqjk')
     assert refused.code == 1 and "config.textual_inversion.initializer 'xqjk' is" in refused.error
@@ -257,10 +257,11 @@ def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):
     assert ended.code == 0 and not run.exists()
     assert 'config.base.steps = 4' in ended.out
     assert 'base: 4 steps of 4 rows, ' in ended.out and 'super_resolution: 2 steps of 1 rows' in ended.out
+    many = [f'--config={config}', f'--workdir={run}', '--dry_run', '--config.base.batch_size=200']
     options = ['--config.base.accumulation=2', '--config.optimizer.moments=int8']
-    smaller = program('train', f'--config={config}', f'--workdir={run}', '--dry_run', *options)
-    assert 'base: 4 steps of 4 rows in 2 micro-batches, ' in smaller.out
-    memory = [int(re.search(r'base: .* (\d+) MiB for', out)[1]) for out in (ended.out, smaller.out)]
+    larger, smaller = program('train', *many), program('train', *many, *options)
+    assert 'base: 4 steps of 400 rows in 2 micro-batches, ' in smaller.out
+    memory = [int(re.search(r'base: .* (\d+) MiB for', ended.out)[1]) for ended in (larger, smaller)]
     assert memory[1] < memory[0]
 
 
