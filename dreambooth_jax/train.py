@@ -25,12 +25,12 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     """Runs all stages of `config` in `workdir`; what is there already is kept."""
     import jax
 
-    from dreambooth_jax.generation import plan, prior_images
+    from dreambooth_jax.generation import prior_images
     from dreambooth_jax.generation.cascade import Cascade, compute_dtype
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.stages import instance_pictures
     from dreambooth_jax.training import placement, run
-    from dreambooth_jax.tuning import pictures, textual_inversion
+    from dreambooth_jax.tuning import pictures, plan, textual_inversion
     from dreambooth_jax.tuning.stage import check_noise_levels, tune
     from dreambooth_jax.weights import folders
 

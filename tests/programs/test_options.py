@@ -61,7 +61,7 @@ def get_config():
 
 
 class Trained(NamedTuple):
-    """What was seen of one run: its folder; stage -> numbers by step, frozen data, last state; micro-batches; remats."""
+    """What was seen of one run: its folder; stage -> numbers by step, frozen data, last state; parts; remats."""
 
     folder: Any
     lines: dict

@@ -16,7 +16,7 @@ from dreambooth_jax.training import loop, placement
 from dreambooth_jax.watching import metrics
 from dreambooth_jax.weights import files, folders
 from dreambooth_jax.weights.textual_inversion import read_textual_inversion
-from tests import smallest_pipelines
+from tests import smallest_pipelines, tiny_pipelines
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict
@@ -257,12 +257,16 @@ def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):
     assert ended.code == 0 and not run.exists()
     assert 'config.base.steps = 4' in ended.out
     assert 'base: 4 steps of 4 rows, ' in ended.out and 'super_resolution: 2 steps of 1 rows' in ended.out
-    many = [f'--config={config}', f'--workdir={run}', '--dry_run', '--config.base.batch_size=200']
-    options = ['--config.base.accumulation=2', '--config.optimizer.moments=int8']
-    larger, smaller = program('train', *many), program('train', *many, *options)
-    assert 'base: 4 steps of 400 rows in 2 micro-batches, ' in smaller.out
-    memory = [int(re.search(r'base: .* (\d+) MiB for', ended.out)[1]) for ended in (larger, smaller)]
-    assert memory[1] < memory[0]
+    many = [f'--config={config}', f'--workdir={run}', '--dry_run', f'--config.model={tiny_pipelines.folder()}']
+    cheaper = (
+        [], ['--config.base.accumulation=2', '--config.optimizer.moments=int8'], ['--config.lora.rank=2'],
+        ['--config.prior.kind=prediction'])  # fmt: skip
+    plans = [program('train', *many, *options).out for options in cheaper]
+    assert 'base: 4 steps of 4 rows in 2 micro-batches, ' in plans[1]
+    trained, memory = zip(*(re.search(r'base: .* ([\d.]+)M .* (\d+) MiB for', plan).groups() for plan in plans))  # noqa: B905
+    assert float(trained[2]) < float(trained[0]) == float(trained[1])
+    whole, small, adapters, teacher = map(int, memory)
+    assert small < whole and adapters < whole < teacher
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(program, config, tmp_path, monkeypatch):

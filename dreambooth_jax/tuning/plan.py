@@ -11,7 +11,9 @@ from dreambooth_jax.config import DreamBoothConfig, to_dict
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade, compute_dtype
 from dreambooth_jax.models.functional import parameter_count
 from dreambooth_jax.training import optimizer
-from dreambooth_jax.weights.pipeline import Pipeline
+from dreambooth_jax.tuning import textual_inversion
+from dreambooth_jax.tuning.stage import trained_components
+from dreambooth_jax.tuning.trainable import make_trainable
 
 # A training step reaches about this share of the device's speed in large matrix products (CPU: 95 of 256 GFLOP/s
 # measured on two cores; PROTOCOL: 16-45% on accelerators).
@@ -69,19 +71,19 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
             lines.append(f'  {name}: not trained')
             continue
         rows = config.rows_per_step(name)
-        params = {'unet': pipeline.unet.params} if name != BASE or config.base.train_unet else {}
-        if name == BASE and config.base.train_text_encoder:
-            params |= {component: network.params for component, network in pipeline.text_encoders.items()}
-        if name == BASE and pipeline.added_tokens:
-            params['new words'] = _new_rows(pipeline)
-        count = sum(parameter_count(part) for part in params.values())
+        trainable = make_trainable(
+            pipeline, trained_components(config, name, cascade), config.lora,
+            new_rows=textual_inversion.new_rows(cascade) if name == BASE else None,
+            dtype=compute_dtype(config.parallel.dtype), remat=config.parallel.remat, seed=config.seed)  # fmt: skip
+        count = sum(parameter_count(part) for part in trainable.params.values())
         _, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps)
         copies = 2 + (config.optimizer.ema_decay is not None)  # weights, gradients, average
-        memory = copies * 4 * count + optimizer.state_bytes(tx, params)
+        memory = copies * 4 * count + optimizer.state_bytes(tx, trainable.params)
+        memory += sum(value.nbytes for part in trainable.frozen.values() for value in part.values())
         passes = rows * BACKWARD
         if config.has_teacher(name):
             passes += rows // 2
-            if config.lora.rank is None:
+            if 'unet' not in trainable.frozen:
                 itemsize = jnp.dtype(compute_dtype(config.parallel.dtype)).itemsize
                 memory += parameter_count(pipeline.unet.params) * itemsize
         parts = f' in {settings.accumulation} micro-batches' if settings.accumulation > 1 else ''
@@ -94,16 +96,6 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         )
     lines.append(f'  in all about {_duration(seconds)}, without compilation and samples')
     return '\n'.join(lines)
-
-
-def _new_rows(pipeline: Pipeline) -> dict[str, jax.ShapeDtypeStruct]:
-    # What textual inversion learns: a row as wide as its states for each token of each text encoder.
-    configs = {component: network.config for component, network in pipeline.text_encoders.items()}
-    widths = {component: config.get('hidden_size', config.get('d_model')) for component, config in configs.items()}
-    return {
-        component: jax.ShapeDtypeStruct((len(pipeline.added_tokens), width), jnp.float32)
-        for component, width in widths.items()
-    }
 
 
 def flat_settings(settings: Mapping, prefix: str = 'config.') -> dict:
