@@ -5,7 +5,8 @@
     lora_peft     the adapters alone, for diffusers and ComfyUI
     lora_kohya    the adapters alone, for AUTOMATIC1111 and kohya too
 
-In the last three, the second stage has a file of its own beside that of the first: x.super_resolution.safetensors.
+In the last three, the second stage has a file of its own beside that of the first, x.super_resolution.safetensors, and
+so has the new word of textual inversion, x.learned_embeds.safetensors: other programs' token tables have their length.
 """
 
 import functools
@@ -20,11 +21,13 @@ from dreambooth_jax.config import DreamBoothConfig, SettingsError
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
 from dreambooth_jax.models.lora import B
 from dreambooth_jax.text.prompts import identifier_and_class
+from dreambooth_jax.tuning import textual_inversion
 from dreambooth_jax.tuning.trained import Trained
 from dreambooth_jax.weights import files, folders, lora_files, modelspec, original_configs, single_file
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_files import Adapter
 from dreambooth_jax.weights.pipeline import COMPONENTS, Pipeline, network_tensors
+from dreambooth_jax.weights.textual_inversion import FILE as LEARNED_EMBEDS
 
 SINGLE_FILE = 'single_file'
 _XL = 'StableDiffusionXLPipeline'
@@ -56,10 +59,15 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
         )
     else:
         written = _write_adapters
-    return [
+    lines = [
         f'{path} holds {count} tensors, read back and equal'
         for path, count in written(trained, format, output, dtype)
     ]  # fmt: skip
+    learned = output.with_suffix(f'.{LEARNED_EMBEDS}')
+    if textual_inversion.write_learned(trained.cascade, learned, dtype):
+        word = trained.config.textual_inversion.token
+        lines.append(f'{learned} holds the new word {word}, read back and equal; some programs call it by the file')
+    return lines
 
 
 def _file_of(output: Path, stage: str) -> Path:
@@ -67,8 +75,14 @@ def _file_of(output: Path, stage: str) -> Path:
 
 
 def _write_single_files(trained: Trained, format: str, output: Path, dtype: str):
+    if trained.config.textual_inversion.token and not trained.cascade.base.added_tokens:
+        raise SettingsError(
+            f'{trained.name} has learned a new word and has no checkpoints that tell it from the others; '
+            f'export diffusers'
+        )
+    cascade = textual_inversion.without_word(trained.cascade)
     for stage in STAGES:
-        pipeline = getattr(trained.cascade, stage)
+        pipeline = getattr(cascade, stage)
         if pipeline is None or (stage != BASE and stage not in trained.stages):
             continue
         if not pipeline.is_latent:

@@ -23,8 +23,9 @@ from dreambooth_jax.config import SettingsError, TextualInversionConfig
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import clip, functional
 from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError, vector_names
+from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network, abstract_network, kind_of
-from dreambooth_jax.weights.textual_inversion import FILE, write_textual_inversion
+from dreambooth_jax.weights.textual_inversion import read_textual_inversion, write_textual_inversion
 
 LAYERS = {'t5': 'shared', 'clip_text_model': 'text_model.embeddings.token_embedding'}  # that hold the token tables
 NEW_ROWS = 'new_rows'
@@ -94,13 +95,38 @@ def new_rows(cascade: Cascade) -> dict[str, NewRows]:
     return found
 
 
-def write_learned(cascade: Cascade, workdir: Path) -> Path | None:
-    """Writes what was learned to <workdir>/learned_embeds.safetensors, where there is a new word.
+def write_learned(cascade: Cascade, path: Path, dtype: str = 'float32') -> int:
+    """Writes what was learned to a file, reads it back and compares; nothing without a new word.
 
-    Returns: the file. Raises: WeightsError if the disk does not take it.
+    Args:
+      dtype: of the stored rows, one of files.STORAGE_DTYPES.
+    Returns: the number of tensors. Raises: WeightsError if they do not read back, or the disk does not take them.
     """
     rows = {part: np.asarray(new.take(getattr(cascade.base, part).params)) for part, new in new_rows(cascade).items()}
-    return write_textual_inversion(workdir / FILE, cascade.base.added_tokens[0], rows) if rows else None
+    if not rows:
+        return 0
+    token = cascade.base.added_tokens[0]
+    write_textual_inversion(path, token, rows, dtype=dtype)
+    read = read_textual_inversion(path, {part: value.shape[1] for part, value in rows.items()})
+    same = (np.array_equal(read[1][part], value.astype(jnp.dtype(dtype))) for part, value in rows.items())
+    if read[0] != token or not all(same):
+        raise WeightsError(f'{path} does not read back as written: the rows of {token} differ.')
+    return len(rows)
+
+
+def without_word(cascade: Cascade) -> Cascade:
+    """The cascade whose CLIP text encoders know no more words than at first; what else was learned stays.
+
+    It is for formats without a place for longer token tables; the rows go into a file of their own (write_learned).
+    """
+    networks = {}
+    for component, rows in new_rows(cascade).items():
+        network = getattr(cascade.base, component)
+        name = f'{rows.layer}.embedding'
+        table = np.delete(np.asarray(network.params[name]), np.s_[rows.first : rows.first + rows.count], axis=0)
+        config = {**network.config, 'vocab_size': len(table)}
+        networks[component] = dataclasses.replace(network, config=config, params={**network.params, name: table})
+    return cascade.with_tokens(networks, ()) if networks else cascade
 
 
 def _layer(component: str, network: Network) -> str:

@@ -24,11 +24,13 @@ from dreambooth_jax.stages.latent import draw_latents
 from dreambooth_jax.stages.pixel import streams
 from dreambooth_jax.training.placement import Pmap
 from dreambooth_jax.training.step import row_keys
-from dreambooth_jax.tuning import pictures, stage, textual_inversion
+from dreambooth_jax.tuning import formats, pictures, stage, textual_inversion
 from dreambooth_jax.tuning.trainable import make_trainable
+from dreambooth_jax.tuning.trained import Trained
 from dreambooth_jax.watching import metrics
-from dreambooth_jax.weights import folders
+from dreambooth_jax.weights import folders, single_file
 from dreambooth_jax.weights.pipeline import COMPONENTS
+from dreambooth_jax.weights.textual_inversion import FILE, read_textual_inversion
 from tests import tiny_latent_pipelines, tiny_pipelines
 from tests.torch_reference import largest_relative_difference, nchw, quick_jit
 
@@ -107,7 +109,7 @@ def learned(family):
         params[component] = rows.put({**network.params, rows.name: values})
     cascade = cascade.with_params(**params)
     folders.write_pipeline(cascade.base, folder / 'model')
-    textual_inversion.write_learned(cascade, folder)
+    textual_inversion.write_learned(cascade, folder / FILE)
     return cascade, folder
 
 
@@ -123,6 +125,13 @@ def opened(family, folder):
     pipeline = PIPELINES[family].from_pretrained(folder, local_files_only=True, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def given_file(family, folder):
+    """The model that the runs begin with, in one file and in half precision."""
+    path = folder / 'given.safetensors'
+    shutil.copytree(tiny_latent_pipelines.folder(family) / 'tokenizer', folder / 'tokenizer')
+    return single_file.write_pipeline(original(family).base, path, dtype='float16')
 
 
 def changed(before, after):
@@ -206,7 +215,7 @@ def test_loss_and_gradient_of_the_rows_are_those_of_pytorch():
 def inverted(family, workdir):
     """The original pipeline with learned_embeds.safetensors, as diffusers' documentation loads it."""
     pipeline = opened(family, tiny_latent_pipelines.folder(family))
-    path = workdir / textual_inversion.FILE
+    path = workdir / FILE
     if family == 'sd1':
         pipeline.load_textual_inversion(str(path))
         return pipeline
@@ -306,6 +315,27 @@ def test_two_and_one_step_equal_three_bit_for_bit(tmp_path):
     parts = tune(settings(**ALONE), 'if', tmp_path)
     assert not any(changed(whole, parts).values())
     assert [line['step'] for line in metrics.read(tmp_path, 'base')] == [3]
+
+
+@pytest.mark.parametrize('family', ['sd1', 'sdxl'])
+def test_a_single_file_has_the_tables_that_other_programs_expect_and_the_word_beside_it(family, tmp_path):
+    cascade, _ = learned(family)
+    config, file = settings(), tmp_path / 'dog.safetensors'
+    trained = Trained('run', config, cascade, ('base',), {}, [])
+    lines = formats.write(trained, 'single_file', file, dtype='float16')
+    beside = tmp_path / 'dog.learned_embeds.safetensors'
+    assert lines[1] == f'{beside} holds the new word {WORD}, read back and equal; some programs call it by the file'
+    before, after = (single_file.read_pipeline(path) for path in (given_file(family, tmp_path), file))
+    widths = {part: table_of(cascade, part)[1].shape[1] for part in cascade.base.text_encoders}
+    token, rows = read_textual_inversion(beside, widths)
+    assert token == WORD
+    for component, network in before.text_encoders.items():
+        found = getattr(after, component).params
+        assert all(np.array_equal(found[name], value) for name, value in network.params.items())
+        new, table = table_of(cascade, component)
+        assert np.array_equal(rows[component], table[new.first :].astype(np.float16))
+    with pytest.raises(SettingsError, match='^run has learned a new word and has no checkpoints that tell it from the'):
+        formats.write(trained._replace(cascade=cascade.with_tokens({}, ())), 'single_file', file)
 
 
 @pytest.mark.parametrize(('own', 'optimizer', 'rate'), [
