@@ -67,3 +67,17 @@ def largest_relative_difference(ours, theirs) -> float:
     """max |ours - theirs| / max |theirs|."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() + 1e-12))
+
+
+def assert_same_gradients(ours, theirs, tolerance=1e-3):
+    """{name: array} of both sides agree, each by largest_relative_difference.
+
+    What a bias that all keys share adds moves no softmax: its gradient is rounding on both sides, and so is left out.
+    """
+    floor = 1e-6 * max(float(np.abs(value).max()) for value in theirs.values())
+    differ = {
+        name: largest_relative_difference(ours[name], value)
+        for name, value in theirs.items()
+        if np.abs(ours[name] - value).max() > floor
+    }
+    assert {name: value for name, value in differ.items() if value >= tolerance} == {}

@@ -1,9 +1,7 @@
 """A LoRA run of Stable Diffusion from the command line to its files, and what diffusers and `sample` draw with them."""
 
-import contextlib
 import functools
 import json
-import logging
 import shutil
 
 import jax
@@ -15,6 +13,7 @@ from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training import placement
 from dreambooth_jax.weights import files, folders, single_file
 from tests import same_noise, tiny_latent_pipelines
+from tests.reports import nothing_reported
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict
@@ -70,23 +69,6 @@ def run_of(tmp_path_factory):
         return made[family]
 
     return run
-
-
-@contextlib.contextmanager
-def nothing_reported():
-    """Fails on whatever diffusers, transformers or peft warn of."""
-    records = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: records.append(record.getMessage())
-    loggers = [logging.getLogger(name) for name in ('diffusers', 'transformers', 'peft')]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-    assert records == []
 
 
 @pytest.mark.parametrize('family', FAMILIES)

@@ -1,11 +1,8 @@
 """LoRA files: what PyTorch's diffusers makes of them, and what is read back."""
 
-import contextlib
 import copy
 import json
-import logging
 import re
-import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,31 +14,14 @@ from dreambooth_jax.models import functional, lora
 from dreambooth_jax.weights import files, lora_files, lora_names
 from dreambooth_jax.weights.folders import abstract_network
 from dreambooth_jax.weights.lora_files import Adapter, read_lora, write_lora
+from tests.reports import nothing_reported
 from tests.torch_reference import largest_relative_difference, nchw, nhwc, quick_jit, to_ours
 from tests.weights import tiny, tiny_lora_hosts
 
 RANK, ALPHA = 4, 6.0
 NAMED_BY_KOHYA = '(?!text_projection).*'  # all layers of Stable Diffusion and SDXL but one
+NOT_ADAPTED = 'No LoRA keys associated to'  # what is said of a network that the file leaves alone
 UNET_PROJECTIONS = r'.*\.(to_q|to_k|to_v|to_out\.0)'
-
-
-@contextlib.contextmanager
-def nothing_reported():
-    """Fails on whatever diffusers, transformers or peft warn of, but for a network that the file does not adapt."""
-    records = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: records.append(record.getMessage())
-    loggers = [logging.getLogger(name) for name in ('diffusers', 'transformers', 'peft')]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings(record=True) as warned:
-            yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-    records += [str(warning.message) for warning in warned if warning.category in (UserWarning, RuntimeWarning)]
-    assert [text for text in records if not text.startswith('No LoRA keys associated to')] == []
 
 
 def base_params(networks):
@@ -129,7 +109,7 @@ def test_diffusers_loads_every_layer_of_stable_diffusion(format, dora, sdxl, tmp
     write_lora(tmp_path / lora_files.PEFT_FILE, adapter, format, sdxl=sdxl)
     loaded = {name: copy.deepcopy(module) for name, module in networks.items()}
     pipeline = tiny_lora_hosts.pipeline(loaded)
-    with nothing_reported():
+    with nothing_reported(NOT_ADAPTED):
         pipeline.load_lora_weights(tmp_path)
     for component, module in loaded.items():
         assert adapted_layers(module) == layers_of(adapter.params[component])
@@ -153,7 +133,7 @@ def test_our_adapted_networks_compute_what_diffusers_does_with_their_file(format
     adapter = random_adapter(base, targets, dora)
     write_lora(tmp_path / lora_files.PEFT_FILE, adapter, format)
     pipeline.register_modules(**networks)
-    with nothing_reported():
+    with nothing_reported(NOT_ADAPTED):
         pipeline.load_lora_weights(tmp_path)
     rng = np.random.default_rng(1)
     for component, params in base.items():
