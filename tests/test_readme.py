@@ -52,7 +52,7 @@ def test_ci_runs_the_test_commands_of_the_readme():
         ['bash', '-c', f'{extract}\nreadme_commands tests'], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert found.stdout.splitlines() == block('tests') != []
-    assert block('tests')[-1] == 'python -m pytest'
+    assert block('tests')[-1] == 'python -m pytest -n 2 --dist loadfile'  # the whole suite, no folder of it
     assert re.search(r'^readme_commands tests > (\S+)$.*^bash -euo pipefail \1', CI, re.DOTALL | re.MULTILINE)
     assert 'pytest' not in CI
 
