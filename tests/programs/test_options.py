@@ -26,7 +26,7 @@ OPTIONS = {
     'accumulation': (('base.accumulation=2', 'super_resolution.accumulation=2'), (1, 2, 3)),
     'text_encoder': (('base.train_text_encoder=True',), (1, 2, 4)),
     'average': (('optimizer.ema_decay=0.5',), (1, 2, 5)),
-    'min_snr': (('objective.min_snr_gamma=0.5',), (1, 3, 4)),
+    'min_snr': (('objective.min_snr_gamma=0.01',), (1, 3, 4)),
     'masks': ((), (1, 3, 5)),
     'prediction': (('prior.kind=prediction',), (1, 4, 5)),
     'moments': (('optimizer.moments=bfloat16',), (2, 3, 4)),
