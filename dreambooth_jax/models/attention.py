@@ -2,7 +2,9 @@
 
 On NVIDIA cards in half precision cuDNN's flash kernel computes it where it can, and the logits are never stored; on
 CPUs a form that XLA's CPU backend is quick with; everywhere else, TPUs included, jax.nn's form for XLA. (The kernels in
-jax.experimental.pallas.ops.tpu cannot be partitioned by the compiler, which parallel.mode "fsdp" relies on.)
+jax.experimental.pallas.ops.tpu cannot be partitioned by the compiler, which parallel.mode "fsdp" relies on.) Without a
+flash kernel, queries are taken in parts where the logits of all would be large, and each part is computed again in the
+backward pass, so that they are never stored either: Rabe & Staats 2021, Self-attention Does Not Need O(n^2) Memory.
 
 Logits and softmax are f32 whatever the compute dtype is. Attribute names are those of the published checkpoints.
 Source: diffusers 0.42.1 models/attention_processor.py (Attention, AttnAddedKVProcessor2_0), models/embeddings.py.
@@ -18,10 +20,10 @@ from dreambooth_jax.models.layers import GroupNorm, layer_norm
 # The norm of the text states inside attention has its own group count, whatever norm_num_groups says:
 # `cross_attention_norm_num_groups` of diffusers' Attention, which no configuration sets.
 CROSS_NORM_GROUPS = 32
-
-
 FLASH_DTYPES = (jnp.bfloat16, jnp.float16)
 FLASH_QUERIES = 128  # with fewer queries (the pooling's single one) there are no logits worth not storing
+PART = 2**21  # logits of a head at once: 512 queries of a picture of 512 x 512 px in Stable Diffusion
+LARGE = 2 * PART  # more are computed in parts
 
 
 def attend(query, key, value, *, scale: float, bias=None):
@@ -34,10 +36,32 @@ def attend(query, key, value, *, scale: float, bias=None):
       bias: f32 broadcastable to [B, heads, Q, K], four axes, added to the scaled logits.
     Returns: f[B, Q, heads, D] in the dtype of `value`.
     """
+    if jax.default_backend() != 'cpu' and flash_fits(query.shape, query.dtype, bias is not None, _cuda_capability()):
+        return _flash_attend(query, key, value, scale)
+    queries, keys = query.shape[1], key.shape[1]
+    parts = _parts(queries, keys) if bias is None else 1
+    if parts == 1:
+        return _attend_at_once(query, key, value, scale, bias)
+
+    @jax.checkpoint
+    def attend_part(part):
+        return _attend_at_once(part, key, value, scale)
+
+    batch, _, *head = query.shape
+    split = jnp.moveaxis(query.reshape(batch, parts, queries // parts, *head), 1, 0)
+    return jnp.moveaxis(jax.lax.map(attend_part, split), 0, 1).reshape(query.shape)
+
+
+def _parts(queries: int, keys: int) -> int:
+    """Into how many equal parts the queries go: as few as keep a part's logits within PART."""
+    if queries * keys <= LARGE:
+        return 1
+    return next(parts for parts in range(-(-queries * keys // PART), queries + 1) if queries % parts == 0)
+
+
+def _attend_at_once(query, key, value, scale, bias=None):
     if jax.default_backend() == 'cpu':
         return _attend_on_cpu(query, key, value, scale, bias)
-    if flash_fits(query.shape, query.dtype, bias is not None, _cuda_capability()):
-        return _flash_attend(query, key, value, scale)
     return jax.nn.dot_product_attention(query, key, value, bias, scale=scale, implementation='xla')
 
 

@@ -113,7 +113,8 @@ def latent_mode(moments, scaling_factor: float):
 class PixelAttention(nnx.Module):
     """Residual attention of every position of a feature map to all others, with one head as wide as the map.
 
-    Its logits are f32[B, H * W, H * W]: 64 MiB for a picture of 512 x 512 px, 1 GiB for one of 1024 x 1024.
+    Its logits f32[B, H * W, H * W] would take 64 MiB for a picture of 512 x 512 px and 1 GiB for one of 1024 x 1024;
+    attention.attend takes them in parts.
     """
 
     def __init__(self, channels: int, *, groups: int, made):

@@ -93,6 +93,37 @@ def test_the_form_for_cpus_equals_the_form_for_accelerators(monkeypatch, with_bi
 
 
 @pytest.mark.parametrize('backend', ['cpu', 'tpu'])
+def test_attention_in_parts_equals_attention_at_once_and_stores_fewer_logits(monkeypatch, backend):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    monkeypatch.setattr(attention, '_cuda_capability', lambda: None)
+    draw = np.random.default_rng(0)
+    parts = [jnp.asarray(draw.normal(size=(2, length, 3, 8)), jnp.float32) for length in (96, 80, 80)]
+
+    def run():
+        def attend(*parts):
+            output, back = jax.vjp(lambda *parts: attention.attend(*parts, scale=0.7), *parts)
+            return output, *back(jnp.cos(output))
+
+        compiled = jax.jit(attend).lower(*parts).compile()
+        return compiled(*parts), compiled.memory_analysis().temp_size_in_bytes
+
+    (expected, whole), logits = run(), 4 * 2 * 3 * 96 * 80
+    monkeypatch.setattr(attention, 'LARGE', 96 * 80 - 1)
+    monkeypatch.setattr(attention, 'PART', 10 * 80)
+    found, small = run()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert largest_relative_difference(ours, theirs) < 1e-5
+    assert whole > logits > small
+
+
+@pytest.mark.parametrize(('queries', 'keys', 'parts'), [
+    (4096, 4096, 8), (4096, 77, 1), (1024, 1024, 1), (2048, 2048, 1), (9216, 9216, 48), (2049, 2049, 3), (4099, 4099, 4099)
+])  # fmt: skip
+def test_queries_go_in_as_few_equal_parts_as_stay_small(queries, keys, parts):
+    assert attention._parts(queries, keys) == parts
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
 def test_logits_and_softmax_are_float32_in_half_precision(monkeypatch, backend):
     """Two logits that bfloat16 cannot tell apart: 256 and 257."""
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
