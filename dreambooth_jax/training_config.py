@@ -20,7 +20,7 @@ class OptimizerConfig(Settings):
     # adamw's. 'prodigy': finds its rate; learning_rate is a multiplier of that, best 1.0.
     kind: Literal['adamw', 'adafactor', 'lion', 'prodigy'] = 'adamw'
     # Numbers that adamw's two moments are stored in, 8, 4 or 2 bytes a weight; each step computes in float32.
-    # 'int8': in blocks of 256 as Dettmers et al. 2022, where tensors below 4096 weights stay float32.
+    # 'int8': with a scale for every row of an array; arrays below 4096 weights stay float32.
     moments: Literal['float32', 'bfloat16', 'int8'] = 'float32'
     # Decay of the first and second moment. None: (0.9, 0.999), of lion (0.9, 0.99); adafactor has none.
     betas: tuple[float, float] | None = setting(None, 'in [0, 1)')

@@ -1,4 +1,4 @@
-"""AdamW's moments in fewer bytes: bfloat16, or 8 bits with a scale for every block of 256 numbers.
+"""AdamW's moments in fewer bytes: bfloat16, or 8 bits with a scale for every row.
 
 The arithmetic of a step stays float32; a moment is compressed only between steps, one array at a time. A step changes
 the second moment by (1 - b2) = 0.001 of itself, less than half a unit in the last place of either format: rounded to
@@ -6,9 +6,12 @@ the nearest number it would stop where it stands. So all rounding is stochastic:
 makes it right on average. Its random bits are a hash of (steps taken, array, place in the array): nothing to save, the
 same on any number of devices, and a resumed run repeats them bit for bit.
 
-Source: Dettmers et al. 2022, 8-bit Optimizers via Block-wise Quantization (block size, dynamic code, which tensors stay
-float32); the reference code is bitsandbytes' create_dynamic_map. Ours differs in the rounding and in one entry of the
-unsigned code, see `dynamic_code`.
+Eight bits are a small floating-point number: the leading bits of a float32 after it has been scaled to its row's
+largest. Both ways are a few integer operations on an array of the parameter's own shape, so a step over hundreds of
+arrays compiles in minutes, runs at the speed of memory and is sharded as the parameters are. (The dynamic code of
+Dettmers et al. 2022, 8-bit Optimizers via Block-wise Quantization, is a table over blocks of 256 numbers: as arithmetic
+it took TPU's compiler five times as long as all of bfloat16, and blocks cut across the tiles of its memory. From there
+come the idea and that small tensors stay float32.)
 """
 
 from typing import NamedTuple
@@ -21,88 +24,74 @@ import optax
 from dreambooth_jax.training.order import after
 
 KINDS = ('float32', 'bfloat16', 'int8')
-BLOCK = 256
 SMALLEST = 4096  # elements; a smaller array stays float32, as in the paper: little to win, and often the most delicate
 
 
-class Blocks(NamedTuple):
-    """An array in blocks of 256 consecutive elements (C order, the last one filled up with zeros).
+class Codes(NamedTuple):
+    """A compressed array of shape [..., n].
 
     Attributes:
-      codes: u8[blocks, 256], places in `dynamic_code`.
-      scales: f32[blocks, 1], the largest absolute value of each block.
+      codes: int8[..., n] with a sign (first moments) or uint8[..., n] without (second ones).
+      scales: f32[...], of each row of n numbers; 0 where all of them are 0.
     """
 
     codes: jax.Array
     scales: jax.Array
 
 
-class _Code:
-    """The dynamic code of magnitudes 0..1: `top` + 1 of them, decades of twice as many numbers each, evenly spaced.
+def _leading_bits(x: jax.Array, noise: jax.Array, mantissa: int) -> jax.Array:
+    """u32: the exponent and so many bits of mantissa of f32 `x` >= 0, rounded up where 16 random bits u32 say so."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (noise << (7 - mantissa))
+    return bits >> (23 - mantissa)
 
-    In a decade the number is a linear function of its place, so both ways are arithmetic: no table, whose lookup would
-    be slow on TPU, and all of a step runs in one pass over the array.
-    """
+
+class _Format:
+    """Codes 0 to `top` of f32 from `least`, a power of 2, to `largest` < 1: 16 an octave, evenly spaced in it."""
+
+    MANTISSA = 4
 
     def __init__(self, top: int):
-        decades = top.bit_length() - 1
-        first = 2.0 ** np.arange(decades)  # place of the decade's first number, and how many it has
-        unit = 10.0 ** np.arange(1 - decades, 1)  # upper end of the decade, which begins at a tenth of it
-        self.top, self._first, self._low = top, first, 0.1 * unit
-        # Middles of the intervals that cut the decade evenly: 0.1 + 0.9 (n - first + 1/2) / first, times the unit.
-        self._slope, self._offset = 0.9 / first * unit, (0.1 + 0.9 * (0.5 / first - 1)) * unit
+        self.top = top
+        self.least = np.float32(2.0 ** -((top + 1) >> self.MANTISSA))
+        self.first = np.uint32(self.least.view(np.uint32) >> (23 - self.MANTISSA))
+        self.largest = ((self.first + np.uint32(top)) << np.uint32(23 - self.MANTISSA)).view(np.float32)
 
-    def _line(self, at: jax.Array, edges: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        slope, offset = (jnp.full_like(at, line[0]) for line in (self._slope, self._offset))
-        for edge, steeper, moved in zip(edges[1:], self._slope[1:], self._offset[1:], strict=True):
-            beyond = at >= np.float32(edge)
-            slope = jnp.where(beyond, np.float32(steeper), slope)
-            offset = jnp.where(beyond, np.float32(moved), offset)
-        return slope, offset
+    def encode(self, x: jax.Array, noise: jax.Array) -> jax.Array:
+        """u32 codes of f32 `x`, rounded at random."""
+        return jnp.minimum(_leading_bits(x, noise, self.MANTISSA) - self.first, self.top)
 
-    def value(self, place: jax.Array) -> jax.Array:
-        """Magnitudes f32 of whole places f32, 0 to `top`."""
-        slope, offset = self._line(place, self._first)
-        return jnp.where(place == 0, 0.0, jnp.where(place == self.top, 1.0, slope * place + offset))
-
-    def place(self, magnitude: jax.Array, chance: jax.Array, lowest: int) -> jax.Array:
-        """Places f32 of magnitudes f32 in [0, 1]: one of the two around each, the upper where `chance` f32 says so."""
-        slope, offset = self._line(magnitude, self._low)
-        below = jnp.clip(jnp.floor((magnitude - offset) / slope), lowest, self.top - 1)
-        low, high = self.value(below), self.value(below + 1)
-        return below + (chance * (high - low) < magnitude - low)
+    def decode(self, codes: jax.Array) -> jax.Array:
+        """f32 of integer codes."""
+        bits = codes.astype(jnp.uint32) + self.first
+        return jax.lax.bitcast_convert_type(bits << (23 - self.MANTISSA), jnp.float32)
 
 
-_SIGNED, _UNSIGNED = _Code(128), _Code(256)
-_ZERO = 127  # of the signed code
+_SIGNED, _UNSIGNED = _Format(127), _Format(255)
 
 
-def dynamic_code(signed: bool) -> jax.Array:
-    """f32[256], the numbers of the codes 0 to 255, ascending.
+def decompressed(stored: Codes) -> jax.Array:
+    """f32[..., n] of compressed numbers."""
+    scales = stored.scales[..., None]
+    if stored.codes.dtype == jnp.uint8:
+        return _UNSIGNED.decode(stored.codes) * scales
+    magnitude = _SIGNED.decode(jnp.abs(stored.codes.astype(jnp.int32))) - _SIGNED.least
+    return jnp.where(stored.codes < 0, -magnitude, magnitude) * scales
 
-    Signed: -0.993..1 with a zero; -1 has none, as in bitsandbytes. Unsigned: 5.5e-8..1 without a zero, where
-    bitsandbytes has one in the place of 5.5e-8: a second moment of 0 beside a first that is not would make a step of
-    m / epsilon. (A block of zeros has the scale 0.)
+
+def compressed(x: jax.Array, noise: jax.Array, signed: bool) -> Codes:
+    """Codes of f32[..., n] `x`, rounded by 16 random bits u32[..., n].
+
+    Signed: |x| + least is what has a code, so that 0 is stored as 0 and what is small in its row evenly, right on
+    average like the rest. Unsigned: there is no zero, the least is 1.6e-5 of the row's largest: a second moment of 0
+    beside a first that is not would make a step of m / epsilon.
     """
-    return _decode(jnp.arange(256, dtype=jnp.uint8), signed)
-
-
-def _decode(codes: jax.Array, signed: bool) -> jax.Array:
-    places = codes.astype(jnp.float32)
+    largest = _SIGNED.largest - _SIGNED.least if signed else _UNSIGNED.largest
+    scales = jnp.max(jnp.abs(x), axis=-1) / largest
+    share = jnp.abs(x) / jnp.where(scales > 0, scales, 1.0)[..., None]
     if not signed:
-        return _UNSIGNED.value(places + 1)
-    return jnp.sign(places - _ZERO) * _SIGNED.value(jnp.abs(places - _ZERO))
-
-
-def _encode(x: jax.Array, chance: jax.Array, signed: bool) -> jax.Array:
-    if not signed:
-        return (_UNSIGNED.place(x, chance, lowest=1) - 1).astype(jnp.uint8)
-    places = jnp.sign(x) * _SIGNED.place(jnp.abs(x), chance, lowest=0)
-    return jnp.maximum(places + _ZERO, 0).astype(jnp.uint8)
-
-
-def _in_blocks(x: jax.Array) -> jax.Array:
-    return jnp.pad(x.reshape(-1), (0, -x.size % BLOCK)).reshape(-1, BLOCK)
+        return Codes(_UNSIGNED.encode(jnp.maximum(share, _UNSIGNED.least), noise).astype(jnp.uint8), scales)
+    codes = _SIGNED.encode(share + _SIGNED.least, noise).astype(jnp.int32)
+    return Codes(jnp.where(x < 0, -codes, codes).astype(jnp.int8), scales)
 
 
 def _mixed(bits: jax.Array) -> jax.Array:
@@ -113,7 +102,8 @@ def _mixed(bits: jax.Array) -> jax.Array:
 
 
 def _random_bits(step: jax.Array, array: int, shape: tuple[int, ...]) -> jax.Array:
-    """u32 of that shape for the `array`-th moment at i32[] `step`."""
+    """u32 of that shape for the `array`-th parameter at i32[] `step`: the low half for its first moment, the high one
+    for its second."""
     strides = np.cumprod([1, *shape[:0:-1]], dtype=np.uint64)[::-1] % 2**32
     index = sum(
         jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(strides[axis]) for axis in range(len(shape))
@@ -122,53 +112,37 @@ def _random_bits(step: jax.Array, array: int, shape: tuple[int, ...]) -> jax.Arr
     return jnp.broadcast_to(_mixed(_mixed(jnp.uint32(index)) + seed), shape)
 
 
-def _round_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
-    raised = jax.lax.bitcast_convert_type(x, jnp.uint32) + (bits >> 16)  # carries over with the dropped bits' share
-    return jax.lax.bitcast_convert_type((raised >> 16).astype(jnp.uint16), jnp.bfloat16)
-
-
-def _compressed(x: jax.Array, bits: jax.Array, signed: bool) -> Blocks:
-    scales = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-    chance = (bits >> 8).astype(jnp.float32) * np.float32(2**-24)
-    return Blocks(_encode(x / jnp.where(scales > 0, scales, 1.0), chance, signed), scales)
-
-
 def scale_by_adam(b1: float, b2: float, eps: float, kind: str) -> optax.GradientTransformation:
     """optax.scale_by_adam with its moments stored as `kind`.
 
     Args:
-      kind: 'bfloat16', or 'int8': `Blocks` for arrays of 4096 elements and more, f32 for smaller ones.
+      kind: 'bfloat16', or 'int8': `Codes` for arrays of 4096 elements and more, f32 for smaller ones.
     The state is Optax's own, mu and nu with such arrays in the place of f32 ones.
     Raises: ValueError for another kind.
     """
     if kind not in KINDS[1:]:
         raise ValueError(f'moments are {kind!r} but must be one of {KINDS[1:]}')
 
-    def is_blocked(x):
-        return kind == 'int8' and x.size >= SMALLEST
-
     def zeros(x, signed):
-        if is_blocked(x):
-            blocks = -(-x.size // BLOCK)
-            codes = jnp.full((blocks, BLOCK), _ZERO if signed else 0, jnp.uint8)
-            return Blocks(codes, jnp.zeros((blocks, 1), jnp.float32))
-        return jnp.zeros(x.shape, jnp.bfloat16 if kind == 'bfloat16' else jnp.float32)
+        if kind == 'bfloat16':
+            return jnp.zeros(x.shape, jnp.bfloat16)
+        if x.size < SMALLEST:
+            return jnp.zeros(x.shape, jnp.float32)
+        return Codes(jnp.zeros(x.shape, jnp.int8 if signed else jnp.uint8), jnp.zeros(x.shape[:-1], jnp.float32))
 
     def init(params):
         mu, nu = (jax.tree.map(lambda x, signed=signed: zeros(x, signed), params) for signed in (True, False))
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
-    def read(stored, signed):
-        if isinstance(stored, Blocks):
-            return _decode(stored.codes, signed) * stored.scales
-        return stored.astype(jnp.float32)
+    def read(stored):
+        return decompressed(stored) if isinstance(stored, Codes) else stored.astype(jnp.float32)
 
-    def store(x, like, step, count, array, signed):
-        if isinstance(like, Blocks):
-            return _compressed(x, _random_bits(count, array, x.shape), signed)
+    def store(x, like, noise, signed):
+        if isinstance(like, Codes):
+            return compressed(x, noise, signed)
         if like.dtype == jnp.bfloat16:
-            # The step reads the old moment: once it is done, the new one can take its place without a copy.
-            return _round_to_bfloat16(after(x, step), _random_bits(count, array, x.shape))
+            bits = _leading_bits(x, noise, mantissa=7)  # the sign is among them
+            return jax.lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.bfloat16)
         return x
 
     def update(updates, state, params=None):
@@ -180,14 +154,13 @@ def scale_by_adam(b1: float, b2: float, eps: float, kind: str) -> optax.Gradient
         ):
             if out:  # one array after the other, or the f32 moments of all of them may be alive at once
                 mu, nu = after((mu, nu), out[-1])
-            g = _in_blocks(gradient) if isinstance(mu, Blocks) else gradient
-            m = b1 * read(mu, True) + (1 - b1) * g
-            v = b2 * read(nu, False) + (1 - b2) * jnp.square(g)
+            m = b1 * read(mu) + (1 - b1) * gradient
+            v = b2 * read(nu) + (1 - b2) * jnp.square(gradient)
             step = m / (1 - b1**count) / (jnp.sqrt(v / (1 - b2**count)) + eps)
-            step = step.reshape(-1)[: gradient.size].reshape(gradient.shape)
-            mu = store(m, mu, step, count, 2 * number, True)
-            nu = store(v, nu, step, count, 2 * number + 1, False)
-            out.append((step, mu, nu))
+            # The step reads the old moments: once it is done, the new ones can take their place without a copy.
+            m, v = after((m, v), step)
+            bits = _random_bits(count, number, gradient.shape)
+            out.append((step, store(m, mu, bits & 0xFFFF, True), store(v, nu, bits >> 16, False)))
         steps, mu, nu = (structure.unflatten(part) for part in zip(*out, strict=True))
         return steps, optax.ScaleByAdamState(count, mu, nu)
 

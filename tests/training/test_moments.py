@@ -1,4 +1,4 @@
-"""AdamW on compressed moments: the code, the rounding, and that training follows float32."""
+"""AdamW on compressed moments: the codes, the rounding, and that training follows float32."""
 
 import functools
 
@@ -14,60 +14,53 @@ from tests.training import toy
 COMPRESSED = moments.KINDS[1:]
 
 
-def published_code(signed):
-    """The dynamic code of Dettmers et al. 2022 with 7 exponent bits: middles of an even cut of each decade, 0 and 1."""
-    numbers = [0.0, 1.0]
-    for decade in range(7):
-        edges = np.linspace(0.1, 1.0, 2 ** (decade if signed else decade + 1) + 1)
-        middles = 10.0 ** (decade - 6) * (edges[:-1] + edges[1:]) / 2
-        numbers += [*middles, *(-middles if signed else [])]
-    return np.sort(numbers)
-
-
-@pytest.mark.parametrize('signed', [True, False])
-def test_code_is_the_published_one_but_for_the_zero_of_second_moments(signed):
-    ours, theirs = np.asarray(moments.dynamic_code(signed)), published_code(signed)
-    assert ours.shape == theirs.shape == (256,)
-    if not signed:
-        assert theirs[0] == 0
-        theirs[0] = 5.5e-8
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-
-
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def stored(x, kind, signed, rounds=1):
-    """f32[rounds, n]: `x` f32[n] as a moment comes back, rounded with the random bits of that many steps."""
+    """f32[rounds, ...]: `x` f32[...] as a moment comes back, rounded with the random bits of that many steps."""
     tx = moments.scale_by_adam(0.0, 0.0, 1e-8, kind)  # the moments are the gradient and its square
 
     def once(count):
         _, state = tx.update(x if signed else jnp.sqrt(x), tx.init(x)._replace(count=count))
         kept = state.mu if signed else state.nu
-        if isinstance(kept, moments.Blocks):
-            return (moments.dynamic_code(signed)[kept.codes] * kept.scales).reshape(-1)[: x.size]
-        return kept.astype(jnp.float32)
+        return moments.decompressed(kept) if isinstance(kept, moments.Codes) else kept.astype(jnp.float32)
 
     return jax.lax.map(once, jnp.arange(rounds))
+
+
+def code(signed):
+    """The numbers of int8's codes for a scale of 1, ascending."""
+    codes = jnp.arange(-127, 128, dtype=jnp.int8) if signed else jnp.arange(256, dtype=jnp.uint8)
+    return np.asarray(moments.decompressed(moments.Codes(codes, jnp.float32(1))))
+
+
+def test_codes_are_small_floats():
+    signed, unsigned = code(True), code(False)
+    for numbers in signed, unsigned:
+        assert np.all(np.diff(numbers) > 0)
+    assert signed[127] == 0 and np.array_equal(signed, -signed[::-1])
+    assert unsigned[0] == 2.0**-16
+    assert np.max(np.diff(unsigned) / unsigned[:-1]) == 1 / 16
+    assert np.max(np.diff(signed[127:]) / (signed[127:-1] + 2.0**-8)) == 1 / 16
 
 
 @pytest.mark.parametrize('kind', COMPRESSED)
 @pytest.mark.parametrize('signed', [True, False])
 def test_stored_numbers_are_neighbours_of_the_true_ones_and_right_on_average(kind, signed):
     draw = np.random.default_rng(0)
-    x = (10.0 ** draw.uniform(-5, 0, 5000)).astype(np.float32)  # not whole blocks
-    x = x * draw.choice([-1.0, 1.0], 5000).astype(np.float32) if signed else x
+    lowest = -6 if signed else -4  # the least of unsigned codes is 1.6e-5
+    x = (10.0 ** draw.uniform(lowest, 0, (10, 500)) * 10.0 ** np.arange(-5, 5)[:, None]).astype(np.float32)
+    x = x * draw.choice([-1.0, 1.0], x.shape).astype(np.float32) if signed else x
     rounds = np.asarray(stored(jnp.asarray(x), kind, signed, 32))
     if kind == 'int8':
-        scale = np.repeat([np.abs(x[at : at + 256]).max() for at in range(0, 5000, 256)], 256)[:5000]
-        code = np.asarray(moments.dynamic_code(signed))
-        place = np.clip(np.searchsorted(code, x / scale, side='right'), 1, 255)
-        gap = (code[place] - code[place - 1]) * scale
+        scale = np.abs(x).max(axis=1, keepdims=True) / code(signed).max()
+        place = np.clip(np.searchsorted(code(signed), x / scale, side='right'), 1, len(code(signed)) - 1)
+        gap = (code(signed)[place] - code(signed)[place - 1]) * scale
     else:
         gap = np.spacing(np.abs(x)) * 2**16
-    assert np.all(np.abs(rounds - x) <= 1.001 * gap + 1e-7 * np.abs(x))
+    assert np.all(np.abs(rounds - x) <= 1.001 * gap + 1e-6 * np.abs(x))
     assert np.any(rounds[0] != rounds[1])  # other bits at another step
     # Between its neighbours the mean of 32 draws is within some 0.5 / sqrt(32) of the gap; of 5000 such, within little.
-    # The largest of a block, if negative, has no code of its own.
-    error = np.where(np.abs(x) == (scale if kind == 'int8' else np.inf), 0, (rounds.mean(0) - x) / gap)
+    error = (rounds.mean(0) - x) / gap
     assert np.abs(error).max() < 0.5 and abs(error.mean()) < 0.01
 
 
@@ -77,12 +70,22 @@ def test_small_second_moments_do_not_become_zero():
     assert not stored(jnp.zeros(4096), 'int8', False).any()
 
 
-def test_arrays_of_any_shape_are_cut_into_blocks_and_small_ones_stay_float32():
+def test_first_and_second_moment_are_rounded_by_different_bits():
+    x = jnp.full(4096, 1.03)  # it and its square lie between two bfloat16 numbers
+    tx = moments.scale_by_adam(0.0, 0.0, 1e-8, 'bfloat16')
+    _, state = jax.jit(tx.update)(x, tx.init(x))
+    up = [np.asarray(kept.astype(jnp.float32) > exact) for kept, exact in ((state.mu, x), (state.nu, x * x))]
+    assert 0.02 < up[0].mean() < 0.98 and 0.02 < up[1].mean() < 0.98
+    assert abs(np.corrcoef(*up)[0, 1]) < 0.1
+
+
+def test_compressed_arrays_keep_their_shape_and_small_ones_stay_float32():
     shapes = {'kernel': (3, 3, 11, 43), 'bias': (4095,), 'scale': (), 'table': (4096,)}
     params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     state = moments.scale_by_adam(0.9, 0.999, 1e-8, 'int8').init(params)
-    assert state.mu['kernel'].codes.shape == (17, 256) and state.mu['kernel'].scales.shape == (17, 1)  # 4257 numbers
-    assert state.nu['table'].codes.shape == (16, 256) and state.nu['table'].codes.dtype == jnp.uint8
+    assert state.mu['kernel'].codes.shape == (3, 3, 11, 43) and state.mu['kernel'].scales.shape == (3, 3, 11)
+    assert state.mu['kernel'].codes.dtype == jnp.int8 and state.nu['kernel'].codes.dtype == jnp.uint8
+    assert state.nu['table'].scales.shape == ()
     for small in ('bias', 'scale'):
         assert state.mu[small].dtype == state.nu[small].dtype == jnp.float32
     half = moments.scale_by_adam(0.9, 0.999, 1e-8, 'bfloat16').init(params)
@@ -185,8 +188,7 @@ def test_second_moment_forgets_a_large_gradient_which_rounding_to_the_nearest_wo
     expected = 0.001 * 0.999 ** (steps - 1)
     kept = last(moments.scale_by_adam(0.9, 0.999, 1e-8, 'bfloat16')).nu.astype(jnp.float32)
     assert float(kept.mean()) == pytest.approx(expected, rel=0.02)
-    blocks = last(moments.scale_by_adam(0.9, 0.999, 1e-8, 'int8')).nu
-    kept = moments.dynamic_code(False)[blocks.codes] * blocks.scales
+    kept = moments.decompressed(last(moments.scale_by_adam(0.9, 0.999, 1e-8, 'int8')).nu)
     assert float(kept.mean()) == pytest.approx(expected, rel=0.02)
     assert float(last(rounded(optax.scale_by_adam())).nu.astype(jnp.float32).mean()) > 0.0009
 
