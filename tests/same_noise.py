@@ -42,6 +42,7 @@ def theirs(pipe) -> np.ndarray:
     pictures = pipe(
         PROMPTS, negative_prompt=[NEGATIVE] * len(PROMPTS), num_inference_steps=STEPS, guidance_scale=GUIDANCE,
         latents=noise.repeat(len(PROMPTS), 1, 1, 1), output_type='np').images  # fmt: skip
+    assert np.isfinite(pictures).all()  # NaN would be black, and equal to NaN of ours
     return (pictures * 255).round().astype(np.uint8)
 
 
