@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax.diffusion import guidance, samplers, schedules
+from dreambooth_jax.settings import SettingsError
 from dreambooth_jax.stages.super_resolution import conditioning
 
 
@@ -84,5 +85,13 @@ def padded_batches(count: int, batch_size: int, multiple: int = 1) -> Iterator[t
 
 
 def to_uint8(pictures: jax.Array) -> np.ndarray:
-    """f32 in [-1, 1] to uint8, rounded as diffusers' image processor rounds."""
+    """f32 in [-1, 1] to uint8, rounded as diffusers' image processor rounds.
+
+    Raises: SettingsError for NaN, which would be black: class pictures like that would spoil a training unseen.
+    """
+    if bool(jnp.isnan(pictures).any()):
+        raise SettingsError(
+            'a picture came out as NaN; the weights that draw it hold NaN or make numbers beyond bounds: take an '
+            'earlier checkpoint, or another file of the model'
+        )
     return np.asarray(jnp.round(jnp.clip(pictures / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8))

@@ -243,6 +243,13 @@ def test_impossible_options_are_one_sentence(cascade, options, sentence):
         cascade.generate(PROMPTS, **{**QUICK, **options})
 
 
+def test_pictures_that_are_no_numbers_are_an_error(cascade):
+    params = {name: np.full_like(value, np.nan) for name, value in cascade.base.unet.params.items()}
+    sentence = 'a picture came out as NaN; the weights that draw it hold NaN or make numbers beyond bounds: take an '
+    with pytest.raises(SettingsError, match=f'^{re.escape(sentence)}earlier checkpoint, or another file of the model$'):
+        cascade.with_params(unet=params).generate(PROMPTS, **OPTIONS)
+
+
 def test_an_unsupported_scheduler_is_named():
     odd = dataclasses.replace(tiny_pipelines.base(), scheduler={'_class_name': 'EulerScheduler'})
     with pytest.raises(WeightsError, match=r"^the scheduler of this IFPipeline is not supported: .*'EulerScheduler'"):
