@@ -131,7 +131,7 @@ class LatentSuperResolutionStage:
         lowest, highest = self.noise_level
         level = noise_lib.sample_timesteps(level_keys, lowest, highest + 1)
         low = frozen['low'][place]
-        condition = conditioning(low, low.shape[1], self.noising_schedule, level, augment_keys)
+        condition = conditioning(low, low.shape[1:3], self.noising_schedule, level, augment_keys)
         prompt = gather_prompts(frozen, batch, drop_keys, self.objective.prompt_dropout)
         text = read_prompts(params, frozen, prompt, self.encode)
 

@@ -28,13 +28,17 @@ from dreambooth_jax.stages.teacher import Teacher
 
 
 def conditioning(
-    low: jax.Array, size: int, noising_schedule: schedules.Schedule, level: jax.Array, keys: jax.Array
+    low: jax.Array,
+    size: int | tuple[int, int],
+    noising_schedule: schedules.Schedule,
+    level: jax.Array,
+    keys: jax.Array,
 ) -> jax.Array:
-    """The picture that the super-resolution network is given, f32[B, size, size, C].
+    """The picture that the super-resolution network is given, f32[B, height, width, C].
 
     Args:
       low: f32[B, h, w, C] in [-1, 1].
-      size: side of the high picture.
+      size: (height, width) of the high picture, or the side of a square.
       noising_schedule: schedule of the noise augmentation (the pipeline's image_noising_scheduler).
       level: i32[B], its time; 0 adds nothing at all, so the conditioning is the upsampled low picture itself.
       keys: row keys [B].
@@ -92,7 +96,7 @@ class SuperResolutionStage:
         low = low_resolution.downsample(high, self.factor)
         lowest, highest = self.noise_level
         level = noise_lib.sample_timesteps(level_keys, lowest, highest + 1)
-        condition = conditioning(low, high.shape[1], self.noising_schedule, level, augment_keys)
+        condition = conditioning(low, high.shape[1:3], self.noising_schedule, level, augment_keys)
         prompt = gather_prompts(frozen, batch, drop_keys, self.objective.prompt_dropout)
         text = read_prompts(params, frozen, prompt, self.encode)
 

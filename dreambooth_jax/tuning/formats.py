@@ -150,11 +150,12 @@ def _compare_folder(cascade: Cascade, output: Path, dtype: str) -> int:
 
 
 def _compare_single_file(pipeline: Pipeline, path: Path, dtype: str) -> int:
-    count, back = 0, single_file.read_single_file(path)
+    """The number of tensors in the file; some layouts join several of a network's."""
+    back = single_file.read_single_file(path)
     for component in pipeline.family.networks:
         tensors = network_tensors(component, getattr(pipeline, component))
-        count += _compare(path, component, _stored(tensors, dtype), back.components[component])
-    return count
+        _compare(path, component, _stored(tensors, dtype), back.components[component])
+    return len(files.read_header(path).shapes)
 
 
 def _compare_adapter(pipeline: Pipeline, adapter: Adapter, path: Path, dtype: str) -> int:

@@ -4,6 +4,7 @@ Stages see whole pictures, but for the x4 upscaler: it sees crops, at every scal
 as pictures of their own because their latents are encoded once (stages/latent.py).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,36 +23,52 @@ BUCKET_MULTIPLE = 64  # pixels, of the sides of aspect buckets of latent models,
 def read_instance(config: DreamBoothConfig, cascade: Cascade) -> dict[str, list[Examples]]:
     """Stage -> the subjects' pictures as that stage trains on them, by size; of the stages that the cascade has.
 
-    Raises: PictureError; SettingsError for a size that the base stage cannot halve, or a crop that the upscaler cannot.
+    Raises: PictureError; SettingsError for a size that a stage cannot halve, or a crop that it cannot take.
     """
     base, second = cascade.base, cascade.super_resolution
     multiple = BUCKET_MULTIPLE if base.is_latent else base.size_divisor
-    try:
-        found = {BASE: instance_pictures.read(config, cascade.base_size, multiple)}
-    except ValueError as error:
-        if config.data.aspect_buckets and cascade.base_size % multiple:
-            raise SettingsError(f'config.data.aspect_buckets is True: {error}') from None
-        raise
+    found = {BASE: _read_whole(config, cascade.base_size, multiple)}
     if second is None:
         return found
-    if not second.is_latent:
-        found[SUPER_RESOLUTION] = instance_pictures.read(config, cascade.super_resolution_size)
-    elif config.super_resolution.steps:
+    if not second.is_latent:  # a photo has the same ratio in both stages
+        multiple = math.lcm(multiple * cascade.factor, second.size_divisor)
+        found[SUPER_RESOLUTION] = _read_whole(config, cascade.super_resolution_size, multiple)
+    if not config.super_resolution.steps:
+        return found
+    crop = crop_side(config, cascade)
+    if second.is_latent:
         found[SUPER_RESOLUTION] = instance_pictures.read(
-            config, crop_side(config, cascade), crops=config.super_resolution.crops, max_zoom=cascade.factor
+            config, crop, crops=config.super_resolution.crops, max_zoom=cascade.factor
+        )
+    shortest = min(side for examples in found[SUPER_RESOLUTION] for side in examples.images.shape[1:3])
+    if crop is not None and crop > shortest:
+        raise SettingsError(
+            f'config.super_resolution.crop is {crop} but the second stage has pictures with a side of {shortest} '
+            f'pixels; lower it, or leave it out to train on whole pictures'
         )
     return found
 
 
-def crop_side(config: DreamBoothConfig, cascade: Cascade) -> int:
-    """Side of the crops that the upscaler trains on, in pixels.
+def _read_whole(config: DreamBoothConfig, resolution: int, multiple: int) -> list[Examples]:
+    try:
+        return instance_pictures.read(config, resolution, multiple)
+    except ValueError as error:
+        if config.data.aspect_buckets and resolution % multiple:
+            raise SettingsError(f'config.data.aspect_buckets is True: {error}') from None
+        raise
 
-    Raises: SettingsError unless the UNet can halve it as often as it does.
+
+def crop_side(config: DreamBoothConfig, cascade: Cascade) -> int | None:
+    """Side of the crops that the second stage trains on, in pixels; None: whole pictures.
+
+    Raises: SettingsError unless the UNet can halve it as often as it does, and the low picture has whole pixels.
     """
-    second = cascade.super_resolution
-    side = config.super_resolution.crop or min(UPSCALER_CROP, cascade.super_resolution_size)
-    if side % second.size_divisor:
-        raise SettingsError(f'config.super_resolution.crop is {side} but must be a multiple of {second.size_divisor}')
+    second, side = cascade.super_resolution, config.super_resolution.crop
+    if side is None:
+        return min(UPSCALER_CROP, cascade.super_resolution_size) if second.is_latent else None
+    multiple = math.lcm(second.size_divisor, cascade.factor)
+    if side % multiple:
+        raise SettingsError(f'config.super_resolution.crop is {side} but must be a multiple of {multiple}')
     return side
 
 

@@ -220,7 +220,7 @@ def test_a_mask_beside_a_picture_weighs_its_loss_and_no_class_pictures(program, 
 
 
 def train_on_two_ratios(program, finished, config, folder, run, steps):
-    """Trains the base stage on a tall and two wide photos; with the class pictures of the run that is there."""
+    """Trains both stages on a tall and two wide photos; with the class pictures of the run that is there."""
     photos = folder / 'photos'
     if not photos.exists():
         photos.mkdir()
@@ -230,7 +230,8 @@ def train_on_two_ratios(program, finished, config, folder, run, steps):
     return program(
         'train', f'--config={config}', f'--workdir={run}', f'--config.data.instance_dir={photos}',
         '--config.data.aspect_buckets=True', f'--config.prior.dir={finished(program)[0] / "prior"}',
-        '--config.super_resolution_model=none', f'--config.base.steps={steps}', '--config.samples.steps=1')  # fmt: skip
+        '--config.samples.steps=1', f'--config.base.steps={steps}',
+        f'--config.super_resolution.steps={steps}')  # fmt: skip
 
 
 def test_photos_of_two_ratios_train_in_buckets_of_their_own(program, finished, config, tmp_path):
@@ -238,17 +239,19 @@ def test_photos_of_two_ratios_train_in_buckets_of_their_own(program, finished, c
     assert ended.code == 0 and 'pictures: 2 of 10 x 6, 1 of 6 x 10 pixels' in ended.out
     lines = metrics.read(tmp_path / 'run', 'base')
     assert len(lines) == 3 and all(line['instance_loss'] > 0 and line['prior_loss'] > 0 for line in lines)
-    assert (tmp_path / 'run' / 'samples' / 'base' / '000003.png').is_file()
+    lines = metrics.read(tmp_path / 'run', 'super_resolution')
+    assert len(lines) == 3 and all(line['instance_loss'] > 0 for line in lines)
+    for stage in ('base', 'super_resolution'):
+        assert (tmp_path / 'run' / 'samples' / stage / '000003.png').is_file()
 
 
 @pytest.mark.slow
 def test_a_run_of_two_buckets_goes_on_as_if_it_had_not_been_ended(program, finished, config, tmp_path):
     for run, steps in (('whole', 6), ('parts', 3), ('parts', 6)):
         assert train_on_two_ratios(program, finished, config, tmp_path, tmp_path / run, steps).code == 0
-    whole, parts = (
-        files.read_tensors(tmp_path / run / 'model' / WEIGHTS[0]) for run in ('whole', 'parts')
-    )
-    assert equal([whole], [parts])
+    trained = {run: [files.read_tensors(tmp_path / run / 'model' / name) for name in WEIGHTS]
+               for run in ('whole', 'parts')}  # fmt: skip
+    assert equal(trained['whole'], trained['parts'])
 
 
 def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):
