@@ -7,6 +7,7 @@ The base stage alone; all runs share their class pictures. Finished runs and mea
 again. README.md has the question, the cost and the numbers.
 """
 
+import re
 from pathlib import Path
 
 from absl import flags
@@ -47,7 +48,7 @@ GRID_PROMPTS = ('a sks dog', 'a sks dog in the snow', 'a sks dog wearing a red h
 
 def settings_of(variant: str) -> dict[str, str]:
     """'base.steps=100,seed=1' -> {'base.steps': '100', 'seed': '1'}."""
-    pairs = [part.partition('=') for part in variant.split(',')]
+    pairs = [part.partition('=') for part in re.split(r',(?=[\w.]+=)', variant)]  # a value may have commas
     if not all(name and value for name, _, value in pairs):
         raise SettingsError(f'--variant={variant} must look like base.learning_rate=2e-4,base.steps=100')
     return {name.strip(): value.strip() for name, _, value in pairs}
@@ -64,7 +65,7 @@ def main(argv) -> None:
 
     results, pictures = {}, {}
     for variant, settings in variants.items():
-        name = variant.replace(',', '_').replace('=', '_')
+        name = re.sub(r'[^\w.+-]+', '_', variant)
         settings = {'super_resolution_model': 'none', 'super_resolution.steps': 0, 'samples.every': 0,
                     'prior.dir': workdir / 'prior', **settings}  # fmt: skip
         run = experiment.train_once(workdir / name, CONFIG, settings, weights=fingerprint)
