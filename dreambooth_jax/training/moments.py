@@ -8,10 +8,10 @@ same on any number of devices, and a resumed run repeats them bit for bit.
 
 Eight bits are a small floating-point number: the leading bits of a float32 after it has been scaled to its row's
 largest. Both ways are a few integer operations on an array of the parameter's own shape, so a step over hundreds of
-arrays compiles in minutes, runs at the speed of memory and is sharded as the parameters are. (The dynamic code of
-Dettmers et al. 2022, 8-bit Optimizers via Block-wise Quantization, is a table over blocks of 256 numbers: as arithmetic
-it took TPU's compiler five times as long as all of bfloat16, and blocks cut across the tiles of its memory. From there
-come the idea and that small tensors stay float32.)
+arrays compiles, and its moments are sharded as the parameters are. (The dynamic code of Dettmers et al. 2022, 8-bit
+Optimizers via Block-wise Quantization, is a table over blocks of 256 numbers: written as arithmetic it took TPU's
+compiler more memory than a machine of 24 GB has, and followed float32 no closer. From there come the idea and that
+small tensors stay float32.)
 """
 
 from typing import NamedTuple
@@ -40,7 +40,7 @@ class Codes(NamedTuple):
 
 
 def _leading_bits(x: jax.Array, noise: jax.Array, mantissa: int) -> jax.Array:
-    """u32: the exponent and so many bits of mantissa of f32 `x` >= 0, rounded up where 16 random bits u32 say so."""
+    """u32: sign, exponent and so many bits of mantissa of f32 `x`, away from 0 where `noise` (u32 < 2^16) says so."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (noise << (7 - mantissa))
     return bits >> (23 - mantissa)
 

@@ -1,4 +1,4 @@
-"""Trains configs/dog.py at other rates and lengths, and measures which learns the subject and keeps the class.
+"""Trains configs/dog.py with other settings, and measures which learn the subject and keep the class.
 
   python experiments/main_job/run.py
   python experiments/main_job/run.py --variant=base.learning_rate=3e-4,base.steps=100
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
 DRAWING = experiment.drawing_of(CONFIG)
-VARIANTS = (
+RATES = (
     'base.learning_rate=2e-4,base.train_text_encoder=False,base.text_encoder_learning_rate=None',
     *(f'base.learning_rate=2e-4,base.train_text_encoder=True,base.text_encoder_learning_rate={rate}'
       for rate in ('2e-4', '5e-4', '7e-4', '2e-3')),
@@ -32,8 +32,19 @@ VARIANTS = (
       for rate in ('1e-4', '3e-4')),
     'base.learning_rate=2e-4,base.train_text_encoder=True,base.text_encoder_learning_rate=5e-4,base.steps=300',
 )  # fmt: skip
+WAYS = (
+    'optimizer.moments=bfloat16',
+    'optimizer.moments=int8',
+    'optimizer.kind=adafactor',
+    'optimizer.kind=lion,base.learning_rate=4e-5,base.text_encoder_learning_rate=1e-4',
+    'optimizer.kind=prodigy,base.learning_rate=1.0,base.text_encoder_learning_rate=2.5',
+    'prior.kind=prediction',
+    'lora.rank=16,base.learning_rate=1e-3,base.text_encoder_learning_rate=2.5e-3',
+    *(f"lora.rank=16,lora.targets=('.*',),base.learning_rate={rate}"
+      for rate in ('1e-3,base.text_encoder_learning_rate=2.5e-3', '2e-3,base.text_encoder_learning_rate=5e-3')),
+)  # fmt: skip
 _VARIANT = flags.DEFINE_multi_string(
-    'variant', VARIANTS, 'Settings that differ from configs/dog.py: name=value,name=value. Several times.')
+    'variant', RATES + WAYS, 'Settings that differ from configs/dog.py: name=value,name=value. Several times.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/experiments/main_job', 'Keeps runs and measured models.')
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file.')
