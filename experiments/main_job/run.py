@@ -38,7 +38,7 @@ WAYS = (
     'optimizer.kind=adafactor',
     'optimizer.kind=lion,base.learning_rate=4e-5,base.text_encoder_learning_rate=1e-4',
     'optimizer.kind=prodigy,base.learning_rate=1.0,base.text_encoder_learning_rate=2.5',
-    'prior.kind=prediction',
+    'prior.kind=prediction,prior.dir=None',
     'lora.rank=16,base.learning_rate=1e-3,base.text_encoder_learning_rate=2.5e-3',
     *(f"lora.rank=16,lora.targets=('.*',),base.learning_rate={rate}"
       for rate in ('1e-3,base.text_encoder_learning_rate=2.5e-3', '2e-3,base.text_encoder_learning_rate=5e-3')),
