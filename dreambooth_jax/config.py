@@ -79,8 +79,8 @@ class DataConfig(ConceptConfig):
     crops: int = setting(1, '> 0')
     # Keep the ratio of width and height: each photo is brought to the nearest of some sizes of about resolution^2
     # pixels, from 1:2 to 2:1, and a step takes all its rows from one size. Every size in use has its own compiled step
-    # and its own copy of the class pictures in the device's memory, fitted to it. (The x4 upscaler trains
-    # on square crops from all over the photo, whatever its ratio.) False: the square in the middle of every photo.
+    # and its own copy of the class pictures in the device's memory, fitted to it. (The x4 upscaler trains on square
+    # crops from all over the photo, whatever its ratio.) False: the square in the middle of every photo.
     aspect_buckets: bool = False
     # Several subjects in one run, instead of the four settings above, which then stay empty.
     concepts: tuple[ConceptConfig, ...] = ()
