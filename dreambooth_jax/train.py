@@ -17,7 +17,7 @@ from dreambooth_jax.config import DreamBoothConfig, resolve
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Settings file, such as configs/dog.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: class pictures, checkpoints, samples, model.')
-_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the settings and the plan (steps, memory, time); write nothing.')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print photos, settings and plan (steps, memory, time); write nothing.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other hosts of this TPU slice or cluster first.')
 
 
@@ -39,9 +39,9 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     check_noise_levels(config, original)
     cascade = textual_inversion.with_word(
         original, config.textual_inversion, dtype=compute_dtype(config.parallel.dtype), seed=config.seed)  # fmt: skip
-    if _DRY_RUN.value:
-        return print(plan.describe(config, cascade))
     instance = pictures.read_instance(config, cascade)
+    if _DRY_RUN.value:
+        return print(pictures.describe(config, instance), plan.describe(config, cascade), sep='\n\n')
     print(instance_pictures.describe(instance['base']))
     run.begin(config, workdir)
     images = prior_images.prior_images_of(config, original, workdir)

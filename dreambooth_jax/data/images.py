@@ -1,13 +1,11 @@
 """Picture files as uint8 RGB arrays of a given size, mostly square.
 
-What a photo may be is decided here: turned by its EXIF tag, CMYK, grey, 16 bits deep, with a palette, transparent
-(shown on white), animated (the first frame counts). Colour profiles are not applied. Resizing is antialiased (Lanczos)
-and never enlarges. A mask, which weighs the loss of each pixel, is any such file, resized and cropped as its picture.
+How a file becomes pixels is decode.py's. Resizing is antialiased (Lanczos) and never enlarges. A mask, which weighs the
+loss of each pixel, is resized and cropped as its picture; a crop that would hold nothing of it lies elsewhere.
 """
 
-import io
+import dataclasses
 import os
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,16 +13,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dreambooth_jax.data.buckets import Size, nearest
+from dreambooth_jax.data.decode import PictureError, decode_mask, decode_picture
 
-# Formats of photos and drawings. Pillow opens others too, but those carry no photos, or run other programs (EPS).
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'AVIF', 'GIF', 'TIFF', 'BMP', 'JPEG2000', 'PPM')
-READABLE = 'JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP'  # as errors name them
+__all__ = ['MAX_ZOOM', 'Photo', 'PictureError', 'fit', 'open_photo', 'read_masked_picture', 'read_picture']
+
 MAX_ZOOM = 1.25  # of random crops
-_REPLACE = 'replace it or take it out of its folder'
-
-
-class PictureError(ValueError):
-    """A picture file, or a folder of them, that cannot be used: one sentence that names it and what to do."""
+_DRAWS = 20  # of a random crop until one meets the mask
 
 
 def read_picture(
@@ -66,29 +60,66 @@ def read_masked_picture(
       others: of `read_picture`.
     Returns: the picture, uint8[height, width, 3], and its mask, uint8[height, width, 1], each value the mean over the
       area of its pixel.
-    Raises: as `read_picture`, for both files; PictureError if they differ in size or nothing that counts is kept.
+    Raises: as `read_picture`, for both files; PictureError if they differ in size or the mask is black.
     """
-    if crop not in ('center', 'random'):
-        raise ValueError(f"crop must be 'center' or 'random', got {crop!r}")
+    return open_photo(path, mask).cut(sizes, crop=crop, rng=rng, max_zoom=max_zoom)
+
+
+def open_photo(path: str | os.PathLike, mask: str | os.PathLike | None = None) -> 'Photo':
+    """Reads a picture and its mask as they are, to be cut more than once; raises as `read_masked_picture`."""
     image = decode_picture(path)
-    frame = _frame(path, image.size, nearest(*image.size, sizes), rng if crop == 'random' else None, max_zoom)
-    picture = frame.apply(image, Image.Resampling.LANCZOS)
     if mask is None:
-        return picture, np.full((*picture.shape[:2], 1), 255, np.uint8)
-    weights = decode_picture(mask, background='black').convert('L')
+        return Photo(path, image, None, None)
+    weights = decode_mask(mask)
     if weights.size != image.size:
         raise PictureError(
             f'the mask {mask} is {weights.width} x {weights.height} pixels but its picture {path} {image.width} x '
             f'{image.height}, both as they are shown upright; make the mask as large as its picture'
         )
-    # A mean over areas, since Lanczos would put light echoes of a white edge into the black beside it.
-    kept = frame.apply(weights, Image.Resampling.BOX)[..., None]
-    if not kept.any():
-        raise PictureError(
-            f'the mask {mask} is black all over what is kept of {path}, so nothing of that picture would be learned; '
-            f'paint white what counts, or take both out of their folder'
-        )
-    return picture, kept
+    return Photo(path, image, mask, weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """A picture in memory, RGB, and its mask, 8-bit grey of the same size; None: all counts."""
+
+    path: str | os.PathLike
+    image: Image.Image
+    mask: str | os.PathLike | None
+    weights: Image.Image | None
+
+    def cut(
+        self, sizes: Sequence[Size], *, crop: str, rng: np.random.Generator | None, max_zoom: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One crop of both, as `read_masked_picture` says.
+
+        The crop is drawn without a look at the mask. Where it holds nothing that counts, a random one is drawn again,
+        up to 20 times; then, and in the middle at once, it moves to where it holds most, nearest to where it lay.
+        """
+        if crop not in ('center', 'random'):
+            raise ValueError(f"crop must be 'center' or 'random', got {crop!r}")
+        target = nearest(*self.image.size, sizes)
+        draw = lambda: _frame(self.path, self.image.size, target, rng if crop == 'random' else None, max_zoom)  # noqa: E731
+        frame = draw()
+        if self.weights is None:
+            picture = frame.apply(self.image, Image.Resampling.LANCZOS)
+            return picture, np.full((*picture.shape[:2], 1), 255, np.uint8)
+        # A mean over areas, since Lanczos would put light echoes of a white edge into the black beside it.
+        kept = frame.apply(self.weights, Image.Resampling.BOX)
+        for _ in range(_DRAWS if crop == 'random' else 0):
+            if kept.any():
+                break
+            frame = draw()
+            kept = frame.apply(self.weights, Image.Resampling.BOX)
+        if not kept.any():
+            frame = frame.moved_to(np.array(self.weights.resize(frame.resized, Image.Resampling.BOX)))
+            kept = frame.apply(self.weights, Image.Resampling.BOX)
+        if not kept.any():
+            raise PictureError(
+                f'the mask {self.mask} is black all over, or all but a few dots, so nothing of its picture {self.path} '
+                f'would be learned; paint white what counts, or take both out of their folder'
+            )
+        return frame.apply(self.image, Image.Resampling.LANCZOS), kept[..., None]
 
 
 class _Frame(NamedTuple):
@@ -99,6 +130,17 @@ class _Frame(NamedTuple):
 
     def apply(self, image: Image.Image, resampling: Image.Resampling) -> np.ndarray:
         return np.array(image.resize(self.resized, resampling).crop(self.box))
+
+    def moved_to(self, weights: np.ndarray) -> '_Frame':
+        """The frame where it holds the most weight, of those the nearest; weights: uint8[height, width], resized."""
+        left, top, right, bottom = self.box
+        width, height = right - left, bottom - top
+        sums = np.pad(weights.cumsum(0, np.int64).cumsum(1), ((1, 0), (1, 0)))
+        held = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+        tops, lefts = np.nonzero(held == held.max())
+        best = np.argmin((tops - top) ** 2 + (lefts - left) ** 2)
+        left, top = int(lefts[best]), int(tops[best])
+        return self._replace(box=(left, top, left + width, top + height))
 
 
 def _frame(
@@ -141,60 +183,3 @@ def fit(images: np.ndarray, size: Size) -> np.ndarray:
         raise ValueError(f'pictures of {width} x {height} pixels are too small for {wanted_width} x {wanted_height}')
     fitted = (ImageOps.fit(Image.fromarray(image), size[::-1], Image.Resampling.LANCZOS) for image in images)
     return np.stack([np.asarray(image) for image in fitted])
-
-
-def decode_picture(path: str | os.PathLike, *, background: str = 'white') -> Image.Image:
-    """The whole picture, upright, as an RGB image of Pillow; raises PictureError as `read_picture` does."""
-    try:
-        with open(path, 'rb') as file:
-            data = io.BytesIO(file.read())
-    except OSError as error:
-        raise PictureError(f'{path} cannot be read: {error.strerror}') from None
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Pillow warns of large pictures, odd EXIF blocks and palettes: all harmless
-        try:
-            image = Image.open(data, formats=FORMATS)
-        except Exception:  # a broken header makes Pillow raise nearly anything, as broken data does below
-            raise PictureError(f'{path} is {why_not_a_picture(path)}; {_REPLACE}') from None
-        try:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), background)
-        except PictureError as error:
-            raise PictureError(f'{path} {error}') from None
-        except Exception:  # damaged files make Pillow's decoders raise nearly anything
-            raise PictureError(f'{path} is truncated or damaged; {_REPLACE}') from None
-
-
-def why_not_a_picture(path: str | os.PathLike) -> str | None:
-    """None if the file starts like a picture that can be read, else what it is, to be put behind 'is'."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            with Image.open(path, formats=FORMATS):
-                return None
-    except Image.DecompressionBombError:
-        return f'a picture of more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} million pixels'
-    except Exception as error:
-        if os.path.isdir(path):
-            return 'a folder'
-        if isinstance(error, OSError) and error.errno is not None:
-            return f'not readable ({error.strerror})'
-        if os.path.getsize(path) == 0:
-            return 'an empty file'
-        return f'not a picture ({READABLE})'
-
-
-def _to_rgb(image: Image.Image, background: str) -> Image.Image:
-    if image.mode == 'F':
-        raise PictureError('holds floating-point values; save it with 8 or 16 bits per channel')
-    if image.mode.startswith('I'):
-        # Pillow would clip 16-bit grey to 255, which turns nearly everything white.
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise PictureError('holds 32-bit values; save it with 8 or 16 bits per channel')
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert('RGB')
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        behind = Image.new('RGBA', image.size, background)
-        return Image.alpha_composite(behind, image).convert('RGB')
-    return image.convert('RGB')

@@ -1,23 +1,33 @@
-"""A subject's folder: its pictures, their captions, and everything else that lies there.
+"""A subject's folder: its pictures, their captions and masks, and everything else that lies there.
 
-Pictures are found by content, whatever their names say, and taken in the order of their names. A text file beside a
-picture (dog.txt beside dog.jpg) is its caption, a picture dog.mask.png says what of it counts (images.py). Hidden files
-are ignored; anything else is skipped and named, so that the program can warn. A picture that is damaged or too small
-is an error, as is a mask that fits no picture: the user meant it to be used.
+Pictures are found by content (photo_kinds.py) and taken in the order of their names. What lies beside dog.jpg belongs
+to it by name, in capitals or not: dog.txt or dog.caption is its caption, dog.mask.png (or dog-masklabel.png, as
+OneTrainer names it) says what of it counts; with a dog.png there too, dog.jpg.txt and dog.jpg.mask.png. No file is lost
+without a word: it is used, or skipped and named so that the program can warn, or an error. An error is what the user
+meant to be used and cannot be: a photo that is damaged, too small or of a kind that is not read, a mask that fits no
+picture. Hidden files are ignored unless they are pictures.
 """
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dreambooth_jax.data import photo_kinds
 from dreambooth_jax.data.buckets import Size
-from dreambooth_jax.data.images import MAX_ZOOM, READABLE, PictureError, read_masked_picture, why_not_a_picture
+from dreambooth_jax.data.images import MAX_ZOOM, PictureError, open_photo
+from dreambooth_jax.data.photo_kinds import FOLDER, READABLE, SPECIAL, Kind
 
-MASK = '.mask'  # before the extension of a mask's name
+_CAPTIONS = ('.txt', '.caption')
+# OneTrainer's name for masks beside our own, and kohya's fork with the bare extension; white counts in all of them.
+_MASK = re.compile(r'(?P<stem>.+?)(\.mask|-masklabel)(\.[^.]+)?', re.IGNORECASE)
+_CONDITION = re.compile(r'(?P<stem>.+)-condlabel\.[^.]+', re.IGNORECASE)  # OneTrainer's, of models that see a picture
+_MASK_LIKE = re.compile(r'(?P<stem>.+?)[-_ ]mask(label)?', re.IGNORECASE)  # a stem
 
 
 class PictureFile(NamedTuple):
@@ -50,31 +60,31 @@ class Pictures:
 def list_pictures(folder: str | os.PathLike) -> tuple[list[PictureFile], dict[str, str]]:
     """The picture files of a folder, sorted by name, and name -> reason for everything that is none.
 
-    Raises: PictureError if the folder is missing, is a file or cannot be read, if a caption is empty or not UTF-8, or
-      if a mask is no picture, has none beside it or is not the only one.
+    Raises: PictureError if the folder is missing, is a file or cannot be read; if a photo is of a kind that is not
+      read; if a caption is empty, not UTF-8 or contradicts another; if a mask is no picture, has none beside it or is
+      not the only one; if a caption or mask could be of two pictures.
     """
     folder = pathlib.Path(folder)
-    if not folder.exists():
-        raise PictureError(f'the folder {folder} does not exist; create it and put pictures ({READABLE}) there')
-    if not folder.is_dir():
-        raise PictureError(f'{folder} is a file; give the folder that holds the pictures')
-    try:
-        files = sorted(path for path in folder.iterdir() if not path.name.startswith('.'))
-    except OSError as error:
-        raise PictureError(f'the folder {folder} cannot be read: {error.strerror}') from None
-    masks = [path for path in files if path.stem.lower().endswith(MASK) and path.suffix.lower() != '.txt']
-    reasons = {path: why_not_a_picture(path) for path in files if path not in masks}
-    pictures = [path for path in reasons if reasons[path] is None]
-    mask_of = _match_masks(pictures, masks)
-    captions = {path: path.with_suffix('.txt') for path in pictures if path.suffix != '.txt'}
-    unused = {path.name: reason for path, reason in reasons.items() if reason and path not in captions.values()}
-    found = [PictureFile(path, _read_caption(captions.get(path)), mask_of.get(path.stem)) for path in pictures]
-    return found, unused
+    kinds = _look_around(folder)
+    masks = [path for path in kinds if _MASK.fullmatch(path.name) and _is_mask(path, kinds[path])]
+    pictures = [path for path, kind in kinds.items() if kind.format and path not in masks]
+    skipped = {}
+    for path in [path for path in pictures if path.name.startswith('.') or _CONDITION.fullmatch(path.name)]:
+        pictures.remove(path)
+        skipped[path] = 'hidden' if path.name.startswith('.') else 'a condition for another kind of model'
+    captions = [path for path in kinds if path.suffix.lower() in _CAPTIONS and path not in pictures]
+    captions = [path for path in captions if kinds[path] not in (FOLDER, SPECIAL) and path not in skipped]
+    caption_of, mask_of = _caption_files(pictures, captions), _match_masks(pictures, masks, kinds)
+    _refuse_mask_likes(pictures)
+    used = {*pictures, *masks, *(path for found in caption_of.values() for path in found)}
+    for path, kind in kinds.items():
+        if path not in used and path not in skipped:
+            skipped[path] = 'a caption without a picture' if path in captions else _reason(path, kind, pictures)
+    found = [PictureFile(path, _read_captions(caption_of.get(path, ())), mask_of.get(path)) for path in pictures]
+    return found, {path.name: skipped[path] for path in sorted(skipped)}
 
 
-def read_subject(
-    folder: str | os.PathLike, resolution: int, prompt: str, *, crops: int = 1, seed: int = 0
-) -> Pictures:
+def read_subject(folder: str | os.PathLike, resolution: int, prompt: str, *, crops: int = 1, seed: int = 0) -> Pictures:
     """Reads all pictures of a folder as squares; as `read_buckets` with that one size."""
     size = (resolution, resolution)
     return read_buckets(folder, [size], prompt, crops=crops, seed=seed)[size]
@@ -106,10 +116,10 @@ def read_buckets(
         raise PictureError(f'the folder {folder} holds no picture ({found}); put pictures ({READABLE}) there')
     found: dict[Size, list] = {size: [] for size in sizes}
     for place, file in enumerate(files):
+        photo = open_photo(file.path, file.mask)
         for crop in range(crops):
             rng = np.random.default_rng([seed, place, crop])
-            kind = 'random' if crop else 'center'
-            image, mask = read_masked_picture(file.path, file.mask, sizes, crop=kind, rng=rng, max_zoom=max_zoom)
+            image, mask = photo.cut(sizes, crop='random' if crop else 'center', rng=rng, max_zoom=max_zoom)
             found[image.shape[:2]].append((file, image, mask))
     return {
         size: Pictures(
@@ -124,29 +134,110 @@ def read_buckets(
     }
 
 
-def _match_masks(pictures: list[pathlib.Path], masks: list[pathlib.Path]) -> dict[str, pathlib.Path]:
-    """Stem of a picture -> its mask."""
-    stems = {path.stem for path in pictures}
+def _look_around(folder: pathlib.Path) -> dict[pathlib.Path, Kind]:
+    """What lies in a folder, sorted by name, without hidden files that are no pictures."""
+    if not folder.exists():
+        raise PictureError(f'the folder {folder} does not exist; create it and put pictures ({READABLE}) there')
+    if not folder.is_dir():
+        raise PictureError(f'{folder} is a file; give the folder that holds the pictures')
+    try:
+        kinds = {path: photo_kinds.look(path) for path in sorted(folder.iterdir())}
+    except OSError as error:
+        raise PictureError(f'the folder {folder} cannot be read: {error.strerror}') from None
+    return {path: kind for path, kind in kinds.items() if kind.format or not path.name.startswith('.')}
+
+
+def _is_mask(path: pathlib.Path, kind: Kind) -> bool:
+    return kind != FOLDER and path.suffix.lower() not in _CAPTIONS and not path.name.startswith('.')
+
+
+def _reason(path: pathlib.Path, kind: Kind, pictures: Sequence[pathlib.Path]) -> str:
+    """Why a file is not used; raises PictureError if it is a photo and no picture stands in for it."""
+    if not kind.advice:
+        return kind.words
+    twins = _owners(path.stem, pictures) if kind.is_original else []
+    if not twins:
+        raise PictureError(photo_kinds.refusal(path, kind))
+    return f'{kind.words}, in whose place {twins[0].name} is used'
+
+
+def _owners(stem: str, pictures: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """The pictures that a file of this stem lies beside: of that very name, or stem, or but for capitals."""
+    fold = lambda name: unicodedata.normalize('NFC', name).casefold()  # noqa: E731 (macOS splits accents off)
+    tests = (
+        lambda path: path.name == stem,
+        lambda path: path.stem == stem,
+        lambda path: fold(stem) in (fold(path.name), fold(path.stem)),
+    )
+    return next((found for test in tests if (found := [path for path in pictures if test(path)])), [])
+
+
+def _owner(file: pathlib.Path, stem: str, what: str, pictures: Sequence[pathlib.Path]) -> pathlib.Path | None:
+    owners = _owners(stem, pictures)
+    if len(owners) > 1:
+        ending = file.name[len(stem) :]
+        names = [path.name for path in owners]
+        raise PictureError(
+            f'the {what} {file} could belong to {" or ".join(names)}; name it {names[0]}{ending}, or rename one of the '
+            f'pictures'
+        )
+    return owners[0] if owners else None
+
+
+def _caption_files(
+    pictures: Sequence[pathlib.Path], captions: Sequence[pathlib.Path]
+) -> Mapping[pathlib.Path, list[pathlib.Path]]:
+    """Picture -> its caption files."""
+    found = {}
+    for file in captions:
+        owner = _owner(file, file.stem, 'caption', pictures)
+        if owner is not None:
+            found.setdefault(owner, []).append(file)
+    return found
+
+
+def _match_masks(
+    pictures: Sequence[pathlib.Path], masks: Sequence[pathlib.Path], kinds: Mapping[pathlib.Path, Kind]
+) -> dict[pathlib.Path, pathlib.Path]:
+    """Picture -> its mask."""
     mask_of = {}
     for mask in masks:
-        stem = mask.stem[: -len(MASK)]
-        reason = why_not_a_picture(mask)
-        if reason is not None:
-            raise PictureError(f'the mask {mask} is {reason}; replace it or take it out of its folder')
-        if stem not in stems:
+        stem = _MASK.fullmatch(mask.name)['stem']
+        if kinds[mask].format is None:
+            raise PictureError(f'the mask {photo_kinds.refusal(mask, kinds[mask])}')
+        owner = _owner(mask, stem, 'mask', pictures)
+        if owner is None:
             raise PictureError(
                 f'the mask {mask} has no picture beside it ({stem}.jpg, {stem}.png or another kind); rename it or take '
                 f'it out of its folder'
             )
-        if stem in mask_of:
-            raise PictureError(f'{mask_of[stem]} and {mask} are masks of the same picture; keep one of them')
-        mask_of[stem] = mask
+        if owner in mask_of:
+            raise PictureError(f'{mask_of[owner]} and {mask} are masks of the same picture; keep one of them')
+        mask_of[owner] = mask
     return mask_of
 
 
-def _read_caption(path: pathlib.Path | None) -> str | None:
-    if path is None or not path.is_file():
-        return None
+def _refuse_mask_likes(pictures: Sequence[pathlib.Path]) -> None:
+    """dog_mask.png beside dog.jpg may be a mask or a masked dog: too dear a thing to guess."""
+    for path in pictures:
+        match = _MASK_LIKE.fullmatch(path.stem)
+        others = [other for other in _owners(match['stem'], pictures) if other != path] if match else []
+        if others:
+            stem = others[0].stem
+            raise PictureError(
+                f'{path} is named like a mask of {others[0].name}; name it {stem}.mask{path.suffix} if it is one, or '
+                f'without "mask" if it is a photo'
+            )
+
+
+def _read_captions(files: Sequence[pathlib.Path]) -> str | None:
+    texts = [_read_caption(file) for file in files]
+    if len(set(texts)) > 1:
+        raise PictureError(f'{files[0]} and {files[1]} are different captions of one picture; keep one of them')
+    return texts[0] if texts else None
+
+
+def _read_caption(path: pathlib.Path) -> str:
     try:
         caption = ' '.join(path.read_text(encoding='utf-8-sig').split())
     except UnicodeDecodeError:

@@ -1,16 +1,21 @@
 """The subjects' pictures of a run: photos from folders, or paintings of Storybook's built-in subjects."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError
+from dreambooth_jax.config import ConceptConfig, DreamBoothConfig, SettingsError
 from dreambooth_jax.data.buckets import Size, bucket_sizes
+from dreambooth_jax.data.decode import picture_size
 from dreambooth_jax.data.images import MAX_ZOOM
-from dreambooth_jax.data.subjects import read_buckets
+from dreambooth_jax.data.subjects import list_pictures, read_buckets
 from dreambooth_jax.data.table import Examples, join
 from dreambooth_jax.storybook import draw, subjects
+
+# Words of an instance prompt that cannot be the subject's name, should the class prompt be without them.
+_FRAMING = {'a', 'an', 'the', 'of', 'in', 'on', 'my', 'with', 'photo', 'picture', 'image', 'photograph', 'close-up'}
 
 
 def read(
@@ -28,8 +33,8 @@ def read(
       multiple: of the sides of pictures that keep their ratio, as data.aspect_buckets says; None: squares even then.
       crops: of each photo; None: data.crops. max_zoom: of random ones (data/images.py).
     Returns: the pictures of each size, from the widest to the tallest, with masks if any of them has one.
-    Raises: PictureError for a folder, picture or mask that cannot be used; files that are no pictures are skipped with
-      a warning. SettingsError for an unknown built-in subject.
+    Raises: PictureError for a folder, picture or mask that cannot be used. SettingsError for an unknown built-in
+      subject.
     """
     square = (resolution, resolution)
     sizes = bucket_sizes(resolution, multiple) if config.data.aspect_buckets and multiple else (square,)
@@ -46,12 +51,69 @@ def read(
             continue
         options = {'crops': crops or config.data.crops, 'max_zoom': max_zoom, 'seed': config.seed}
         found = read_buckets(concept.instance_dir, sizes, prompt, **options)
-        for name, reason in next(iter(found.values())).skipped.items():
-            logging.warning('%s in %s is skipped: it is %s', name, concept.instance_dir, reason)
         for size, pictures in found.items():
             class_prompts = [concept.class_prompt] * len(pictures.images)
             groups[size].append(Examples(pictures.images, pictures.prompts, pictures.masks, class_prompts))
     return [join(group) for group in groups.values() if group]
+
+
+def check_folders(config: DreamBoothConfig) -> None:
+    """Warns of files that are skipped and of captions that leave the subject without its name.
+
+    Raises: PictureError as `read`; SettingsError if no prompt that a step will read holds the new word of textual
+      inversion: its rows would be trained by nothing.
+    """
+    prompts: list[str] = []
+    for concept in config.concepts():
+        if concept.instance_dir is None:
+            prompts.append(concept.instance_prompt)
+            continue
+        files, skipped = list_pictures(concept.instance_dir)
+        for name, reason in skipped.items():
+            logging.warning('%s in %s is skipped: it is %s', name, concept.instance_dir, reason)
+        captions = [file.caption for file in files]
+        prompts += [caption or concept.instance_prompt for caption in captions]
+        name = _identifier(concept)
+        if captions and None not in captions and name and not any(name & _words(caption) for caption in captions):
+            words = ' or '.join(repr(word) for word in sorted(name))
+            logging.warning(
+                'no caption in %s holds %s, which names the subject in the instance prompt %r, so that name is not '
+                'learned; write it into the captions',
+                *(concept.instance_dir, words, concept.instance_prompt),
+            )
+    token = config.textual_inversion.token
+    if token and config.base.steps and prompts and not any(token in prompt.lower() for prompt in prompts):
+        raise SettingsError(
+            f'config.textual_inversion.token is {token!r} but the pictures have captions that do not hold it, so '
+            f'nothing would teach it; write it into the captions, or take them away'
+        )
+
+
+def _identifier(concept: ConceptConfig) -> set[str]:
+    """The words that tell the subject from its class, in lower case."""
+    return _words(concept.instance_prompt) - _words(concept.class_prompt) - _FRAMING
+
+
+def _words(prompt: str) -> set[str]:
+    return set(re.split(r'[\s.,;:!?"()]+', prompt.lower())) - {''}
+
+
+def describe_folders(config: DreamBoothConfig) -> str:
+    """What lies in the subjects' folders, a line each picture; raises PictureError as `read`."""
+    lines = []
+    for concept in config.concepts():
+        if concept.instance_dir is None:
+            lines.append(f'  built-in subject {concept.subject}, {concept.instance_prompt!r}')
+            continue
+        files, skipped = list_pictures(concept.instance_dir)
+        lines.append(f'  {concept.instance_dir}: {len(files)} files, {concept.instance_prompt!r} unless captioned')
+        for file in files:
+            width, height = picture_size(file.path)
+            caption = f', caption {file.caption!r}' if file.caption else ''
+            mask = f', mask {file.mask.name}' if file.mask else ''
+            lines.append(f'    {file.path.name}: {width} x {height}{caption}{mask}')
+        lines += [f'    skipped: {name} is {reason}' for name, reason in skipped.items()]
+    return '\n'.join(lines)
 
 
 def describe(groups: Sequence[Examples]) -> str:

@@ -23,8 +23,12 @@ BUCKET_MULTIPLE = 64  # pixels, of the sides of aspect buckets of latent models,
 def read_instance(config: DreamBoothConfig, cascade: Cascade) -> dict[str, list[Examples]]:
     """Stage -> the subjects' pictures as that stage trains on them, by size; of the stages that the cascade has.
 
-    Raises: PictureError; SettingsError for a size that a stage cannot halve, or a crop that it cannot take.
+    Files that are no pictures are skipped with a warning.
+
+    Raises: PictureError; SettingsError for a size that a stage cannot halve, a crop that it cannot take, or captions
+      that do not teach the new word.
     """
+    instance_pictures.check_folders(config)
     base, second = cascade.base, cascade.super_resolution
     multiple = BUCKET_MULTIPLE if base.is_latent else base.size_divisor
     found = {BASE: _read_whole(config, cascade.base_size, multiple)}
@@ -70,6 +74,16 @@ def crop_side(config: DreamBoothConfig, cascade: Cascade) -> int | None:
     if side % multiple:
         raise SettingsError(f'config.super_resolution.crop is {side} but must be a multiple of {multiple}')
     return side
+
+
+def describe(config: DreamBoothConfig, instance: Mapping[str, Sequence[Examples]]) -> str:
+    """What the run will see of the photos, as text: the folders, then the crops of each stage that trains."""
+    lines = ['photos:', instance_pictures.describe_folders(config)]
+    for name, groups in instance.items():
+        if getattr(config, name).steps:
+            crops = instance_pictures.describe(groups).removeprefix('pictures: ')
+            lines.append(f'  crops for {name}: {crops}')
+    return '\n'.join(lines)
 
 
 def references(instance: Mapping[str, Sequence[Examples]], cascade: Cascade) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -31,11 +32,12 @@ def assert_shows_quarters(picture, tolerance=0):
 @pytest.mark.parametrize(
     ('kind', 'tolerance'),
     [('PNG', 0), ('BMP', 0), ('TIFF', 0), ('PPM', 0), ('GIF', 0), ('JPEG', 4), ('WEBP', 6), ('AVIF', 8),
-     ('JPEG2000', 8)],
+     ('JPEG2000', 8), ('HEIF', 8)],
 )  # fmt: skip
 def test_every_format_shows_the_same_picture(tmp_path, kind, tolerance):
     path = tmp_path / 'picture'  # no extension: the content counts
-    Image.fromarray(quarters()).save(path, kind)
+    picture = Image.fromarray(quarters())
+    pillow_heif.from_pillow(picture).save(path) if kind == 'HEIF' else picture.save(path, kind)
     picture = read_picture(path, 32)
     assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
     assert_shows_quarters(picture, tolerance)
@@ -219,40 +221,23 @@ def test_damaged_bytes_never_give_a_traceback(tmp_path):
             try:
                 assert read_picture(path, 4).shape == (4, 4, 3)
             except PictureError as error:
-                assert str(error).startswith(f'{path} is ')
+                assert str(error).startswith(f'{path} ')
 
 
 def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / 'text.jpg').write_text('hello')
-    (tmp_path / 'empty.png').touch()
+    (tmp_path / 'empty').touch()
+    (tmp_path / 'noise').write_bytes(bytes(range(256)))
     advice = 'replace it or take it out of its folder'
-    known = 'JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP'
-    assert sentence(tmp_path / 'text.jpg') == f'{tmp_path}/text.jpg is not a picture ({known}); {advice}'
-    assert sentence(tmp_path / 'empty.png') == f'{tmp_path}/empty.png is an empty file; {advice}'
+    known = 'JPEG, PNG, WebP, AVIF, HEIC, GIF, TIFF, BMP'
+    assert sentence(tmp_path / 'text.jpg') == f'{tmp_path}/text.jpg is named like a photo but is text; {advice}'
+    assert sentence(tmp_path / 'empty') == f'{tmp_path}/empty is an empty file, not a picture ({known}); {advice}'
+    assert sentence(tmp_path / 'noise') == f'{tmp_path}/noise is not a picture ({known}); {advice}'
     assert sentence(tmp_path / 'missing.png') == f'{tmp_path}/missing.png cannot be read: No such file or directory'
     assert sentence(tmp_path) == f'{tmp_path} cannot be read: Is a directory'
 
 
-def test_a_picture_beyond_all_measure_is_named(tmp_path, monkeypatch):
-    path = tmp_path / 'large.png'
-    Image.new('L', (2000, 2000)).save(path)
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1_500_000)
-    assert sentence(path) == (
-        f'{path} is a picture of more than 3 million pixels; replace it or take it out of its folder'
-    )
-
-
-def test_depths_that_cannot_be_shown_are_named(tmp_path):
-    Image.fromarray(np.ones((40, 40), np.float32)).save(tmp_path / 'float.tif')
-    Image.fromarray(np.full((40, 40), 70000, np.int32)).save(tmp_path / 'deep.tif')
-    assert sentence(tmp_path / 'float.tif') == (
-        f'{tmp_path}/float.tif holds floating-point values; save it with 8 or 16 bits per channel'
-    )
-    assert sentence(tmp_path / 'deep.tif') == (
-        f'{tmp_path}/deep.tif holds 32-bit values; save it with 8 or 16 bits per channel'
-    )
-
-
 def test_an_unknown_crop_is_refused(tmp_path):
     with pytest.raises(ValueError, match="crop must be 'center' or 'random', got 'left'"):
-        read_picture(tmp_path, 32, crop='left')
+        Image.new('RGB', (40, 40)).save(tmp_path / 'x.png')
+        read_picture(tmp_path / 'x.png', 32, crop='left')

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.data.images import PictureError, read_masked_picture, read_picture
-from dreambooth_jax.data.subjects import list_pictures, read_subject
+from dreambooth_jax.data.subjects import list_pictures, read_buckets, read_subject
 from dreambooth_jax.data.table import Examples, join, make_table, shrink_masks
 
 
@@ -141,24 +141,126 @@ def test_a_mask_of_another_size_is_named_with_both_sizes(tmp_path):
     )
 
 
-def test_a_mask_that_leaves_nothing_is_named(tmp_path):
-    mask = white(40, 80)
-    mask[:, 15:] = 0  # the square in the middle begins at 20
-    save(tmp_path / 'a.png', picture(40, 80))
+@pytest.mark.parametrize('dots', [0, 1])
+def test_a_mask_of_which_nothing_is_left_is_named(tmp_path, dots):
+    mask = np.zeros((400, 800))
+    mask[200, 400 : 400 + dots] = 60  # of the 150 pixels that become one
+    save(tmp_path / 'a.png', picture(400, 800))
     save(tmp_path / 'a.mask.png', mask)
-    assert sentence(tmp_path) == (
-        f'the mask {tmp_path}/a.mask.png is black all over what is kept of {tmp_path}/a.png, so nothing of that '
-        f'picture would be learned; paint white what counts, or take both out of their folder'
+    assert sentence(tmp_path, crops=2) == (
+        f'the mask {tmp_path}/a.mask.png is black all over, or all but a few dots, so nothing of its picture '
+        f'{tmp_path}/a.png would be learned; paint white what counts, or take both out of their folder'
     )
 
 
-def test_a_mask_that_is_no_picture_is_named(tmp_path):
+def test_a_crop_in_the_middle_that_misses_the_mask_moves_to_where_it_holds_most(tmp_path):
+    columns = np.tile(np.arange(160), (64, 1))
+    mask = np.where((columns < 20) | (columns == 120), 255, 0)
+    save(tmp_path / 'a.png', np.stack([columns] * 3, -1))
+    save(tmp_path / 'a.mask.png', mask)
+    pictures = read_subject(tmp_path, 64, 'a sks dog')
+    # The square in the middle is columns 48 to 111; the nearest that holds all of the left part begins at 0.
+    np.testing.assert_array_equal(pictures.images[0, 0, :, 0], np.arange(64))
+    np.testing.assert_array_equal(pictures.masks[0, 0, :, 0], np.where(np.arange(64) < 20, 255, 0))
+    mask[:, 50] = 255
+    save(tmp_path / 'a.mask.png', mask)
+    assert read_subject(tmp_path, 64, 'a sks dog').images[0, 0, 0, 0] == 48  # not moved: it meets the mask
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_every_crop_meets_a_small_mask(tmp_path, seed):
+    """As the upscaler takes them: eight crops from a third of the photo's side up to all of it."""
+    for number, (top, left) in enumerate([(0, 0), (170, 128), (340, 250), (0, 250), (300, 20)]):
+        mask = np.zeros((512, 384))
+        mask[top : top + 170, left : left + 128] = 255
+        save(tmp_path / f'{number}.png', picture(512, 384, number))
+        save(tmp_path / f'{number}.mask.png', mask)
+    options = {'crops': 8, 'max_zoom': 4.0}
+    found = read_buckets(tmp_path, [(128, 128)], 'a sks dog', seed=seed, **options)[128, 128]
+    assert len(found.images) == 40 and found.masks.reshape(40, -1).max(1).min() > 0
+    again = read_buckets(tmp_path, [(128, 128)], 'a sks dog', seed=seed, **options)[128, 128]
+    np.testing.assert_array_equal(again.images, found.images)
+
+
+def test_a_mask_that_is_met_changes_no_crop(tmp_path):
+    save(tmp_path / 'a.png', picture(96, 128))
+    plain = read_subject(tmp_path, 32, 'a sks dog', crops=6, seed=5).images
+    mask = white(96, 128)
+    mask[:8] = 0
+    save(tmp_path / 'a.mask.png', mask)
+    np.testing.assert_array_equal(read_subject(tmp_path, 32, 'a sks dog', crops=6, seed=5).images, plain)
+    rng = np.random.default_rng([5, 0, 3])  # the draws of crop 3, as every version has made them
+    side = int(rng.uniform(32, 1.25 * 32 + 1))
+    left, top = rng.integers(side * 128 // 96 - 32 + 1), rng.integers(side - 32 + 1)
+    resized = Image.fromarray(picture(96, 128)).resize((side * 128 // 96, side), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(resized.crop((left, top, left + 32, top + 32)), plain[3])
+
+
+def test_a_tiny_mask_is_found_by_every_crop(tmp_path):
+    mask = np.zeros((256, 256))
+    mask[250:, 250:] = 255
+    save(tmp_path / 'a.png', picture(256, 256))
+    save(tmp_path / 'a.mask.png', mask)
+    found = read_buckets(tmp_path, [(32, 32)], 'a sks dog', crops=9, max_zoom=8.0)[32, 32]
+    assert found.masks.reshape(9, -1).max(1).min() > 0
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'words'),
+    [
+        ('psd', b'8BPS', 'a file with layers (Photoshop), which cannot be read; save it as JPEG or PNG, or'),
+        ('json', b'{}', 'data of another program (captions are read from .txt and .caption files), not a picture'),
+        ('png', b'hello', 'named like a photo but is text; replace it or take it out of its folder'),
+    ],
+)
+def test_a_mask_that_is_no_picture_is_named(tmp_path, name, content, words):
     save(tmp_path / 'a.png', picture())
-    (tmp_path / 'a.mask.psd').write_bytes(b'8BPS')
+    (tmp_path / f'a.mask.{name}').write_bytes(content)
+    assert sentence(tmp_path).startswith(f'the mask {tmp_path}/a.mask.{name} is {words}')
+
+
+@pytest.mark.parametrize('name', ['a-masklabel.png', 'A-MASKLABEL.PNG', 'a.mask', 'a.Mask.webp', 'a.jpg.mask.png'])
+def test_masks_of_other_trainers_are_masks_and_no_photos(tmp_path, name):
+    half = white()
+    half[:, :35] = 0
+    save(tmp_path / 'a.jpg', picture())
+    save(tmp_path / name, half, format='PNG')
+    pictures = read_subject(tmp_path, 48, 'a sks dog')
+    assert pictures.names == ['a.jpg'] and pictures.skipped == {}
+    np.testing.assert_array_equal(pictures.masks[0, 9, :, 0], np.where(np.arange(48) < 24, 0, 255))
+
+
+def test_a_mask_of_two_pictures_is_named_with_a_way_out(tmp_path):
+    for name in ('a.jpg', 'a.png'):
+        save(tmp_path / name, picture())
+    mask = save(tmp_path / 'a-masklabel.png', white())
     assert sentence(tmp_path) == (
-        f'the mask {tmp_path}/a.mask.psd is not a picture (JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP); replace it or take '
-        f'it out of its folder'
+        f'the mask {tmp_path}/a-masklabel.png could belong to a.jpg or a.png; name it a.jpg-masklabel.png, or rename '
+        f'one of the pictures'
     )
+    mask.rename(tmp_path / 'a.jpg-masklabel.png')
+    files, _ = list_pictures(tmp_path)
+    assert [file.mask and file.mask.name for file in files] == ['a.jpg-masklabel.png', None]
+
+
+@pytest.mark.parametrize('name', ['a_mask.png', 'a-Mask.png', 'a_masklabel.png', 'a mask.jpg'])
+def test_what_may_be_a_mask_is_not_trained_as_a_photo(tmp_path, name):
+    save(tmp_path / 'a.jpg', picture())
+    save(tmp_path / name, white())
+    suffix = name.rpartition('.')[2]
+    assert sentence(tmp_path) == (
+        f'{tmp_path}/{name} is named like a mask of a.jpg; name it a.mask.{suffix} if it is one, or without "mask" if '
+        f'it is a photo'
+    )
+    (tmp_path / 'a.jpg').rename(tmp_path / 'b.jpg')  # with no a.jpg it is a photo, of a dog with a mask
+    assert len(list_pictures(tmp_path)[0]) == 2
+
+
+def test_conditions_of_another_trainer_are_skipped_and_named(tmp_path):
+    save(tmp_path / 'a.jpg', picture())
+    save(tmp_path / 'a-condlabel.png', picture())
+    files, skipped = list_pictures(tmp_path)
+    assert len(files) == 1 and skipped == {'a-condlabel.png': 'a condition for another kind of model'}
 
 
 def test_two_masks_of_one_picture_are_named(tmp_path):

@@ -1,13 +1,17 @@
 """A subject's folder: what counts as a picture, captions, crops, and a sentence for every folder that is of no use."""
 
+import unicodedata
+
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
 from dreambooth_jax.data.images import PictureError
 from dreambooth_jax.data.subjects import list_pictures, read_subject
+from tests.data.made_files import tags, tiff
 
-KINDS = 'JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP'
+KINDS = 'JPEG, PNG, WebP, AVIF, HEIC, GIF, TIFF, BMP'
 
 
 def save(path, colour='red', size=(60, 40), kind='PNG'):
@@ -35,23 +39,110 @@ def test_content_decides_what_a_picture_is(tmp_path):
     save(tmp_path / 'photo.dat', kind='JPEG')
     save(tmp_path / 'wrong.jpg', kind='PNG')
     save(tmp_path / 'picture.txt', kind='PNG')
+    save(tmp_path / '.hidden.jpg')
+    pillow_heif.from_pillow(Image.new('RGB', (60, 40), 'blue')).save(tmp_path / 'phone.jpg')
     (tmp_path / 'notes.md').write_text('notes')
-    (tmp_path / 'fake.png').write_text('not a picture')
-    (tmp_path / 'empty.jpg').touch()
+    (tmp_path / 'nothing').touch()
     (tmp_path / 'alone.txt').write_text('a caption without a picture')
+    (tmp_path / 'IMG_1.MOV').write_bytes(b'\0\0\0\x14ftypqt  ' + bytes(99))
+    (tmp_path / 'IMG_1.AAE').write_text('<plist/>')
+    (tmp_path / 'Thumbs.db').write_bytes(b'\xd0\xcf\x11\xe0' + bytes(99))
     (tmp_path / 'more').mkdir()
+    (tmp_path / 'more.txt').mkdir()
     (tmp_path / '.hidden').write_text('ignored')
     (tmp_path / '.DS_Store').touch()
+    (tmp_path / '._wrong.jpg').write_bytes(b'\0\5\x16\7' + bytes(99))
     pictures, skipped = list_pictures(tmp_path)
-    assert [file.path.name for file in pictures] == ['photo.dat', 'picture.txt', 'wrong.jpg']
+    assert [file.path.name for file in pictures] == ['phone.jpg', 'photo.dat', 'picture.txt', 'wrong.jpg']
     assert skipped == {
-        'alone.txt': f'not a picture ({KINDS})',
-        'empty.jpg': 'an empty file',
-        'fake.png': f'not a picture ({KINDS})',
+        '.hidden.jpg': 'hidden',
+        'IMG_1.AAE': 'edits of Apple Photos, which are not applied',
+        'IMG_1.MOV': 'a video or audio file',
+        'Thumbs.db': 'not a picture',
+        'alone.txt': 'a caption without a picture',
         'more': 'a folder',
-        'notes.md': f'not a picture ({KINDS})',
+        'more.txt': 'a folder',
+        'notes.md': 'text',
+        'nothing': 'an empty file',
     }
     assert read_subject(tmp_path, 32, 'a sks dog').skipped == skipped
+    assert read_subject(tmp_path, 32, 'a sks dog').images[0, 9, 9, 2] > 250
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'sentence_end'),
+    [
+        ('a.jpg', b'', 'is named like a photo but is an empty file; replace it or take it out of its folder'),
+        ('a.png', b'<html>', 'is named like a photo but is a web page; replace it or take it out of its folder'),
+        ('a', b'8BPS\0\1', 'is a file with layers (Photoshop), which cannot be read; save it as JPEG or PNG, or take '
+         'it out of its folder'),
+        ('a', b'\xff\xd8\xff\xe0', 'starts like a JPEG picture but is damaged or of a rare kind; save it anew as JPEG '
+         'or PNG, or take it out of its folder'),
+        ('a.arw', b'II*\0\x08\0\0\0', 'is a camera raw file (Sony ARW), which cannot be read; export it from your raw '
+         'converter as JPEG, PNG or TIFF, or take it out of its folder'),
+        ('a.HEIC', b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(500), 'is truncated or damaged; replace it or take '
+         'it out of its folder'),
+    ],
+)  # fmt: skip
+def test_a_photo_that_cannot_be_read_stops_the_reading(tmp_path, name, content, sentence_end):
+    save(tmp_path / 'good.png')
+    (tmp_path / name).write_bytes(content)
+    assert sentence(tmp_path) == f'{tmp_path}/{name} {sentence_end}'
+
+
+def test_a_raw_file_beside_its_jpeg_is_skipped_and_named(tmp_path):
+    save(tmp_path / 'IMG_1.JPG', kind='JPEG')
+    thumbnail, whole = (tags(16, 12, t254=1), bytes(576)), (tags(80, 60), bytes(14400))
+    (tmp_path / 'IMG_1.dng').write_bytes(tiff(thumbnail, inner=[whole]))
+    (tmp_path / 'img_1.psd').write_bytes(b'8BPS\0\1')
+    files, skipped = list_pictures(tmp_path)
+    assert [file.path.name for file in files] == ['IMG_1.JPG']
+    assert skipped == {
+        'IMG_1.dng': 'a camera raw file (DNG), in whose place IMG_1.JPG is used',
+        'img_1.psd': 'a file with layers (Photoshop), in whose place IMG_1.JPG is used',
+    }
+    (tmp_path / 'IMG_2.dng').write_bytes(tiff(thumbnail, inner=[whole]))
+    assert sentence(tmp_path).startswith(f'{tmp_path}/IMG_2.dng is a camera raw file (DNG), which cannot be read')
+
+
+@pytest.mark.parametrize('name', ['x.txt', 'x.TXT', 'X.txt', 'x.caption', 'x.Caption', 'x.jpg.txt'])
+def test_captions_of_other_trainers_are_read(tmp_path, name):
+    save(tmp_path / 'x.jpg', kind='JPEG')
+    (tmp_path / name).write_text('a sks dog asleep')
+    pictures = read_subject(tmp_path, 32, 'a sks dog')
+    assert pictures.prompts == ['a sks dog asleep'] and pictures.skipped == {}
+
+
+def test_two_captions_of_one_picture_must_agree(tmp_path):
+    save(tmp_path / 'x.jpg', kind='JPEG')
+    (tmp_path / 'x.txt').write_text('a sks dog')
+    (tmp_path / 'x.caption').write_text('a sks  dog\n')
+    assert read_subject(tmp_path, 32, 'a dog').prompts == ['a sks dog']
+    (tmp_path / 'x.caption').write_text('a sks cat')
+    assert sentence(tmp_path) == (
+        f'{tmp_path}/x.caption and {tmp_path}/x.txt are different captions of one picture; keep one of them'
+    )
+
+
+def test_a_caption_of_two_pictures_is_named_with_a_way_out(tmp_path):
+    for name in ('1.jpg', '1.png'):
+        save(tmp_path / name)
+    assert [file.caption for file in list_pictures(tmp_path)[0]] == [None, None]
+    (tmp_path / '1.txt').write_text('a sks dog')
+    assert sentence(tmp_path) == (
+        f'the caption {tmp_path}/1.txt could belong to 1.jpg or 1.png; name it 1.jpg.txt, or rename one of the pictures'
+    )
+    (tmp_path / '1.txt').rename(tmp_path / '1.png.txt')
+    assert [file.caption for file in list_pictures(tmp_path)[0]] == [None, 'a sks dog']
+
+
+def test_names_that_differ_in_capitals_keep_their_own_captions(tmp_path):
+    for name, caption in (('a', 'small'), ('A', 'large'), ('caf\u00e9', 'accent')):
+        save(tmp_path / f'{name}.png')
+        name = unicodedata.normalize('NFD', name)  # as a Mac writes it
+        (tmp_path / f'{name}.txt').write_text(caption)
+    found = {file.path.stem: file.caption for file in list_pictures(tmp_path)[0]}
+    assert found == {'a': 'small', 'A': 'large', 'caf\u00e9': 'accent'}
 
 
 def test_a_caption_beside_a_picture_replaces_the_prompt(tmp_path):
@@ -92,11 +183,11 @@ def test_an_empty_folder_is_named(tmp_path):
 
 
 def test_a_folder_without_pictures_says_what_was_found(tmp_path):
-    (tmp_path / 'a.heic').write_bytes(b'\0\0\0\x18ftypheic' + bytes(100))
-    (tmp_path / 'b.jpg').touch()
+    (tmp_path / 'a.mp4').write_bytes(b'\0\0\0\x18ftypisom' + bytes(100))
+    (tmp_path / 'b').mkdir()
     assert sentence(tmp_path) == (
-        f'the folder {tmp_path} holds no picture (a.heic is not a picture ({KINDS}); b.jpg is an empty file); '
-        f'put pictures ({KINDS}) there'
+        f'the folder {tmp_path} holds no picture (a.mp4 is a video or audio file; b is a folder); put pictures '
+        f'({KINDS}) there'
     )
 
 

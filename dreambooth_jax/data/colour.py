@@ -1,0 +1,131 @@
+"""Colours of photos as sRGB, whatever profile they carry: phones write Display P3, cameras and editors Adobe RGB.
+
+A profile is embedded as ICC data or named by code points (CICP, as HEIC, AVIF and PNG have them). Conversion is
+relative colorimetric with black point compensation, as editors do it by default: colours that sRGB has stay what they
+are, others come to its edge. A picture without a profile is taken as sRGB, and its pixels are not touched, nor are they
+under a profile that is sRGB by another name. Gamma and chromaticity chunks of PNG files are not applied.
+"""
+
+import functools
+import io
+import re
+import struct
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from absl import logging
+from PIL import Image, ImageCms
+
+_SAME = 2  # of 255: profiles of sRGB differ by so much in rounding and in their curve near black
+# CICP colour primaries other than sRGB's (ITU-T H.273, table 2): x and y of red, green, blue. White is D65.
+_PRIMARIES = {
+    9: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),  # BT.2020
+    12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),  # Display P3
+}
+HDR_CURVES = {16: 'PQ', 18: 'HLG'}  # CICP transfer characteristics whose pictures are no sRGB without tone mapping
+_D65 = (0.3127, 0.3290)
+_D50 = np.array([0.9642, 1.0, 0.8249])  # ICC's white
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+_SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)  # ICC's parametric curve 3: g a b c d
+
+
+def to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:
+    """An RGB picture in sRGB.
+
+    Args:
+      image: of any mode with 8 bits but without transparency.
+      profile: ICC data; None: sRGB, or for CMYK Pillow's plain complement.
+      name: of the file, for the warning if its profile is broken or fits other pictures: then it is left out.
+    """
+    if profile is None or image.mode in ('1', 'LAB'):  # Pillow converts LAB by its own profile
+        return image.convert('RGB')
+    try:
+        space = _space(profile)
+        if image.mode not in ('CMYK', 'L') or (image.mode == 'L' and space == 'RGB'):
+            image = image.convert('RGB')
+        if space != {'L': 'GRAY'}.get(image.mode, image.mode):
+            raise ImageCms.PyCMSError(f'it is of {space} pictures')
+        convert = _conversion(profile, image.mode)
+        return image.convert('RGB') if convert is None else convert(image)
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        _warn(name, str(error))
+        return image.convert('RGB')
+
+
+def matrix_profile(primaries: tuple, curve: tuple[float, ...] = _SRGB_CURVE, white: tuple = _D65) -> bytes:
+    """ICC data (version 4) of a display with these colours.
+
+    Args:
+      primaries: (x, y) of red, green and blue. white: (x, y).
+      curve: of ICC's parametric curve: (gamma,) or sRGB's five numbers.
+    Source: ICC.1:2022; adaptation to D50 by Bradford's matrix.
+    """
+    white_xyz, *columns = (np.array([x / y, 1.0, (1 - x - y) / y]) for x, y in (white, *primaries))
+    columns = np.stack(columns, axis=1)
+    columns = columns * np.linalg.solve(columns, white_xyz)
+    cones = (_BRADFORD @ _D50) / (_BRADFORD @ white_xyz)
+    columns = np.linalg.inv(_BRADFORD) @ np.diag(cones) @ _BRADFORD @ columns
+    name = b'mluc' + struct.pack('>4xII4sII', 1, 12, b'enUS', 8, 28) + 'CICP'.encode('utf-16-be')
+    tags = {b'desc': name, b'cprt': name, b'wtpt': b'XYZ ' + bytes(4) + _fixed(_D50)}
+    for place, colour in enumerate((b'r', b'g', b'b')):
+        tags[colour + b'XYZ'] = b'XYZ ' + bytes(4) + _fixed(columns[:, place])
+        tags[colour + b'TRC'] = b'para' + struct.pack('>4xHH', 0 if len(curve) == 1 else 3, 0) + _fixed(curve)
+    table, data, start = struct.pack('>I', len(tags)), b'', 128 + 4 + 12 * len(tags)
+    for tag, value in tags.items():
+        table += tag + struct.pack('>II', start + len(data), len(value))
+        data += value + bytes(-len(value) % 4)
+    header = struct.pack('>I4xI', start + len(data), 0x04400000) + b'mntrRGB XYZ ' + bytes(12) + b'acsp' + bytes(28)
+    return (header + _fixed(_D50)).ljust(128, b'\0') + table + data
+
+
+def _fixed(values: Iterable[float]) -> bytes:
+    """Numbers as ICC's s15Fixed16."""
+    return b''.join(struct.pack('>i', round(float(value) * 65536)) for value in values)
+
+
+def cicp_of(data: bytes, format: str) -> tuple[int, int] | None:
+    """Code points (primaries, transfer) that a PNG or AVIF file names; None if it names none, or several."""
+    if format == 'PNG':
+        at = data.find(b'cICP', 0, max(data.find(b'IDAT'), 0))
+        return (data[at + 4], data[at + 5]) if at >= 0 else None
+    found = set(re.findall(rb'colrnclx(....)', data, re.DOTALL)) if format == 'AVIF' else ()
+    return struct.unpack('>HH', found.pop()) if len(found) == 1 else None
+
+
+@functools.cache
+def cicp_profile(primaries: int) -> bytes | None:
+    """ICC data of CICP colour primaries with sRGB's curve; None where those are sRGB's or nearly so."""
+    return matrix_profile(_PRIMARIES[primaries]) if primaries in _PRIMARIES else None
+
+
+@functools.lru_cache(maxsize=8)
+def _space(profile: bytes) -> str:
+    return ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip()
+
+
+@functools.lru_cache(maxsize=8)
+def _conversion(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
+    """From a mode (RGB, L or CMYK) under a profile to sRGB; None if that changes nothing."""
+    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+    if mode == 'L':  # slow, for the few values there are; else it is sampled too coarsely to be right in the shadows
+        flags |= ImageCms.Flags.NOOPTIMIZE
+    transform = ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile('sRGB'), mode, 'RGB',
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC, flags=flags)  # fmt: skip
+    if mode == 'CMYK':
+        return transform.apply
+    levels = np.arange(256, dtype=np.uint8)
+    if mode == 'L':
+        patches = Image.fromarray(levels[None])
+    else:
+        patches = Image.fromarray(np.stack(np.meshgrid(*[levels[::17]] * 3), axis=-1).reshape(-1, 16, 3))
+    shown = np.asarray(transform.apply(patches), int)
+    if np.abs(shown - np.asarray(patches.convert('RGB'), int)).max() <= _SAME:
+        return None
+    tables = shown[0].T.tolist()
+    return transform.apply if mode == 'RGB' else lambda grey: Image.merge('RGB', [grey.point(row) for row in tables])
+
+
+@functools.cache  # a picture is read more than once
+def _warn(name: str, reason: str) -> None:
+    logging.warning('the colour profile of %s cannot be used (%s), so its colours are taken as sRGB', name, reason)

@@ -1,0 +1,87 @@
+"""Picture files made byte by byte, where no library writes them: PNG chunks, TIFF pages, colour profiles."""
+
+import struct
+import zlib
+
+import numpy as np
+
+
+def chunk(kind, body):
+    return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+
+
+def png(values, depth, colour, *chunks):
+    """values: [height, width, channels] in the file's depth; colour: PNG's type. Chunks stand before the data."""
+    height, width, channels = values.shape
+    bits = (values.reshape(height, -1, 1) >> np.arange(depth)[::-1]) & 1
+    rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
+    data = zlib.compress(b''.join(b'\0' + row.tobytes() for row in rows))
+    head = chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0))
+    return b'\x89PNG\r\n\x1a\n' + head + b''.join(chunks) + chunk(b'IDAT', data) + chunk(b'IEND', b'')
+
+
+def inserted(png, *chunks):
+    """A PNG with chunks behind its head."""
+    return png[:33] + b''.join(chunks) + png[33:]
+
+
+def tiff(*pages, inner=(), order='<', magic=None):
+    """Pages of (tags, pixel bytes); `inner` ones are named by the first page's SubIFDs. Tags: number -> ints."""
+    data = bytearray((magic or (b'II*\0' if order == '<' else b'MM\0*')) + bytes(4))
+
+    def page(tags, pixels):
+        """Writes one; gives back where it starts and where the next page's place is to be written."""
+        start = len(data)
+        data.extend(pixels + bytes(len(pixels) % 2))
+        fields = []
+        for tag, values in sorted({**tags, 273: start, 279: len(pixels)}.items()):
+            values = values if isinstance(values, tuple) else (values,)
+            kind = 4 if tag in (273, 279, 330) else 3
+            packed = struct.pack(f'{order}{len(values)}{"I" if kind == 4 else "H"}', *values)
+            if len(packed) > 4:
+                packed, place = struct.pack(order + 'I', len(data)), packed
+                data.extend(place + bytes(len(place) % 2))
+            fields.append(struct.pack(order + 'HHI', tag, kind, len(values)) + packed.ljust(4, b'\0'))
+        place = len(data)
+        data.extend(struct.pack(order + 'H', len(fields)) + b''.join(fields) + bytes(4))
+        return place, len(data) - 4
+
+    places = tuple(page(*content)[0] for content in inner)
+    link = 4
+    for number, (tags, pixels) in enumerate(pages):
+        place, after = page({**tags, 330: places} if places and not number else tags, pixels)
+        data[link : link + 4] = struct.pack(order + 'I', place)
+        link = after
+    return bytes(data)
+
+
+def tags(width, height, *, bits=(8, 8, 8), photometric=2, **more):
+    """The tags that any page has; more: by number, such as t254=1."""
+    found = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 277: len(bits), 278: height}
+    return found | {int(name[1:]): value for name, value in more.items()}
+
+
+def _icc(space, pcs, device, fields):
+    table, data, start = struct.pack('>I', len(fields)), b'', 132 + 12 * len(fields)
+    for tag, value in fields.items():
+        table += tag + struct.pack('>II', start + len(data), len(value))
+        data += value + bytes(-len(value) % 4)
+    white = struct.pack('>3i', *(round(v * 65536) for v in (0.9642, 1.0, 0.8249)))
+    head = struct.pack('>I4xI', start + len(data), 0x02400000) + device + space + pcs + bytes(12) + b'acsp' + bytes(28)
+    return (head + white).ljust(128, b'\0') + table + data, white
+
+
+def grey_profile(gamma):
+    _, white = _icc(b'GRAY', b'XYZ ', b'mntr', {})
+    curve = b'curv' + struct.pack('>4xIH', 1, round(gamma * 256))
+    return _icc(b'GRAY', b'XYZ ', b'mntr', {b'wtpt': b'XYZ ' + bytes(4) + white, b'kTRC': curve})[0]
+
+
+def cmyk_profile(lab_of):
+    """lab_of(c, m, y, k), each 0 or 1, -> L, a, b; between the corners it is mixed."""
+    _, white = _icc(b'CMYK', b'Lab ', b'prtr', {})
+    corners = [lab_of(*(place >> shift & 1 for shift in (3, 2, 1, 0))) for place in range(16)]
+    grid = b''.join(bytes((round(L * 2.55), a + 128, b + 128)) for L, a, b in corners)
+    matrix = struct.pack('>9i', *(65536 * (place % 4 == 0) for place in range(9)))
+    table = b'mft1' + bytes(4) + bytes((4, 3, 2, 0)) + matrix + bytes(range(256)) * 4 + grid + bytes(range(256)) * 3
+    return _icc(b'CMYK', b'Lab ', b'prtr', {b'wtpt': b'XYZ ' + bytes(4) + white, b'A2B0': table})[0]
