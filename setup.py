@@ -34,7 +34,7 @@ setup(
         'optax',
         'orbax-checkpoint',
         'pillow>=11.3',  # the first that reads AVIF
-        'pillow-heif>=1.1',
+        'pillow-heif>=1.8',
         'safetensors',
         'tensorboardX',
         'tqdm',

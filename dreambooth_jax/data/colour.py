@@ -110,8 +110,13 @@ def _conversion(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Imag
     if mode == 'L':  # slow, for the few values there are; else it is sampled too coarsely to be right in the shadows
         flags |= ImageCms.Flags.NOOPTIMIZE
     transform = ImageCms.buildTransform(
-        ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile('sRGB'), mode, 'RGB',
-        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC, flags=flags)  # fmt: skip
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+        ImageCms.createProfile('sRGB'),
+        mode,
+        'RGB',
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        flags=flags,
+    )
     if mode == 'CMYK':
         return transform.apply
     levels = np.arange(256, dtype=np.uint8)

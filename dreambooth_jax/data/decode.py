@@ -21,10 +21,14 @@ from dreambooth_jax.data.photo_kinds import REPLACE
 MAX_PIXELS = 250_000_000  # phones take 200 million; read once, they need 2 GB
 _MAX_TEXT = 256 * 2**20  # bytes of metadata in a PNG, unpacked: Pillow's 1 MB is less than some editors write
 _TURN = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+}
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _DEPTH = 'save it with 8 or 16 bits per channel'
 

@@ -112,10 +112,32 @@ _PPM = re.compile(rb'P[1-6Ff]\s+(#[^\n]*\n\s*)*\d+\s+(#[^\n]*\n\s*)*\d+\s')
 _CONTROL = re.compile(rb'[\x00-\x08\x0e-\x1a\x1c-\x1f]')
 
 _RAW_NAMES = dict(
-    dng='DNG', nef='Nikon NEF', nrw='Nikon NRW', cr2='Canon CR2', cr3='Canon CR3', crw='Canon CRW', arw='Sony ARW',
-    sr2='Sony SR2', srf='Sony SRF', raf='Fujifilm RAF', orf='Olympus ORF', rw2='Panasonic RW2', rwl='Leica RWL',
-    pef='Pentax PEF', srw='Samsung SRW', x3f='Sigma X3F', mrw='Minolta MRW', kdc='Kodak KDC', dcr='Kodak DCR',
-    erf='Epson ERF', mef='Mamiya MEF', mos='Leaf MOS', iiq='Phase One IIQ', gpr='GoPro GPR', raw='RAW')  # fmt: skip
+    dng='DNG',
+    nef='Nikon NEF',
+    nrw='Nikon NRW',
+    cr2='Canon CR2',
+    cr3='Canon CR3',
+    crw='Canon CRW',
+    arw='Sony ARW',
+    sr2='Sony SR2',
+    srf='Sony SRF',
+    raf='Fujifilm RAF',
+    orf='Olympus ORF',
+    rw2='Panasonic RW2',
+    rwl='Leica RWL',
+    pef='Pentax PEF',
+    srw='Samsung SRW',
+    x3f='Sigma X3F',
+    mrw='Minolta MRW',
+    kdc='Kodak KDC',
+    dcr='Kodak DCR',
+    erf='Epson ERF',
+    mef='Mamiya MEF',
+    mos='Leaf MOS',
+    iiq='Phase One IIQ',
+    gpr='GoPro GPR',
+    raw='RAW',
+)
 _RAW_NAMES |= {'3fr': 'Hasselblad 3FR', 'fff': 'Hasselblad FFF'}
 _PHOTO_NAMES = set(
     'jpg jpeg jpe jfif mpo png apng webp avif heic heif hif heics heifs gif tif tiff bmp dib jp2 j2k jpf jpx j2c ppm '

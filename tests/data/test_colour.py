@@ -53,8 +53,11 @@ def test_colours_under_a_profile_come_out_in_srgb(tmp_path, name, kind):
     elif kind == 'palette':
         Image.fromarray(BLOCKS).quantize(64).save(path, 'PNG', icc_profile=profile)
     else:
-        lossy = {'JPEG': {'quality': 100, 'subsampling': 0}, 'WEBP': {'lossless': True},
-                 'AVIF': {'quality': 100, 'subsampling': '4:4:4'}}  # fmt: skip
+        lossy = {
+            'JPEG': {'quality': 100, 'subsampling': 0},
+            'WEBP': {'lossless': True},
+            'AVIF': {'quality': 100, 'subsampling': '4:4:4'},
+        }
         Image.fromarray(BLOCKS).save(path, kind, icc_profile=profile, **lossy.get(kind, {}))
     exact = kind in ('PNG', 'WEBP', 'TIFF')
     difference = np.abs(middles(decode_picture(path)) - expected(COLOURS, name))
@@ -127,8 +130,12 @@ def test_colours_named_by_code_points(tmp_path, points):
 
 @pytest.mark.parametrize('broken', ['cut', 'noise', 'of another space', 'of CMYK'])
 def test_a_profile_that_cannot_be_used_is_left_out_with_a_warning(tmp_path, caplog, broken):
-    profile = {'cut': P3[:200], 'noise': bytes(range(200)), 'of another space': P3.replace(b'RGB ', b'GRAY', 1),
-               'of CMYK': cmyk_profile(lambda *inks: (50, 0, 0))}[broken]  # fmt: skip
+    profile = {
+        'cut': P3[:200],
+        'noise': bytes(range(200)),
+        'of another space': P3.replace(b'RGB ', b'GRAY', 1),
+        'of CMYK': cmyk_profile(lambda *inks: (50, 0, 0)),
+    }[broken]
     Image.fromarray(BLOCKS).save(tmp_path / 'x.png', icc_profile=profile)
     with caplog.at_level('WARNING'):
         for _ in range(2):

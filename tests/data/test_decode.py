@@ -250,15 +250,41 @@ def test_a_phones_200_million_pixels_pass_and_more_are_named(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'WEBP', 'AVIF'])
-@pytest.mark.parametrize('orientation', [1, 3, 6])
-def test_the_size_is_that_of_the_upright_picture(tmp_path, kind, orientation):
-    exif = Image.Exif()
+@pytest.mark.parametrize('orientation', STORED)
+def test_every_format_is_turned_upright_once(tmp_path, kind, orientation):
+    exif, image = Image.Exif(), Image.fromarray(quarters(40, 60))
     exif[0x0112] = orientation
-    Image.fromarray(quarters(40, 60)).save(tmp_path / 'x', kind, exif=exif)
-    size = picture_size(tmp_path / 'x')
-    assert size == decode_picture(tmp_path / 'x').size == ((40, 60) if orientation == 6 else (60, 40))
+    if STORED[orientation] is not None:
+        image = image.transpose(STORED[orientation])
+    image.save(tmp_path / 'x', kind, exif=exif)
+    picture = decode_picture(tmp_path / 'x')
+    assert picture.size == picture_size(tmp_path / 'x') == (60, 40)
+    assert_shows_quarters(np.asarray(picture.resize((64, 64))), 12)
 
 
 def test_the_reader_of_heic_is_not_imported_before_it_is_needed():
     code = 'import sys, dreambooth_jax.data.subjects; print("pillow_heif" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
+
+
+def test_a_bent_byte_gives_a_picture_or_a_sentence_and_nothing_else(tmp_path):
+    rng = np.random.default_rng(0)
+    files = {'heic': heic(quarters(40, 40)), 'png': png(quarters(40, 40).astype(int), 8, 2)}
+    files['raw.tif'] = tiff((tags(16, 12, t254=1), bytes(576)), inner=[(tags(20, 16), bytes(960))])
+    files['grey.tif'] = tiff((tags(48, 40, bits=(16,), photometric=0), RAMP.astype('<u2').tobytes()))
+    for kind in ('JPEG', 'WEBP', 'AVIF', 'GIF', 'BMP', 'JPEG2000', 'PPM'):
+        data = io.BytesIO()
+        Image.fromarray(quarters(40, 40)).save(data, kind)
+        files[kind] = data.getvalue()
+    for name, whole in files.items():
+        path = tmp_path / name
+        for _ in range(12):
+            bent = bytearray(whole[: rng.integers(1, len(whole))] if rng.random() < 0.3 else whole)
+            for place in rng.integers(min(len(bent), rng.choice([64, len(bent)])), size=3):
+                bent[place] = rng.integers(256)
+            path.write_bytes(bytes(bent))
+            try:
+                picture_size(path)
+                assert decode_picture(path).mode == 'RGB'
+            except PictureError as error:
+                assert str(error).startswith(f'{path} ')

@@ -33,7 +33,10 @@ RAW = {  # bytes and name -> words
     'DNG by its tag': (tiff((tags(16, 12, t50706=1), bytes(576))), 'x', 'DNG'),
     'DNG by its name': (tiff(WHOLE), 'x.DNG', 'DNG'),
     'colour filter array inside': (
-        tiff(THUMBNAIL, inner=[(tags(80, 60, bits=(16,), photometric=32803), bytes(9600))]), 'x.tif', 'TIFF/EP'),
+        tiff(THUMBNAIL, inner=[(tags(80, 60, bits=(16,), photometric=32803), bytes(9600))]),
+        'x.tif',
+        'TIFF/EP',
+    ),
     'NEF': (tiff(THUMBNAIL, inner=[WHOLE], order='>'), 'x.nef', 'Nikon NEF'),
     'CR2': (b'II*\0\x10\0\0\0CR\2\0' + bytes(50), 'x', 'Canon CR2'),
     'CR3': (box(b'crx ', b'isom'), 'x', 'Canon CR3'),
@@ -42,7 +45,7 @@ RAW = {  # bytes and name -> words
     'RW2': (b'IIU\0\x18\0\0\0', 'x', 'Panasonic RW2'),
     'X3F': (b'FOVb' + bytes(9), 'x', 'Sigma X3F'),
     'KDC by name alone': (b'\0\1\2\3\x80', 'x.kdc', 'Kodak KDC'),
-}  # fmt: skip
+}
 UNREADABLE = {
     'PSD': (b'8BPS\0\1' + bytes(20), 'x.jpg', 'a file with layers (Photoshop)'),
     'XCF': (b'gimp xcf v011\0', 'x', 'a file with layers (GIMP)'),
@@ -53,9 +56,11 @@ UNREADABLE = {
     'SVG': (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', 'x', 'a picture in the format SVG'),
     'preview first': (tiff(THUMBNAIL, WHOLE), 'x.tif', 'a TIFF whose first page is only a preview of its picture'),
     'small first': (
-        tiff((tags(16, 12), bytes(576)), inner=[WHOLE]), 'x.tif',
-        'a TIFF whose first page is only a preview of its picture'),
-}  # fmt: skip
+        tiff((tags(16, 12), bytes(576)), inner=[WHOLE]),
+        'x.tif',
+        'a TIFF whose first page is only a preview of its picture',
+    ),
+}
 BROKEN_PROMISES = {
     'text.jpg': (b'hello', 'text'),
     'page.webp': (b'<!DOCTYPE html><html>', 'a web page'),
@@ -121,8 +126,12 @@ def test_pictures_that_cannot_be_read_are_named_and_what_to_do(case):
 @pytest.mark.parametrize('order', ['<', '>'])
 def test_ordinary_tiffs_pass(order):
     smaller = (tags(16, 12, t254=1), bytes(576))
-    for data in (tiff(WHOLE, order=order), tiff(WHOLE, smaller, order=order), tiff(WHOLE, inner=[smaller], order=order),
-                 tiff(THUMBNAIL, order=order)):  # fmt: skip
+    for data in (
+        tiff(WHOLE, order=order),
+        tiff(WHOLE, smaller, order=order),
+        tiff(WHOLE, inner=[smaller], order=order),
+        tiff(THUMBNAIL, order=order),
+    ):
         assert kind(data, 'x.tif').format == 'TIFF'
     assert kind(tiff(WHOLE)[:40], 'x.tif').format == 'TIFF'  # cut: its reader will say so
 

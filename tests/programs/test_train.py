@@ -272,6 +272,26 @@ def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):
     assert small < whole and adapters < whole < teacher
 
 
+def test_dry_run_looks_at_the_photos_as_the_run_will(program, config, tmp_path):
+    run = tmp_path / 'run'
+    options = [f'--config={config}', f'--workdir={run}', '--dry_run']
+    told = program('train', *options).out
+    assert "    2.png: 24 x 24, caption 'a sks dog on a rug'" in told and 'skipped: notes.md is text' in told
+    assert 'crops for base: 3 of 8 x 8 pixels' in told and 'crops for super_resolution: 3 of 16 x 16 pixels' in told
+    small = tmp_path / 'small'
+    small.mkdir()
+    Image.new('RGB', (9, 9)).save(small / 'x.png')
+    (tmp_path / 'file').touch()
+    for setting, sentence in (
+        (f'data.instance_dir={tmp_path}/gone', f'the folder {tmp_path}/gone does not exist'),
+        (f'data.instance_dir={tmp_path}/file', f'{tmp_path}/file is a file; give the folder that holds the pictures'),
+        (f'data.instance_dir={small}', f'{small}/x.png is 9 x 9 pixels, smaller than the resolution 16'),
+        ('super_resolution.crop=7', 'config.super_resolution.crop is 7 but must be a multiple of 2'),
+    ):
+        ended = program('train', *options, f'--config.{setting}')
+        assert ended.code == 1 and ended.error.splitlines()[-1].startswith(sentence) and not run.exists()
+
+
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(program, config, tmp_path, monkeypatch):
     run = tmp_path / 'run'
     options = [f'--config={config}', f'--workdir={run}', '--config.super_resolution_model=none']

@@ -99,3 +99,80 @@ def test_an_unknown_subject_is_answered_with_those_there_are():
     config = config_with(subject='unicorn', instance_prompt='a sks horse', class_prompt='a horse')
     with pytest.raises(SettingsError, match="data.subject is 'unicorn' but must be one of backpack, backpack_dog,"):
         squares(config, 32)
+
+
+def dog(folder, **data):
+    return {'instance_dir': folder, 'instance_prompt': 'a photo of sks dog', 'class_prompt': 'a dog', **data}
+
+
+def warnings_of(caplog, config):
+    caplog.clear()
+    with caplog.at_level('WARNING'):
+        instance_pictures.check_folders(config)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_what_is_skipped_is_named_once(tmp_path, caplog):
+    folder = photos(tmp_path / 'dog', 1)
+    (tmp_path / 'dog' / 'notes.md').write_text('notes')
+    (tmp_path / 'dog' / '7.txt').write_text('a sks dog')
+    assert warnings_of(caplog, config_with(**dog(folder))) == [
+        f'7.txt in {folder} is skipped: it is a caption without a picture',
+        f'notes.md in {folder} is skipped: it is text',
+    ]
+
+
+@pytest.mark.parametrize('captions', [('a dog asleep', 'a picture of a dog'), ('desks', 'a dog')])
+def test_captions_that_leave_the_subject_without_its_name_are_a_warning(tmp_path, caplog, captions):
+    folder = photos(tmp_path / 'dog', 2, enumerate(captions))
+    assert warnings_of(caplog, config_with(**dog(folder))) == [
+        f"no caption in {folder} holds 'sks', which names the subject in the instance prompt 'a photo of sks dog', so "
+        f'that name is not learned; write it into the captions'
+    ]
+
+
+@pytest.mark.parametrize(
+    ('count', 'captions', 'class_prompt'),
+    [(2, ['a dog'], 'a dog'), (2, ['a dog', 'one Sks, asleep'], 'a dog'), (1, ['a pet'], 'a photo of sks dog')],
+)
+def test_captions_that_are_enough_are_no_warning(tmp_path, caplog, count, captions, class_prompt):
+    folder = photos(tmp_path / 'dog', count, enumerate(captions))
+    assert warnings_of(caplog, config_with(**dog(folder, class_prompt=class_prompt))) == []
+
+
+def with_word(tmp_path, captions, concepts=1):
+    folders = [photos(tmp_path / f'{number}', 1, [(0, captions[number])] if captions[number] else ())
+               for number in range(concepts)]  # fmt: skip
+    config = to_config_dict(DreamBoothConfig())
+    config.data.concepts = tuple(dog(folder, instance_prompt='a <rex> dog') for folder in folders)
+    config.textual_inversion.token = '<rex>'
+    return resolve(DreamBoothConfig, config)
+
+
+def test_captions_that_leave_a_new_word_untaught_are_refused(tmp_path):
+    with pytest.raises(SettingsError) as error:
+        instance_pictures.check_folders(with_word(tmp_path, ['a sleeping dog', 'a dog'], 2))
+    assert str(error.value) == (
+        "config.textual_inversion.token is '<rex>' but the pictures have captions that do not hold it, so nothing "
+        'would teach it; write it into the captions, or take them away'
+    )
+
+
+@pytest.mark.parametrize('captions', [('a dog', 'my <REX> dog'), ('a dog', None), (None, None)])
+def test_one_prompt_with_the_new_word_is_enough(tmp_path, captions):
+    instance_pictures.check_folders(with_word(tmp_path, captions, 2))
+
+
+def test_folders_are_described_picture_by_picture(tmp_path):
+    folder = photos(tmp_path / 'dog', 3, [(1, 'a sks dog asleep')])
+    Image.new('L', (48, 40), 'white').save(tmp_path / 'dog' / '2.mask.png')
+    (tmp_path / 'dog' / 'notes.md').write_text('notes')
+    concepts = (dog(folder), dict(subject='vase', instance_prompt='a zwx vase', class_prompt='a vase'))
+    assert instance_pictures.describe_folders(config_with(concepts=concepts)).splitlines() == [
+        f"  {folder}: 3 files, 'a photo of sks dog' unless captioned",
+        '    0.png: 48 x 40',
+        "    1.png: 48 x 40, caption 'a sks dog asleep'",
+        '    2.png: 48 x 40, mask 2.mask.png',
+        '    skipped: notes.md is text',
+        "  built-in subject vase, 'a zwx vase'",
+    ]

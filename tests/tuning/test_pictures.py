@@ -52,6 +52,22 @@ def test_the_upscaler_sees_square_crops(photos, cascades):
     assert found == {'base': [(3, 64, 64)], 'super_resolution': [(12, 32, 32)]}
 
 
+def test_what_each_stage_will_see_is_told(photos, cascades):
+    data = DataConfig(instance_dir=str(photos), instance_prompt='a sks dog', class_prompt='a dog', crops=2)
+    upscaler = SuperResolutionConfig(steps=2, crop=32, crops=4)
+    config = DreamBoothConfig(model='any', data=data, super_resolution=upscaler)
+    told = pictures.describe(config, pictures.read_instance(config, cascades['latents']))
+    assert told.splitlines() == [
+        'photos:',
+        f"  {photos}: 3 files, 'a sks dog' unless captioned",
+        '    tall.png: 96 x 160',
+        '    wide.png: 200 x 120',
+        '    wider.png: 240 x 120',
+        '  crops for base: 6 of 64 x 64 pixels',
+        '  crops for super_resolution: 12 of 32 x 32 pixels',
+    ]
+
+
 @pytest.mark.parametrize(
     ('kind', 'options', 'sentence'),
     [
