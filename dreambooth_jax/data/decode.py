@@ -129,8 +129,10 @@ def _reading(path: str | os.PathLike) -> Iterator[None]:
 def _open(data: bytes, format: str) -> Image.Image:
     """The picture with its head read. HEIC is opened without making it known to Pillow, which others may use too."""
     if format == 'HEIF':
-        from pillow_heif import HeifImageFile
-
+        try:
+            from pillow_heif import HeifImageFile
+        except ImportError:
+            raise PictureError('is a HEIC picture, which needs the package pillow-heif; install it') from None
         image = HeifImageFile(io.BytesIO(data))
     else:
         try:

@@ -86,6 +86,18 @@ def test_heic_is_not_made_known_to_other_users_of_pillow(tmp_path):
     assert set(Image.ID) - {'HEIF'} == before - {'HEIF'} and ('HEIF' in Image.ID) == ('HEIF' in before)
 
 
+def test_heic_in_tiles_as_phones_write_it(tmp_path):
+    data = heic(quarters(512, 512), tile_size=256)
+    assert b'grid' in data
+    assert_shows_quarters(pixels(tmp_path, data), 8)
+
+
+def test_heic_without_its_reader_is_no_damaged_file(tmp_path, monkeypatch):
+    data = heic(quarters())
+    monkeypatch.setitem(sys.modules, 'pillow_heif', None)
+    assert sentence(tmp_path, data) == 'is a HEIC picture, which needs the package pillow-heif; install it'
+
+
 def test_an_hdr_picture_is_refused(tmp_path):
     points = {'color_primaries': 9, 'transfer_characteristics': 16}
     assert sentence(tmp_path, heic(quarters(), save_nclx_profile=True, **points)) == (
