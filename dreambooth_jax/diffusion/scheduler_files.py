@@ -108,7 +108,7 @@ _POSITIVE = _rule((int, float), 'numbers above 0', lambda value: 0 < value < _IN
 _ANY_NUMBER = _rule((int, float), 'numbers', lambda value: not math.isnan(value))
 _NOISE_RULES = {
     'beta_schedule': _one_of(BETA_SCHEDULES),
-    'num_train_timesteps': _rule(int, f'whole numbers from 2 to {_MOST_TIMES}', lambda count: 2 <= count <= _MOST_TIMES),
+    'num_train_timesteps': _rule(int, f'whole numbers from 2 to {_MOST_TIMES}', lambda many: 2 <= many <= _MOST_TIMES),
     'beta_start': _BETA,
     'beta_end': _BETA,
     'rescale_betas_zero_snr': _BOOL,
