@@ -206,6 +206,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+class SchedulerFileError(ValueError):
+    """A file asks of one sampler what it cannot do; the model may train, and others may draw with it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """What one sampler does with a noise schedule.
@@ -255,7 +259,8 @@ class Sampling:
 def sampling(sampler: str, written: Mapping[str, Any]) -> Sampling:
     """What `sampler` does with a file that holds the keys `written`.
 
-    Raises: ValueError for an unknown sampler, or a key by which diffusers' class would draw what this one cannot.
+    Raises: ValueError for an unknown sampler; SchedulerFileError for a key by which diffusers' class would draw what
+      this one cannot.
     """
     if sampler not in SAMPLER_DEFAULTS:
         raise ValueError(f'sampler is {sampler!r}; allowed: {", ".join(SAMPLERS)}.')
@@ -273,14 +278,16 @@ def _solver(keys: Mapping[str, Any]) -> dict[str, Any]:
         ('final_sigmas_type', ('zero', 'sigma_min')),
     ):  # fmt: skip
         if keys[key] not in allowed:
-            raise ValueError(
+            raise SchedulerFileError(
                 f"the scheduler file's {key} is {keys[key]!r}, with which sampler dpmsolver++ cannot draw; allowed: "
                 f'{", ".join(map(str, allowed))}; take the sampler ddim or ddpm, or change it there.'
             )
     spacings = [key for key in _SIGMA_SPACINGS if keys[key]]
     several = [key for key in spacings if key != 'use_lu_lambdas']  # which diffusers lets stand beside the others
     if len(several) > 1:
-        raise ValueError(f'the scheduler file sets {" and ".join(several)}, but only one can be; leave one of them on.')
+        raise SchedulerFileError(
+            f'the scheduler file sets {" and ".join(several)}, but only one can be; leave one of them on.'
+        )
     return {
         'sigma_spacing': _SIGMA_SPACINGS[spacings[0]] if spacings else None,
         'adds_noise': _ALGORITHMS[keys['algorithm_type']],

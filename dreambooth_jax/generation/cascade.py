@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dreambooth_jax.config import NO_MODEL, DreamBoothConfig, SettingsError
 from dreambooth_jax.diffusion import samplers
+from dreambooth_jax.diffusion.scheduler_files import SchedulerFileError
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.models import vae
 from dreambooth_jax.stages.text_conditioning import Text, TextConditioning, rows_of
@@ -347,7 +348,8 @@ class Cascade:
         try:
             samplers.step_table(noise_schedules.read(pipeline), method, steps)
         except ValueError as error:
-            raise SettingsError(f'{pipeline.name}: {error}') from None
+            place = f'{pipeline.name}: ' if isinstance(error, SchedulerFileError) else ''
+            raise SettingsError(f'{place}{error}') from None
 
     def _decoded(self, stage: str, drawn: jax.Array) -> jax.Array:
         """Pictures of what the UNet of `stage` drew: itself, or what the VAE makes of latents, cut to [-1, 1]: the

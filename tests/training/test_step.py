@@ -131,12 +131,12 @@ def test_adamw_step_equals_that_of_torch(scale, text_rate):
 
 def test_average_follows_the_weights_as_that_of_diffusers():
     run = toy.Run()
-    parameters = [torch.from_numpy(value.copy()) for value in jax.tree.leaves(toy.arrays(run.state.params))]
+    parameters = [torch.nn.Parameter(torch.tensor(np.array(value))) for value in jax.tree.leaves(run.state.params)]
     theirs = EMAModel(parameters, decay=toy.EMA)
     for _ in range(12):
         run.steps(1)
         for parameter, value in zip(parameters, jax.tree.leaves(run.state.params), strict=True):
-            parameter.copy_(torch.from_numpy(np.array(value)))
+            parameter.data = torch.tensor(np.array(value))
         theirs.step(parameters)
     for ours, average in zip(jax.tree.leaves(run.state.ema), theirs.shadow_params, strict=True):
         np.testing.assert_allclose(ours, average.numpy(), atol=1e-6)
