@@ -39,7 +39,8 @@ def start_pipeline(config: PretrainConfig, workdir: Path):
 
     base = None
     if config.base is not None:
-        base = folders.read_pipeline(config.base, dtype=dtype, components=('text_encoder',))
+        # In float32: it is frozen, and encodes every pool once.
+        base = folders.read_pipeline(config.base, components=('text_encoder',))
     if config.init is not None:
         start = folders.read_pipeline(config.init, dtype=dtype)
         if base is None:
@@ -63,7 +64,6 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     import numpy as np
 
     from dreambooth_jax.data import pairs
-    from dreambooth_jax.diffusion import schedules
     from dreambooth_jax.generation.cascade import Cascade
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.stages.pixel import Objective, PixelStage
@@ -71,21 +71,22 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.stages.text_conditioning import TextConditioning, rows_of
     from dreambooth_jax.storybook import pools, vocabulary
     from dreambooth_jax.training import fit, optimizer, placement, run
-    from dreambooth_jax.weights import folders
+    from dreambooth_jax.weights import folders, noise_schedules
 
     run.begin(config, workdir)
     pipeline = start_pipeline(config, workdir)
     is_base = config.stage == 'base'
     conditioning = TextConditioning.of(pipeline, size=pipeline.size)
     params = {'unet': pipeline.unet.params}
-    shared = {'unet': pipeline.unet.apply, 'schedule': schedules.from_config(pipeline.scheduler)}
+    shared = {'unet': pipeline.unet.apply, 'schedule': noise_schedules.read(pipeline)}
     shared['objective'] = Objective.from_settings(config)
+    shared['objective'].check(shared['schedule'], pipeline.name)
     if is_base:
         stage = PixelStage(**shared, encode=conditioning)
         params['text_encoder'] = pipeline.text_encoder.params
     else:
         stage = SuperResolutionStage(
-            **shared, noising_schedule=schedules.from_config(pipeline.image_noising_scheduler), factor=config.factor,
+            **shared, noising_schedule=noise_schedules.read_noising(pipeline), factor=config.factor,
             noise_level=config.noise_level, crop=config.crop)  # fmt: skip
 
     # The pool: `passes` times through it in order (its pictures are drawn at random already), then the next one.

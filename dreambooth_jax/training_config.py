@@ -30,7 +30,8 @@ class OptimizerConfig(Settings):
     epsilon: float | None = setting(None, '> 0')
     # Largest global norm of the gradient; larger ones are scaled down to it. None: no clipping.
     grad_clip_norm: float | None = setting(1.0, '> 0')
-    # Decay per step of the averaged weights, which are then sampled and exported. None: no average.
+    # Decay per step of the averaged weights, which are then sampled and exported. None: no average. As in diffusers it
+    # is reached slowly: step t (from 0) decays by min(ema_decay, (1 + t) / (10 + t)), 0.99 from step 890 on.
     ema_decay: float | None = setting(None, 'in (0, 1)')
     # 'constant'; 'warmup': linear, then constant; 'cosine': linear, then to 0 at the stage's last step.
     schedule: RateSchedule = 'constant'

@@ -7,15 +7,16 @@ Every method is the same update with other coefficients,
 so a method is a function that makes the table of a, b, c, d, std, one row per denoise step; `sample` runs any table.
 Tables are made on the host, in float32 and diffusers' order of operations where it cancels (schedules.py says why).
 
-Methods, as diffusers runs them:
+Methods, as diffusers runs them, each by what the scheduler file says and else by its own defaults (scheduler_files.py):
   ddpm          DDPMScheduler: Ho et al. 2020, equations 6, 7 and 15; learned variance of Nichol & Dhariwal 2021.
   ddim          DDIMScheduler with use_clipped_model_output: Song et al. 2021, equations 12 and 16; eta 0 draws no
                 noise, eta 1 as much as ddpm.
-  dpmsolver++   DPMSolverMultistepScheduler (dpmsolver++, order 2, midpoint, last sigma zero): Lu et al. 2022,
-                algorithm 2; first order in the first and the last step.
+  dpmsolver++   DPMSolverMultistepScheduler (dpmsolver++, order 2, midpoint, last sigma zero, unless the file says
+                otherwise): Lu et al. 2022, algorithm 2; first order in the first and the last step.
 The clean prediction x0 is thresholded where the schedule says so, or clipped; dpmsolver++ does not clip, as there.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,10 +27,13 @@ import numpy as np
 from dreambooth_jax.diffusion.guidance import dynamic_threshold
 from dreambooth_jax.diffusion.noise import sample_noise
 from dreambooth_jax.diffusion.prediction import convert
+from dreambooth_jax.diffusion.scheduler_files import Sampling
 from dreambooth_jax.diffusion.schedules import Schedule, posterior_of
 
 # Stand-in for alphas_cumprod 0, so that dpmsolver++'s first sigma is finite: scheduling_dpmsolver_multistep.py.
 _TINY_ALPHAS_CUMPROD = np.float32(2.0**-24)
+# dpmsolver++ takes less than this many steps for few, whose last is better of first order: the same file.
+_FEW_STEPS = 15
 # Lowest variance whose logarithm is taken: scheduling_ddpm.py.
 _MIN_VARIANCE = np.float32(1e-20)
 
@@ -65,11 +69,12 @@ def sample(
 
     Args:
         denoise: (x_t f32[B, H, W, C], t i32[B]) -> [B, H, W, C], or [B, H, W, 2C] with variance channels behind;
-            guidance already applied. It is traced once. Variance channels are used by ddpm when
-            schedule.learns_variance and dropped otherwise.
+            guidance already applied. It is traced once. Variance channels are used by ddpm when its variance_type is
+            a learned one and dropped otherwise.
         x_T: f32[B, H, W, C], initial noise (initial_noise).
         keys: key[B], one per row, for the fresh noise: row i is the same in any batch.
-        schedule: says what the network predicts, how x0 is limited and how times are spaced.
+        schedule: says what the network predicts and, by schedule.sampling(method), how x0 is limited and times are
+            spaced.
         method: 'ddpm', 'ddim' or 'dpmsolver++'.
         num_steps: denoise steps, 1 to T.
         eta: ddim's share of fresh noise in [0, 1]; the other methods take 0 only.
@@ -117,31 +122,42 @@ def denoise_step(
     Returns: (next x, x0), each f32[B, H, W, C].
     Raises: ValueError if the network's channels do not fit.
     """
-    learns_variance = schedule.learns_variance and method == 'ddpm'
+    sampling = schedule.sampling(method)
+    learns_variance = method == 'ddpm' and sampling.variance_type in ('learned', 'learned_range')
     prediction, variance = _split_channels(answer.astype(jnp.float32), x.shape[-1], learns_variance)
     known = dict(source=schedule.prediction_type, x_t=x, alpha=row.alpha, sigma=row.sigma)
-    x0 = _limit(convert(prediction, target='sample', **known), schedule, clips=method != 'dpmsolver++')
+    x0 = _limit(convert(prediction, target='sample', **known), sampling)
     new = row.x * x + row.x0 * x0
     if method == 'dpmsolver++':
         new = new + row.previous_x0 * previous_x0
     if method == 'ddim':
         # The noise that belongs to the limited x0 (diffusers' use_clipped_model_output): with the noise of the
         # prediction as it was, the two no longer add up to x, and guided pixel models drift into clashing colours.
-        if schedule.thresholding or schedule.clip_sample:
+        if sampling.thresholding or sampling.clip_sample:
             prediction, known['source'] = x0, 'sample'
         new = new + row.noise_prediction * convert(prediction, target='epsilon', **known)
     if fresh_noise is not None:
-        std = _learned_std(schedule, variance, row) if learns_variance else row.std
+        std = _learned_std(sampling.variance_type, variance, row) if learns_variance else row.std
         new = new + std * fresh_noise
     return new, x0
 
 
 def step_table(schedule: Schedule, method: str, num_steps: int, eta: float = 0.0) -> StepTable:
     """Coefficients of every step, NumPy; arguments and errors as `sample`."""
-    times = timesteps(schedule, method, num_steps)
+    sampling = schedule.sampling(method)
     if not 0.0 <= eta <= 1.0 or (eta and method != 'ddim'):
         raise ValueError(f'eta is {eta} with sampler {method}; ddim takes 0 to 1, the others 0.')
-    return _METHODS[method](schedule, times, num_steps, eta)
+    if method == 'dpmsolver++':
+        return _multistep(*_solver_path(schedule, sampling, num_steps), sampling)
+    times = timesteps(schedule, method, num_steps)
+    if schedule.prediction_type == 'epsilon' and schedule.alphas_cumprod[times[0]] == 0:
+        raise ValueError(
+            f'sampler {method} starts at time {times[0]}, where this schedule leaves nothing of the picture '
+            f'(rescale_betas_zero_snr), which a prediction of noise cannot find again; take dpmsolver++.'
+        )
+    if method == 'ddpm':
+        return _ancestral(schedule, times, sampling)
+    return _implicit(schedule, times, sampling, num_steps, eta)
 
 
 def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -152,27 +168,32 @@ def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def timesteps(schedule: Schedule, method: str, num_steps: int) -> np.ndarray:
     """Times at which `method` calls the network, i64[N], falling; equal to diffusers' set_timesteps.
 
-    N is num_steps; less when dpmsolver++ leaves out the times below lambda_min_clipped from 'trailing' spacing.
+    N is num_steps; less when dpmsolver++ leaves out the times below lambda_min_clipped from 'trailing' spacing. Times
+    may repeat only where dpmsolver++ spreads sigma / alpha rather than times: the network then sees other noise.
 
     Args:
-        schedule: its timestep_spacing, steps_offset, lambda_min_clipped.
+        schedule: its sampling(method).
         method: 'ddpm', 'ddim' or 'dpmsolver++'.
         num_steps: 1 to T.
     Raises: ValueError for an unknown method or when the times would repeat or leave [0, T).
     Source: Lin et al. 2023, table 2; set_timesteps of DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler.
     """
-    if method not in _METHODS:
-        raise ValueError(f'sampler is {method!r}; allowed: {", ".join(_METHODS)}.')
+    sampling = schedule.sampling(method)
+    if method == 'dpmsolver++':
+        return _solver_path(schedule, sampling, num_steps)[0]
+    return _spread_times(schedule, sampling, method, num_steps)
+
+
+def _spread_times(schedule: Schedule, sampling: Sampling, method: str, num_steps: int) -> np.ndarray:
     total = schedule.num_train_timesteps
-    if not 1 <= num_steps <= total:
-        raise ValueError(f'steps is {num_steps}; 1 to {total} denoise steps are possible.')
+    _check_steps(num_steps, total)
     # DPM-Solver++ spreads one time more and leaves out t = 0, since it ends at sigma zero by itself.
     extra = method == 'dpmsolver++'
-    last = _num_usable_times(schedule) if extra else total
-    if schedule.timestep_spacing == 'linspace':
+    last = _num_usable_times(schedule, sampling.lambda_min_clipped) if extra else total
+    if sampling.timestep_spacing == 'linspace':
         rising = np.linspace(0, last - 1, num_steps + extra).round()[extra:]
-    elif schedule.timestep_spacing == 'leading':
-        rising = (np.arange(num_steps + extra) * (last // (num_steps + extra)))[extra:] + schedule.steps_offset
+    elif sampling.timestep_spacing == 'leading':
+        rising = (np.arange(num_steps + extra) * (last // (num_steps + extra)))[extra:] + sampling.steps_offset
     else:
         rising = np.arange(last, 0, -total / num_steps).round()[::-1] - 1
         rising = rising[rising >= 0]  # At 61 steps, for one, arange rounds to a time too many: diffusers returns -1.
@@ -180,16 +201,21 @@ def timesteps(schedule: Schedule, method: str, num_steps: int) -> np.ndarray:
     if len(times) == 0 or times[0] >= total or np.any(np.diff(times) >= 0):
         raise ValueError(
             f'steps is {num_steps}: sampler {method} cannot spread that many different times over [0, {last}) '
-            f'({schedule.timestep_spacing}, offset {schedule.steps_offset}); take fewer.'
+            f'({sampling.timestep_spacing}, offset {sampling.steps_offset}); take fewer.'
         )
     return times
 
 
-def _num_usable_times(schedule: Schedule) -> int:
+def _check_steps(num_steps: int, total: int) -> None:
+    if not 1 <= num_steps <= total:
+        raise ValueError(f'steps is {num_steps}; 1 to {total} denoise steps are possible.')
+
+
+def _num_usable_times(schedule: Schedule, lambda_min_clipped: float) -> int:
     # Times from 0 whose log(alpha / sigma) is at least lambda_min_clipped.
     alphas_cumprod = _finite_alphas_cumprod(schedule)
     log_ratio = np.log(np.sqrt(alphas_cumprod)) - np.log(np.sqrt(1 - alphas_cumprod))
-    return len(log_ratio) - int(np.searchsorted(log_ratio[::-1], schedule.lambda_min_clipped))
+    return len(log_ratio) - int(np.searchsorted(log_ratio[::-1], lambda_min_clipped))
 
 
 def _finite_alphas_cumprod(schedule: Schedule) -> np.ndarray:
@@ -199,13 +225,62 @@ def _finite_alphas_cumprod(schedule: Schedule) -> np.ndarray:
     return alphas_cumprod
 
 
-def _ancestral(schedule: Schedule, times: np.ndarray, num_steps: int, eta: float) -> StepTable:
+def _solver_path(schedule: Schedule, sampling: Sampling, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Times i64[N] and sigma / alpha f64[N + 1] of dpmsolver++, the last one that of the finished picture."""
+    alphas_cumprod = _finite_alphas_cumprod(schedule)
+    ratios = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
+    if sampling.sigma_spacing is None:
+        times = _spread_times(schedule, sampling, 'dpmsolver++', num_steps)
+        path = ratios[times]
+    else:
+        _check_steps(num_steps, len(ratios))
+        path = _spread_ratios(ratios, sampling, num_steps)
+        times = _times_of(path, np.log(ratios))
+        # As diffusers rounds; what it does not round here it cuts off.
+        if sampling.sigma_spacing in ('karras', 'lu') and schedule.beta_schedule != 'squaredcos_cap_v2':
+            times = times.round()
+        times = times.astype(np.int64)
+    end = 0.0 if sampling.ends_clean else ratios[0]
+    return times, np.append(path, end).astype(np.float32).astype(np.float64)
+
+
+def _spread_ratios(ratios: np.ndarray, sampling: Sampling, num_steps: int) -> np.ndarray:
+    # sigma / alpha of every step, falling: evenly in some function of it. Karras et al. 2022, equation 5 with rho 7; Lu
+    # et al. 2022, and exponential: in its logarithm; Lee et al. 2024: quantiles of a beta distribution.
+    highest, lowest = (float(ratios[end]) for end in (-1, 0))
+    if sampling.sigma_spacing != 'lu':
+        highest, lowest = sampling.sigma_max or highest, sampling.sigma_min or lowest
+    ramp = np.linspace(0, 1, num_steps)
+    if sampling.sigma_spacing == 'karras':
+        start, end = highest ** (1 / 7), lowest ** (1 / 7)
+        return (start + ramp * (end - start)) ** 7
+    if sampling.sigma_spacing == 'beta':
+        from scipy import stats  # takes half a second to import
+
+        return lowest + stats.beta.ppf(1 - ramp, 0.6, 0.6) * (highest - lowest)
+    if sampling.sigma_spacing == 'lu':
+        start, end = (float(np.log(ratios)[place]) for place in (-1, 0))
+        return np.exp(start + ramp * (end - start))
+    return np.exp(np.linspace(math.log(highest), math.log(lowest), num_steps))
+
+
+def _times_of(path: np.ndarray, log_ratios: np.ndarray) -> np.ndarray:
+    # Where sigma / alpha lies between the times' own, by its logarithm. In diffusers' order of operations: the result
+    # is cut off to whole numbers, and a last digit decides.
+    log_path = np.log(np.maximum(path, 1e-10))
+    low = np.clip(np.searchsorted(log_ratios, log_path, side='right') - 1, 0, len(log_ratios) - 2)
+    share = (log_ratios[low] - log_path) / (log_ratios[low] - log_ratios[low + 1])
+    share = np.clip(share, 0, 1)
+    return (1 - share) * low + share * (low + 1)
+
+
+def _ancestral(schedule: Schedule, times: np.ndarray, sampling: Sampling) -> StepTable:
     now = schedule.alphas_cumprod[times]
     before = np.append(now[1:], np.float32(1))
     posterior = posterior_of(now, before)
     small = np.maximum(posterior.variance, _MIN_VARIANCE)
     # The '_log' types are the same variances, told in logarithms.
-    variance = posterior.beta if schedule.variance_type.startswith('fixed_large') else small
+    variance = posterior.beta if sampling.variance_type.startswith('fixed_large') else small
     noisy = (times > 0).astype(np.float32)
     return _table(
         times,
@@ -220,11 +295,11 @@ def _ancestral(schedule: Schedule, times: np.ndarray, num_steps: int, eta: float
     )
 
 
-def _implicit(schedule: Schedule, times: np.ndarray, num_steps: int, eta: float) -> StepTable:
+def _implicit(schedule: Schedule, times: np.ndarray, sampling: Sampling, num_steps: int, eta: float) -> StepTable:
     now = schedule.alphas_cumprod[times]
     # A fixed stride back, not the next time in the list: the two differ unless the spacing is 'leading'.
     previous = times - schedule.num_train_timesteps // num_steps
-    final = np.float32(1) if schedule.set_alpha_to_one else schedule.alphas_cumprod[0]
+    final = np.float32(1) if sampling.set_alpha_to_one else schedule.alphas_cumprod[0]
     before = np.where(previous >= 0, schedule.alphas_cumprod[np.maximum(previous, 0)], final)
     variance = (1 - before) / (1 - now) * (1 - now / before)
     std = np.float32(eta) * variance**0.5
@@ -239,25 +314,39 @@ def _implicit(schedule: Schedule, times: np.ndarray, num_steps: int, eta: float)
     )
 
 
-def _multistep(schedule: Schedule, times: np.ndarray, num_steps: int, eta: float) -> StepTable:
-    alphas_cumprod = _finite_alphas_cumprod(schedule)
-    ratio = (((1 - alphas_cumprod) / alphas_cumprod) ** 0.5)[times].astype(np.float64)  # sigma / alpha
+def _multistep(times: np.ndarray, ratio: np.ndarray, sampling: Sampling) -> StepTable:
     alpha = 1 / np.sqrt(ratio**2 + 1)
     sigma = ratio * alpha
-    alpha_next, sigma_next = np.append(alpha[1:], 1.0), np.append(sigma[1:], 0.0)
-    ratio_next = np.append(ratio[1:], 0.0)
-    # b = alpha_next * (1 - e^-h) with h the step in log(alpha / sigma): e^-h is a quotient of the ratios.
-    first_order = alpha_next * (1 - ratio_next / ratio)
-    # Slope term 1/2 * b * (h / h_before) * (x0 - previous x0): absent where there is no step before, or h is infinite.
-    slope = np.zeros_like(ratio)
-    steps = np.log(ratio[:-1] / ratio[1:])
-    slope[1:-1] = 0.5 * first_order[1:-1] * steps[1:] / steps[:-1]
+    # e^-h with h the step in log(alpha / sigma) is a quotient of the ratios, 0 where the picture is finished.
+    decay = ratio[1:] / ratio[:-1]
+    with np.errstate(divide='ignore'):
+        steps = -np.log(decay)
+    # The stochastic equation forgets twice as fast and puts noise in the place of what it forgets.
+    speed = 2 if sampling.adds_noise else 1
+    first_order = alpha[1:] * (1 - decay**speed)
+    # Slope term times (h / h_before) * (x0 - previous x0).
+    if sampling.solver_type == 'midpoint':
+        slope = 0.5 * first_order
+    else:
+        slope = alpha[1:] - first_order / np.maximum(speed * steps, 1e-12)
+    slope[1:] *= steps[1:] / steps[:-1]
+    # No slope without a step before, nor at the end where h is infinite or the file asks for it.
+    slope[0] = 0
+    if sampling.ends_clean or sampling.euler_at_final or (sampling.lower_order_final and len(times) < _FEW_STEPS):
+        slope[-1] = 0
+    if sampling.solver_order == 1:
+        slope[:] = 0
+    std = sigma[1:] * np.sqrt(1 - decay**2) * sampling.adds_noise
     return _table(
-        times, alpha=alpha, sigma=sigma, x=sigma_next / sigma, x0=first_order + slope, previous_x0=-slope
+        times,
+        alpha=alpha[:-1],
+        sigma=sigma[:-1],
+        x=sigma[1:] / sigma[:-1] * decay ** (speed - 1),
+        x0=first_order + slope,
+        previous_x0=-slope,
+        std=std,
+        is_noisy=(std > 0).astype(np.float32),
     )
-
-
-_METHODS = {'ddpm': _ancestral, 'ddim': _implicit, 'dpmsolver++': _multistep}
 
 
 def _table(times: np.ndarray, **columns: np.ndarray) -> StepTable:
@@ -276,16 +365,16 @@ def _split_channels(answer: jax.Array, channels: int, learns_variance: bool) -> 
     return answer, None
 
 
-def _limit(x0: jax.Array, schedule: Schedule, *, clips: bool) -> jax.Array:
-    if schedule.thresholding:
-        return dynamic_threshold(x0, schedule.dynamic_thresholding_ratio, schedule.sample_max_value)
-    if schedule.clip_sample and clips:
-        return jnp.clip(x0, -schedule.clip_sample_range, schedule.clip_sample_range)
+def _limit(x0: jax.Array, sampling: Sampling) -> jax.Array:
+    if sampling.thresholding:
+        return dynamic_threshold(x0, sampling.dynamic_thresholding_ratio, sampling.sample_max_value)
+    if sampling.clip_sample:
+        return jnp.clip(x0, -sampling.clip_sample_range, sampling.clip_sample_range)
     return x0
 
 
-def _learned_std(schedule: Schedule, variance: jax.Array, row: StepTable) -> jax.Array:
-    if schedule.variance_type == 'learned':
+def _learned_std(variance_type: str, variance: jax.Array, row: StepTable) -> jax.Array:
+    if variance_type == 'learned':
         return jnp.sqrt(variance) * row.is_noisy
     share = (variance + 1) / 2
     return jnp.exp(0.5 * (share * row.log_variance_high + (1 - share) * row.log_variance_low)) * row.is_noisy

@@ -9,7 +9,7 @@ Everything is computed on the host in float32 and in the order of diffusers' sch
 cancels: another order of operations moves small betas by 1e-4 of their size and then no sampler agrees.
 
 Sources: Ho et al. 2020 (linear), Rombach et al. 2022 (scaled_linear), Nichol & Dhariwal 2021 (squaredcos_cap_v2),
-Lin et al. 2023 (zero terminal SNR); file formats and defaults of diffusers' schedulers (schedulers/scheduling_*.py).
+Lin et al. 2023 (zero terminal SNR). How diffusers' files are read: scheduler_files.py.
 """
 
 import dataclasses
@@ -21,10 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2')
-PREDICTION_TYPES = ('epsilon', 'v_prediction', 'sample')
-VARIANCE_TYPES = ('fixed_small', 'fixed_small_log', 'fixed_large', 'fixed_large_log', 'learned', 'learned_range')
-TIMESTEP_SPACINGS = ('linspace', 'leading', 'trailing')
+from dreambooth_jax.diffusion import scheduler_files
+from dreambooth_jax.diffusion.scheduler_files import BETA_SCHEDULES, PREDICTION_TYPES, VARIANCE_TYPES, Sampling
 
 # Highest beta of the cosine schedule (Nichol & Dhariwal 2021, section 3.2): 1 would erase x_t at T - 1.
 _COSINE_MAX_BETA = 0.999
@@ -39,33 +37,19 @@ class Schedule:
         betas: f32[T], noise variance added by each step, in (0, 1].
         alphas_cumprod: f32[T], alpha^2 of each time; 0 at T - 1 with zero terminal SNR.
         prediction_type: one of PREDICTION_TYPES.
-        variance_type: one of VARIANCE_TYPES; 'learned*' models answer with twice the channels.
-        thresholding: whether samplers threshold x0 dynamically (Imagen); if so clip_sample is ignored.
-        dynamic_thresholding_ratio: quantile of |x0| used as the threshold, in (0, 1].
-        sample_max_value: highest threshold, >= 1.
-        clip_sample: whether ddpm and ddim clip x0 to +-clip_sample_range.
-        clip_sample_range: see clip_sample.
-        timestep_spacing: one of TIMESTEP_SPACINGS: how few sampling times are spread over [0, T).
-        steps_offset: added to every sampling time when the spacing is 'leading'.
-        set_alpha_to_one: whether ddim's last step goes to alphas_cumprod 1 rather than to alphas_cumprod[0].
-        lambda_min_clipped: lowest log(alpha / sigma) at which dpmsolver++ starts; -inf for no limit.
+        variance_type: what the network learned, one of VARIANCE_TYPES; 'learned*' ones answer with twice the channels.
         rescale_betas_zero_snr: whether betas were rescaled, so that alphas_cumprod[T - 1] is 0.
+        beta_schedule: the formula of the betas.
+        written: what is said of drawing, by the keys of scheduler files; see `sampling`.
     """
 
     betas: np.ndarray
     alphas_cumprod: np.ndarray
     prediction_type: str = 'epsilon'
     variance_type: str = 'fixed_small'
-    thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    sample_max_value: float = 1.0
-    clip_sample: bool = True
-    clip_sample_range: float = 1.0
-    timestep_spacing: str = 'leading'
-    steps_offset: int = 0
-    set_alpha_to_one: bool = True
-    lambda_min_clipped: float = -math.inf
     rescale_betas_zero_snr: bool = False
+    beta_schedule: str = 'linear'
+    written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def num_train_timesteps(self) -> int:
@@ -76,6 +60,13 @@ class Schedule:
     def learns_variance(self) -> bool:
         """Whether the model answers with variance channels behind the prediction."""
         return self.variance_type in ('learned', 'learned_range')
+
+    def sampling(self, sampler: str) -> Sampling:
+        """How `sampler` draws with this schedule: by what is written, else by the defaults of the sampler's own class.
+
+        Raises: ValueError for an unknown sampler, or for what is written if that sampler cannot draw so.
+        """
+        return scheduler_files.sampling(sampler, self.written)
 
 
 class Posterior(NamedTuple):
@@ -100,8 +91,7 @@ def make_schedule(
     trained_betas: Sequence[float] | np.ndarray | None = None,
     prediction_type: str = 'epsilon',
     variance_type: str = 'fixed_small',
-    timestep_spacing: str = 'leading',
-    **settings: Any,
+    **written: Any,
 ) -> Schedule:
     """Schedule from its formula.
 
@@ -112,12 +102,12 @@ def make_schedule(
         beta_end: last beta; unused by squaredcos_cap_v2.
         rescale_betas_zero_snr: see rescale_zero_terminal_snr.
         trained_betas: f32[T], given betas.
-        prediction_type, variance_type, timestep_spacing, **settings: fields of Schedule.
+        prediction_type, variance_type: of Schedule.
+        written: keys of scheduler files that say how pictures are drawn, such as timestep_spacing.
     Raises: ValueError naming the key, its value and what is allowed.
     """
     _check_choice('prediction_type', prediction_type, PREDICTION_TYPES)
     _check_choice('variance_type', variance_type, VARIANCE_TYPES)
-    _check_choice('timestep_spacing', timestep_spacing, TIMESTEP_SPACINGS)
     if trained_betas is not None:
         betas = np.array(trained_betas, np.float32)
         if betas.ndim != 1 or len(betas) < 2:
@@ -142,54 +132,22 @@ def make_schedule(
         alphas_cumprod=alphas_cumprod,
         prediction_type=prediction_type,
         variance_type=variance_type,
-        timestep_spacing=timestep_spacing,
         rescale_betas_zero_snr=rescale_betas_zero_snr,
-        **settings,
+        beta_schedule=beta_schedule,
+        written={'variance_type': variance_type, **scheduler_files.check_written(written)},
     )
 
 
-# Defaults by scheduler class where they differ from DDPMScheduler's: (what the class never does or starts with).
-_NO_CLIP = {'clip_sample': False}
-_SPREAD = {'clip_sample': False, 'timestep_spacing': 'linspace'}
-_NARROW = {'beta_start': 0.00085, 'beta_end': 0.012, **_SPREAD}
-CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    'DDPMScheduler': {},
-    'DDIMScheduler': {},
-    'PNDMScheduler': {'set_alpha_to_one': False, **_NO_CLIP},
-    'EulerDiscreteScheduler': _SPREAD,
-    'EulerAncestralDiscreteScheduler': _SPREAD,
-    'LMSDiscreteScheduler': _SPREAD,
-    'DPMSolverMultistepScheduler': _SPREAD,
-    'DPMSolverSinglestepScheduler': _NO_CLIP,
-    'DEISMultistepScheduler': _SPREAD,
-    'UniPCMultistepScheduler': _SPREAD,
-    'HeunDiscreteScheduler': _NARROW,
-    'KDPM2DiscreteScheduler': _NARROW,
-    'KDPM2AncestralDiscreteScheduler': _NARROW,
-}
-
-_CONFIG_KEYS = (
-    'beta_schedule', 'num_train_timesteps', 'beta_start', 'beta_end', 'rescale_betas_zero_snr', 'trained_betas',
-    'prediction_type', 'variance_type', 'thresholding', 'dynamic_thresholding_ratio', 'sample_max_value',
-    'clip_sample', 'clip_sample_range', 'timestep_spacing', 'steps_offset', 'set_alpha_to_one', 'lambda_min_clipped',
-)  # fmt: skip
-
-
 def from_config(config: Mapping[str, Any]) -> Schedule:
-    """Schedule of a diffusers scheduler_config.json.
+    """Schedule of a diffusers scheduler_config.json: what its class trained with, and how samplers draw with it.
 
     Args:
-        config: the file's contents; missing keys and nulls take the defaults of the class in `_class_name`
-            (DDPMScheduler when absent); keys that only steer other samplers are ignored.
+        config: the file's contents; keys that are left out: scheduler_files.py.
     Raises: ValueError naming the key, its value and what is allowed.
     """
-    class_name = config.get('_class_name', 'DDPMScheduler')
-    _check_choice('_class_name', class_name, tuple(CLASS_DEFAULTS))
-    given = {key: config[key] for key in _CONFIG_KEYS if config.get(key) is not None}
-    if 'lambda_min_clipped' in given:
-        given['lambda_min_clipped'] = float(given['lambda_min_clipped'])  # JSON has no infinity: '-inf' is a string.
     try:
-        return make_schedule(**{**CLASS_DEFAULTS[class_name], **given})
+        noise, written = scheduler_files.read(config)
+        return make_schedule(**{**noise, **written})
     except ValueError as error:
         raise ValueError(f'Scheduler configuration: {error}') from None
 

@@ -23,11 +23,12 @@ from dreambooth_jax.config import SettingsError
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.evaluation.judge import Judge
 from dreambooth_jax.generation import text_to_image
-from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade, highest_noise_level
+from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
 from dreambooth_jax.stages.text_conditioning import rows_of
 from dreambooth_jax.storybook import draw, subjects, world
 from dreambooth_jax.text import prompts as prompt_lists
 from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT, PROPERTY, Prompt
+from dreambooth_jax.weights import noise_schedules
 
 INSTANCE = 'instance'  # kind of the plain prompt 'a sks dog', beside those of the 25
 FOUND = 0.5  # a fine mark is found where the judge gives it more than this
@@ -298,7 +299,7 @@ def enlarge(
     Raises: SettingsError for a noise level, sampler or number of steps that the model does not allow.
     """
     sampler = cascade.sampler(SUPER_RESOLUTION, steps, guidance_scale, sampler)
-    highest = highest_noise_level(cascade.super_resolution)
+    highest = noise_schedules.highest_noise_level(cascade.super_resolution)
     if not 0 <= noise_level <= highest:
         raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {highest}')
     text = cascade.encode([negative_prompt, *prompts], SUPER_RESOLUTION)

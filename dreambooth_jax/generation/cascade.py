@@ -15,18 +15,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from dreambooth_jax.config import NO_MODEL, DreamBoothConfig, SettingsError
-from dreambooth_jax.diffusion import samplers, schedules
+from dreambooth_jax.diffusion import samplers
+from dreambooth_jax.diffusion.scheduler_files import SchedulerFileError
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.models import vae
 from dreambooth_jax.stages.text_conditioning import Text, TextConditioning, rows_of
 from dreambooth_jax.text.tokenize import Tokenizer
-from dreambooth_jax.weights import folders
+from dreambooth_jax.weights import folders, noise_schedules
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.pipeline import Network, Pipeline
+from dreambooth_jax.weights.pipeline import Network, Pipeline, in_float32
 
 BASE, SUPER_RESOLUTION = STAGES = ('base', 'super_resolution')
 # The second stage's keys are the first one's folded with this; make_sampler splits a key into the streams 0, 1, 2.
@@ -57,8 +59,8 @@ class Cascade:
       size: side of the base stage's pictures in pixels; None: its own. Only latent models draw at other sizes.
       clip_skip: of the base stage, see TextConditioning.
       programs: compiled functions; with_params hands them on.
-    Raises: WeightsError if a part is missing, is of the other kind, or does not fit the other stage; SettingsError for
-      a size that the model cannot draw at.
+    Raises: WeightsError if a part is missing, is of the other kind, does not fit the other stage, or has a scheduler of
+      another kind of noise (weights/noise_schedules.py); SettingsError for a size that the model cannot draw at.
     """
 
     base: Pipeline
@@ -185,7 +187,7 @@ class Cascade:
         return dataclasses.replace(self, base=base, _placed=placed)
 
     def conditioning(self, stage: str = BASE) -> TextConditioning:
-        """How `stage` reads prompts."""
+        """How `stage` reads prompts, in float32."""
         pipeline = self._reader(stage)
 
         def make():
@@ -195,12 +197,23 @@ class Cascade:
                 tokenizers['text_encoder_2'] = Tokenizer.load(
                     pipeline.tokenizer_2_folder, added=pipeline.added_tokens)  # fmt: skip
             skip = self.clip_skip if pipeline is self.base else 0
-            return TextConditioning.of(pipeline, size=size, clip_skip=skip, tokenizers=tokenizers)
+            encoders = {part: in_float32(part, network) for part, network in pipeline.text_encoders.items()}
+            reader = dataclasses.replace(pipeline, **encoders)
+            return TextConditioning.of(reader, size=size, clip_skip=skip, tokenizers=tokenizers)
 
         return self._program(('conditioning', stage, pipeline.added_tokens), make)
 
+    def text_shapes(self, stage: str = BASE) -> Text:
+        """Shapes and dtypes of `encode` of one prompt; nothing is computed, and no weights are placed."""
+        conditioning, pipeline = self.conditioning(stage), self._reader(stage)
+        params = {component: getattr(pipeline, component).params for component in conditioning.encoders}
+        shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)  # noqa: E731
+        return jax.eval_shape(conditioning, shapes(params), shapes(conditioning.tokens([''])))
+
     def encode(self, prompts: Sequence[str], stage: str = BASE, size: tuple[int, int] | None = None) -> Text:
         """The text of N prompts as the UNet of `stage` reads it (stages/text_conditioning.py), on the host.
+
+        It is computed in float32 whatever the rest computes in: it is done once, and read at every step.
 
         Args:
           size: (height, width) of the pictures; None: those of the stage.
@@ -278,7 +291,7 @@ class Cascade:
             draw_second = self.sampler(
                 SUPER_RESOLUTION, super_resolution_steps or steps, super_resolution_guidance_scale or guidance_scale,
                 sampler)  # fmt: skip
-            highest = highest_noise_level(second)
+            highest = noise_schedules.highest_noise_level(second)
             if not 0 <= noise_level <= highest:
                 raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {highest}')
             second_text = text
@@ -304,26 +317,39 @@ class Cascade:
     def sampler(self, stage: str, steps: int, guidance_scale: float, method: str):
         """The compiled sampler of a stage (text_to_image.make_sampler).
 
-        Raises: SettingsError for steps or a method that the model's schedule does not allow.
+        Raises: as `check_sampler`.
         """
 
         def make():
+            self.check_sampler(stage, steps, method)
             pipeline = getattr(self, stage)
-            noising = _schedule(pipeline, 'image_noising_scheduler') if stage == SUPER_RESOLUTION else None
-            schedule = _schedule(pipeline, 'scheduler')
-            try:
-                samplers.step_table(schedule, method, steps)
-            except ValueError as error:
-                raise SettingsError(str(error)) from None
-            low_channels = 0 if noising is None else 3
+            schedule = noise_schedules.read(pipeline)
+            if pipeline.is_latent and schedule.sampling(method).clip_sample:
+                logging.warning(
+                    'the scheduler of %s lets sampler %s clip latents to +-%g, as diffusers then does, which dulls '
+                    'pictures; write "clip_sample": false into its scheduler_config.json',
+                    pipeline.name, method, schedule.sampling(method).clip_sample_range)  # fmt: skip
+            noising = noise_schedules.read_noising(pipeline) if stage == SUPER_RESOLUTION else None
             # What the UNet draws: latents are as wide as the upscaler's low picture, pixels as the picture itself.
             pixels = self.base_size if stage == BASE else self.super_resolution_size
             side = pixels // pipeline.latent_scale
             return text_to_image.make_sampler(
-                pipeline.unet.apply, schedule, shape=(side, side, pipeline.unet_value('in_channels') - low_channels),
+                pipeline.unet.apply, schedule, shape=(side, side, noise_schedules.drawn_channels(pipeline)),
                 steps=steps, method=method, guidance_scale=guidance_scale, noising_schedule=noising)  # fmt: skip
 
         return self._program(('sampler', stage, steps, float(guidance_scale), method), make)
+
+    def check_sampler(self, stage: str, steps: int, method: str) -> None:
+        """Before anything is drawn: whether a stage's scheduler lets `method` draw in so many steps.
+
+        Raises: SettingsError for steps or a method that the model's schedule does not allow.
+        """
+        pipeline = getattr(self, stage)
+        try:
+            samplers.step_table(noise_schedules.read(pipeline), method, steps)
+        except ValueError as error:
+            place = f'{pipeline.name}: ' if isinstance(error, SchedulerFileError) else ''
+            raise SettingsError(f'{place}{error}') from None
 
     def _decoded(self, stage: str, drawn: jax.Array) -> jax.Array:
         """Pictures of what the UNet of `stage` drew: itself, or what the VAE makes of latents, cut to [-1, 1]: the
@@ -366,18 +392,6 @@ def compute_dtype(dtype: Any = 'auto'):
     return jnp.dtype(dtype)
 
 
-def highest_noise_level(pipeline: Pipeline) -> int:
-    """Highest noise augmentation of a second stage: a time of its image_noising_scheduler; of the upscaler also at most
-    max_noise_level, and one of its table of levels.
-    """
-    last = _schedule(pipeline, 'image_noising_scheduler').num_train_timesteps - 1
-    if not pipeline.is_latent:
-        return last
-    # A level beyond the table would be looked up as NaN, and draw nothing but black.
-    known = pipeline.unet.config.get('num_class_embeds') or last + 1
-    return min(last, pipeline.option('max_noise_level'), known - 1)
-
-
 def _words(text: Text, prompt_of: np.ndarray) -> tuple[Text, Text]:
     # Text and negative text of some rows; the first prompt is the negative one.
     return rows_of(text, 1 + prompt_of), rows_of(text, np.zeros_like(prompt_of))
@@ -396,13 +410,6 @@ def _on_devices(tree, split: bool = False):
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec('data') if split else PartitionSpec()))
 
 
-def _schedule(pipeline: Pipeline, component: str) -> schedules.Schedule:
-    try:
-        return schedules.from_config(getattr(pipeline, component))
-    except ValueError as error:
-        raise WeightsError(f'the {component} of {pipeline.name} is not supported: {error}') from None
-
-
 def _check_stage(pipeline: Pipeline, enlarges: bool, parts: Sequence[str]) -> None:
     if pipeline.family.enlarges != enlarges:
         kinds, settings = ('base', 'second'), ('model', 'super_resolution_model')
@@ -413,6 +420,9 @@ def _check_stage(pipeline: Pipeline, enlarges: bool, parts: Sequence[str]) -> No
     for part in parts:
         if getattr(pipeline, f'{part}_folder' if part.startswith('tokenizer') else part) is None:
             raise WeightsError(f'{pipeline.name} has no {part}; give a complete pipeline.')
+    noise_schedules.read(pipeline)
+    if enlarges:
+        noise_schedules.read_noising(pipeline)
 
 
 def _check_size(pipeline: Pipeline, size: int | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreambooth_jax.config import ObjectiveConfig
+from dreambooth_jax.config import ObjectiveConfig, SettingsError
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import objective, prediction, schedules
 from dreambooth_jax.stages.teacher import Lesson, Teacher
@@ -52,6 +52,18 @@ class Objective:
             prompt_dropout=settings.prompt_dropout,
             random_flip=random_flip,
         )
+
+    def check(self, schedule: schedules.Schedule, name: str) -> None:
+        """Raises SettingsError if the variance that a model learned is of a kind that the loss does not know.
+
+        Args:
+          schedule: of the model `name`.
+        """
+        if self.variance_weight > 0 and schedule.variance_type == 'learned':
+            raise SettingsError(
+                f"{name} has variance_type 'learned', a variance of its own scale, but only 'learned_range' can be "
+                f'trained; set train_variance to False, which leaves it as it is'
+            )
 
 
 def streams(keys: jax.Array, count: int) -> jax.Array:

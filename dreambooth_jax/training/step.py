@@ -26,6 +26,18 @@ def row_keys(key: jax.Array, step: jax.Array, slot: jax.Array) -> jax.Array:
     return jax.vmap(lambda place: jax.random.fold_in(step_key, place))(slot)
 
 
+def averaging_decay(step: jax.Array, highest: float) -> jax.Array:
+    """What the averaged weights keep of themselves in a step, f32[], from how many steps there were before it, i32[].
+
+    The average of a long memory would hold on to the weights that it began with: 0.9999 gives them 90 % after 1000
+    steps. So the memory grows with the steps, min(highest, (1 + t) / (10 + t)), and the first step starts it anew.
+
+    Source: EMAModel of diffusers (training_utils.py), without its other warm-up.
+    """
+    step = step.astype(jnp.float32)
+    return jnp.where(step > 0, jnp.minimum(highest, (1 + step) / (10 + step)), 0.0)
+
+
 def make_train_step(
     loss: Callable,
     tx: optax.GradientTransformation,
@@ -42,7 +54,7 @@ def make_train_step(
     Args:
       loss: (params, frozen, batch, row keys [B]) -> (f32[B], {part: f32[B]}), a stage's.
       tx: the optimiser; gradients reach it averaged over all devices.
-      ema_decay: of the averaged weights, None without.
+      ema_decay: of the averaged weights once they are warm (averaging_decay), None without.
       axis_name: the pmap axis to average over; None under jit, where the compiler sees the whole batch.
       pick: (rows key, step, batch, frozen) -> batch with the rows' pictures in it; None leaves the batch as it is.
       num_steps: steps of one dispatch. 1 is not wrapped in a scan: XLA on CPU runs a convolution's
@@ -83,8 +95,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
+            moved = 1 - averaging_decay(state.step, ema_decay)
             # In this form the average of a weight that stands still is that weight, bit for bit.
-            ema = jax.tree.map(lambda average, new: average + (1 - ema_decay) * (new - average), ema, params)
+            ema = jax.tree.map(lambda average, new: average + moved * (new - average), ema, params)
         metrics = {'loss': value, 'gradient_norm': optax.tree.norm(gradients)}
         for group, (share, named) in sums.items():
             for name, total in named.items():

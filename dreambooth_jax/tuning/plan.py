@@ -36,7 +36,7 @@ def forward_flops(cascade: Cascade, stage: str) -> float:
         jax.ShapeDtypeStruct((1, side, side, pipeline.unet_value('in_channels')), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
     )
-    text = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), cascade.encode([''], stage))
+    text = cascade.text_shapes(stage)
     labels = {'class_labels': shapes[2]} if pipeline.family.enlarges else {}
     return jax.jit(net.apply).lower(*shapes, **text, **labels).cost_analysis()['flops']
 

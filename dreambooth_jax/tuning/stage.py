@@ -12,8 +12,7 @@ from dreambooth_jax.config import DreamBoothConfig, SettingsError
 from dreambooth_jax.data import pairs
 from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.data.table import Table, shrink_masks
-from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.generation.cascade import BASE, Cascade, compute_dtype, highest_noise_level
+from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.generation.sample_grid import SampleGrid
 from dreambooth_jax.models import vae
 from dreambooth_jax.stages import latent
@@ -25,7 +24,8 @@ from dreambooth_jax.training import fit, optimizer
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.tuning import textual_inversion
 from dreambooth_jax.tuning.trainable import Trainable, make_trainable, stored
-from dreambooth_jax.weights.pipeline import Pipeline
+from dreambooth_jax.weights import noise_schedules
+from dreambooth_jax.weights.pipeline import Pipeline, in_float32
 
 NEW_ROWS_LEARNING_RATE = 5e-4  # of textual inversion: diffusers' examples/textual_inversion
 
@@ -38,15 +38,29 @@ def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) ->
     return (*(('unet',) if config.base.train_unet else ()), *texts)
 
 
-def check_noise_levels(config: DreamBoothConfig, cascade: Cascade) -> None:
-    """Before anything is drawn or trained: whether the second stage knows the noise levels that it is to train at.
+def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
+    """Before anything is drawn or trained: whether the model's noise schedules allow what the settings ask.
 
-    Raises: SettingsError if it does not.
+    Raises: SettingsError if a sampler cannot draw, a variance cannot be trained, or the second stage does not know the
+      noise levels that it is to train at.
     """
     settings, second = config.super_resolution, cascade.super_resolution
+    draws = [(BASE, config.samples.steps, config.samples.sampler)]
+    if config.prior.weight > 0 and config.prior.kind == 'pictures':
+        draws.append((BASE, config.prior.steps, config.prior.sampler))
+        if second is not None and settings.steps and settings.with_prior:
+            draws.append((SUPER_RESOLUTION, settings.sample_steps or config.prior.steps, config.prior.sampler))
+    if second is not None:
+        draws.append((SUPER_RESOLUTION, settings.sample_steps or config.samples.steps, config.samples.sampler))
+    for draw in draws:
+        cascade.check_sampler(*draw)
+    for name in STAGES:
+        if getattr(cascade, name) is not None and getattr(config, name).steps:
+            objective = Objective.from_settings(config.objective)
+            objective.check(noise_schedules.read(getattr(cascade, name)), getattr(cascade, name).name)
     if second is None or not settings.steps:
         return
-    highest = highest_noise_level(second)
+    highest = noise_schedules.highest_noise_level(second)
     for name, level in (('noise_level', settings.noise_level[1]), ('sample_noise_level', settings.sample_noise_level)):
         if level > highest:
             raise SettingsError(
@@ -62,7 +76,7 @@ def make_stage(
     pipeline = getattr(cascade, name)
     shared = {
         'unet': trainable.apply['unet'],
-        'schedule': schedules.from_config(pipeline.scheduler),
+        'schedule': noise_schedules.read(pipeline),
         'objective': Objective.from_settings(config.objective, random_flip=config.data.random_flip),
         'teacher': teacher,
     }
@@ -75,7 +89,7 @@ def make_stage(
     if name == BASE:
         return (latent.LatentStage if pipeline.is_latent else PixelStage)(**shared)
     shared |= {
-        'noising_schedule': schedules.from_config(pipeline.image_noising_scheduler),
+        'noising_schedule': noise_schedules.read_noising(pipeline),
         'noise_level': config.super_resolution.noise_level,
     }
     if pipeline.is_latent:
@@ -99,9 +113,10 @@ def stage_data(
 
 def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
     mirrored = latent.with_mirrored if flip else lambda rows: rows
+    encoder = in_float32('vae', pipeline.vae)  # once for the whole run, whose targets they are
     data = {
         **table.prompt_arrays,
-        'moments': latent.encode_pictures(pipeline.vae.apply, pipeline.vae.params, mirrored(table.pictures)),
+        'moments': latent.encode_pictures(encoder.apply, encoder.params, mirrored(table.pictures)),
     }
     if table.masks is not None:
         data['masks'] = mirrored(shrink_masks(table.masks, pipeline.latent_scale))

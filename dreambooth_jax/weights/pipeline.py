@@ -247,6 +247,11 @@ def filled_network(
     return Network(config, functional.split(model)[0], params)
 
 
+def in_float32(component: str, network: Network) -> Network:
+    """The same network, computing in float32: for what runs once, where another dtype would save nothing."""
+    return dataclasses.replace(network, apply=functional.split(abstract_network(component, network.config))[0])
+
+
 def network_tensors(component: str, network: Network) -> dict[str, np.ndarray]:
     """A network's parameters as checkpoints name and order them: the way back from filled_network."""
     return mapping.export(abstract_network(component, network.config), network.params)

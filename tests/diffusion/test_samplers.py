@@ -2,47 +2,30 @@
 
 import functools
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
+from diffusers.schedulers import scheduling_ddpm
 
-from dreambooth_jax.diffusion import samplers, schedules
+from dreambooth_jax.diffusion import samplers, scheduler_files, schedules
+from tests.diffusion.trajectories import (
+    CHANNELS,
+    CLASSES,
+    FRESH,
+    ROWS,
+    START,
+    assert_close,
+    channels_first,
+    channels_last,
+    network,
+    trajectory_here,
+    trajectory_there,
+)
 
-CLASSES = {
-    'ddpm': diffusers.DDPMScheduler,
-    'ddim': diffusers.DDIMScheduler,
-    'dpmsolver++': diffusers.DPMSolverMultistepScheduler,
-}
 LATENT = dict(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012, clip_sample=False)
 PIXEL = dict(beta_schedule='squaredcos_cap_v2')
 IMAGEN = dict(**PIXEL, thresholding=True, dynamic_thresholding_ratio=0.95, sample_max_value=1.5)
-ROWS, SIZE, CHANNELS = 2, 4, 3
-RANDOM = np.random.default_rng(11)
-MIX = RANDOM.normal(size=(CHANNELS, 2 * CHANNELS)).astype(np.float32)
-START = RANDOM.normal(size=(ROWS, SIZE, SIZE, CHANNELS)).astype(np.float32)
-FRESH = RANDOM.normal(size=(10, ROWS, SIZE, SIZE, CHANNELS)).astype(np.float32)
-
-
-def network(x, t, channels=CHANNELS):
-    """tanh of mixed channels, scaled by time."""
-    return jnp.tanh(x @ MIX[:, :channels]) * (0.5 + t.astype(jnp.float32) / 1000).reshape(-1, 1, 1, 1)
-
-
-def torch_network(x, t, channels=CHANNELS):
-    mixed = torch.einsum('bchw,cd->bdhw', x, torch.tensor(MIX[:, :channels]))
-    return torch.tanh(mixed) * (0.5 + float(t) / 1000)
-
-
-def channels_first(x):
-    return torch.tensor(np.array(x)).movedim(-1, 1)
-
-
-def channels_last(x):
-    return x.movedim(1, -1).numpy()
 
 
 def both(method, settings, **more):
@@ -59,38 +42,8 @@ def both(method, settings, **more):
     return ours, CLASSES[method](**known)
 
 
-def trajectory_there(monkeypatch, method, scheduler, num_steps, eta=0.0, channels=CHANNELS):
-    """diffusers' loop, with FRESH as its random numbers."""
-    drawn = iter(FRESH)
-    give = lambda *_, **__: channels_first(next(drawn))  # noqa: E731
-    monkeypatch.setattr(scheduling_ddpm, 'randn_tensor', give)
-    monkeypatch.setattr(scheduling_ddim, 'randn_tensor', give)
-    scheduler.set_timesteps(num_steps)
-    x = channels_first(START)
-    more = {'eta': eta, 'use_clipped_model_output': True} if method == 'ddim' else {}
-    for t in scheduler.timesteps:
-        x = scheduler.step(torch_network(x, t, channels), t, x, **more).prev_sample
-    return channels_last(x)
-
-
-def trajectory_here(method, schedule, num_steps, eta=0.0, channels=CHANNELS):
-    denoise = functools.partial(network, channels=channels)
-    keys = jax.random.split(jax.random.key(0), ROWS)
-    x = samplers.sample(
-        denoise, START, keys, schedule=schedule, method=method, num_steps=num_steps, eta=eta, noise=FRESH[:num_steps]
-    )
-    return np.asarray(x)
-
-
-def assert_close(ours, theirs, tolerance=1e-4):
-    """Relative to the largest value, since unlimited trajectories leave [-1, 1]."""
-    assert np.all(np.isfinite(theirs))
-    difference = np.max(np.abs(ours - theirs)) / max(1.0, np.max(np.abs(theirs)))
-    assert difference < tolerance, f'largest difference {difference:.1e}'
-
-
 @pytest.mark.parametrize('offset', [0, 1])
-@pytest.mark.parametrize('spacing', schedules.TIMESTEP_SPACINGS)
+@pytest.mark.parametrize('spacing', scheduler_files.TIMESTEP_SPACINGS)
 @pytest.mark.parametrize(('method', 'limit'), [('ddpm', {}), ('ddim', {}), ('dpmsolver++', {}),
                                                ('dpmsolver++', {'lambda_min_clipped': -5.1})])  # fmt: skip
 def test_times_equal_diffusers(method, limit, spacing, offset):

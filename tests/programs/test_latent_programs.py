@@ -11,7 +11,7 @@ from PIL import Image
 from dreambooth_jax.config import DreamBoothConfig, SettingsError, SuperResolutionConfig
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models.functional import parameter_count
-from dreambooth_jax.tuning.stage import check_noise_levels
+from dreambooth_jax.tuning.stage import check_schedules
 from dreambooth_jax.weights import folders
 from tests import tiny_latent_pipelines as tiny
 
@@ -109,7 +109,7 @@ def test_samples_at_an_unknown_noise_level_are_refused_where_the_upscaler_trains
     cascade = types.SimpleNamespace(super_resolution=second)
 
     def check(**settings):
-        check_noise_levels(DreamBoothConfig(super_resolution=SuperResolutionConfig(**settings)), cascade)
+        check_schedules(DreamBoothConfig(super_resolution=SuperResolutionConfig(**settings)), cascade)
 
     check(steps=1, noise_level=(0, 9), sample_noise_level=9)
     check(steps=0, sample_noise_level=20)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 
 from dreambooth_jax.data import pairs
 from dreambooth_jax.training import optimizer, step
@@ -128,14 +129,26 @@ def test_adamw_step_equals_that_of_torch(scale, text_rate):
             np.testing.assert_allclose(moved[name], wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_average_follows_the_weights_at_its_decay():
+def test_average_follows_the_weights_as_that_of_diffusers():
     run = toy.Run()
-    average = toy.arrays(run.state.ema)
-    for _ in range(3):
+    parameters = [torch.nn.Parameter(torch.tensor(np.array(value))) for value in jax.tree.leaves(run.state.params)]
+    theirs = EMAModel(parameters, decay=toy.EMA)
+    for _ in range(12):
         run.steps(1)
-        average = jax.tree.map(lambda a, p: toy.EMA * a + (1 - toy.EMA) * np.asarray(p), average, run.state.params)
-    toy.assert_same(run.state.ema, average, atol=1e-6)
+        for parameter, value in zip(parameters, jax.tree.leaves(run.state.params), strict=True):
+            parameter.data = torch.tensor(np.array(value))
+        theirs.step(parameters)
+    for ours, average in zip(jax.tree.leaves(run.state.ema), theirs.shadow_params, strict=True):
+        np.testing.assert_allclose(ours, average.numpy(), atol=1e-6)
     assert run.state.best_params is run.state.ema
+
+
+@pytest.mark.parametrize('highest', [0.5, 0.97, 0.9999])
+def test_memory_of_the_average_grows_as_that_of_diffusers(highest):
+    theirs = EMAModel([torch.zeros(1)], decay=highest)
+    taken = np.array([0, 1, 2, 7, 8, 9, 100, 290, 1000, 100_000])
+    ours = jax.vmap(lambda t: step.averaging_decay(t, highest))(jnp.asarray(taken, jnp.int32))
+    np.testing.assert_allclose(ours, [theirs.get_decay(int(t) + 1) for t in taken], rtol=1e-6)
 
 
 def test_held_variance_head_stays_bit_for_bit_while_the_rest_moves():

@@ -1,0 +1,296 @@
+"""How a scheduler_config.json is read: which keys it may hold, and what each sampler makes of those that it does hold.
+
+A file names one class of diffusers and belongs to two readers. The noise that the model was trained with (betas,
+prediction and variance type) is that of the class in the file: keys that the file leaves out take that class's
+defaults (NOISE_DEFAULTS). How pictures are drawn is the affair of the sampler: diffusers hands the keys that the file
+does hold to the sampler's class, and that class has its own defaults for the others (SAMPLER_DEFAULTS), as
+`SamplerClass.from_config(FileClass.from_config(file).config)` does. So with Stable Diffusion 1.5's file, which names
+PNDMScheduler and no spacing, the times of ddim are spread 'leading' and those of dpmsolver++ 'linspace'.
+
+One thing is not as there: a beta that the file leaves out. diffusers takes that from the sampler's class too, and then
+draws with noise that the model never saw. Files that diffusers writes name all betas.
+
+Sources: configuration_utils.py and schedulers/scheduling_*.py of diffusers 0.42.1.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2')
+PREDICTION_TYPES = ('epsilon', 'v_prediction', 'sample')
+VARIANCE_TYPES = ('fixed_small', 'fixed_small_log', 'fixed_large', 'fixed_large_log', 'learned', 'learned_range')
+TIMESTEP_SPACINGS = ('linspace', 'leading', 'trailing')
+_MOST_TIMES = 100_000  # of a noise schedule; published ones have 1000
+_INFINITY = math.inf
+
+# Betas by class where they are not DDPMScheduler's: linear from 0.0001 to 0.02.
+_NARROW = {'beta_start': 0.00085, 'beta_end': 0.012}
+_LATENT = {**_NARROW, 'beta_schedule': 'scaled_linear'}
+NOISE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    'DDPMScheduler': {},
+    'DDPMParallelScheduler': {},
+    'DDIMScheduler': {},
+    'DDIMParallelScheduler': {},
+    'DDIMInverseScheduler': {},
+    'PNDMScheduler': {},
+    'LMSDiscreteScheduler': {},
+    'EulerDiscreteScheduler': {},
+    'EulerAncestralDiscreteScheduler': {},
+    'HeunDiscreteScheduler': _NARROW,
+    'KDPM2DiscreteScheduler': _NARROW,
+    'KDPM2AncestralDiscreteScheduler': _NARROW,
+    'DPMSolverMultistepScheduler': {},
+    'DPMSolverMultistepInverseScheduler': {},
+    'DPMSolverSinglestepScheduler': {},
+    'DPMSolverSDEScheduler': _NARROW,
+    'DEISMultistepScheduler': {},
+    'UniPCMultistepScheduler': {},
+    'SASolverScheduler': {},
+    'LCMScheduler': _LATENT,
+    'TCDScheduler': _LATENT,
+    'RePaintScheduler': {},
+    'UnCLIPScheduler': {'beta_schedule': 'squaredcos_cap_v2', 'variance_type': 'fixed_small_log'},
+}
+
+_LIMITS = {'thresholding': False, 'dynamic_thresholding_ratio': 0.995, 'sample_max_value': 1.0}
+_CLIPS = {**_LIMITS, 'clip_sample': True, 'clip_sample_range': 1.0, 'timestep_spacing': 'leading', 'steps_offset': 0}
+# Keys that a sampler's class has, with its defaults; keys that it does not have, it does not read.
+SAMPLER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    'ddpm': {**_CLIPS, 'variance_type': 'fixed_small'},
+    'ddim': {**_CLIPS, 'set_alpha_to_one': True},
+    'dpmsolver++': {
+        **_LIMITS,
+        'timestep_spacing': 'linspace',
+        'steps_offset': 0,
+        'lambda_min_clipped': -_INFINITY,
+        'algorithm_type': 'dpmsolver++',
+        'solver_order': 2,
+        'solver_type': 'midpoint',
+        'lower_order_final': True,
+        'euler_at_final': False,
+        'final_sigmas_type': 'zero',
+        'use_karras_sigmas': False,
+        'use_exponential_sigmas': False,
+        'use_beta_sigmas': False,
+        'use_lu_lambdas': False,
+        # No arguments of that class, but it takes them from the file all the same, for the spacings above.
+        'sigma_min': None,
+        'sigma_max': None,
+    },
+}
+SAMPLERS = tuple(SAMPLER_DEFAULTS)
+_SIGMA_SPACINGS = {  # in the order in which diffusers asks
+    'use_karras_sigmas': 'karras',
+    'use_lu_lambdas': 'lu',
+    'use_exponential_sigmas': 'exponential',
+    'use_beta_sigmas': 'beta',
+}
+# Whether dpmsolver++ then adds noise, and its second order. Names that other classes of diffusers write for themselves
+# stand for the defaults (diffusers means to take 'deis' so, though it then refuses an end at sigma zero with it). The
+# third order, and solving for the noise ('dpmsolver', which diffusers gives up), would need steps of another form.
+_ALGORITHMS = {'dpmsolver++': False, 'deis': False, 'sde-dpmsolver++': True}
+_SOLVERS = {'midpoint': 'midpoint', 'heun': 'heun', 'logrho': 'midpoint', 'bh1': 'midpoint', 'bh2': 'midpoint'}
+
+
+def _rule(kind: type | tuple[type, ...], words: str, test: Callable[[Any], bool] = lambda value: True):
+    return kind, words, test
+
+
+def _one_of(names: Sequence[str]):
+    return _rule(str, ', '.join(names), lambda value: value in names)
+
+
+_BOOL = _rule(bool, 'true, false')
+_BETA = _rule((int, float), 'numbers above 0 and below 1', lambda value: 0 < value < 1)
+_POSITIVE = _rule((int, float), 'numbers above 0', lambda value: 0 < value < _INFINITY)
+_ANY_NUMBER = _rule((int, float), 'numbers', lambda value: not math.isnan(value))
+_NOISE_RULES = {
+    'beta_schedule': _one_of(BETA_SCHEDULES),
+    'num_train_timesteps': _rule(int, f'whole numbers from 2 to {_MOST_TIMES}', lambda many: 2 <= many <= _MOST_TIMES),
+    'beta_start': _BETA,
+    'beta_end': _BETA,
+    'rescale_betas_zero_snr': _BOOL,
+    'trained_betas': _rule(
+        list, 'lists of numbers above 0 and at most 1', lambda values: all(_is_number(v) and 0 < v <= 1 for v in values)
+    ),
+    'prediction_type': _one_of(PREDICTION_TYPES),
+    'variance_type': _one_of(VARIANCE_TYPES),
+}
+_SAMPLING_RULES = {
+    'thresholding': _BOOL,
+    'dynamic_thresholding_ratio': _rule(
+        (int, float), 'numbers above 0 and at most 1', lambda value: 0 < value <= 1
+    ),
+    'sample_max_value': _rule((int, float), 'numbers from 1 on', lambda value: value >= 1),
+    'clip_sample': _BOOL,
+    'clip_sample_range': _POSITIVE,
+    'timestep_spacing': _one_of(TIMESTEP_SPACINGS),
+    'steps_offset': _rule(int, 'whole numbers from 0 on', lambda value: value >= 0),
+    'variance_type': _NOISE_RULES['variance_type'],
+    'set_alpha_to_one': _BOOL,
+    'lambda_min_clipped': _ANY_NUMBER,
+    'algorithm_type': _rule(str, 'names'),
+    'solver_order': _rule(int, 'whole numbers'),
+    'solver_type': _rule(str, 'names'),
+    'lower_order_final': _BOOL,
+    'euler_at_final': _BOOL,
+    'final_sigmas_type': _rule(str, 'names'),
+    'use_karras_sigmas': _BOOL,
+    'use_exponential_sigmas': _BOOL,
+    'use_beta_sigmas': _BOOL,
+    'use_lu_lambdas': _BOOL,
+    'sigma_min': _POSITIVE,
+    'sigma_max': _POSITIVE,
+}
+# Marks of models whose noise is no discrete, variance-preserving schedule though their class can have one.
+_OTHER_PROCESSES = {'use_flow_sigmas': (False, None), 'timestep_type': ('discrete', None)}
+
+
+def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys of a scheduler_config.json that say what noise the model knows, and those that say how it is drawn.
+
+    Args:
+      config: the file's contents. Keys under `_use_default_values` count as left out, as in diffusers; so do nulls, but
+        a switch that is null is off.
+    Returns: (noise, written): noise complete but for DDPMScheduler's defaults; written as the file has them.
+    Raises: ValueError naming the key, its value and what is allowed.
+    """
+    class_name = config.get('_class_name', 'DDPMScheduler')
+    if not isinstance(class_name, str) or class_name not in NOISE_DEFAULTS:
+        raise ValueError(f'_class_name is {class_name!r}; allowed: {", ".join(NOISE_DEFAULTS)}.')
+    for key, allowed in _OTHER_PROCESSES.items():
+        if config.get(key) not in allowed:
+            raise ValueError(f'{key} is {config[key]!r}; allowed: {str(allowed[0]).lower()}.')
+    unsaid = config.get('_use_default_values') or ()
+    given = {key: value for key, value in config.items() if key not in unsaid}
+    noise = {**NOISE_DEFAULTS[class_name], **_checked(given, _NOISE_RULES)}
+    betas = noise.get('trained_betas')
+    if betas is not None and len(betas) != given.get('num_train_timesteps', len(betas)):
+        raise ValueError(f'trained_betas has {len(betas)} numbers; allowed: num_train_timesteps of them.')
+    return noise, _checked(given, _SAMPLING_RULES)
+
+
+def check_written(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys that say how pictures are drawn, checked as those of a file are.
+
+    Raises: ValueError for an unknown key or a value that is not allowed.
+    """
+    unknown = [key for key in written if key not in _SAMPLING_RULES]
+    if unknown:
+        raise ValueError(f'{unknown[0]} is no key of a scheduler file; allowed: {", ".join(_SAMPLING_RULES)}.')
+    return _checked(written, _SAMPLING_RULES)
+
+
+def _checked(config: Mapping[str, Any], rules: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, (kind, words, test) in rules.items():
+        value = config.get(key)
+        if key not in config or (value is None and kind is not bool):
+            continue
+        if key == 'lambda_min_clipped' and value in ('-inf', '-Infinity'):  # JSON has no infinity
+            value = -_INFINITY
+        if kind is bool:
+            value = False if value is None else value
+            fits = isinstance(value, bool)
+        else:
+            fits = isinstance(value, kind) and not isinstance(value, bool) and test(value)
+        if not fits:
+            raise ValueError(f'{key} is {value!r}; allowed: {words}.')
+        found[key] = value
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class SchedulerFileError(ValueError):
+    """A file asks of one sampler what it cannot do; the model may train, and others may draw with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """What one sampler does with a noise schedule.
+
+    Attributes:
+      timestep_spacing: one of TIMESTEP_SPACINGS: how few sampling times are spread over [0, T).
+      steps_offset: added to every sampling time when the spacing is 'leading'.
+      thresholding: whether x0 is thresholded dynamically (Imagen); if so clip_sample is ignored.
+      dynamic_thresholding_ratio: quantile of |x0| used as the threshold, in (0, 1].
+      sample_max_value: highest threshold, >= 1.
+      clip_sample: whether x0 is clipped to +-clip_sample_range; dpmsolver++ never does.
+      clip_sample_range: see clip_sample.
+      variance_type: of ddpm, one of VARIANCE_TYPES.
+      set_alpha_to_one: whether ddim's last step goes to alphas_cumprod 1 rather than to alphas_cumprod[0].
+      lambda_min_clipped: lowest log(alpha / sigma) at which dpmsolver++ starts; -inf for no limit.
+      sigma_spacing: of dpmsolver++: how sigma / alpha is spread, 'karras', 'lu', 'exponential' or 'beta'; None: as the
+        times are.
+      sigma_min, sigma_max: ends of that spread; None: those of the schedule.
+      adds_noise: whether dpmsolver++ solves the stochastic equation (sde-dpmsolver++).
+      solver_order: of dpmsolver++, 1 or 2. solver_type: of its second order, 'midpoint' or 'heun'.
+      ends_clean: whether its last step goes to the clean picture rather than to the noise of time 0.
+      lower_order_final: whether its last step is of first order where there are fewer than 15.
+      euler_at_final: whether its last step is of first order however many there are.
+    """
+
+    timestep_spacing: str
+    steps_offset: int
+    thresholding: bool
+    dynamic_thresholding_ratio: float
+    sample_max_value: float
+    clip_sample: bool = False
+    clip_sample_range: float = 1.0
+    variance_type: str = 'fixed_small'
+    set_alpha_to_one: bool = True
+    lambda_min_clipped: float = -_INFINITY
+    sigma_spacing: str | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    adds_noise: bool = False
+    solver_order: int = 2
+    solver_type: str = 'midpoint'
+    ends_clean: bool = True
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+
+
+def sampling(sampler: str, written: Mapping[str, Any]) -> Sampling:
+    """What `sampler` does with a file that holds the keys `written`.
+
+    Raises: ValueError for an unknown sampler; SchedulerFileError for a key by which diffusers' class would draw what
+      this one cannot.
+    """
+    if sampler not in SAMPLER_DEFAULTS:
+        raise ValueError(f'sampler is {sampler!r}; allowed: {", ".join(SAMPLERS)}.')
+    defaults = SAMPLER_DEFAULTS[sampler]
+    found = {key: written.get(key, default) for key, default in defaults.items()}
+    if sampler == 'dpmsolver++':
+        found |= _solver(found)
+    return Sampling(**{field.name: found[field.name] for field in dataclasses.fields(Sampling) if field.name in found})
+
+
+def _solver(keys: Mapping[str, Any]) -> dict[str, Any]:
+    # The keys of DPMSolverMultistepScheduler in the terms of Sampling.
+    for key, allowed in (
+        ('algorithm_type', _ALGORITHMS), ('solver_type', _SOLVERS), ('solver_order', (1, 2)),
+        ('final_sigmas_type', ('zero', 'sigma_min')),
+    ):  # fmt: skip
+        if keys[key] not in allowed:
+            raise SchedulerFileError(
+                f"the scheduler file's {key} is {keys[key]!r}, with which sampler dpmsolver++ cannot draw; allowed: "
+                f'{", ".join(map(str, allowed))}; take the sampler ddim or ddpm, or change it there.'
+            )
+    spacings = [key for key in _SIGMA_SPACINGS if keys[key]]
+    several = [key for key in spacings if key != 'use_lu_lambdas']  # which diffusers lets stand beside the others
+    if len(several) > 1:
+        raise SchedulerFileError(
+            f'the scheduler file sets {" and ".join(several)}, but only one can be; leave one of them on.'
+        )
+    return {
+        'sigma_spacing': _SIGMA_SPACINGS[spacings[0]] if spacings else None,
+        'adds_noise': _ALGORITHMS[keys['algorithm_type']],
+        'solver_type': _SOLVERS[keys['solver_type']],
+        'ends_clean': keys['final_sigmas_type'] == 'zero',
+    }

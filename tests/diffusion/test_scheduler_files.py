@@ -1,0 +1,245 @@
+"""Scheduler files are read as diffusers reads them: by the class in the file and by the class of the sampler."""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import json
+import pkgutil
+
+import diffusers
+import numpy as np
+import pytest
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from dreambooth_jax.diffusion import samplers, scheduler_files, schedules
+from tests.diffusion.published_schedulers import IF_I, PUBLISHED, SD_1_5, SDXL
+from tests.diffusion.trajectories import CHANNELS, CLASSES, assert_close, trajectory_here, trajectory_there
+
+STEPS = 10
+BETAS = dict(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012)
+# It needs a library that is not installed, and diffusers refuses to make it without.
+WITHOUT_LIBRARY = ('DPMSolverSDEScheduler',)
+
+
+def file_of(class_name):
+    """What diffusers writes for a class: every argument, and the betas of Stable Diffusion where it has any."""
+    kind = getattr(diffusers, class_name)
+    takes_betas = 'beta_start' in inspect.signature(kind.__init__).parameters
+    if class_name in WITHOUT_LIBRARY:
+        return {'_class_name': class_name, **BETAS, 'timestep_spacing': 'linspace', 'steps_offset': 0}
+    return json.loads(kind(**BETAS if takes_betas else {}).to_json_string())
+
+
+@functools.cache
+def handed_on(name):
+    """The configuration that diffusers hands from the class in a file to a sampler."""
+    config = FILES[name]
+    return config if config['_class_name'] in WITHOUT_LIBRARY else made(config).config
+
+
+def made(config):
+    return getattr(diffusers, config['_class_name']).from_config(config)
+
+
+FILES = {
+    **PUBLISHED,
+    **{name: {'_class_name': name, **BETAS} for name in scheduler_files.NOISE_DEFAULTS},
+    **{f'{name} saved': file_of(name) for name in scheduler_files.NOISE_DEFAULTS},
+}
+del FILES['UnCLIPScheduler']  # has no such betas
+# Saved whole, these two name an algorithm that DPMSolverMultistepScheduler refuses: see below.
+REFUSED = ('SASolverScheduler saved', 'DEISMultistepScheduler saved')
+
+
+# Files whose steps are taken too: the rest differ from these in nothing that a sampler reads.
+STEPPED = (*PUBLISHED, 'EulerDiscreteScheduler', 'LCMScheduler saved', 'UnCLIPScheduler saved')
+
+
+@pytest.mark.parametrize('sampler', CLASSES)
+@pytest.mark.parametrize('name', FILES)
+def test_every_file_is_spread_and_limited_as_in_diffusers(name, sampler):
+    if sampler == 'dpmsolver++' and name in REFUSED:
+        return
+    ours, theirs = schedules.from_config(FILES[name]), CLASSES[sampler].from_config(handed_on(name))
+    np.testing.assert_allclose(ours.betas, theirs.betas.numpy(), rtol=1e-6)
+    assert ours.prediction_type == theirs.config.prediction_type
+    sampling = ours.sampling(sampler)
+    for field in dataclasses.fields(sampling):
+        if field.name in theirs.config and field.name in scheduler_files.SAMPLER_DEFAULTS[sampler]:
+            found, expected = getattr(sampling, field.name), theirs.config[field.name]
+            if field.name == 'variance_type':  # no word on it is the first of them, of which the logarithm is the same
+                found, expected = found.removesuffix('_log'), (expected or 'fixed_small').removesuffix('_log')
+            assert found == expected, field.name
+    for steps in (1, 7, 50):
+        theirs.set_timesteps(steps)
+        np.testing.assert_array_equal(samplers.timesteps(ours, sampler, steps), theirs.timesteps.numpy())
+
+
+@pytest.mark.parametrize('sampler', CLASSES)
+@pytest.mark.parametrize('name', STEPPED)
+def test_files_are_drawn_with_step_for_step_as_in_diffusers(monkeypatch, name, sampler):
+    ours, theirs = schedules.from_config(FILES[name]), CLASSES[sampler].from_config(handed_on(name))
+    channels = 2 * CHANNELS if ours.learns_variance else CHANNELS
+    drawn = trajectory_here(sampler, ours, STEPS, channels=channels)
+    if sampler == 'ddim':  # which does not know of variance channels there
+        channels = CHANNELS
+    assert_close(drawn, trajectory_there(monkeypatch, sampler, theirs, STEPS, channels=channels))
+
+
+def test_the_published_file_of_stable_diffusion_starts_where_its_samplers_start():
+    schedule = schedules.from_config(SD_1_5)
+    assert samplers.timesteps(schedule, 'dpmsolver++', 10)[:3].tolist() == [999, 899, 799]
+    assert samplers.timesteps(schedule, 'ddim', 10)[:3].tolist() == [901, 801, 701]
+    assert samplers.timesteps(schedules.from_config(SDXL), 'dpmsolver++', 10)[0] == 901  # whose file says 'leading'
+
+
+OPTIONS = {
+    'karras': dict(use_karras_sigmas=True),
+    'karras within ends': dict(use_karras_sigmas=True, sigma_min=0.1, sigma_max=10.0),
+    'karras over lu': dict(use_karras_sigmas=True, use_lu_lambdas=True),
+    'karras cosine': dict(use_karras_sigmas=True, beta_schedule='squaredcos_cap_v2'),
+    'exponential': dict(use_exponential_sigmas=True),
+    'beta': dict(use_beta_sigmas=True),
+    'lu': dict(use_lu_lambdas=True),
+    'order 1': dict(solver_order=1),
+    'heun': dict(solver_type='heun'),
+    'another class solver': dict(solver_type='bh2'),
+    'ends at the noise of time 0': dict(final_sigmas_type='sigma_min'),
+    'that at the last order': dict(final_sigmas_type='sigma_min', lower_order_final=False),
+    'that by euler': dict(final_sigmas_type='sigma_min', lower_order_final=False, euler_at_final=True),
+    'that with heun and karras': dict(
+        final_sigmas_type='sigma_min', lower_order_final=False, solver_type='heun', use_karras_sigmas=True,
+        sigma_min=0.05),
+    'stochastic': dict(algorithm_type='sde-dpmsolver++'),
+    'stochastic heun': dict(algorithm_type='sde-dpmsolver++', solver_type='heun'),
+    'deis': dict(algorithm_type='deis', final_sigmas_type='sigma_min'),
+    'zero terminal SNR': dict(rescale_betas_zero_snr=True, use_karras_sigmas=True, prediction_type='v_prediction'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('option', OPTIONS)
+def test_what_a_file_asks_of_the_solver_is_done_as_in_diffusers(monkeypatch, option):
+    config = {'_class_name': 'UniPCMultistepScheduler', **BETAS, **OPTIONS[option]}
+    ours, theirs = schedules.from_config(config), CLASSES['dpmsolver++'].from_config(config)
+    for steps in (2, 10, 14, 15, 30):
+        theirs.set_timesteps(steps)
+        np.testing.assert_array_equal(samplers.timesteps(ours, 'dpmsolver++', steps), theirs.timesteps.numpy())
+    drawn = trajectory_here('dpmsolver++', ours, STEPS)
+    assert_close(drawn, trajectory_there(monkeypatch, 'dpmsolver++', theirs, STEPS))
+    if option != 'another class solver':
+        plain = schedules.from_config({**SD_1_5, **BETAS})
+        assert np.abs(drawn - trajectory_here('dpmsolver++', plain, STEPS)).max() > 1e-3
+
+
+def test_other_samplers_do_not_ask_what_is_asked_of_the_solver():
+    config = {**SD_1_5, 'use_karras_sigmas': True, 'solver_order': 3, 'algorithm_type': 'dpmsolver'}
+    for sampler in ('ddpm', 'ddim'):
+        ours, plain = (samplers.step_table(schedules.from_config(c), sampler, 9) for c in (config, SD_1_5))
+        np.testing.assert_array_equal(np.stack(ours), np.stack(plain))
+
+
+@pytest.mark.parametrize(
+    ('options', 'sentence'),
+    [
+        (dict(solver_order=3), "the scheduler file's solver_order is 3, .* allowed: 1, 2; take the sampler ddim or"),
+        (dict(algorithm_type='dpmsolver'), "algorithm_type is 'dpmsolver', .* allowed: dpmsolver.., deis, sde-dpm"),
+        (dict(algorithm_type='data_prediction'), "algorithm_type is 'data_prediction', "),
+        (dict(solver_type='rk4'), "solver_type is 'rk4', .* allowed: midpoint, heun"),
+        (dict(final_sigmas_type='half'), "final_sigmas_type is 'half', .* allowed: zero, sigma_min"),
+        (dict(use_karras_sigmas=True, use_beta_sigmas=True), 'use_karras_sigmas and use_beta_sigmas, but only one'),
+    ],
+)
+def test_what_the_solver_cannot_do_is_one_sentence_for_it_alone(options, sentence):
+    schedule = schedules.from_config({**SD_1_5, **options})  # which trains
+    assert len(samplers.timesteps(schedule, 'ddim', 5)) == 5
+    with pytest.raises(ValueError, match=sentence):
+        samplers.step_table(schedule, 'dpmsolver++', 5)
+
+
+@pytest.mark.parametrize('sampler', CLASSES)
+def test_defaults_are_those_of_the_sampler_class(sampler):
+    arguments = inspect.signature(CLASSES[sampler].__init__).parameters
+    for key, default in scheduler_files.SAMPLER_DEFAULTS[sampler].items():
+        assert default == (arguments[key].default if key in arguments else None), key
+    steers = set(arguments) & set(scheduler_files._SAMPLING_RULES)
+    unread = {'variance_type'} if sampler == 'dpmsolver++' else set()  # which splits the network's answer there
+    assert steers - unread <= set(scheduler_files.SAMPLER_DEFAULTS[sampler])
+
+
+@pytest.mark.parametrize('class_name', scheduler_files.NOISE_DEFAULTS)
+def test_noise_has_the_defaults_of_the_class_in_the_file(class_name):
+    schedule = schedules.from_config({'_class_name': class_name})
+    # Without that library: of a class whose betas are the same.
+    kind = 'HeunDiscreteScheduler' if class_name in WITHOUT_LIBRARY else class_name
+    betas = getattr(diffusers, kind)().betas
+    np.testing.assert_allclose(schedule.betas, betas.numpy(), rtol=1e-6)
+    assert schedule.prediction_type == 'epsilon' and not schedule.learns_variance
+
+
+def classes_of_diffusers():
+    found = set(WITHOUT_LIBRARY) | {'CosineDPMSolverMultistepScheduler'}
+    package = diffusers.schedulers
+    for module in pkgutil.iter_modules(package.__path__, f'{package.__name__}.'):
+        try:
+            members = vars(importlib.import_module(module.name)).values()
+        except ImportError:  # torchsde's two, named above
+            continue
+        found |= {m.__name__ for m in members if inspect.isclass(m) and issubclass(m, SchedulerMixin)}
+    return found - {'SchedulerMixin'}
+
+
+def test_every_other_class_of_diffusers_is_refused_in_a_sentence():
+    others = classes_of_diffusers() - set(scheduler_files.NOISE_DEFAULTS)
+    assert {'FlowMatchEulerDiscreteScheduler', 'EDMEulerScheduler', 'VQDiffusionScheduler', 'IPNDMScheduler'} < others
+    for class_name in others:
+        with pytest.raises(ValueError, match=f"^Scheduler configuration: _class_name is '{class_name}'; allowed: DDPM"):
+            schedules.from_config({'_class_name': class_name})
+
+
+def test_keys_that_diffusers_marks_as_defaults_count_as_left_out():
+    marked = {**SD_1_5, 'timestep_spacing': 'leading', '_use_default_values': ['timestep_spacing', 'steps_offset']}
+    assert samplers.timesteps(schedules.from_config(marked), 'dpmsolver++', 10)[0] == 999
+    assert schedules.from_config(marked).sampling('ddim').steps_offset == 0
+    assert CLASSES['ddim'].from_config(marked).config.steps_offset == 0
+
+
+def test_nulls_are_left_out_and_switch_off():
+    schedule = schedules.from_config({**IF_I, 'clip_sample': None, 'thresholding': None, 'variance_type': None})
+    assert not schedule.sampling('ddpm').clip_sample and not schedule.sampling('ddpm').thresholding
+    assert schedule.variance_type == schedule.sampling('ddpm').variance_type == 'fixed_small'
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'allowed'),
+    [
+        ('num_train_timesteps', '1000', 'whole numbers from 2 to 100000'),
+        ('num_train_timesteps', 1000.0, 'whole numbers'),
+        ('num_train_timesteps', True, 'whole numbers'),
+        ('num_train_timesteps', 10**9, 'whole numbers'),
+        ('beta_start', 'small', 'numbers above 0 and below 1'),
+        ('beta_end', -0.5, 'numbers above 0'),
+        ('beta_end', float('nan'), 'numbers above 0'),
+        ('trained_betas', [0.1, 'x'], 'lists of numbers'),
+        ('trained_betas', {}, 'lists of numbers'),
+        ('trained_betas', [0.1, 0.2], 'num_train_timesteps of them'),
+        ('beta_schedule', ['linear'], 'linear, scaled_linear'),
+        ('clip_sample', 'no', 'true, false'),
+        ('dynamic_thresholding_ratio', 1.5, 'numbers above 0 and at most 1'),
+        ('sample_max_value', 0.5, 'numbers from 1 on'),
+        ('steps_offset', -1, 'whole numbers from 0 on'),
+        ('lambda_min_clipped', 'low', 'numbers'),
+        ('timestep_spacing', 'wide', 'linspace, leading, trailing'),
+        ('_class_name', ['DDPMScheduler'], 'DDPMScheduler, DDPM'),
+        ('use_flow_sigmas', True, 'false'),
+        ('timestep_type', 'continuous', 'discrete'),
+    ],
+)
+def test_values_that_mean_nothing_are_named(key, value, allowed):
+    with pytest.raises(ValueError, match=rf'^Scheduler configuration: {key} (is|has) .*; allowed: {allowed}'):
+        schedules.from_config({'num_train_timesteps': 1000, key: value})
+
+
+def test_unknown_keys_of_a_schedule_made_by_hand_are_named():
+    with pytest.raises(ValueError, match='timestep_space is no key of a scheduler file; allowed: thresholding'):
+        schedules.make_schedule(timestep_space='leading')

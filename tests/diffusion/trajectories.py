@@ -1,0 +1,73 @@
+"""One small network in both frameworks, and whole trajectories of it by this package and by PyTorch's diffusers."""
+
+import functools
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from diffusers.schedulers import scheduling_ddim, scheduling_ddpm, scheduling_dpmsolver_multistep
+
+from dreambooth_jax.diffusion import samplers
+
+CLASSES = {
+    'ddpm': diffusers.DDPMScheduler,
+    'ddim': diffusers.DDIMScheduler,
+    'dpmsolver++': diffusers.DPMSolverMultistepScheduler,
+}
+ROWS, SIZE, CHANNELS = 2, 4, 3
+RANDOM = np.random.default_rng(11)
+MIX = RANDOM.normal(size=(CHANNELS, 2 * CHANNELS)).astype(np.float32)
+START = RANDOM.normal(size=(ROWS, SIZE, SIZE, CHANNELS)).astype(np.float32)
+FRESH = RANDOM.normal(size=(10, ROWS, SIZE, SIZE, CHANNELS)).astype(np.float32)
+
+
+def network(x, t, channels=CHANNELS):
+    """tanh of mixed channels, scaled by time."""
+    return jnp.tanh(x @ MIX[:, :channels]) * (0.5 + t.astype(jnp.float32) / 1000).reshape(-1, 1, 1, 1)
+
+
+def torch_network(x, t, channels=CHANNELS):
+    mixed = torch.einsum('bchw,cd->bdhw', x, torch.tensor(MIX[:, :channels]))
+    return torch.tanh(mixed) * (0.5 + float(t) / 1000)
+
+
+def channels_first(x):
+    return torch.tensor(np.array(x)).movedim(-1, 1)
+
+
+def channels_last(x):
+    return x.movedim(1, -1).numpy()
+
+
+def trajectory_there(monkeypatch, method, scheduler, num_steps, eta=0.0, channels=CHANNELS):
+    """diffusers' loop, with FRESH as its random numbers."""
+    drawn = iter(FRESH)
+    give = lambda *_, **__: channels_first(next(drawn))  # noqa: E731
+    for module in (scheduling_ddpm, scheduling_ddim, scheduling_dpmsolver_multistep):
+        monkeypatch.setattr(module, 'randn_tensor', give)
+    scheduler.set_timesteps(num_steps)
+    if method == 'dpmsolver++':
+        scheduler.set_begin_index(0)  # as pipelines do; else it takes the second of two first times that are the same
+    x = channels_first(START)
+    more = {'eta': eta, 'use_clipped_model_output': True} if method == 'ddim' else {}
+    for t in scheduler.timesteps:
+        x = scheduler.step(torch_network(x, t, channels), t, x, **more).prev_sample
+    return channels_last(x)
+
+
+def trajectory_here(method, schedule, num_steps, eta=0.0, channels=CHANNELS):
+    """Ours, with the same random numbers; not compiled, since a few small steps cost less than compiling them."""
+    denoise = functools.partial(network, channels=channels)
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    options = dict(schedule=schedule, method=method, num_steps=num_steps, eta=eta, noise=FRESH[:num_steps])
+    with jax.disable_jit():
+        return np.asarray(samplers.sample(denoise, START, keys, **options))
+
+
+def assert_close(ours, theirs, tolerance=1e-4):
+    """Relative to the largest value, since unlimited trajectories leave [-1, 1]."""
+    assert np.all(np.isfinite(theirs))
+    difference = np.max(np.abs(ours - theirs)) / max(1.0, np.max(np.abs(theirs)))
+    assert difference < tolerance, f'largest difference {difference:.1e}'
