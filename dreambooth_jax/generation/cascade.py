@@ -92,6 +92,8 @@ class Cascade:
         clip_skip: int = 0,
         prediction_type: str | None = None,
         tokenizer_dir: str | os.PathLike | None = None,
+        revision: str | None = None,
+        super_resolution_revision: str | None = None,
     ) -> 'Cascade':
         """Reads a model.
 
@@ -102,14 +104,16 @@ class Cascade:
           dtype: of the compute; 'auto': bfloat16, but float32 on CPU.
           size, clip_skip: attributes.
           prediction_type, tokenizer_dir: of the base stage, as read_pipeline.
+          revision, super_resolution_revision: of a hub id, as read_pipeline.
         Raises: WeightsError.
         """
         dtype = compute_dtype(dtype)
-        base = folders.read_pipeline(name, dtype=dtype, prediction_type=prediction_type, tokenizer_dir=tokenizer_dir)
+        options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir, 'revision': revision}
+        base = folders.read_pipeline(name, dtype=dtype, **options)
         second = base.super_resolution_folder if super_resolution_model is None else super_resolution_model
         if second is None or str(second) == NO_MODEL:
             return cls(base, size=size, clip_skip=clip_skip)
-        second = folders.read_second_stage(second, base, dtype=dtype)
+        second = folders.read_second_stage(second, base, dtype=dtype, revision=super_resolution_revision)
         return cls(base, second, size=size, clip_skip=clip_skip)
 
     @classmethod
@@ -121,7 +125,9 @@ class Cascade:
         return cls.load(
             config.model, super_resolution_model=config.super_resolution_model, dtype=config.parallel.dtype,
             size=config.data.resolution, clip_skip=config.base.clip_skip,
-            prediction_type=config.model_prediction_type, tokenizer_dir=config.model_tokenizer_dir)  # fmt: skip
+            prediction_type=config.model_prediction_type, tokenizer_dir=config.model_tokenizer_dir,
+            revision=config.model_revision,
+            super_resolution_revision=config.super_resolution_model_revision)  # fmt: skip
 
     @property
     def base_size(self) -> int:

@@ -51,6 +51,7 @@ def read_pipeline(
     components: Sequence[str] = COMPONENTS,
     prediction_type: str | None = None,
     tokenizer_dir: str | os.PathLike | None = None,
+    revision: str | None = None,
 ) -> Pipeline:
     """Reads one stage of a model.
 
@@ -62,12 +63,13 @@ def read_pipeline(
       components: which networks to read, a part of COMPONENTS; the others are None, and are not downloaded either.
       prediction_type: 'epsilon' or 'v_prediction', above what the model says of itself; SD 2.x files may not say it.
       tokenizer_dir: of a single file, which has no tokenizer: see tokenizer_folders.py.
+      revision: of a hub id, a branch, tag or commit; None: its main branch.
     Raises: WeightsError, one sentence (and a line per tensor that does not fit).
     """
     unknown = [component for component in components if component not in COMPONENTS]
     if unknown:
         raise WeightsError(f'components holds {unknown[0]!r}; it may hold {COMPONENTS}.')
-    place = hub.find(name, folders=hub.COMMON_FOLDERS + tuple(components))
+    place = hub.find(name, folders=hub.COMMON_FOLDERS + tuple(components), revision=revision)
     if place.is_file():
         options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir}
         return single_file.read_pipeline(place, dtype=dtype, components=components, **options)
@@ -81,16 +83,18 @@ def read_pipeline(
     return dataclasses.replace(pipeline, scheduler={**pipeline.scheduler, 'prediction_type': prediction_type})
 
 
-def read_second_stage(name: str | os.PathLike, base: Pipeline, *, dtype=jnp.float32) -> Pipeline:
+def read_second_stage(
+    name: str | os.PathLike, base: Pipeline, *, dtype=jnp.float32, revision: str | None = None
+) -> Pipeline:
     """Reads a stage that enlarges what `base` draws, without text encoders where it takes the states of the base's.
 
     Args:
-      name: as read_pipeline, whose errors are raised too. base: complete.
+      name, revision: as read_pipeline, whose errors are raised too. base: complete.
     """
-    second = read_pipeline(name, dtype=dtype, components=('unet', 'vae'))
+    second = read_pipeline(name, dtype=dtype, components=('unet', 'vae'), revision=revision)
     if second.unet is None or guard.shares_text(second, base):
         return dataclasses.replace(second, tokenizer_folder=None)
-    text = read_pipeline(name, dtype=dtype, components=TEXT_ENCODERS)
+    text = read_pipeline(name, dtype=dtype, components=TEXT_ENCODERS, revision=revision)
     return dataclasses.replace(second, **text.text_encoders)
 
 
