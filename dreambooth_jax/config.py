@@ -280,9 +280,14 @@ class DreamBoothConfig(Settings):
     # Folder that holds tokenizer/ (and tokenizer_2/) for a model that is a single file, which has none. None: the
     # folder of the file or, where that has no tokenizer/, the published one from the hub.
     model_tokenizer_dir: str | None = None
+    # Branch, tag or commit of a model of the hub. None: its main branch, or the commit that this run was begun with:
+    # config.json holds the commit that was read.
+    model_revision: str | None = None
     # Second stage: a folder, a single file or a hub id. None: the model's own super_resolution/ folder if it has one.
     # 'none': no second stage even then, whatever super_resolution.steps says.
     super_resolution_model: str | None = None
+    # As model_revision.
+    super_resolution_model_revision: str | None = None
     data: DataConfig = DataConfig()
     prior: PriorConfig = PriorConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -298,6 +303,11 @@ class DreamBoothConfig(Settings):
     export: bool = True
 
     def check(self, path: str) -> None:
+        if self.super_resolution_model_revision is not None and self.super_resolution_model in (None, NO_MODEL):
+            raise SettingsError(
+                f'{path}.super_resolution_model_revision is {self.super_resolution_model_revision!r} but '
+                f'{path}.super_resolution_model names no model of the hub; set that too, or the revision to None'
+            )
         for index, concept in enumerate(self.concepts()):
             where = f'{path}.data.concepts[{index}]' if self.data.concepts else f'{path}.data'
             concept.check_complete(where, self.model)

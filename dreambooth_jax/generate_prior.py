@@ -27,9 +27,10 @@ def main(argv) -> None:
             f"config.prior.kind is {config.prior.kind!r}, so this run needs no class pictures; set it to 'pictures'"
         )
     from dreambooth_jax.generation import prior_images
-    from dreambooth_jax.generation.cascade import Cascade
+    from dreambooth_jax.tuning.pinned import read_pinned
 
-    images = prior_images.prior_images_of(config, Cascade.of(config), _WORKDIR.value)
+    config, cascade = read_pinned(config, Path(_WORKDIR.value))
+    images = prior_images.prior_images_of(config, cascade, _WORKDIR.value)
     folder = config.prior.dir or Path(_WORKDIR.value) / 'prior'
     prompts = dict.fromkeys(image.prompt for image in images)
     print(f'{len(images)} class pictures of {", ".join(map(repr, prompts))} in {folder}')

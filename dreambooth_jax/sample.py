@@ -6,24 +6,13 @@ writes out/000_00.png ... (number of the prompt, number of the picture) and out/
 stage's pictures are in out/base/. The same seed gives the same pictures, whatever else is drawn.
 """
 
-import json
 import typing
 from pathlib import Path
 
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import (
-    STORYBOOK,
-    STORYBOOK_ENLARGING,
-    STORYBOOK_SAMPLING,
-    PredictionType,
-    Sampler,
-    SamplesConfig,
-    SettingsError,
-    SuperResolutionConfig,
-    resolve,
-)
+from dreambooth_jax.config import PredictionType, Sampler, SettingsError
 
 _MODEL = flags.DEFINE_string(
     'model', None, "A run's folder, a pipeline folder, a .safetensors file, 'storybook', or a hub id."
@@ -54,6 +43,11 @@ _SECOND_GUIDANCE = flags.DEFINE_float(
 _SUPER_RESOLUTION = flags.DEFINE_string(
     'super_resolution_model', None, "Second stage: as --model, or 'none'; else the model's own."
 )
+_RESOLUTION = flags.DEFINE_integer(
+    'resolution', None, "Side of the base stage's pictures; else the run's data.resolution, or the model's own.",
+    lower_bound=1)  # fmt: skip
+_REVISION = flags.DEFINE_string('model_revision', None, 'Branch, tag or commit of a model of the hub.')
+_SECOND_REVISION = flags.DEFINE_string('super_resolution_model_revision', None, 'The same of its second stage.')
 _LORA = flags.DEFINE_multi_string('lora', [], 'LoRA file that was trained on the model; may be given several times.')
 _LORA_SCALE = flags.DEFINE_multi_float('lora_scale', [], 'Strength of each --lora, in their order; else 1.')
 _SECOND_LORA = flags.DEFINE_multi_string('super_resolution_lora', [], 'The same for the second stage.')
@@ -63,38 +57,18 @@ _PREDICTION_TYPE = flags.DEFINE_enum(
 _TOKENIZER_DIR = flags.DEFINE_string('model_tokenizer_dir', None, 'Has the tokenizer/ of a model in a single file.')
 
 
-def settings_of(model: str) -> tuple[SamplesConfig, SuperResolutionConfig, dict[str, int | None]]:
-    """How a run draws its own samples, or the built-in model its best; the defaults for other models.
-
-    The last are options of Cascade.load: the size of the run's pictures, and CLIP's layers that it leaves out.
-    Raises: SettingsError if its config.json is damaged.
-    """
-    path = Path(model) / 'config.json'
-    written = {}
-    if model == STORYBOOK:
-        written = {'samples': STORYBOOK_SAMPLING, 'super_resolution': STORYBOOK_ENLARGING}
-    if path.is_file():
-        try:
-            written = json.loads(path.read_text('utf-8'))
-        except ValueError as error:
-            raise SettingsError(f'{path} is no readable JSON ({error})') from None
-    return (
-        resolve(SamplesConfig, written.get('samples', {})),
-        resolve(SuperResolutionConfig, written.get('super_resolution', {})),
-        {'size': written.get('data', {}).get('resolution'), 'clip_skip': written.get('base', {}).get('clip_skip', 0)},
-    )
-
-
 def main(argv) -> None:
     del argv
     from PIL import Image
 
     from dreambooth_jax.generation.adapters import with_lora
     from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
+    from dreambooth_jax.generation.run_settings import settings_of
     from dreambooth_jax.watching import grids
 
     prompts, output = _PROMPT.value, Path(_OUTPUT.value)
-    samples, second_stage, reading = settings_of(_MODEL.value)
+    run = settings_of(_MODEL.value)
+    samples, second_stage = run.samples, run.super_resolution
 
     def chosen(flag, default):
         return default if flag.value is None else flag.value
@@ -104,7 +78,8 @@ def main(argv) -> None:
         raise SettingsError(f'--lora_scale is given {len(scales)} times, --lora {len(_LORA.value)}; give one for each')
     cascade = Cascade.load(
         _MODEL.value, super_resolution_model=_SUPER_RESOLUTION.value, prediction_type=_PREDICTION_TYPE.value,
-        tokenizer_dir=_TOKENIZER_DIR.value, **reading)  # fmt: skip
+        tokenizer_dir=_TOKENIZER_DIR.value, revision=_REVISION.value, super_resolution_revision=_SECOND_REVISION.value,
+        size=chosen(_RESOLUTION, run.size), clip_skip=run.clip_skip)  # fmt: skip
     for path, scale in zip(_LORA.value, scales, strict=True):
         cascade = with_lora(cascade, path, scale)
     for path in _SECOND_LORA.value:

@@ -26,16 +26,16 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     import jax
 
     from dreambooth_jax.generation import prior_images
-    from dreambooth_jax.generation.cascade import Cascade, compute_dtype
+    from dreambooth_jax.generation.cascade import compute_dtype
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.stages import instance_pictures
     from dreambooth_jax.training import placement, run
-    from dreambooth_jax.tuning import pictures, plan, textual_inversion
+    from dreambooth_jax.tuning import pictures, pinned, plan, textual_inversion
     from dreambooth_jax.tuning.stage import check_schedules, tune
     from dreambooth_jax.weights import folders
     from dreambooth_jax.weights.textual_inversion import FILE as LEARNED_EMBEDS
 
-    original = Cascade.of(config)
+    config, original = pinned.read_pinned(config, workdir)
     check_schedules(config, original)
     cascade = textual_inversion.with_word(
         original, config.textual_inversion, dtype=compute_dtype(config.parallel.dtype), seed=config.seed)  # fmt: skip

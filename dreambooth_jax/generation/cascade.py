@@ -26,7 +26,7 @@ from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.models import vae
 from dreambooth_jax.stages.text_conditioning import Text, TextConditioning, rows_of
 from dreambooth_jax.text.tokenize import Tokenizer
-from dreambooth_jax.weights import folders, noise_schedules
+from dreambooth_jax.weights import folders, guard, noise_schedules
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network, Pipeline, in_float32
 
@@ -55,8 +55,10 @@ class Cascade:
 
     Attributes:
       base: a pipeline that draws from noise alone, complete.
-      super_resolution: a pipeline that enlarges, or None. Without a text encoder of its own it uses the base's.
-      size: side of the base stage's pictures in pixels; None: its own. Only latent models draw at other sizes.
+      super_resolution: a pipeline that enlarges, or None. Without a text encoder of its own it uses the base's; of
+        pixels, after a base of pixels whose text states it can read, `load` reads none.
+      size: side of the base stage's pictures in pixels; None: its own. Only latent models draw at other sizes, and
+        models that do not say theirs.
       clip_skip: of the base stage, see TextConditioning.
       programs: compiled functions; with_params hands them on.
     Raises: WeightsError if a part is missing, is of the other kind, does not fit the other stage, or has a scheduler of
@@ -79,13 +81,7 @@ class Cascade:
         parts = second.family.networks + second.family.tokenizers if second.is_latent else ('unet',)
         _check_stage(second, True, parts)
         if second.text_encoder is None:
-            config = second.unet.config
-            needed, given = config.get('encoder_hid_dim'), base.text_encoder.config.get('d_model')
-            if needed is not None and needed != given:
-                raise WeightsError(
-                    f'{second.name} reads text embeddings of width {needed} but the text encoder of {base.name} '
-                    f'writes {given}; give the second stage that belongs to this model.'
-                )
+            guard.check_second_stage(second, base)
 
     @classmethod
     def load(
@@ -98,6 +94,8 @@ class Cascade:
         clip_skip: int = 0,
         prediction_type: str | None = None,
         tokenizer_dir: str | os.PathLike | None = None,
+        revision: str | None = None,
+        super_resolution_revision: str | None = None,
     ) -> 'Cascade':
         """Reads a model.
 
@@ -108,14 +106,17 @@ class Cascade:
           dtype: of the compute; 'auto': bfloat16, but float32 on CPU.
           size, clip_skip: attributes.
           prediction_type, tokenizer_dir: of the base stage, as read_pipeline.
+          revision, super_resolution_revision: of a hub id, as read_pipeline.
         Raises: WeightsError.
         """
         dtype = compute_dtype(dtype)
-        base = folders.read_pipeline(name, dtype=dtype, prediction_type=prediction_type, tokenizer_dir=tokenizer_dir)
+        options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir, 'revision': revision}
+        base = folders.read_pipeline(name, dtype=dtype, **options)
         second = base.super_resolution_folder if super_resolution_model is None else super_resolution_model
         if second is None or str(second) == NO_MODEL:
             return cls(base, size=size, clip_skip=clip_skip)
-        return cls(base, folders.read_pipeline(second, dtype=dtype), size=size, clip_skip=clip_skip)
+        second = folders.read_second_stage(second, base, dtype=dtype, revision=super_resolution_revision)
+        return cls(base, second, size=size, clip_skip=clip_skip)
 
     @classmethod
     def of(cls, config: DreamBoothConfig) -> 'Cascade':
@@ -126,11 +127,16 @@ class Cascade:
         return cls.load(
             config.model, super_resolution_model=config.super_resolution_model, dtype=config.parallel.dtype,
             size=config.data.resolution, clip_skip=config.base.clip_skip,
-            prediction_type=config.model_prediction_type, tokenizer_dir=config.model_tokenizer_dir)  # fmt: skip
+            prediction_type=config.model_prediction_type, tokenizer_dir=config.model_tokenizer_dir,
+            revision=config.model_revision,
+            super_resolution_revision=config.super_resolution_model_revision)  # fmt: skip
 
     @property
     def base_size(self) -> int:
-        """Side of the base stage's pictures, in pixels."""
+        """Side of the base stage's pictures, in pixels.
+
+        Raises: WeightsError if neither `size` nor the model says it.
+        """
         return self.size or self.base.size
 
     @property
@@ -426,9 +432,9 @@ def _check_stage(pipeline: Pipeline, enlarges: bool, parts: Sequence[str]) -> No
 
 
 def _check_size(pipeline: Pipeline, size: int | None) -> None:
-    if size is None or size == pipeline.size:
+    if size is None or size == pipeline.native_size:
         return
-    if not pipeline.is_latent:
+    if not pipeline.is_latent and pipeline.native_size is not None:
         raise SettingsError(
             f'config.data.resolution is {size} but the base stage of {pipeline.name} draws at {pipeline.size}; leave '
             f'it None'

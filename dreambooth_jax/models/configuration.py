@@ -1,5 +1,6 @@
 """Contents of a config.json, completed with the reference's defaults and checked: one sentence for a wrong value."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,8 @@ def wrong(network: str, key: str, value: Any, allowed: str) -> ValueError:
 
 
 def is_positive(value: Any, kind) -> bool:
-    """Whether it is a number of this kind (a type or a union of them) above zero; True is no number."""
-    return isinstance(value, kind) and not isinstance(value, bool) and value > 0
+    """Whether it is a finite number of this kind (a type or a union of them) above zero; True is no number."""
+    return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def resolve(

@@ -38,7 +38,13 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns: the keys of DEFAULTS; other keys do not concern the encoder and are left out.
     Raises: ValueError, one sentence with the key, the value found and the values allowed.
     """
-    return configuration.resolve('t5', config, DEFAULTS, choices={'feed_forward_proj': ('gated-gelu',)})
+    full = configuration.resolve('t5', config, DEFAULTS, choices={'feed_forward_proj': ('gated-gelu',)})
+    buckets, furthest = 'relative_attention_num_buckets', 'relative_attention_max_distance'
+    if full[buckets] < 4:
+        raise configuration.wrong('t5', buckets, full[buckets], 'an integer of at least 4')
+    if full[furthest] <= full[buckets] // 4:
+        raise configuration.wrong('t5', furthest, full[furthest], f'more than a quarter of {buckets}')
+    return full
 
 
 def relative_position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:

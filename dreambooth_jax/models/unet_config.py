@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dreambooth_jax.models.attention import CROSS_NORM_GROUPS
+from dreambooth_jax.models.configuration import is_positive
 from dreambooth_jax.models.layers import ACTIVATIONS
 from dreambooth_jax.models.unet_blocks import DOWN_BLOCKS, MID_BLOCKS, UP_BLOCKS, BlockKind
 
@@ -84,8 +85,7 @@ CHOICES: dict[str, tuple] = {
 # Nothing here implements other values than the default.
 FIXED = (
     'downsample_padding', 'dropout', 'reverse_transformer_layers_per_block', 'num_attention_heads',
-    'dual_cross_attention', 'time_embedding_type', 'timestep_post_act', 'time_cond_proj_dim', 'attention_type',
-    'class_embeddings_concat',
+    'dual_cross_attention', 'time_embedding_type', 'timestep_post_act', 'attention_type', 'class_embeddings_concat',
 )  # fmt: skip
 POSITIVE_INTEGERS = (
     'in_channels', 'out_channels', 'block_out_channels', 'layers_per_block', 'norm_num_groups', 'cross_attention_dim',
@@ -101,6 +101,10 @@ PER_BLOCK = (
     'only_cross_attention', 'layers_per_block', 'cross_attention_dim', 'attention_head_dim',
     'transformer_layers_per_block',
 )  # fmt: skip
+# Of the training that diffusers' EMAModel keeps beside the weights that it averaged; no part of the network.
+EMA_KEYS = (
+    'decay', 'inv_gamma', 'min_decay', 'optimization_step', 'power', 'update_after_step', 'use_ema_warmup',
+)  # fmt: skip
 SEQUENCES = ('down_block_types', 'up_block_types', 'block_out_channels')
 
 
@@ -113,12 +117,13 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     """Checks a UNet's config.json and completes it.
 
     Args:
-      config: as diffusers writes it; keys that start with '_' are ignored, missing ones take diffusers' defaults.
+      config: as diffusers writes it; keys that start with '_' and EMA_KEYS are ignored, missing ones take diffusers'
+        defaults.
     Returns: every key of DEFAULTS; the keys of SEQUENCES and PER_BLOCK as tuples with one entry per block, in the order
       of the down blocks; mid_block_only_cross_attention as a bool.
     Raises: ValueError, one sentence with the key, the value found and the values allowed.
     """
-    unknown = sorted(key for key in config if key not in DEFAULTS and not key.startswith('_'))
+    unknown = sorted(key for key in config if key not in (*DEFAULTS, *EMA_KEYS) and not key.startswith('_'))
     if unknown:
         raise ValueError(f'unet config: unknown key {unknown[0]!r}; it must be one of {tuple(sorted(DEFAULTS))}')
     full = {**DEFAULTS, **{key: value for key, value in config.items() if key in DEFAULTS}}
@@ -137,16 +142,21 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
+def sides(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(height, width) of what the network was trained on, from its config.json: a number stands for both.
+
+    (None, None) where the file does not say.
+    """
+    size = config.get('sample_size')
+    return tuple(size) if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+
+
 def _entries(full, key):
     """(name, value) of a key, or of each of its entries."""
     value = full[key]
     if key in (*SEQUENCES, *PER_BLOCK) and isinstance(value, list | tuple):
         return [(f'{key}[{index}]', entry) for index, entry in enumerate(value)]
     return [(key, value)]
-
-
-def _is_positive(value, kind) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and value > 0
 
 
 def _check_values(full):
@@ -157,19 +167,27 @@ def _check_values(full):
         for name, value in _entries(full, key):
             if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
                 raise _Wrong(name, value, f'one of ({", ".join(map(repr, allowed))})')
+    if full['time_cond_proj_dim'] is not None:
+        allowed = 'None: a UNet that is told its guidance, distilled as LCM does, is not implemented'
+        raise _Wrong('time_cond_proj_dim', full['time_cond_proj_dim'], allowed)
     for key in FIXED:
         if full[key] != DEFAULTS[key]:
             raise _Wrong(key, full[key], f'{DEFAULTS[key]!r}: no other value is implemented')
     for key in POSITIVE_INTEGERS:
         for name, value in _entries(full, key):
-            if not _is_positive(value, int):
+            if not is_positive(value, int):
                 raise _Wrong(name, value, 'a positive integer')
     for key in OPTIONAL_INTEGERS:
-        if full[key] is not None and not _is_positive(full[key], int):
+        if full[key] is not None and not is_positive(full[key], int):
             raise _Wrong(key, full[key], 'None or a positive integer')
     for key in POSITIVE_NUMBERS:
-        if not _is_positive(full[key], int | float):
+        if not is_positive(full[key], int | float):
             raise _Wrong(key, full[key], 'a positive number')
+    if full['sample_size'] is not None and not all(is_positive(side, int) for side in sides(full)):
+        raise _Wrong('sample_size', full['sample_size'], 'None, a positive integer, or a list of two, height and width')
+    shift = full['freq_shift']
+    if not isinstance(shift, int | float) or isinstance(shift, bool) or not abs(shift) <= 1:
+        raise _Wrong('freq_shift', shift, 'a number in [-1, 1]')
     for key in ('conv_in_kernel', 'conv_out_kernel'):
         if full[key] % 2 == 0:
             raise _Wrong(key, full[key], 'an odd integer')

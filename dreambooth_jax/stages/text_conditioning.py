@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreambooth_jax.text.tokenize import Tokenizer
+from dreambooth_jax.text.tokenize import MAX_LENGTH, Tokenizer
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline, kind_of
 
 Text = dict[str, Any]
 Tokens = dict[str, Any]
+_TOKEN_TABLES = ('token_embedding.embedding', 'shared.embedding')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class TextConditioning:
       tokenizers: component -> tokenizer.
       clip_skip: how many of CLIP's last layers are left out, as diffusers counts (1: the last but one is read).
       size: (height, width) of the pictures, which Stable Diffusion XL is told; None for other families.
+      rows: component -> how many tokens its text encoder knows.
       empty_is_zero: whether the empty prompt is told as zeros (Stable Diffusion XL).
     """
 
@@ -42,6 +44,7 @@ class TextConditioning:
     clip_skip: int = 0
     size: tuple[int, int] | None = None
     empty_is_zero: bool = False
+    rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -54,12 +57,14 @@ class TextConditioning:
     ) -> 'TextConditioning':
         """As `pipeline` reads prompts for pictures of side `size`; `tokenizers` where they were opened already.
 
-        Raises: WeightsError if a text encoder or tokenizer is missing, or clip_skip leaves out every layer.
+        Raises: WeightsError if a text encoder or tokenizer is missing or they do not fit each other, or if clip_skip
+          leaves out every layer.
         """
-        encoders = {}
+        encoders, rows = {}, {}
         for component, network in pipeline.text_encoders.items():
             is_t5 = kind_of(component, network.config).model_type == 't5'
             encoders[component] = (network.apply, 't5' if is_t5 else 'clip')
+            rows[component] = next(len(value) for name, value in network.params.items() if name.endswith(_TOKEN_TABLES))
             layers = network.config.get('num_hidden_layers', 12)
             if not is_t5 and clip_skip >= layers:
                 raise WeightsError(
@@ -74,6 +79,15 @@ class TextConditioning:
         absent += [f'tokenizer of the {component}' for component in encoders if component not in tokenizers]
         if absent:
             raise WeightsError(f'{pipeline.name} has no {absent[0]}; give a complete pipeline.')
+        for component, (_, kind) in encoders.items():
+            tokenizer, config = tokenizers[component], pipeline.text_encoders[component].config
+            longest = config.get('max_position_embeddings', MAX_LENGTH) if kind == 'clip' else tokenizer.max_length
+            if tokenizer.kind != kind or tokenizer.max_length > longest:
+                reads = f'{kind.upper()} prompts' + (f' of {longest} tokens' if kind == 'clip' else '')
+                raise WeightsError(
+                    f'{pipeline.name}: its {component} reads {reads}, but its tokenizer makes {tokenizer.kind.upper()} '
+                    f'prompts of {tokenizer.max_length}; give the tokenizer of this model.'
+                )
         is_xl = pipeline.class_name == 'StableDiffusionXLPipeline'
         return cls(
             encoders,
@@ -81,6 +95,7 @@ class TextConditioning:
             clip_skip,
             (size, size) if is_xl else None,
             is_xl and bool(pipeline.option('force_zeros_for_empty_prompt')),
+            rows,
         )
 
     def tokens(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Tokens:
@@ -90,11 +105,18 @@ class TextConditioning:
           size: (height, width) of the pictures where it is not that of most.
         Returns: component -> {ids i32[N, L], mask i32[N, L]}; and for Stable Diffusion XL time_ids f32[N, 6] (original
           height and width, crop's top and left, target height and width) and given f32[N], 0 for the empty prompt.
+        Raises: WeightsError for a token that a text encoder does not know.
         """
         tokens: Tokens = {
             component: dict(zip(('ids', 'mask'), self.tokenizers[component](prompts), strict=True))
             for component in self.encoders
         }
+        for component, known in self.rows.items():
+            if (highest := tokens[component]['ids'].max(initial=0)) >= known:
+                raise WeightsError(
+                    f'the tokenizer makes the token {highest}, but the {component} knows {known}; give the tokenizer '
+                    f'of this model.'
+                )
         if self.size is not None:
             # As for a whole picture at its own size: that is how pictures are drawn.
             height, width = size or self.size

@@ -76,9 +76,9 @@ class Tokenizer:
             raise TokenizerError(f'{config_file} is missing ({found}); give the tokenizer/ folder of a pipeline.')
         try:
             name = json.loads(config_file.read_text('utf-8')).get('tokenizer_class')
-        except (ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise TokenizerError(f'{config_file} is no readable JSON object ({error}); download it again.') from None
-        if name not in KINDS:
+        if not isinstance(name, str) or name not in KINDS:
             raise TokenizerError(f'{config_file}: tokenizer_class is {name!r}; it must be one of {tuple(KINDS)}.')
         files = {'t5': ('tokenizer.json', 'spiece.model'), 'clip': ('tokenizer.json', 'vocab.json')}[KINDS[name]]
         if not any((folder / file).is_file() for file in files):
@@ -86,15 +86,18 @@ class Tokenizer:
         wrapper = getattr(_transformers(), name.removesuffix('Fast'))
         try:
             wrapped = wrapper.from_pretrained(str(folder), local_files_only=True)
-        # The Rust backend raises bare Exceptions for files it cannot parse.
+            if max_length is None:
+                # Folders that do not say have a number beyond all bounds there.
+                says = wrapped.model_max_length if KINDS[name] == 'clip' else MAX_LENGTH
+                max_length = says if says < 10**6 else MAX_LENGTH
+            if type(max_length) is not int or max_length < 2:  # a start and an end
+                raise ValueError(f'model_max_length is {max_length!r}')
+            tokenizer = cls(wrapped, KINDS[name], max_length=max_length)
+            tokenizer(['a'])  # whether it pads, cuts and ends a prompt, which its files may not say
+        # The Rust backend raises bare Exceptions for files it cannot parse, and anything for values of another type.
         except Exception as error:
             reason = ' '.join(str(error).split())[:200]
             raise TokenizerError(f'{folder} holds no readable {name} ({reason}); download it again.') from error
-        if max_length is None:
-            # Folders that do not say have a number beyond all bounds there.
-            says = wrapped.model_max_length if KINDS[name] == 'clip' else MAX_LENGTH
-            max_length = says if says < 10**6 else MAX_LENGTH
-        tokenizer = cls(wrapped, KINDS[name], max_length=max_length)
         tokenizer.add_tokens(added)
         return tokenizer
 

@@ -1,8 +1,10 @@
 """Files of named tensors: safetensors, whole or in shards, and nothing else.
 
-Reading gives f32 (the master weights) whatever the file stores. Writing is atomic: a file appears whole under its name
+Reading gives f32 (the master weights) whatever the file stores, 8-bit floats included. Quantised weights, whose values
+mean nothing without factors that lie beside them, are refused. Writing is atomic: a file appears whole under its name
 or not at all. Pickled files are refused: unpickling runs code that the file's author chose.
-Source: the safetensors format; huggingface's `*.safetensors.index.json` with {"weight_map": {tensor: file}}.
+Source: the safetensors format; huggingface's `*.safetensors.index.json` with {"weight_map": {tensor: file}}; names
+beside quantised weights: ComfyUI's comfy/quant_ops.py and utils.py, bitsandbytes, GPTQ, nunchaku (SVDQuant).
 """
 
 import contextlib
@@ -11,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +26,17 @@ SUFFIX = '.safetensors'
 INDEX_SUFFIX = '.safetensors.index.json'
 PICKLED_SUFFIXES = ('.bin', '.ckpt', '.pt', '.pth', '.pkl')
 STORAGE_DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
+# 8-bit floats, as the header names them: safetensors gives them to PyTorch alone.
+FLOATS_OF_8_BITS = {
+    'F8_E4M3': ml_dtypes.float8_e4m3fn,
+    'F8_E5M2': ml_dtypes.float8_e5m2,
+    'F8_E4M3FNUZ': ml_dtypes.float8_e4m3fnuz,
+    'F8_E5M2FNUZ': ml_dtypes.float8_e5m2fnuz,
+}
+_PLAIN_TYPES = ('F64', 'F32', 'F16', 'BF16', 'BOOL', 'I8', 'U8', 'I16', 'U16', 'I32', 'U32', 'I64', 'U64')
+# What lies beside quantised weights: the last part of a name.
+_SCALES_OF_8_BITS = ('scaled_fp8', 'scale_weight', 'weight_scale', 'scale_input', 'input_scale', 'comfy_quant')
+_SCALES_OF_INTEGERS = ('absmax', 'quant_map', 'nested_absmax', 'SCB', 'qweight', 'qzeros', 'wscales')
 # Lower-precision copies that repositories hold beside, or instead of, the f32 file; best first.
 VARIANTS = ('bf16', 'fp16')
 DEFAULT_SHARD_BYTES = 10_000_000_000  # as diffusers
@@ -84,14 +97,56 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
     Args:
       wanted: whether to read the tensor of a name; of shards, all are read.
     Returns: {name: array}; floating-point tensors as f32, others as they are stored.
-    Raises: WeightsError, one sentence, for a file that is missing, pickled, cut off, damaged or no safetensors file,
-      and for an index that does not describe its shards.
+    Raises: WeightsError, one sentence, for a file that is missing, pickled, cut off, damaged, no safetensors file or
+      quantised, and for an index that does not describe its shards.
     """
     path = Path(path)
     if path.name.endswith('.json'):
         return _read_shards(path)
     with _opened(path) as file:
-        return {name: _wide(file.get_tensor(name)) for name in file.keys() if wanted(name)}  # noqa: SIM118
+        types = _types(file)
+        names = [name for name in types if wanted(name)]
+        narrow = {name: FLOATS_OF_8_BITS[types[name]] for name in names if types[name] in FLOATS_OF_8_BITS}
+        eights = _read_floats_of_8_bits(path, narrow) if narrow else {}
+        return {name: eights[name] if name in eights else _wide(file.get_tensor(name)) for name in names}
+
+
+def _types(file) -> dict[str, str]:
+    return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+
+
+def _read_floats_of_8_bits(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Tensors of a file that safetensors has checked, in f32: its header says where each one's bytes lie."""
+    with open(path, 'rb') as file:
+        start = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(start))
+        start += 8
+        tensors = {}
+        for name, dtype in dtypes.items():
+            first, last = header[name]['data_offsets']
+            file.seek(start + first)
+            stored = np.frombuffer(file.read(last - first), dtype)
+            tensors[name] = stored.astype(np.float32).reshape(header[name]['shape'])
+    return tensors
+
+
+def _refuse_quantised(path: Path, types: Mapping[str, str]) -> None:
+    """Raises: WeightsError for values that are no numbers of the model without more than their type."""
+    for name, kind in types.items():
+        last = name.rpartition('.')[2]
+        what = None
+        if last in _SCALES_OF_8_BITS:
+            what = f'scaled 8-bit weights (it has {name})'
+        elif last in _SCALES_OF_INTEGERS or '.quant_state.' in name:
+            what = f'quantised weights (it has {name})'
+        elif last == 'weight' and kind in ('I8', 'U8'):
+            what = f'quantised weights ({name} is {kind})'
+        elif kind not in FLOATS_OF_8_BITS and kind not in _PLAIN_TYPES:
+            what = f'tensors of a type that is not supported ({name} is {kind})'
+        if what is not None:
+            raise WeightsError(
+                f'{path} holds {what}; give the file whose weights are float32, float16, bfloat16 or plain float8.'
+            )
 
 
 @contextlib.contextmanager
@@ -101,9 +156,12 @@ def _opened(path: Path):
     _check_head(path)
     try:
         with safe_open(path, framework='np') as file:  # no mapping: it has keys() and is not iterable
+            _refuse_quantised(path, _types(file))
             yield file
     except (SafetensorError, OSError, TypeError, KeyError) as error:
         raise WeightsError(_damaged(path, error)) from None
+    except MemoryError:
+        raise WeightsError(f"{path} does not fit into this machine's memory; use one with more.") from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -111,12 +169,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
     Raises: WeightsError as read_tensors does.
     """
-    _check_head(path)
-    try:
-        with safe_open(path, framework='np') as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(_damaged(path, error)) from None
+    with _opened(Path(path)) as file:
+        return file.metadata() or {}
 
 
 def _wide(value: np.ndarray) -> np.ndarray:
@@ -152,13 +206,19 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         files = sorted(set(weight_map.values()))
     except FileNotFoundError:
         raise WeightsError(f'{index} does not exist; give the weights of a complete folder.') from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise WeightsError(f'{index} cannot be read: {error.strerror}.') from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f'{index} is no readable index of shards ({error!r}); download it again.') from None
     # A shard lies beside its index: a name with a path would read any file.
-    outside = [name for name in files if not isinstance(name, str) or Path(name).name != name]
+    outside = [
+        name for name in files if not isinstance(name, str) or Path(name).name != name or not name.endswith(SUFFIX)
+    ]
     absent = [name for name in files if name not in outside and not (index.parent / name).is_file()]
     if outside or absent:
-        problem = f'names {_listed(map(str, outside))}' if outside else f'needs {_listed(absent)}, missing beside it'
+        problem = f'needs {_listed(absent)}, missing beside it'
+        if outside:
+            problem = f'names {_listed(map(str, outside))}, no {SUFFIX} file beside it'
         raise WeightsError(f'{index} {problem}; download the whole folder again.')
     tensors = {}
     for name in files:

@@ -24,7 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from dreambooth_jax.text.tokenize import Tokenizer
-from dreambooth_jax.weights import files, hub, single_file
+from dreambooth_jax.weights import files, guard, hub, single_file
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import (
     CLASS_NAMES,
@@ -32,6 +32,7 @@ from dreambooth_jax.weights.pipeline import (
     DIFFUSERS_VERSION,
     FAMILIES,
     SUPER_RESOLUTION,
+    TEXT_ENCODERS,
     Network,
     Pipeline,
     abstract_network,
@@ -39,6 +40,8 @@ from dreambooth_jax.weights.pipeline import (
     kind_of,
     network_tensors,
 )
+
+_SCHEDULER_FILE = 'scheduler_config.json'
 
 
 def read_pipeline(
@@ -48,6 +51,7 @@ def read_pipeline(
     components: Sequence[str] = COMPONENTS,
     prediction_type: str | None = None,
     tokenizer_dir: str | os.PathLike | None = None,
+    revision: str | None = None,
 ) -> Pipeline:
     """Reads one stage of a model.
 
@@ -59,12 +63,13 @@ def read_pipeline(
       components: which networks to read, a part of COMPONENTS; the others are None, and are not downloaded either.
       prediction_type: 'epsilon' or 'v_prediction', above what the model says of itself; SD 2.x files may not say it.
       tokenizer_dir: of a single file, which has no tokenizer: see tokenizer_folders.py.
+      revision: of a hub id, a branch, tag or commit; None: its main branch.
     Raises: WeightsError, one sentence (and a line per tensor that does not fit).
     """
     unknown = [component for component in components if component not in COMPONENTS]
     if unknown:
         raise WeightsError(f'components holds {unknown[0]!r}; it may hold {COMPONENTS}.')
-    place = hub.find(name, folders=hub.COMMON_FOLDERS + tuple(components))
+    place = hub.find(name, folders=hub.COMMON_FOLDERS + tuple(components), revision=revision)
     if place.is_file():
         options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir}
         return single_file.read_pipeline(place, dtype=dtype, components=components, **options)
@@ -78,45 +83,82 @@ def read_pipeline(
     return dataclasses.replace(pipeline, scheduler={**pipeline.scheduler, 'prediction_type': prediction_type})
 
 
+def read_second_stage(
+    name: str | os.PathLike, base: Pipeline, *, dtype=jnp.float32, revision: str | None = None
+) -> Pipeline:
+    """Reads a stage that enlarges what `base` draws, without text encoders where it takes the states of the base's.
+
+    Args:
+      name, revision: as read_pipeline, whose errors are raised too. base: complete.
+    """
+    second = read_pipeline(name, dtype=dtype, components=('unet', 'vae'), revision=revision)
+    if second.unet is None or guard.shares_text(second, base):
+        return dataclasses.replace(second, tokenizer_folder=None)
+    text = read_pipeline(name, dtype=dtype, components=TEXT_ENCODERS, revision=revision)
+    return dataclasses.replace(second, **text.text_encoders)
+
+
 def _read_folder(folder: Path, dtype, components: Sequence[str]) -> Pipeline:
-    index = _read_index(folder)
-    family = FAMILIES[index['_class_name']]
-    networks = {
-        component: read_network(folder / component, component, dtype=dtype)
-        for component in components
-        if component in family.networks and _holds(index, component)
-    }
+    index = guard.checked_index(_read_json(folder / 'model_index.json'), str(folder / 'model_index.json'))
+    class_name = index['_class_name']
+    family = FAMILIES[class_name]
+    asked = [component for component in components if component in family.networks and guard.holds(index, component)]
+    configs = {component: _read_config(folder / component, component, index[component][1]) for component in asked}
+    guard.check_networks(class_name, configs, str(folder))
+    names = {'scheduler': 'scheduler'} | ({'image_noising_scheduler': family.noising} if family.noising else {})
+    schedules = {entry: _read_json(folder / name / _SCHEDULER_FILE) for entry, name in names.items()}
+    if 'unet' in asked:
+        for entry, name in names.items():
+            guard.check_schedule(schedules[entry], str(folder / name / _SCHEDULER_FILE))
     tokenizers = {}
     for tokenizer in family.tokenizers:
-        if _holds(index, tokenizer):
+        if guard.holds(index, tokenizer):
             if not (folder / tokenizer).is_dir():
                 missing = f'{folder / tokenizer} is missing although model_index.json names it'
                 raise WeightsError(f'{missing}; complete the folder.')
             tokenizers[f'{tokenizer}_folder'] = folder / tokenizer
-    noising = _read_json(folder / family.noising / 'scheduler_config.json') if family.noising else None
+    networks = {
+        component: _read_network(folder / component, component, config, dtype) for component, config in configs.items()
+    }
     return Pipeline(
-        class_name=index['_class_name'],
-        scheduler=_read_json(folder / 'scheduler' / 'scheduler_config.json'),
-        image_noising_scheduler=noising,
+        class_name=class_name,
         options={name: index[name] for name in family.options if name in index},
         folder=folder,
+        **schedules,
         **networks,
         **tokenizers,
     )
 
 
-def read_network(folder: Path, component: str, *, dtype=jnp.float32) -> Network:
-    """Reads one network from its own folder, such as <pipeline>/unet.
+def _read_config(folder: Path, component: str, class_name: str) -> Mapping[str, Any]:
+    """The configuration of one network in its own folder, such as <pipeline>/unet.
 
-    Raises: WeightsError for a missing or damaged file, an unsupported configuration, or tensors that do not fit it.
+    Args:
+      class_name: of the network, as model_index.json says.
+    Raises: WeightsError for a missing or damaged file, or an unsupported configuration.
     """
-    config = _read_json(folder / 'config.json')
+    path = folder / 'config.json'
+    config = _read_json(path)
     try:
+        config = guard.own_config(component, config, class_name)
         kind = kind_of(component, config)
+        kind.resolve(config)
+    except ValueError as error:
+        raise WeightsError(f'{path} is not supported: {str(error).rstrip(".")}.') from None
+    if kind.class_name != class_name:
+        raise WeightsError(
+            f'{path} describes a {kind.class_name} but model_index.json says {class_name}; complete the folder anew.'
+        )
+    return config
+
+
+def _read_network(folder: Path, component: str, config: Mapping[str, Any], dtype) -> Network:
+    """Raises: WeightsError for a missing or damaged file, or tensors that do not fit the configuration."""
+    try:
         model = abstract_network(component, config, dtype)
     except ValueError as error:
         raise WeightsError(f'{folder / "config.json"} is not supported: {str(error).rstrip(".")}.') from None
-    path = files.find_weights(folder, kind.stem)
+    path = files.find_weights(folder, kind_of(component, config).stem)
     return filled_network(model, component, config, files.read_tensors(path), str(path))
 
 
@@ -200,7 +242,7 @@ def _write_stage(pipeline: Pipeline, folder: Path, *, dtype: str, max_shard_byte
     for component, config in schedulers.items():
         config = {'_class_name': 'DDPMScheduler', '_diffusers_version': DIFFUSERS_VERSION, **config}
         index[component] = ['diffusers', config['_class_name']]
-        _write_json(folder / component / 'scheduler_config.json', config)
+        _write_json(folder / component / _SCHEDULER_FILE, config)
     for tokenizer in family.tokenizers:
         source = getattr(pipeline, f'{tokenizer}_folder')
         if source is not None:
@@ -237,22 +279,6 @@ def _is_pipeline(folder: Path) -> bool:
     return (folder / 'model_index.json').is_file()
 
 
-def _holds(index: Mapping[str, Any], component: str) -> bool:
-    entry = index.get(component)
-    return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    index = _read_json(folder / 'model_index.json')
-    name = index.get('_class_name')
-    if name not in CLASS_NAMES:
-        raise WeightsError(
-            f'{folder / "model_index.json"}: _class_name is {name!r}; this package reads {" and ".join(CLASS_NAMES)}: '
-            f'give a model of these, such as storybook.'
-        )
-    return index
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text('utf-8'))
@@ -260,7 +286,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise WeightsError(f'{path} is missing; give a complete pipeline folder in the layout of diffusers.') from None
     except OSError as error:
         raise WeightsError(f'{path} cannot be read: {error.strerror}.') from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f'{path} is no readable JSON ({error}); download it again.') from None
     if not isinstance(content, dict):
         raise WeightsError(f'{path} holds a JSON {type(content).__name__} but must hold an object; download it again.')

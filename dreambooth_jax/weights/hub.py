@@ -14,6 +14,7 @@ STORYBOOK = 'storybook'
 RUN_MODEL = 'model'  # where a run's folder holds its exported pipeline
 COMMON_FOLDERS = (*TOKENIZERS, 'scheduler', 'image_noising_scheduler', 'low_res_scheduler')
 TOKENIZER_SUFFIXES = ('.json', '.model', '.txt')
+_COMMIT = re.compile('[0-9a-f]{40}')
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 ALLOWED = (
     f"'{STORYBOOK}', a pipeline folder (with model_index.json), a {files.SUFFIX} file of a whole model, a run's "
@@ -21,15 +22,21 @@ ALLOWED = (
 )
 
 
-def find(name: str | os.PathLike, *, folders: Sequence[str]) -> Path:
+def find(name: str | os.PathLike, *, folders: Sequence[str], revision: str | None = None) -> Path:
     """The pipeline folder or the single file that a model's name stands for.
 
     Args:
       name: one of ALLOWED. A path that starts with '.' or '/', whose first folder exists here or that ends as a file
         of weights is never a hub id, so a mistyped path is not looked up on the network.
       folders: which of a hub repository's folders to download.
+      revision: branch, tag or commit of a hub repository; None: its main branch.
     Raises: WeightsError, one sentence: what was found, what is allowed, what to do.
     """
+    if revision is not None and (_is_here(name) or not HUB_ID.fullmatch(str(name))):
+        raise WeightsError(
+            f'revision {revision!r} is given for the model {str(name)!r}, which is none of the hub; leave the revision '
+            f'(setting and flag model_revision) out.'
+        )
     if str(name) == STORYBOOK:
         folder = storybook_folder()
         if not (folder / 'model_index.json').is_file():
@@ -49,8 +56,18 @@ def find(name: str | os.PathLike, *, folders: Sequence[str]) -> Path:
         raise WeightsError(f'model {str(name)!r} is a file; it must be {ALLOWED}.')
     is_file_name = path.name.endswith((files.SUFFIX, *files.PICKLED_SUFFIXES))
     if HUB_ID.fullmatch(str(name)) and not is_file_name and not Path(str(name).split('/')[0]).exists():
-        return _download_pipeline(str(name), folders)
+        return _download_pipeline(str(name), folders, revision)
     raise WeightsError(f'model {str(name)!r} is not there; it must be {ALLOWED}.')
+
+
+def _is_here(name: str | os.PathLike) -> bool:
+    return str(name) == STORYBOOK or Path(name).expanduser().exists()
+
+
+def commit_of(folder: Path | None) -> str | None:
+    """The commit of a hub repository that a folder of the cache holds; None for another folder."""
+    is_snapshot = folder is not None and folder.parent.name == 'snapshots' and _COMMIT.fullmatch(folder.name)
+    return folder.name if is_snapshot else None
 
 
 def _in_folder(path: Path) -> Path:
@@ -75,16 +92,16 @@ def _patterns(folders: Sequence[str], variants: bool) -> tuple[list[str], list[s
     return allowed, ignored
 
 
-def _download_pipeline(name: str, folders: Sequence[str]) -> Path:
-    folder = download(name, *_patterns(folders, variants=False))
+def _download_pipeline(name: str, folders: Sequence[str], revision: str | None) -> Path:
+    folder = download(name, *_patterns(folders, variants=False), revision=revision)
     if not all(_has_weights(folder / part) for part in folders):
-        folder = download(name, *_patterns(folders, variants=True))
+        folder = download(name, *_patterns(folders, variants=True), revision=revision)
     if not (folder / 'model_index.json').is_file():
         raise WeightsError(f'model {name!r} on the hub has no model_index.json; it must be a diffusers pipeline.')
     return folder
 
 
-def download(name: str, allowed: Sequence[str], ignored: Sequence[str] = ()) -> Path:
+def download(name: str, allowed: Sequence[str], ignored: Sequence[str] = (), *, revision: str | None = None) -> Path:
     """The folder of a hub repository in the cache, with the files that match a pattern of `allowed` and no `ignored`.
 
     What the cache holds is not downloaded again, and is enough where the hub cannot be reached.
@@ -101,13 +118,19 @@ def download(name: str, allowed: Sequence[str], ignored: Sequence[str] = ()) -> 
 
     page = f'https://huggingface.co/{name}'
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=allowed, ignore_patterns=ignored))
+        options = {'allow_patterns': allowed, 'ignore_patterns': ignored, 'revision': revision}
+        return Path(huggingface_hub.snapshot_download(name, **options))
     except errors.GatedRepoError:
         reason = f'is behind a licence; accept it on {page} and log in with `hf auth login`'
+    except errors.RevisionNotFoundError:
+        reason = f'has no revision {revision!r} on the hub; give a branch, tag or commit that {page} lists'
     except errors.RepositoryNotFoundError:
         reason = f'is neither a folder here nor a model on the hub that you may see; it must be {ALLOWED}'
     except errors.LocalEntryNotFoundError:
-        reason = 'is no folder here, and the hub cannot be reached and its cache does not hold it; download it first'
+        wanted = 'it' if revision is None else f'its revision {revision!r}'
+        reason = (
+            f'is no folder here, and the hub cannot be reached and its cache does not hold {wanted}; download it first'
+        )
     except errors.HFValidationError:
         reason = f'is no valid hub id; it must be {ALLOWED}'
     except (OSError, errors.HfHubHTTPError) as error:

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dreambooth_jax.weights import original_names
+from dreambooth_jax.weights import guard, original_names
 from dreambooth_jax.weights.errors import WeightsError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -98,11 +98,7 @@ def detect(shapes: Shapes, *, source: str = 'the file') -> str:
             f'{", ".join(TITLES.values())}.'
         )
     channels = _Sizes(shapes, source).unet('input_blocks.0.0.weight')[1]
-    if channels != _IN_CHANNELS[family]:
-        raise WeightsError(
-            f'{source} is a variant of {TITLES[family]} that takes {channels} channels (inpainting, editing or depth), '
-            f'but {_IN_CHANNELS[family]} are supported; give the plain model.'
-        )
+    guard.check_channels(source, TITLES[family], channels, _IN_CHANNELS[family])
     return family
 
 
@@ -184,7 +180,7 @@ def _model_index(family: str, configs: Mapping[str, Config]) -> Config:
 
 
 class _Sizes:
-    """Shapes of a file's tensors, and an error for one that is missing."""
+    """Shapes of a file's tensors, all matrices or kernels, and an error for one that is missing or none."""
 
     def __init__(self, shapes: Shapes, source: str):
         self.shapes, self.source = shapes, source
@@ -192,6 +188,11 @@ class _Sizes:
     def __call__(self, name: str) -> tuple[int, ...]:
         if name not in self.shapes:
             raise WeightsError(f'{self.source} holds no {name}; it is no complete model: download or export it again.')
+        if len(self.shapes[name]) < 2:
+            raise WeightsError(
+                f'{self.source} holds {name} of shape {list(self.shapes[name])}, which is no matrix; download or '
+                f'export it again.'
+            )
         return self.shapes[name]
 
     def unet(self, name: str) -> tuple[int, ...]:
@@ -281,7 +282,7 @@ def _text(sizes: _Sizes, prefix: str, family: str) -> Config:
     layers = sizes.count(layer + wide)
     if is_open_clip and family != 'sdxl':
         layers = min(layers, original_names.OPEN_CLIP_H_LAYERS)
-    vocabulary, width = sizes(tokens)
+    vocabulary, width = sizes(tokens)[:2]
     projected = is_open_clip and family == 'sdxl'
     config = {
         'model_type': 'clip_text_model',

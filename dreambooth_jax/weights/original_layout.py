@@ -139,7 +139,8 @@ def _vae_to_original(tensors: Tensors, config: names.Config) -> Converted:
 
 def _vae_from_original(tensors: Tensors, config: names.Config) -> Converted:
     # Some converters wrote matrices here, [C, C] or [C, C, 1], instead of 1x1 convolutions.
-    flat = {name: tensors[name].reshape(tensors[name].shape[:2]) for name in names.VAE_CONVOLUTIONS & tensors.keys()}
+    kernels = {name: tensors[name] for name in names.VAE_CONVOLUTIONS & tensors.keys()}
+    flat = {name: value.reshape(value.shape[:2]) for name, value in kernels.items() if set(value.shape[2:]) <= {1}}
     return _renamed({**tensors, **flat}, _inverse(names.vae_modules(config)))
 
 
@@ -160,7 +161,7 @@ def _open_clip_to_original(tensors: Tensors, config: names.Config) -> Converted:
 def _open_clip_from_original(tensors: Tensors, config: names.Config) -> Converted:
     rest, ours = dict(tensors), {}
     for fused, parts in names.open_clip_fused(config).items():
-        if fused in rest:
+        if fused in rest and np.shape(rest[fused])[:1] and len(rest[fused]) % len(parts) == 0:
             ours |= zip(parts, np.split(rest.pop(fused), len(parts)), strict=True)
     for name, theirs in names.OPEN_CLIP_BARE.items():
         if theirs in rest:

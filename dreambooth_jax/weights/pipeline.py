@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dreambooth_jax.models import functional, unet_config, vae
+from dreambooth_jax.models import clip, functional, t5, unet_config, vae
 from dreambooth_jax.models.clip import CLIPTextModel
 from dreambooth_jax.models.t5 import T5EncoderModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
 from dreambooth_jax.models.vae import AutoencoderKL
 from dreambooth_jax.weights import aliases, mapping
+from dreambooth_jax.weights.errors import WeightsError
 
 SUPER_RESOLUTION = 'super_resolution'  # folder of the second stage inside the first
 DIFFUSERS_VERSION = '0.42.1'  # whose layout is written and tested
@@ -30,6 +31,7 @@ class Family(NamedTuple):
     """A class of pipelines.
 
     Attributes:
+      title: what people call it.
       enlarges: whether it draws from a low-resolution picture (a second stage) or from noise alone.
       networks: components with weights that it needs. tokenizers: its tokenizer folders.
       noising: folder of the schedule of the low picture's noise, or None.
@@ -37,6 +39,7 @@ class Family(NamedTuple):
       absent: components that are written as absent.
     """
 
+    title: str
     enlarges: bool
     networks: tuple[str, ...]
     tokenizers: tuple[str, ...]
@@ -46,23 +49,45 @@ class Family(NamedTuple):
 
 
 _CHECKER = ('safety_checker', 'feature_extractor')
+_IF = {
+    'networks': ('unet', 'text_encoder'),
+    'tokenizers': ('tokenizer',),
+    'options': {'requires_safety_checker': False},
+    'absent': (*_CHECKER, 'watermarker'),
+}
 FAMILIES = {
-    'IFPipeline': Family(
-        False, ('unet', 'text_encoder'), ('tokenizer',), None, {'requires_safety_checker': False},
-        (*_CHECKER, 'watermarker')),
+    'IFPipeline': Family(title='DeepFloyd IF', enlarges=False, noising=None, **_IF),
     'IFSuperResolutionPipeline': Family(
-        True, ('unet', 'text_encoder'), ('tokenizer',), 'image_noising_scheduler', {'requires_safety_checker': False},
-        (*_CHECKER, 'watermarker')),
+        title="DeepFloyd IF's second stage", enlarges=True, noising='image_noising_scheduler', **_IF
+    ),
     'StableDiffusionPipeline': Family(
-        False, ('unet', 'vae', 'text_encoder'), ('tokenizer',), None, {'requires_safety_checker': False},
-        (*_CHECKER, 'image_encoder')),
+        title='Stable Diffusion',
+        enlarges=False,
+        networks=('unet', 'vae', 'text_encoder'),
+        tokenizers=('tokenizer',),
+        noising=None,
+        options={'requires_safety_checker': False},
+        absent=(*_CHECKER, 'image_encoder'),
+    ),
     'StableDiffusionXLPipeline': Family(
-        False, ('unet', 'vae', 'text_encoder', 'text_encoder_2'), ('tokenizer', 'tokenizer_2'), None,
-        {'force_zeros_for_empty_prompt': True}, ('image_encoder', 'feature_extractor')),
+        title='Stable Diffusion XL',
+        enlarges=False,
+        networks=('unet', 'vae', 'text_encoder', 'text_encoder_2'),
+        tokenizers=('tokenizer', 'tokenizer_2'),
+        noising=None,
+        options={'force_zeros_for_empty_prompt': True},
+        absent=('image_encoder', 'feature_extractor'),
+    ),
     'StableDiffusionUpscalePipeline': Family(
-        True, ('unet', 'vae', 'text_encoder'), ('tokenizer',), 'low_res_scheduler', {'max_noise_level': 350},
-        (*_CHECKER, 'watermarker')),
-}  # fmt: skip
+        title='the Stable Diffusion x4 upscaler',
+        enlarges=True,
+        networks=('unet', 'vae', 'text_encoder'),
+        tokenizers=('tokenizer',),
+        noising='low_res_scheduler',
+        options={'max_noise_level': 350},
+        absent=(*_CHECKER, 'watermarker'),
+    ),
+}
 CLASS_NAMES = tuple(FAMILIES)
 COMPONENTS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
 TEXT_ENCODERS = ('text_encoder', 'text_encoder_2')
@@ -70,9 +95,10 @@ TOKENIZERS = ('tokenizer', 'tokenizer_2')
 
 
 class Kind(NamedTuple):
-    """How one kind of network is built and stored."""
+    """How one kind of network is built and stored; `resolve` checks its config.json and completes it."""
 
     constructor: Callable[..., nnx.Module]
+    resolve: Callable[[Mapping[str, Any]], dict[str, Any]]
     library: str
     class_name: str
     model_type: str | None  # as transformers' config.json names it
@@ -84,11 +110,12 @@ class Kind(NamedTuple):
 _DIFFUSERS, _TRANSFORMERS = 'diffusion_pytorch_model', 'model'
 _CLIP = (_TRANSFORMERS, aliases.CLIP_ALIASES, aliases.CLIP_IGNORED)
 KINDS = {kind.class_name: kind for kind in (
-    Kind(UNet2DConditionModel, 'diffusers', 'UNet2DConditionModel', None, _DIFFUSERS, (), ()),
-    Kind(AutoencoderKL, 'diffusers', 'AutoencoderKL', None, _DIFFUSERS, aliases.VAE_ALIASES, ()),
-    Kind(T5EncoderModel, 'transformers', 'T5EncoderModel', 't5', _TRANSFORMERS, aliases.T5_ALIASES, aliases.T5_IGNORED),
-    Kind(CLIPTextModel, 'transformers', 'CLIPTextModel', 'clip_text_model', *_CLIP),
-    Kind(lambda *args, **options: CLIPTextModel(*args, projection=True, **options), 'transformers',
+    Kind(UNet2DConditionModel, unet_config.resolve, 'diffusers', 'UNet2DConditionModel', None, _DIFFUSERS, (), ()),
+    Kind(AutoencoderKL, vae.resolve, 'diffusers', 'AutoencoderKL', None, _DIFFUSERS, aliases.VAE_ALIASES, ()),
+    Kind(T5EncoderModel, t5.resolve, 'transformers', 'T5EncoderModel', 't5', _TRANSFORMERS,
+         aliases.T5_ALIASES, aliases.T5_IGNORED),
+    Kind(CLIPTextModel, clip.resolve, 'transformers', 'CLIPTextModel', 'clip_text_model', *_CLIP),
+    Kind(lambda *args, **options: CLIPTextModel(*args, projection=True, **options), clip.resolve, 'transformers',
          'CLIPTextModelWithProjection', 'clip_text_model', *_CLIP),
 )}  # fmt: skip
 _OF_COMPONENT = {'unet': 'UNet2DConditionModel', 'vae': 'AutoencoderKL'}
@@ -174,9 +201,24 @@ class Pipeline:
         return vae.size_divisor(self.vae.config) if self.vae else 1
 
     @property
+    def native_size(self) -> int | None:
+        """Side of the square pictures that it was made for, in pixels; None if it does not say, or no square."""
+        height, width = unet_config.sides(self.unet.config)
+        return None if height is None or height != width else height * self.latent_scale
+
+    @property
     def size(self) -> int:
-        """Side of the square pictures that it draws best, in pixels."""
-        return self.unet_value('sample_size') * self.latent_scale
+        """`native_size` of a model that says it.
+
+        Raises: WeightsError, one sentence, for another.
+        """
+        if self.native_size is None:
+            found = self.unet_value('sample_size')
+            says = f'are no squares (its sample_size is {found})' if found else 'have a size that it does not say'
+            settings = 'config.data.resolution (sample: --resolution)'
+            do = f'set {settings}' if not self.family.enlarges else "write sample_size into its UNet's config.json"
+            raise WeightsError(f'the pictures that {self.name} was made for {says}; {do}.')
+        return self.native_size
 
     @property
     def size_divisor(self) -> int:
@@ -201,16 +243,25 @@ class Pipeline:
 def kind_of(component: str, config: Mapping[str, Any]) -> Kind:
     """Which network a component's config.json describes.
 
-    Raises: ValueError for a text encoder that is neither T5 nor CLIP.
+    Raises: ValueError, one sentence, for a network of another class, or a text encoder that is neither T5 nor CLIP.
     """
+    if config.get('quantization_config') is not None:
+        raise ValueError('quantization_config is there, but quantised weights cannot be trained; give plain ones')
+    class_name = config.get('_class_name')
     if component in _OF_COMPONENT:
-        return KINDS[_OF_COMPONENT[component]]
+        kind = KINDS[_OF_COMPONENT[component]]
+        if class_name not in (None, kind.class_name):
+            raise ValueError(f'_class_name is {class_name!r} but must be {kind.class_name!r}')
+        return kind
     model_type = config.get('model_type', 't5')
     if model_type == 't5':
         return KINDS['T5EncoderModel']
     if model_type not in _WITH_CLIP:
         raise ValueError(f"model_type is {model_type!r} but must be one of ('t5', 'clip_text_model')")
-    projected = 'CLIPTextModelWithProjection' in (config.get('architectures') or ())
+    architectures = config.get('architectures') or ()
+    if not isinstance(architectures, list | tuple):
+        raise ValueError(f'architectures is {architectures!r} but must be a list of class names')
+    projected = 'CLIPTextModelWithProjection' in architectures
     return KINDS['CLIPTextModelWithProjection' if projected else 'CLIPTextModel']
 
 

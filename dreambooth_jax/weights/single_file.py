@@ -17,6 +17,7 @@ import numpy as np
 from dreambooth_jax.models import clip, unet_config, vae
 from dreambooth_jax.weights import (
     files,
+    guard,
     lora_files,
     modelspec,
     original_configs,
@@ -140,7 +141,7 @@ def write_single_file(
         raise WeightsError('configs holds no scheduler, which says what the UNet predicts; give its configuration too.')
     tensors = original_layout.to_original(components, configs)
     family = original_configs.family_of(configs)
-    scheduler, sample_size = configs['scheduler'], {'sample_size': None, **configs['unet']}['sample_size']
+    scheduler, (height, width) = configs['scheduler'], unet_config.sides(configs['unet'])
     predicts = {'prediction_type': original_configs.EPSILON, **scheduler}['prediction_type']  # diffusers' default
     if family == 'sdxl':
         # ComfyUI and Forge know an SDXL that predicts v by these tensors alone.
@@ -151,7 +152,7 @@ def write_single_file(
     header = modelspec.build(
         architecture=modelspec.architecture(family, predicts),
         title=path.stem,
-        resolution=sample_size * _reduction(configs) if sample_size else None,
+        resolution=height * _reduction(configs) if height is not None and height == width else None,
         prediction_type=predicts,
         hash_sha256=modelspec.tensor_hash(tensors, dtype),
     )
@@ -245,6 +246,8 @@ def read_single_file(
     for component, known in (configs or {}).items():
         derived[component] = {**derived.get(component, {}), **known}
     prefixes = original_names.prefixes(family).items()
+    networks = {component: derived[component] for component, _ in prefixes}
+    guard.check_networks(derived['model_index']['_class_name'], networks, str(path))
     others = tuple(prefix for component, prefix in prefixes if component not in components)
 
     def wanted(name):

@@ -7,6 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
+import torch
 
 from dreambooth_jax.weights import files
 from dreambooth_jax.weights.errors import WeightsError
@@ -47,6 +49,49 @@ def test_stored_half_precision_is_read_as_float32(tmp_path, dtype):
     found = files.read_tensors(path)['layer.0.weight']
     assert found.dtype == np.float32
     assert np.array_equal(found, tensors['layer.0.weight'].astype(stored.dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    'dtype', [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]
+)
+def test_8_bit_floats_are_widened_as_torch_widens_them(tmp_path, dtype):
+    every_code = torch.arange(256, dtype=torch.uint8).view(dtype).reshape(16, 16)
+    stored = {
+        'every.weight': every_code,
+        'scalar': every_code[2, 3].clone(),
+        'other': torch.ones(3),
+        'ids': torch.arange(3),
+    }
+    path = tmp_path / 'x.safetensors'
+    safetensors.torch.save_file(stored, path, {'title': 'eight'})
+    found = files.read_tensors(path)
+    assert found['every.weight'].dtype == np.float32 and found['scalar'].shape == ()
+    assert all(np.array_equal(found[name], tensor.float().numpy(), equal_nan=True) for name, tensor in stored.items())
+    assert files.read_tensors(path, lambda name: name == 'scalar').keys() == {'scalar'}
+    assert files.read_header(path).shapes['every.weight'] == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ('tensors', 'reason'),
+    [
+        ({'scaled_fp8': torch.ones(2).to(torch.float8_e4m3fn)}, r'scaled 8-bit weights \(it has scaled_fp8\)'),
+        ({'a.scale_weight': torch.ones(1)}, r'scaled 8-bit weights \(it has a.scale_weight\)'),
+        ({'a.weight_scale': torch.ones(1)}, r'scaled 8-bit weights \(it has a.weight_scale\)'),
+        ({'a.weight.absmax': torch.ones(1)}, r'quantised weights \(it has a.weight.absmax\)'),
+        ({'a.weight': torch.ones(2, dtype=torch.int8)}, r'quantised weights \(a.weight is I8\)'),
+        ({'a.weight': torch.ones(2, dtype=torch.uint8)}, r'quantised weights \(a.weight is U8\)'),
+        ({'a.qweight': torch.ones(2, dtype=torch.int32)}, r'quantised weights \(it has a.qweight\)'),
+        ({'a.bias': torch.ones(2, dtype=torch.complex64)}, r'tensors of a type that is not s.* \(a.bias is C64\)'),
+        ({'a': torch.ones(2).to(torch.float8_e8m0fnu)}, r'tensors of a type that is not supported \(a is F8_E8M0\)'),
+    ],
+)
+def test_quantised_weights_are_one_sentence(tmp_path, tensors, reason):
+    path = tmp_path / 'x.safetensors'
+    safetensors.torch.save_file({'b.weight': torch.ones(2), **tensors}, path)
+    for read in (files.read_tensors, files.read_header, files.read_metadata):
+        with pytest.raises(WeightsError, match=f'x.safetensors holds {reason}; give the file whose') as error:
+            read(path)
+        assert one_sentence(error)
 
 
 def test_values_beyond_float16_are_refused_rather_than_made_infinite(tmp_path):
@@ -158,6 +203,11 @@ def broken_index(tmp_path, change):
     [
         (lambda m: m.update({'layer.0.weight': 'm-00009-of-00003.safetensors'}), 'needs m-00009-of-00003.safetensors'),
         (lambda m: m.update({'layer.0.weight': '../secret.safetensors'}), 'names ../secret.safetensors'),
+        (
+            lambda m: m.update({'layer.0.weight': 'm.safetensors.index.json'}),
+            'names m.safetensors.index.json, no .safe',
+        ),
+        (lambda m: m.update({'layer.0.weight': '..'}), 'names .., no .safetensors file beside it'),
         (lambda m: m.pop('layer.0.weight'), r'disagree .*\(layer.0.weight\)'),
         (lambda m: m.update({'layer.9.weight': m['layer.0.weight']}), r'disagree .*\(layer.9.weight\)'),
     ],
@@ -171,7 +221,14 @@ def test_an_index_that_does_not_fit_its_shards_is_one_sentence(tmp_path, change,
 
 def test_an_unreadable_index_is_one_sentence(tmp_path):
     index = tmp_path / 'm.safetensors.index.json'
-    for content in ('{"weight_map": ', '[]', '{}', '{"weight_map": 3}'):
+    for content in (
+        '{"weight_map": ',
+        '[]',
+        '{}',
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": 3, "b": "c"}}',
+        '[' * 10**5,
+    ):
         index.write_text(content)
         with pytest.raises(WeightsError, match='is no readable index of shards') as error:
             files.read_tensors(index)

@@ -213,11 +213,11 @@ def test_unsupported_configuration_is_named(copied):
 
 
 def test_weights_of_another_configuration_list_every_tensor(copied):
-    edit(copied / 'unet' / 'config.json', lambda config: config.update(class_embed_type='timestep'))
+    edit(copied / 'unet' / 'config.json', lambda config: config.update(addition_embed_type=None, layers_per_block=2))
     with pytest.raises(WeightsError, match='diffusion_pytorch_model.safetensors does not fit') as error:
         folders.read_pipeline(copied)
-    assert 'missing: class_embedding.linear_1.weight [64, 16]' in error.value.problems
-    assert len(error.value.problems) == 4
+    assert 'missing: down_blocks.0.resnets.1.conv1.weight [16, 16, 3, 3]' in error.value.problems
+    assert 'unused: add_embedding.norm1.weight [24]' in error.value.problems
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ REPOSITORY = (
 def downloaded(tmp_path, monkeypatch, repository, parts):
     asked = []
 
-    def snapshot(name, *, allow_patterns, ignore_patterns):
+    def snapshot(name, *, allow_patterns, ignore_patterns, revision):
         chosen = list(huggingface_hub.utils.filter_repo_objects(
             repository, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))  # fmt: skip
         for file in chosen:

@@ -1,0 +1,81 @@
+"""How a model was drawn with before: what a run's folder, or the built-in model, says of its own samples."""
+
+import json
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dreambooth_jax.config import (
+    STORYBOOK,
+    STORYBOOK_ENLARGING,
+    STORYBOOK_SAMPLING,
+    SamplesConfig,
+    SettingsError,
+    SuperResolutionConfig,
+    resolve,
+)
+
+
+class RunSettings(typing.NamedTuple):
+    """What is taken where no flag says otherwise; the defaults for models that are no run's.
+
+    Attributes:
+      samples, super_resolution: as the run draws its samples.
+      size: side of the run's pictures, None for the model's own. clip_skip: CLIP's layers that the run leaves out.
+    """
+
+    samples: SamplesConfig
+    super_resolution: SuperResolutionConfig
+    size: int | None
+    clip_skip: int
+
+
+def settings_of(model: str) -> RunSettings:
+    """The settings of the run of train or pretrain in the folder `model`, or of the built-in model.
+
+    Raises: SettingsError, one sentence, if its config.json is damaged.
+    """
+    folder = Path(model).expanduser()
+    path = folder / 'config.json'
+    if model == STORYBOOK:
+        written = {'samples': STORYBOOK_SAMPLING, 'super_resolution': STORYBOOK_ENLARGING}
+    # A pipeline folder may have such a file too, which says nothing of settings.
+    elif path.is_file() and not (folder / 'model_index.json').is_file():
+        written = _read(path)
+    else:
+        written = {}
+    # Pretraining has one stage; its super_resolution and base are no groups of settings.
+    groups = {'samples': {}, 'super_resolution': {}, 'data': {}, 'base': {}}
+    groups |= {
+        name: written[name] for name in groups if name in written and not ('stage' in written and name != 'samples')
+    }
+    for name, group in groups.items():
+        if not isinstance(group, Mapping):
+            raise SettingsError(
+                f'{path} is damaged: its {name} is {group!r} but must be a group of settings; restore it'
+            )
+    size, clip_skip = groups['data'].get('resolution'), groups['base'].get('clip_skip', 0)
+    if size is not None and (type(size) is not int or size < 1):
+        raise SettingsError(f'{path} is damaged: its data.resolution is {size!r}; restore it')
+    if type(clip_skip) is not int or clip_skip < 0:
+        raise SettingsError(f'{path} is damaged: its base.clip_skip is {clip_skip!r}; restore it')
+    try:
+        return RunSettings(
+            resolve(SamplesConfig, groups['samples']),
+            resolve(SuperResolutionConfig, groups['super_resolution']),
+            size,
+            clip_skip,
+        )
+    except SettingsError as error:
+        raise SettingsError(f'{path} is damaged: {error}; restore it') from None
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        written = json.loads(path.read_text('utf-8'))
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f'{path} is no readable JSON ({error})') from None
+    if not isinstance(written, dict):
+        raise SettingsError(f"{path} holds a JSON {type(written).__name__} but must hold a run's settings; restore it")
+    return written

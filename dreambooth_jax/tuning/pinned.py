@@ -1,0 +1,44 @@
+"""Models of the hub change; a run goes on with the commits that it was begun with, which its config.json holds."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from dreambooth_jax.config import DreamBoothConfig
+from dreambooth_jax.generation.cascade import STAGES, Cascade
+from dreambooth_jax.weights import hub
+
+_REVISIONS = {'model': 'model_revision', 'super_resolution_model': 'super_resolution_model_revision'}
+
+
+def read_pinned(config: DreamBoothConfig, workdir: Path) -> tuple[DreamBoothConfig, Cascade]:
+    """The model that a run begins with, or goes on with.
+
+    Args:
+      workdir: of the run; need not exist.
+    Returns: the settings with the commit of each model that came from the hub, and the model. Where the settings ask
+      for no revision, the commit is the one that the run was begun with.
+    Raises: as Cascade.of.
+    """
+    begun = _begun(workdir / 'config.json')
+    for model, revision in _REVISIONS.items():
+        same_model = begun is not None and begun.get(model) == getattr(config, model)
+        if same_model and getattr(config, revision) is None and isinstance(begun.get(revision), str):
+            config = dataclasses.replace(config, **{revision: begun[revision]})
+    cascade = Cascade.of(config)
+    for stage, revision in zip(STAGES, _REVISIONS.values(), strict=True):
+        pipeline = getattr(cascade, stage)
+        commit = hub.commit_of(pipeline.folder) if pipeline is not None else None
+        # A run that was begun without a record keeps none: its settings would not be those it was begun with.
+        if commit is not None and (begun is None or begun.get(revision) is not None):
+            config = dataclasses.replace(config, **{revision: commit})
+    return config, cascade
+
+
+def _begun(path: Path) -> dict[str, Any] | None:
+    try:
+        written = json.loads(path.read_text('utf-8'))
+    except (OSError, ValueError):  # a damaged one is named where the run begins
+        return None
+    return written if isinstance(written, dict) else None

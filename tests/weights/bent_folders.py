@@ -1,0 +1,108 @@
+"""Pipeline folders with one thing bent, and what reading such a folder leads to, without computing anything."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dreambooth_jax.config import SettingsError
+from dreambooth_jax.diffusion import samplers, schedules
+from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade, highest_noise_level
+from dreambooth_jax.stages.text_conditioning import rows_of
+from dreambooth_jax.text.tokenize import TokenizerError
+from dreambooth_jax.weights.errors import WeightsError
+
+ABSENT = 'absent'
+VALUES = (None, 'x', -1, 0, 1, 1.5, [], [8, 12], {}, True, ABSENT)
+
+
+def copied(source: Path, target: Path) -> Path:
+    """The folder with weights as links and everything else as copies, which may be bent."""
+
+    def copy(file, place):
+        (os.link if file.endswith('.safetensors') else shutil.copyfile)(file, place)
+
+    return Path(shutil.copytree(source, target, copy_function=copy))
+
+
+def json_files(folder: Path) -> list[str]:
+    """Names of the configurations that may be bent, the tokenizers' own included."""
+    names = (str(path.relative_to(folder)) for path in sorted(folder.rglob('*.json')))
+    return [name for name in names if not name.endswith(('tokenizer.json', 'added_tokens.json', 'vocab.json'))]
+
+
+def bend(file: Path, key: str, value) -> None:
+    """Sets a key of a JSON file, or takes it out."""
+    content = json.loads(file.read_text())
+    if value == ABSENT:
+        content.pop(key, None)
+    else:
+        content[key] = value
+    file.unlink()
+    file.write_text(json.dumps(content))
+
+
+def cases(folder: Path):
+    """(file, key, value) of everything that can be bent in a folder."""
+    for name in json_files(folder):
+        for key in json.loads((folder / name).read_text()):
+            for value in VALUES:
+                yield name, key, value
+
+
+def outcome(folder: Path, **options) -> str | None:
+    """None if the model can be drawn with, as far as shapes tell; the sentence if it cannot.
+
+    Raises: whatever is no error for people.
+    """
+    try:
+        cascade = Cascade.load(folder, **options)
+        for stage in STAGES:
+            if getattr(cascade, stage) is not None:
+                _draw(cascade, stage)
+    except (WeightsError, SettingsError, TokenizerError) as error:
+        return str(error)
+    return None
+
+
+def _draw(cascade: Cascade, stage: str) -> None:
+    pipeline = getattr(cascade, stage)
+    schedule = schedules.from_config(pipeline.scheduler)
+    for method in ('ddpm', 'ddim', 'dpmsolver++'):
+        assert np.isfinite(np.asarray(jax.tree.leaves(samplers.step_table(schedule, method, 3))[0])).all()
+    conditioning = cascade.conditioning(stage)
+    reader = cascade._reader(stage)
+    encoders = {component: shapes(network.params) for component, network in reader.text_encoders.items()}
+    tokens = conditioning.tokens(['', 'a dog'])
+    for component, network in reader.text_encoders.items():
+        rows = next(
+            v.shape[0]
+            for k, v in network.params.items()
+            if k.endswith(('shared.embedding', 'token_embedding.embedding'))
+        )
+        assert tokens[component]['ids'].max() < rows
+    text = jax.eval_shape(conditioning, encoders, shapes(rows_of(tokens, np.array([1, 1]))))
+    size = cascade.base_size if stage == BASE else cascade.super_resolution_size
+    low = {}
+    if stage != BASE:
+        assert highest_noise_level(pipeline) >= 0 and cascade.factor >= 1
+        low_size = cascade.base_size
+        low = {
+            'low': jax.ShapeDtypeStruct((2, low_size, low_size, 3), 'float32'),
+            'level': jax.ShapeDtypeStruct((2,), 'int32'),
+        }
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    draw = cascade.sampler(stage, 2, 4.0, 'ddim')
+    drawn = jax.eval_shape(draw, shapes(pipeline.unet.params), text, text, keys, **low)
+    if pipeline.vae is not None:
+        params = shapes(pipeline.vae.params)
+        drawn = jax.eval_shape(lambda p, x: pipeline.vae.apply(p, x, method='decode'), params, drawn)
+        jax.eval_shape(lambda p, x: pipeline.vae.apply(p, x, method='encode'), params, drawn)
+    assert drawn.shape == (2, size, size, 3)
+
+
+def shapes(tree):
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(np.shape(array), array.dtype), dict(tree))
