@@ -99,7 +99,10 @@ class Photo:
         if crop not in ('center', 'random'):
             raise ValueError(f"crop must be 'center' or 'random', got {crop!r}")
         target = nearest(*self.image.size, sizes)
-        draw = lambda: _frame(self.path, self.image.size, target, rng if crop == 'random' else None, max_zoom)  # noqa: E731
+
+        def draw() -> _Frame:
+            return _frame(self.path, self.image.size, target, rng if crop == 'random' else None, max_zoom)
+
         frame = draw()
         if self.weights is None:
             picture = frame.apply(self.image, Image.Resampling.LANCZOS)

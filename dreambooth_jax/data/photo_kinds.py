@@ -205,6 +205,10 @@ def _by_content(file: BinaryIO, head: bytes, suffix: str) -> Kind | None:
         return EMPTY
     if head[:4] in _TIFF_HEADS:
         return _tiff_kind(file, head, suffix)
+    if _PPM.match(head):
+        return _readable('PPM', 'PPM')
+    if text := _text_kind(head):  # before signatures that a sentence may start with
+        return text
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
             return _in_archive(head) if signature == b'PK\x03\x04' else kind
@@ -216,9 +220,7 @@ def _by_content(file: BinaryIO, head: bytes, suffix: str) -> Kind | None:
         return _readable('WebP', 'WEBP') if head[8:12] == b'WEBP' else VIDEO
     if head[:2] == b'BM' and len(head) >= 18 and struct.unpack('<I', head[14:18])[0] in _BMP_HEADERS:
         return _readable('BMP', 'BMP')
-    if _PPM.match(head):
-        return _readable('PPM', 'PPM')
-    return _text_kind(head)
+    return None
 
 
 def _boxed(head: bytes) -> Kind:

@@ -208,7 +208,7 @@ def test_a_tiny_mask_is_found_by_every_crop(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'content', 'words'),
     [
-        ('psd', b'8BPS', 'a file with layers (Photoshop), which cannot be read; save it as JPEG or PNG, or'),
+        ('psd', b'8BPS\0\1', 'a file with layers (Photoshop), which cannot be read; save it as JPEG or PNG, or'),
         ('json', b'{}', 'data of another program (captions are read from .txt and .caption files), not a picture'),
         ('png', b'hello', 'named like a photo but is text; replace it or take it out of its folder'),
     ],

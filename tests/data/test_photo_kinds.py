@@ -40,7 +40,7 @@ RAW = {  # bytes and name -> words
     'NEF': (tiff(THUMBNAIL, inner=[WHOLE], order='>'), 'x.nef', 'Nikon NEF'),
     'CR2': (b'II*\0\x10\0\0\0CR\2\0' + bytes(50), 'x', 'Canon CR2'),
     'CR3': (box(b'crx ', b'isom'), 'x', 'Canon CR3'),
-    'RAF': (b'FUJIFILMCCD-RAW 0201', 'x', 'Fujifilm RAF'),
+    'RAF': (b'FUJIFILMCCD-RAW 0201\0\0', 'x', 'Fujifilm RAF'),
     'ORF': (b'IIRO\x08\0\0\0', 'x', 'Olympus ORF'),
     'RW2': (b'IIU\0\x18\0\0\0', 'x', 'Panasonic RW2'),
     'X3F': (b'FOVb' + bytes(9), 'x', 'Sigma X3F'),
@@ -73,6 +73,7 @@ BROKEN_PROMISES = {
 }
 NO_PHOTOS = {
     'notes.md': (b'notes', 'text'),
+    'dds.md': (b'DDS textures are elsewhere', 'text'),
     'bmw.txt': (b'BMW parked in the snow', 'text'),
     'p3.txt': (b'P3 is a gamut of 3 primaries', 'text'),
     'wide.txt': 'a sks dog'.encode('utf-16'),
@@ -85,7 +86,7 @@ NO_PHOTOS = {
     'meta.json': (b'{}', 'data of another program (captions are read from .txt and .caption files)'),
     'dog.npz': (b'PK\3\4' + bytes(60), 'a cache of another program'),
     'photos.zip': (b'PK\3\4' + bytes(60), 'an archive'),
-    'form.pdf': (b'%PDF-1.7', 'a document'),
+    'form.pdf': (b'%PDF-1.7\n%\xe2\xe3\xcf\xd3', 'a document'),
     'Thumbs.db': (b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1' + bytes(20), 'not a picture'),
     'folder.ico': (b'\0\0\1\0\1\0', 'an icon'),
     'nothing': (b'', 'an empty file'),
