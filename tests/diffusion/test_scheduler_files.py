@@ -87,6 +87,13 @@ def test_files_are_drawn_with_step_for_step_as_in_diffusers(monkeypatch, name, s
     assert_close(drawn, trajectory_there(monkeypatch, sampler, theirs, STEPS, channels=channels))
 
 
+def test_a_variance_that_the_file_does_not_name_is_left_out_as_by_the_pipelines_of_diffusers(monkeypatch):
+    config = {**IF_I, 'variance_type': 'fixed_small'}
+    drawn = trajectory_here('ddpm', schedules.from_config(config), STEPS, channels=2 * CHANNELS)
+    theirs = CLASSES['ddpm'].from_config(config)  # to which IFPipeline hands the first half of the channels
+    assert_close(drawn, trajectory_there(monkeypatch, 'ddpm', theirs, STEPS))
+
+
 def test_the_published_file_of_stable_diffusion_starts_where_its_samplers_start():
     schedule = schedules.from_config(SD_1_5)
     assert samplers.timesteps(schedule, 'dpmsolver++', 10)[:3].tolist() == [999, 899, 799]

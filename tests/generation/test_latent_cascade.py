@@ -89,7 +89,6 @@ def differ(one, other):
     ('family', 'sampler', 'negatives'),
     [
         ('sd1', 'ddim', ['']),
-        ('sd1', 'dpmsolver++', [NEGATIVE]),
         ('sd2', 'dpmsolver++', [NEGATIVE]),
         ('sdxl', 'ddim', ['', NEGATIVE]),
     ],

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import types
 
 import numpy as np
 import pytest
@@ -105,8 +104,7 @@ def test_noise_that_the_upscaler_does_not_know_is_refused_before_anything_is_don
 
 
 def test_samples_at_an_unknown_noise_level_are_refused_where_the_upscaler_trains():
-    second = folders.read_pipeline(tiny.folder('upscaler'), components=('unet',))
-    cascade = types.SimpleNamespace(super_resolution=second)
+    cascade = Cascade(tiny.cascade('sd1').base, folders.read_pipeline(tiny.folder('upscaler')))
 
     def check(**settings):
         check_schedules(DreamBoothConfig(super_resolution=SuperResolutionConfig(**settings)), cascade)
