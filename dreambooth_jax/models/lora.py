@@ -9,7 +9,8 @@ base parameters keep their names and the layer types by which weights/ translate
     <path>.lora_b                    f32[rank, out], a 1x1 convolution for both
     <path>.lora_magnitude            f32[out], DoRA's length of each output's kernel
 
-For both kinds of layer the update of the kernel is alpha / rank * A @ B.
+For both kinds of layer the update of the kernel is alpha / rank * A @ B. The kernel of an output that is zero has no
+direction to give a length to: its magnitude does nothing until an update has given it one.
 Source: Hu et al. 2021 (LoRA); Liu et al. 2024 (DoRA, with the norm taken as a constant in the backward pass, section
 4.3); peft 0.21 tuners/lora/layer.py and dora.py.
 """
@@ -55,7 +56,7 @@ class _Adapted:
             return result + update
         bias = 0 if self.bias is None else self.bias[...].astype(result.dtype)
         kernel, a, b = (jax.lax.stop_gradient(p[...]) for p in (self.kernel, self.lora_a, self.lora_b))
-        factor = self.lora_magnitude[...] / _norm(kernel + self.lora_scale * (a @ b))
+        factor = _factor(self.lora_magnitude[...], kernel + self.lora_scale * (a @ b))
         return factor.astype(result.dtype) * (result - bias + update) + bias
 
 
@@ -154,20 +155,28 @@ def separate(params: Params) -> tuple[Params, Params]:
     return adapter, {name: value for name, value in params.items() if name not in adapter}
 
 
-def merge(params: Params, *, rank: int, alpha: float) -> Params:
+def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Params:
     """The parameters of the plain network that computes the same as the adapted one.
 
     Args:
-      params: base and adapters together. rank, alpha: as given to `adapt`.
+      params: base and adapters together. A magnitude may also be f32[..., in, 1], the lengths of the inputs' kernels,
+        as DoRA of other programs has it.
+      rank, alpha: as given to `adapt`.
+      scale: how much of the difference that the adapters make is added, DoRA's magnitudes included: 0 gives the base
+        parameters, 0.5 what lies half-way. ComfyUI's strength is this; peft scales A @ B alone.
     Returns: the base parameters, kernels with their update, computed in f32.
     """
     adapter, merged = separate(params)
     for path in (_owner(name)[0] for name in adapter if _owner(name)[1] == A):
         kernel = merged[f'{path}.kernel']
         a, b = (jnp.asarray(adapter[f'{path}.{part}'], jnp.float32) for part in (A, B))
-        new = kernel + alpha / rank * jnp.matmul(a, b, precision='highest')
+        update = alpha / rank * jnp.matmul(a, b, precision='highest')
         if f'{path}.{MAGNITUDE}' in adapter:
-            new = new * (adapter[f'{path}.{MAGNITUDE}'] / _norm(new))
+            new = kernel + update
+            new = new * _factor(jnp.asarray(adapter[f'{path}.{MAGNITUDE}']), new)
+            new = new if scale == 1 else kernel + scale * (new - kernel)
+        else:
+            new = kernel + scale * update
         merged[f'{path}.kernel'] = new.astype(kernel.dtype)
     return merged
 
@@ -187,6 +196,16 @@ def _start_of_a(key, shape):
 def _norm(kernel):
     """f32[out], the length of every output's part of a kernel f[..., out]."""
     return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=tuple(range(kernel.ndim - 1))))
+
+
+def _factor(magnitude, kernel):
+    """What a kernel is multiplied by to have these lengths; 1 where it is zero, so that B still has a gradient there.
+
+    Args:
+      magnitude: f32[out], or f32[..., in, 1] of the inputs.
+    """
+    norm = _norm(kernel) if magnitude.ndim == 1 else _norm(jnp.swapaxes(kernel, -1, -2))[:, None]
+    return jnp.where(norm > 0, magnitude / jnp.where(norm > 0, norm, 1), 1)
 
 
 def _matching(targets, names, network):
