@@ -31,12 +31,13 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     from dreambooth_jax.stages import instance_pictures
     from dreambooth_jax.training import placement, run
     from dreambooth_jax.tuning import pictures, plan, textual_inversion
-    from dreambooth_jax.tuning.stage import check_noise_levels, tune
+    from dreambooth_jax.tuning.stage import check_lora_targets, check_noise_levels, tune
     from dreambooth_jax.weights import folders
     from dreambooth_jax.weights.textual_inversion import FILE as LEARNED_EMBEDS
 
     original = Cascade.of(config)
     check_noise_levels(config, original)
+    check_lora_targets(config, original)
     cascade = textual_inversion.with_word(
         original, config.textual_inversion, dtype=compute_dtype(config.parallel.dtype), seed=config.seed)  # fmt: skip
     if _DRY_RUN.value:

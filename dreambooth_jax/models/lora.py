@@ -108,13 +108,9 @@ def adapt(
         raise ValueError(f"LoRA's rank is {rank!r} but must be a positive integer.")
     if not (isinstance(alpha, (int, float)) and 0 < alpha < math.inf):
         raise ValueError(f"LoRA's alpha is {alpha!r} but must be a positive number.")
-    modules = dict(nnx.iter_modules(model))
-    paths = {
-        '.'.join(map(str, path)): path
-        for path, module in modules.items()
-        if path and isinstance(module, (nnx.Linear, nnx.Conv))
-    }
-    for name in _matching(targets, tuple(paths), type(model).__name__):
+    modules, paths = dict(nnx.iter_modules(model)), _layers(model)
+    check_targets({type(model).__name__: model}, targets)
+    for name in (name for name in paths if any(re.fullmatch(target, name) for target in targets)):
         *owner, last = paths[name]
         layer, owner = modules[paths[name]], modules[tuple(owner)]
         _check(name, layer)
@@ -124,6 +120,41 @@ def adapt(
         else:
             setattr(owner, last, adapted)
     return model
+
+
+def matching(model: nnx.Module, targets: Sequence[str] = ATTENTION_PROJECTIONS) -> tuple[str, ...]:
+    """Those of the targets that match a layer of a network.
+
+    Args:
+      targets: as of `adapt`.
+    Raises: ValueError, one sentence, for one that is no regular expression.
+    """
+    if isinstance(targets, str) or not targets:
+        raise ValueError(f"LoRA's targets is {targets!r} but must be a list of regular expressions of layer paths.")
+    paths, found = tuple(_layers(model)), []
+    for target in targets:
+        try:
+            found += [target] if any(re.fullmatch(target, path) for path in paths) else []
+        except re.error as error:
+            raise ValueError(f"LoRA's target {target!r} is no regular expression: {error}.") from None
+    return tuple(found)
+
+
+def check_targets(networks: Mapping[str, nnx.Module], targets: Sequence[str] = ATTENTION_PROJECTIONS) -> None:
+    """Whether every target matches a layer of one of several networks, of which others may have none.
+
+    Args:
+      networks: {what to call it: network}. targets: as of `adapt`.
+    Raises: ValueError, one sentence, for a target that matches in none of them or is no regular expression.
+    """
+    found = {target for model in networks.values() for target in matching(model, targets)}
+    for target in targets:
+        if target not in found:
+            paths = [path for model in networks.values() for path in _layers(model)]
+            raise ValueError(
+                f"LoRA's target {target!r} matches no linear or convolution layer of {' or '.join(networks)}; it must "
+                f'match a whole path, such as {", ".join(_near(target, paths))}.'
+            )
 
 
 def init_adapter(shapes: Mapping[str, jax.ShapeDtypeStruct], base: Params, *, rngs: nnx.Rngs | Keys) -> Params:
@@ -208,22 +239,13 @@ def _factor(magnitude, kernel):
     return jnp.where(norm > 0, magnitude / jnp.where(norm > 0, norm, 1), 1)
 
 
-def _matching(targets, names, network):
-    if isinstance(targets, str) or not targets:
-        raise ValueError(f"LoRA's targets is {targets!r} but must be a list of regular expressions of layer paths.")
-    matching = set()
-    for target in targets:
-        try:
-            found = [name for name in names if re.fullmatch(target, name)]
-        except re.error as error:
-            raise ValueError(f"LoRA's target {target!r} is no regular expression: {error}.") from None
-        if not found:
-            raise ValueError(
-                f"LoRA's target {target!r} matches no linear or convolution layer of {network}; it must match a whole "
-                f'path, such as {", ".join(_near(target, names))}.'
-            )
-        matching.update(found)
-    return [name for name in names if name in matching]
+def _layers(model: nnx.Module) -> dict[str, tuple]:
+    """Dotted path -> path of every layer that may have an adapter."""
+    return {
+        '.'.join(map(str, path)): path
+        for path, module in nnx.iter_modules(model)
+        if path and isinstance(module, (nnx.Linear, nnx.Conv))
+    }
 
 
 def _near(target: str, names) -> list[str]:

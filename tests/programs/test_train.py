@@ -296,11 +296,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(program
         ('--config.base.steps=-1', 'config.base.steps must be >= 0, got -1'),
         ('--config.model=nowhere', "model 'nowhere' is not there"),
         ('--config.data.instance_dir=nowhere', 'the folder nowhere does not exist'),
+        ('--config.lora.rank=2 --config.lora.targets=("to_p",)', (
+            "config.lora: LoRA's target 'to_p' matches no linear or convolution layer of unet of the base stage; it "
+            'must match a whole path, such as ')),
         ('--config.base.stepps=1', 'config.base.stepps is not a known setting; did you mean config.base.steps?'),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_written(program, config, tmp_path, argument, sentence):
     run = tmp_path / 'run'
-    ended = program('train', f'--config={config}', f'--workdir={run}', argument)
+    ended = program('train', f'--config={config}', f'--workdir={run}', *argument.split())
     assert ended.code == 1 and sentence in ended.error
     assert not run.exists()
