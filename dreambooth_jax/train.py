@@ -33,7 +33,6 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     from dreambooth_jax.tuning import pictures, plan, textual_inversion
     from dreambooth_jax.tuning.stage import check_lora_targets, check_noise_levels, tune
     from dreambooth_jax.weights import folders
-    from dreambooth_jax.weights.textual_inversion import FILE as LEARNED_EMBEDS
 
     original = Cascade.of(config)
     check_noise_levels(config, original)
@@ -61,7 +60,7 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
             print(f'stopped in the {name} stage, saved; start the same command again to go on')
             return
     if jax.process_index() == 0:
-        textual_inversion.write_learned(cascade, workdir / LEARNED_EMBEDS)
+        textual_inversion.write_learned(cascade, workdir)
     if config.export and jax.process_index() == 0:
         folders.write_pipeline(cascade.base, workdir / 'model', super_resolution=cascade.super_resolution)
         print(f'trained model: {workdir / "model"}; samples: {workdir / "samples"}')

@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from dreambooth_jax.config import LoraConfig, SettingsError
+from dreambooth_jax.generation.new_words import NewRows
 from dreambooth_jax.models import functional, lora
-from dreambooth_jax.tuning.textual_inversion import NewRows
 from dreambooth_jax.weights.pipeline import Pipeline, abstract_network
 
 Components = dict[str, dict[str, Any]]

@@ -9,7 +9,7 @@ import transformers
 from safetensors.torch import load_file
 
 from dreambooth_jax.weights import files
-from dreambooth_jax.weights.textual_inversion import FILE, read_textual_inversion, write_textual_inversion
+from dreambooth_jax.weights.textual_inversion import file_name, read_textual_inversion, write_textual_inversion
 from tests.weights import tiny_lora_hosts
 
 ROWS = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
@@ -23,11 +23,11 @@ def tokenizer():
 
 @pytest.mark.parametrize('rows', [ROWS, ROWS[0]])
 def test_diffusers_loads_the_token(rows, tmp_path):
-    write_textual_inversion(tmp_path / FILE, '<dog>', {'text_encoder': rows})
+    write_textual_inversion(tmp_path / file_name('<dog>'), '<dog>', {'text_encoder': rows})
     text_encoder = copy.deepcopy(tiny_lora_hosts.networks()['text_encoder'])
     pipeline = tiny_lora_hosts.pipeline({**tiny_lora_hosts.networks(), 'text_encoder': text_encoder})
     pipeline.register_modules(tokenizer=tokenizer())
-    pipeline.load_textual_inversion(str(tmp_path))
+    pipeline.load_textual_inversion(str(tmp_path), weight_name='dog.safetensors')
     tokens = ['<dog>', '<dog>_1'][: rows.size // 16]
     ids = pipeline.tokenizer.convert_tokens_to_ids(tokens)
     table = text_encoder.get_input_embeddings().weight.detach().numpy()
