@@ -213,8 +213,8 @@ class LoraConfig(Settings):
     rank: int | None = setting(None, '> 0')
     # The adapters' output is multiplied by alpha / rank. None: as rank, a factor of 1.
     alpha: float | None = setting(None, '> 0')
-    # Which layers, as regular expressions of whole dotted paths such as '.*attn2\.to_k'; convolutions too. Empty: the
-    # attention projections.
+    # Which layers, as regular expressions of whole dotted paths such as '.*attn2\.to_k'; convolutions too. Each must
+    # match in one of the networks that train. Empty: the attention projections.
     targets: tuple[str, ...] = ()
     # Learn the length of every output's kernel as well (DoRA, Liu et al. 2024).
     dora: bool = False

@@ -51,6 +51,7 @@ _SECOND_REVISION = flags.DEFINE_string('super_resolution_model_revision', None, 
 _LORA = flags.DEFINE_multi_string('lora', [], 'LoRA file that was trained on the model; may be given several times.')
 _LORA_SCALE = flags.DEFINE_multi_float('lora_scale', [], 'Strength of each --lora, in their order; else 1.')
 _SECOND_LORA = flags.DEFINE_multi_string('super_resolution_lora', [], 'The same for the second stage.')
+_EMBEDDING = flags.DEFINE_multi_string('embedding', [], 'Textual inversion, whose word prompts may hold; repeatable.')
 _PREDICTION_TYPE = flags.DEFINE_enum(
     'model_prediction_type', None, typing.get_args(PredictionType), 'What the model predicts; else what it says.'
 )
@@ -63,6 +64,7 @@ def main(argv) -> None:
 
     from dreambooth_jax.generation.adapters import with_lora
     from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
+    from dreambooth_jax.generation.new_words import with_embedding
     from dreambooth_jax.generation.run_settings import settings_of
     from dreambooth_jax.watching import grids
 
@@ -84,6 +86,8 @@ def main(argv) -> None:
         cascade = with_lora(cascade, path, scale)
     for path in _SECOND_LORA.value:
         cascade = with_lora(cascade, path, stage=SUPER_RESOLUTION)
+    for path in _EMBEDDING.value:
+        cascade = with_embedding(cascade, path, [*prompts, _NEGATIVE.value])
     output.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
     pictures = cascade.generate(
         prompts,

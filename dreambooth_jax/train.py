@@ -31,12 +31,12 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     from dreambooth_jax.stages import instance_pictures
     from dreambooth_jax.training import placement, run
     from dreambooth_jax.tuning import pictures, pinned, plan, textual_inversion
-    from dreambooth_jax.tuning.stage import check_schedules, tune
+    from dreambooth_jax.tuning.stage import check_lora_targets, check_schedules, tune
     from dreambooth_jax.weights import folders
-    from dreambooth_jax.weights.textual_inversion import FILE as LEARNED_EMBEDS
 
     config, original = pinned.read_pinned(config, workdir)
     check_schedules(config, original)
+    check_lora_targets(config, original)
     cascade = textual_inversion.with_word(
         original, config.textual_inversion, dtype=compute_dtype(config.parallel.dtype), seed=config.seed)  # fmt: skip
     instance = pictures.read_instance(config, cascade)
@@ -60,7 +60,7 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
             print(f'stopped in the {name} stage, saved; start the same command again to go on')
             return
     if jax.process_index() == 0:
-        textual_inversion.write_learned(cascade, workdir / LEARNED_EMBEDS)
+        textual_inversion.write_learned(cascade, workdir)
     if config.export and jax.process_index() == 0:
         folders.write_pipeline(cascade.base, workdir / 'model', super_resolution=cascade.super_resolution)
         print(f'trained model: {workdir / "model"}; samples: {workdir / "samples"}')

@@ -14,7 +14,7 @@ def with_lora(cascade: Cascade, path: str | os.PathLike, scale: float = 1.0, sta
 
     Args:
       path: of a LoRA file in any format that lora_files.read_lora reads.
-      scale: factor on the adapters' output; 0 draws as without them, less than 0 away from them.
+      scale: factor on the difference that the adapters make; 0 draws as without them, less than 0 away from them.
       stage: whose networks the file is for.
     Raises: WeightsError for a file that is no LoRA of this model; SettingsError if the cascade has no such stage.
     """
@@ -25,7 +25,7 @@ def with_lora(cascade: Cascade, path: str | os.PathLike, scale: float = 1.0, sta
     networks = {name: network for name in adapted if name != 'vae' and (network := getattr(pipeline, name))}
     adapter = read_lora(path, {name: network.params for name, network in networks.items()})
     merged = {
-        name: lora.merge({**networks[name].params, **params}, rank=adapter.rank, alpha=adapter.alpha * scale)
+        name: lora.merge({**networks[name].params, **params}, rank=adapter.rank, alpha=adapter.alpha, scale=scale)
         for name, params in adapter.params.items()
     }
     return cascade.with_params(**{name if stage == BASE else f'{stage}_{name}': new for name, new in merged.items()})

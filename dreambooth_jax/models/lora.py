@@ -9,7 +9,8 @@ base parameters keep their names and the layer types by which weights/ translate
     <path>.lora_b                    f32[rank, out], a 1x1 convolution for both
     <path>.lora_magnitude            f32[out], DoRA's length of each output's kernel
 
-For both kinds of layer the update of the kernel is alpha / rank * A @ B.
+For both kinds of layer the update of the kernel is alpha / rank * A @ B. The kernel of an output that is zero has no
+direction to give a length to: its magnitude does nothing until an update has given it one.
 Source: Hu et al. 2021 (LoRA); Liu et al. 2024 (DoRA, with the norm taken as a constant in the backward pass, section
 4.3); peft 0.21 tuners/lora/layer.py and dora.py.
 """
@@ -55,7 +56,7 @@ class _Adapted:
             return result + update
         bias = 0 if self.bias is None else self.bias[...].astype(result.dtype)
         kernel, a, b = (jax.lax.stop_gradient(p[...]) for p in (self.kernel, self.lora_a, self.lora_b))
-        factor = self.lora_magnitude[...] / _norm(kernel + self.lora_scale * (a @ b))
+        factor = _factor(self.lora_magnitude[...], kernel + self.lora_scale * (a @ b))
         return factor.astype(result.dtype) * (result - bias + update) + bias
 
 
@@ -107,13 +108,9 @@ def adapt(
         raise ValueError(f"LoRA's rank is {rank!r} but must be a positive integer.")
     if not (isinstance(alpha, (int, float)) and 0 < alpha < math.inf):
         raise ValueError(f"LoRA's alpha is {alpha!r} but must be a positive number.")
-    modules = dict(nnx.iter_modules(model))
-    paths = {
-        '.'.join(map(str, path)): path
-        for path, module in modules.items()
-        if path and isinstance(module, (nnx.Linear, nnx.Conv))
-    }
-    for name in _matching(targets, tuple(paths), type(model).__name__):
+    modules, paths = dict(nnx.iter_modules(model)), _layers(model)
+    check_targets({type(model).__name__: model}, targets)
+    for name in (name for name in paths if any(re.fullmatch(target, name) for target in targets)):
         *owner, last = paths[name]
         layer, owner = modules[paths[name]], modules[tuple(owner)]
         _check(name, layer)
@@ -123,6 +120,41 @@ def adapt(
         else:
             setattr(owner, last, adapted)
     return model
+
+
+def matching(model: nnx.Module, targets: Sequence[str] = ATTENTION_PROJECTIONS) -> tuple[str, ...]:
+    """Those of the targets that match a layer of a network.
+
+    Args:
+      targets: as of `adapt`.
+    Raises: ValueError, one sentence, for one that is no regular expression.
+    """
+    if isinstance(targets, str) or not targets:
+        raise ValueError(f"LoRA's targets is {targets!r} but must be a list of regular expressions of layer paths.")
+    paths, found = tuple(_layers(model)), []
+    for target in targets:
+        try:
+            found += [target] if any(re.fullmatch(target, path) for path in paths) else []
+        except re.error as error:
+            raise ValueError(f"LoRA's target {target!r} is no regular expression: {error}.") from None
+    return tuple(found)
+
+
+def check_targets(networks: Mapping[str, nnx.Module], targets: Sequence[str] = ATTENTION_PROJECTIONS) -> None:
+    """Whether every target matches a layer of one of several networks, of which others may have none.
+
+    Args:
+      networks: {what to call it: network}. targets: as of `adapt`.
+    Raises: ValueError, one sentence, for a target that matches in none of them or is no regular expression.
+    """
+    found = {target for model in networks.values() for target in matching(model, targets)}
+    for target in targets:
+        if target not in found:
+            paths = [path for model in networks.values() for path in _layers(model)]
+            raise ValueError(
+                f"LoRA's target {target!r} matches no linear or convolution layer of {' or '.join(networks)}; it must "
+                f'match a whole path, such as {", ".join(_near(target, paths))}.'
+            )
 
 
 def init_adapter(shapes: Mapping[str, jax.ShapeDtypeStruct], base: Params, *, rngs: nnx.Rngs | Keys) -> Params:
@@ -154,20 +186,28 @@ def separate(params: Params) -> tuple[Params, Params]:
     return adapter, {name: value for name, value in params.items() if name not in adapter}
 
 
-def merge(params: Params, *, rank: int, alpha: float) -> Params:
+def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Params:
     """The parameters of the plain network that computes the same as the adapted one.
 
     Args:
-      params: base and adapters together. rank, alpha: as given to `adapt`.
+      params: base and adapters together. A magnitude may also be f32[..., in, 1], the lengths of the inputs' kernels,
+        as DoRA of other programs has it.
+      rank, alpha: as given to `adapt`.
+      scale: how much of the difference that the adapters make is added, DoRA's magnitudes included: 0 gives the base
+        parameters, 0.5 what lies half-way. ComfyUI's strength is this; peft scales A @ B alone.
     Returns: the base parameters, kernels with their update, computed in f32.
     """
     adapter, merged = separate(params)
     for path in (_owner(name)[0] for name in adapter if _owner(name)[1] == A):
         kernel = merged[f'{path}.kernel']
         a, b = (jnp.asarray(adapter[f'{path}.{part}'], jnp.float32) for part in (A, B))
-        new = kernel + alpha / rank * jnp.matmul(a, b, precision='highest')
+        update = alpha / rank * jnp.matmul(a, b, precision='highest')
         if f'{path}.{MAGNITUDE}' in adapter:
-            new = new * (adapter[f'{path}.{MAGNITUDE}'] / _norm(new))
+            new = kernel + update
+            new = new * _factor(jnp.asarray(adapter[f'{path}.{MAGNITUDE}']), new)
+            new = new if scale == 1 else kernel + scale * (new - kernel)
+        else:
+            new = kernel + scale * update
         merged[f'{path}.kernel'] = new.astype(kernel.dtype)
     return merged
 
@@ -189,22 +229,23 @@ def _norm(kernel):
     return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=tuple(range(kernel.ndim - 1))))
 
 
-def _matching(targets, names, network):
-    if isinstance(targets, str) or not targets:
-        raise ValueError(f"LoRA's targets is {targets!r} but must be a list of regular expressions of layer paths.")
-    matching = set()
-    for target in targets:
-        try:
-            found = [name for name in names if re.fullmatch(target, name)]
-        except re.error as error:
-            raise ValueError(f"LoRA's target {target!r} is no regular expression: {error}.") from None
-        if not found:
-            raise ValueError(
-                f"LoRA's target {target!r} matches no linear or convolution layer of {network}; it must match a whole "
-                f'path, such as {", ".join(_near(target, names))}.'
-            )
-        matching.update(found)
-    return [name for name in names if name in matching]
+def _factor(magnitude, kernel):
+    """What a kernel is multiplied by to have these lengths; 1 where it is zero, so that B still has a gradient there.
+
+    Args:
+      magnitude: f32[out], or f32[..., in, 1] of the inputs.
+    """
+    norm = _norm(kernel) if magnitude.ndim == 1 else _norm(jnp.swapaxes(kernel, -1, -2))[:, None]
+    return jnp.where(norm > 0, magnitude / jnp.where(norm > 0, norm, 1), 1)
+
+
+def _layers(model: nnx.Module) -> dict[str, tuple]:
+    """Dotted path -> path of every layer that may have an adapter."""
+    return {
+        '.'.join(map(str, path)): path
+        for path, module in nnx.iter_modules(model)
+        if path and isinstance(module, (nnx.Linear, nnx.Conv))
+    }
 
 
 def _near(target: str, names) -> list[str]:

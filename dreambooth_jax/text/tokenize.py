@@ -155,7 +155,7 @@ class Tokenizer:
         """The text that is really tokenized."""
         prompt = prompt.lower().strip() if self.kind == 't5' else prompt
         for alone, tokens in self._words:
-            prompt = re.sub(alone, lambda _, tokens=tokens: tokens, prompt)
+            prompt = re.sub(alone, lambda _, tokens=tokens: tokens, prompt, flags=re.IGNORECASE)
         return prompt
 
     def __call__(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,14 +2,15 @@
 
     diffusers     a pipeline folder, the second stage inside it
     single_file   the original layout of Stable Diffusion
-    lora_peft     the adapters alone, for diffusers and ComfyUI
-    lora_kohya    the adapters alone, for AUTOMATIC1111 and kohya too
+    lora_peft     the adapters alone, for diffusers and PEFT
+    lora_kohya    the adapters alone, for ComfyUI, AUTOMATIC1111, Forge, kohya and OneTrainer; diffusers reads it too
 
 In the last three, the second stage has a file of its own beside that of the first, x.super_resolution.safetensors, and
-so has the new word of textual inversion, x.learned_embeds.safetensors: other programs' token tables have their length.
+so has the new word of textual inversion, sks-dog.safetensors: other programs' token tables have their length.
 """
 
 import functools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,19 @@ from dreambooth_jax.models.lora import B
 from dreambooth_jax.text.prompts import identifier_and_class
 from dreambooth_jax.tuning import textual_inversion
 from dreambooth_jax.tuning.trained import Trained
-from dreambooth_jax.weights import files, folders, lora_files, modelspec, original_configs, single_file
+from dreambooth_jax.weights import (
+    files,
+    folders,
+    lora_files,
+    lora_names,
+    modelspec,
+    original_configs,
+    single_file,
+)
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_files import Adapter
 from dreambooth_jax.weights.pipeline import COMPONENTS, Pipeline, network_tensors
-from dreambooth_jax.weights.textual_inversion import FILE as LEARNED_EMBEDS
+from dreambooth_jax.weights.textual_inversion import file_name
 
 SINGLE_FILE = 'single_file'
 _XL = 'StableDiffusionXLPipeline'
@@ -59,15 +68,43 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
         )
     else:
         written = _write_adapters
+    _check_place_of_word(trained.cascade, output)
     lines = [
         f'{path} holds {count} tensors, read back and equal'
         for path, count in written(trained, format, output, dtype)
     ]  # fmt: skip
-    learned = output.with_suffix(f'.{LEARNED_EMBEDS}')
-    if textual_inversion.write_learned(trained.cascade, learned, dtype):
-        word = trained.config.textual_inversion.token
-        lines.append(f'{learned} holds the new word {word}, read back and equal; some programs call it by the file')
+    learned = textual_inversion.write_learned(trained.cascade, output.parent, dtype)
+    if learned:
+        word = trained.cascade.base.added_tokens[0]
+        lines.append(
+            f'{learned} holds the new word {word}, read back and equal; ComfyUI calls it embedding:{learned.stem}, '
+            f'AUTOMATIC1111 {learned.stem}'
+        )
     return lines
+
+
+def _check_place_of_word(cascade: Cascade, output: Path) -> None:
+    """Whether the file of a new word may be written beside `output`.
+
+    Raises: SettingsError if it would be one of this export's, or replace a file of anything else.
+    """
+    if not cascade.base.added_tokens:
+        return
+    word = cascade.base.added_tokens[0]
+    place = output.parent / file_name(word)
+    if place in [_file_of(output, stage) for stage in STAGES]:
+        raise SettingsError(f'--output={output} is where the new word {word} goes; choose another name')
+    if not place.exists():
+        return
+    try:
+        same = files.read_metadata(place).get('token') == word
+    except WeightsError:
+        same = False
+    if not same:
+        raise SettingsError(
+            f'{place} is where the new word {word} goes, but holds something else; move it, or choose another folder '
+            f'for --output'
+        )
 
 
 def _file_of(output: Path, stage: str) -> Path:
@@ -101,7 +138,18 @@ def _write_adapters(trained: Trained, format: str, output: Path, dtype: str):
         metadata = _metadata(trained, stage, format)
         lora_files.write_lora(
             path, adapter, format, sdxl=pipeline.class_name == _XL, dtype=dtype, metadata=metadata)  # fmt: skip
+        if format == lora_files.KOHYA:
+            _warn_of_dropped_layers(path, adapter)
         yield path, _compare_adapter(pipeline, adapter, path, dtype)
+
+
+def _warn_of_dropped_layers(path: Path, adapter: Adapter) -> None:
+    layers = dict.fromkeys(name.rpartition('.')[0] for name in adapter.params.get('unet', ()))
+    dropped = [layer for layer in layers if lora_names.UNKNOWN_TO_KOHYA.fullmatch(layer)]
+    if dropped:
+        logging.warning(
+            "%s holds adapters of %s, which kohya's own scripts leave out without a word; ComfyUI, AUTOMATIC1111, "
+            'Forge, OneTrainer and diffusers read them', path, ', '.join(dropped))  # fmt: skip
 
 
 def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
@@ -116,7 +164,8 @@ def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
     prompts = dict.fromkeys(concept.instance_prompt for concept in config.concepts())
     # As kohya's trainer says it: SDXL's files and whole models keep the original names, other adapters diffusers'.
     as_diffusers = format != SINGLE_FILE and not (format == lora_files.KOHYA and family == 'sdxl')
-    return modelspec.build(
+    more = modelspec.kohya_version(family, predicts) if format == lora_files.KOHYA else {}
+    return more | modelspec.build(
         architecture=modelspec.architecture(family, predicts, None if format == SINGLE_FILE else modelspec.LORA),
         title=f'{trained.name}: {", ".join(prompts)}',
         implementation=modelspec.DIFFUSERS_IMPLEMENTATION if as_diffusers else modelspec.ORIGINAL_IMPLEMENTATION,

@@ -1,6 +1,7 @@
 """One stage of a DreamBooth run: the pipeline's networks, its pictures, loss and optimiser, joined and trained."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.data.table import Table, shrink_masks
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.generation.sample_grid import SampleGrid
-from dreambooth_jax.models import vae
+from dreambooth_jax.models import lora, vae
 from dreambooth_jax.stages import latent
 from dreambooth_jax.stages.pixel import Objective, PixelStage
 from dreambooth_jax.stages.stage import Stage
@@ -23,9 +24,9 @@ from dreambooth_jax.stages.teacher import Teacher
 from dreambooth_jax.training import fit, optimizer
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.tuning import textual_inversion
-from dreambooth_jax.tuning.trainable import Trainable, make_trainable, stored
+from dreambooth_jax.tuning.trainable import Trainable, lora_targets, make_trainable, stored
 from dreambooth_jax.weights import noise_schedules
-from dreambooth_jax.weights.pipeline import Pipeline, in_float32
+from dreambooth_jax.weights.pipeline import Pipeline, abstract_network, in_float32
 
 NEW_ROWS_LEARNING_RATE = 5e-4  # of textual inversion: diffusers' examples/textual_inversion
 
@@ -67,6 +68,35 @@ def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
                 f'config.super_resolution.{name} is {getattr(settings, name)} but {second.name} knows the levels 0 to '
                 f'{highest}; lower it'
             )
+
+
+def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
+    """Before anything is drawn or trained: whether every LoRA target has a layer in a network that trains.
+
+    Warns (logging) of networks that are to train and have none: they stay as they are.
+    Raises: SettingsError for a target without a layer, and for a stage in which nothing would train.
+    """
+    if config.lora.rank is None:
+        return
+    dtype, trained = compute_dtype(config.parallel.dtype), {}
+    for name in STAGES:
+        pipeline = getattr(cascade, name)
+        if pipeline is None or not getattr(config, name).steps:
+            continue
+        models = {
+            f'{component} of the {name} stage': abstract_network(component, getattr(pipeline, component).config, dtype)
+            for component in trained_components(config, name, cascade)
+        }
+        for network, targets in lora_targets(config.lora, models).items():
+            if not targets:
+                logging.warning('the %s is not trained: config.lora.targets %s has no layer of it', network,
+                                config.lora.targets)  # fmt: skip
+        trained |= models
+    if trained:
+        try:
+            lora.check_targets(trained, config.lora.targets or lora.ATTENTION_PROJECTIONS)
+        except ValueError as error:
+            raise SettingsError(f'config.lora: {error}') from None
 
 
 def make_stage(

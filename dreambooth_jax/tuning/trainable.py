@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from dreambooth_jax.config import LoraConfig, SettingsError
+from dreambooth_jax.generation.new_words import NewRows
 from dreambooth_jax.models import functional, lora
-from dreambooth_jax.tuning.textual_inversion import NewRows
 from dreambooth_jax.weights.pipeline import Pipeline, abstract_network
 
 Components = dict[str, dict[str, Any]]
@@ -74,28 +74,38 @@ def make_trainable(
     """The networks of a pipeline, those named by `components` made ready to train.
 
     Args:
-      settings: adapters, or with rank None the whole networks.
+      settings: adapters, or with rank None the whole networks. A network in which no target matches stays as it is.
       new_rows: text encoder -> rows that train as well, whether or not it is named.
       dtype: of the compute. remat: compute activations again in the backward pass instead of keeping them (the UNet's).
       seed: of the adapters' start.
-    Raises: SettingsError for targets that a network does not have.
+    Raises: SettingsError for targets that none of these networks has.
     """
     new_rows = dict(new_rows or {})
     apply, params, frozen, start = {}, {}, {}, {}
-    for place, component in enumerate(dict.fromkeys(('unet', *components, *new_rows))):
+    models = {
+        component: abstract_network(component, getattr(pipeline, component).config, dtype,
+                                    **({'remat': remat} if component == 'unet' else {}))
+        for component in dict.fromkeys(('unet', *components, *new_rows))
+    }  # fmt: skip
+    targets = {}
+    if settings.rank is not None:
+        targets = lora_targets(settings, {component: models[component] for component in components})
+        if not any(targets.get(component) for component in components if component != 'unet') and not new_rows:
+            models = {'unet': models['unet']}  # prompts are read once
+    for place, (component, model) in enumerate(models.items()):
         network = getattr(pipeline, component)
-        options = {'remat': remat} if component == 'unet' else {}
-        model = abstract_network(component, network.config, dtype, **options)
-        adapted = component in components and settings.rank is not None
-        apply[component], shapes = functional.split(_adapted(model, settings) if adapted else model)
+        adapted = bool(targets.get(component))
+        whole = component in components and settings.rank is None
+        apply[component], shapes = functional.split(
+            _adapted(model, settings, targets[component]) if adapted else model)  # fmt: skip
         start[component] = network.params
         trained = {}
         if adapted:
             rngs = functional.Keys(jax.random.key(seed + place))
             trained = jax.tree.map(np.asarray, lora.init_adapter(shapes, network.params, rngs=rngs))
-        elif component in components:
+        elif whole:
             trained = dict(network.params)
-        if adapted or component not in components:
+        if not whole:
             frozen[component] = stored(network.params, dtype)
         if component in new_rows:
             rows = new_rows[component]
@@ -105,13 +115,29 @@ def make_trainable(
     return Trainable(apply, params, frozen, start, settings if settings.rank is not None else None, new_rows)
 
 
-def _adapted(model, settings: LoraConfig):
-    options = {'rank': settings.rank, 'alpha': settings.scale_alpha, 'dora': settings.dora}
-    options |= {'targets': settings.targets} if settings.targets else {}
+def _adapted(model, settings: LoraConfig, targets):
+    options = {'rank': settings.rank, 'alpha': settings.scale_alpha, 'dora': settings.dora, 'targets': targets}
     try:
         return nnx.eval_shape(lambda model: lora.adapt(model, rngs=functional.Keys(0), **options), model)
     except ValueError as error:
         raise SettingsError(f'config.lora: {error}') from None
+
+
+def lora_targets(settings: LoraConfig, models: Mapping[str, nnx.Module]) -> dict[str, tuple[str, ...]]:
+    """The targets that each of some networks has; a target that none of them has may be meant for another stage.
+
+    Args:
+      models: {component: network} of those that are to train; empty if none is.
+    Raises: SettingsError if no target matches in any of them.
+    """
+    targets = settings.targets or lora.ATTENTION_PROJECTIONS
+    try:
+        found = {component: lora.matching(model, targets) for component, model in models.items()}
+        if found and not any(found.values()):
+            lora.check_targets(models, targets)
+    except ValueError as error:
+        raise SettingsError(f'config.lora: {error}') from None
+    return found
 
 
 def stored(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:

@@ -1,16 +1,22 @@
-"""Files of LoRA adapters: `lora_peft`, for diffusers and ComfyUI, and `lora_kohya`, for AUTOMATIC1111 and kohya too.
+"""Files of LoRA adapters: `lora_peft`, for diffusers and PEFT, and `lora_kohya`, for everything else that draws.
 
     lora_peft    unet.<path>.lora_A.weight, .lora_B.weight, .lora_magnitude_vector.weight
-                 text_encoder.<path>.lora_linear_layer.down.weight, .up.weight, .lora_magnitude_vector.weight
+                 text_encoder.<path> likewise, but for T5 .lora_linear_layer.down.weight, .lora_linear_layer.up.weight
     lora_kohya   lora_unet_<path with underscores>.lora_down.weight, .lora_up.weight, .alpha
+
+lora_kohya is what ComfyUI, AUTOMATIC1111, Forge, kohya and OneTrainer take whole, and diffusers too. None but diffusers
+and PEFT reads all of lora_peft: ComfyUI knows the attention of a UNet only by the names of 2023 there.
+Both are read, and what other programs write (lora_names.py, _ENDS).
 
 Tensors are ordered as torch does: down [rank, in] or [rank, in, h, w], up [out, rank] or [out, rank, 1, 1].
 The networks' own parameters are not in the file. Names of layers are in lora_names.py.
-Source: diffusers 0.42.1 loaders/{lora_base,lora_pipeline,lora_conversion_utils}.py, utils/{peft,state_dict}_utils.py.
+Source: diffusers 0.42.1 loaders/{lora_base,lora_pipeline,lora_conversion_utils}.py, utils/{peft,state_dict}_utils.py;
+for lora_mid and dora_scale LyCORIS lycoris/modules/locon.py.
 """
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import re
@@ -21,24 +27,47 @@ from typing import Any
 import numpy as np
 
 from dreambooth_jax.models.lora import MAGNITUDE, A, B
-from dreambooth_jax.weights import files
+from dreambooth_jax.weights import files, lora_kinds
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.lora_names import kohya_name, kohya_names
+from dreambooth_jax.weights.lora_names import PEFT_PREFIX, kohya_name, owners
 
 FORMATS = PEFT, KOHYA = ('lora_peft', 'lora_kohya')
 PEFT_FILE = 'pytorch_lora_weights.safetensors'  # what diffusers looks for in a folder
 _PEFT_METADATA = 'lora_adapter_metadata'
-ALPHA = 'alpha'  # beside our last names: kohya's files hold it for each layer
+_PEFT_CONFIG = 'adapter_config.json'  # beside the files that PEFT writes
+# Parts of a layer in a file, beside our last names: kohya's strength, LoCon's core tensor, and DoRA's lengths as kohya
+# and LyCORIS hold them, of the outputs ([out, 1]) or of the inputs ([1, in]) by the shape.
+ALPHA, MID, DORA_SCALE = 'alpha', 'mid', 'dora_scale'
 
-# Our last name -> the ends of a key. The first is written; a text encoder's are the older names, because diffusers
-# refuses a T5's lora_A ('could not automatically infer state dict type') and takes these of any text encoder.
-_PEFT_ENDS = {
-    A: ('.lora_A.weight', '.lora.down.weight', '.lora_linear_layer.down.weight'),
-    B: ('.lora_B.weight', '.lora.up.weight', '.lora_linear_layer.up.weight'),
-    # transformers drops the key without `.weight`, which is the one that peft itself writes.
-    MAGNITUDE: ('.lora_magnitude_vector.weight', '.lora_magnitude_vector'),
+# The end of a key -> what it holds.
+_ENDS = {
+    '.lora_A.weight': A,
+    '.lora.down.weight': A,
+    '.lora_linear_layer.down.weight': A,
+    '_lora.down.weight': A,
+    '.lora_down.weight': A,
+    '.lora_B.weight': B,
+    '.lora.up.weight': B,
+    '.lora_linear_layer.up.weight': B,
+    '_lora.up.weight': B,
+    '.lora_up.weight': B,
+    '.lora_mid.weight': MID,
+    '.alpha': ALPHA,
+    '.dora_scale': DORA_SCALE,
+    '.lora_magnitude_vector.weight': MAGNITUDE,
+    '.lora_magnitude_vector': MAGNITUDE,
 }
-_KOHYA_ENDS = {A: ('.lora_down.weight',), B: ('.lora_up.weight',), ALPHA: ('.alpha',)}
+# PEFT's own name of an adapter, in files that were not saved through it: .lora_A.default.weight
+_OF_ONE_ADAPTER = re.compile(r'\.(lora_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)\w+(\.weight)?$')
+_DIFFERENCES = ('.diff', '.diff_b')
+# transformers drops a magnitude without `.weight`, which is the name that peft itself writes.
+_WRITTEN = {A: '.lora_A.weight', B: '.lora_B.weight', MAGNITUDE: '.lora_magnitude_vector.weight'}
+# diffusers refuses a T5's lora_A ('could not automatically infer state dict type') and takes the older names of it.
+_WRITTEN_OF_T5 = _WRITTEN | {A: '.lora_linear_layer.down.weight', B: '.lora_linear_layer.up.weight'}
+_T5 = 'encoder.block.'  # how the paths of its layers begin
+_KOHYA = {A: '.lora_down.weight', B: '.lora_up.weight', ALPHA: '.alpha'}
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +85,8 @@ class Adapter:
 
 
 def are_names_of_lora(names: Iterable[str]) -> bool:
-    """Whether these are the tensors of a LoRA file, of either format, rather than of a model."""
-    ends = tuple(end for ends in (*_PEFT_ENDS.values(), *_KOHYA_ENDS.values()) for end in ends if end != '.alpha')
+    """Whether these are the tensors of a LoRA file, in any spelling, rather than of a model."""
+    ends = tuple(end for end, part in _ENDS.items() if part != ALPHA)
     return any(name.endswith(ends) for name in names)
 
 
@@ -75,14 +104,14 @@ def write_lora(
     Args:
       path: of the file; diffusers finds it in a folder under the name PEFT_FILE.
       format: one of FORMATS. In `lora_peft` the factor alpha / rank is multiplied into B and the file says that alpha
-        is the rank: ComfyUI and diffusers before 0.35 do not read an alpha there and would draw with another strength.
+        is the rank: diffusers before 0.35 does not read an alpha there and would draw with another strength.
         Of a text encoder in `lora_kohya`, diffusers asks that out_proj or the mlp be among its layers; else it raises.
       sdxl: whether the model is SDXL, whose layers `lora_kohya` names differently.
       dtype: of the stored tensors, one of files.STORAGE_DTYPES.
       metadata: more text for the header, such as ss_base_model_version for kohya's readers.
     Returns: the file.
     Raises: WeightsError for an unknown format, an adapter without parameters, layers that lora_kohya has no name for,
-      DoRA in lora_kohya, and if the disk does not take the file.
+      DoRA in lora_kohya, one of the inputs' lengths in lora_peft, and if the disk does not take the file.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -116,12 +145,18 @@ def _to_peft(path, layers, adapter, sdxl):
     tensors, configs = {}, {}
     for component, paths in layers.items():
         for layer_path, layer in paths.items():
+            if layer.get(MAGNITUDE, np.zeros(1)).ndim > 1:
+                raise WeightsError(
+                    f'{path} cannot hold the DoRA of {component}.{layer_path}, which holds lengths of the inputs; '
+                    f'merge it into the model.'
+                )
             layer = _to_torch({**layer, B: layer[B] * (adapter.alpha / adapter.rank)})
             # What peft saves of a convolution's magnitudes.
             shape = (1, -1, 1, 1) if layer[A].ndim == 4 else (-1,)
+            ends = _WRITTEN_OF_T5 if layer_path.startswith(_T5) else _WRITTEN
             for part, value in layer.items():
-                end = _PEFT_ENDS[part][0 if component == 'unet' or part == MAGNITUDE else 2]
-                tensors[f'{component}.{layer_path}{end}'] = value.reshape(shape) if part == MAGNITUDE else value
+                value = value.reshape(shape) if part == MAGNITUDE else value
+                tensors[f'{component}.{layer_path}{ends[part]}'] = value
         # peft's LoraConfig of each network. Whole paths, so that no other layer gets an adapter; recent transformers
         # have no `text_model` in a CLIP, and peft compares the ends of paths.
         config = {
@@ -149,10 +184,10 @@ def _to_kohya(path, layers, adapter, sdxl):
             nameless.append(str(error))
             continue
         layer = _to_torch(layer) | {ALPHA: np.float32(adapter.alpha)}
-        tensors |= {f'{name}{_KOHYA_ENDS[part][0]}': value for part, value in layer.items()}
+        tensors |= {f'{name}{_KOHYA[part]}': value for part, value in layer.items()}
     if nameless:
         raise WeightsError(
-            f'{path} cannot hold these LoRA layers, since no reader of lora_kohya would find them; export lora_peft, '
+            f'{path} cannot hold these LoRA layers, since not all readers of lora_kohya find them; export lora_peft, '
             f'or train other targets:',
             nameless,
         )
@@ -167,69 +202,58 @@ def _to_kohya(path, layers, adapter, sdxl):
 
 
 def read_lora(path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]]) -> Adapter:
-    """Reads a LoRA file of either format, in any of the spellings that diffusers and kohya write.
+    """Reads a LoRA file in any of the spellings of diffusers, PEFT, kohya, LyCORIS, OneTrainer and ComfyUI.
+
+    That is LoRA on dense layers and convolutions (LoCon, with lora_mid too) and DoRA, of diffusers and of kohya.
 
     Args:
       networks: {component: the network's own parameters}, arrays or ShapeDtypeStructs, that the adapters are for.
     Returns: an Adapter that does what the file says. If its layers differ in rank or in alpha / rank, they are padded
       with zeros to the largest rank and the factors are multiplied into B, so that alpha = rank holds for all.
-    Raises: WeightsError that lists every key of no layer of these networks, every wrong shape and every missing part.
+    Raises: WeightsError, one sentence that says what the file is instead (lora_kinds.py), or one that lists every key
+      of no layer of these networks, every wrong shape and every missing part.
     """
     path = Path(path)
     tensors, header = files.read_tensors(path), files.read_metadata(path)
-    is_kohya = any(key.startswith('lora_') for key in tensors)
-    owner_of = (_kohya_owner if is_kohya else _peft_owner)(networks)
-    layers, problems = {}, []
-    for key, value in tensors.items():
-        owner, part = owner_of(key)
-        if part is None:
-            problems.append(f'unused: {key} {list(value.shape)}')
-        else:
-            layers.setdefault(owner, {})[part] = value
+    # ComfyUI's save node writes the differences of all biases and norms, which adapters leave as they were.
+    tensors = {key: value for key, value in tensors.items() if not key.endswith(_DIFFERENCES) or np.any(value)}
+    layers, unused, problems = _grouped(tensors, networks)
     for (component, layer_path), layer in layers.items():
         kernel = networks[component][f'{layer_path}.kernel'].shape
         problems += [f'{problem} of {component}.{layer_path}' for problem in _problems(layer, kernel)]
-        if not problems:
+        if not problems and not unused:
             layers[component, layer_path] = _from_torch(layer, kernel)
-    if problems or not layers:
+    if unused or problems or not layers:
+        instead = lora_kinds.foreign(tensors, unused, networks)
+        if instead:
+            raise WeightsError(f'{path} {instead}')
         raise WeightsError(
             f'{path} is no LoRA of this model; use one that was trained on a model of the same kind:',
-            problems or ['it holds no tensors'],
+            [f'unused: {key} {list(tensors[key].shape)}' for key in unused] + problems or ['it holds no tensors'],
         )
-    return _uniform(layers, _scales(path, layers, header))
+    return _uniform(layers, _scales(path, layers, _settings(path, tensors, header, layers)))
 
 
-def _peft_owner(networks):
-    def owner(key):
-        for part, ends in _PEFT_ENDS.items():
-            for end in ends:
-                component, _, layer_path = key.removesuffix(end).partition('.')
-                # Recent transformers have no `text_model` in a CLIP, nor have the LoRA files made with them.
-                for candidate in (layer_path, f'text_model.{layer_path}'):
-                    if key.endswith(end) and f'{candidate}.kernel' in networks.get(component, ()):
-                        return (component, candidate), part
-        return None, None
-
-    return owner
-
-
-def _kohya_owner(networks):
-    owners = {
-        name: (component, kernel.removesuffix('.kernel'))
+def _grouped(tensors, networks):
+    """({(component, path): {part: tensor}}, the keys of no layer, the keys of a part that is there already)."""
+    names = owners(
+        (component, name.removesuffix('.kernel'))
         for component, params in networks.items()
-        for kernel in params
-        if kernel.endswith('.kernel')
-        for name in kohya_names(component, kernel.removesuffix('.kernel'))
-    }
-
-    def owner(key):
-        for part, ends in _KOHYA_ENDS.items():
-            name = key.removesuffix(ends[0])
-            if key.endswith(ends) and name in owners:
-                return owners[name], part
-        return None, None
-
-    return owner
+        for name in params
+        if name.endswith('.kernel')
+    )
+    layers, unused, problems = {}, [], []
+    for key, value in tensors.items():
+        plain = _OF_ONE_ADAPTER.sub(r'.\1.weight', key)
+        found = ((names.get(plain.removesuffix(end)), part) for end, part in _ENDS.items() if plain.endswith(end))
+        owner, part = next(((owner, part) for owner, part in found if owner), (None, None))
+        if owner is None:
+            unused.append(key)
+        elif part in layers.setdefault(owner, {}):
+            problems.append(f'twice: {part} as {key}')
+        else:
+            layers[owner][part] = value
+    return layers, unused, problems
 
 
 def _problems(layer, kernel) -> list[str]:
@@ -239,39 +263,80 @@ def _problems(layer, kernel) -> list[str]:
         return missing
     *window, inputs, outputs = kernel
     rank = layer[A].shape[0] if layer[A].ndim else 0
-    wanted = {A: (rank, inputs, *window), B: (outputs, rank, *(1 for _ in window)), MAGNITUDE: (outputs,), ALPHA: ()}
+    ones = [1 for _ in window]
+    wanted = {A: (rank, inputs, *window), B: (outputs, rank, *ones), MAGNITUDE: (outputs,), ALPHA: ()}
+    if MID in layer:
+        wanted |= {A: (rank, inputs, *ones), MID: (rank, rank, *window)}
     # Length-one axes aside: 1x1 convolutions are stored as dense layers too, magnitudes with the axes of the kernel.
-    return [
+    problems = [
         f'wrong shape: {part} is {list(value.shape)} but must be {list(wanted[part])}'
         for part, value in layer.items()
-        if [n for n in value.shape if n != 1] != [n for n in wanted[part] if n != 1]
+        if part in wanted and [n for n in value.shape if n != 1] != [n for n in wanted[part] if n != 1]
     ]
+    if DORA_SCALE in layer and _dora_axis(layer[DORA_SCALE], inputs, outputs) is None:
+        problems.append(
+            f'wrong shape: {DORA_SCALE} is {list(layer[DORA_SCALE].shape)} but must be [{outputs}, 1] or [1, {inputs}]'
+        )
+    return problems
+
+
+def _dora_axis(scale, inputs, outputs) -> str | None:
+    """Of what kohya's and LyCORIS' DoRA learns the lengths: 'outputs', 'inputs', or None if the shape does not say."""
+    first, second, *others = scale.shape if scale.ndim > 1 else (0, 0)
+    if any(n != 1 for n in others):
+        return None
+    return {(outputs, 1): 'outputs', (1, inputs): 'inputs'}.get((first, second))
 
 
 def _from_torch(layer, kernel):
     *window, inputs, outputs = kernel
-    layer = dict(layer)
-    a = layer[A].reshape(-1, inputs, *window)
-    layer[A] = a.transpose(*range(2, a.ndim), 1, 0)
-    layer[B] = layer[B].reshape(outputs, -1).T
+    a, b = layer[A], layer[B].reshape(outputs, -1).T
+    if MID in layer:
+        # Tucker's core tensor between the two, of which a convolution to `rank` channels remains.
+        middle = layer[MID].reshape(len(a), len(a), *window)
+        a = np.einsum('rs...,si->ri...', middle, a.reshape(len(a), inputs))
+    a = a.reshape(-1, inputs, *window)
+    converted = {A: a.transpose(*range(2, a.ndim), 1, 0), B: b}
+    converted |= {ALPHA: layer[ALPHA]} if ALPHA in layer else {}
     if MAGNITUDE in layer:
-        layer[MAGNITUDE] = layer[MAGNITUDE].reshape(-1)
-    return layer
+        converted[MAGNITUDE] = layer[MAGNITUDE].reshape(-1)
+    elif DORA_SCALE in layer:
+        by_output = _dora_axis(layer[DORA_SCALE], inputs, outputs) == 'outputs'
+        shape = (-1,) if by_output else (*(1 for _ in window), inputs, 1)
+        converted[MAGNITUDE] = layer[DORA_SCALE].reshape(shape)
+    return converted
 
 
-def _scales(path, layers, header) -> dict[tuple[str, str], float]:
-    """alpha / rank of every layer; 1 where the file says nothing."""
+def _settings(path, tensors, header, layers) -> dict[str, Any]:
+    """PEFT's settings, {'<component>.<name>': value}: from the header or, of PEFT's own files, from beside them."""
     try:
-        metadata = json.loads(header.get(_PEFT_METADATA, '{}'))
+        if _PEFT_METADATA in header:
+            return json.loads(header[_PEFT_METADATA])
+        if not any(PEFT_PREFIX in key for key in tensors) or any(ALPHA in layer for layer in layers.values()):
+            return {}
+        beside = path.parent / _PEFT_CONFIG
+        if not beside.is_file():
+            _logger.warning('%s does not say its alpha, and no %s lies beside it: alpha is taken to be the rank',
+                            path, _PEFT_CONFIG)  # fmt: skip
+            return {}
+        config = json.loads(beside.read_text('utf-8'))
+        return {f'{component}.{name}': value for component, _ in layers for name, value in config.items()}
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise WeightsError(f'{path} has an unreadable {_PEFT_METADATA} ({error!r}); export it again.') from None
+
+
+def _scales(path, layers, settings) -> dict[tuple[str, str], float]:
+    """alpha / rank of every layer; 1 where nothing says it."""
+    try:
         scales = {}
         for (component, layer_path), layer in layers.items():
             rank = layer[A].shape[-1]
             alpha = layer.get(ALPHA, np.float32(rank)).item()
-            if f'{component}.lora_alpha' in metadata:
-                patterns = metadata.get(f'{component}.alpha_pattern') or {}
+            if f'{component}.lora_alpha' in settings:
+                patterns = settings.get(f'{component}.alpha_pattern') or {}
                 named = (value for key, value in patterns.items() if re.fullmatch(rf'(.*\.)?({key})', layer_path))
-                alpha = next(named, metadata[f'{component}.lora_alpha'])
-                if metadata.get(f'{component}.use_rslora'):
+                alpha = next(named, settings[f'{component}.lora_alpha'])
+                if settings.get(f'{component}.use_rslora'):
                     alpha *= math.sqrt(rank)
             scales[component, layer_path] = alpha / rank
     except (ValueError, TypeError, AttributeError, re.error) as error:

@@ -62,6 +62,22 @@ def architecture(family: str, prediction_type: str = 'epsilon', adapter: str | N
     return ids[family] + (f'/{adapter}' if adapter else '')
 
 
+def kohya_version(family: str, prediction_type: str = 'epsilon') -> dict[str, str]:
+    """What kohya's trainer says of a LoRA's base model: by it AUTOMATIC1111 shows the file beside the models it fits.
+
+    Args:
+      family, prediction_type: as of `architecture`.
+    Returns: metadata; empty for families that kohya does not train.
+    Source: kohya-ss/sd-scripts train_network.py, library/{model_util,sdxl_model_util}.py; A1111's Lora/network.py,
+      which takes what does not begin with 'sdxl_' and has no ss_v2 of 'True' for Stable Diffusion 1.
+    """
+    if family not in ('sd1', 'sd2', 'sdxl'):
+        return {}
+    version = {'sd1': 'sd_v1', 'sd2': 'sd_v2'}.get(family, 'sdxl_base_v1-0')
+    of_v = '_v' if prediction_type == 'v_prediction' and family != 'sdxl' else ''
+    return {'ss_base_model_version': version + of_v, 'ss_v2': str(family == 'sd2')}
+
+
 def build(
     *,
     architecture: str,

@@ -1,14 +1,16 @@
 """Files of textual inversion: the learned rows of a token, without the text encoder that reads them.
 
-    one text encoder     {token: f32[n, width]}, `learned_embeds.safetensors`, as diffusers loads it
-    SDXL's two           {'clip_l': f32[n, 768], 'clip_g': f32[n, 1280]}, as kohya, AUTOMATIC1111 and ComfyUI name them;
-                         the token is the file's name there, and in our header too
+    one text encoder     {token: f32[n, width]}, as diffusers loads it
+    SDXL's two           {'clip_l': f32[n, 768], 'clip_g': f32[n, 1280]}, as kohya, AUTOMATIC1111 and ComfyUI name them
 
+The token is in our header too. AUTOMATIC1111 and ComfyUI call a word by the name of its file and know no other, so
+<sks-dog> lies in `sks-dog.safetensors`: `sks-dog` in a prompt of the one, `embedding:sks-dog` of the other.
 A token of n rows stands for n tokens in a row ('<dog>', '<dog>_1', ... in diffusers).
 Source: diffusers 0.42.1 loaders/textual_inversion.py; AUTOMATIC1111 modules/textual_inversion/textual_inversion.py.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,15 @@ import numpy as np
 from dreambooth_jax.weights import files
 from dreambooth_jax.weights.errors import WeightsError
 
-FILE = 'learned_embeds.safetensors'  # what diffusers looks for in a folder
 _KEYS = {'text_encoder': 'clip_l', 'text_encoder_2': 'clip_g'}
-_NAMELESS = 'emb_params'  # the key of files that were converted from AUTOMATIC1111's pickled ones
+_NAMELESS = ('emb_params', 'string_to_param.*', '*')  # of files that were converted from AUTOMATIC1111's pickled ones
 _TOKEN = 'token'
+
+
+def file_name(token: str) -> str:
+    """The file of a word, 'sks-dog.safetensors' of '<sks-dog>': letters, digits, '-', '_' and '.' of it are kept."""
+    stem = re.sub(r'[^\w.-]+', '_', token.strip('<>')).strip('._')
+    return f'{stem or "learned_embeds"}{files.SUFFIX}'
 
 
 def write_textual_inversion(
@@ -35,14 +42,14 @@ def write_textual_inversion(
     """Writes the learned rows of one token.
 
     Args:
-      path: of the .safetensors file; readers of SDXL's files take its name for the token.
+      path: of the .safetensors file; other programs take its name for the token, see file_name.
       rows: {component: f32[n, width] or f32[width]} of 'text_encoder' and, for SDXL, 'text_encoder_2'.
       dtype: of the stored rows, one of files.STORAGE_DTYPES. metadata: more text for the header.
     Returns: the file.
     Raises: WeightsError for an empty token, other components or shapes, and if the disk does not take the file.
     """
     path = Path(path)
-    if not token or token in (_NAMELESS, *_KEYS.values()):
+    if not token or token in (*_NAMELESS, *_KEYS.values()):
         raise WeightsError(f'{path}: the token is {token!r} but must be a new word, such as <dog>.')
     if tuple(rows) not in (('text_encoder',), tuple(_KEYS)):
         raise WeightsError(f'{path} would hold rows of {tuple(rows)}; it can hold text_encoder, or {tuple(_KEYS)}.')
@@ -68,7 +75,7 @@ def read_textual_inversion(path: str | os.PathLike, widths: Mapping[str, int]) -
         rows = {component: tensors[key] for component, key in _KEYS.items()}
     elif len(tensors) == 1:
         key, value = next(iter(tensors.items()))
-        token = token if key in (_NAMELESS, *_KEYS.values()) else key
+        token = token if key in (*_NAMELESS, *_KEYS.values()) else key
         rows = {'text_encoder': value}
     else:
         raise WeightsError(

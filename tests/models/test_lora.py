@@ -139,6 +139,53 @@ def test_merged_network_computes_what_the_adapted_one_does(dora):
     assert largest_relative_difference(quick_jit(plain)(lora.separate(params)[1], x), wanted) > 1e-2
 
 
+@pytest.mark.parametrize('dora', [False, True])
+def test_the_scale_of_a_merge_is_of_all_that_the_adapters_change(dora):
+    _, params = adapted(dora)
+    params = randomised(params)
+    base = lora.separate(params)[1]
+    none, half, whole = (lora.merge(params, rank=RANK, alpha=ALPHA, scale=scale) for scale in (0.0, 0.5, 1.0))
+    assert whole.keys() == base.keys()
+    for name, value in base.items():
+        np.testing.assert_array_equal(none[name], value)
+        np.testing.assert_allclose(half[name], (value + whole[name]) / 2, atol=1e-6)
+        np.testing.assert_array_equal(whole[name], lora.merge(params, rank=RANK, alpha=ALPHA)[name])
+
+
+@pytest.mark.parametrize('outputs', ['all', 'one'])
+def test_dora_on_a_kernel_of_zeros_is_finite_and_learns(outputs):
+    """As output layers of fresh models are: there is no direction yet that a length could be given to."""
+    apply, params = adapted(dora=True)
+    _, base = lora.separate(params)
+    zero = np.s_[:] if outputs == 'all' else np.s_[..., 1]
+    base['proj.kernel'] = base['proj.kernel'].at[zero].set(0)
+    adapter = lora.init_adapter(params, base, rngs=functional.Keys(1))
+    assert (adapter['proj.lora_magnitude'][zero] == 0).all()
+    x = jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
+    plain = functional.abstract(lambda: Network(functional.Keys(0)))[0]
+    wanted = quick_jit(plain)(base, x)
+    assert largest_relative_difference(quick_jit(apply)(base | adapter, x), wanted) < 1e-5
+    loss = quick_jit(jax.value_and_grad(lambda a: jnp.mean(jnp.square(apply(a | base, x) - 1))))
+    losses = []
+    for _ in range(4):
+        value, gradient = loss(adapter)
+        losses.append(value)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+        adapter = jax.tree.map(lambda leaf, g: leaf - 0.1 * g, adapter, gradient)
+    assert np.abs(adapter['proj.lora_b']).max() > 0 and losses[-1] < losses[0]
+    merged = lora.merge(base | adapter, rank=RANK, alpha=ALPHA)
+    assert all(np.isfinite(leaf).all() for leaf in merged.values())
+    assert largest_relative_difference(quick_jit(plain)(merged, x), quick_jit(apply)(base | adapter, x)) < 1e-5
+
+
+def test_merging_magnitudes_onto_kernels_that_stay_zero_gives_zeros():
+    params = {'x.kernel': np.zeros((3, 2), np.float32), 'x.lora_a': np.ones((3, 1)), 'x.lora_b': np.zeros((1, 2)),
+              'x.lora_magnitude': np.ones(2, np.float32)}  # fmt: skip
+    by_input = {**params, 'x.lora_magnitude': np.ones((3, 1), np.float32)}
+    for given in (params, by_input):
+        assert (lora.merge(given, rank=1, alpha=1)['x.kernel'] == 0).all()
+
+
 def test_merged_kernels_are_those_of_peft():
     for dora in (False, True):
         params = lora.merge(from_peft(peft_network(dora)), rank=RANK, alpha=ALPHA)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training import loop, placement
 from dreambooth_jax.watching import metrics
 from dreambooth_jax.weights import files, folders
@@ -190,9 +191,20 @@ def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path
     assert (run / 'samples' / 'base' / '000002.png').is_file()
     before = files.read_tensors(smallest_pipelines.folder('pixels') / 'text_encoder' / 'model.safetensors')
     after = files.read_tensors(run / 'model' / 'text_encoder' / 'model.safetensors')
-    token, rows = read_textual_inversion(run / 'learned_embeds.safetensors', {'text_encoder': 24})
+    token, rows = read_textual_inversion(run / 'my-dog.safetensors', {'text_encoder': 24})
     assert token == '<my-dog>' and np.array_equal(after['shared.weight'][-1:], rows['text_encoder'])
     assert np.array_equal(after['shared.weight'][:-1], before['shared.weight'])
+    # The file draws with the first model what the run itself draws.
+    pictures, model = [], smallest_pipelines.folder('pixels')
+    quick = ('--prompt=<my-dog>', '--num_images=1', '--steps=1', '--guidance_scale=1', '--sampler=ddim')
+    for name, given in (('run', [f'--model={run}']),
+                        ('file', [f'--model={model}', f'--embedding={run / "my-dog.safetensors"}'])):  # fmt: skip
+        ended = program('sample', *given, *quick, '--super_resolution_model=none', f'--output={tmp_path / name}')
+        assert ended.code == 0, ended.error
+        pictures.append((tmp_path / name / '000_00.png').read_bytes())
+    assert pictures[0] == pictures[1]
+    read = [Cascade.load(place).encode(['<my-dog>'])['encoder_hidden_states'] for place in (run, model)]
+    assert not np.array_equal(*read)
     unet = [files.read_tensors(folder / WEIGHTS[0]) for folder in (smallest_pipelines.folder('pixels'), run / 'model')]
     assert equal(unet[:1], unet[1:])
     refused = program('train', *options, f'--workdir={tmp_path / "new"}', '--config.textual_inversion.initializer=xqjk')
@@ -316,11 +328,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(program
         ('--config.base.steps=-1', 'config.base.steps must be >= 0, got -1'),
         ('--config.model=nowhere', "model 'nowhere' is not there"),
         ('--config.data.instance_dir=nowhere', 'the folder nowhere does not exist'),
+        ('--config.lora.rank=2 --config.lora.targets=("to_p",)', (
+            "config.lora: LoRA's target 'to_p' matches no linear or convolution layer of unet of the base stage; it "
+            'must match a whole path, such as ')),
         ('--config.base.stepps=1', 'config.base.stepps is not a known setting; did you mean config.base.steps?'),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence_and_nothing_is_written(program, config, tmp_path, argument, sentence):
     run = tmp_path / 'run'
-    ended = program('train', f'--config={config}', f'--workdir={run}', argument)
+    ended = program('train', f'--config={config}', f'--workdir={run}', *argument.split())
     assert ended.code == 1 and sentence in ended.error
     assert not run.exists()

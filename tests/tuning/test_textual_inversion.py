@@ -30,7 +30,7 @@ from dreambooth_jax.tuning.trained import Trained
 from dreambooth_jax.watching import metrics
 from dreambooth_jax.weights import folders, single_file
 from dreambooth_jax.weights.pipeline import COMPONENTS
-from dreambooth_jax.weights.textual_inversion import FILE, read_textual_inversion
+from dreambooth_jax.weights.textual_inversion import file_name, read_textual_inversion
 from tests import tiny_latent_pipelines, tiny_pipelines
 from tests.torch_reference import largest_relative_difference, nchw, quick_jit
 
@@ -109,7 +109,7 @@ def learned(family):
         params[component] = rows.put({**network.params, rows.name: values})
     cascade = cascade.with_params(**params)
     folders.write_pipeline(cascade.base, folder / 'model')
-    textual_inversion.write_learned(cascade, folder / FILE)
+    assert textual_inversion.write_learned(cascade, folder) == folder / 'sks-dog.safetensors'
     return cascade, folder
 
 
@@ -213,9 +213,9 @@ def test_loss_and_gradient_of_the_rows_are_those_of_pytorch():
 
 
 def inverted(family, workdir):
-    """The original pipeline with learned_embeds.safetensors, as diffusers' documentation loads it."""
+    """The original pipeline with the word's file, as diffusers' documentation loads it."""
     pipeline = opened(family, tiny_latent_pipelines.folder(family))
-    path = workdir / FILE
+    path = workdir / file_name(WORD)
     if family == 'sd1':
         pipeline.load_textual_inversion(str(path))
         return pipeline
@@ -323,8 +323,12 @@ def test_a_single_file_has_the_tables_that_other_programs_expect_and_the_word_be
     config, file = settings(), tmp_path / 'dog.safetensors'
     trained = Trained('run', config, cascade, ('base',), {}, [])
     lines = formats.write(trained, 'single_file', file, dtype='float16')
-    beside = tmp_path / 'dog.learned_embeds.safetensors'
-    assert lines[1] == f'{beside} holds the new word {WORD}, read back and equal; some programs call it by the file'
+    beside = tmp_path / 'sks-dog.safetensors'
+    assert lines[1] == (
+        f'{beside} holds the new word {WORD}, read back and equal; ComfyUI calls it embedding:sks-dog, AUTOMATIC1111 '
+        f'sks-dog'
+    )
+    formats.write(trained, 'single_file', file, dtype='float16')  # in its own file's place
     before, after = (single_file.read_pipeline(path) for path in (given_file(family, tmp_path), file))
     widths = {part: table_of(cascade, part)[1].shape[1] for part in cascade.base.text_encoders}
     token, rows = read_textual_inversion(beside, widths)

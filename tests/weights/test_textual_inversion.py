@@ -9,7 +9,7 @@ import transformers
 from safetensors.torch import load_file
 
 from dreambooth_jax.weights import files
-from dreambooth_jax.weights.textual_inversion import FILE, read_textual_inversion, write_textual_inversion
+from dreambooth_jax.weights.textual_inversion import file_name, read_textual_inversion, write_textual_inversion
 from tests.weights import tiny_lora_hosts
 
 ROWS = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
@@ -23,11 +23,11 @@ def tokenizer():
 
 @pytest.mark.parametrize('rows', [ROWS, ROWS[0]])
 def test_diffusers_loads_the_token(rows, tmp_path):
-    write_textual_inversion(tmp_path / FILE, '<dog>', {'text_encoder': rows})
+    write_textual_inversion(tmp_path / file_name('<dog>'), '<dog>', {'text_encoder': rows})
     text_encoder = copy.deepcopy(tiny_lora_hosts.networks()['text_encoder'])
     pipeline = tiny_lora_hosts.pipeline({**tiny_lora_hosts.networks(), 'text_encoder': text_encoder})
     pipeline.register_modules(tokenizer=tokenizer())
-    pipeline.load_textual_inversion(str(tmp_path))
+    pipeline.load_textual_inversion(str(tmp_path), weight_name='dog.safetensors')
     tokens = ['<dog>', '<dog>_1'][: rows.size // 16]
     ids = pipeline.tokenizer.convert_tokens_to_ids(tokens)
     table = text_encoder.get_input_embeddings().weight.detach().numpy()
@@ -60,10 +60,20 @@ def test_what_is_written_is_read_back(rows, tmp_path):
 
 
 def test_a_file_without_its_token_is_named_after_it(tmp_path):
-    files.write_tensors(tmp_path / 'dog.safetensors', {'emb_params': ROWS})
-    assert read_textual_inversion(tmp_path / 'dog.safetensors', {'text_encoder': 16})[0] == 'dog'
+    for key in ('emb_params', 'string_to_param.*', '*', 'clip_l'):
+        files.write_tensors(tmp_path / 'dog.safetensors', {key: ROWS})
+        assert read_textual_inversion(tmp_path / 'dog.safetensors', {'text_encoder': 16})[0] == 'dog'
     files.write_tensors(tmp_path / 'cat.safetensors', {'clip_l': ROWS, 'clip_g': LONGER})
     assert read_textual_inversion(tmp_path / 'cat.safetensors', {'text_encoder': 16, 'text_encoder_2': 24})[0] == 'cat'
+
+
+@pytest.mark.parametrize(('token', 'name'), [
+    ('<sks-dog>', 'sks-dog'), ('rex', 'rex'), ('<my/dog>', 'my_dog'), ('<../rex>', 'rex'), ('<a:b*c>', 'a_b_c'),
+    ('<хвост>', 'хвост'), ('<>', 'learned_embeds'), ('<...>', 'learned_embeds'),
+])  # fmt: skip
+def test_a_words_file_is_named_after_it(token, name):
+    """As ComfyUI (embedding:sks-dog) and AUTOMATIC1111 (sks-dog) call it."""
+    assert file_name(token) == f'{name}.safetensors'
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path):

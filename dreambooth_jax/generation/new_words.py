@@ -1,0 +1,126 @@
+"""New words of a base stage (textual inversion): rows of the text encoders' token tables, and files of them.
+
+A word gets tokens of its own behind the tokenizer's vocabulary; the rows stand where their ids point: behind the token
+table, or, where the table is longer than the vocabulary (T5 v1.1), in its unused part.
+
+CLIP's published configurations have eos_token_id 2, which means that a text ends at its highest id. A new token's id is
+higher than that of the end, so Stable Diffusion XL's pooled state would be taken at the new word and not hear what
+follows it; so it is when diffusers' load_textual_inversion adds a token to such a model. Here the configuration gets
+the tokenizer's true end, which transformers and we then look for, in training, in drawing and in what is exported.
+Source: Gal et al. 2022; diffusers 0.42.1 loaders/textual_inversion.py.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax.config import SettingsError
+from dreambooth_jax.generation.cascade import Cascade, compute_dtype
+from dreambooth_jax.models import clip, functional
+from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError, vector_names
+from dreambooth_jax.weights.pipeline import Network, abstract_network, kind_of
+from dreambooth_jax.weights.textual_inversion import read_textual_inversion
+
+NEW_ROWS = 'new_rows'
+_LAYERS = {'t5': 'shared', 'clip_text_model': 'text_model.embeddings.token_embedding'}  # that hold the token tables
+
+
+class NewRows(NamedTuple):
+    """The rows of a text encoder's token table that are learned.
+
+    Attributes:
+      layer: that holds the table. first, count: the rows.
+    """
+
+    layer: str
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Under which they train, beside the table or its frozen copy: f32[count, width]."""
+        return f'{self.layer}.{NEW_ROWS}'
+
+    def take(self, params: Mapping[str, Any]) -> Any:
+        """The rows of a text encoder's parameters."""
+        return params[f'{self.layer}.embedding'][self.first : self.first + self.count]
+
+    def put(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters and the rows beside them -> the parameters of the plain text encoder; pure."""
+        params = dict(params)
+        rows, table = params.pop(self.name), params[f'{self.layer}.embedding']
+        params[f'{self.layer}.embedding'] = jnp.concatenate(
+            [table[: self.first], rows.astype(table.dtype), table[self.first + self.count :]]
+        )
+        return params
+
+
+def table_layer(component: str, network: Network) -> str:
+    """The path of the layer that holds a text encoder's token table."""
+    return _LAYERS[kind_of(component, network.config).model_type]
+
+
+def with_rows(cascade: Cascade, tokens: Sequence[str], rows: Mapping[str, np.ndarray], *, dtype: Any) -> Cascade:
+    """The cascade whose base stage knows more tokens, beside those that were added before.
+
+    Args:
+      rows: {text encoder: f32[number of tokens, width of its table]}. dtype: of the compute.
+    Raises: TokenizerError if a tokenizer has one of the tokens already.
+    """
+    base, networks = cascade.base, {}
+    for component, network in base.text_encoders.items():
+        tokenizer = Tokenizer.load(base.tokenizer_folders[component], added=base.added_tokens)
+        first = tokenizer.add_tokens(tokens)[0]
+        networks[component] = _enlarged(component, network, first, rows[component], tokenizer, dtype)
+    return cascade.with_tokens(networks, (*base.added_tokens, *tokens))
+
+
+def with_embedding(cascade: Cascade, path: str | os.PathLike, prompts: Sequence[str] = ()) -> Cascade:
+    """The cascade that knows the word of a textual inversion's file; of several files each adds its own.
+
+    Args:
+      path: of a file that weights/textual_inversion.py reads. The word is what the file says it is, else its name.
+      prompts: all that are to be drawn or avoided; if none holds the word, a warning (logging) says so.
+    Raises: WeightsError for a file of anything else or of another model's text encoders; SettingsError for a word that
+      the model knows already, or that is no word.
+    """
+    widths = {
+        component: network.params[f'{table_layer(component, network)}.embedding'].shape[1]
+        for component, network in cascade.base.text_encoders.items()
+    }
+    token, rows = read_textual_inversion(path, widths)
+    rename = 'give the file another name' if token == Path(path).stem else 'leave it out'
+    # Tokenizers look for added tokens in a prompt that is in lower case by then.
+    word = token.lower()
+    if len(word.split()) != 1 or word != word.strip():
+        raise SettingsError(f'{path} holds the word {token!r}, which is not one word; {rename}')
+    count = len(rows['text_encoder'])
+    if any(len(value) != count for value in rows.values()):
+        found = {component: len(value) for component, value in rows.items()}
+        raise SettingsError(f'{path} holds {found} rows, but all text encoders must have the same number; {rename}')
+    try:
+        cascade = with_rows(cascade, vector_names(word, count), rows, dtype=compute_dtype())
+    except TokenizerError:
+        name = cascade.base.name
+        raise SettingsError(f'{path} holds the word {token!r}, which {name} knows already; {rename}') from None
+    if prompts and not any(word in prompt.lower() for prompt in prompts):
+        logging.warning('no prompt holds %s, the word of %s: it draws nothing else', word, path)
+    return cascade
+
+
+def _enlarged(
+    component: str, network: Network, first: int, rows: np.ndarray, tokenizer: Tokenizer, dtype: Any
+) -> Network:
+    new = NewRows(table_layer(component, network), first, len(rows))
+    params = {name: np.asarray(value) for name, value in new.put({**network.params, new.name: rows}).items()}
+    config = {**network.config, 'vocab_size': len(params[f'{new.layer}.embedding'])}
+    if config.get('eos_token_id') == clip.END_IS_HIGHEST_ID and tokenizer.kind == 'clip':
+        config['eos_token_id'] = tokenizer.end_id
+    apply, _ = functional.split(abstract_network(component, config, dtype))
+    return dataclasses.replace(network, config=config, apply=apply, params=params)

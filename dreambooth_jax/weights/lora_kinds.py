@@ -1,0 +1,77 @@
+"""What a file is that is no LoRA of a model, said in one sentence: another kind of adapter, or one of another model.
+
+Kinds are told by the ends of their keys, models by the names of their layers and by the width of the text that their
+attention reads.
+Source: LyCORIS (KohakuBlueleaf/LyCORIS lycoris/modules); ComfyUI comfy/weight_adapter; PEFT 0.21 tuners; OneTrainer.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+READ = 'LoRA, LoCon and DoRA'
+_MERGE = 'merge it into its model in the program that made it, and give that model'
+_OTHER_MODEL = 'use one that was trained on a model of the same kind'
+
+# (pattern somewhere in a key, what the file is, what to do). The first that any key matches counts: models before
+# adapters, since a LoKr of another model is no use either way.
+_KINDS = tuple((re.compile(pattern), kind, remedy) for pattern, kind, remedy in (
+    (r'^(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.',
+     'a whole model and no adapter', 'give it as the model itself'),
+    (r'^(lora_unet_|transformer\.|diffusion_model\.|lora_transformer_)?(double_blocks|single_blocks|'
+     r'single_transformer_blocks)[._]', 'a LoRA of Flux', _OTHER_MODEL),
+    (r'joint_(transformer_)?blocks[._]', 'a LoRA of Stable Diffusion 3', _OTHER_MODEL),
+    (r'^(base_model\.model\.)?(transformer\.|lora_transformer_|(lora_unet_|diffusion_model\.)(blocks|layers)[._])',
+     'a LoRA of a model that has a transformer in place of the UNet, such as Stable Diffusion 3 or Flux',
+     _OTHER_MODEL),
+    (r'(^|_)lllite_', 'a ControlNet-LLLite and no LoRA', 'leave it out'),
+    (r'^bundle_emb\.', 'a LoRA with a textual inversion inside (bundle_emb)',
+     'save the two apart where it was trained, and give the embedding to sample as --embedding'),
+    (r'\.hada_[wt]\d', 'a LoHa', _MERGE),
+    (r'\.lokr_[wt]\d', 'a LoKr', _MERGE),
+    (r'\.(oft_blocks|oft_diag|oft_[RQ]|boft_[A-Z])(\.|$)', 'an OFT or BOFT', _MERGE),
+    (r'\.on_input$|\.ia3_l(\.|$)', 'an (IA)^3', _MERGE),
+    (r'\.[ab][12]\.weight$', 'a GLoRA', _MERGE),
+    (r'\.lora_embedding_[AB]', 'a LoRA of a token table', _MERGE),
+    (r'\.lora_[AB]\.(\w+\.)?bias$', 'a LoRA whose matrices have biases (lora_bias of PEFT)', _MERGE),
+    (r'\.(diff|diff_b|w_norm|b_norm|set_weight)$',
+     'an adapter that changes whole tensors, biases or norms (.diff, .diff_b, .w_norm)', _MERGE),
+))  # fmt: skip
+_INVERSIONS = ({'emb_params'}, {'clip_l', 'clip_g'}, {'clip_g'}, {'clip_l'}, {'string_to_param.*'})
+_TEXT_WIDTHS = {768: 'Stable Diffusion 1.x', 1024: 'Stable Diffusion 2.x', 2048: 'Stable Diffusion XL'}
+_TEXT_KEY = re.compile(r'attn2[._](processor\.)?to_k[._](lora_A|lora_down|lora\.down)\.')
+_TEXT_KERNEL = 'attn2.to_k.kernel'
+
+
+def foreign(
+    tensors: Mapping[str, np.ndarray], unused: Iterable[str], networks: Mapping[str, Mapping[str, np.ndarray]]
+) -> str | None:
+    """What a file is that cannot be read, and what to do: the end of a sentence that begins with its name.
+
+    Args:
+      tensors: all that the file holds. unused: the names of those that belong to no layer of the model.
+      networks: {component: parameters} of the model.
+    Returns: None if nothing is known of it.
+    """
+    unused = tuple(unused)
+    if set(tensors) in _INVERSIONS:
+        return 'is a textual inversion and no LoRA; give it to sample as --embedding.'
+    for pattern, kind, remedy in _KINDS:
+        if any(pattern.search(name) for name in unused):
+            return f'is {kind}, which is not read here ({READ} are); {remedy}.'
+    theirs = {value.shape[1] for name, value in tensors.items() if _TEXT_KEY.search(name) and value.ndim > 1}
+    kernels = (value.shape for params in networks.values() for name, value in params.items()
+               if name.endswith(_TEXT_KERNEL))  # fmt: skip
+    ours = {shape[0] for shape in kernels}
+    if len(theirs) == len(ours) == 1 and theirs != ours:
+        return f'is a LoRA of {_model(*theirs)}, but this model is {_model(*ours)}; {_OTHER_MODEL}.'
+    of_second = any(re.match(r'lora_te2_|text_encoder_2\.|text_encoders\.clip_g\.', name) for name in unused)
+    if of_second and 'text_encoder_2' not in networks:
+        return f'is a LoRA of a model with two text encoders, as Stable Diffusion XL has; {_OTHER_MODEL}.'
+    return None
+
+
+def _model(width: int) -> str:
+    text = f'text of width {width}'
+    return f'{_TEXT_WIDTHS[width]} ({text})' if width in _TEXT_WIDTHS else f'a model that reads {text}'
