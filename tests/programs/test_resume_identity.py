@@ -2,13 +2,17 @@
 
 import functools
 import json
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth_jax.generation import sample_grid
+from dreambooth_jax.generation.cascade import Cascade, Pictures
 from dreambooth_jax.training import loop, placement
 from dreambooth_jax.watching import metrics
 from dreambooth_jax.weights import files
@@ -25,26 +29,25 @@ def get_config():
     config.data.instance_prompt = 'a sks dog'
     config.data.class_prompt = 'a dog'
     config.data.crops = 2
-    config.prior.num_images = 3
-    config.prior.steps = 2
-    config.prior.sampler = 'ddim'
-    config.prior.guidance_scale = 1.0
+    config.prior.dir = 'dogs'
     config.base.steps = 4
     config.base.learning_rate = 1e-3
-    config.samples.steps = 2
-    config.samples.num_images = 1
-    config.samples.guidance_scale = 1.0
-    config.samples.sampler = 'ddim'
-    config.samples.prompts = ('a sks dog',)
     return config
 """
 
 
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch):
+def no_samples_on_one_device(monkeypatch):
     """On the four devices of conftest.py XLA would compile and compute for minutes (training/placement.py)."""
     one = functools.partial(placement.make_placement, devices=jax.devices()[:1])
     monkeypatch.setattr(placement, 'make_placement', one)
+    monkeypatch.setattr(sample_grid.SampleGrid, 'save', lambda self, *arguments: None)
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """The programs as they are, but that every training ends at once: for what is decided before or after it."""
+    monkeypatch.setattr(loop, 'run', lambda state, *arguments, **options: (state, True))
 
 
 def noise(path, side=24, seed=0):
@@ -53,11 +56,12 @@ def noise(path, side=24, seed=0):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """The current folder: config.py, model/ and photos/ with a caption and a mask."""
+    """The current folder: config.py, model/, photos/ with a caption and a mask, and dogs/, own class pictures."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'photos').mkdir()
-    for number in (1, 2, 3):
-        noise(tmp_path / 'photos' / f'{number}.png', seed=number)
+    for folder, side in (('photos', 24), ('dogs', 12)):
+        (tmp_path / folder).mkdir()
+        for number in (1, 2, 3):
+            noise(tmp_path / folder / f'{number}.png', side, seed=number)
     (tmp_path / 'photos' / '2.txt').write_text('a sks dog on a rug')
     mask = np.zeros((24, 24), np.uint8)
     mask[4:20] = 255
@@ -71,7 +75,8 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def train(program):
     def run(*settings, workdir='run'):
-        return program('train', '--config=config.py', f'--workdir={workdir}', *(f'--config.{one}' for one in settings))
+        flags = [one if one.startswith('--') else f'--config.{one}' for one in settings]
+        return program('train', '--config=config.py', f'--workdir={workdir}', *flags)
 
     return run
 
@@ -80,39 +85,41 @@ def trained(home, workdir):
     return files.read_tensors(home / workdir / 'model' / 'unet' / 'diffusion_pytorch_model.safetensors')
 
 
-def pretend_trained(home, workdir='run'):
-    """As after two steps, for what is refused before anything is computed."""
-    (home / workdir / 'base' / 'checkpoints' / '2').mkdir(parents=True)
-
-
 def last(ended):
     assert ended.code == 1
     return ended.error.splitlines()[-1]
 
 
-def test_a_run_goes_on_bit_for_bit_with_photos_and_model_that_were_moved_and_renamed(train, home):
+def stop_after_write(self, step, values, write=metrics.Metrics.write):
+    """In the place of Metrics.write: asks the program to save and end, as a shell's `kill` does."""
+    write(self, step, values)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_goes_on_bit_for_bit_with_photos_and_model_that_were_moved_and_renamed(train, home, monkeypatch):
     assert train(workdir='whole').code == 0
-    assert train('base.steps=2').code == 0
-    for before, after in (('1.png', 'zebra.png'), ('3.png', '0.png'), ('3.mask.png', '0.mask.png')):
-        (home / 'photos' / before).rename(home / 'photos' / after)
-    shutil.move(home / 'photos', home / 'album')
-    shutil.move(home / 'model', home / 'sd')
-    shutil.move(home / 'run' / 'prior', home / 'shared')
-    ended = train(f'data.instance_dir={home}/album', f'model={home}/sd', 'prior.dir=shared')
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics.Metrics, 'write', stop_after_write)
+        assert 'stopped in the base stage' in train().out
+    for folder, before, after in (('photos', '1', 'zebra'), ('photos', '3', '0'), ('dogs', '2', 'z')):
+        for path in list((home / folder).glob(f'{before}.*')):
+            path.rename(home / folder / (after + path.name[1:]))
+    for before, after in (('photos', 'album'), ('model', 'sd'), ('dogs', 'pets')):
+        shutil.move(home / before, home / after)
+    ended = train(f'data.instance_dir={home}/album', f'model={home}/sd', 'prior.dir=./pets')
     assert ended.code == 0, ended.error
     whole, parts = trained(home, 'whole'), trained(home, 'run')
     assert whole.keys() == parts.keys() and all(np.array_equal(whole[name], parts[name]) for name in whole)
     losses = [[line['loss'] for line in metrics.read(home / run, 'base')] for run in ('whole', 'run')]
     assert losses[0] == losses[1] and len(losses[0]) == 4
     assert json.loads((home / 'run' / 'config.json').read_text())['data']['instance_dir'] == f'{home}/album'
-    photos = json.loads((home / 'run' / 'inputs.json').read_text())['photos']['data.instance_dir']
-    assert [photo['name'] for photo in photos] == ['zebra.png', '2.png', '0.png']
+    photos = json.loads((home / 'run' / 'inputs.json').read_text())['photos']
+    assert [photo['name'] for photo in photos['data.instance_dir']] == ['zebra.png', '2.png', '0.png']
+    assert [photo['name'] for photo in photos['prior.dir']] == ['1.png', 'z.png', '3.png']
 
 
-def test_other_photos_captions_and_masks_are_refused_by_name(train, home, monkeypatch):
-    monkeypatch.setattr(loop, 'run', lambda state, *arguments, **options: (state, False))
+def test_other_photos_captions_and_masks_are_refused_by_name(train, home, untrained):
     assert train().code == 0
-    pretend_trained(home)
     record = (home / 'run' / 'inputs.json').read_bytes()
     noise(home / 'photos' / '1.png', seed=9)
     (home / 'photos' / '2.txt').write_text('a sks cat')
@@ -121,18 +128,17 @@ def test_other_photos_captions_and_masks_are_refused_by_name(train, home, monkey
     sentence = (
         "config.data.instance_dir is 'photos', which does not hold what run was begun with: 1.png is another picture, "
         'the caption of 2.png is another, the mask of 3.png is missing, cat.png is new; put that back, or start '
-        'another run with --workdir (with --config.prior.dir=run/prior it has the same class pictures)'
+        'another run with --workdir (with --config.prior.dir=dogs it has the same class pictures)'
     )
     assert last(train('base.steps=8')) == sentence
-    assert last(train('base.steps=8', 'data.instance_dir=photos/../photos')).replace('photos/../', '') == sentence
+    assert last(train('base.steps=8', '--dry_run')) == sentence
     assert json.loads((home / 'run' / 'config.json').read_text())['base']['steps'] == 4
     assert (home / 'run' / 'inputs.json').read_bytes() == record
+    assert train(workdir='other').code == 0
 
 
-def test_another_model_under_the_same_name_is_refused(train, home, monkeypatch):
-    monkeypatch.setattr(loop, 'run', lambda state, *arguments, **options: (state, False))
+def test_another_model_under_the_same_name_is_refused(train, home, untrained):
     assert train().code == 0
-    pretend_trained(home)
     path = home / 'model' / 'scheduler' / 'scheduler_config.json'
     before = path.read_text()
     path.write_text(json.dumps({**json.loads(before), 'prediction_type': 'v_prediction'}))
@@ -147,52 +153,58 @@ def test_another_model_under_the_same_name_is_refused(train, home, monkeypatch):
     assert "config.model is 'model', which differs in weights from" in last(train())
 
 
-def test_photos_of_ones_own_are_class_pictures_and_known_by_content(program, train, home):
-    own = home / 'dogs'
-    own.mkdir()
-    for number in range(4):
-        noise(own / f'{number}.png', side=10 + number, seed=number)
-    planned = program('train', '--config=config.py', '--workdir=run', '--dry_run', '--config.prior.dir=dogs')
-    assert 'class pictures: 4 photos of your own in dogs, all used, none drawn\n' in planned.out
-    assert train('prior.dir=dogs', 'base.steps=2').code == 0
-    assert not (home / 'run' / 'prior').exists() and len(list(own.iterdir())) == 4
-    assert {'prior_loss'} <= metrics.read(home / 'run', 'base')[0].keys()
-    shutil.move(own, home / 'pets')
-    (home / 'pets' / '0.png').rename(home / 'pets' / 'z.png')
-    assert train('prior.dir=pets', 'base.steps=3').code == 0
-    assert last(train('base.steps=4')) == (
+def test_photos_of_ones_own_are_class_pictures_and_known_by_content(train, home, untrained):
+    planned = train('--dry_run')
+    assert 'class pictures: 3 photos of your own in dogs, all used, none drawn\n' in planned.out
+    assert train().code == 0
+    assert not (home / 'run' / 'prior').exists() and len(list((home / 'dogs').iterdir())) == 3
+    assert last(train('prior.dir=None')) == (
         'config.prior.dir is None, so class pictures are drawn by the model, but run was begun with class pictures '
         'that are photos of your own; set it back, or start another run with --workdir'
     )
-    noise(home / 'pets' / '1.png', side=12, seed=9)
-    assert last(train('prior.dir=pets', 'base.steps=4')) == (
-        "config.prior.dir is 'pets', which does not hold what run was begun with: 1.png is another picture; put that "
+    noise(home / 'dogs' / '1.png', side=12, seed=9)
+    assert last(train()) == (
+        "config.prior.dir is 'dogs', which does not hold what run was begun with: 1.png is another picture; put that "
         'back, or start another run with --workdir'
     )
-    noise(home / 'pets' / '1.png', side=7)
-    small = last(train('prior.dir=pets', workdir='other'))
-    assert small.startswith('pets/1.png is 7 x 7 pixels, smaller than the resolution 8; ')
+    noise(home / 'dogs' / '1.png', side=7)
+    assert last(train(workdir='other')).startswith('dogs/1.png is 7 x 7 pixels, smaller than the resolution 8; ')
+
+
+def paint(self, prompts, requests, **options):
+    """In the place of Cascade.stream: grey pictures."""
+    for number in range(len(requests)):
+        yield range(number, number + 1), Pictures(np.full((1, 8, 8, 3), 128, np.uint8), None)
 
 
 def test_memory_that_is_full_is_one_sentence_whose_advice_works_in_the_same_folder(train, home, monkeypatch):
-    run_loop = loop.run
-
     def full(*arguments, **options):
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\n more')
 
-    monkeypatch.setattr(loop, 'run', full)
-    assert last(train()) == (
-        "the device's memory is full while the base stage trains (RESOURCE_EXHAUSTED: Out of memory while trying to "
-        'allocate 9 bytes.); try --config.parallel.remat=True, then --config.optimizer.moments=int8, then '
-        '--config.base.accumulation=2, then --config.lora.rank=16, and start again: what is done is kept'
-    )
-    monkeypatch.setattr(loop, 'run', run_loop)
-    drawn = {path: path.stat().st_mtime_ns for path in (home / 'run' / 'prior').iterdir()}
-    less = ('parallel.remat=True', 'optimizer.moments=int8', 'base.accumulation=2', 'lora.rank=2', 'base.steps=1')
-    assert train(*less).code == 0
-    assert {path: path.stat().st_mtime_ns for path in (home / 'run' / 'prior').iterdir()} == drawn
+    drawn = ('prior.dir=None', 'prior.num_images=3', 'prior.batch_size=8')
+    with monkeypatch.context() as patched:
+        patched.setattr(Cascade, 'stream', full)
+        assert last(train(*drawn)) == (
+            "the device's memory is full while class pictures are drawn (RESOURCE_EXHAUSTED: Out of memory while "
+            'trying to allocate 9 bytes.); try --config.prior.batch_size=4, and start again: what is done is kept'
+        )
+    monkeypatch.setattr(Cascade, 'stream', paint)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, 'run', full)
+        assert last(train(*drawn)) == (
+            "the device's memory is full while the base stage trains (RESOURCE_EXHAUSTED: Out of memory while trying "
+            'to allocate 9 bytes.); try --config.parallel.remat=True, then --config.optimizer.moments=int8, then '
+            '--config.base.accumulation=2, then --config.lora.rank=16, and start again: what is done is kept'
+        )
+    before = {path: path.stat().st_mtime_ns for path in (home / 'run' / 'prior').iterdir()}
+    assert len(before) == 4
+    monkeypatch.setattr(loop, 'run', lambda state, *arguments, **options: (state, True))
+    less = ('parallel.remat=True', 'optimizer.moments=int8', 'base.accumulation=2', 'lora.rank=2')
+    ended = train(*drawn[:2], 'prior.batch_size=4', *less)
+    assert ended.code == 0, ended.error
+    assert {path: path.stat().st_mtime_ns for path in (home / 'run' / 'prior').iterdir()} == before
 
 
-def test_a_run_without_class_rows_needs_no_class_prompt(train, home):
-    assert train('prior.weight=0', 'data.class_prompt=', 'samples.prompts=()', 'base.steps=1').code == 0
-    assert (home / 'run' / 'model').is_dir()
+def test_a_run_without_class_rows_needs_no_class_prompt(train, home, untrained):
+    ended = train('prior.dir=None', 'prior.weight=0', 'data.class_prompt=')
+    assert ended.code == 0 and (home / 'run' / 'model').is_dir()
