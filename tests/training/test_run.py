@@ -193,6 +193,33 @@ def test_settings_younger_than_the_run_have_their_defaults(tmp_path):
         run.begin(changed(config, 'optimizer.moments', 'int8'), tmp_path)
 
 
+@pytest.mark.parametrize('text', ['{', '[]', '{"models": {}}', '{"models": {}, "photos": {"a": [{"name": 1}]}}'])
+def test_a_damaged_list_of_inputs_is_a_sentence(text, tmp_path):
+    found = Inputs({'base': {'weights': 'a'}}, {})
+    trained(CONFIG, tmp_path, found=found)
+    (tmp_path / 'inputs.json').write_text(text)
+    assert refusal(CONFIG, tmp_path, found) == (
+        f'{tmp_path}/inputs.json is damaged; restore it, or start another run with --workdir'
+    )
+
+
+def test_a_model_is_held_to_that_of_the_stages_that_have_trained(tmp_path):
+    def inputs(base, second):
+        return Inputs({'base': {'weights': base}, 'super_resolution': {'weights': second}}, {})
+
+    trained(CONFIG, tmp_path, found=inputs('a', 'b'))
+    other = changed(changed(CONFIG, 'super_resolution_model', 'sr'), 'model', 'moved')
+    run.begin(other, tmp_path, inputs('a', 'c'))
+    assert refusal(other, tmp_path, inputs('b', 'c')) == (
+        f"config.model is 'moved', which differs in weights from the model that {tmp_path} was begun with; put that "
+        f'model back, or start another run with --workdir'
+    )
+    trained(other, tmp_path, 'super_resolution', inputs('a', 'c'))
+    assert "config.super_resolution_model is 'sr', which differs in weights" in refusal(
+        other, tmp_path, inputs('a', 'b')
+    )
+
+
 def test_folder_of_another_program_is_refused(tmp_path):
     trained(CONFIG, tmp_path)
     assert 'was begun with' in refusal(PretrainConfig(), tmp_path)
