@@ -50,11 +50,15 @@ class ConceptConfig(Settings):
     subject: str | None = None
     # "a [identifier] [class noun]", such as 'a sks dog'; the identifier is a rare token (program find_identifier).
     instance_prompt: str = ''
-    # "a [class noun]", such as 'a dog'.
+    # "a [class noun]", such as 'a dog'. May be left empty where prior.weight is 0.
     class_prompt: str = ''
 
-    def check_complete(self, path: str, model: str) -> None:
-        """Raises SettingsError if something is missing that training on `model` needs."""
+    def check_complete(self, path: str, model: str, *, uses_class: bool) -> None:
+        """Raises SettingsError if something is missing that training on `model` needs.
+
+        Args:
+          uses_class: whether class rows train, which read the class prompt.
+        """
         if self.instance_dir is None and model != STORYBOOK:
             raise SettingsError(
                 f"{path}.instance_dir must be given when config.model is {model!r}: the folder of the subject's "
@@ -62,9 +66,13 @@ class ConceptConfig(Settings):
             )
         if self.instance_dir is None and self.subject is None:
             raise SettingsError(f'{path}.instance_dir (a folder) or {path}.subject (a built-in one) must be given')
-        for name, example in (('instance_prompt', 'a sks dog'), ('class_prompt', 'a dog')):
-            if not getattr(self, name).strip():
-                raise SettingsError(f'{path}.{name} must be given, for example {example!r}')
+        if not self.instance_prompt.strip():
+            raise SettingsError(f"{path}.instance_prompt must be given, for example 'a sks dog'")
+        if uses_class and not self.class_prompt.strip():
+            raise SettingsError(
+                f"{path}.class_prompt must be given, for example 'a dog', or config.prior.weight be 0 to train without "
+                f'the class'
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +116,9 @@ class PriorConfig(Settings):
     kind: Literal['pictures', 'prediction'] = 'pictures'
     # Class pictures per class prompt; the paper takes about 1000, "but less can be used".
     num_images: int = setting(200, '> 0')
-    # Folder of the class pictures, filled where it holds too few. None: prior/ in the run's folder.
+    # Folder of the class pictures, filled where it holds too few. None: prior/ in the run's folder. A folder of photos
+    # of one's own, which has no manifest.json: all of them are the class pictures, under their captions or else the
+    # class prompt, none is drawn, and the settings below and num_images have no use.
     dir: str | None = None
     # Denoise steps of a class picture.
     steps: int = setting(50, '> 0')
@@ -310,7 +320,7 @@ class DreamBoothConfig(Settings):
             )
         for index, concept in enumerate(self.concepts()):
             where = f'{path}.data.concepts[{index}]' if self.data.concepts else f'{path}.data'
-            concept.check_complete(where, self.model)
+            concept.check_complete(where, self.model, uses_class=bool(self._class_row_stages()))
         self.textual_inversion.check_prompts(self.concepts(), f'{path}.textual_inversion')
         self._check_what_trains(path)
         if (rate := self.textual_inversion.learning_rate) is not None:
@@ -348,6 +358,14 @@ class DreamBoothConfig(Settings):
         """Whether that stage trains with prior preservation."""
         return self.prior.weight > 0 and (name == 'base' or self.super_resolution.with_prior)
 
+    def _class_row_stages(self) -> tuple[str, ...]:
+        stages = ('base', 'super_resolution')
+        return tuple(name for name in stages if getattr(self, name).steps and self.has_class_rows(name))
+
+    def class_picture_stages(self) -> tuple[str, ...]:
+        """The stages that train on class pictures."""
+        return tuple(name for name in self._class_row_stages() if not self.has_teacher(name))
+
     def has_teacher(self, name: str) -> bool:
         """Whether class rows of that stage show no class pictures but are held to the frozen model's prediction."""
         return self.prior.kind == 'prediction' and self.has_class_rows(name)
@@ -357,6 +375,6 @@ class DreamBoothConfig(Settings):
         return self.data.concepts or (self.data,)
 
     def sample_prompts(self) -> tuple[str, ...]:
-        """samples.prompts, or the instance and class prompt of every subject, each once."""
+        """samples.prompts, or the instance and class prompt of every subject, each once; empty ones are left out."""
         prompts = [prompt for concept in self.concepts() for prompt in (concept.instance_prompt, concept.class_prompt)]
-        return self.samples.prompts or tuple(dict.fromkeys(prompts))
+        return self.samples.prompts or tuple(dict.fromkeys(prompt for prompt in prompts if prompt.strip()))

@@ -26,6 +26,11 @@ def main(argv) -> None:
         raise SettingsError(
             f"config.prior.kind is {config.prior.kind!r}, so this run needs no class pictures; set it to 'pictures'"
         )
+    if not config.class_picture_stages():
+        raise SettingsError(
+            'no stage trains on class pictures: set config.base.steps, or config.super_resolution.steps and '
+            'config.super_resolution.with_prior'
+        )
     from dreambooth_jax.generation import prior_images
     from dreambooth_jax.tuning.pinned import read_pinned
 
@@ -33,7 +38,8 @@ def main(argv) -> None:
     images = prior_images.prior_images_of(config, cascade, _WORKDIR.value)
     folder = config.prior.dir or Path(_WORKDIR.value) / 'prior'
     prompts = dict.fromkeys(image.prompt for image in images)
-    print(f'{len(images)} class pictures of {", ".join(map(repr, prompts))} in {folder}')
+    own = ', photos of your own: nothing is drawn' if prior_images.own_photos(config) else ''
+    print(f'{len(images)} class pictures of {", ".join(map(repr, prompts))} in {folder}{own}')
 
 
 if __name__ == '__main__':

@@ -26,10 +26,10 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     import jax
 
     from dreambooth_jax.generation import prior_images
-    from dreambooth_jax.generation.cascade import compute_dtype
+    from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, compute_dtype
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.stages import instance_pictures
-    from dreambooth_jax.training import placement, run
+    from dreambooth_jax.training import inputs, memory, placement, run
     from dreambooth_jax.tuning import pictures, pinned, plan, textual_inversion
     from dreambooth_jax.tuning.stage import check_lora_targets, check_schedules, tune
     from dreambooth_jax.weights import folders
@@ -39,12 +39,21 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     check_lora_targets(config, original)
     cascade = textual_inversion.with_word(
         original, config.textual_inversion, dtype=compute_dtype(config.parallel.dtype), seed=config.seed)  # fmt: skip
-    instance = pictures.read_instance(config, cascade)
+    models = {BASE: original.base}
+    if config.super_resolution.steps and original.super_resolution is not None:
+        models[SUPER_RESOLUTION] = original.super_resolution
+    photos = instance_pictures.photos(config)
+    if own := prior_images.own_photos(config):
+        photos[inputs.CLASS_PHOTOS] = own
+    learned_from = run.check(config, workdir, inputs.find(models, photos))
+    order = learned_from.order
+    instance = pictures.read_instance(config, cascade, order)
     if _DRY_RUN.value:
         return print(pictures.describe(config, instance), plan.describe(config, cascade), sep='\n\n')
     print(instance_pictures.describe(instance['base']))
-    run.begin(config, workdir)
-    images = prior_images.prior_images_of(config, original, workdir)
+    run.begin(config, workdir, learned_from)
+    images = prior_images.prior_images_of(config, original, workdir, order.get(inputs.CLASS_PHOTOS))
+    pictures.check_class_pictures(config, cascade, images)
     samples = config.samples
     grid = SampleGrid(
         original, pictures.references(instance, cascade), config.sample_prompts(), num_images=samples.num_images,
@@ -55,7 +64,9 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
         if getattr(config, name).steps == 0:
             continue
         tables = pictures.stage_tables(config, cascade, name, instance[name], images)
-        cascade, finished = tune(config, workdir, name, cascade, original, tables, grid, place)
+        less = memory.remedies(config, name, begun=name in run.trained_stages(workdir))
+        with memory.explained(f'the {name} stage trains', less):
+            cascade, finished = tune(config, workdir, name, cascade, original, tables, grid, place)
         if not finished:
             print(f'stopped in the {name} stage, saved; start the same command again to go on')
             return

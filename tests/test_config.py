@@ -149,7 +149,8 @@ BETWEEN = [
     ('data.subject', None, (
         'config.data.instance_dir (a folder) or config.data.subject (a built-in one) must be given')),
     ('data.instance_prompt', '', "config.data.instance_prompt must be given, for example 'a sks dog'"),
-    ('data.class_prompt', ' ', "config.data.class_prompt must be given, for example 'a dog'"),
+    ('data.class_prompt', ' ', "config.data.class_prompt must be given, for example 'a dog', or config.prior.weight be "
+     '0 to train without the class'),
     ('data.concepts', ({'subject': 'cat'},), (
         "config.data.subject is 'dog' but config.data.concepts names the subjects of this run; leave one of the two "
         'empty')),
@@ -286,6 +287,30 @@ def test_rows_of_a_step_are_instance_and_class_rows():
     assert resolve(DreamBoothConfig, given).rows_per_step('super_resolution') == 1
     with_prior = nest('super_resolution.with_prior', True, given)
     assert resolve(DreamBoothConfig, with_prior).rows_per_step('super_resolution') == 2
+
+
+def test_the_class_prompt_is_asked_for_where_class_rows_train_and_left_out_of_samples_elsewhere():
+    empty = nest('data.class_prompt', '')
+    for name, value in (('prior.weight', 0.0), ('base.steps', 0)):
+        assert resolve(DreamBoothConfig, nest(name, value, empty)).sample_prompts() == ('a sks dog',)
+    for given in ({'kind': 'prediction'}, {'kind': 'pictures'}):
+        with pytest.raises(SettingsError, match='config.data.class_prompt must be given'):
+            resolve(DreamBoothConfig, nest('prior', given, empty))
+    second = nest('super_resolution', {'steps': 5, 'with_prior': True}, nest('base.steps', 0, empty))
+    with pytest.raises(SettingsError, match='config.data.class_prompt must be given'):
+        resolve(DreamBoothConfig, second)
+
+
+def test_class_pictures_are_for_stages_that_train_on_them():
+    def stages(base, second, **more):
+        given = {'base': {'steps': base}, 'super_resolution': second, **more}
+        return resolve(DreamBoothConfig, {**DOG, **given}).class_picture_stages()
+
+    assert stages(1, {'steps': 1}) == ('base',)
+    assert stages(1, {'steps': 1, 'with_prior': True}) == ('base', 'super_resolution')
+    assert stages(0, {'steps': 1, 'with_prior': True}) == ('super_resolution',)
+    assert stages(0, {'steps': 1}) == stages(0, {'with_prior': True}) == ()
+    assert stages(1, {}, prior={'weight': 0.0}) == stages(1, {}, prior={'kind': 'prediction'}) == ()
 
 
 def test_class_rows_have_a_teacher_where_there_are_any():

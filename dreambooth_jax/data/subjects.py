@@ -98,6 +98,7 @@ def read_buckets(
     crops: int = 1,
     max_zoom: float = MAX_ZOOM,
     seed: int = 0,
+    order: Sequence[str] | None = None,
 ) -> dict[Size, Pictures]:
     """Reads all pictures of a folder, each in the size whose ratio is nearest to its own.
 
@@ -105,7 +106,8 @@ def read_buckets(
       sizes: (height, width) pairs, such as buckets.bucket_sizes.
       prompt: of the pictures without a caption.
       crops: per picture: the centre one, then random ones. max_zoom: of the random ones (images.py).
-      seed: of the random crops; a crop depends on it, on the picture's place in the folder and on its own number.
+      seed: of the random crops; a crop depends on it, on the picture's place in the order and on its own number.
+      order: the files' names in the order in which they are taken; None: sorted.
     Returns: the pictures by size, in the order of `sizes`, without those that no picture has.
     Raises: PictureError if no picture is there, or one is damaged or smaller than its size, or a mask does not fit
       its picture.
@@ -114,6 +116,8 @@ def read_buckets(
     if not files:
         found = '; '.join(f'{name} is {reason}' for name, reason in skipped.items()) or 'it is empty'
         raise PictureError(f'the folder {folder} holds no picture ({found}); put pictures ({READABLE}) there')
+    if order is not None:
+        files.sort(key=lambda file: order.index(file.path.name))
     found: dict[Size, list] = {size: [] for size in sizes}
     for place, file in enumerate(files):
         photo = open_photo(file.path, file.mask)

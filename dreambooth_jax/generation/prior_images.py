@@ -2,77 +2,131 @@
 
     <folder>/a_dog_00000.png ...                  of the base stage: lossless, one seed per picture
     <folder>/super_resolution/a_dog_00000.png     the same pictures after the second stage, where they are wanted
-    <folder>/manifest.json                        model hash, sampler, steps, guidance, seed; and every finished picture
+    <folder>/manifest.json                        what drew them, and every finished picture (prior_manifest.py)
 
-A picture depends on (weights, prompt, sampler, steps, guidance, seed, its number) alone, so pictures that are missing
-are drawn later as they would have been drawn at first, in any batches. Pictures of another origin are never mixed in:
-that is an error. Source: Ruiz et al. 2023, section 3.3: ancestral sampling from the frozen model.
+A picture depends on (weights, schedule, prompt, sampler, steps, guidance, seed, its number) alone, so pictures that are
+missing are drawn later as they would have been drawn at first, in any batches. Pictures of another origin are never
+mixed in: that is an error. Source: Ruiz et al. 2023, section 3.3: ancestral sampling from the frozen model.
+
+Or they are photos of one's own: a folder that prior.dir names and that has pictures but no manifest. All of them are
+used as they are, nothing is drawn, and nothing is written there.
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
 from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.data.images import MAX_ZOOM, read_picture
+from dreambooth_jax.data.subjects import PictureFile, list_pictures
 from dreambooth_jax.data.table import Examples
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
-from dreambooth_jax.weights.pipeline import COMPONENTS, Network, Pipeline
+from dreambooth_jax.generation.prior_manifest import (
+    MANIFEST,
+    PriorError,
+    PriorImage,
+    add,
+    is_there,
+    open_manifest,
+    write_manifest,
+)
+from dreambooth_jax.training import memory
+from dreambooth_jax.weights.identity import scheduler_hash
 
-MANIFEST = 'manifest.json'
-# What all pictures of a folder have in common; manifests older than the last two have only pictures of one size.
-_SHARED = ('sampler', 'steps', 'guidance_scale', 'seed', 'size', 'clip_skip')
-_PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
-_WAY_OUT = 'delete that folder or set prior.dir.'
-
-
-class PriorError(ValueError):
-    """Class pictures that cannot be used: one sentence with the folder, what it holds and what to do."""
-
-
-class PriorImage(NamedTuple):
-    """One class picture: its file, its prompt, and its file of the second stage or None."""
-
-    path: Path
-    prompt: str
-    super_resolution: Path | None
+__all__ = ['PriorError', 'PriorImage', 'ensure_prior_images', 'own_photos', 'prior_images_of', 'read', 'stages_of']
 
 
-def prior_images_of(config: DreamBoothConfig, cascade: Cascade, workdir: str | os.PathLike) -> list[PriorImage]:
-    """The class pictures that a run trains on, drawn where they are missing; none while prior.weight is 0, or where
-    prior.kind wants none.
+def stages_of(config: DreamBoothConfig, cascade: Cascade) -> list[str]:
+    """The stages of the cascade that train on class pictures."""
+    return [stage for stage in config.class_picture_stages() if getattr(cascade, stage) is not None]
+
+
+def own_photos(config: DreamBoothConfig) -> list[PictureFile]:
+    """The user's own class pictures, by name: all that prior.dir holds unless a manifest says that a model drew it.
+
+    Returns: none if class pictures are drawn, or not wanted.
+    Raises: PictureError as list_pictures; PriorError if they are to show several classes, or a mask is among them.
+    """
+    return _list_own(config)[0]
+
+
+def _list_own(config: DreamBoothConfig) -> tuple[list[PictureFile], dict[str, str]]:
+    """The same, and name -> reason of what lies there and is no picture."""
+    prior = config.prior
+    folder = Path(prior.dir or '')
+    if prior.dir is None or prior.weight == 0 or not folder.is_dir() or (folder / MANIFEST).exists():
+        return [], {}
+    prompts = list(dict.fromkeys(concept.class_prompt for concept in config.concepts()))
+    drawn = re.compile(f'({"|".join(re.escape(_words(prompt)) for prompt in prompts)})_[0-9]{{5}}.png')
+    files, skipped = list_pictures(folder)
+    if not files or any(drawn.fullmatch(file.path.name) for file in files):  # drawn ones, whose manifest is lost
+        return [], {}
+    masks = [file.mask for file in files if file.mask is not None]
+    if masks:
+        raise PriorError(
+            f'config.prior.dir is {prior.dir!r}, which holds the mask {masks[0].name}, but class pictures count in '
+            f'full; take masks out of that folder.'
+        )
+    if len(prompts) > 1:
+        raise PriorError(
+            f'config.prior.dir is {prior.dir!r}, a folder of photos of your own, but the subjects have {len(prompts)} '
+            f'class prompts ({", ".join(map(repr, prompts))}) and it cannot say which class a photo shows; leave '
+            f'prior.dir out to have class pictures drawn, or train the subjects in runs of their own.'
+        )
+    return files, skipped
+
+
+def prior_images_of(
+    config: DreamBoothConfig, cascade: Cascade, workdir: str | os.PathLike, order: Sequence[str] | None = None
+) -> list[PriorImage]:
+    """The class pictures that a run trains on, drawn where they are missing; none where no stage trains on them.
 
     Args:
       config: its `prior`, `seed` and class prompts; the second stage draws too if super_resolution trains on them.
       cascade: the model before fine-tuning.
       workdir: the run's folder; prior.dir, or else prior/ in it, holds the pictures.
-    Raises: PriorError, or OSError if the disk does not take them.
+      order: of photos of one's own: the files' names; None: sorted.
+    Raises: PriorError, or OSError if the disk does not take them; TrainingError if the device's memory is full.
     """
-    if config.prior.weight == 0 or config.prior.kind != 'pictures':
+    stages, prior = stages_of(config, cascade), config.prior
+    if not stages:
         return []
-    second = config.super_resolution
-    return ensure_prior_images(
-        cascade,
-        [concept.class_prompt for concept in config.concepts()],
-        config.prior.dir or Path(workdir) / 'prior',
-        count=config.prior.num_images,
-        steps=config.prior.steps,
-        guidance_scale=config.prior.guidance_scale,
-        sampler=config.prior.sampler,
-        seed=config.seed,
-        batch_size=config.prior.batch_size,
-        super_resolution=second.steps > 0 and second.with_prior,
-        **second.drawing(),
-    )
+    if own := _own_images(config, SUPER_RESOLUTION in stages, order):
+        return own
+    smaller = [f'--config.prior.batch_size={prior.batch_size // 2}'] if prior.batch_size > 1 else []
+    with memory.explained('class pictures are drawn', smaller):
+        return ensure_prior_images(
+            cascade,
+            [concept.class_prompt for concept in config.concepts()],
+            prior.dir or Path(workdir) / 'prior',
+            count=prior.num_images,
+            steps=prior.steps,
+            guidance_scale=prior.guidance_scale,
+            sampler=prior.sampler,
+            seed=config.seed,
+            batch_size=prior.batch_size,
+            super_resolution=SUPER_RESOLUTION in stages,
+            **config.super_resolution.drawing(),
+        )
+
+
+def _own_images(config: DreamBoothConfig, second: bool, order: Sequence[str] | None) -> list[PriorImage]:
+    files, skipped = _list_own(config)
+    for name, reason in skipped.items():
+        logging.warning('%s in %s is skipped: it is %s', name, config.prior.dir, reason)
+    if order is not None:
+        place = {name: number for number, name in enumerate(order)}
+        files.sort(key=lambda file: place[file.path.name])
+    class_prompt = config.concepts()[0].class_prompt
+    return [PriorImage(file.path, file.caption or class_prompt, file.path if second else None) for file in files]
 
 
 def ensure_prior_images(
@@ -112,18 +166,22 @@ def ensure_prior_images(
     super_resolution = super_resolution and cascade.super_resolution is not None
     requests = [(prompt, number) for prompt in range(len(prompts)) for number in range(count)]
     files = [_file(folder, prompts[prompt], number, super_resolution) for prompt, number in requests]
-    if jax.process_index() == 0:
-        wanted = {'model': weights_hash(cascade.base), 'prompts': prompts, 'sampler': sampler, 'steps': steps,
-                  'guidance_scale': float(guidance_scale), 'seed': seed, 'size': cascade.base_size,
-                  'clip_skip': cascade.clip_skip, SUPER_RESOLUTION: None}  # fmt: skip
-        second = {'noise_level': noise_level, 'super_resolution_steps': super_resolution_steps,
-                  'super_resolution_guidance_scale': super_resolution_guidance_scale}  # fmt: skip
+    second = {'noise_level': noise_level, 'super_resolution_steps': super_resolution_steps,
+              'super_resolution_guidance_scale': super_resolution_guidance_scale}  # fmt: skip
+
+    def draw():
+        wanted = {'model': cascade.base.weights_hash, 'scheduler': scheduler_hash(cascade.base), 'prompts': prompts,
+                  'sampler': sampler, 'steps': steps, 'guidance_scale': float(guidance_scale), 'seed': seed,
+                  'size': cascade.base_size, 'clip_skip': cascade.clip_skip, SUPER_RESOLUTION: None}  # fmt: skip
         if super_resolution:
-            wanted[SUPER_RESOLUTION] = {'model': weights_hash(cascade.super_resolution), **second}
-        manifest = _open_manifest(folder, wanted, count)
+            model = cascade.super_resolution
+            wanted[SUPER_RESOLUTION] = {
+                'model': model.weights_hash, 'scheduler': scheduler_hash(model), **second}  # fmt: skip
+        manifest = open_manifest(folder, wanted, count)
         folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
-        there = [_is_there(manifest, file) for file in files]
-        missing = [index for index in range(len(files)) if not there[index]]
+        missing = [index for index, file in enumerate(files) if not is_there(manifest, file)]
+        if not manifest['pictures']:
+            write_manifest(folder, manifest)  # pictures without one would be taken for photos of the user's own
         options = dict(steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed, batch_size=batch_size,
                        super_resolution=super_resolution, **second)  # fmt: skip
         with tqdm(
@@ -136,13 +194,17 @@ def ensure_prior_images(
                     _write_picture(file.path, pictures.base[image])
                     if super_resolution:
                         _write_picture(file.super_resolution, pictures.super_resolution[image])
-                    before = manifest['pictures'].get(file.path.name, {SUPER_RESOLUTION: False})
-                    manifest['pictures'][file.path.name] = {
-                        'prompt': file.prompt, 'seed': seed, 'number': requests[index][1],
-                        SUPER_RESOLUTION: super_resolution or before[SUPER_RESOLUTION]}  # fmt: skip
-                _write_manifest(folder, manifest)
+                    add(manifest, file, seed=seed, number=requests[index][1])
+                write_manifest(folder, manifest)
                 bar.update(len(rows))
-    _wait_for_first_host(folder, files)
+
+    error = None
+    if jax.process_index() == 0:
+        try:
+            draw()
+        except BaseException as caught:  # Ctrl-C too: the other hosts must hear of it
+            error = caught
+    _end_together(folder, files, error)
     return files
 
 
@@ -173,76 +235,17 @@ def read(
     }
 
 
-def weights_hash(pipeline: Pipeline) -> str:
-    """sha256 of a stage's networks: names, shapes and f32 values, in the names' order."""
-    found = hashlib.sha256()
-    for component in COMPONENTS:
-        network: Network | None = getattr(pipeline, component)
-        for name in sorted(network.params) if network else ():
-            value = np.ascontiguousarray(network.params[name], np.float32)
-            found.update(f'{component}.{name} {value.shape}'.encode())
-            found.update(value.data)
-    return found.hexdigest()
-
-
-def _file(folder: Path, prompt: str, number: int, super_resolution: bool) -> PriorImage:
+def _words(prompt: str) -> str:
+    """What the files of a prompt's pictures are called, before their number."""
     words = re.sub(r'[^a-z0-9]+', '_', prompt.lower()).strip('_')[:40]
     if words.replace('_', ' ') != prompt:  # two prompts might get the same words
         words = f'{words}_{hashlib.sha256(prompt.encode()).hexdigest()[:8]}'
-    name = f'{words}_{number:05d}.png'
+    return words
+
+
+def _file(folder: Path, prompt: str, number: int, super_resolution: bool) -> PriorImage:
+    name = f'{_words(prompt)}_{number:05d}.png'
     return PriorImage(folder / name, prompt, folder / SUPER_RESOLUTION / name if super_resolution else None)
-
-
-def _is_there(manifest: dict[str, Any], file: PriorImage) -> bool:
-    entry = manifest['pictures'].get(file.path.name)
-    if entry is None or not file.path.is_file():
-        return False
-    return file.super_resolution is None or (entry[SUPER_RESOLUTION] and file.super_resolution.is_file())
-
-
-def _open_manifest(folder: Path, wanted: dict[str, Any], count: int) -> dict[str, Any]:
-    """The folder's manifest, or a new one; never one whose pictures are not those that are wanted."""
-    path = folder / MANIFEST
-    about = f'prior.num_images is {count} but {folder} holds'
-    if not path.is_file():
-        strangers = [file for file in folder.glob('*') if file.suffix.lower() in _PICTURES]
-        if strangers:
-            raise PriorError(
-                f'{about} {len(strangers)} pictures without a {MANIFEST} that says what drew them; {_WAY_OUT}'
-            )
-        return {**wanted, 'pictures': {}}
-    try:
-        found = json.loads(path.read_text('utf-8'))
-        pictures = {name: entry for name, entry in found['pictures'].items() if (folder / name).is_file()}
-        differences = _differences(found, wanted)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PriorError(f'{path} is no readable manifest ({type(error).__name__}: {error}); {_WAY_OUT}') from None
-    if not pictures:
-        return {**wanted, 'pictures': {}}
-    if differences:
-        raise PriorError(f'{about} {len(pictures)} made {" and ".join(differences)}; {_WAY_OUT}')
-    return {**found, SUPER_RESOLUTION: wanted[SUPER_RESOLUTION] or found[SUPER_RESOLUTION]}
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    differences = []
-    if found['model'] != wanted['model']:
-        differences.append('by another model')
-    if not set(wanted['prompts']) <= set(found['prompts']):
-        differences.append(f'for {_listed(found["prompts"])} instead of {_listed(wanted["prompts"])}')
-    for name in _SHARED:
-        if found.setdefault(name, wanted[name]) != wanted[name]:
-            differences.append(f'with {name} {found[name]} instead of {wanted[name]}')
-    before, now = found[SUPER_RESOLUTION], wanted[SUPER_RESOLUTION]
-    if before and now and before['model'] != now['model']:
-        differences.append('by another super-resolution model')
-    elif before and now and before != now:
-        differences.append(f'with noise_level {before["noise_level"]} instead of {now["noise_level"]}')
-    return differences
-
-
-def _listed(prompts: Sequence[str]) -> str:
-    return ', '.join(map(repr, prompts))
 
 
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
@@ -252,18 +255,21 @@ def _write_picture(path: Path, pixels: np.ndarray) -> None:
     os.replace(temporary, path)
 
 
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    temporary = folder / f'.{MANIFEST}.part'
-    temporary.write_text(json.dumps(manifest, indent=1) + '\n', 'utf-8')
-    os.replace(temporary, folder / MANIFEST)
+def _end_together(folder: Path, files: Sequence[PriorImage], error: BaseException | None) -> None:
+    """Waits for the first host and, if it could not draw, ends all of them: those that wait would wait for ever.
 
+    Args:
+      error: of the first host, raised there.
+    """
+    failed = error is not None
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
 
-def _wait_for_first_host(folder: Path, files: Sequence[PriorImage]) -> None:
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices('class pictures')
+        failed = bool(multihost_utils.broadcast_one_to_all(np.int32(failed)))
+    if error is not None:
+        raise error
+    if failed:
+        raise PriorError('the first host could not draw the class pictures; what it says itself tells why.')
     unseen = sum(not file.path.is_file() for file in files)
     if unseen:
         raise PriorError(

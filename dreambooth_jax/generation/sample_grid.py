@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.training import memory
 from dreambooth_jax.watching import grids
 
 
@@ -34,7 +35,8 @@ class SampleGrid:
 
     def _draw(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
         """[stage][prompt][seed] pictures."""
-        drawn = cascade.generate(self.prompts, num_images=self.num_images, progress=False, **self.options)
+        with memory.explained('samples are drawn', []):
+            drawn = cascade.generate(self.prompts, num_images=self.num_images, progress=False, **self.options)
         stages = [stage for stage in (drawn.base, drawn.super_resolution) if stage is not None]
         shape = (len(self.prompts), self.num_images)
         return [list(stage.reshape(*shape, *stage.shape[1:])) for stage in stages]

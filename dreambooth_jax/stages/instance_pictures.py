@@ -1,7 +1,7 @@
 """The subjects' pictures of a run: photos from folders, or paintings of Storybook's built-in subjects."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -10,12 +10,25 @@ from dreambooth_jax.config import ConceptConfig, DreamBoothConfig, SettingsError
 from dreambooth_jax.data.buckets import Size, bucket_sizes
 from dreambooth_jax.data.decode import picture_size
 from dreambooth_jax.data.images import MAX_ZOOM
-from dreambooth_jax.data.subjects import list_pictures, read_buckets
+from dreambooth_jax.data.subjects import PictureFile, list_pictures, read_buckets
 from dreambooth_jax.data.table import Examples, join
 from dreambooth_jax.storybook import draw, subjects
 
 # Words of an instance prompt that cannot be the subject's name, should the class prompt be without them.
 _FRAMING = {'a', 'an', 'the', 'of', 'in', 'on', 'my', 'with', 'photo', 'picture', 'image', 'photograph', 'close-up'}
+
+
+def photos(config: DreamBoothConfig) -> dict[str, list[PictureFile]]:
+    """Setting that names a folder -> its photos, by name; without subjects that are built in.
+
+    Raises: PictureError as list_pictures.
+    """
+    named = {_setting(config, number): concept.instance_dir for number, concept in enumerate(config.concepts())}
+    return {setting: list_pictures(folder)[0] for setting, folder in named.items() if folder is not None}
+
+
+def _setting(config: DreamBoothConfig, number: int) -> str:
+    return f'data.concepts[{number}].instance_dir' if config.data.concepts else 'data.instance_dir'
 
 
 def read(
@@ -25,6 +38,7 @@ def read(
     *,
     crops: int | None = None,
     max_zoom: float = MAX_ZOOM,
+    order: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Examples]:
     """All subjects' pictures with the prompts of each: its caption or else the instance prompt, and the class prompt.
 
@@ -32,6 +46,7 @@ def read(
       resolution: side of the square pictures, in pixels.
       multiple: of the sides of pictures that keep their ratio, as data.aspect_buckets says; None: squares even then.
       crops: of each photo; None: data.crops. max_zoom: of random ones (data/images.py).
+      order: setting, as of `photos` -> names of the files in the order in which they are taken; None: sorted.
     Returns: the pictures of each size, from the widest to the tallest, with masks if any of them has one.
     Raises: PictureError for a folder, picture or mask that cannot be used. SettingsError for an unknown built-in
       subject.
@@ -39,7 +54,7 @@ def read(
     square = (resolution, resolution)
     sizes = bucket_sizes(resolution, multiple) if config.data.aspect_buckets and multiple else (square,)
     groups: dict[Size, list[Examples]] = {size: [] for size in sizes}
-    for concept in config.concepts():
+    for number, concept in enumerate(config.concepts()):
         prompt = concept.instance_prompt
         if concept.instance_dir is None:
             if concept.subject not in subjects.SUBJECTS:
@@ -50,6 +65,7 @@ def read(
             groups[square].append(Examples(np.stack(painted), prompts, class_prompts=class_prompts))
             continue
         options = {'crops': crops or config.data.crops, 'max_zoom': max_zoom, 'seed': config.seed}
+        options['order'] = (order or {}).get(_setting(config, number))
         found = read_buckets(concept.instance_dir, sizes, prompt, **options)
         for size, pictures in found.items():
             class_prompts = [concept.class_prompt] * len(pictures.images)

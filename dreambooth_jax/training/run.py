@@ -1,45 +1,90 @@
-"""A run's folder: begun once with its settings, and gone on with under the same ones."""
+"""A run's folder: begun with its settings and its pictures, and gone on with under the same ones.
+
+Until a stage has a checkpoint nothing is learned, and its settings may change: what is there by then, such as class
+pictures, is kept where it still fits. From then on, settings that change what is learned are refused, and photos and
+models are known by their hashes (inputs.py), so that they may be moved and renamed but not exchanged.
+"""
 
 import json
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from dreambooth_jax.config import Settings, SettingsError, resolve, to_dict
+from dreambooth_jax.training import inputs as run_inputs
+from dreambooth_jax.training.inputs import CLASS_PHOTOS, Inputs
 
-# Settings that may change between the starts of one run: they say how long, how often and where, not what is learned.
-FREE = ('base.steps', 'super_resolution.steps', 'steps', 'checkpoint', 'samples', 'parallel', 'export', 'painters')
+CONFIG = 'config.json'
+# Settings that may always change: how long, how often, how much at once, and where, but not what is learned.
+FREE = (
+    'base.steps', 'base.accumulation', 'super_resolution.steps', 'super_resolution.accumulation', 'steps',
+    'prior.batch_size', CLASS_PHOTOS, 'parallel.mode', 'parallel.fsdp_min_bytes', 'parallel.remat',
+    'parallel.steps_per_dispatch', 'checkpoint', 'samples', 'export', 'painters',
+)  # fmt: skip
+_STAGES = ('base', 'super_resolution')
+# Settings of models, whose files are known by their hashes whatever they are called.
+_MODELS = ('model', 'super_resolution_model')
+_PHOTOS = 'instance_dir'
+_PATHS = ('model', 'model_tokenizer_dir', 'super_resolution_model', 'init', 'base')
 
 
-def begin(config: Settings, workdir: Path) -> None:
-    """Makes the folder and writes config.json, or checks that the settings are those the run was begun with.
+def check(config: Settings, workdir: Path, found: Inputs | None = None) -> Inputs | None:
+    """Whether a run may go on, or begin, in a folder; writes nothing.
 
-    Raises: SettingsError if another value would change what is learned, naming both; if the folder cannot be written.
+    Args:
+      found: what is there to learn from; None if the settings say all of it.
+    Returns: `found`, its photos in the order in which the run takes them.
+    Raises: SettingsError if another setting, photo or model would change what is learned, naming both.
     """
-    path = workdir / 'config.json'
-    new = to_dict(config)
-    if path.exists():
-        for name, (old, value) in _differences(_read(path, type(config)), new).items():
-            if not any(name == free or name.startswith(f'{free}.') for free in FREE):
-                raise SettingsError(
-                    f'config.{name} is {value!r} but {workdir} was begun with {old!r}; set it back, or start another '
-                    f'run with --workdir'
-                )
+    stages = trained_stages(workdir)
+    if not stages:
+        return found
+    begun = run_inputs.read(workdir) if found is not None else None
+    new = _flat(to_dict(config))
+    if (workdir / CONFIG).exists():
+        _check_settings(_flat(_read(workdir / CONFIG, type(config))), new, workdir, stages, begun)
+    return found if begun is None else run_inputs.check(begun, found, new, workdir, stages)
+
+
+def begin(config: Settings, workdir: Path, found: Inputs | None = None) -> None:
+    """Makes the folder and writes config.json and, if anything was found, inputs.json.
+
+    Raises: as `check`; SettingsError if the folder cannot be written.
+    """
+    found = check(config, workdir, found)
     if jax.process_index() != 0:
         return  # one writer, where several hosts share the folder
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix('.new')
-        temporary.write_text(json.dumps(new, indent=2) + '\n')
-        temporary.replace(path)
+        if found is not None:
+            _write(workdir / run_inputs.FILE, run_inputs.to_json(found))
+        _write(workdir / CONFIG, json.dumps(to_dict(config), indent=2) + '\n')
     except OSError as error:
         raise SettingsError(f'--workdir={workdir} cannot be written: {error.strerror}') from None
+
+
+def trained_stages(workdir: Path) -> list[str]:
+    """The stages that have something to lose: those with a complete checkpoint, or all if only a model/ is left."""
+    found = {path.parts[-3] for path in workdir.glob('*/checkpoints/*') if path.name.isdigit()}
+    if not found and (workdir / 'model' / 'model_index.json').is_file():
+        return list(_STAGES)
+    return sorted(found)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix('.new')
+    temporary.write_text(text, 'utf-8')
+    temporary.replace(path)
 
 
 def _read(path: Path, cls: type[Settings]) -> dict:
     """The settings in a file; those younger than it have their defaults, which do what was done without them."""
     try:
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text('utf-8'))
     except ValueError:
         raise SettingsError(f'{path} is damaged; restore it, or start another run with --workdir') from None
     try:
@@ -48,12 +93,74 @@ def _read(path: Path, cls: type[Settings]) -> dict:
         return before
 
 
-def _differences(old: dict, new: dict, prefix: str = '') -> dict[str, tuple]:
-    found = {}
+def _check_settings(
+    old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path, stages: list[str], begun: Inputs | None
+) -> None:
+    unused = _unused(old) & _unused(new)
     for name in sorted({*old, *new}):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found |= _differences(before, after, f'{prefix}{name}.')
-        elif json.dumps(before) != json.dumps(after):
-            found[prefix + name] = (before, after)
+        before, value = old.get(name), new.get(name)
+        if _is_same(name, before, value) or _plain(name) in unused or _is_free(name, new):
+            continue
+        if name.startswith(tuple(f'{stage}.' for stage in _STAGES if stage not in stages)):
+            continue
+        by_content = name.startswith(_MODELS) or (_is_photos(name) and None not in (before, value))
+        if by_content and begun is not None:
+            continue
+        length = ', the length of its cosine schedule' if _is_length(name) else ''
+        raise SettingsError(
+            f'config.{name} is {value!r} but {workdir} was begun with {before!r}{length}; set it back, or start '
+            f'another run with --workdir'
+        )
+
+
+def _is_free(name: str, settings: Mapping[str, Any]) -> bool:
+    if _is_length(name) and 'cosine' in (settings.get('optimizer.schedule'), settings.get('schedule')):
+        return False  # the rate of every step depends on it
+    return any(name == free or name.startswith(f'{free}.') for free in FREE)
+
+
+def _is_length(name: str) -> bool:
+    return name in ('steps', *(f'{stage}.steps' for stage in _STAGES))
+
+
+def _unused(settings: Mapping[str, Any]) -> set[str]:
+    """Names of settings that nothing is learned from, whatever they are, under the others."""
+    weight, kind = settings.get('prior.weight'), settings.get('prior.kind')
+    found = set()
+    if weight == 0 or kind == 'prediction':
+        found |= {'prior.num_images', 'prior.steps', 'prior.guidance_scale', 'prior.sampler'}
+    if weight == 0:
+        found |= {'prior.kind', 'data.class_prompt', 'data.concepts.class_prompt', 'super_resolution.with_prior'}
+    if weight == 0 or kind == 'prediction' or not settings.get('super_resolution.with_prior'):  # no class pictures
+        found |= {f'super_resolution.sample_{name}' for name in ('noise_level', 'steps', 'guidance_scale')}
+    return found
+
+
+def _is_same(name: str, before: Any, value: Any) -> bool:
+    if isinstance(before, str) and isinstance(value, str) and (name in _PATHS or _is_photos(name)):
+        before, value = (os.path.realpath(os.path.expanduser(path)) for path in (before, value))
+    return json.dumps(before) == json.dumps(value)
+
+
+def _is_photos(name: str) -> bool:
+    return name.endswith(f'.{_PHOTOS}')
+
+
+def _plain(name: str) -> str:
+    """Without the numbers of subjects: data.concepts[0].class_prompt -> data.concepts.class_prompt."""
+    return re.sub(r'\[\d+\]', '', name)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Dotted name -> value; subjects by number: data.concepts[0].class_prompt."""
+    found = {}
+    for name, value in settings.items():
+        groups = isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value)
+        if isinstance(value, Mapping):
+            found |= _flat(value, f'{prefix}{name}.')
+        elif groups:
+            for number, one in enumerate(value):
+                found |= _flat(one, f'{prefix}{name}[{number}].')
+        else:
+            found[prefix + name] = value
     return found

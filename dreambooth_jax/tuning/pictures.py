@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dreambooth_jax.config import DreamBoothConfig, SettingsError
+from dreambooth_jax.data.images import read_picture
 from dreambooth_jax.data.table import Examples, Table, make_table
 from dreambooth_jax.generation import prior_images
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
@@ -20,29 +21,33 @@ UPSCALER_CROP = 512  # pixels, as it was trained
 BUCKET_MULTIPLE = 64  # pixels, of the sides of aspect buckets of latent models, as the field has it
 
 
-def read_instance(config: DreamBoothConfig, cascade: Cascade) -> dict[str, list[Examples]]:
+def read_instance(
+    config: DreamBoothConfig, cascade: Cascade, order: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, list[Examples]]:
     """Stage -> the subjects' pictures as that stage trains on them, by size; of the stages that the cascade has.
 
     Files that are no pictures are skipped with a warning.
 
+    Args:
+      order: of each folder's photos, see instance_pictures.read; None: sorted by name.
     Raises: PictureError; SettingsError for a size that a stage cannot halve, a crop that it cannot take, or captions
       that do not teach the new word.
     """
     instance_pictures.check_folders(config)
     base, second = cascade.base, cascade.super_resolution
     multiple = BUCKET_MULTIPLE if base.is_latent else base.size_divisor
-    found = {BASE: _read_whole(config, cascade.base_size, multiple)}
+    found = {BASE: _read_whole(config, cascade.base_size, multiple, order)}
     if second is None:
         return found
     if not second.is_latent:  # a photo has the same ratio in both stages
         multiple = math.lcm(multiple * cascade.factor, second.size_divisor)
-        found[SUPER_RESOLUTION] = _read_whole(config, cascade.super_resolution_size, multiple)
+        found[SUPER_RESOLUTION] = _read_whole(config, cascade.super_resolution_size, multiple, order)
     if not config.super_resolution.steps:
         return found
     crop = crop_side(config, cascade)
     if second.is_latent:
         found[SUPER_RESOLUTION] = instance_pictures.read(
-            config, crop, crops=config.super_resolution.crops, max_zoom=cascade.factor
+            config, crop, crops=config.super_resolution.crops, max_zoom=cascade.factor, order=order
         )
     shortest = min(side for examples in found[SUPER_RESOLUTION] for side in examples.images.shape[1:3])
     if crop is not None and crop > shortest:
@@ -53,9 +58,11 @@ def read_instance(config: DreamBoothConfig, cascade: Cascade) -> dict[str, list[
     return found
 
 
-def _read_whole(config: DreamBoothConfig, resolution: int, multiple: int) -> list[Examples]:
+def _read_whole(
+    config: DreamBoothConfig, resolution: int, multiple: int, order: Mapping[str, Sequence[str]] | None
+) -> list[Examples]:
     try:
-        return instance_pictures.read(config, resolution, multiple)
+        return instance_pictures.read(config, resolution, multiple, order=order)
     except ValueError as error:
         if config.data.aspect_buckets and resolution % multiple:
             raise SettingsError(f'config.data.aspect_buckets is True: {error}') from None
@@ -93,16 +100,32 @@ def references(instance: Mapping[str, Sequence[Examples]], cascade: Cascade) -> 
     return [image for examples in instance[name] for image in examples.images]
 
 
+def check_class_pictures(config: DreamBoothConfig, cascade: Cascade, images: Sequence[PriorImage]) -> None:
+    """Before anything trains: whether class pictures of one's own are as large as the second stage needs them.
+
+    Raises: PictureError for one that is smaller, or damaged.
+    """
+    for image in images:
+        if image.super_resolution == image.path:  # the user's own: drawn ones have a file for each stage
+            read_picture(image.path, _class_picture_side(config, cascade, SUPER_RESOLUTION)[0])
+
+
+def _class_picture_side(config: DreamBoothConfig, cascade: Cascade, name: str) -> tuple[int, bool]:
+    """Side of the class pictures that a stage trains on, and whether they are crops."""
+    if name == BASE:
+        return cascade.base_size, False
+    if not cascade.super_resolution.is_latent:
+        return cascade.super_resolution_size, False
+    return crop_side(config, cascade), True
+
+
 def stage_tables(
     config: DreamBoothConfig, cascade: Cascade, name: str, instance: Sequence[Examples], images: Sequence[PriorImage]
 ) -> list[Table]:
     """The pictures of one stage with their prompts, by size: the subjects' and, where they were drawn for it, all class
     pictures; with a teacher in their place the subjects' have their class prompts too.
     """
-    is_base, second = name == BASE, cascade.super_resolution
-    if is_base or not second.is_latent:
-        size, options = cascade.base_size if is_base else cascade.super_resolution_size, {}
-    else:
-        size, options = crop_side(config, cascade), {'crop_seed': config.seed, 'max_zoom': cascade.factor}
+    size, is_crop = _class_picture_side(config, cascade, name)
+    options = {'crop_seed': config.seed, 'max_zoom': cascade.factor} if is_crop else {}
     class_pictures = prior_images.read(images, {name: size}, **options).get(name)
     return [make_table(examples, class_pictures, shown_again=config.has_teacher(name)) for examples in instance]

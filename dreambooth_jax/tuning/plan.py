@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from dreambooth_jax.config import DreamBoothConfig, to_dict
-from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade, compute_dtype
+from dreambooth_jax.generation import prior_images
+from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.models.functional import parameter_count
 from dreambooth_jax.training import optimizer
 from dreambooth_jax.tuning import textual_inversion
@@ -61,12 +62,10 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
     costs = {name: forward_flops(cascade, name) for name in stages}
     lines += ['', f'plan for {jax.device_count()} x {jax.devices()[0].device_kind}:']
     seconds = 0.0
-    if config.prior.weight > 0 and config.prior.kind == 'pictures':
-        prior = config.prior
-        count = prior.num_images * len({concept.class_prompt for concept in config.concepts()})
-        passes = count * prior.steps * (2 if prior.guidance_scale != 1 else 1)
-        seconds += passes * costs['base'] / speed
-        lines.append(f'  class pictures: {count}, {passes} network passes, {_duration(passes * costs["base"] / speed)}')
+    if drawing := prior_images.stages_of(config, cascade):
+        line, work = _class_pictures(config, costs, SUPER_RESOLUTION in drawing)
+        seconds += work / speed
+        lines.append(line + (f', {_duration(work / speed)}' if work else ''))
     for name, pipeline in stages.items():
         settings = getattr(config, name)
         if not settings.steps:
@@ -98,6 +97,22 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         )
     lines.append(f'  in all about {_duration(seconds)}, without compilation and samples')
     return '\n'.join(lines)
+
+
+def _class_pictures(config: DreamBoothConfig, costs: Mapping[str, float], second: bool) -> tuple[str, float]:
+    """What is said of class pictures, and the FLOPs of drawing them, in the second stage too if that trains on them."""
+    prior = config.prior
+    if own := prior_images.own_photos(config):
+        return f'  class pictures: {len(own)} photos of your own in {prior.dir}, all used, none drawn', 0.0
+    count = prior.num_images * len({concept.class_prompt for concept in config.concepts()})
+    drawing = {BASE: (prior.steps, prior.guidance_scale)}
+    if second:
+        other = config.super_resolution
+        drawing[SUPER_RESOLUTION] = (
+            other.sample_steps or prior.steps, other.sample_guidance_scale or prior.guidance_scale)  # fmt: skip
+    passes = {stage: count * steps * (2 if scale != 1 else 1) for stage, (steps, scale) in drawing.items()}
+    work = sum(passes[stage] * costs[stage] for stage in passes)
+    return f'  class pictures: {count}, {sum(passes.values())} network passes', work
 
 
 def flat_settings(settings: Mapping, prefix: str = 'config.') -> dict:

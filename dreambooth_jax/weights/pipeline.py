@@ -6,6 +6,7 @@ keeps it. How folders and files are read and written: folders.py.
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -230,6 +231,18 @@ class Pipeline:
         """The folder of the second stage that came with this one, if one did."""
         inside = self.folder / SUPER_RESOLUTION if self.folder else None
         return inside if inside and (inside / 'model_index.json').is_file() else None
+
+    @functools.cached_property
+    def weights_hash(self) -> str:
+        """sha256 of its networks: names, shapes and f32 values, in the names' order; a second for each GB or two."""
+        found = hashlib.sha256()
+        for component in COMPONENTS:
+            network = getattr(self, component)
+            for name in sorted(network.params) if network else ():
+                value = np.ascontiguousarray(network.params[name], np.float32)
+                found.update(f'{component}.{name} {value.shape}'.encode())
+                found.update(value.data)
+        return found.hexdigest()
 
     def unet_value(self, key: str) -> Any:
         """An entry of the UNet's config.json, or diffusers' default."""

@@ -1,17 +1,28 @@
 """Class pictures: what is drawn, what is kept, and what is refused."""
 
+import dataclasses
 import json
+import logging
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_jax.config import ConceptConfig, DataConfig, DreamBoothConfig, PriorConfig, SuperResolutionConfig
+from dreambooth_jax.config import (
+    BaseConfig,
+    ConceptConfig,
+    DataConfig,
+    DreamBoothConfig,
+    PriorConfig,
+    SuperResolutionConfig,
+)
+from dreambooth_jax.data.fingerprints import file_hash
 from dreambooth_jax.data.images import PictureError
 from dreambooth_jax.generation import prior_images
 from dreambooth_jax.generation.cascade import Cascade, Pictures
 from dreambooth_jax.generation.prior_images import PriorError, ensure_prior_images
+from dreambooth_jax.weights.identity import scheduler_hash
 from tests import tiny_pipelines
 
 AS_BASE = {'super_resolution_steps': None, 'super_resolution_guidance_scale': None}
@@ -79,11 +90,12 @@ def test_every_prompt_gets_its_pictures_and_each_its_seed(tmp_path):
     assert np.array_equal(np.asarray(Image.open(images[4].path))[0, 0], (9, 1, 0))  # lossless
     manifest = manifest_of(folder)
     assert manifest['pictures']['a_red_mug_00001.png'] == {
-        'prompt': 'a red mug', 'seed': 5, 'number': 1, 'super_resolution': False}  # fmt: skip
+        'prompt': 'a red mug', 'seed': 5, 'number': 1, 'super_resolution': False,
+        'sha256': file_hash(images[4].path)}  # fmt: skip
     shared = {name: manifest[name] for name in ('prompts', 'sampler', 'steps', 'guidance_scale', 'seed')}
     assert shared == {
         'prompts': ['a dog', 'a red mug'], 'sampler': 'ddim', 'steps': 2, 'guidance_scale': 3.0, 'seed': 5}  # fmt: skip
-    assert manifest['model'] == prior_images.weights_hash(tiny_pipelines.base())
+    assert manifest['model'] == tiny_pipelines.base().weights_hash
     assert sorted(path.name for path in folder.iterdir() if path.suffix != '.png') == ['manifest.json']
 
 
@@ -131,7 +143,8 @@ def test_the_second_stage_draws_where_it_is_asked_to(tmp_path):
     assert images[0].super_resolution == tmp_path / 'super_resolution' / 'a_dog_00000.png'
     assert Image.open(images[0].super_resolution).size == (16, 16)
     assert manifest_of(tmp_path)['super_resolution'] == {
-        'model': prior_images.weights_hash(tiny_pipelines.super_resolution()), 'noise_level': 7, **AS_BASE}  # fmt: skip
+        'model': painter.super_resolution.weights_hash, 'scheduler': scheduler_hash(painter.super_resolution),
+        'noise_level': 7, **AS_BASE}  # fmt: skip
     for wanted in (True, False):  # without it, what is known about the others is kept
         painter = Painter()
         ensure_prior_images(
@@ -190,9 +203,67 @@ def test_pictures_without_a_manifest_are_refused(tmp_path):
     (tmp_path / 'photo.JPG').touch()
     (tmp_path / 'notes.txt').touch()
     assert refusal(Painter(), ['a dog'], tmp_path, count=2) == (
-        f'prior.num_images is 2 but {tmp_path} holds 1 pictures without a manifest.json that says what drew them; '
-        f'delete that folder or set prior.dir.'
+        f'{tmp_path} holds 1 pictures without a manifest.json that says what drew them; delete that folder, or put '
+        f'photos of your own into a folder of their own and set prior.dir to it.'
     )
+
+
+def with_scheduler(painter, stage='base', **changes):
+    """The painter, its model's noise schedule changed."""
+    pipeline = getattr(painter, stage)
+    setattr(painter, stage, dataclasses.replace(pipeline, scheduler={**pipeline.scheduler, **changes}))
+    return painter
+
+
+def test_pictures_of_another_noise_schedule_or_prediction_type_are_refused(tmp_path):
+    ensure_prior_images(Painter(), ['a dog'], tmp_path, count=2, super_resolution=True, **OPTIONS)
+    for changes in ({'prediction_type': 'v_prediction'}, {'beta_schedule': 'linear'}):
+        assert refusal(with_scheduler(Painter(), **changes), ['a dog'], tmp_path, count=2) == (
+            f'prior.num_images is 2 but {tmp_path} holds 2 made with another noise schedule or prediction type; delete '
+            f'that folder or set prior.dir.'
+        )
+    painter = with_scheduler(Painter(), 'super_resolution', prediction_type='v_prediction')
+    ensure_prior_images(painter, ['a dog'], tmp_path, count=2, **OPTIONS)  # the second stage is not asked for
+    assert 'made with another noise schedule or prediction type of the super-resolution model; ' in refusal(
+        painter, ['a dog'], tmp_path, count=2, super_resolution=True
+    )
+    ensure_prior_images(with_scheduler(Painter(), _diffusers_version='1'), ['a dog'], tmp_path, count=2, **OPTIONS)
+
+
+def test_a_manifest_of_an_older_version_is_accepted_but_for_dpmsolver(tmp_path):
+    def age(sampler):
+        folder = tmp_path / sampler
+        ensure_prior_images(Painter(), ['a dog'], folder, count=2, **{**OPTIONS, 'sampler': sampler})
+        manifest = manifest_of(folder)
+        del manifest['scheduler'], manifest['size'], manifest['clip_skip']
+        for entry in manifest['pictures'].values():
+            del entry['sha256']
+        (folder / 'manifest.json').write_text(json.dumps(manifest))
+        return folder
+
+    painter = Painter()
+    ensure_prior_images(painter, ['a dog'], age('ddim'), count=2, **OPTIONS)
+    assert painter.asked == []
+    assert refusal(painter, ['a dog'], age('dpmsolver++'), count=2, sampler='dpmsolver++') == (
+        f'prior.num_images is 2 but {tmp_path}/dpmsolver++ holds 2 made by an older version, whose dpmsolver++ took '
+        f'other timesteps; delete that folder or set prior.dir.'
+    )
+
+
+@pytest.mark.parametrize('stage', ['', 'super_resolution'])
+def test_a_picture_that_was_changed_after_it_was_drawn_is_noticed(tmp_path, stage):
+    options = {**OPTIONS, 'super_resolution': True}
+    ensure_prior_images(Painter(), ['a dog'], tmp_path, count=2, **options)
+    path = tmp_path / stage / 'a_dog_00001.png'
+    Image.new('RGB', (16, 16)).save(path)
+    assert refusal(Painter(), ['a dog'], tmp_path, count=2, super_resolution=True) == (
+        f'{path} is not the class picture that the model drew; put that back, or delete the file to have it drawn '
+        f'again.'
+    )
+    path.unlink()
+    painter = Painter()
+    ensure_prior_images(painter, ['a dog'], tmp_path, count=2, **options)
+    assert painter.asked == [('a dog', 1)]
 
 
 @pytest.mark.parametrize('text', ['{"pictures": ', '[]', '{"pictures": {"a.png": {}}}'])
@@ -207,18 +278,7 @@ def test_a_manifest_whose_pictures_are_gone_is_begun_anew(tmp_path):
     for image in ensure_prior_images(Painter(), ['a dog'], tmp_path, count=2, **OPTIONS):
         image.path.unlink()
     ensure_prior_images(Painter(1), ['a dog'], tmp_path, count=2, **OPTIONS)
-    assert manifest_of(tmp_path)['model'] == prior_images.weights_hash(tiny_pipelines.base(1))
-
-
-def test_the_hash_is_of_values_names_and_shapes():
-    base = tiny_pipelines.base()
-    assert prior_images.weights_hash(base) == prior_images.weights_hash(tiny_pipelines.base())
-    name, value = next(iter(base.unet.params.items()))
-    for changed in ({name: value + 1e-3}, {name: value[None]}):
-        other = Cascade(base).with_params(unet={**base.unet.params, **changed}).base
-        assert prior_images.weights_hash(other) != prior_images.weights_hash(base)
-    other = Cascade(base).with_params(text_encoder=tiny_pipelines.base(1).text_encoder.params).base
-    assert prior_images.weights_hash(other) != prior_images.weights_hash(base)
+    assert manifest_of(tmp_path)['model'] == tiny_pipelines.base(1).weights_hash
 
 
 def test_other_hosts_wait_for_the_first_and_say_what_they_do_not_see(tmp_path, monkeypatch):
@@ -226,13 +286,30 @@ def test_other_hosts_wait_for_the_first_and_say_what_they_do_not_see(tmp_path, m
 
     monkeypatch.setattr('jax.process_count', lambda: 2)
     monkeypatch.setattr('jax.process_index', lambda: 1)
-    monkeypatch.setattr(multihost_utils, 'sync_global_devices', lambda name: None)
+    monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda failed: np.int32(0))
     painter = Painter()
     assert refusal(painter, ['a dog'], tmp_path, count=2) == (
         f'2 of 2 class pictures in {tmp_path} are not seen by host 1; set prior.dir to a folder on a disk that all '
         f'hosts share.'
     )
+    monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda failed: np.int32(1))
+    assert refusal(painter, ['a dog'], tmp_path, count=2) == (
+        'the first host could not draw the class pictures; what it says itself tells why.'
+    )
     assert painter.asked == []
+
+
+def test_the_first_host_tells_the_others_of_its_error_before_it_ends(tmp_path, monkeypatch):
+    from jax.experimental import multihost_utils
+
+    told = []
+    monkeypatch.setattr('jax.process_count', lambda: 2)
+    monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda failed: told.append(int(failed)) or failed)
+    with pytest.raises(KeyboardInterrupt):
+        ensure_prior_images(Painter(stop_after=0), ['a dog'], tmp_path / 'new', count=2, **OPTIONS)
+    (tmp_path / 'manifest.json').write_text('[]')
+    refusal(Painter(), ['a dog'], tmp_path, count=2)
+    assert told == [1, 1]
 
 
 def settings(**changes):
@@ -249,6 +326,90 @@ def test_a_run_gets_what_its_settings_ask_for(tmp_path):
         'steps': 2, 'guidance_scale': 2.0, 'sampler': 'ddim', 'seed': 9, 'noise_level': 0, **AS_BASE}  # fmt: skip
     assert prior_images.prior_images_of(settings(prior=PriorConfig(weight=0.0)), painter, tmp_path / 'other') == []
     assert not (tmp_path / 'other').exists()
+
+
+def test_class_pictures_are_drawn_for_stages_that_train_on_them_alone(tmp_path):
+    painter = Painter()
+    second = SuperResolutionConfig(steps=10)
+    assert prior_images.prior_images_of(settings(base=BaseConfig(steps=0)), painter, tmp_path) == []
+    idle = settings(base=BaseConfig(steps=0), super_resolution=second)
+    assert prior_images.prior_images_of(idle, painter, tmp_path) == [] and painter.asked == []
+    second = dataclasses.replace(second, with_prior=True)
+    images = prior_images.prior_images_of(dataclasses.replace(idle, super_resolution=second), painter, tmp_path)
+    assert len(images) == 3 and all(image.super_resolution.is_file() for image in images)
+    painter = Painter()
+    painter.super_resolution = None
+    alone = dataclasses.replace(idle, super_resolution=second)
+    assert prior_images.prior_images_of(alone, painter, tmp_path / 'other') == [] and painter.asked == []
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of class photos of one's own: two pictures, one with a caption, and a note."""
+    folder = tmp_path / 'my dogs'
+    folder.mkdir()
+    for name, shape in (('b.png', (16, 24)), ('a.jpg', (20, 20))):
+        Image.fromarray(np.full((*shape, 3), 9, np.uint8)).save(folder / name)
+    (folder / 'a.txt').write_text('a dog on a rug')
+    (folder / 'notes.md').write_text('no picture')
+    return folder
+
+
+def with_dir(folder, **changes):
+    return settings(prior=PriorConfig(num_images=1, dir=str(folder)), **changes)
+
+
+def test_photos_of_ones_own_are_all_used_and_their_folder_is_left_alone(own, tmp_path, caplog):
+    before = {path: path.stat().st_mtime_ns for path in [own, *own.iterdir()]}
+    painter = Painter()
+    with caplog.at_level(logging.WARNING):
+        images = prior_images.prior_images_of(with_dir(own), painter, tmp_path / 'run')
+    assert images == [(own / 'a.jpg', 'a dog on a rug', None), (own / 'b.png', 'a dog', None)]
+    assert painter.asked == [] and f'notes.md in {own} is skipped' in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in [own, *own.iterdir()]} == before
+    assert not (tmp_path / 'run').exists()
+    reordered = prior_images.prior_images_of(with_dir(own), painter, tmp_path / 'run', ['b.png', 'a.jpg'])
+    assert reordered == images[::-1]
+    both = with_dir(own, super_resolution=SuperResolutionConfig(steps=1, with_prior=True))
+    images = prior_images.prior_images_of(both, painter, tmp_path / 'run')
+    read = prior_images.read(images, {'base': 8, 'super_resolution': 16})
+    assert [pixels.shape for pixels, *_ in read.values()] == [(2, 8, 8, 3), (2, 16, 16, 3)]
+
+
+def test_what_cannot_be_told_of_photos_of_ones_own_is_said(own, tmp_path):
+    concepts = tuple(
+        ConceptConfig(subject=noun, instance_prompt=f'a sks {noun}', class_prompt=f'a {noun}')
+        for noun in ('dog', 'cat')
+    )
+    with pytest.raises(PriorError) as error:
+        prior_images.own_photos(with_dir(own, data=DataConfig(concepts=concepts)))
+    assert str(error.value) == (
+        f"config.prior.dir is '{own}', a folder of photos of your own, but the subjects have 2 class prompts ('a dog', "
+        f"'a cat') and it cannot say which class a photo shows; leave prior.dir out to have class pictures drawn, or "
+        f'train the subjects in runs of their own.'
+    )
+    pets = tuple(dataclasses.replace(concept, class_prompt='a pet') for concept in concepts)
+    images = prior_images.prior_images_of(with_dir(own, data=DataConfig(concepts=pets)), Painter(), tmp_path)
+    assert [image.prompt for image in images] == ['a dog on a rug', 'a pet']
+    Image.new('L', (24, 16)).save(own / 'b.mask.png')
+    with pytest.raises(PriorError) as error:
+        prior_images.own_photos(with_dir(own))
+    assert str(error.value) == (
+        f"config.prior.dir is '{own}', which holds the mask b.mask.png, but class pictures count in full; take masks "
+        f'out of that folder.'
+    )
+
+
+def test_drawn_pictures_are_never_taken_for_photos_of_ones_own(tmp_path):
+    with pytest.raises(KeyboardInterrupt):  # killed while the first batch is drawn
+        ensure_prior_images(Painter(stop_after=0), ['a dog'], tmp_path / 'killed', count=3, **OPTIONS)
+    assert manifest_of(tmp_path / 'killed')['pictures'] == {}
+    ensure_prior_images(Painter(), ['a dog'], tmp_path / 'lost', count=3, **OPTIONS)
+    (tmp_path / 'lost' / 'manifest.json').unlink()
+    for folder in ('killed', 'lost', 'empty'):
+        assert prior_images.own_photos(with_dir(tmp_path / folder)) == []
+    with pytest.raises(PriorError, match='3 pictures without a manifest.json'):
+        prior_images.prior_images_of(with_dir(tmp_path / 'lost'), Painter(), tmp_path)
 
 
 def test_a_run_that_trains_the_second_stage_on_class_pictures_gets_both_sizes(tmp_path):

@@ -13,6 +13,7 @@ from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import lora
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.state import init_state
+from dreambooth_jax.tuning import formats
 from dreambooth_jax.weights import files, folders, lora_files
 from tests import same_noise, tiny_latent_pipelines, tiny_pipelines
 
@@ -242,3 +243,8 @@ def test_a_lora_file_that_does_not_read_back_as_written_is_no_success(program, l
     ended = program('export', f'--workdir={run}', '--format=lora_peft', f'--output={file}')
     assert (ended.code, ended.error) == (
         1, f'{file} does not read back as written: unet {min(given[0])} differs.')  # fmt: skip
+
+
+def test_a_subject_without_a_class_prompt_is_called_by_its_whole_prompt():
+    data = DataConfig(subject='dog', instance_prompt='a sks dog')
+    assert formats.trigger_phrase(DreamBoothConfig(data=data)) == 'a sks dog'

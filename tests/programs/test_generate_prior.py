@@ -1,6 +1,7 @@
 """generate_prior from the command line."""
 
 import pytest
+from PIL import Image
 
 from tests import tiny_pipelines
 
@@ -49,6 +50,14 @@ def test_class_pictures_are_drawn_once_and_completed_later(program, config, tmp_
     )
 
 
+def test_of_photos_of_ones_own_nothing_is_drawn(program, config, tmp_path):
+    (tmp_path / 'dogs').mkdir()
+    Image.new('RGB', (20, 20)).save(tmp_path / 'dogs' / '1.png')
+    ended = program('generate_prior', config, f'--workdir={tmp_path / "run"}', f'--config.prior.dir={tmp_path}/dogs')
+    assert ended[:2] == (0, f"1 class pictures of 'a dog' in {tmp_path}/dogs, photos of your own: nothing is drawn\n")
+    assert [path.name for path in (tmp_path / 'dogs').iterdir()] == ['1.png'] and not (tmp_path / 'run').exists()
+
+
 def test_what_is_wrong_is_named(program, config, tmp_path):
     def said(*arguments):
         ended = program('generate_prior', *arguments)
@@ -63,6 +72,10 @@ def test_what_is_wrong_is_named(program, config, tmp_path):
     )
     assert said(config, workdir, '--config.prior.kind=prediction') == (
         "config.prior.kind is 'prediction', so this run needs no class pictures; set it to 'pictures'"
+    )
+    assert said(config, workdir, '--config.base.steps=0') == (
+        'no stage trains on class pictures: set config.base.steps, or config.super_resolution.steps and '
+        'config.super_resolution.with_prior'
     )
     assert said(config, workdir, '--config.prior.num_images=0') == 'config.prior.num_images must be > 0, got 0'
     (tmp_path / 'run').touch()

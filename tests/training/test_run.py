@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from dreambooth_jax.config import DataConfig, DreamBoothConfig, SettingsError, to_dict
+from dreambooth_jax.config import DataConfig, DreamBoothConfig, SettingsError, resolve, to_dict
 from dreambooth_jax.pretrain_config import PretrainConfig
 from dreambooth_jax.training import run
+from dreambooth_jax.training.inputs import Inputs
 
 
 def changed(config, path, value):
@@ -17,6 +18,20 @@ def changed(config, path, value):
 
 
 CONFIG = DreamBoothConfig()
+
+
+def trained(config, folder, stage='base', found=None):
+    """A run's folder whose stage has a checkpoint."""
+    run.begin(config, folder, found)
+    (folder / stage / 'checkpoints' / '2').mkdir(parents=True)
+
+
+def refusal(config, folder, found=None):
+    before = {path: path.read_bytes() for path in folder.glob('*.json')}
+    with pytest.raises(SettingsError) as caught:
+        run.begin(config, folder, found)
+    assert {path: path.read_bytes() for path in folder.glob('*.json')} == before
+    return str(caught.value)
 
 
 def test_settings_are_written_down(tmp_path):
@@ -32,33 +47,142 @@ def test_run_goes_on_with_the_same_settings(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'path, value', [('base.learning_rate', 1.0), ('prior.weight', 0.0), ('seed', 3), ('data.subject', 'dog')]
-)
+    'path, value',
+    [
+        ('base.learning_rate', 1.0), ('prior.weight', 0.0), ('seed', 3), ('data.subject', 'dog'), ('lora.rank', 4),
+        ('optimizer.moments', 'int8'), ('parallel.dtype', 'bfloat16'), ('prior.steps', 7), ('model', 'other'),
+        ('data.instance_dir', 'photos'),
+    ],
+)  # fmt: skip
 def test_setting_that_changes_what_is_learned_is_refused_with_both_values(path, value, tmp_path):
-    run.begin(CONFIG, tmp_path)
-    before = (tmp_path / 'config.json').read_text()
-    with pytest.raises(SettingsError) as caught:
-        run.begin(changed(CONFIG, path, value), tmp_path)
+    trained(CONFIG, tmp_path)
     old = CONFIG
     for name in path.split('.'):
         old = getattr(old, name)
-    assert f'config.{path} is {value!r} but {tmp_path} was begun with {old!r}' in str(caught.value)
-    assert (tmp_path / 'config.json').read_text() == before
+    assert refusal(changed(CONFIG, path, value), tmp_path) == (
+        f'config.{path} is {value!r} but {tmp_path} was begun with {old!r}; set it back, or start another run with '
+        f'--workdir'
+    )
 
 
-@pytest.mark.parametrize('path, value', [('base.steps', 7), ('checkpoint.every', 7), ('parallel.mode', 'fsdp')])
-def test_setting_that_only_says_how_long_how_often_or_where_may_change(path, value, tmp_path):
-    run.begin(CONFIG, tmp_path)
+@pytest.mark.parametrize(
+    'path, value',
+    [
+        ('base.steps', 7), ('base.accumulation', 2), ('super_resolution.accumulation', 2), ('prior.batch_size', 2),
+        ('prior.dir', 'shared'), ('checkpoint.every', 7), ('samples.num_images', 1), ('export', False),
+        ('parallel.mode', 'fsdp'), ('parallel.remat', True), ('parallel.steps_per_dispatch', 3),
+        ('parallel.fsdp_min_bytes', 0),
+    ],
+)  # fmt: skip
+def test_setting_that_only_says_how_long_how_often_how_much_at_once_or_where_may_change(path, value, tmp_path):
+    trained(CONFIG, tmp_path)
+    trained(CONFIG, tmp_path, 'super_resolution')
     run.begin(changed(CONFIG, path, value), tmp_path)
     written = json.loads((tmp_path / 'config.json').read_text())
-    group, name = path.split('.')
-    assert written[group][name] == value
+    for name in path.split('.'):
+        written = written[name]
+    assert written == value
+
+
+def test_until_there_is_a_checkpoint_every_setting_may_change(tmp_path):
+    run.begin(CONFIG, tmp_path)
+    (tmp_path / 'base' / 'checkpoints' / '2.orbax-checkpoint-tmp').mkdir(parents=True)  # killed while it was written
+    (tmp_path / 'prior').mkdir()
+    run.begin(changed(CONFIG, 'optimizer.moments', 'int8'), tmp_path)
+    assert json.loads((tmp_path / 'config.json').read_text())['optimizer']['moments'] == 'int8'
+
+
+def test_a_stage_without_a_checkpoint_may_change_its_settings(tmp_path):
+    trained(CONFIG, tmp_path)
+    second = changed(CONFIG, 'super_resolution.learning_rate', 1.0)
+    run.begin(second, tmp_path)
+    trained(second, tmp_path, 'super_resolution')
+    assert 'config.super_resolution.learning_rate' in refusal(CONFIG, tmp_path)
+
+
+def test_a_finished_model_whose_checkpoints_are_gone_is_not_overwritten_by_other_settings(tmp_path):
+    run.begin(CONFIG, tmp_path)
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'model_index.json').write_text('{}')
+    assert 'config.seed is 1' in refusal(changed(CONFIG, 'seed', 1), tmp_path)
+
+
+@pytest.mark.parametrize('stage', ['base', 'super_resolution'])
+def test_the_length_of_a_cosine_schedule_may_not_change_once_the_stage_has_trained(stage, tmp_path):
+    config = changed(changed(CONFIG, 'optimizer.schedule', 'cosine'), 'super_resolution.steps', 1000)
+    run.begin(config, tmp_path)
+    run.begin(changed(config, f'{stage}.steps', 200), tmp_path)
+    run.begin(config, tmp_path)
+    trained(config, tmp_path, stage)
+    other = {'base': 'super_resolution', 'super_resolution': 'base'}[stage]
+    run.begin(changed(config, f'{other}.steps', 200), tmp_path)
+    run.begin(config, tmp_path)
+    assert refusal(changed(config, f'{stage}.steps', 400), tmp_path) == (
+        f'config.{stage}.steps is 400 but {tmp_path} was begun with 1000, the length of its cosine schedule; set it '
+        f'back, or start another run with --workdir'
+    )
+
+
+def test_the_length_of_pretraining_under_a_cosine_schedule_may_not_change(tmp_path):
+    trained(PretrainConfig(), tmp_path)
+    assert 'config.steps is 7 but' in refusal(PretrainConfig(steps=7), tmp_path)
+    constant = PretrainConfig(schedule='constant', warmup_steps=0)
+    trained(constant, tmp_path / 'constant')
+    run.begin(dataclasses.replace(constant, steps=7, painters=0), tmp_path / 'constant')
+
+
+def test_settings_of_class_pictures_may_change_where_there_are_none(tmp_path):
+    without = changed(CONFIG, 'prior.weight', 0.0)
+    trained(without, tmp_path)
+    for path, value in (('prior.steps', 7), ('prior.num_images', 7), ('data.class_prompt', 'a cat')):
+        run.begin(changed(without, path, value), tmp_path)
+
+
+def test_how_the_second_stage_draws_may_change_unless_it_trains_on_what_it_drew(tmp_path):
+    for number, (with_prior, refused) in enumerate(((False, False), (True, True))):
+        folder = tmp_path / str(number)
+        config = changed(CONFIG, 'super_resolution.with_prior', with_prior)
+        trained(config, folder, 'super_resolution')
+        other = changed(config, 'super_resolution.sample_steps', 7)
+        assert 'sample_steps' in refusal(other, folder) if refused else run.begin(other, folder) is None
+
+
+def test_a_subject_of_several_is_named_by_its_number(tmp_path):
+    def subjects(prompt):
+        concepts = [
+            {'subject': name, 'instance_prompt': f'{prompt} {name}', 'class_prompt': name} for name in ('cat', 'dog')
+        ]
+        return resolve(DreamBoothConfig, {'data': {'concepts': concepts}})
+
+    trained(subjects('a'), tmp_path)
+    assert refusal(subjects('the'), tmp_path) == (
+        f"config.data.concepts[0].instance_prompt is 'the cat' but {tmp_path} was begun with 'a cat'; set it back, or "
+        f'start another run with --workdir'
+    )
+
+
+def test_a_run_of_an_older_version_knows_its_folders_by_their_paths(tmp_path, monkeypatch):
+    config = changed(CONFIG, 'data.instance_dir', 'photos')
+    found = Inputs({'base': {'weights': 'a'}}, {'data.instance_dir': []})
+    trained(config, tmp_path)
+    assert not (tmp_path / 'inputs.json').exists()
+    monkeypatch.chdir(tmp_path)
+    assert 'config.data.instance_dir' in refusal(changed(config, 'data.instance_dir', 'others'), tmp_path, found)
+    run.begin(changed(config, 'data.instance_dir', str(tmp_path / 'photos')), tmp_path, found)
+    assert (tmp_path / 'inputs.json').exists()
+    run.begin(changed(config, 'data.instance_dir', 'others'), tmp_path, found)  # known by content from now on
+
+
+def test_a_home_folder_is_the_same_spelled_out(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    trained(changed(CONFIG, 'model', '~/sd'), tmp_path)
+    run.begin(changed(CONFIG, 'model', str(tmp_path / 'sd')), tmp_path)
 
 
 def test_settings_younger_than_the_run_have_their_defaults(tmp_path):
     data = DataConfig(subject='dog', instance_prompt='a sks dog', class_prompt='a dog')
     config = dataclasses.replace(CONFIG, data=data)
-    run.begin(config, tmp_path)
+    trained(config, tmp_path)
     path = tmp_path / 'config.json'
     written = json.loads(path.read_text())
     del written['lora'], written['optimizer']['moments']
@@ -69,16 +193,36 @@ def test_settings_younger_than_the_run_have_their_defaults(tmp_path):
         run.begin(changed(config, 'optimizer.moments', 'int8'), tmp_path)
 
 
-def test_name_that_begins_like_a_free_one_is_not_free(tmp_path):
-    run.begin(CONFIG, tmp_path)
-    with pytest.raises(SettingsError, match='prior.steps'):
-        run.begin(changed(CONFIG, 'prior.steps', 7), tmp_path)
+@pytest.mark.parametrize('text', ['{', '[]', '{"models": {}}', '{"models": {}, "photos": {"a": [{"name": 1}]}}'])
+def test_a_damaged_list_of_inputs_is_a_sentence(text, tmp_path):
+    found = Inputs({'base': {'weights': 'a'}}, {})
+    trained(CONFIG, tmp_path, found=found)
+    (tmp_path / 'inputs.json').write_text(text)
+    assert refusal(CONFIG, tmp_path, found) == (
+        f'{tmp_path}/inputs.json is damaged; restore it, or start another run with --workdir'
+    )
+
+
+def test_a_model_is_held_to_that_of_the_stages_that_have_trained(tmp_path):
+    def inputs(base, second):
+        return Inputs({'base': {'weights': base}, 'super_resolution': {'weights': second}}, {})
+
+    trained(CONFIG, tmp_path, found=inputs('a', 'b'))
+    other = changed(changed(CONFIG, 'super_resolution_model', 'sr'), 'model', 'moved')
+    run.begin(other, tmp_path, inputs('a', 'c'))
+    assert refusal(other, tmp_path, inputs('b', 'c')) == (
+        f"config.model is 'moved', which differs in weights from the model that {tmp_path} was begun with; put that "
+        f'model back, or start another run with --workdir'
+    )
+    trained(other, tmp_path, 'super_resolution', inputs('a', 'c'))
+    assert "config.super_resolution_model is 'sr', which differs in weights" in refusal(
+        other, tmp_path, inputs('a', 'b')
+    )
 
 
 def test_folder_of_another_program_is_refused(tmp_path):
-    run.begin(CONFIG, tmp_path)
-    with pytest.raises(SettingsError, match='was begun with'):
-        run.begin(PretrainConfig(), tmp_path)
+    trained(CONFIG, tmp_path)
+    assert 'was begun with' in refusal(PretrainConfig(), tmp_path)
 
 
 def test_folder_that_cannot_be_written_is_one_sentence(tmp_path):

@@ -1,0 +1,84 @@
+"""Photos known by what they are, not by where they lie: hashes of their bytes, their captions and their masks.
+
+What is learned depends on the photos and on their order (a random crop and the order of an epoch are drawn by a photo's
+place in its folder), not on their names. So a run writes its photos down in the order in which it takes them, and finds
+them again by their hashes, wherever they were moved and whatever they are called now.
+"""
+
+import collections
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dreambooth_jax.data.images import PictureError
+from dreambooth_jax.data.subjects import PictureFile
+
+
+class Fingerprint(NamedTuple):
+    """One photo: its file's name, sha256 of the file, and of its caption's text and its mask's file if it has them."""
+
+    name: str
+    photo: str
+    caption: str | None = None
+    mask: str | None = None
+
+    @property
+    def content(self) -> tuple[str, str | None, str | None]:
+        """All but the name."""
+        return self[1:]
+
+
+def fingerprint(file: PictureFile) -> Fingerprint:
+    """Reads a photo and its mask; raises PictureError if that cannot be."""
+    try:
+        mask = file.mask and file_hash(file.mask)
+        return Fingerprint(file.path.name, file_hash(file.path), file.caption and _text_hash(file.caption), mask)
+    except OSError as error:
+        raise PictureError(f'{error.filename} cannot be read: {error.strerror}') from None
+
+
+def file_hash(path) -> str:
+    """sha256 of a file's bytes. Raises OSError."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def match(recorded: Sequence[Fingerprint], found: Sequence[Fingerprint]) -> tuple[list[Fingerprint], list[str]]:
+    """Finds recorded photos among those that are there.
+
+    Args:
+      recorded: in the order in which a run takes them. found: in any order.
+    Returns: what was found, in the recorded order, and what differs, to be joined by commas; empty: nothing.
+    """
+    by_content = collections.defaultdict(list)
+    for one in found:
+        by_content[one.content].append(one)
+    same = [(one, by_content[one.content].pop(0) if by_content[one.content] else None) for one in recorded]
+    lost = [one for one, twin in same if twin is None]
+    left = [one for one in found if any(one is other for other in by_content[one.content])]
+    differences = []
+    for one in lost:
+        twin = next((other for other in left if other.photo == one.photo), None)
+        renamed = next((other for other in left if other.name == one.name), None)
+        if twin is not None:
+            left.remove(twin)
+            differences += [_changed(part, one, twin) for part in ('caption', 'mask')
+                            if getattr(one, part) != getattr(twin, part)]  # fmt: skip
+        elif renamed is not None:
+            left.remove(renamed)
+            differences.append(f'{one.name} is another picture')
+        else:
+            differences.append(f'{one.name} is missing')
+    differences += [f'{one.name} is new' for one in left]
+    return [twin for _, twin in same if twin is not None], differences
+
+
+def _changed(part: str, before: Fingerprint, now: Fingerprint) -> str:
+    if getattr(before, part) is None:
+        return f'{now.name} has a new {part}'
+    state = 'missing' if getattr(now, part) is None else 'another'
+    return f'the {part} of {now.name} is {state}'
+
+
+def _text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

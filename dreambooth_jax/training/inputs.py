@@ -1,0 +1,124 @@
+"""What a run learns from, known by content: the models it starts with, the subjects' photos, own class pictures.
+
+    inputs.json   {"models": {stage: {"weights": sha256, "scheduler": ..., "tokenizer": ...}},
+                   "photos": {setting: [{"name", "photo", "caption", "mask"}, ...]}}
+
+Photos are listed in the order in which the run takes them, which decides what it learns. Built-in pictures are not
+listed, as their setting says all of them; nor are class pictures that the model draws, which have a manifest of their
+own (generation/prior_manifest.py).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dreambooth_jax.config import SettingsError
+from dreambooth_jax.data.fingerprints import Fingerprint, fingerprint, match
+from dreambooth_jax.data.subjects import PictureFile
+from dreambooth_jax.weights.identity import identity
+from dreambooth_jax.weights.pipeline import Pipeline
+
+FILE = 'inputs.json'
+CLASS_PHOTOS = 'prior.dir'  # the setting that names a folder of one's own class pictures
+MODEL_SETTINGS = {'base': 'model', 'super_resolution': 'super_resolution_model'}
+_PARTS = {'weights': 'weights', 'scheduler': 'noise schedule or prediction type', 'tokenizer': 'tokenizer'}
+_SHOWN = 5  # photos that a sentence names
+_NEW_RUN = 'or start another run with --workdir'
+
+
+class Inputs(NamedTuple):
+    """What a run learns from.
+
+    Attributes:
+      models: stage -> the hashes of weights.identity, of the stages that train.
+      photos: setting -> the photos of the folder that it names, in the order in which the run takes them.
+    """
+
+    models: Mapping[str, Mapping[str, str]]
+    photos: Mapping[str, Sequence[Fingerprint]]
+
+    @property
+    def order(self) -> dict[str, list[str]]:
+        """Setting -> names of the files, as they are called now."""
+        return {setting: [photo.name for photo in photos] for setting, photos in self.photos.items()}
+
+
+def find(models: Mapping[str, Pipeline], files: Mapping[str, Sequence[PictureFile]]) -> Inputs:
+    """Reads and hashes all of it; large models take seconds.
+
+    Raises: PictureError if a file cannot be read.
+    """
+    return Inputs(
+        {stage: identity(pipeline) for stage, pipeline in models.items()},
+        {setting: [fingerprint(file) for file in listed] for setting, listed in files.items()},
+    )
+
+
+def read(workdir: Path) -> Inputs | None:
+    """What a run was begun with; None if it does not say, as those of older versions."""
+    path = workdir / FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text('utf-8'))
+        photos = {setting: [Fingerprint(**one) for one in listed] for setting, listed in found['photos'].items()}
+        return Inputs({stage: dict(hashes) for stage, hashes in found['models'].items()}, photos)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise SettingsError(f'{path} is damaged; restore it, or start another run with --workdir') from None
+
+
+def to_json(inputs: Inputs) -> str:
+    """The contents of inputs.json."""
+    photos = {setting: [one._asdict() for one in listed] for setting, listed in inputs.photos.items()}
+    return json.dumps({'models': inputs.models, 'photos': photos}, indent=1) + '\n'
+
+
+def check(
+    begun: Inputs, found: Inputs, settings: Mapping[str, Any], workdir: Path, stages: Sequence[str]
+) -> Inputs:
+    """Holds what is there now to what the run was begun with.
+
+    Args:
+      settings: dotted name -> value now. stages: those that have trained already.
+    Returns: `found`, its photos in the order in which the run was begun, and what is known of other stages.
+    Raises: SettingsError that names what differs.
+    """
+    for stage in stages:
+        if stage in begun.models and stage in found.models:
+            _check_model(begun.models[stage], found.models[stage], MODEL_SETTINGS[stage], settings, workdir)
+    drawn = {True: 'drawn by the model', False: 'photos of your own'}
+    if (CLASS_PHOTOS in begun.photos) != (CLASS_PHOTOS in found.photos):
+        before, now = (drawn[CLASS_PHOTOS not in one.photos] for one in (begun, found))
+        raise SettingsError(
+            f'config.{CLASS_PHOTOS} is {settings.get(CLASS_PHOTOS)!r}, so class pictures are {now}, but {workdir} was '
+            f'begun with class pictures that are {before}; set it back, {_NEW_RUN}'
+        )
+    photos = dict(found.photos)
+    for setting in begun.photos.keys() & found.photos.keys():
+        photos[setting], differences = match(begun.photos[setting], found.photos[setting])
+        if differences:
+            raise SettingsError(_changed_photos(setting, differences, settings, workdir))
+    return Inputs({**begun.models, **found.models}, photos)
+
+
+def _check_model(
+    before: Mapping[str, str], now: Mapping[str, str], setting: str, settings: Mapping[str, Any], workdir: Path
+) -> None:
+    parts = [text for part, text in _PARTS.items() if before.get(part) != now.get(part)]
+    if parts:
+        raise SettingsError(
+            f'config.{setting} is {settings.get(setting)!r}, which differs in {" and ".join(parts)} from the model '
+            f'that {workdir} was begun with; put that model back, {_NEW_RUN}'
+        )
+
+
+def _changed_photos(setting: str, differences: list[str], settings: Mapping[str, Any], workdir: Path) -> str:
+    more = len(differences) - _SHOWN
+    told = ', '.join(differences[:_SHOWN]) + (f' and {more} more' if more > 0 else '')
+    prior = settings.get(CLASS_PHOTOS) or workdir / 'prior'
+    shared = f' (with --config.{CLASS_PHOTOS}={prior} it has the same class pictures)' if Path(prior).is_dir() else ''
+    return (
+        f'config.{setting} is {settings.get(setting)!r}, which does not hold what {workdir} was begun with: {told}; '
+        f'put that back, {_NEW_RUN}{shared if setting != CLASS_PHOTOS else ""}'
+    )

@@ -1,0 +1,28 @@
+"""One host of two, for test_prior_hosts.py: python -m tests.generation.prior_host PORT NUMBER FOLDER WHAT."""
+
+import sys
+from pathlib import Path
+
+import tests.conftest  # noqa: F401  before jax
+
+
+def main(port: str, number: str, folder: str, what: str) -> None:
+    import jax
+
+    jax.distributed.initialize(f'localhost:{port}', num_processes=2, process_id=int(number))
+
+    from dreambooth_jax.generation.prior_images import PriorError, ensure_prior_images
+    from tests.generation.test_prior_images import OPTIONS, Painter
+
+    if what == 'broken':
+        (Path(folder) / 'manifest.json').write_text('[]')
+    painter = Painter()
+    try:
+        images = ensure_prior_images(painter, ['a dog'], folder, count=3, **OPTIONS)
+        print(f'{len(images)} there, {len(painter.asked)} drawn')
+    except PriorError as error:
+        print(error)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,40 @@
+"""Class pictures on two hosts that share a folder: the first one draws, and its errors end both."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+
+def run_hosts(folder, what):
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-m', 'tests.generation.prior_host', port, str(number), str(folder), what],
+            env={**os.environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [out.splitlines()[-1] for out, _ in outputs]  # gloo greets on stdout
+
+
+@pytest.mark.slow
+def test_the_first_host_draws_for_both(tmp_path):
+    assert run_hosts(tmp_path, 'sound') == ['3 there, 3 drawn', '3 there, 0 drawn']
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_host_ends_both(tmp_path):
+    first, second = run_hosts(tmp_path, 'broken')
+    assert 'manifest.json is no readable manifest' in first
+    assert second == 'the first host could not draw the class pictures; what it says itself tells why.'

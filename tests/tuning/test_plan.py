@@ -1,0 +1,45 @@
+"""The plan counts what the run will draw: class pictures of the stages that train on them."""
+
+import re
+
+import pytest
+from PIL import Image
+
+from dreambooth_jax.config import DreamBoothConfig, resolve
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.tuning import plan
+from tests import tiny_pipelines
+
+
+@pytest.fixture
+def class_pictures(monkeypatch):
+    """The plan's line on class pictures under some settings, and the FLOPs of its second; costs are 1 and 10 a pass."""
+    monkeypatch.setattr(plan, 'forward_flops', lambda cascade, stage: {'base': 1.0, 'super_resolution': 10.0}[stage])
+    monkeypatch.setattr(plan, 'device_speed', lambda: 1 / plan.EFFICIENCY)
+    cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
+
+    def line(**settings):
+        data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
+        prior = {'num_images': 3, 'steps': 2, **settings.pop('prior', {})}
+        config = resolve(DreamBoothConfig, {'data': data, 'prior': prior, **settings})
+        found = re.search(r'  class pictures: (.*)', plan.describe(config, cascade))
+        return found and found[1]
+
+    return line
+
+
+def test_class_pictures_are_planned_for_the_stages_that_train_on_them(class_pictures):
+    assert class_pictures() == '3, 12 network passes, 12 s'
+    assert class_pictures(prior={'guidance_scale': 1.0}) == '3, 6 network passes, 6 s'
+    assert class_pictures(prior={'weight': 0.0}) is class_pictures(prior={'kind': 'prediction'}) is None
+    second = {'steps': 1, 'sample_steps': 1, 'sample_guidance_scale': 1.0}
+    assert class_pictures(base={'steps': 0}, super_resolution=second) is None
+    assert class_pictures(base={'steps': 0}, super_resolution={**second, 'with_prior': True}) == (
+        '3, 15 network passes, 42 s'
+    )
+
+
+def test_photos_of_ones_own_are_counted_and_none_is_planned(class_pictures, tmp_path):
+    for number in range(5):
+        Image.new('RGB', (20, 20)).save(tmp_path / f'{number}.png')
+    assert class_pictures(prior={'dir': str(tmp_path)}) == f'5 photos of your own in {tmp_path}, all used, none drawn'
