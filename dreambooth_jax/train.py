@@ -10,30 +10,23 @@ that PyTorch's diffusers opens too.
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from dreambooth_jax import program
 from dreambooth_jax.config import DreamBoothConfig, resolve
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Settings file, such as configs/dog.py.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: class pictures, checkpoints, samples, model.')
+_CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py.')
+_WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: class pictures, checkpoints, samples, model.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the settings and the plan (steps, memory, time); write nothing.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other hosts of this TPU slice or cluster first.')
 
 
 def train(config: DreamBoothConfig, workdir: Path) -> None:
     """Runs all stages of `config` in `workdir`; what is there already is kept."""
-    import jax
-
-    from dreambooth_jax.generation import prior_images
     from dreambooth_jax.generation.cascade import Cascade, compute_dtype
-    from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.stages import instance_pictures
-    from dreambooth_jax.training import placement, run
+    from dreambooth_jax.training import run
     from dreambooth_jax.tuning import pictures, plan, textual_inversion
-    from dreambooth_jax.tuning.stage import check_noise_levels, tune
-    from dreambooth_jax.weights import folders
-    from dreambooth_jax.weights.textual_inversion import FILE as LEARNED_EMBEDS
+    from dreambooth_jax.tuning.stage import check_noise_levels
 
     original = Cascade.of(config)
     check_noise_levels(config, original)
@@ -43,7 +36,23 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
         return print(plan.describe(config, cascade))
     instance = pictures.read_instance(config, cascade)
     print(instance_pictures.describe(instance['base']))
-    run.begin(config, workdir)
+    with run.alone(workdir):
+        run.begin(config, workdir)
+        tune_stages(config, workdir, original, cascade, instance)
+
+
+def tune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, instance) -> None:
+    """Draws class pictures, tunes one stage after the other and exports: all that writes into the run's folder."""
+    import jax
+
+    from dreambooth_jax.generation import prior_images
+    from dreambooth_jax.generation.sample_grid import SampleGrid
+    from dreambooth_jax.training import placement
+    from dreambooth_jax.tuning import pictures, textual_inversion
+    from dreambooth_jax.tuning.stage import tune
+    from dreambooth_jax.weights import folders
+    from dreambooth_jax.weights.textual_inversion import FILE as LEARNED_EMBEDS
+
     images = prior_images.prior_images_of(config, original, workdir)
     samples = config.samples
     grid = SampleGrid(
@@ -72,6 +81,7 @@ def main(argv) -> None:
     if _DISTRIBUTED.value:
         import jax
 
+        jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself
         jax.distributed.initialize()
     train(config, Path(_WORKDIR.value))
 

@@ -9,6 +9,7 @@ are drawn later as they would have been drawn at first, in any batches. Pictures
 that is an error. Source: Ruiz et al. 2023, section 3.3: ancestral sampling from the frozen model.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.data.images import MAX_ZOOM, read_picture
 from dreambooth_jax.data.table import Examples
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
+from dreambooth_jax.system import disk, lock
 from dreambooth_jax.weights.pipeline import COMPONENTS, Network, Pipeline
 
 MANIFEST = 'manifest.json'
@@ -113,35 +115,36 @@ def ensure_prior_images(
     requests = [(prompt, number) for prompt in range(len(prompts)) for number in range(count)]
     files = [_file(folder, prompts[prompt], number, super_resolution) for prompt, number in requests]
     if jax.process_index() == 0:
-        wanted = {'model': weights_hash(cascade.base), 'prompts': prompts, 'sampler': sampler, 'steps': steps,
-                  'guidance_scale': float(guidance_scale), 'seed': seed, 'size': cascade.base_size,
-                  'clip_skip': cascade.clip_skip, SUPER_RESOLUTION: None}  # fmt: skip
-        second = {'noise_level': noise_level, 'super_resolution_steps': super_resolution_steps,
-                  'super_resolution_guidance_scale': super_resolution_guidance_scale}  # fmt: skip
-        if super_resolution:
-            wanted[SUPER_RESOLUTION] = {'model': weights_hash(cascade.super_resolution), **second}
-        manifest = _open_manifest(folder, wanted, count)
-        folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
-        there = [_is_there(manifest, file) for file in files]
-        missing = [index for index in range(len(files)) if not there[index]]
-        options = dict(steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed, batch_size=batch_size,
-                       super_resolution=super_resolution, **second)  # fmt: skip
-        with tqdm(
-            total=len(files), initial=len(files) - len(missing), unit='picture', desc='class pictures',
-            disable=not (progress and missing), dynamic_ncols=True,
-        ) as bar:  # fmt: skip
-            for rows, pictures in cascade.stream(prompts, [requests[index] for index in missing], **options):
-                for image, index in enumerate(missing[row] for row in rows):
-                    file = files[index]
-                    _write_picture(file.path, pictures.base[image])
-                    if super_resolution:
-                        _write_picture(file.super_resolution, pictures.super_resolution[image])
-                    before = manifest['pictures'].get(file.path.name, {SUPER_RESOLUTION: False})
-                    manifest['pictures'][file.path.name] = {
-                        'prompt': file.prompt, 'seed': seed, 'number': requests[index][1],
-                        SUPER_RESOLUTION: super_resolution or before[SUPER_RESOLUTION]}  # fmt: skip
-                _write_manifest(folder, manifest)
-                bar.update(len(rows))
+        with _alone(folder, files):
+            wanted = {'model': weights_hash(cascade.base), 'prompts': prompts, 'sampler': sampler, 'steps': steps,
+                      'guidance_scale': float(guidance_scale), 'seed': seed, 'size': cascade.base_size,
+                      'clip_skip': cascade.clip_skip, SUPER_RESOLUTION: None}  # fmt: skip
+            second = {'noise_level': noise_level, 'super_resolution_steps': super_resolution_steps,
+                      'super_resolution_guidance_scale': super_resolution_guidance_scale}  # fmt: skip
+            if super_resolution:
+                wanted[SUPER_RESOLUTION] = {'model': weights_hash(cascade.super_resolution), **second}
+            manifest = _open_manifest(folder, wanted, count)
+            folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
+            there = [_is_there(manifest, file) for file in files]
+            missing = [index for index in range(len(files)) if not there[index]]
+            options = dict(steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed)
+            options |= dict(batch_size=batch_size, super_resolution=super_resolution, **second)
+            with tqdm(
+                total=len(files), initial=len(files) - len(missing), unit='picture', desc='class pictures',
+                disable=not (progress and missing), dynamic_ncols=True,
+            ) as bar:  # fmt: skip
+                for rows, pictures in cascade.stream(prompts, [requests[index] for index in missing], **options):
+                    for image, index in enumerate(missing[row] for row in rows):
+                        file = files[index]
+                        _write_picture(file.path, pictures.base[image])
+                        if super_resolution:
+                            _write_picture(file.super_resolution, pictures.super_resolution[image])
+                        before = manifest['pictures'].get(file.path.name, {SUPER_RESOLUTION: False})
+                        manifest['pictures'][file.path.name] = {
+                            'prompt': file.prompt, 'seed': seed, 'number': requests[index][1],
+                            SUPER_RESOLUTION: super_resolution or before[SUPER_RESOLUTION]}  # fmt: skip
+                    _write_manifest(folder, manifest)
+                    bar.update(len(rows))
     _wait_for_first_host(folder, files)
     return files
 
@@ -191,6 +194,14 @@ def _file(folder: Path, prompt: str, number: int, super_resolution: bool) -> Pri
         words = f'{words}_{hashlib.sha256(prompt.encode()).hexdigest()[:8]}'
     name = f'{words}_{number:05d}.png'
     return PriorImage(folder / name, prompt, folder / SUPER_RESOLUTION / name if super_resolution else None)
+
+
+def _alone(folder: Path, files: Sequence[PriorImage]) -> contextlib.AbstractContextManager[None]:
+    """Keeps other runs that share the folder from drawing the same pictures; these then use ours."""
+    paths = [path for file in files for path in (file.path, file.super_resolution) if path is not None]
+    if all(path.is_file() for path in paths):
+        return contextlib.nullcontext()  # the folder may be one that cannot be written
+    return lock.locked(folder, '', wait=True)
 
 
 def _is_there(manifest: dict[str, Any], file: PriorImage) -> bool:
@@ -247,15 +258,13 @@ def _listed(prompts: Sequence[str]) -> str:
 
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.part')
-    Image.fromarray(pixels).save(temporary, format='PNG')
-    os.replace(temporary, path)
+    with disk.writing(path) as new:
+        Image.fromarray(pixels).save(new, format='PNG')
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    temporary = folder / f'.{MANIFEST}.part'
-    temporary.write_text(json.dumps(manifest, indent=1) + '\n', 'utf-8')
-    os.replace(temporary, folder / MANIFEST)
+    with disk.writing(folder / MANIFEST) as new:
+        new.write_text(json.dumps(manifest, indent=1) + '\n', 'utf-8')
 
 
 def _wait_for_first_host(folder: Path, files: Sequence[PriorImage]) -> None:

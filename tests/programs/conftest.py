@@ -36,6 +36,7 @@ def program(monkeypatch, capsys):
         handlers, level = root.handlers[:], root.level
         monkeypatch.setattr(app._register_and_parse_flags_with_usage, 'done', False)
         monkeypatch.setattr('sys.argv', [name, *map(str, arguments)])
+        monkeypatch.setattr('dreambooth_jax.program.end_on_signals', lambda: None)  # they would end the tests
         capsys.readouterr()
         try:
             runpy.run_module(f'dreambooth_jax.{name}', run_name='__main__', alter_sys=True)
