@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -36,6 +37,7 @@ _HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
 # Messages about machinery that works: a TPU that is not there, every save's timings, XLA's advice.
 _QUIET_LOGGERS = ('jax', 'orbax', 'etils', 'huggingface_hub', 'transformers')
 _QUIET_MESSAGE = 'Unable to initialize backend'
+_LOOP_IS_CLOSED = 'Event loop is closed'  # says Orbax of every array after the one that the disk did not take
 _INTERRUPTED, _NOBODY_READS = 130, 141  # as shells say it: 128 and the signal's number
 
 flags.disclaim_key_flags()  # what is defined here belongs to the program that asks for it
@@ -133,6 +135,7 @@ def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None
     """
     end_on_signals()
     _escape_what_cannot_be_shown()
+    _hush_threads()
 
     def checked(argv):
         _quiet()
@@ -210,4 +213,33 @@ def _quiet() -> None:
         absl_logging.set_verbosity(absl_logging.WARNING)
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger('jax._src.xla_bridge').addFilter(lambda record: _QUIET_MESSAGE not in record.getMessage())
+    logging.getLogger('jax._src.xla_bridge').addFilter(_is_no_advice)
+    logging.getLogger('absl').addFilter(_is_not_of_orbax)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return _QUIET_MESSAGE not in record.getMessage()
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    # What fails there is raised too, and told in one sentence (training/checkpoint.py).
+    return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def _hush_threads() -> None:
+    """Threads of libraries tell in tracebacks what a full disk does to them, and to what they hand on then.
+
+    The main thread learns of it too, and has the last word.
+    """
+    tell, tell_unraisable = threading.excepthook, sys.unraisablehook
+    threading.excepthook = lambda told: None if _is_of_the_disk(told.exc_value) else tell(told)
+    sys.unraisablehook = lambda told: None if _is_of_the_disk(told.exc_value) else tell_unraisable(told)
+    logging.getLogger('asyncio').addFilter(_is_not_of_the_disk)
+
+
+def _is_of_the_disk(error: BaseException | None) -> bool:
+    return disk.code(error) is not None or _LOOP_IS_CLOSED in str(error)
+
+
+def _is_not_of_the_disk(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and _is_of_the_disk(record.exc_info[1]))
