@@ -39,7 +39,7 @@ Options
                     Photos: --upload=photos -- ... --config.data.instance_dir=photos
   --runs=FOLDER     on the VM, where runs are kept (default ~/$REMOTE/runs). Types of several hosts (a size above 8)
                     need one that all hosts share, such as a mounted bucket or file store; mount it before
-  --sync=SECONDS    bring the run's folder home this often while it trains (default 0: only at the end)
+  --sync=SECONDS    bring what is new in the run's folder home this often while it trains (default 0: only at the end)
   --keep            keep the VM afterwards (the default)
   --delete          delete the VM afterwards; alone, without training
   --dry_run         print the commands, run nothing
@@ -229,16 +229,58 @@ remove() {
   tpu delete "$name" || fail "gcloud could not delete $name, which may still cost money; delete it in the console"
 }
 
-# Copies the run's folder from worker 0, whole or not at all, into --workdir.
+# Copies what is new in the run's folder from worker 0 into --workdir, and deletes the checkpoints here that are gone
+# there. On the VM, what is new since the list of files that .synced names (of the last copy that arrived here) is put
+# beside the run as links, so that nothing vanishes while it is copied. Checkpoints come whole or not at all: those
+# being written are left out, and so is one that was deleted before all of it was linked.
 fetch() {
-  local parent=${workdir%"$run"} part status=0
+  local parent=${workdir%"$run"} part status=0 have=none
   parent=${parent:-./}
   part=$parent.$run.part
+  [[ ! -f $workdir/.synced ]] || have=$(head -n 1 "$workdir/.synced")
+  [[ $have =~ ^[0-9]+$ ]] || have=none
   execute mkdir -p "$part" "$workdir" || return 1
-  tpu scp --recurse "$name:$there_for_scp/$run" "$part" --worker=0 || status=1
-  [[ $status -ne 0 ]] || execute cp -R "$part/$run/." "$workdir" || status=1
+  tpu ssh "$name" --worker=0 --command="set -e
+export LC_ALL=C
+cd $REMOTE
+cd $there/$run
+side=../.$run.sync
+rm -rf \$side/new
+mkdir -p \$side/new
+find . -name '*.orbax-checkpoint-tmp*' -prune -o -type f ! -name .lock ! -name .synced -printf '%s %T@ %p\n' | sort > \$side/now
+touch \$side/list.$have
+comm -13 \$side/list.$have \$side/now | cut -d' ' -f3- > \$side/wanted
+how=-p # disks without links
+! ln -f \$side/now \$side/link 2> /dev/null || how=-l
+xargs -r -d '\n' cp \$how --parents -t \$side/new < \$side/wanted 2> \$side/errors ||
+  if grep -v 'No such file' \$side/errors; then exit 1; fi
+id=\$(date +%s%N)
+{ echo \$id; find . -path './*/checkpoints/*' -prune -type d; } > \$side/new/.synced
+find \$side -name 'list.*' ! -name list.$have -delete
+mv \$side/now \$side/list.\$id" || status=1
+  [[ $status -ne 0 ]] || tpu scp --recurse "$name:$there_for_scp/.$run.sync/new" "$part" --worker=0 || status=1
+  [[ $status -ne 0 ]] || $dry_run || take_over "$part/new" || status=1
   execute rm -rf "$part"
   return $status
+}
+
+# Moves what arrived in FOLDER to --workdir: checkpoints, each in one move, then the rest, and .synced last.
+take_over() {
+  local new=$1 path
+  for path in "$new"/*/checkpoints/*; do
+    [[ -d $path ]] || continue
+    if ! grep -Fqx "./${path#"$new"/}" "$new/.synced"; then
+      rm -rf "$path" # not whole
+    elif [[ ! -e $workdir/${path#"$new"/} ]]; then
+      mkdir -p "$workdir/$(dirname "${path#"$new"/}")"
+      mv "$path" "$workdir/${path#"$new"/}" || return 1
+    fi
+  done
+  for path in "$workdir"/*/checkpoints/*; do
+    [[ ! -d $path ]] || grep -Fqx "./${path#"$workdir"/}" "$new/.synced" || rm -rf "$path"
+  done
+  mv "$new/.synced" "$new.synced"
+  cp -R "$new/." "$workdir" && mv "$new.synced" "$workdir/.synced"
 }
 
 syncing=''

@@ -10,7 +10,7 @@ Recipe: Ruiz et al. 2023 (DreamBooth); where the paper is silent, defaults are t
 import dataclasses
 from typing import Literal
 
-from dreambooth_jax.settings import Settings, SettingsError, resolve, setting, to_config_dict, to_dict
+from dreambooth_jax.settings import Settings, SettingsError, path_setting, resolve, setting, to_config_dict, to_dict
 from dreambooth_jax.training_config import (
     CheckpointConfig,
     ObjectiveConfig,
@@ -45,7 +45,7 @@ class ConceptConfig(Settings):
 
     # Folder with 3-5 pictures of the subject. A text file beside a picture (dog.txt beside dog.jpg) is its caption and
     # replaces instance_prompt for that picture. None: the Storybook subject's built-in pictures.
-    instance_dir: str | None = None
+    instance_dir: str | None = path_setting(None)
     # Name of a built-in Storybook subject, one of the dataset's 30; only used while instance_dir is None.
     subject: str | None = None
     # "a [identifier] [class noun]", such as 'a sks dog'; the identifier is a rare token (program find_identifier).
@@ -119,7 +119,7 @@ class PriorConfig(Settings):
     # Folder of the class pictures, filled where it holds too few. None: prior/ in the run's folder. A folder of photos
     # of one's own, which has no manifest.json: all of them are the class pictures, under their captions or else the
     # class prompt, none is drawn, and the settings below and num_images have no use.
-    dir: str | None = None
+    dir: str | None = path_setting(None)
     # Denoise steps of a class picture.
     steps: int = setting(50, '> 0')
     # Classifier-free guidance of class pictures; 1 is none. The paper is silent.
@@ -284,18 +284,18 @@ class DreamBoothConfig(Settings):
     seed: int = setting(0, '>= 0')
     # 'storybook' (ships with the package), a folder in diffusers' layout, one .safetensors file in the original layout
     # of Stable Diffusion, or a hub id.
-    model: str = STORYBOOK
+    model: str = path_setting(STORYBOOK)
     # What the base model's UNet predicts. None: what the model says; single files of Stable Diffusion 2.x may not.
     model_prediction_type: PredictionType | None = None
     # Folder that holds tokenizer/ (and tokenizer_2/) for a model that is a single file, which has none. None: the
     # folder of the file or, where that has no tokenizer/, the published one from the hub.
-    model_tokenizer_dir: str | None = None
+    model_tokenizer_dir: str | None = path_setting(None)
     # Branch, tag or commit of a model of the hub. None: its main branch, or the commit that this run was begun with:
     # config.json holds the commit that was read.
     model_revision: str | None = None
     # Second stage: a folder, a single file or a hub id. None: the model's own super_resolution/ folder if it has one.
     # 'none': no second stage even then, whatever super_resolution.steps says.
-    super_resolution_model: str | None = None
+    super_resolution_model: str | None = path_setting(None)
     # As model_revision.
     super_resolution_model_revision: str | None = None
     data: DataConfig = DataConfig()

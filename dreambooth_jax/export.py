@@ -25,9 +25,9 @@ from dreambooth_jax.config import ExportFormat
 
 FORMATS = typing.get_args(ExportFormat)
 
-_WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder.")
+_WORKDIR = program.DEFINE_path('workdir', None, "The run's folder.")
 _FORMAT = flags.DEFINE_enum('format', FORMATS[0], FORMATS, 'What to write.')
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = program.DEFINE_path(
     'output', None, 'Pipeline folder, or NAME.safetensors for the other formats; what is there is replaced.'
 )
 _STEP = flags.DEFINE_integer(

@@ -9,10 +9,10 @@ from absl import flags
 
 from dreambooth_jax import program
 
-_MODEL = flags.DEFINE_string(
+_MODEL = program.DEFINE_path(
     'model', 'storybook', "'storybook', a pipeline folder, a single file, a run's folder, or a hub id."
 )
-_TOKENIZER_DIR = flags.DEFINE_string('model_tokenizer_dir', None, 'Has the tokenizer/ of a model in a single file.')
+_TOKENIZER_DIR = program.DEFINE_path('model_tokenizer_dir', None, 'Has the tokenizer/ of a model in a single file.')
 _COUNT = flags.DEFINE_integer('count', 20, 'How many tokens at most.', lower_bound=1)
 
 

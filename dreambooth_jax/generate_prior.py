@@ -7,14 +7,11 @@ They are prior.num_images per class prompt, in prior.dir or else runs/dog/prior.
 
 from pathlib import Path
 
-from absl import flags
-from ml_collections import config_flags
-
 from dreambooth_jax import program
 from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Settings file, such as configs/dog.py.')
-_WORKDIR = flags.DEFINE_string('workdir', None, "The run's folder.")
+_CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py.')
+_WORKDIR = program.DEFINE_path('workdir', None, "The run's folder.")
 
 
 def main(argv) -> None:

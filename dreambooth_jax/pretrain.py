@@ -10,15 +10,12 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from absl import flags
-from ml_collections import config_flags
-
 from dreambooth_jax import program
 from dreambooth_jax.config import resolve
 from dreambooth_jax.pretrain_config import PretrainConfig
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Settings file, such as configs/storybook_base.py.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, samples and model.')
+_CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/storybook_base.py.')
+_WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: checkpoints, metrics, samples and model.')
 
 
 def start_pipeline(config: PretrainConfig, workdir: Path):
@@ -143,7 +140,11 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
 
 
 def main(_) -> None:
-    pretrain(resolve(PretrainConfig, _CONFIG.value), Path(_WORKDIR.value))
+    from dreambooth_jax.training import run
+
+    config, workdir = resolve(PretrainConfig, _CONFIG.value), Path(_WORKDIR.value)
+    with run.alone(workdir):
+        pretrain(config, workdir)
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from dreambooth_jax.config import LAST_TIMESTEP, SettingsError, Timestep, check_noise_level, setting
+from dreambooth_jax.settings import path_setting
 from dreambooth_jax.training_config import (
     CheckpointConfig,
     ObjectiveConfig,
@@ -47,9 +48,9 @@ class PretrainConfig(OptimizerConfig, ObjectiveConfig):
     # Super-resolution: lowest and highest noise augmentation, as in SuperResolutionConfig; pretraining sees all of it.
     noise_level: tuple[Timestep, Timestep] = setting((0, 350), f'in [0, {LAST_TIMESTEP}]')
     # Pipeline folder whose weights training starts from. None: from scratch.
-    init: str | None = None
+    init: str | None = path_setting(None)
     # Super-resolution: pipeline folder of the base stage, whose text encoder and tokenizer are used, frozen.
-    base: str | None = None
+    base: str | None = path_setting(None)
     # Architecture, as in the config.json of a diffusers UNet2DConditionModel; sample_size is the pictures' side.
     unet: dict = dataclasses.field(default_factory=dict)
     # Architecture, as in the config.json of a transformers T5EncoderModel; of the base stage alone.

@@ -1,21 +1,31 @@
 """How every program starts and ends: flags, quiet libraries, and errors as one sentence with exit code 1.
 
 The errors that are meant for people are known by name, so that nothing slow is imported before --help is answered.
+What a console cannot show is escaped, what nobody reads any more ends the program (141, as shells say it), and Ctrl-C
+and SIGTERM end it at any moment (system/ending.py).
 """
 
+import importlib.machinery
+import importlib.util
 import logging
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import config_dict, config_flags
 
-from dreambooth_jax.settings import SettingsError
+from dreambooth_jax.settings import SettingsError, expanded, is_unicode
+from dreambooth_jax.system import disk
+from dreambooth_jax.system.ending import end_on_signals
 
 # Errors whose message is a whole sentence about what to do. Of modules that are not imported none can be on its way.
 SENTENCES = (
     ('dreambooth_jax.settings', 'SettingsError'),
+    ('dreambooth_jax.system.lock', 'LockError'),
     ('dreambooth_jax.weights.errors', 'WeightsError'),
     ('dreambooth_jax.text.tokenize', 'TokenizerError'),
     ('dreambooth_jax.data.images', 'PictureError'),
@@ -27,6 +37,92 @@ _HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
 # Messages about machinery that works: a TPU that is not there, every save's timings, XLA's advice.
 _QUIET_LOGGERS = ('jax', 'orbax', 'etils', 'huggingface_hub', 'transformers')
 _QUIET_MESSAGE = 'Unable to initialize backend'
+_LOOP_IS_CLOSED = 'Event loop is closed'  # says Orbax of every array after the one that the disk did not take
+_INTERRUPTED, _NOBODY_READS = 130, 141  # as shells say it: 128 and the signal's number
+
+flags.disclaim_key_flags()  # what is defined here belongs to the program that asks for it
+
+
+class _PathParser(flags.ArgumentParser):
+    """A path, or a model's name: see settings.expanded."""
+
+    syntactic_help = 'a path'
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def parse(self, argument: str) -> str:
+        return expanded(f'--{self.name}', argument)
+
+
+def DEFINE_path(name: str, default: str | None, help: str) -> flags.FlagHolder:
+    """A flag that is a path, or may be one (a model): ~ is expanded, an empty one refused."""
+    return flags.DEFINE(_PathParser(name), name, default, help)
+
+
+def DEFINE_multi_path(name: str, default: list[str], help: str) -> flags.FlagHolder:
+    """The same for a flag that may be given several times."""
+    return flags.DEFINE_multi(_PathParser(name), flags.ArgumentSerializer(), name, default, help)
+
+
+class _ConfigFileParser(flags.ArgumentParser):
+    """FILE or FILE:WORD -> what get_config() or get_config(WORD) of that file returns."""
+
+    syntactic_help = 'a Python file'
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def parse(self, argument: str) -> config_dict.ConfigDict:
+        name, colon, word = argument.partition(':')
+        flag = f'--{self.name}={argument}'
+        path = os.path.abspath(expanded(f'--{self.name}', name))
+        try:
+            # As the flag's own parser does it, which has its own ideas about errors.
+            loader = importlib.machinery.SourceFileLoader(f'{self.name}_config', path)
+            module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+            loader.exec_module(module)
+            if not callable(getattr(module, 'get_config', None)):
+                raise SettingsError(f'{flag} has no function get_config(); give a config file, such as configs/dog.py')
+            config = module.get_config(*([word] if colon else []))
+        except (SettingsError, KeyboardInterrupt):
+            raise
+        except OSError as error:
+            if error.filename != path:
+                raise SettingsError(f'{flag}: {_in_file(error, path)}') from None
+            reason = 'is not there' if isinstance(error, FileNotFoundError) else f'cannot be read: {error.strerror}'
+            raise SettingsError(
+                f'the file given to {flag} {reason}; give the path of a config file, such as configs/dog.py'
+            ) from None
+        except Exception as error:  # it is Python, and may raise anything
+            raise SettingsError(f'{flag}: {_in_file(error, path)}') from None
+        if not isinstance(config, config_dict.ConfigDict):
+            raise SettingsError(
+                f'{flag}: get_config() returns {type(config).__name__} but must return what to_config_dict() gave'
+            )
+        config.lock()
+        return config
+
+
+def DEFINE_config(name: str, help: str, **options) -> flags.FlagHolder:
+    """A flag such as --config=FILE, and with it --config.ANY.SETTING=VALUE.
+
+    Args:
+      options: flag_values and sys_argv, as config_flags.DEFINE_config_file takes them.
+    """
+    holder = config_flags.DEFINE_config_file(name, None, help, **options)
+    options.get('flag_values', flags.FLAGS)[name].parser = _ConfigFileParser(name)
+    return holder
+
+
+def _in_file(error: Exception, path: str) -> str:
+    """What is wrong in a config file, and in which line if that can be told."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    if isinstance(error, SyntaxError) and error.filename == path:
+        lines.append(error.lineno)
+    reason = error.msg if isinstance(error, SyntaxError) else str(error)
+    where = f'line {lines[-1]}: ' if lines else ''
+    return where + f'{type(error).__name__}: {" ".join(reason.split())}'.rstrip(': ')
 
 
 def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None:
@@ -37,6 +133,9 @@ def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None
       required: flags that must be given.
     Raises: whatever `main` raises that is no message for people, as it is: that is a bug, and its traceback is wanted.
     """
+    end_on_signals()
+    _escape_what_cannot_be_shown()
+    _hush_threads()
 
     def checked(argv):
         _quiet()
@@ -45,6 +144,10 @@ def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None
         for name in required:
             if flags.FLAGS[name].value in (None, []):
                 raise SettingsError(f'--{name} must be given; --help says what it is')
+        for name, value in flags.FLAGS.flag_values_dict().items():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and not is_unicode(text) and not _is_path(name):
+                    raise SettingsError(f'--{name} is {text!r}, which is not UTF-8; set LC_ALL=C.UTF-8 first')
         main(argv)
 
     try:
@@ -54,7 +157,12 @@ def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None
             raise SystemExit(0) from None  # absl ends with 1 after --help
         raise
     except KeyboardInterrupt:
-        raise SystemExit(130) from None  # as shells say it: ended by Ctrl-C
+        raise SystemExit(_INTERRUPTED) from None
+    except BrokenPipeError as error:
+        if error.filename:  # a file of the run's, such as a named pipe
+            raise SystemExit(explained(error)) from None
+        _stop_printing()
+        raise SystemExit(_NOBODY_READS) from None
     except Exception as error:
         sentence = explained(error)
         if sentence is None:
@@ -64,17 +172,39 @@ def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None
 
 def explained(error: Exception) -> str | None:
     """What to tell people about an error; None if it was not foreseen."""
-    if isinstance(error, OSError):
-        return f'{error.filename}: {error.strerror}' if error.filename and error.strerror else str(error)
     known = (getattr(sys.modules[module], name) for module, name in SENTENCES if module in sys.modules)
-    return str(error) if isinstance(error, tuple(known)) else None
+    if isinstance(error, tuple(known)):
+        return str(error)
+    return disk.sentence(error) if isinstance(error, OSError) else None
+
+
+def _is_path(flag: str) -> bool:
+    return isinstance(flags.FLAGS[flag].parser, _PathParser)
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:
-        raise SystemExit(f'{" ".join(str(error).split())} (--help lists the flags)') from None
+    except SettingsError:
+        raise
+    except (flags.Error, KeyError, ValueError) as error:  # the latter of --config.base.steps.more=1
+        reason = ' '.join(str(error.args[0] if error.args else error).split())
+        raise SystemExit(f'{reason} (--help lists the flags)') from None
+
+
+def _escape_what_cannot_be_shown() -> None:
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:  # closed by whoever started the program
+            setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
+        # Line by line, so that nothing is lost if a signal ends the program.
+        getattr(sys, name).reconfigure(errors='backslashreplace', line_buffering=True)
+
+
+def _stop_printing() -> None:
+    # Python flushes both at its very end, and would complain there.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
 
 
 def _quiet() -> None:
@@ -83,4 +213,33 @@ def _quiet() -> None:
         absl_logging.set_verbosity(absl_logging.WARNING)
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger('jax._src.xla_bridge').addFilter(lambda record: _QUIET_MESSAGE not in record.getMessage())
+    logging.getLogger('jax._src.xla_bridge').addFilter(_is_no_advice)
+    logging.getLogger('absl').addFilter(_is_not_of_orbax)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return _QUIET_MESSAGE not in record.getMessage()
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    # What fails there is raised too, and told in one sentence (training/checkpoint.py).
+    return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def _hush_threads() -> None:
+    """Threads of libraries tell in tracebacks what a full disk does to them, and to what they hand on then.
+
+    The main thread learns of it too, and has the last word.
+    """
+    tell, tell_unraisable = threading.excepthook, sys.unraisablehook
+    threading.excepthook = lambda told: None if _is_of_the_disk(told.exc_value) else tell(told)
+    sys.unraisablehook = lambda told: None if _is_of_the_disk(told.exc_value) else tell_unraisable(told)
+    logging.getLogger('asyncio').addFilter(_is_not_of_the_disk)
+
+
+def _is_of_the_disk(error: BaseException | None) -> bool:
+    return disk.code(error) is not None or _LOOP_IS_CLOSED in str(error)
+
+
+def _is_not_of_the_disk(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and _is_of_the_disk(record.exc_info[1]))

@@ -14,11 +14,11 @@ from absl import flags
 from dreambooth_jax import program
 from dreambooth_jax.config import PredictionType, Sampler, SettingsError
 
-_MODEL = flags.DEFINE_string(
+_MODEL = program.DEFINE_path(
     'model', None, "A run's folder, a pipeline folder, a .safetensors file, 'storybook', or a hub id."
 )
 _PROMPT = flags.DEFINE_multi_string('prompt', None, 'What to draw; may be given several times.')
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the pictures.')
+_OUTPUT = program.DEFINE_path('output', None, 'Folder for the pictures.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the noise; picture j of every prompt starts from the same.', lower_bound=0)
 _NEGATIVE = flags.DEFINE_string('negative_prompt', '', 'What guidance leads away from.')
@@ -40,7 +40,7 @@ _SECOND_STEPS = flags.DEFINE_integer(
 _SECOND_GUIDANCE = flags.DEFINE_float(
     'super_resolution_guidance_scale', None, 'Of the second stage; else the '
     "run's super_resolution.sample_guidance_scale, or --guidance_scale.", lower_bound=1)  # fmt: skip
-_SUPER_RESOLUTION = flags.DEFINE_string(
+_SUPER_RESOLUTION = program.DEFINE_path(
     'super_resolution_model', None, "Second stage: as --model, or 'none'; else the model's own."
 )
 _RESOLUTION = flags.DEFINE_integer(
@@ -48,14 +48,14 @@ _RESOLUTION = flags.DEFINE_integer(
     lower_bound=1)  # fmt: skip
 _REVISION = flags.DEFINE_string('model_revision', None, 'Branch, tag or commit of a model of the hub.')
 _SECOND_REVISION = flags.DEFINE_string('super_resolution_model_revision', None, 'The same of its second stage.')
-_LORA = flags.DEFINE_multi_string('lora', [], 'LoRA file that was trained on the model; may be given several times.')
+_LORA = program.DEFINE_multi_path('lora', [], 'LoRA file that was trained on the model; may be given several times.')
 _LORA_SCALE = flags.DEFINE_multi_float('lora_scale', [], 'Strength of each --lora, in their order; else 1.')
-_SECOND_LORA = flags.DEFINE_multi_string('super_resolution_lora', [], 'The same for the second stage.')
-_EMBEDDING = flags.DEFINE_multi_string('embedding', [], 'Textual inversion, whose word prompts may hold; repeatable.')
+_SECOND_LORA = program.DEFINE_multi_path('super_resolution_lora', [], 'The same for the second stage.')
+_EMBEDDING = program.DEFINE_multi_path('embedding', [], 'Textual inversion, whose word prompts may hold; repeatable.')
 _PREDICTION_TYPE = flags.DEFINE_enum(
     'model_prediction_type', None, typing.get_args(PredictionType), 'What the model predicts; else what it says.'
 )
-_TOKENIZER_DIR = flags.DEFINE_string('model_tokenizer_dir', None, 'Has the tokenizer/ of a model in a single file.')
+_TOKENIZER_DIR = program.DEFINE_path('model_tokenizer_dir', None, 'Has the tokenizer/ of a model in a single file.')
 
 
 def main(argv) -> None:
@@ -66,6 +66,7 @@ def main(argv) -> None:
     from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
     from dreambooth_jax.generation.new_words import with_embedding
     from dreambooth_jax.generation.run_settings import settings_of
+    from dreambooth_jax.system import disk
     from dreambooth_jax.watching import grids
 
     prompts, output = _PROMPT.value, Path(_OUTPUT.value)
@@ -109,11 +110,13 @@ def main(argv) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for index, pixels in enumerate(drawn):
             prompt, number = divmod(index, _NUM_IMAGES.value)
-            Image.fromarray(pixels).save(folder / f'{prompt:03d}_{number:02d}.png')
+            with disk.writing(folder / f'{prompt:03d}_{number:02d}.png') as new:
+                Image.fromarray(pixels).save(new, format='PNG')
     final = pictures.final
     rows = final.reshape(len(prompts), _NUM_IMAGES.value, *final.shape[1:])
     side = min(max(final.shape[1], 96), 256)
-    grids.contact_sheet(rows, prompts, side=side).save(output / 'grid.png')
+    with disk.writing(output / 'grid.png') as new:
+        grids.contact_sheet(rows, prompts, side=side).save(new, format='PNG')
     print(f'{len(final)} pictures of {final.shape[2]} x {final.shape[1]} pixels and grid.png in {output}')
 
 

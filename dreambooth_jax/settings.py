@@ -9,10 +9,12 @@ annotation, its range the text given to `setting`, which is also what the error 
 Known types: bool, int, float, str, Literal, tuple, dict (free-form), another dataclass of settings, and X | None.
 """
 
+import ast
 import dataclasses
 import difflib
 import functools
 import math
+import os
 import re
 import types
 import typing
@@ -47,6 +49,33 @@ def setting(default: Any, allowed: str) -> Any:
     return dataclasses.field(default=default, metadata={'allowed': allowed})
 
 
+def path_setting(default: str | None) -> Any:
+    """A field that is the path of a file or folder, or may be (a model): see `expanded`."""
+    return dataclasses.field(default=default, metadata={'is_path': True})
+
+
+def expanded(name: str, path: str) -> str:
+    """A path as people write it, with ~ and ~user replaced by home folders.
+
+    Args:
+      name: of the setting or flag, for the error.
+    Raises: SettingsError if it is empty (often a shell variable that is not set), or can be no path at all.
+    """
+    if not path.strip():
+        raise SettingsError(f'{name} is {path!r}, which is no path; give one (is a shell variable not set?)')
+    home = os.path.expanduser(path)
+    if home.startswith('~') and not os.path.lexists(home):
+        user = home.partition(os.sep)[0]
+        raise SettingsError(f'{name} is {path!r} but there is no home folder {user}; write the whole path, or ./{path}')
+    try:
+        possible = b'\0' not in os.fsencode(home)
+    except UnicodeEncodeError:  # a console without Unicode, such as LC_ALL=C with PYTHONUTF8=0
+        possible = False
+    if not possible:
+        raise SettingsError(f'{name} is {path!r}, which holds characters that no path can hold here; give another')
+    return home
+
+
 def _is_within(value: float, allowed: str) -> bool:
     if match := re.fullmatch(r'(>=?) (\S+)', allowed):
         low = float(match[2])
@@ -72,11 +101,12 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class _Field:
-    """One setting: its type without None, whether None is allowed, and its range."""
+    """One setting: its type without None, whether None is allowed, its range, and whether it is a path."""
 
     kind: Any
     optional: bool
     allowed: str | None
+    is_path: bool = False
 
     def convert(self, path: str, value: Any) -> Any:
         if value is None and self.optional:
@@ -92,14 +122,14 @@ class _Field:
 @functools.cache
 def _fields(cls: type) -> dict[str, _Field]:
     hints = typing.get_type_hints(cls)
-    return {f.name: _field(hints[f.name], f.metadata.get('allowed')) for f in dataclasses.fields(cls)}
+    return {field.name: _field(hints[field.name], **field.metadata) for field in dataclasses.fields(cls)}
 
 
-def _field(hint: Any, allowed: str | None = None) -> _Field:
+def _field(hint: Any, allowed: str | None = None, is_path: bool = False) -> _Field:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # the latter of a Literal and None
         kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-        return _Field(kinds[0], len(kinds) < len(typing.get_args(hint)), allowed)
-    return _Field(hint, False, allowed)
+        return _Field(kinds[0], len(kinds) < len(typing.get_args(hint)), allowed, is_path)
+    return _Field(hint, False, allowed, is_path)
 
 
 def _describe(kind: Any) -> str:
@@ -139,11 +169,20 @@ def _convert(path: str, field: _Field, value: Any) -> Any:
         value = float(value)
     if type(value) is not kind:
         raise field.wrong(path, value)
+    if field.is_path:
+        return expanded(path, value)
+    if kind is str and not is_unicode(value):
+        raise SettingsError(f'{path} is {value!r}, which is not UTF-8 in this console; set LC_ALL=C.UTF-8')
     if kind is float and not math.isfinite(value):
         raise SettingsError(f'{path} must be a finite number, got {value}')
     if field.allowed and not _is_within(value, field.allowed):
         raise SettingsError(f'{path} must be {field.allowed}, got {value}')
     return value
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text holds characters alone: bytes that the console's encoding does not know are lone surrogates."""
+    return not any('\ud800' <= character <= '\udfff' for character in text)
 
 
 def _free_form(path: str, value: Any) -> Any:
@@ -245,6 +284,18 @@ def _holds_groups(field: _Field) -> bool:
     return typing.get_origin(field.kind) is tuple and dataclasses.is_dataclass(typing.get_args(field.kind)[0])
 
 
+class _TupleParser(tuple_parser.TupleParser):
+    """ml_collections' own takes what it cannot read for one string: also a tuple whose last bracket is missing."""
+
+    def parse(self, argument: Any) -> Any:
+        if isinstance(argument, str) and re.match(r'[(\[]?\s*["\']', argument):
+            try:
+                ast.literal_eval(argument)
+            except (ValueError, SyntaxError) as error:
+                raise ValueError(f'it is no tuple of strings ({error.args[0]})') from None
+        return super().parse(argument)
+
+
 class _OptionalParser:
     """Command-line parser of an `X | None` setting: 'None' is None; in absl's ArgumentParser's shape."""
 
@@ -256,12 +307,13 @@ class _OptionalParser:
     def parse(self, text: Any) -> Any:
         if text is None or text == 'None':
             return None
-        return tuple_parser.TupleParser().parse(text) if self.kind is tuple else self.kind(text)
+        return _TupleParser().parse(text) if self.kind is tuple else self.kind(text)
 
     def flag_type(self) -> str:
         return f'{self.kind.__name__} or None'
 
 
+config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 for _kind in (int, float, str, tuple):
     config_flags.register_flag_parser_for_type(_kind | None, _OptionalParser(_kind))
 
@@ -304,12 +356,7 @@ def resolve(cls: type[Settings], config: Any) -> Any:
     Raises: SettingsError, one sentence: an unknown setting, a wrong type, not one of the choices, out of range, or two
       settings that do not go together.
     """
-    try:
-        return _resolve(cls, config, ROOT)
-    except OSError:  # config_flags hands out a config that raises this when its file is missing
-        raise SettingsError(
-            f'the file given to --{ROOT} is not there; give the path of a config file, such as configs/dog.py'
-        ) from None
+    return _resolve(cls, config, ROOT)
 
 
 def _resolve(cls: type[Settings], config: Any, path: str) -> Any:

@@ -10,29 +10,24 @@ that PyTorch's diffusers opens too.
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from dreambooth_jax import program
 from dreambooth_jax.config import DreamBoothConfig, resolve
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Settings file, such as configs/dog.py.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: class pictures, checkpoints, samples, model.')
+_CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py.')
+_WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: class pictures, checkpoints, samples, model.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print photos, settings and plan (steps, memory, time); write nothing.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other hosts of this TPU slice or cluster first.')
 
 
 def train(config: DreamBoothConfig, workdir: Path) -> None:
     """Runs all stages of `config` in `workdir`; what is there already is kept."""
-    import jax
-
     from dreambooth_jax.generation import prior_images
     from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, compute_dtype
-    from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.stages import instance_pictures
-    from dreambooth_jax.training import inputs, memory, placement, run
+    from dreambooth_jax.training import inputs, run
     from dreambooth_jax.tuning import pictures, pinned, plan, textual_inversion
-    from dreambooth_jax.tuning.stage import check_lora_targets, check_schedules, tune
-    from dreambooth_jax.weights import folders
+    from dreambooth_jax.tuning.stage import check_lora_targets, check_schedules
 
     config, original = pinned.read_pinned(config, workdir)
     check_schedules(config, original)
@@ -51,8 +46,28 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     if _DRY_RUN.value:
         return print(pictures.describe(config, instance), plan.describe(config, cascade), sep='\n\n')
     print(instance_pictures.describe(instance['base']))
-    run.begin(config, workdir, learned_from)
-    images = prior_images.prior_images_of(config, original, workdir, order.get(inputs.CLASS_PHOTOS))
+    with run.alone(workdir):
+        run.begin(config, workdir, learned_from)
+        tune_stages(config, workdir, original, cascade, instance, order.get(inputs.CLASS_PHOTOS))
+
+
+def tune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, instance, class_photos) -> None:
+    """Draws class pictures, tunes one stage after the other and exports: all that writes into the run's folder.
+
+    Args:
+      original, cascade: the model, without and with a new word.
+      instance: of pictures.read_instance. class_photos: names of one's own class pictures in their order, or None.
+    """
+    import jax
+
+    from dreambooth_jax.generation import prior_images
+    from dreambooth_jax.generation.sample_grid import SampleGrid
+    from dreambooth_jax.training import memory, placement, run
+    from dreambooth_jax.tuning import pictures, textual_inversion
+    from dreambooth_jax.tuning.stage import tune
+    from dreambooth_jax.weights import folders
+
+    images = prior_images.prior_images_of(config, original, workdir, class_photos)
     pictures.check_class_pictures(config, cascade, images)
     samples = config.samples
     grid = SampleGrid(
@@ -83,6 +98,7 @@ def main(argv) -> None:
     if _DISTRIBUTED.value:
         import jax
 
+        jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself
         jax.distributed.initialize()
     train(config, Path(_WORKDIR.value))
 

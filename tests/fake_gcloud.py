@@ -37,6 +37,6 @@ elif verb == 'scp':
     else:
         shutil.copyfile(source, target)
 elif verb == 'ssh':
-    assert options['worker'] == 'all'
+    assert options['worker'] in ('all', '0')
     there = os.environ | {'HOME': str(home)}
     sys.exit(subprocess.run(['bash', '-c', options['command']], cwd=home, env=there).returncode)

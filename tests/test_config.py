@@ -10,9 +10,9 @@ import sys
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
 from dreambooth_jax import config as config_lib
+from dreambooth_jax import program
 from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve, to_config_dict, to_dict
 from dreambooth_jax.pretrain_config import PretrainConfig
 
@@ -375,7 +375,7 @@ def test_a_config_dict_answers_hasattr_and_get():
 def from_command_line(*arguments, file=ROOT / 'configs/dog.py'):
     argv = ['program', f'--config={file}', *arguments]
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+    holder = program.DEFINE_config('config', 'Settings file.', flag_values=values, sys_argv=argv)
     values(argv)
     return resolve(DreamBoothConfig, holder.value)
 
@@ -430,7 +430,7 @@ def test_a_missing_config_file_is_one_sentence():
     with pytest.raises(SettingsError) as error:
         from_command_line(file='configs/dgo.py')
     assert str(error.value) == (
-        'the file given to --config is not there; give the path of a config file, such as configs/dog.py'
+        'the file given to --config=configs/dgo.py is not there; give the path of a config file, such as configs/dog.py'
     )
 
 

@@ -11,7 +11,7 @@ PROGRAMS = 'programs'
 
 # From the ground up. A room imports itself and what lies below; rooms of one floor do not know of each other.
 FLOORS = (
-    ('settings',),
+    ('settings', 'system'),
     ('training_config',),
     ('config',),
     ('pretrain_config',),

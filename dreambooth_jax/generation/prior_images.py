@@ -12,6 +12,7 @@ Or they are photos of one's own: a folder that prior.dir names and that has pict
 used as they are, nothing is drawn, and nothing is written there.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -38,6 +39,7 @@ from dreambooth_jax.generation.prior_manifest import (
     open_manifest,
     write_manifest,
 )
+from dreambooth_jax.system import disk, lock
 from dreambooth_jax.training import memory
 from dreambooth_jax.weights.identity import scheduler_hash
 
@@ -201,7 +203,8 @@ def ensure_prior_images(
     error = None
     if jax.process_index() == 0:
         try:
-            draw()
+            with _alone(folder, files):
+                draw()
         except BaseException as caught:  # Ctrl-C too: the other hosts must hear of it
             error = caught
     _end_together(folder, files, error)
@@ -248,11 +251,18 @@ def _file(folder: Path, prompt: str, number: int, super_resolution: bool) -> Pri
     return PriorImage(folder / name, prompt, folder / SUPER_RESOLUTION / name if super_resolution else None)
 
 
+def _alone(folder: Path, files: Sequence[PriorImage]) -> contextlib.AbstractContextManager[None]:
+    """Keeps other runs that share the folder from drawing the same pictures; these then use ours."""
+    paths = [path for file in files for path in (file.path, file.super_resolution) if path is not None]
+    if all(path.is_file() for path in paths):
+        return contextlib.nullcontext()  # the folder may be one that cannot be written
+    return lock.locked(folder, '', wait=True)
+
+
 def _write_picture(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.part')
-    Image.fromarray(pixels).save(temporary, format='PNG')
-    os.replace(temporary, path)
+    with disk.writing(path) as new:
+        Image.fromarray(pixels).save(new, format='PNG')
 
 
 def _end_together(folder: Path, files: Sequence[PriorImage], error: BaseException | None) -> None:

@@ -8,13 +8,13 @@ which older versions drew at other times of the schedule.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dreambooth_jax.data.fingerprints import file_hash
 from dreambooth_jax.generation.cascade import SUPER_RESOLUTION
+from dreambooth_jax.system import disk
 
 MANIFEST = 'manifest.json'
 # What all pictures of a folder have in common; manifests older than the last three have only pictures of one size.
@@ -99,9 +99,8 @@ def add(manifest: Mapping[str, Any], image: PriorImage, *, seed: int, number: in
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Replaces the folder's manifest in one move."""
-    temporary = folder / f'.{MANIFEST}.part'
-    temporary.write_text(json.dumps(manifest, indent=1) + '\n', 'utf-8')
-    os.replace(temporary, folder / MANIFEST)
+    with disk.writing(folder / MANIFEST) as new:
+        new.write_text(json.dumps(manifest, indent=1) + '\n', 'utf-8')
 
 
 def _check_unchanged(path: Path, known: str | None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.system import disk
 from dreambooth_jax.training import memory
 from dreambooth_jax.watching import grids
 
@@ -60,5 +61,6 @@ class SampleGrid:
             title=title,
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
+        with disk.writing(path) as new:
+            sheet.save(new, format='PNG')
         return np.asarray(sheet)

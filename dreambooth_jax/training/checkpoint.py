@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from dreambooth_jax.system import disk
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which and what to do."""
@@ -93,8 +95,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax raises many kinds, from OSError to its own
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f'{what}: {first_line}; earlier checkpoints are untouched') from error
+            reason = disk.reason(error) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+            there = [int(path.name) for path in self.folder.glob('*') if path.name.isdigit()]
+            kept = f'; checkpoint {max(there)} is complete, go on from it' if there else ''
+            raise CheckpointError(f'{what}: {reason}{kept}') from error
 
 
 def _arrays(tree: Any) -> dict[str, str]:

@@ -3,6 +3,7 @@
 What both `train` and `pretrain` do; they differ in the loss, the data and the settings that they hand in.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -84,23 +85,22 @@ def fit(
     def fetch(metrics):
         return {name: value for name, value in place.fetch(metrics).items() if not name.startswith(absent)}
 
-    try:
-        with loop.Stop().listening() as stop:
-            return loop.run(
-                state,
-                step_for,
-                place.place_batch(batch),
-                place.place_state(lambda: jax.random.key(seed)),
-                hooks,
-                steps=steps,
-                steps_per_dispatch=steps_per_dispatch or (1 if on_cpu else 10),
-                rows_per_step=int((batch['weight'] > 0).sum()),
-                rate=rate,
-                fetch=fetch,
-                stop=stop,
-                description=description or name,
-            )
-    finally:
+    # The signals are listened to until all is on the disk: the last checkpoint may still be on its way there.
+    with loop.Stop().listening() as stop, contextlib.ExitStack() as closing:
+        closing.callback(checkpoints.close)
         if writer:
-            writer.close()
-        checkpoints.close()
+            closing.callback(writer.close)
+        return loop.run(
+            state,
+            step_for,
+            place.place_batch(batch),
+            place.place_state(lambda: jax.random.key(seed)),
+            hooks,
+            steps=steps,
+            steps_per_dispatch=steps_per_dispatch or (1 if on_cpu else 10),
+            rows_per_step=int((batch['weight'] > 0).sum()),
+            rate=rate,
+            fetch=fetch,
+            stop=stop,
+            description=description or name,
+        )

@@ -31,30 +31,39 @@ class TrainingError(RuntimeError):
 class Stop:
     """Whether the run was asked to end. `requested` turns true on SIGTERM within `listening`."""
 
-    requested = False
+    requested: int | bool = False  # the signal's number
+    heeded = False  # by an early end, or by whom a second Ctrl-C was handed to
 
     @contextlib.contextmanager
     def listening(self) -> Iterator['Stop']:
-        """Takes SIGTERM (and Ctrl-C once) as a request to save and end, and gives the old handlers back after."""
+        """Takes SIGTERM (and Ctrl-C once) as a request to save and end, and gives the old handlers back after.
+
+        A second Ctrl-C, and a request that came too late to end the training early, are for the old handlers.
+        """
 
         def ask(number, frame):
             if self.requested and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.requested = True
+                self.heeded = True
+                signal.signal(number, before[number])
+                signal.raise_signal(number)
+            self.requested = number
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        # None: a handler of another language's, which Python cannot give back.
+        before = {number: signal.signal(number, ask) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self.requested and not self.heeded:
+            signal.raise_signal(self.requested)
 
     def requested_anywhere(self) -> jax.Array | bool:
         """Whether any host was asked by now; with several hosts the devices work it out, after the last dispatch."""
         if jax.process_count() == 1:
-            return self.requested
+            return bool(self.requested)
         every_device = NamedSharding(Mesh(np.array(jax.devices()), ('hosts',)), PartitionSpec('hosts'))
-        asked = np.full(jax.local_device_count(), self.requested)
+        asked = np.full(jax.local_device_count(), bool(self.requested))
         return jnp.any(jax.make_array_from_process_local_data(every_device, asked))
 
 
@@ -171,6 +180,7 @@ def run(
             hooks.save(step, state)
         if step >= steps:
             hooks.draw(step, state)
+    stop.heeded = step < steps
     return state, step >= steps
 
 

@@ -5,16 +5,18 @@ pictures, is kept where it still fits. From then on, settings that change what i
 models are known by their hashes (inputs.py), so that they may be moved and renamed but not exchanged.
 """
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from dreambooth_jax.config import Settings, SettingsError, resolve, to_dict
+from dreambooth_jax.system import disk, lock
 from dreambooth_jax.training import inputs as run_inputs
 from dreambooth_jax.training.inputs import CLASS_PHOTOS, Inputs
 
@@ -30,6 +32,25 @@ _STAGES = ('base', 'super_resolution')
 _MODELS = ('model', 'super_resolution_model')
 _PHOTOS = 'instance_dir'
 _PATHS = ('model', 'model_tokenizer_dir', 'super_resolution_model', 'init', 'base')
+
+
+@contextlib.contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Keeps other processes from working in the run's folder, which is made if missing; hosts of one run share it.
+
+    Raises: LockError if one does; SettingsError if the folder cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            try:
+                held.enter_context(lock.locked(workdir, 'wait for it, or start this one with another --workdir'))
+            except OSError as error:
+                raise _unwritable(workdir, error) from None
+        yield
+
+
+def _unwritable(workdir: Path, error: OSError) -> SettingsError:
+    return SettingsError(f'--workdir={workdir} cannot be written: {disk.reason(error)}')
 
 
 def check(config: Settings, workdir: Path, found: Inputs | None = None) -> Inputs | None:
@@ -64,7 +85,7 @@ def begin(config: Settings, workdir: Path, found: Inputs | None = None) -> None:
             _write(workdir / run_inputs.FILE, run_inputs.to_json(found))
         _write(workdir / CONFIG, json.dumps(to_dict(config), indent=2) + '\n')
     except OSError as error:
-        raise SettingsError(f'--workdir={workdir} cannot be written: {error.strerror}') from None
+        raise _unwritable(workdir, error) from None
 
 
 def trained_stages(workdir: Path) -> list[str]:
@@ -76,9 +97,8 @@ def trained_stages(workdir: Path) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix('.new')
-    temporary.write_text(text, 'utf-8')
-    temporary.replace(path)
+    with disk.writing(path) as new:
+        new.write_text(text, 'utf-8')
 
 
 def _read(path: Path, cls: type[Settings]) -> dict:

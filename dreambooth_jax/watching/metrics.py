@@ -3,10 +3,14 @@
 import contextlib
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from dreambooth_jax.system import disk
+
 FILE = 'metrics.jsonl'
+_FLUSH_SECONDS = 30.0  # of the events, for whoever watches
 
 
 class Metrics:
@@ -24,14 +28,17 @@ class Metrics:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.stage = stage
         self._drop_after(resume_step)
-        self._file = self.path.open('a')
+        self._file = self.path.open('a', encoding='utf-8')
         self._events = None
         if tensorboard:
-            # Slow to import, so only when a run writes.
-            from tensorboardX import SummaryWriter
+            # Slow to import, so only when a run writes. Not its SummaryWriter: that writes in a thread, which a full
+            # disk ends with a traceback, and the training would wait for it for ever.
+            from tensorboardX.event_file_writer import EventsWriter
 
-            # No purge_step: TensorBoard would hide other stages' numbers too. What a resumed run repeats is equal.
-            self._events = SummaryWriter(logdir=str(folder))
+            # No session_log: TensorBoard would hide other stages' numbers. What a resumed run repeats is equal.
+            with disk.named(self.path.parent):
+                self._events = EventsWriter(str(self.path.parent / 'events'), f'.{stage}')
+            self._flushed = time.monotonic()
 
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
@@ -41,30 +48,45 @@ class Metrics:
             if entry.get('stage') != self.stage or entry.get('step', 0) <= step:
                 kept.append(line)
         # In one move, so that a run that is killed meanwhile has all of its numbers still.
-        new = self.path.with_suffix('.new')
-        new.write_text(''.join(line + '\n' for line in kept))
-        new.replace(self.path)
+        with disk.writing(self.path) as new:
+            new.write_text(''.join(line + '\n' for line in kept), 'utf-8')
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the numbers of one step. What is not finite is written as null, for strict JSON readers."""
         values = {name: float(value) for name, value in values.items()}
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({'stage': self.stage, 'step': step, **clean}) + '\n')
-        self._file.flush()
+        with disk.named(self.path):
+            self._file.write(json.dumps({'stage': self.stage, 'step': step, **clean}) + '\n')
+            self._file.flush()
         if self._events is not None:
+            from tensorboardX.summary import scalar
+
             for name, value in values.items():
-                self._events.add_scalar(f'{self.stage}/{name}', value, step)
+                self._event(step, scalar(f'{self.stage}/{name}', value))
 
     def picture(self, step: int, name: str, pixels) -> None:
         """Adds a picture, uint8[H, W, 3], to TensorBoard."""
         if self._events is not None:
-            self._events.add_image(f'{self.stage}/{name}', pixels, step, dataformats='HWC')
+            from tensorboardX.summary import image
+
+            self._event(step, image(f'{self.stage}/{name}', pixels, dataformats='HWC'))
+
+    def _event(self, step: int, summary) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with disk.named(self.path.parent / 'events.out.tfevents'):
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+                self._events.flush()
+                self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Ends the files."""
-        self._file.close()
+        with disk.named(self.path):
+            self._file.close()
         if self._events is not None:
-            self._events.close()
+            with disk.named(self.path.parent / 'events.out.tfevents'):
+                self._events.close()
 
 
 def read(folder: str | Path, stage: str | None = None) -> list[dict]:
@@ -74,6 +96,6 @@ def read(folder: str | Path, stage: str | None = None) -> list[dict]:
 
 def _lines(path: Path) -> Iterator[tuple[str, dict]]:
     # The last line of a killed run may be cut short.
-    for line in path.read_text().splitlines():
+    for line in path.read_text('utf-8').splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             yield line, json.loads(line)

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from dreambooth_jax.system import disk
 from dreambooth_jax.weights.errors import WeightsError
 
 SUFFIX = '.safetensors'
@@ -262,26 +263,28 @@ def write_tensors(
         names = [f'{stem}-{i + 1:05d}-of-{len(shards):05d}{SUFFIX}' for i in range(len(shards))]
     index = path.with_name(stem + INDEX_SUFFIX)
     written = [path.with_name(name) for name in names]
-    temporary = [file.with_name(f'.{file.name}.{os.getpid()}.tmp') for file in written]
+    temporary = [file.with_name(f'.{file.name}.{os.getpid()}.tmp') for file in (*written, index)]
     header = {**(metadata or {}), 'format': 'pt'}
+    leftovers = contextlib.ExitStack()
     try:
+        for file in temporary:
+            leftovers.enter_context(disk.unfinished(file))
         path.parent.mkdir(parents=True, exist_ok=True)
-        for file, shard in zip(temporary, shards, strict=True):
+        for file, shard in zip(temporary, shards, strict=False):
             save_file({name: as_stored(name, tensors[name], dtype) for name in shard}, file, header)
         if len(shards) > 1:
             total = sum(_stored_bytes(value, storage) for value in tensors.values())
             weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
             content = {'metadata': {'total_size': total}, 'weight_map': weight_map}
-            temporary.append(index.with_name(f'.{index.name}.{os.getpid()}.tmp'))
             written.append(index)
             temporary[-1].write_text(json.dumps(content, indent=2, sort_keys=True) + '\n', 'utf-8')
-        for file, target in zip(temporary, written, strict=True):
+        for file, target in zip(temporary, written, strict=False):
             os.replace(file, target)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f'{path} could not be written: {error}; nothing there was replaced.') from None
+        reason = disk.reason(error) or error
+        raise WeightsError(f'{path} could not be written: {reason}; nothing there was replaced.') from None
     finally:
-        for file in temporary:
-            file.unlink(missing_ok=True)
+        leftovers.close()
     _remove_stale(path, index, written)
     return written
 

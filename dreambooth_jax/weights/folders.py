@@ -23,6 +23,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from dreambooth_jax.system import disk
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import files, guard, hub, single_file
 from dreambooth_jax.weights.errors import WeightsError
@@ -192,24 +193,36 @@ def write_pipeline(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
     except OSError as error:
-        raise WeightsError(f'{folder} cannot be made: {error.strerror}.') from None
-    try:
-        new = temporary / 'new'
-        _write_stage(pipeline, new, **options)
-        if super_resolution is not None:
-            _write_stage(super_resolution, new / SUPER_RESOLUTION, **options)
-        elif _is_pipeline(folder / SUPER_RESOLUTION):
-            shutil.copytree(folder / SUPER_RESOLUTION, new / SUPER_RESOLUTION)
-        if folder.is_dir():
-            os.replace(folder, temporary / 'old')
-        os.replace(new, folder)
-    except OSError as error:
-        if not folder.exists() and (temporary / 'old').exists():
-            os.replace(temporary / 'old', folder)
-        raise WeightsError(f'{folder} could not be written: {error}; nothing there was replaced.') from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise WeightsError(f'{folder} cannot be made: {disk.reason(error)}.') from None
+    with disk.unfinished(temporary):
+        try:
+            new = temporary / 'new'
+            _write_stage(pipeline, new, **options)
+            if super_resolution is not None:
+                _write_stage(super_resolution, new / SUPER_RESOLUTION, **options)
+            elif _is_pipeline(folder / SUPER_RESOLUTION):
+                shutil.copytree(folder / SUPER_RESOLUTION, new / SUPER_RESOLUTION)
+            _put_in_place(new, folder)
+        except WeightsError as error:
+            raise WeightsError(str(error).replace(str(new), str(folder))) from None
+        except (OSError, shutil.Error) as error:
+            reason = disk.reason(error) or error
+            raise WeightsError(f'{folder} could not be written: {reason}; nothing there was replaced.') from None
     return folder
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    old = folder.with_name(f'.{folder.name}.old')  # outside of what a signal removes
+    if folder.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_stage(pipeline: Pipeline, folder: Path, *, dtype: str, max_shard_bytes: int) -> None:

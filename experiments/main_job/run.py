@@ -45,8 +45,8 @@ WAYS = (
 )  # fmt: skip
 _VARIANT = flags.DEFINE_multi_string(
     'variant', RATES + WAYS, 'Settings that differ from configs/dog.py: name=value,name=value. Several times.')
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/experiments/main_job', 'Keeps runs and measured models.')
-_OUTPUT = flags.DEFINE_string(
+_WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/main_job', 'Keeps runs and measured models.')
+_OUTPUT = program.DEFINE_path(
     'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Pictures per prompt.', lower_bound=1)
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 40, "Pictures of 'a dog'.", lower_bound=2)

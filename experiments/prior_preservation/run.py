@@ -23,10 +23,10 @@ HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
 DRAWING = experiment.drawing_of(CONFIG)
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
-_MODEL = flags.DEFINE_string('model', 'storybook', "'storybook', or a pipeline folder.")
-_JUDGE = flags.DEFINE_string('judge', None, 'Folder of the judge; default: the shipped one.')
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/experiments/prior_preservation', 'Keeps runs and measured models.')
-_OUTPUT = flags.DEFINE_string(
+_MODEL = program.DEFINE_path('model', 'storybook', "'storybook', or a pipeline folder.")
+_JUDGE = program.DEFINE_path('judge', None, 'Folder of the judge; default: the shipped one.')
+_WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/prior_preservation', 'Keeps runs and measured models.')
+_OUTPUT = program.DEFINE_path(
     'output', None, 'Gets results.json, the pictures and the numbers in README.md; default: the folder of this file, '
     'or with --quick <workdir>/quick.')  # fmt: skip
 _WEIGHTS = flags.DEFINE_list('weights', ['1', '0'], 'Values of prior.weight, the lambda of the paper.')

@@ -46,8 +46,8 @@ _STEPS = flags.DEFINE_integer(
     'steps_per_dispatch', None, "Of one device call; default: train's, 1 on CPU and else 10.", lower_bound=1)
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU to compile for ahead of time, such as v5e:2x2 or v6e:2x2.')
 _TINY = flags.DEFINE_bool('tiny', False, 'Networks of a few thousand weights, to try the script out.')
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/experiments/memory', 'Keeps measured rows.')
-_OUTPUT = flags.DEFINE_string('output', None, 'Gets memory.json; default: the folder of this file; with --tiny none.')
+_WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/memory', 'Keeps measured rows.')
+_OUTPUT = program.DEFINE_path('output', None, 'Gets memory.json; default: the folder of this file; with --tiny none.')
 
 
 @contextlib.contextmanager

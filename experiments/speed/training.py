@@ -47,7 +47,7 @@ _STEPS_PER_DISPATCH = flags.DEFINE_integer(
     'steps_per_dispatch', None, "JAX's steps in one call; default: train's, 1 on CPU and else 10.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of every measurement, after one that does not count.', lower_bound=1)
 _TINY = flags.DEFINE_bool('tiny', False, 'Networks of a few thousand weights, to try the script out; torch on CPU too.')
-_OUTPUT = flags.DEFINE_string('output', None, 'Gets training.json; default: the folder of this file; with --tiny none.')
+_OUTPUT = program.DEFINE_path('output', None, 'Gets training.json; default: the folder of this file; with --tiny none.')
 
 
 def repeat(run, wait) -> list[float]:

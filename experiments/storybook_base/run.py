@@ -19,10 +19,10 @@ from dreambooth_jax.storybook import world
 from dreambooth_jax.watching import grids
 
 HERE = Path(__file__).parent
-_MODEL = flags.DEFINE_string('model', 'storybook', "'storybook', a pipeline folder or a run's folder.")
-_JUDGE = flags.DEFINE_string('judge', None, 'Folder of the judge; default: the shipped one.')
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/experiments/storybook_base', 'Keeps finished classes.')
-_OUTPUT = flags.DEFINE_string(
+_MODEL = program.DEFINE_path('model', 'storybook', "'storybook', a pipeline folder or a run's folder.")
+_JUDGE = program.DEFINE_path('judge', None, 'Folder of the judge; default: the shipped one.')
+_WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/storybook_base', 'Keeps finished classes.')
+_OUTPUT = program.DEFINE_path(
     'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file, or '
     'with --quick <workdir>/quick.')  # fmt: skip
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lower_bound=1)

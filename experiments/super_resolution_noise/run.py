@@ -26,11 +26,11 @@ CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
 DRAWING = experiment.drawing_of(CONFIG)
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
 UNTUNED = 'untuned'
-_MODEL = flags.DEFINE_string('model', 'storybook', "'storybook', or a pipeline folder with a second stage.")
-_RUN = flags.DEFINE_string('run', None, 'A finished run of configs/dog.py, whose base stage is used; default: trained.')
-_JUDGE = flags.DEFINE_string('judge', None, 'Folder of the judge; default: the shipped one.')
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/experiments/super_resolution_noise', 'Keeps runs and measured stages.')
-_OUTPUT = flags.DEFINE_string(
+_MODEL = program.DEFINE_path('model', 'storybook', "'storybook', or a pipeline folder with a second stage.")
+_RUN = program.DEFINE_path('run', None, 'A finished run of configs/dog.py, whose base stage is used; default: trained.')
+_JUDGE = program.DEFINE_path('judge', None, 'Folder of the judge; default: the shipped one.')
+_WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/super_resolution_noise', 'Keeps runs and measured stages.')
+_OUTPUT = program.DEFINE_path(
     'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file, or '
     'with --quick <workdir>/quick.')  # fmt: skip
 _RANGES = flags.DEFINE_list('ranges', ['0-0', '0-50', '0-250'], 'Lowest and highest noise level in training.')

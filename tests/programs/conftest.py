@@ -1,5 +1,7 @@
 import logging
 import runpy
+import sys
+import threading
 from typing import NamedTuple
 
 import jax
@@ -36,6 +38,9 @@ def program(monkeypatch, capsys):
         handlers, level = root.handlers[:], root.level
         monkeypatch.setattr(app._register_and_parse_flags_with_usage, 'done', False)
         monkeypatch.setattr('sys.argv', [name, *map(str, arguments)])
+        monkeypatch.setattr('dreambooth_jax.program.end_on_signals', lambda: None)  # they would end the tests
+        for module, hook in ((sys, 'unraisablehook'), (threading, 'excepthook')):
+            monkeypatch.setattr(module, hook, getattr(module, hook))  # to be given back
         capsys.readouterr()
         try:
             runpy.run_module(f'dreambooth_jax.{name}', run_name='__main__', alter_sys=True)

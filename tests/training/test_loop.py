@@ -188,10 +188,27 @@ def test_sigterm_while_drawing_is_heard_too():
     assert told.of('save') == [6]
 
 
-def test_sigterm_after_the_last_step_leaves_a_finished_run():
+@pytest.fixture
+def heard():
+    """The signals that reach whoever listened before."""
+    found = []
+    before = {number: signal.signal(number, lambda number, frame: found.append(number))
+              for number in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
+    yield found
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_sigterm_after_the_last_step_leaves_a_finished_run_and_is_handed_on(heard):
     told = Told(steps=3, act={('dispatch', 2): terminate})
     assert told.run() == (3, True)
     assert told.of('save') == told.of('draw') == [3]
+    assert heard == [signal.SIGTERM]
+
+
+def test_sigterm_that_ends_training_early_is_not_handed_on(heard):
+    assert Told(steps=20, act={('dispatch', 4): terminate}).run() == (5, False)
+    assert heard == []
 
 
 def test_sigterm_does_not_save_what_is_unsound():
