@@ -1,0 +1,1 @@
+from tests.programs.conftest import program, quick  # noqa: F401
