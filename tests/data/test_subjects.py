@@ -1,5 +1,6 @@
 """A subject's folder: what counts as a picture, captions, crops, and a sentence for every folder that is of no use."""
 
+import io
 import unicodedata
 
 import numpy as np
@@ -220,3 +221,38 @@ def test_crops_start_with_the_centre_and_depend_on_the_seed(tmp_path):
     np.testing.assert_array_equal(three.images, read_subject(tmp_path, 32, 'a sks dog', crops=3, seed=7).images)
     assert len({image.tobytes() for image in three.images}) == 5  # one centre, four random ones
     assert (three.images[1] != other.images[1]).any()
+
+
+def written(kind):
+    data = io.BytesIO()
+    Image.new('RGB', (40, 40), 'red').save(data, kind)
+    return data.getvalue()
+
+
+def test_no_file_is_lost_without_a_word(tmp_path):
+    """Folders of files drawn at random: each file is used, or skipped with a reason, or the error is about it."""
+    stems = ('a', 'A', 'b', 'a_mask', 'b.mask', 'a-masklabel', 'b-condlabel', 'c', '.c', 'a.jpg')
+    suffixes = ('.jpg', '.png', '.txt', '.TXT', '.caption', '.dng', '.mov', '.json', '.psd', '')
+    contents = [written('JPEG')] * 3 + [written('PNG')] * 2
+    contents += [b'a sks dog', b'', b'8BPS\0\1', b'\0\0\0\x14ftypqt  ' + bytes(50), b'\xff\xd8\xff\xe0\0', b'\0\1\2']
+    outcomes = set()
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        for _ in range(rng.integers(1, 5)):
+            (folder / (rng.choice(stems) + rng.choice(suffixes))).write_bytes(contents[rng.integers(len(contents))])
+        names = {path.name for path in folder.iterdir()}
+        try:
+            files, skipped = list_pictures(folder)
+        except PictureError as error:
+            assert any(f'{folder}/{name}' in str(error) for name in names)
+            outcomes.add('error')
+            continue
+        pictures, masks = {file.path.name for file in files}, {file.mask.name for file in files if file.mask}
+        captions = {name for name in names if name.lower().endswith(('.txt', '.caption'))} - pictures - set(skipped)
+        assert len(captions) >= sum(file.caption is not None for file in files)
+        hidden = {name for name in names if name.startswith('.')}
+        assert names - hidden <= pictures | masks | captions | set(skipped) and not pictures & set(skipped)
+        outcomes |= {'used' if pictures else 'none', 'mask' if masks else '', 'skipped' if skipped else ''}
+    assert outcomes >= {'error', 'used', 'skipped', 'mask'}

@@ -34,8 +34,10 @@ UPSCALER = f'--config.super_resolution_model={tiny.folder("upscaler")}'
 
 @pytest.fixture
 def config(tmp_path):
-    path = tmp_path / 'config.py'
-    path.write_text(CONFIG.format(photos=str(tmp_path)))
+    path, photos = tmp_path / 'config.py', tmp_path / 'photos'
+    photos.mkdir()
+    Image.new('RGB', (256, 256), 'red').save(photos / '1.png')
+    path.write_text(CONFIG.format(photos=str(photos)))
     return path
 
 
