@@ -164,6 +164,8 @@ def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         if config.get(key) not in allowed:
             raise ValueError(f'{key} is {config[key]!r}; allowed: {str(allowed[0]).lower()}.')
     unsaid = config.get('_use_default_values') or ()
+    if not isinstance(unsaid, list | tuple):
+        raise ValueError(f'_use_default_values is {unsaid!r}; allowed: lists of keys.')
     given = {key: value for key, value in config.items() if key not in unsaid}
     noise = {**NOISE_DEFAULTS[class_name], **_checked(given, _NOISE_RULES)}
     betas = noise.get('trained_betas')

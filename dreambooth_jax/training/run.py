@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ FREE = (
     'prior.batch_size', CLASS_PHOTOS, 'parallel.mode', 'parallel.fsdp_min_bytes', 'parallel.remat',
     'parallel.steps_per_dispatch', 'checkpoint', 'samples', 'export', 'painters',
 )  # fmt: skip
+_CLASS_PICTURES = ('prior.num_images', 'prior.steps', 'prior.guidance_scale', 'prior.sampler')  # as they are drawn
 _STAGES = ('base', 'super_resolution')
 # Settings of models, whose files are known by their hashes whatever they are called.
 _MODELS = ('model', 'super_resolution_model')
@@ -67,7 +68,9 @@ def check(config: Settings, workdir: Path, found: Inputs | None = None) -> Input
     begun = run_inputs.read(workdir) if found is not None else None
     new = _flat(to_dict(config))
     if (workdir / CONFIG).exists():
-        _check_settings(_flat(_read(workdir / CONFIG, type(config))), new, workdir, stages, begun)
+        unused = _CLASS_PICTURES if begun and CLASS_PHOTOS in begun.photos.keys() & found.photos.keys() else ()
+        old = _flat(_read(workdir / CONFIG, type(config)))
+        _check_settings(old, new, workdir, stages, begun is not None, unused)
     return found if begun is None else run_inputs.check(begun, found, new, workdir, stages)
 
 
@@ -106,7 +109,9 @@ def _read(path: Path, cls: type[Settings]) -> dict:
     try:
         before = json.loads(path.read_text('utf-8'))
     except ValueError:
-        raise SettingsError(f'{path} is damaged; restore it, or start another run with --workdir') from None
+        before = None
+    if not isinstance(before, dict):
+        raise SettingsError(f'{path} is damaged; restore it, or start another run with --workdir')
     try:
         return to_dict(resolve(cls, before))
     except SettingsError:  # a setting that is no more: compared as it stands there
@@ -114,17 +119,28 @@ def _read(path: Path, cls: type[Settings]) -> dict:
 
 
 def _check_settings(
-    old: Mapping[str, Any], new: Mapping[str, Any], workdir: Path, stages: list[str], begun: Inputs | None
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    workdir: Path,
+    stages: Sequence[str],
+    by_content: bool,
+    unused: Sequence[str],
 ) -> None:
-    unused = _unused(old) & _unused(new)
+    """Compares two flat dicts of settings.
+
+    Args:
+      stages: those that have trained.
+      by_content: whether models and photos are compared by their hashes, so that their names say nothing.
+      unused: names of settings that nothing was learned from.
+    """
+    unused = {*unused, *(_unused(old) & _unused(new))}
     for name in sorted({*old, *new}):
         before, value = old.get(name), new.get(name)
         if _is_same(name, before, value) or _plain(name) in unused or _is_free(name, new):
             continue
-        if name.startswith(tuple(f'{stage}.' for stage in _STAGES if stage not in stages)):
+        if name.startswith(tuple(f'{stage}{end}' for stage in _STAGES if stage not in stages for end in '._')):
             continue
-        by_content = name.startswith(_MODELS) or (_is_photos(name) and None not in (before, value))
-        if by_content and begun is not None:
+        if by_content and (name.startswith(_MODELS) or (_is_photos(name) and None not in (before, value))):
             continue
         length = ', the length of its cosine schedule' if _is_length(name) else ''
         raise SettingsError(
@@ -148,7 +164,7 @@ def _unused(settings: Mapping[str, Any]) -> set[str]:
     weight, kind = settings.get('prior.weight'), settings.get('prior.kind')
     found = set()
     if weight == 0 or kind == 'prediction':
-        found |= {'prior.num_images', 'prior.steps', 'prior.guidance_scale', 'prior.sampler'}
+        found |= {*_CLASS_PICTURES}
     if weight == 0:
         found |= {'prior.kind', 'data.class_prompt', 'data.concepts.class_prompt', 'super_resolution.with_prior'}
     if weight == 0 or kind == 'prediction' or not settings.get('super_resolution.with_prior'):  # no class pictures

@@ -19,9 +19,9 @@ def main(port: str, number: str, folder: str, what: str) -> None:
     painter = Painter()
     try:
         images = ensure_prior_images(painter, ['a dog'], folder, count=3, **OPTIONS)
-        print(f'{len(images)} there, {len(painter.asked)} drawn')
+        print(f'RESULT: {len(images)} there, {len(painter.asked)} drawn')
     except PriorError as error:
-        print(error)
+        print(f'RESULT: {error}')
 
 
 if __name__ == '__main__':

@@ -138,6 +138,13 @@ def test_settings_of_class_pictures_may_change_where_there_are_none(tmp_path):
         run.begin(changed(without, path, value), tmp_path)
 
 
+def test_settings_of_drawn_class_pictures_may_change_where_they_are_photos_of_ones_own(tmp_path):
+    own = Inputs({}, {'prior.dir': []})
+    trained(CONFIG, tmp_path, found=own)
+    run.begin(changed(CONFIG, 'prior.num_images', 7), tmp_path, own)
+    assert 'drawn by the model' in refusal(changed(CONFIG, 'prior.num_images', 7), tmp_path, Inputs({}, {}))
+
+
 def test_how_the_second_stage_draws_may_change_unless_it_trains_on_what_it_drew(tmp_path):
     for number, (with_prior, refused) in enumerate(((False, False), (True, True))):
         folder = tmp_path / str(number)
@@ -166,6 +173,8 @@ def test_a_run_of_an_older_version_knows_its_folders_by_their_paths(tmp_path, mo
     found = Inputs({'base': {'weights': 'a'}}, {'data.instance_dir': []})
     trained(config, tmp_path)
     assert not (tmp_path / 'inputs.json').exists()
+    run.begin(changed(config, 'super_resolution_model', 'sr'), tmp_path)  # that stage has learned nothing yet
+    run.begin(config, tmp_path)
     monkeypatch.chdir(tmp_path)
     assert 'config.data.instance_dir' in refusal(changed(config, 'data.instance_dir', 'others'), tmp_path, found)
     run.begin(changed(config, 'data.instance_dir', str(tmp_path / 'photos')), tmp_path, found)
@@ -223,6 +232,15 @@ def test_a_model_is_held_to_that_of_the_stages_that_have_trained(tmp_path):
 def test_folder_of_another_program_is_refused(tmp_path):
     trained(CONFIG, tmp_path)
     assert 'was begun with' in refusal(PretrainConfig(), tmp_path)
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '7', 'null'])
+def test_damaged_settings_are_a_sentence(text, tmp_path):
+    trained(CONFIG, tmp_path)
+    (tmp_path / 'config.json').write_text(text)
+    assert refusal(CONFIG, tmp_path) == (
+        f'{tmp_path}/config.json is damaged; restore it, or start another run with --workdir'
+    )
 
 
 def test_folder_that_cannot_be_written_is_one_sentence(tmp_path):
