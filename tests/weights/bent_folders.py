@@ -10,9 +10,10 @@ import numpy as np
 
 from dreambooth_jax.config import SettingsError
 from dreambooth_jax.diffusion import samplers, schedules
-from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade, highest_noise_level
+from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
 from dreambooth_jax.stages.text_conditioning import rows_of
 from dreambooth_jax.text.tokenize import TokenizerError
+from dreambooth_jax.weights import noise_schedules
 from dreambooth_jax.weights.errors import WeightsError
 
 ABSENT = 'absent'
@@ -88,7 +89,7 @@ def _draw(cascade: Cascade, stage: str) -> None:
     size = cascade.base_size if stage == BASE else cascade.super_resolution_size
     low = {}
     if stage != BASE:
-        assert highest_noise_level(pipeline) >= 0 and cascade.factor >= 1
+        assert noise_schedules.highest_noise_level(pipeline) >= 0 and cascade.factor >= 1
         low_size = cascade.base_size
         low = {
             'low': jax.ShapeDtypeStruct((2, low_size, low_size, 3), 'float32'),
