@@ -94,7 +94,7 @@ _ALGORITHMS = {'dpmsolver++': False, 'deis': False, 'sde-dpmsolver++': True}
 _SOLVERS = {'midpoint': 'midpoint', 'heun': 'heun', 'logrho': 'midpoint', 'bh1': 'midpoint', 'bh2': 'midpoint'}
 
 
-def _rule(kind: type | tuple[type, ...], words: str, test: Callable[[Any], bool] = lambda value: True):
+def _rule(kind: type, words: str, test: Callable[[Any], bool] = lambda value: True):
     return kind, words, test
 
 
@@ -103,9 +103,9 @@ def _one_of(names: Sequence[str]):
 
 
 _BOOL = _rule(bool, 'true, false')
-_BETA = _rule((int, float), 'numbers above 0 and below 1', lambda value: 0 < value < 1)
-_POSITIVE = _rule((int, float), 'numbers above 0', lambda value: 0 < value < _INFINITY)
-_ANY_NUMBER = _rule((int, float), 'numbers', lambda value: not math.isnan(value))
+_BETA = _rule(float, 'numbers above 0 and below 1', lambda value: 0 < value < 1)
+_POSITIVE = _rule(float, 'numbers above 0', lambda value: 0 < value < _INFINITY)
+_ANY_NUMBER = _rule(float, 'numbers', lambda value: not math.isnan(value))
 _NOISE_RULES = {
     'beta_schedule': _one_of(BETA_SCHEDULES),
     'num_train_timesteps': _rule(int, f'whole numbers from 2 to {_MOST_TIMES}', lambda many: 2 <= many <= _MOST_TIMES),
@@ -120,14 +120,12 @@ _NOISE_RULES = {
 }
 _SAMPLING_RULES = {
     'thresholding': _BOOL,
-    'dynamic_thresholding_ratio': _rule(
-        (int, float), 'numbers above 0 and at most 1', lambda value: 0 < value <= 1
-    ),
-    'sample_max_value': _rule((int, float), 'numbers from 1 on', lambda value: value >= 1),
+    'dynamic_thresholding_ratio': _rule(float, 'numbers above 0 and at most 1', lambda value: 0 < value <= 1),
+    'sample_max_value': _rule(float, 'numbers from 1 on', lambda value: value >= 1),
     'clip_sample': _BOOL,
     'clip_sample_range': _POSITIVE,
     'timestep_spacing': _one_of(TIMESTEP_SPACINGS),
-    'steps_offset': _rule(int, 'whole numbers from 0 on', lambda value: value >= 0),
+    'steps_offset': _rule(int, f'whole numbers from 0 to {_MOST_TIMES}', lambda value: 0 <= value <= _MOST_TIMES),
     'variance_type': _NOISE_RULES['variance_type'],
     'set_alpha_to_one': _BOOL,
     'lambda_min_clipped': _ANY_NUMBER,
@@ -193,19 +191,19 @@ def _checked(config: Mapping[str, Any], rules: Mapping[str, Any]) -> dict[str, A
             continue
         if key == 'lambda_min_clipped' and value in ('-inf', '-Infinity'):  # JSON has no infinity
             value = -_INFINITY
-        if kind is bool:
-            value = False if value is None else value
-            fits = isinstance(value, bool)
-        else:
-            fits = isinstance(value, kind) and not isinstance(value, bool) and test(value)
-        if not fits:
+        if kind is bool and value is None:
+            value = False
+        if kind is float and _is_number(value):
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not test(value):
             raise ValueError(f'{key} is {value!r}; allowed: {words}.')
         found[key] = value
     return found
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Whole numbers beyond floats are none: nothing could be computed with them.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
 
 
 class SchedulerFileError(ValueError):

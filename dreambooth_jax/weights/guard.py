@@ -13,8 +13,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.models import unet_config
 from dreambooth_jax.weights.errors import WeightsError

@@ -1,4 +1,4 @@
-"""Scheduler files of published models, and the settings in which they say less than diffusers' classes know."""
+"""The scheduler files of published models. They are older than some keys, and leave them out."""
 
 _STABLE_DIFFUSION = {
     'beta_end': 0.012, 'beta_schedule': 'scaled_linear', 'beta_start': 0.00085, 'clip_sample': False,

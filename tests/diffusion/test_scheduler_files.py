@@ -209,6 +209,7 @@ def test_keys_that_diffusers_marks_as_defaults_count_as_left_out():
     assert samplers.timesteps(schedules.from_config(marked), 'dpmsolver++', 10)[0] == 999
     assert schedules.from_config(marked).sampling('ddim').steps_offset == 0
     assert CLASSES['ddim'].from_config(marked).config.steps_offset == 0
+    assert schedules.from_config({**SD_1_5, '_use_default_values': 5}).sampling('ddim').steps_offset == 1
 
 
 def test_nulls_are_left_out_and_switch_off():
@@ -234,7 +235,9 @@ def test_nulls_are_left_out_and_switch_off():
         ('clip_sample', 'no', 'true, false'),
         ('dynamic_thresholding_ratio', 1.5, 'numbers above 0 and at most 1'),
         ('sample_max_value', 0.5, 'numbers from 1 on'),
-        ('steps_offset', -1, 'whole numbers from 0 on'),
+        ('steps_offset', -1, 'whole numbers from 0 to'),
+        ('steps_offset', 10**30, 'whole numbers from 0 to'),
+        ('clip_sample_range', 10**400, 'numbers above 0'),
         ('lambda_min_clipped', 'low', 'numbers'),
         ('timestep_spacing', 'wide', 'linspace, leading, trailing'),
         ('_class_name', ['DDPMScheduler'], 'DDPMScheduler, DDPM'),

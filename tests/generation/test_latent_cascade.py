@@ -99,6 +99,16 @@ def test_ten_steps_draw_what_diffusers_draws_from_the_same_noise(family, sampler
         assert_same_pictures(drawn(family, sampler, negative), theirs)
 
 
+def test_latents_that_a_file_lets_be_clipped_are_told_of(caplog):
+    """DDIMScheduler clips where the file says nothing; only Stable Diffusion 1.x's and 2.x's pipeline forbids it."""
+    schedule = {**tiny.cascade('sdxl').base.scheduler, 'clip_sample': True}
+    model = Cascade(dataclasses.replace(tiny.cascade('sdxl').base, scheduler=schedule))
+    model.sampler('base', 3, 1.0, 'dpmsolver++')
+    assert not caplog.records
+    model.sampler('base', 3, 1.0, 'ddim')
+    assert 'lets sampler ddim clip latents to +-1, as diffusers then does' in caplog.text
+
+
 def programs(family, *kinds):
     """What the shared cascade has compiled of these kinds."""
     return {key: program for key, program in tiny.cascade(family).programs.items() if key[0] in kinds}
