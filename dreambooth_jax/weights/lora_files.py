@@ -4,14 +4,14 @@
                  text_encoder.<path> likewise, but for T5 .lora_linear_layer.down.weight, .lora_linear_layer.up.weight
     lora_kohya   lora_unet_<path with underscores>.lora_down.weight, .lora_up.weight, .alpha
 
-lora_kohya is what ComfyUI, AUTOMATIC1111, Forge, kohya and OneTrainer take whole, and diffusers too. None but diffusers
-and PEFT reads all of lora_peft: ComfyUI knows the attention of a UNet only by the names of 2023 there.
+lora_kohya is what ComfyUI, AUTOMATIC1111, Forge, kohya and OneTrainer take, and diffusers too. Of lora_peft ComfyUI and
+Forge read no attention of a UNet, which they know only by the names of 2023 there, and AUTOMATIC1111 and kohya nothing.
 Both are read, and what other programs write (lora_names.py, _ENDS).
 
 Tensors are ordered as torch does: down [rank, in] or [rank, in, h, w], up [out, rank] or [out, rank, 1, 1].
 The networks' own parameters are not in the file. Names of layers are in lora_names.py.
 Source: diffusers 0.42.1 loaders/{lora_base,lora_pipeline,lora_conversion_utils}.py, utils/{peft,state_dict}_utils.py;
-for lora_mid and dora_scale LyCORIS lycoris/modules/locon.py.
+for lora_mid and dora_scale LyCORIS lycoris/modules/locon.py, for the latter OneTrainer modules/module/LoRAModule.py.
 """
 
 import dataclasses
@@ -259,6 +259,7 @@ def _grouped(tensors, networks):
 def _problems(layer, kernel) -> list[str]:
     """What is wrong with a layer's tensors, torch's axes, for a kernel of shape [..., in, out]."""
     missing = [f'missing: {part}' for part in (A, B) if part not in layer]
+    missing += [f'empty: {part}' for part, value in layer.items() if not value.size]
     if missing:
         return missing
     *window, inputs, outputs = kernel
@@ -301,6 +302,7 @@ def _from_torch(layer, kernel):
     if MAGNITUDE in layer:
         converted[MAGNITUDE] = layer[MAGNITUDE].reshape(-1)
     elif DORA_SCALE in layer:
+        # Of the lengths of W + BA, as it is trained; ComfyUI divides the outputs' by those of W alone.
         by_output = _dora_axis(layer[DORA_SCALE], inputs, outputs) == 'outputs'
         shape = (-1,) if by_output else (*(1 for _ in window), inputs, 1)
         converted[MAGNITUDE] = layer[DORA_SCALE].reshape(shape)
@@ -309,9 +311,11 @@ def _from_torch(layer, kernel):
 
 def _settings(path, tensors, header, layers) -> dict[str, Any]:
     """PEFT's settings, {'<component>.<name>': value}: from the header or, of PEFT's own files, from beside them."""
+    place = _PEFT_METADATA
     try:
         if _PEFT_METADATA in header:
             return json.loads(header[_PEFT_METADATA])
+        place = _PEFT_CONFIG
         if not any(PEFT_PREFIX in key for key in tensors) or any(ALPHA in layer for layer in layers.values()):
             return {}
         beside = path.parent / _PEFT_CONFIG
@@ -322,7 +326,7 @@ def _settings(path, tensors, header, layers) -> dict[str, Any]:
         config = json.loads(beside.read_text('utf-8'))
         return {f'{component}.{name}': value for component, _ in layers for name, value in config.items()}
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise WeightsError(f'{path} has an unreadable {_PEFT_METADATA} ({error!r}); export it again.') from None
+        raise WeightsError(f'{path} has an unreadable {place} ({error!r}); export it again.') from None
 
 
 def _scales(path, layers, settings) -> dict[tuple[str, str], float]:

@@ -10,10 +10,12 @@ import pytest
 
 from dreambooth_jax.config import SettingsError
 from dreambooth_jax.generation import new_words
+from dreambooth_jax.generation.adapters import with_lora
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.text.tokenize import vector_names
 from dreambooth_jax.weights import files
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.lora_files import Adapter, write_lora
 from dreambooth_jax.weights.textual_inversion import write_textual_inversion
 from tests import tiny_latent_pipelines, tiny_pipelines
 
@@ -76,6 +78,20 @@ def test_several_files_each_add_their_word(tmp_path):
     np.testing.assert_array_equal(table[-3:], np.concatenate([first['text_encoder'], second['text_encoder']]))
     assert list(cascade.tokenizer(['<rex>'])[0][0][1:2]) == [len(table) - 1]
     assert not np.array_equal(*(cascade.encode([prompt])['encoder_hidden_states'] for prompt in ('<rex>', WORD)))
+
+
+def test_a_word_and_a_lora_of_the_text_encoder_go_together(tmp_path):
+    word = write_textual_inversion(tmp_path / 'x.safetensors', WORD, rows_of('sd1'))
+    path, rng = 'text_model.encoder.layers.0.mlp.fc1', np.random.default_rng(0)
+    inputs, outputs = original('sd1').base.text_encoder.params[f'{path}.kernel'].shape
+    params = {f'{path}.lora_a': rng.normal(size=(inputs, 2)), f'{path}.lora_b': rng.normal(size=(2, outputs))}
+    file = write_lora(tmp_path / 'lora.safetensors', Adapter({'text_encoder': params}, 2, 2.0), 'lora_kohya')
+    one = new_words.with_embedding(with_lora(original('sd1'), file), word).base.text_encoder.params
+    other = with_lora(new_words.with_embedding(original('sd1'), word), file).base.text_encoder.params
+    plain = original('sd1').base.text_encoder.params
+    changed = {name for name, value in one.items() if value.shape != plain[name].shape or (value != plain[name]).any()}
+    assert changed == {f'{path}.kernel', 'text_model.embeddings.token_embedding.embedding'}
+    assert all(np.array_equal(other[name], value) for name, value in one.items())
 
 
 def test_a_word_that_no_prompt_holds_is_told(tmp_path, caplog):

@@ -211,6 +211,24 @@ def test_files_that_peft_itself_writes_are_read_with_the_settings_beside_them(ke
                      f'the rank'] if peft and not config else [])  # fmt: skip
 
 
+def test_settings_that_cannot_be_read_are_one_sentence(tmp_path):
+    down, up = matrices(base('sd1')['unet'][f'{ATTENTION}.to_q.kernel'], 2, np.random.default_rng(0))
+    name = f'base_model.model.{ATTENTION}.to_q'
+    file = written(tmp_path / 'x.safetensors', {f'{name}.lora_A.weight': down, f'{name}.lora_B.weight': up})
+    for text in ('{', '[]', '3'):
+        (tmp_path / 'adapter_config.json').write_text(text)
+        with pytest.raises(WeightsError, match='has an unreadable adapter_config.json .*; export it again.$'):
+            read_lora(file, base('sd1'))
+
+
+def test_adapters_without_width_are_refused(tmp_path):
+    empty = {f'unet.{ATTENTION}.to_q.lora_A.weight': np.ones((0, 16)),
+             f'unet.{ATTENTION}.to_q.lora_B.weight': np.ones((16, 0))}  # fmt: skip
+    with pytest.raises(WeightsError) as caught:
+        read_lora(written(tmp_path / 'x.safetensors', empty), base('sd1'))
+    assert caught.value.problems == tuple(f'empty: {part} of unet.{ATTENTION}.to_q' for part in ('lora_a', 'lora_b'))
+
+
 def test_peft_files_of_either_of_two_text_encoders_are_not_guessed(tmp_path):
     path = 'base_model.model.text_model.encoder.layers.0.self_attn.q_proj'
     kernel = base('sdxl')['text_encoder']['text_model.encoder.layers.0.self_attn.q_proj.kernel']
