@@ -101,7 +101,13 @@ def prior_images_of(
     stages, prior = stages_of(config, cascade), config.prior
     if not stages:
         return []
-    if own := _own_images(config, SUPER_RESOLUTION in stages, order):
+    own = _own_images(config, SUPER_RESOLUTION in stages, order)
+    if len(own) != (count := _of_first_host(len(own))):
+        raise PriorError(
+            f'config.prior.dir is {prior.dir!r}, where the first host sees {count} photos and host '
+            f'{jax.process_index()} {len(own)}; set it to a folder on a disk that all hosts share.'
+        )
+    if own:
         return own
     smaller = [f'--config.prior.batch_size={prior.batch_size // 2}'] if prior.batch_size > 1 else []
     with memory.explained('class pictures are drawn', smaller):
@@ -265,17 +271,22 @@ def _write_picture(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(new, format='PNG')
 
 
+def _of_first_host(number: int) -> int:
+    """The first host's number, on all hosts, which wait for each other here."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def _end_together(folder: Path, files: Sequence[PriorImage], error: BaseException | None) -> None:
     """Waits for the first host and, if it could not draw, ends all of them: those that wait would wait for ever.
 
     Args:
       error: of the first host, raised there.
     """
-    failed = error is not None
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        failed = bool(multihost_utils.broadcast_one_to_all(np.int32(failed)))
+    failed = _of_first_host(error is not None)
     if error is not None:
         raise error
     if failed:

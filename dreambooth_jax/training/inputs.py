@@ -87,15 +87,15 @@ def check(
     for stage in stages:
         if stage in begun.models and stage in found.models:
             _check_model(begun.models[stage], found.models[stage], MODEL_SETTINGS[stage], settings, workdir)
-    drawn = {True: 'drawn by the model', False: 'photos of your own'}
     if (CLASS_PHOTOS in begun.photos) != (CLASS_PHOTOS in found.photos):
-        before, now = (drawn[CLASS_PHOTOS not in one.photos] for one in (begun, found))
+        own = CLASS_PHOTOS in found.photos
         raise SettingsError(
-            f'config.{CLASS_PHOTOS} is {settings.get(CLASS_PHOTOS)!r}, so class pictures are {now}, but {workdir} was '
-            f'begun with class pictures that are {before}; set it back, {_NEW_RUN}'
+            f'config.{CLASS_PHOTOS} is {settings.get(CLASS_PHOTOS)!r}, {"a" if own else "no"} folder of photos of your '
+            f'own, but {workdir} was begun with class pictures that {"the model drew" if own else "are such photos"}; '
+            f'set it back, {_NEW_RUN}'
         )
     photos = dict(found.photos)
-    for setting in begun.photos.keys() & found.photos.keys():
+    for setting in sorted(begun.photos.keys() & found.photos.keys()):
         photos[setting], differences = match(begun.photos[setting], found.photos[setting])
         if differences:
             raise SettingsError(_changed_photos(setting, differences, settings, workdir))

@@ -376,6 +376,21 @@ def test_photos_of_ones_own_are_all_used_and_their_folder_is_left_alone(own, tmp
     assert [pixels.shape for pixels, *_ in read.values()] == [(2, 8, 8, 3), (2, 16, 16, 3)]
 
 
+def test_a_host_that_does_not_see_photos_of_ones_own_says_so(own, tmp_path, monkeypatch):
+    from jax.experimental import multihost_utils
+
+    monkeypatch.setattr('jax.process_count', lambda: 2)
+    monkeypatch.setattr('jax.process_index', lambda: 1)
+    monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda count: np.int32(2))
+    assert len(prior_images.prior_images_of(with_dir(own), Painter(), tmp_path)) == 2
+    with pytest.raises(PriorError) as error:
+        prior_images.prior_images_of(with_dir(tmp_path / 'elsewhere'), Painter(), tmp_path)
+    assert str(error.value) == (
+        f"config.prior.dir is '{tmp_path}/elsewhere', where the first host sees 2 photos and host 1 0; set it to a "
+        f'folder on a disk that all hosts share.'
+    )
+
+
 def test_what_cannot_be_told_of_photos_of_ones_own_is_said(own, tmp_path):
     concepts = tuple(
         ConceptConfig(subject=noun, instance_prompt=f'a sks {noun}', class_prompt=f'a {noun}')

@@ -159,8 +159,8 @@ def test_photos_of_ones_own_are_class_pictures_and_known_by_content(train, home,
     assert train().code == 0
     assert not (home / 'run' / 'prior').exists() and len(list((home / 'dogs').iterdir())) == 3
     assert last(train('prior.dir=None')) == (
-        'config.prior.dir is None, so class pictures are drawn by the model, but run was begun with class pictures '
-        'that are photos of your own; set it back, or start another run with --workdir'
+        'config.prior.dir is None, no folder of photos of your own, but run was begun with class pictures that are '
+        'such photos; set it back, or start another run with --workdir'
     )
     noise(home / 'dogs' / '1.png', side=12, seed=9)
     assert last(train()) == (

@@ -141,8 +141,14 @@ def test_settings_of_class_pictures_may_change_where_there_are_none(tmp_path):
 def test_settings_of_drawn_class_pictures_may_change_where_they_are_photos_of_ones_own(tmp_path):
     own = Inputs({}, {'prior.dir': []})
     trained(CONFIG, tmp_path, found=own)
-    run.begin(changed(CONFIG, 'prior.num_images', 7), tmp_path, own)
-    assert 'drawn by the model' in refusal(changed(CONFIG, 'prior.num_images', 7), tmp_path, Inputs({}, {}))
+    fewer, drawn = changed(CONFIG, 'prior.num_images', 7), Inputs({}, {})
+    run.begin(fewer, tmp_path, own)
+    assert 'config.prior.dir is None, no folder of photos of your own, but' in refusal(fewer, tmp_path, drawn)
+    trained(CONFIG, tmp_path / 'drawn', found=drawn)
+    assert refusal(changed(CONFIG, 'prior.dir', 'dogs'), tmp_path / 'drawn', own) == (
+        f"config.prior.dir is 'dogs', a folder of photos of your own, but {tmp_path}/drawn was begun with class "
+        f'pictures that the model drew; set it back, or start another run with --workdir'
+    )
 
 
 def test_how_the_second_stage_draws_may_change_unless_it_trains_on_what_it_drew(tmp_path):
