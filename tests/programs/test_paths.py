@@ -69,14 +69,15 @@ def test_home_is_where_a_shell_would_say(given, home):
 
 
 def test_a_folder_that_is_really_called_so_is_used(home):
-    (home.parent / 'here' / '~no-such-user').mkdir()
-    assert settings.expanded('--x', '~no-such-user') == '~no-such-user'
+    (home.parent / 'here' / '~nobody-here').mkdir()
+    assert settings.expanded('--x', '~nobody-here') == '~nobody-here'
 
 
 WRONG = {
     '': "is '', which is no path; give one (is a shell variable not set?)",
     ' \t': "is ' \\t', which is no path; give one (is a shell variable not set?)",
-    '~no-such-user/x': "is '~no-such-user/x' but there is no home folder ~no-such-user; write the whole path, or ./~no-such-user/x",
+    '~nobody-here/x': "is '~nobody-here/x' but there is no home folder ~nobody-here; "
+    'write the whole path, or ./~nobody-here/x',
     'a\0b': "is 'a\\x00b', which holds characters that no path can hold here; give another",
 }
 
