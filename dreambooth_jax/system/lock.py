@@ -34,8 +34,8 @@ def locked(folder: str | os.PathLike, advice: str, *, wait: bool = False) -> Ite
       wait: until the other process is done, saying so, instead of the error.
     Raises: LockError if another process holds it; OSError if the folder cannot be written.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder).resolve() / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path in _held:
         yield
         return
