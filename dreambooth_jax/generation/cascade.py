@@ -327,8 +327,8 @@ class Cascade:
         """
 
         def make():
-            self.check_sampler(stage, steps, method)
             pipeline = getattr(self, stage)
+            check_sampler(pipeline, steps, method)
             schedule = noise_schedules.read(pipeline)
             if pipeline.is_latent and schedule.sampling(method).clip_sample:
                 logging.warning(
@@ -344,18 +344,6 @@ class Cascade:
                 steps=steps, method=method, guidance_scale=guidance_scale, noising_schedule=noising)  # fmt: skip
 
         return self._program(('sampler', stage, steps, float(guidance_scale), method), make)
-
-    def check_sampler(self, stage: str, steps: int, method: str) -> None:
-        """Before anything is drawn: whether a stage's scheduler lets `method` draw in so many steps.
-
-        Raises: SettingsError for steps or a method that the model's schedule does not allow.
-        """
-        pipeline = getattr(self, stage)
-        try:
-            samplers.step_table(noise_schedules.read(pipeline), method, steps)
-        except ValueError as error:
-            place = f'{pipeline.name}: ' if isinstance(error, SchedulerFileError) else ''
-            raise SettingsError(f'{place}{error}') from None
 
     def _decoded(self, stage: str, drawn: jax.Array) -> jax.Array:
         """Pictures of what the UNet of `stage` drew: itself, or what the VAE makes of latents, cut to [-1, 1]: the
@@ -396,6 +384,20 @@ def compute_dtype(dtype: Any = 'auto'):
     if isinstance(dtype, str) and dtype == 'auto':
         return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
     return jnp.dtype(dtype)
+
+
+def check_sampler(pipeline: Pipeline, steps: int, method: str) -> None:
+    """Before anything is drawn: whether a stage's scheduler lets `method` draw in so many steps.
+
+    Raises: SettingsError for steps or a method that the model's schedule does not allow; WeightsError for a scheduler
+      that does not fit the model.
+    """
+    schedule = noise_schedules.read(pipeline)
+    try:
+        samplers.step_table(schedule, method, steps)
+    except ValueError as error:
+        place = f'{pipeline.name}: ' if isinstance(error, SchedulerFileError) else ''
+        raise SettingsError(f'{place}{error}') from None
 
 
 def _words(text: Text, prompt_of: np.ndarray) -> tuple[Text, Text]:

@@ -13,7 +13,7 @@ from dreambooth_jax.config import DreamBoothConfig, SettingsError
 from dreambooth_jax.data import pairs
 from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.data.table import Table, shrink_masks
-from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
+from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, check_sampler, compute_dtype
 from dreambooth_jax.generation.sample_grid import SampleGrid
 from dreambooth_jax.models import lora, vae
 from dreambooth_jax.stages import latent
@@ -53,8 +53,8 @@ def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
             draws.append((SUPER_RESOLUTION, settings.sample_steps or config.prior.steps, config.prior.sampler))
     if second is not None:
         draws.append((SUPER_RESOLUTION, settings.sample_steps or config.samples.steps, config.samples.sampler))
-    for draw in draws:
-        cascade.check_sampler(*draw)
+    for name, steps, sampler in draws:
+        check_sampler(getattr(cascade, name), steps, sampler)
     for name in STAGES:
         if getattr(cascade, name) is not None and getattr(config, name).steps:
             objective = Objective.from_settings(config.objective)

@@ -191,7 +191,7 @@ class SecondStage:
             words = encoder_hidden_states
             return answer(x[..., 3:], class_labels[:, None, None, None], words.mean(axis=(1, 2))[:, None, None, None])
 
-        unet = Network({'sample_size': 128, 'in_channels': 6}, apply, {})
+        unet = Network({'sample_size': 128, 'in_channels': 6, 'out_channels': 3}, apply, {})
         schedule = {'_class_name': 'DDPMScheduler', 'prediction_type': 'sample', 'clip_sample': False}
         parts = {'scheduler': schedule, 'unet': unet, 'image_noising_scheduler': schedule}
         return cls(Pipeline(class_name='IFSuperResolutionPipeline', **parts))
