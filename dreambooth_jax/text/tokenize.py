@@ -90,6 +90,8 @@ class Tokenizer:
                 # Folders that do not say have a number beyond all bounds there.
                 says = wrapped.model_max_length if KINDS[name] == 'clip' else MAX_LENGTH
                 max_length = says if says < 10**6 else MAX_LENGTH
+            if type(max_length) is not int or max_length < 2:  # a start and an end
+                raise ValueError(f'model_max_length is {max_length!r}')
             tokenizer = cls(wrapped, KINDS[name], max_length=max_length)
             tokenizer(['a'])  # whether it pads, cuts and ends a prompt, which its files may not say
         # The Rust backend raises bare Exceptions for files it cannot parse, and anything for values of another type.

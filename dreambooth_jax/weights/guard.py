@@ -143,6 +143,8 @@ def check_schedule(config: Mapping[str, Any], source: str) -> None:
             fits = type(value) in ((int, float) if kind is float else (kind,))
             if value is not None and not fits:  # null takes the default
                 raise ValueError(f'{key} is {value!r} but must be {_KIND_NAMES[kind]}')
+            if value is not None and key in ('beta_start', 'beta_end') and not 0 < value <= 1:
+                raise ValueError(f'{key} is {value!r} but must be above 0 and at most 1')
         schedule = schedules.from_config(config)
         betas = np.asarray(schedule.betas)
         if betas.dtype.kind != 'f' or not ((0 < betas) & (betas <= 1)).all():

@@ -78,7 +78,11 @@ def _draw(cascade: Cascade, stage: str) -> None:
     encoders = {component: shapes(network.params) for component, network in reader.text_encoders.items()}
     tokens = conditioning.tokens(['', 'a dog'])
     for component, network in reader.text_encoders.items():
-        rows = next(v.shape[0] for k, v in network.params.items() if k.endswith(('shared.embedding', 'token_embedding.embedding')))
+        rows = next(
+            v.shape[0]
+            for k, v in network.params.items()
+            if k.endswith(('shared.embedding', 'token_embedding.embedding'))
+        )
         assert tokens[component]['ids'].max() < rows
     text = jax.eval_shape(conditioning, encoders, shapes(rows_of(tokens, np.array([1, 1]))))
     size = cascade.base_size if stage == BASE else cascade.super_resolution_size
@@ -86,7 +90,10 @@ def _draw(cascade: Cascade, stage: str) -> None:
     if stage != BASE:
         assert highest_noise_level(pipeline) >= 0 and cascade.factor >= 1
         low_size = cascade.base_size
-        low = {'low': jax.ShapeDtypeStruct((2, low_size, low_size, 3), 'float32'), 'level': jax.ShapeDtypeStruct((2,), 'int32')}
+        low = {
+            'low': jax.ShapeDtypeStruct((2, low_size, low_size, 3), 'float32'),
+            'level': jax.ShapeDtypeStruct((2,), 'int32'),
+        }
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     draw = cascade.sampler(stage, 2, 4.0, 'ddim')
     drawn = jax.eval_shape(draw, shapes(pipeline.unet.params), text, text, keys, **low)

@@ -1,0 +1,337 @@
+"""One guard for folders and single files: what diffusers reads is read, everything else is one sentence."""
+
+import json
+import random
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+from diffusers.pipelines import auto_pipeline
+
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.weights import folders, guard, original_configs
+from dreambooth_jax.weights.errors import WeightsError
+from tests import smallest_pipelines, tiny_latent_pipelines
+from tests.weights import bent_folders, tiny
+from tests.weights.tiny_stable_diffusion import CONFIGS
+
+SD, XL = 'StableDiffusionPipeline', 'StableDiffusionXLPipeline'
+IF, IF_SECOND = 'IFPipeline', 'IFSuperResolutionPipeline'
+CLASS_OF = {'sd1': SD, 'sd2': SD, 'sdxl': XL, 'upscaler': 'StableDiffusionUpscalePipeline'}
+PIXELS = {'unet': tiny.UNET, 'text_encoder': tiny.TEXT_ENCODER}
+SECOND = {'unet': tiny.SUPER_RESOLUTION_UNET, 'text_encoder': tiny.TEXT_ENCODER}
+
+
+VARIANT = 'x is a variant of {} that takes {} channels (inpainting, editing or depth), but {} are supported'
+
+
+def configs_of(family):
+    """Configurations as a folder holds them."""
+    names = {'text_encoder': 'CLIPTextModel', 'text_encoder_2': 'CLIPTextModelWithProjection'}
+    return {
+        component: config
+        if component not in names
+        else {'model_type': 'clip_text_model', 'architectures': [names[component]], **config}
+        for component, config in CONFIGS[family].items()
+    }
+
+
+def bent(tmp_path, kind, file, **changes):
+    """A copy of a smallest pipeline with some keys of one file changed."""
+    folder = bent_folders.copied(smallest_pipelines.folder(kind), tmp_path / 'bent')
+    for key, value in changes.items():
+        bent_folders.bend(folder / file, key, value)
+    return folder
+
+
+def sentence_of(read, *arguments, **options):
+    with pytest.raises(WeightsError) as error:
+        read(*arguments, **options)
+    assert '\n' not in str(error.value) and str(error.value).endswith('.')
+    return str(error.value)
+
+
+@pytest.mark.parametrize('class_name', [SD, 'StableDiffusionInpaintPipeline', 'StableDiffusionInstructPix2PixPipeline'])
+def test_a_unet_of_more_channels_gives_the_sentence_of_a_single_file(tmp_path, class_name):
+    folder = bent(tmp_path, 'latents', 'unet/config.json', in_channels=9)
+    bent_folders.bend(folder / 'model_index.json', '_class_name', class_name)
+    said = sentence_of(folders.read_pipeline, folder)
+    assert said == sentence_of(guard.check_channels, str(folder), 'Stable Diffusion', 9, 4)
+    assert said == f'{folder} {VARIANT[2:].format("Stable Diffusion", 9, 4)}; give the plain model.'
+    shapes = {
+        'model.diffusion_model.input_blocks.0.0.weight': (320, 9, 3, 3),
+        'first_stage_model.quant_conv.weight': (8, 8, 1, 1),
+        'cond_stage_model.transformer.text_model.final_layer_norm.weight': (768,),
+    }
+    single = sentence_of(original_configs.detect, shapes, source=str(folder))
+    assert single == said.replace('Stable Diffusion', 'Stable Diffusion 1.x')
+
+
+@pytest.mark.parametrize('family', CONFIGS)
+def test_networks_of_every_family_pass(family):
+    guard.check_networks(CLASS_OF[family], configs_of(family), 'x')
+
+
+def test_networks_of_deepfloyd_if_pass():
+    guard.check_networks(IF, PIXELS, 'x')
+    guard.check_networks(IF_SECOND, SECOND, 'x')
+
+
+CLIP_2 = configs_of('sdxl')['text_encoder_2']
+
+
+@pytest.mark.parametrize(
+    ('class_name', 'configs', 'component', 'change', 'sentence'),
+    [
+        (SD, 'sd1', 'unet', {'in_channels': 5}, VARIANT.format('Stable Diffusion', 5, 4)),
+        (SD, 'sd1', 'unet', {'in_channels': 7}, VARIANT.format('Stable Diffusion', 7, 4)),
+        (SD, 'sd1', 'unet', {'out_channels': 8}, 'the UNet of x predicts 8 channels but the latents of its VAE have 4'),
+        (SD, 'sd1', 'vae', {'latent_channels': 16}, 'x predicts 4 channels but the latents of its VAE have 16'),
+        (SD, 'sd1', 'vae', {'in_channels': 6}, 'the VAE of x has in_channels 6, but pictures have 3'),
+        (SD, 'sd1', 'unet', {'cross_attention_dim': 48}, 'text embeddings of width 48 but its text encoder writes 32'),
+        (SD, 'sd1', 'text_encoder', {'hidden_size': 64}, 'text embeddings of width 32 but its text encoder writes 64'),
+        (SD, 'sd1', 'unet', {'cross_attention_dim': [32, 48, 32]}, 'of width 32 and 48 but its text encoder writes 32'),
+        (SD, 'sd1', 'unet', {'num_class_embeds': 10}, 'x has class_embed_type None and num_class_embeds 10, which is'),
+        (SD, 'sd1', 'unet', {'class_embed_type': 'timestep'}, "x has class_embed_type 'timestep' and num_class_embeds"),
+        (SD, 'sd1', 'unet', {'time_cond_proj_dim': 256}, 'time_cond_proj_dim is 256 but must be None: a UNet that is'),
+        (SD, 'sd1', 'unet', {'num_attention_heads': 8}, 'num_attention_heads is 8 but must be None: no other value is'),
+        (SD, 'sd1', 'unet', {'quantization_config': {'a': 1}}, 'quantization_config is there, but quantised weights'),
+        (SD, 'sd1', 'unet', {'_class_name': 'UNet2DModel'}, "_class_name is 'UNet2DModel' but must be 'UNet2DConditi"),
+        (SD, 'sd1', 'vae', {'scaling_factor': float('inf')}, 'scaling_factor is inf but must be a positive number'),
+        (XL, 'sdxl', 'unet', {'addition_embed_type': None}, 'x has addition_embed_type None, which is no UNet of'),
+        (XL, 'sdxl', 'text_encoder_2', {'projection_dim': 32}, 'but its text_encoder_2 and 6 numbers of 256 features '
+         'make 1568'),
+        (XL, 'sdxl', 'text_encoder_2', {'architectures': ['CLIPTextModel']}, '6 numbers of 256 features make 1600'),
+        ('StableDiffusionUpscalePipeline', 'upscaler', 'unet', {'in_channels': 4},
+         VARIANT.format('the Stable Diffusion x4 upscaler', 4, 7)),
+        ('StableDiffusionUpscalePipeline', 'upscaler', 'unet', {'num_class_embeds': None}, 'which is no UNet of the S'),
+        (IF, PIXELS, 'unet', {'in_channels': 6}, VARIANT.format('DeepFloyd IF', 6, 3)),
+        (IF, PIXELS, 'unet', {'out_channels': 4}, 'predicts 4 channels, but 3 are supported, or 6 with a learned'),
+        (IF, PIXELS, 'text_encoder', CLIP_2, 'the text_encoder of x is a CLIP, but DeepFloyd IF reads prompts with'),
+        (IF, PIXELS, 'text_encoder', {'relative_attention_num_buckets': 2}, 'num_buckets is 2 but must be an integer'),
+        (IF_SECOND, SECOND, 'unet', {'in_channels': 3}, VARIANT.format("DeepFloyd IF's second stage", 3, 6)),
+        (IF_SECOND, SECOND, 'unet', {'class_embed_type': None}, "which is no UNet of DeepFloyd IF's second stage"),
+    ],
+)  # fmt: skip
+def test_networks_that_do_not_fit_are_one_sentence(class_name, configs, component, change, sentence):
+    configs = dict(configs_of(configs) if isinstance(configs, str) else configs)
+    configs[component] = {**({} if change is CLIP_2 else configs[component]), **change}
+    assert sentence in sentence_of(guard.check_networks, class_name, configs, 'x')
+
+
+def test_a_unet_alone_is_held_to_itself():
+    """Where only the UNet is read: its VAE and text encoder are not known, and are not asked for."""
+    guard.check_networks(SD, {'unet': {**CONFIGS['sd1']['unet'], 'cross_attention_dim': 48}}, 'x')
+    unet = {**CONFIGS['sd1']['unet'], 'in_channels': 9}
+    assert VARIANT.format('Stable Diffusion', 9, 4) in sentence_of(guard.check_networks, SD, {'unet': unet}, 'x')
+
+
+def test_classes_that_diffusers_reads_as_the_plain_one_are_read():
+    families = {'stable-diffusion': SD, 'stable-diffusion-xl': XL, 'if': IF, 'lcm': SD}
+    mappings = [
+        getattr(auto_pipeline, f'AUTO_{task}_PIPELINES_MAPPING') for task in ('TEXT2IMAGE', 'IMAGE2IMAGE', 'INPAINT')
+    ]
+    known = {}
+    for mapping in mappings:
+        for name, kind in mapping.items():
+            plain = name.removesuffix('-pag').removesuffix('-union').removesuffix('-controlnet')
+            if plain in families:
+                known[kind.__name__] = families[plain]
+    assert len(known) > 20
+    assert {name: guard.PLAIN_CLASSES.get(name) for name in known} == known
+    others = set(guard.PLAIN_CLASSES) - set(known)
+    not_made = {'StableDiffusionControlNetPAGImg2ImgPipeline', 'StableDiffusionXLControlNetPAGInpaintPipeline'}
+    assert {name for name in others if not hasattr(diffusers, name)} == not_made
+
+
+@pytest.mark.parametrize(
+    ('kind', 'stored', 'plain'),
+    [
+        ('latents', 'StableDiffusionImg2ImgPipeline', SD),
+        ('latents', 'StableDiffusionInpaintPipeline', SD),
+        ('pixels', 'IFInpaintingPipeline', IF),
+    ],
+)
+def test_a_pipeline_saved_for_another_task_is_read_and_written_as_the_plain_one(tmp_path, kind, stored, plain):
+    folder = bent(tmp_path, kind, 'model_index.json', _class_name=stored)
+    pipeline = folders.read_pipeline(folder)
+    expected = folders.read_pipeline(smallest_pipelines.folder(kind))
+    assert pipeline.class_name == plain
+    assert all(np.array_equal(pipeline.unet.params[name], value) for name, value in expected.unet.params.items())
+    written = folders.write_pipeline(pipeline, tmp_path / 'written')
+    assert json.loads((written / 'model_index.json').read_text())['_class_name'] == plain
+
+
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        ({'_class_name': 'FluxPipeline'}, "_class_name is 'FluxPipeline'; this package reads IFPipeline and"),
+        ({'_class_name': 'StableDiffusion3Pipeline'}, "_class_name is 'StableDiffusion3Pipeline'; this"),
+        ({'_class_name': 'AltDiffusionPipeline'}, "_class_name is 'AltDiffusionPipeline'; this"),
+        ({'_class_name': 'KandinskyV22Pipeline'}, "_class_name is 'KandinskyV22Pipeline'; this"),
+        ({'_class_name': 'DiffusionPipeline'}, "_class_name is 'DiffusionPipeline'; this"),
+        ({'_class_name': ['mine', 'MyPipeline']}, r"_class_name is \['mine', 'MyPipeline'\]; this"),
+        ({'_class_name': None}, '_class_name is None; this'),
+        ({'unet': 'x'}, r"unet is 'x' but must be \[library, class\]"),
+        ({'vae': ['diffusers']}, r"vae is \['diffusers'\] but must be \[library, class\]"),
+        ({'text_encoder': ['x', 3]}, 'text_encoder is .* but must be'),
+        ({'tokenizer': {}}, 'tokenizer is {} but must be'),
+        ({'vae': ['diffusers', 'AutoencoderTiny']}, 'vae is a AutoencoderTiny, but .*AutoencoderKL'),
+        ({'unet': ['diffusers', 'AutoencoderKL']}, 'unet/config.json describes a UNet2DConditionModel but model_index'),
+        ({'requires_safety_checker': 'x'}, "requires_safety_checker is 'x' but must be true or false"),
+    ],
+)
+def test_a_model_index_that_is_not_supported_is_one_sentence(tmp_path, changes, reason):
+    folder = bent(tmp_path, 'latents', 'model_index.json', **changes)
+    with pytest.raises(WeightsError, match=reason):
+        folders.read_pipeline(folder)
+    assert sentence_of(folders.read_pipeline, folder).startswith(str(folder))
+
+
+def test_the_sdxl_refiner_is_named():
+    index = {
+        '_class_name': 'StableDiffusionXLImg2ImgPipeline',
+        'unet': ['diffusers', 'UNet2DConditionModel'],
+        'text_encoder': [None, None],
+        'text_encoder_2': ['transformers', 'CLIPTextModelWithProjection'],
+    }
+    assert sentence_of(guard.checked_index, index, 'x') == (
+        'x names no text_encoder, as that of the SDXL refiner, which only finishes pictures; give the SDXL base model.'
+    )
+
+
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        ({'num_train_timesteps': 'x'}, "num_train_timesteps is 'x' but must be an integer"),
+        ({'num_train_timesteps': True}, 'num_train_timesteps is True but must be an integer'),
+        ({'num_train_timesteps': -1}, 'num_train_timesteps is -1'),
+        ({'beta_start': [1]}, r'beta_start is \[1\] but must be a number'),
+        ({'beta_end': -1}, 'beta_end is -1 but must be above 0 and at most 1'),
+        ({'beta_start': 0}, 'beta_start is 0 but must be above 0 and at most 1'),
+        ({'trained_betas': [0.1, -0.1]}, 'its betas are not all above 0 and at most 1'),
+        ({'beta_schedule': []}, r'beta_schedule is \[\]'),
+        ({'trained_betas': 'x'}, 'x/scheduler.json is not supported: '),
+        ({'trained_betas': [[0.1], 3]}, 'x/scheduler.json is not supported: '),
+        ({'prediction_type': 3}, 'prediction_type is 3'),
+        ({'clip_sample': {}}, 'clip_sample is {} but must be true or false'),
+        ({'_class_name': ['x']}, r"_class_name is \['x'\]"),
+    ],
+)
+def test_a_schedule_of_other_values_is_one_sentence(changes, reason):
+    guard.check_schedule(tiny_latent_pipelines.SCHEDULER, 'x')
+    with pytest.raises(WeightsError, match=reason):
+        guard.check_schedule({**tiny_latent_pipelines.SCHEDULER, **changes}, 'x/scheduler.json')
+
+
+def test_a_square_pair_is_that_size(tmp_path):
+    folder = bent(tmp_path, 'latents', 'unet/config.json', sample_size=[8, 8])
+    assert Cascade.load(folder, super_resolution_model='none').base_size == 16
+
+
+@pytest.mark.parametrize(
+    ('size', 'says'),
+    [
+        ([8, 12], 'are no squares (its sample_size is [8, 12])'),
+        (None, 'have a size that it does not say'),
+        (bent_folders.ABSENT, 'have a size that it does not say'),
+    ],
+)
+@pytest.mark.parametrize('kind', ['latents', 'pixels'])
+def test_a_model_without_a_square_size_takes_that_of_the_settings(tmp_path, kind, size, says):
+    folder = bent(tmp_path, kind, 'unet/config.json', sample_size=size)
+    given = Cascade.load(folder, super_resolution_model='none', size=32)
+    assert given.base_size == 32
+    unsized = Cascade.load(folder, super_resolution_model='none')
+    assert sentence_of(lambda: unsized.base_size) == (
+        f'the pictures that {folder} was made for {says}; set config.data.resolution (sample: --resolution).'
+    )
+
+
+@pytest.mark.parametrize('size', ['x', -1, 0, 1.5, [], [8], [8, 'x'], {}, True])
+def test_a_size_that_is_none_is_one_sentence(tmp_path, size):
+    folder = bent(tmp_path, 'latents', 'unet/config.json', sample_size=size)
+    said = sentence_of(folders.read_pipeline, folder)
+    assert f'unet/config.json is not supported: unet config: sample_size is {size!r} but must be None, a' in said
+
+
+def test_the_size_of_the_first_published_stable_diffusion_is_corrected_as_diffusers_does(tmp_path):
+    """CompVis/stable-diffusion-v1-1 to v1-4 said 32 where they draw 64; diffusers corrects files older than 0.9."""
+    for version, size in (('0.2.2', 64), ('0.9.0.dev0', 8), ('0.42.1', 8)):
+        config = {**smallest_pipelines.LATENT_UNET, '_diffusers_version': version}
+        assert guard.own_config('unet', config, 'UNet2DConditionModel')['sample_size'] == size
+        unet = diffusers.UNet2DConditionModel.from_config(config)
+        unet.register_to_config(_diffusers_version=version)
+        theirs = diffusers.StableDiffusionPipeline(
+            unet=unet, vae=None, text_encoder=None, tokenizer=None, scheduler=None, safety_checker=None,
+            feature_extractor=None, requires_safety_checker=False)  # fmt: skip
+        assert theirs.unet.config.sample_size == size
+
+
+def test_a_text_encoder_described_inside_a_whole_clip_is_read(tmp_path):
+    """As transformers reads it: config.json of the whole CLIP, whose text_config counts."""
+    folder = bent(tmp_path, 'latents', 'model_index.json')
+    path = folder / 'text_encoder' / 'config.json'
+    own = json.loads(path.read_text())
+    whole = {'model_type': 'clip', 'architectures': ['CLIPModel'], 'projection_dim': 9, 'text_config': own}
+    path.unlink()
+    path.write_text(json.dumps(whole))
+    read = folders.read_pipeline(folder, components=('text_encoder',)).text_encoder
+    expected = folders.read_pipeline(smallest_pipelines.folder('latents'), components=('text_encoder',)).text_encoder
+    assert {name: value.tolist() for name, value in read.params.items()} == {
+        name: value.tolist() for name, value in expected.params.items()
+    }
+    path.write_text(json.dumps({**whole, 'text_config': None}))
+    assert 'text_config is None but must be' in sentence_of(folders.read_pipeline, folder)
+
+
+def test_what_emas_leave_in_a_configuration_is_left_aside(tmp_path):
+    ema = {'decay': 0.9999, 'inv_gamma': 1.0, 'min_decay': 0.0, 'optimization_step': 10, 'power': 0.7,
+           'update_after_step': 0, 'use_ema_warmup': False}  # fmt: skip
+    folder = bent(tmp_path, 'latents', 'unet/config.json', **ema)
+    assert folders.read_pipeline(folder, components=('unet',)).unet is not None
+
+
+def test_the_second_stage_reads_prompts_with_the_bases_text_encoder(tmp_path, diffusers_folder):
+    """DeepFloyd IF's second stage comes with the same T5 again, 19 GB in f32: it is neither read nor downloaded."""
+    folder = shutil.copytree(diffusers_folder, tmp_path / 'copied')
+    assert (folder / 'super_resolution' / 'text_encoder' / 'model.safetensors').is_file()
+    shutil.rmtree(folder / 'super_resolution' / 'text_encoder')
+    cascade = Cascade.load(folder)
+    assert cascade.super_resolution.text_encoder is None and cascade.super_resolution.tokenizer_folder is None
+
+
+def test_a_second_stage_that_cannot_read_the_bases_text_reads_its_own(diffusers_folder):
+    latents = smallest_pipelines.folder('latents')
+    cascade = Cascade.load(latents, super_resolution_model=diffusers_folder / 'super_resolution')
+    assert cascade.super_resolution.text_encoder is not None
+    assert cascade.super_resolution.tokenizer_folder is not None
+
+
+def fuzz(tmp_path, kind, seed, count, **options):
+    source = smallest_pipelines.folder(kind) if kind in ('latents', 'pixels') else tiny_latent_pipelines.folder(kind)
+    cases = list(bent_folders.cases(source))
+    random.Random(seed).shuffle(cases)
+    outcomes = []
+    for number, (file, key, value) in enumerate(cases[:count]):
+        folder = bent_folders.copied(source, tmp_path / str(number))
+        bent_folders.bend(folder / file, key, value)
+        said = bent_folders.outcome(folder, **options)
+        assert said is None or said.endswith('.') or '\n' in said, (file, key, value, said)
+        assert said is None or '\n' not in said or 'does not fit this' in said, (file, key, value, said)
+        outcomes.append(said)
+        shutil.rmtree(folder)
+    return outcomes
+
+
+def test_a_bent_folder_works_or_is_one_sentence(tmp_path):
+    outcomes = fuzz(tmp_path, 'latents', 1, 12, super_resolution_model='none')
+    assert any(outcomes) and not all(outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['latents', 'pixels', 'sd1', 'sdxl'])
+def test_many_bent_folders_work_or_are_one_sentence(tmp_path, kind):
+    outcomes = fuzz(tmp_path, kind, 0, 150)
+    assert sum(outcome is not None for outcome in outcomes) > 40
