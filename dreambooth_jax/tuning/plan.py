@@ -27,10 +27,9 @@ def forward_flops(cascade: Cascade, stage: str) -> float:
     Of attention in parts (models/attention.py) one part is counted: 12 % too little for Stable Diffusion 1.x at 512 px.
     """
     pipeline = getattr(cascade, stage)
-    net, side = pipeline.unet, pipeline.size
-    if pipeline.is_latent:  # at the size that is drawn, not the one that the model was trained at
-        pixels = cascade.base_size if stage == BASE else cascade.super_resolution_size
-        side = pixels // pipeline.latent_scale
+    net = pipeline.unet
+    pixels = cascade.base_size if stage == BASE else cascade.super_resolution_size
+    side = pixels // pipeline.latent_scale
     shapes = (
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(net.params)),
         jax.ShapeDtypeStruct((1, side, side, pipeline.unet_value('in_channels')), jnp.float32),

@@ -14,9 +14,9 @@ from dreambooth_jax.weights.errors import WeightsError
 COMMIT = 'a' * 40
 
 
-def fails(match, name):
+def fails(match, name, **options):
     with pytest.raises(WeightsError, match=match) as error:
-        folders.read_pipeline(name)
+        folders.read_pipeline(name, **options)
     assert '\n' not in str(error.value) and str(error.value).endswith('.')
 
 
@@ -78,6 +78,18 @@ def test_hub_id_is_read_from_the_cache_without_network(cache):
     pipeline = folders.read_pipeline('owner/model')
     assert pipeline.folder == cache / 'snapshots' / COMMIT
     assert pipeline.unet is not None and pipeline.super_resolution_folder is not None
+
+
+def test_a_revision_of_a_hub_model_is_read(cache):
+    other = 'b' * 40
+    shutil.copytree(cache / 'snapshots' / COMMIT, cache / 'snapshots' / other)
+    (cache / 'refs' / 'v1').write_text(other)
+    for revision, commit in ((None, COMMIT), ('main', COMMIT), ('v1', other), (other, other)):
+        folder = folders.read_pipeline('owner/model', components=(), revision=revision).folder
+        assert folder == cache / 'snapshots' / commit and hub.commit_of(folder) == commit
+    fails("model 'owner/model' is no folder here, .* its cache does not hold its revision 'v2'; download it first",
+          'owner/model', revision='v2')  # fmt: skip
+    fails("revision 'v1' is given for the model '.*', which is none of the hub", cache, revision='v1')
 
 
 def test_hub_id_that_is_not_cached_is_one_sentence_offline(cache):

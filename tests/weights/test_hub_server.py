@@ -15,7 +15,8 @@ import pytest
 from dreambooth_jax.weights import folders, single_file
 from tests import tiny_latent_pipelines
 
-COMMIT = 'c' * 40
+COMMIT, OLDER = 'c' * 40, 'd' * 40
+REVISIONS = {'main': COMMIT, 'v1': OLDER, COMMIT: COMMIT, OLDER: OLDER}
 # What a repository of this kind holds besides, none of which is needed.
 BESIDES = (
     'README.md',
@@ -63,19 +64,22 @@ class Answer(http.server.BaseHTTPRequestHandler):
         files = self.server.repositories.get(name)
         if files is None:
             return self.answer(404, headers={'X-Error-Code': 'RepoNotFound'})
+        commit = REVISIONS.get(rest[1] if len(rest) > 1 else 'main')
+        if commit is None:
+            return self.answer(404, headers={'X-Error-Code': 'RevisionNotFound'})
         if not api:  # resolve/<revision>/<file>
             file = '/'.join(rest[2:])
             content = files[file]
             if self.command == 'GET':
                 self.server.served.append(f'{name}/{file}')
             etag = hashlib.sha1(content).hexdigest()
-            return self.answer(200, content, {'X-Repo-Commit': COMMIT, 'ETag': f'"{etag}"'})
+            return self.answer(200, content, {'X-Repo-Commit': commit, 'ETag': f'"{etag}"'})
         if rest[:1] == ['tree']:
             return self.answer(200, json.dumps([
                 {'type': 'file', 'path': file, 'size': len(content), 'oid': hashlib.sha1(content).hexdigest()}
                 for file, content in files.items()]).encode())  # fmt: skip
         siblings = [{'rfilename': file} for file in files]
-        return self.answer(200, json.dumps({'id': name, 'sha': COMMIT, 'siblings': siblings}).encode())
+        return self.answer(200, json.dumps({'id': name, 'sha': commit, 'siblings': siblings}).encode())
 
     def answer(self, status, content=b'', headers=()):
         self.send_response(status)
@@ -116,10 +120,12 @@ from dreambooth_jax.text.tokenize import Tokenizer
 told = {}
 for name in sys.argv[1:]:
     try:
-        base = Cascade.load(name).base
+        model, _, revision = name.partition('@')
+        base = Cascade.load(model, revision=revision or None).base
         files = sorted(str(file.relative_to(base.folder)) for file in base.folder.rglob('*') if file.is_file())
         told[name] = {
-            'files': files, 'class': base.class_name, 'parameters': sum(v.size for v in base.unet.params.values()),
+            'files': files, 'commit': base.folder.name, 'class': base.class_name,
+            'parameters': sum(v.size for v in base.unet.params.values()),
             'ids': Tokenizer.load(base.tokenizer_folder)(['a dog'])[0].tolist()}
     except ValueError as error:
         told[name] = str(error)
@@ -141,7 +147,7 @@ def test_a_hub_model_is_downloaded_once_and_then_read_without_the_hub(hub, tmp_p
     single.parent.mkdir()
     single_file.write_pipeline(folders.read_pipeline(tiny_latent_pipelines.folder('sd1')), single)
     told = loaded(hub.url, tmp_path / 'cache', 'owner/model', 'owner/gated', 'owner/missing', single)
-    assert told['owner/model']['class'] == 'StableDiffusionPipeline'
+    assert told['owner/model']['class'] == 'StableDiffusionPipeline' and told['owner/model']['commit'] == COMMIT
     assert told['owner/model']['files'] == needed
     tokenizer = ('tokenizer.json', 'tokenizer_config.json')
     assert sorted(hub.served) == sorted(
@@ -156,6 +162,13 @@ def test_a_hub_model_is_downloaded_once_and_then_read_without_the_hub(hub, tmp_p
     )
     assert told[str(single)]['ids'] == told['owner/model']['ids']
     assert told[str(single)]['parameters'] == told['owner/model']['parameters']
+
+    versions = loaded(hub.url, tmp_path / 'cache', 'owner/model@v1', 'owner/model@v2')
+    assert versions['owner/model@v1']['commit'] == OLDER
+    assert versions['owner/model@v2'] == (
+        "model 'owner/model' has no revision 'v2' on the hub; give a branch, tag or commit that "
+        'https://huggingface.co/owner/model lists.'
+    )
 
     nowhere = 'http://127.0.0.1:9'
     again = loaded(nowhere, tmp_path / 'cache', 'owner/model', single, 'owner/other')

@@ -1,0 +1,145 @@
+"""Models that are not as others, from the command line: the same sentence from every program, before it writes."""
+
+import json
+import shutil
+
+import pytest
+
+from dreambooth_jax.config import DataConfig, DreamBoothConfig, to_dict
+from dreambooth_jax.generation.cascade import Cascade
+from tests import smallest_pipelines, tiny_pipelines
+from tests.weights import bent_folders
+
+CONFIG = """
+from dreambooth_jax.config import DreamBoothConfig, to_config_dict
+
+def get_config():
+    config = to_config_dict(DreamBoothConfig())
+    config.data.instance_dir = '.'
+    config.data.instance_prompt = 'a sks dog'
+    config.data.class_prompt = 'a dog'
+    return config
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text(CONFIG)
+    return path
+
+
+def folder_with(tmp_path, **changes):
+    folder = bent_folders.copied(smallest_pipelines.folder('latents'), tmp_path / 'odd')
+    for key, value in changes.items():
+        bent_folders.bend(folder / 'unet' / 'config.json', key, value)
+    return folder
+
+
+def test_every_program_says_that_a_unet_inpaints(program, config, tmp_path):
+    folder, output = folder_with(tmp_path, in_channels=9), tmp_path / 'out'
+    run = tmp_path / 'run'
+    run.mkdir()
+    data = DataConfig(instance_dir='.', instance_prompt='a sks dog', class_prompt='a dog')
+    (run / 'config.json').write_text(json.dumps(to_dict(DreamBoothConfig(model=str(folder), data=data))))
+    (run / 'model').symlink_to(folder)
+    train = ('train', f'--config={config}', f'--workdir={tmp_path / "new"}', f'--config.model={folder}')
+    commands = [
+        train,
+        (*train, '--dry_run'),
+        ('sample', f'--model={folder}', '--prompt=a dog', f'--output={output}'),
+        ('export', f'--workdir={run}', f'--output={output}'),
+    ]
+    for command in commands:
+        place = run / 'model' if command[0] == 'export' else folder
+        assert program(*command) == (
+            1,
+            '',
+            f'{place} is a variant of Stable Diffusion that takes 9 channels (inpainting, editing or depth), but 4 are '
+            f'supported; give the plain model.',
+        )
+    assert not output.exists() and not (tmp_path / 'new').exists()
+
+
+def test_a_model_without_a_size_is_planned_and_drawn_at_the_given_one(program, config, tmp_path, monkeypatch):
+    folder = folder_with(tmp_path, sample_size=None)
+    arguments = (f'--config={config}', f'--workdir={tmp_path / "new"}', f'--config.model={folder}', '--dry_run')
+    ended = program('train', *arguments, '--config.super_resolution_model=none')
+    assert (ended.code, ended.error) == (
+        1,
+        f'the pictures that {folder} was made for have a size that it does not say; set config.data.resolution '
+        f'(sample: --resolution).',
+    )
+    ended = program('train', *arguments, '--config.super_resolution_model=none', '--config.data.resolution=16')
+    assert ended.code == 0 and 'config.data.resolution = 16' in ended.out
+
+    drawn = []
+    monkeypatch.setattr(Cascade, 'generate', lambda self, prompts, **options: drawn.append(self.base_size) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        program('sample', f'--model={folder}', '--prompt=a', f'--output={tmp_path / "out"}', '--resolution=32')
+    assert drawn == [32]
+
+
+def test_sample_draws_from_a_run_of_pretrain(program, tmp_path, monkeypatch):
+    """Its config.json has `base` and `super_resolution` that are no groups of settings."""
+    run = tmp_path / 'run'
+    run.mkdir()
+    (run / 'model').symlink_to(tiny_pipelines.folder())
+    drawn = {}
+
+    def generate(self, prompts, **options):
+        drawn.update(options, size=self.base_size)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Cascade, 'generate', generate)
+    samples = {'steps': 3, 'guidance_scale': 2.0, 'sampler': 'ddim'}
+    for base in (None, 'runs/storybook_base'):
+        (run / 'config.json').write_text(json.dumps({'stage': 'base', 'base': base, 'steps': 9, 'samples': samples}))
+        assert program('sample', f'--model={run}', '--prompt=a', f'--output={tmp_path / "out"}').code == 130
+        assert (drawn['steps'], drawn['guidance_scale'], drawn['sampler'], drawn['size']) == (3, 2.0, 'ddim', 8)
+
+
+@pytest.mark.parametrize(
+    ('written', 'reason'),
+    [
+        ([], "holds a JSON list but must hold a run's settings; restore it"),
+        ({'base': None}, 'is damaged: its base is None but must be a group of settings; restore it'),
+        ({'data': 3}, 'is damaged: its data is 3 but must be a group of settings; restore it'),
+        ({'samples': 'x'}, "is damaged: its samples is 'x' but must be a group of settings; restore it"),
+        ({'samples': {'steps': 'x'}}, "is damaged: config.steps must be an int, got 'x' (str); restore it"),
+        ({'data': {'resolution': 'x'}}, "is damaged: its data.resolution is 'x'; restore it"),
+        ({'base': {'clip_skip': None}}, 'is damaged: its base.clip_skip is None; restore it'),
+    ],
+)
+def test_a_damaged_config_of_a_run_is_one_sentence(program, tmp_path, written, reason):
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps(written))
+    ended = program('sample', f'--model={tmp_path}', '--prompt=a', f'--output={tmp_path / "out"}')
+    assert (ended.code, ended.error) == (1, f'{path} {reason}')
+
+
+def test_a_file_beside_a_model_index_is_no_run(program, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_pipelines.folder(), tmp_path / 'model')
+    (folder / 'config.json').write_text('{"base": null, "model_type": "x"}')
+    monkeypatch.setattr(Cascade, 'load', lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        program('sample', f'--model={folder}', '--prompt=a', f'--output={tmp_path / "out"}')
+
+
+def test_a_revision_of_no_hub_model_is_one_sentence(program, config, tmp_path):
+    for model in (str(tiny_pipelines.folder()), 'storybook'):
+        sentence = (
+            f"revision 'v1' is given for the model {model!r}, which is none of the hub; leave the revision (setting "
+            f'and flag model_revision) out.'
+        )
+        ended = program('sample', f'--model={model}', '--prompt=a', '--output=o', '--model_revision=v1')
+        assert (ended.code, ended.error) == (1, sentence)
+        ended = program('train', f'--config={config}', '--workdir=w', f'--config.model={model}', '--dry_run',
+                        '--config.model_revision=v1')  # fmt: skip
+        assert (ended.code, ended.error) == (1, sentence)
+    ended = program('train', f'--config={config}', '--workdir=w', '--config.super_resolution_model_revision=v1')
+    assert (ended.code, ended.error) == (
+        1,
+        "config.super_resolution_model_revision is 'v1' but config.super_resolution_model names no model of the hub; "
+        'set that too, or the revision to None',
+    )
