@@ -21,42 +21,6 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'Settings file, such a
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run: checkpoints, metrics, samples and model.')
 
 
-def start_pipeline(config: PretrainConfig, workdir: Path):
-    """The pipeline that training starts from: config.init's, or fresh networks as the settings describe them."""
-    from dreambooth_jax.generation.cascade import compute_dtype
-    from dreambooth_jax.models import functional, t5, unet
-    from dreambooth_jax.storybook import vocabulary
-    from dreambooth_jax.weights import folders
-    from dreambooth_jax.weights.pipeline import Network, Pipeline
-
-    dtype = compute_dtype(config.parallel.dtype)
-
-    def fresh(kind, architecture, stream):
-        def construct(rngs):
-            return kind(architecture, dtype=dtype, rngs=rngs)
-
-        return Network(architecture, *functional.init(construct, 2 * config.seed + stream))
-
-    base = None
-    if config.base is not None:
-        base = folders.read_pipeline(config.base, dtype=dtype, components=('text_encoder',))
-    if config.init is not None:
-        start = folders.read_pipeline(config.init, dtype=dtype)
-        if base is None:
-            return start
-        return dataclasses.replace(start, text_encoder=base.text_encoder, tokenizer_folder=base.tokenizer_folder)
-    network = fresh(unet.UNet2DConditionModel, config.unet, 0)
-    if config.stage == 'base':
-        vocabulary.write_tokenizer(workdir / 'tokenizer')
-        encoder = fresh(t5.T5EncoderModel, config.text_encoder, 1)
-        parts = {'text_encoder': encoder, 'tokenizer_folder': workdir / 'tokenizer'}
-        return Pipeline(class_name='IFPipeline', scheduler=config.scheduler, unet=network, **parts)
-    parts = {'text_encoder': base.text_encoder, 'tokenizer_folder': base.tokenizer_folder}
-    return Pipeline(
-        class_name='IFSuperResolutionPipeline', scheduler=config.scheduler, unet=network,
-        image_noising_scheduler=config.image_noising_scheduler, **parts)  # fmt: skip
-
-
 def pretrain(config: PretrainConfig, workdir: Path) -> None:
     """Trains the stage that `config` describes and writes <workdir>/model."""
     import jax
@@ -71,6 +35,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.stages.text_conditioning import TextConditioning, rows_of
     from dreambooth_jax.storybook import pools, vocabulary
     from dreambooth_jax.training import fit, optimizer, placement, run
+    from dreambooth_jax.tuning.fresh import start_pipeline
     from dreambooth_jax.weights import folders
 
     run.begin(config, workdir)
