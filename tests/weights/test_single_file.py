@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import logging
+import random
 
 import ml_dtypes
 import numpy as np
@@ -247,6 +248,37 @@ def test_clip_without_its_outer_name_is_read(tmp_path):
     outer = 'cond_stage_model.transformer.text_model.'
     safetensors.numpy.save_file({name.replace(outer, outer[:-11]): value for name, value in tensors.items()}, path)
     same(single_file.read_single_file(path).components['text_encoder'], tiny.components('sd1')['text_encoder'])
+
+
+BENDS = {
+    'flat': lambda value: value.reshape(-1),
+    'deeper': lambda value: value[..., None],
+    'longer': lambda value: np.concatenate([value, value[:1]]),
+    'empty': lambda value: value[:0],
+}
+
+
+@pytest.mark.parametrize(
+    ('family', 'count'),
+    [('sd2', 6), *(pytest.param(name, 120, marks=pytest.mark.slow) for name in ('sd1', 'sd2', 'sdxl', 'upscaler'))],
+)
+def test_a_tensor_of_another_shape_is_an_error_for_people(family, count, tmp_path):
+    original = original_layout.to_original(tiny.components(family), configs(family))
+    path, draw, errors = tmp_path / 'x.safetensors', random.Random(0), 0
+    # Those that sizes are taken from, and any.
+    told = [name for name in original if name.endswith(('s.0.0.weight', 'in_proj_weight', 'embedding', 'to_k.weight'))]
+    for case in range(count):
+        name = draw.choice(told if case % 2 else sorted(original))
+        bend = draw.choice(sorted(BENDS))
+        bent = {**original, name: np.ascontiguousarray(BENDS[bend](original[name]))}
+        safetensors.numpy.save_file(bent, path)
+        try:
+            single_file.read_pipeline(path, prediction_type='epsilon', tokenizer_dir=tmp_path)
+        except WeightsError as error:
+            first = str(error).splitlines()[0]
+            assert str(path) in first or 'tokenizer_dir' in first, (name, bend)
+            errors += 'tokenizer_dir' not in first  # which comes last: all that is before was right
+    assert errors > count // 2
 
 
 @pytest.mark.parametrize('rank', [2, 3])
