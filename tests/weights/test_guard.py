@@ -248,7 +248,6 @@ def test_a_square_pair_is_that_size(tmp_path):
     ('size', 'says'),
     [
         ([8, 12], 'are no squares (its sample_size is [8, 12])'),
-        (None, 'have a size that it does not say'),
         (bent_folders.ABSENT, 'have a size that it does not say'),
     ],
 )
