@@ -7,9 +7,9 @@
     image_noising_scheduler/ or low_res_scheduler/      of the low picture's noise (super-resolution only)
     super_resolution/                         our addition: the second stage, a pipeline folder of its own
 
-Which families are supported, and what they hold: pipeline.py. What this package writes, PyTorch's diffusers opens
-unchanged, and back. Safety checker and watermarker are not read, and written as absent. Names of models are resolved
-in hub.py.
+Which families are supported, and what they hold: pipeline.py; what is refused: guard.py. What this package writes,
+PyTorch's diffusers opens unchanged, and back. Safety checker and watermarker are not read, and written as absent. Names
+of models are resolved in hub.py.
 """
 
 import dataclasses

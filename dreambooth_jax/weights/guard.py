@@ -67,8 +67,8 @@ def checked_index(index: Mapping[str, Any], source: str) -> dict[str, Any]:
     if not isinstance(name, str) or name not in PLAIN_CLASSES:
         raise WeightsError(
             f'{source}: _class_name is {name!r}; this package reads {" and ".join(CLASS_NAMES)}, and what diffusers '
-            f'saves under other names of the same networks, such as {_XL.replace("Pipe", "Img2ImgPipe")}: give a model '
-            f'of these, such as storybook.'
+            f'saves under other names of the same networks, such as StableDiffusionXLImg2ImgPipeline: give a model of '
+            f'these, such as storybook.'
         )
     class_name = PLAIN_CLASSES[name]
     family = FAMILIES[class_name]
@@ -122,7 +122,9 @@ def own_config(component: str, config: Mapping[str, Any], class_name: str) -> Ma
         if not isinstance(inside, Mapping):
             raise ValueError(f"text_config is {inside!r} but must be the text encoder's configuration")
         config = {**inside, 'model_type': 'clip_text_model'}
-    return config if class_name == 'T5EncoderModel' else {**config, 'architectures': [class_name]}
+    if class_name == 'T5EncoderModel':
+        return config
+    return {'model_type': 'clip_text_model', **config, 'architectures': [class_name]}
 
 
 def check_schedule(config: Mapping[str, Any], source: str) -> None:

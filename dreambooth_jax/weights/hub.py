@@ -37,6 +37,8 @@ def find(name: str | os.PathLike, *, folders: Sequence[str], revision: str | Non
             f'revision {revision!r} is given for the model {str(name)!r}, which is none of the hub; leave the revision '
             f'(setting and flag model_revision) out.'
         )
+    if revision is not None and not revision.strip():
+        raise WeightsError(f'the revision of the model {str(name)!r} is empty; give a branch, tag or commit, or none.')
     if str(name) == STORYBOOK:
         folder = storybook_folder()
         if not (folder / 'model_index.json').is_file():

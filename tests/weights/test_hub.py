@@ -90,6 +90,7 @@ def test_a_revision_of_a_hub_model_is_read(cache):
     fails("model 'owner/model' is no folder here, .* its cache does not hold its revision 'v2'; download it first",
           'owner/model', revision='v2')  # fmt: skip
     fails("revision 'v1' is given for the model '.*', which is none of the hub", cache, revision='v1')
+    fails("the revision of the model 'owner/model' is empty; give a branch", 'owner/model', revision='')
 
 
 def test_hub_id_that_is_not_cached_is_one_sentence_offline(cache):
