@@ -9,7 +9,7 @@ the run began with, writes it, reads it back and compares. A run without checkpo
   diffusers     a pipeline folder with both stages, which PyTorch's diffusers opens too; adapters are merged
   single_file   the original layout of Stable Diffusion, for AUTOMATIC1111, ComfyUI and diffusers; adapters are merged
   lora_peft     the adapters of a run that trained LoRA, for diffusers and PEFT; DoRA and DeepFloyd IF too
-  lora_kohya    the same for ComfyUI, AUTOMATIC1111, Forge, kohya and OneTrainer, which do not read all of lora_peft
+  lora_kohya    the same for ComfyUI, AUTOMATIC1111, Forge and kohya, which do not read all of lora_peft, and OneTrainer
 
 A new word of textual inversion lies beside the last three in a file of its name, sks-dog.safetensors of <sks-dog>, by
 which ComfyUI (embedding:sks-dog) and AUTOMATIC1111 (sks-dog) call it.
