@@ -25,7 +25,7 @@ class LockError(RuntimeError):
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike, advice: str, *, wait: bool = False) -> Iterator[None]:
-    """Holds <folder>/.lock, which stays there, for the block; the folder is made if missing.
+    """Holds <folder>/.lock for the block; the folder is made if missing.
 
     Where the file system knows no locks, a warning says so and the block runs without.
 
@@ -39,10 +39,9 @@ def locked(folder: str | os.PathLike, advice: str, *, wait: bool = False) -> Ite
     if path in _held:
         yield
         return
-    with open(path, 'ab+', buffering=0) as file:  # unbuffered: on a full disk, closing must not fail
-        _take(file, Path(folder), advice, wait)
+    with _taken(path, Path(folder), advice, wait) as file:
         now = datetime.datetime.now().isoformat(' ', 'seconds')
-        with contextlib.suppress(OSError):  # the lock holds all the same
+        with contextlib.suppress(OSError):  # a full disk; the lock holds all the same
             file.truncate(0)
             file.write(f'process {os.getpid()} on {socket.gethostname()} since {now}'.encode())
         _held.add(path)
@@ -50,9 +49,26 @@ def locked(folder: str | os.PathLike, advice: str, *, wait: bool = False) -> Ite
             yield
         finally:
             _held.discard(path)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
-def _take(file, folder: Path, advice: str, wait: bool) -> None:
+def _taken(path: Path, folder: Path, advice: str, wait: bool):
+    """The open file, locked. Not one that whoever held it before has removed meanwhile."""
+    while True:
+        file = open(path, 'ab+', buffering=0)  # unbuffered: on a full disk, closing must not fail
+        try:
+            _lock(file, folder, advice, wait)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _lock(file, folder: Path, advice: str, wait: bool) -> None:
     if fcntl is None:
         return
     try:

@@ -62,8 +62,26 @@ def test_any_death_of_the_holder_opens_the_lock(hold, end, tmp_path):
 
 def test_a_process_may_come_again_and_is_done_with_the_lock_after_the_block(hold, tmp_path):
     with run.alone(tmp_path), run.alone(tmp_path):
-        pass
+        assert [path.name for path in tmp_path.iterdir()] == [lock.FILE]
+    assert list(tmp_path.iterdir()) == []
     hold(tmp_path)
+
+
+def test_processes_that_take_turns_are_never_inside_together(tmp_path):
+    """Each removes the file when it is done, while others already wait for it."""
+    body = """
+import os, sys
+from pathlib import Path
+from dreambooth_jax.system import lock
+for _ in range(60):
+    with lock.locked(sys.argv[1], '', wait=True):
+        os.close(os.open(Path(sys.argv[1], 'inside'), os.O_CREAT | os.O_EXCL))
+        os.unlink(Path(sys.argv[1], 'inside'))
+"""
+    words = [sys.executable, '-c', body, str(tmp_path)]
+    turns = [subprocess.Popen(words, env=script.environment(), stderr=subprocess.DEVNULL) for _ in range(3)]
+    assert [one.wait(60) for one in turns] == [0, 0, 0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_of_different_runs_do_not_disturb_each_other(hold, tmp_path):
@@ -99,7 +117,7 @@ def test_class_pictures_are_locked_while_some_are_missing(hold, tmp_path, caplog
     holder = hold(tmp_path, 0.5)
     with caplog.at_level(logging.WARNING), prior_images._alone(tmp_path, files):
         assert f'in use by process {holder.pid}' in caplog.text and holder.wait(5) == 0
-    (tmp_path / lock.FILE).unlink()
+    assert list(tmp_path.iterdir()) == []
     files[0].path.touch()
     with prior_images._alone(tmp_path, files):
         assert not (tmp_path / lock.FILE).exists()

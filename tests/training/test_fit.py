@@ -76,6 +76,22 @@ def test_run_ended_by_sigterm_goes_on_and_ends_equal_to_an_uninterrupted_one(at,
     assert losses(tmp_path) == losses(whole[0])
 
 
+def test_sigterm_while_the_last_checkpoint_is_on_its_way_waits_for_it_and_is_handed_on(tmp_path, monkeypatch):
+    close, heard = fit.Checkpoints.close, []
+
+    def close_and_end(checkpoints):
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(checkpoints)
+
+    monkeypatch.setattr(fit.Checkpoints, 'close', close_and_end)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(saved(tmp_path)))
+    try:
+        assert train(tmp_path)[1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [[6, 8]]
+
+
 def test_run_that_died_between_checkpoints_repeats_the_lost_steps_and_writes_each_once(whole, tmp_path):
     def die(step):
         if step == 5:
