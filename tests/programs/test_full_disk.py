@@ -61,8 +61,8 @@ def train(config, run, most_bytes=None):
     limit = None if most_bytes is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     words = [sys.executable, '-m', 'dreambooth_jax.train', f'--config={config}', f'--workdir={run}']
     return subprocess.run(
-        words + [f'--config.{option}' for option in OPTIONS],
-        env=script.environment(**({} if limit is None else NO_CACHE)), capture_output=True, text=True, timeout=600, preexec_fn=limit)  # fmt: skip
+        words + [f'--config.{option}' for option in OPTIONS], env=script.environment(**(NO_CACHE if limit else {})),
+        capture_output=True, text=True, timeout=600, preexec_fn=limit)  # fmt: skip
 
 
 def losses(run):
