@@ -52,6 +52,7 @@ def test_threads_still_tell_of_bugs():
     assert b'ZeroDivisionError' in ended.stderr
 
 
+NO_CACHE = {'JAX_COMPILATION_CACHE_DIR': ''}  # its files would be too large as well
 OPTIONS = ('prior.weight=0', 'super_resolution_model=none', 'base.steps=6', 'samples.steps=1', 'samples.num_images=1')
 
 
@@ -60,7 +61,7 @@ def train(config, run, most_bytes=None):
     limit = None if most_bytes is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     words = [sys.executable, '-m', 'dreambooth_jax.train', f'--config={config}', f'--workdir={run}']
     return subprocess.run(
-        words + [f'--config.{option}' for option in OPTIONS], env=script.environment(JAX_COMPILATION_CACHE_DIR=''),
+        words + [f'--config.{option}' for option in OPTIONS], env=script.environment(**(NO_CACHE if limit else {})),
         capture_output=True, text=True, timeout=600, preexec_fn=limit)  # fmt: skip
 
 

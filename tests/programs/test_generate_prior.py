@@ -81,5 +81,5 @@ def test_what_is_wrong_is_named(program, config, tmp_path):
     (tmp_path / 'run').touch()
     assert said(config, workdir) == f'{tmp_path}/run/prior: Not a directory'
     assert said('--config=nowhere.py', workdir) == (
-        'the file given to --config is not there; give the path of a config file, such as configs/dog.py'
+        'the file given to --config=nowhere.py is not there; give the path of a config file, such as configs/dog.py'
     )
