@@ -72,6 +72,7 @@ class _ConfigFileParser(flags.ArgumentParser):
 
     def __init__(self, name: str):
         self.name = name
+        self.config = None  # what was parsed last: the flag itself has no value before all of them are parsed
 
     def parse(self, argument: str) -> config_dict.ConfigDict:
         name, colon, word = argument.partition(':')
@@ -101,6 +102,7 @@ class _ConfigFileParser(flags.ArgumentParser):
                 f'{flag}: get_config() returns {type(config).__name__} but must return what to_config_dict() gave'
             )
         config.lock()
+        self.config = config
         return config
 
 
@@ -187,9 +189,25 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except SettingsError:
         raise
-    except (flags.Error, KeyError, ValueError) as error:  # the latter of --config.base.steps.more=1
+    except (flags.Error, KeyError, ValueError, TypeError) as error:
         reason = ' '.join(str(error.args[0] if error.args else error).split())
+        if behind := _behind_settings(argv):  # of which the parser says what Python says of the value there
+            reason = f'{behind[0]} is not a known setting; what stands before its last dot is one itself'
         raise SystemExit(f'{reason} (--help lists the flags)') from None
+
+
+def _behind_settings(argv: list[str]) -> list[str]:
+    """The names among the arguments that have a setting, not a group of them, before their last dot."""
+    found = []
+    for name in (word.lstrip('-').partition('=')[0] for word in argv[1:] if word.startswith('-')):
+        flag, *groups = name.split('.')[:-1] or ['']
+        group = getattr(flags.FLAGS[flag].parser, 'config', None) if flag in flags.FLAGS else None
+        for part in groups:
+            known = isinstance(group, config_dict.ConfigDict) and part in group
+            group = group[part] if known else None
+            if known and not isinstance(group, config_dict.ConfigDict):
+                found.append(name)
+    return found
 
 
 def _escape_what_cannot_be_shown() -> None:

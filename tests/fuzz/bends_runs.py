@@ -209,7 +209,7 @@ def changed_photos(world, rng):
     else:
         name = f'{NAMES[2]}.txt'
         (world.photos / name).write_text('a sks dog, asleep')
-    return Expected(1, (name,))
+    return Expected(1, (name, name.replace('.txt', '.png')))
 
 
 def other_settings(world, rng):

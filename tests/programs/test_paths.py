@@ -233,12 +233,13 @@ def test_a_config_file_that_is_none_is_one_sentence(program, tmp_path):
     ('argument', 'sentence'),
     [
         ('base.steps=abc', "flag --config.base.steps=abc: invalid literal for int() with base 10: 'abc'"),
-        ('base.steps.more=1', "Attribute <class 'int'>.more does not exist"),
+        ('base.steps.more=1', 'config.base.steps.more is not a known setting; what stands before its last dot is one'),
         ('=1', "Could not parse ''"),
         ('base=5', "flag --config.base=5: Failed to parse '5' as a ConfigDict"),
         ("samples.prompts=('a dog'", "flag --config.samples.prompts=('a dog': it is no tuple of strings ("),
         ('samples.prompts=(1,2)', 'config.samples.prompts[0] must be a string, got 1 (int)'),
-        ('lora.rank.more=1', 'Override lora.rank.more can not be applied'),
+        ('lora.rank.more=1', 'config.lora.rank.more is not a known setting; what stands before its last dot is one'),
+        ('parallel.mode.x=1', 'config.parallel.mode.x is not a known setting; what stands before its last dot is one'),
         ('data.instance_prompt=a \udcff', "config.data.instance_prompt is 'a \\udcff', which is not UTF-8"),
     ],
 )
