@@ -15,6 +15,7 @@ from dreambooth_jax.training import optimizer
 from dreambooth_jax.tuning import textual_inversion
 from dreambooth_jax.tuning.stage import trained_components
 from dreambooth_jax.tuning.trainable import make_trainable
+from dreambooth_jax.weights.pipeline import COMPONENTS
 
 # A training step reaches about this share of the device's speed in large matrix products (CPU: 95 of 256 GFLOP/s
 # measured on two cores; PROTOCOL: 16-45% on accelerators).
@@ -95,8 +96,28 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
             f'{memory / 2**20:.0f} MiB for weights, gradients, moments (activations come on top), '
             f'{_duration(work)}'
         )
+    besides = drawing_bytes(config, cascade) / 2**20
+    lines.append(f'  drawing: {besides:.0f} MiB on every device besides, for the model as it was before training')
     lines.append(f'  in all about {_duration(seconds)}, without compilation and samples')
     return '\n'.join(lines)
+
+
+def drawing_bytes(config: DreamBoothConfig, cascade: Cascade) -> int:
+    """Bytes of weights that drawing keeps on every device beside those that train, in float32 whatever the mode.
+
+    That is the whole model as it was, which encodes prompts, draws class pictures and its half of every sample grid;
+    and of each network with adapters a second copy, which they are merged into. Networks that train as a whole are
+    drawn with as they lie there.
+    """
+    found = 0
+    for stage in STAGES:
+        pipeline = getattr(cascade, stage)
+        has_adapters = config.lora.rank is not None and getattr(config, stage).steps > 0
+        adapted = trained_components(config, stage, cascade) if has_adapters else ()
+        for component in COMPONENTS:
+            if network := getattr(pipeline, component, None):
+                found += 4 * parameter_count(network.params) * (1 + (component in adapted))
+    return found
 
 
 def _class_pictures(config: DreamBoothConfig, costs: Mapping[str, float], second: bool) -> tuple[str, float]:

@@ -10,6 +10,8 @@ from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.tuning import plan
 from tests import tiny_pipelines
 
+STAGES = {'base': ('unet', 'text_encoder'), 'super_resolution': ('unet',)}
+
 
 @pytest.fixture
 def class_pictures(monkeypatch):
@@ -43,3 +45,22 @@ def test_photos_of_ones_own_are_counted_and_none_is_planned(class_pictures, tmp_
     for number in range(5):
         Image.new('RGB', (20, 20)).save(tmp_path / f'{number}.png')
     assert class_pictures(prior={'dir': str(tmp_path)}) == f'5 photos of your own in {tmp_path}, all used, none drawn'
+
+
+def test_what_drawing_keeps_on_a_device_is_the_model_and_merged_adapters():
+    cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
+    sizes = {stage: {part: sum(4 * value.size for value in getattr(getattr(cascade, stage), part).params.values())
+                     for part in parts} for stage, parts in STAGES.items()}  # fmt: skip
+    whole = sum(size for stage in sizes.values() for size in stage.values())
+    data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
+    for settings, more in (
+        ({}, 0),
+        ({'lora': {'rank': 2}}, sizes['base']['unet']),
+        ({'lora': {'rank': 2}, 'base': {'train_text_encoder': True}}, sum(sizes['base'].values())),
+        (
+            {'lora': {'rank': 2}, 'super_resolution': {'steps': 1}},
+            sizes['base']['unet'] + sizes['super_resolution']['unet'],
+        ),
+    ):
+        config = resolve(DreamBoothConfig, {'data': data, **settings})
+        assert plan.drawing_bytes(config, cascade) == whole + more
