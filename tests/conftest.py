@@ -22,6 +22,10 @@ def _cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         folder = Path(tempfile.gettempdir()) / 'dreambooth_jax_tests'
+    # A program without the time of its last use is one whose writer was killed; with such a one JAX stores no others.
+    for program in folder.glob('*-cache'):
+        if not program.with_name(f'{program.name.removesuffix("-cache")}-atime').is_file():
+            program.unlink(missing_ok=True)
     return folder
 
 

@@ -209,7 +209,8 @@ def test_keys_that_diffusers_marks_as_defaults_count_as_left_out():
     assert samplers.timesteps(schedules.from_config(marked), 'dpmsolver++', 10)[0] == 999
     assert schedules.from_config(marked).sampling('ddim').steps_offset == 0
     assert CLASSES['ddim'].from_config(marked).config.steps_offset == 0
-    assert schedules.from_config({**SD_1_5, '_use_default_values': 5}).sampling('ddim').steps_offset == 1
+    with pytest.raises(ValueError, match='_use_default_values is 5; allowed: lists of keys'):
+        schedules.from_config({**SD_1_5, '_use_default_values': 5})
 
 
 def test_nulls_are_left_out_and_switch_off():

@@ -5,7 +5,6 @@ Every case is a function of its number. The first ones run with the fast tests, 
 
 import functools
 import itertools
-import os
 import shutil
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from dreambooth_jax.training import placement
 from dreambooth_jax.tuning import pictures, plan
 from tests.fuzz import bends_models, bends_photos, bends_runs
 from tests.fuzz.world import Log, Seen, World, check_accounting, check_message
+from tests.programs import script
 
 FAST, ALL = 40, 500
 SIGNALS = 12  # processes of their own, in the slow tests alone
@@ -148,11 +148,10 @@ def test_a_signal_at_any_moment_ends_the_run(case, tmp_path):
     world.arguments = ['--config=config.py', '--workdir=run', '--config.base.steps=100000']
     number = [signal.SIGINT, signal.SIGTERM][case % 2]
     before = world.snapshot()
-    environment = {**os.environ, 'PYTHONPATH': os.getcwd()}
     with subprocess.Popen(
         [sys.executable, '-m', 'dreambooth_jax.train', *world.arguments],
         cwd=world.here,
-        env=environment,
+        env=script.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -23,7 +23,8 @@ def command(body: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, 'PYTHONPATH': str(ROOT), **more}
+    # Without the cache of compiled programs, which a process that is killed while it writes would damage.
+    return {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_ENABLE_COMPILATION_CACHE': 'false', **more}
 
 
 def run(body: str, **env: str) -> subprocess.CompletedProcess:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 from dreambooth_jax.config import DataConfig, DreamBoothConfig, to_dict
 from dreambooth_jax.generation.cascade import Cascade
@@ -63,6 +64,9 @@ def test_every_program_says_that_a_unet_inpaints(program, config, tmp_path):
 
 def test_a_model_without_a_size_is_planned_and_drawn_at_the_given_one(program, config, tmp_path, monkeypatch):
     folder = folder_with(tmp_path, sample_size=None)
+    photos = tmp_path / 'photos'
+    photos.mkdir()
+    Image.new('RGB', (20, 20)).save(photos / '1.png')
     arguments = (f'--config={config}', f'--workdir={tmp_path / "new"}', f'--config.model={folder}', '--dry_run')
     ended = program('train', *arguments, '--config.super_resolution_model=none')
     assert (ended.code, ended.error) == (
@@ -70,7 +74,8 @@ def test_a_model_without_a_size_is_planned_and_drawn_at_the_given_one(program, c
         f'the pictures that {folder} was made for have a size that it does not say; set config.data.resolution '
         f'(sample: --resolution).',
     )
-    ended = program('train', *arguments, '--config.super_resolution_model=none', '--config.data.resolution=16')
+    arguments += (f'--config.data.instance_dir={photos}', '--config.data.resolution=16')
+    ended = program('train', *arguments, '--config.super_resolution_model=none')
     assert ended.code == 0 and 'config.data.resolution = 16' in ended.out
 
     drawn = []

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,7 +156,8 @@ def test_every_error_for_people_is_known_by_its_name():
         kind = getattr(__import__(module, fromlist=[name]), name)
         assert program_lib.explained(kind('a sentence')) == 'a sentence'
     assert program_lib.explained(OSError(28, 'No space left on device', 'out/a.png')) == (
-        'out/a.png: No space left on device'
+        f'a.png could not be written to {Path("out").absolute()}: the disk is full; make room there and start the same '
+        f'command again'
     )
     assert program_lib.explained(OSError('what happened')) == 'what happened'
     assert program_lib.explained(ValueError('a bug')) is None

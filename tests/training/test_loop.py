@@ -218,7 +218,15 @@ def test_sigterm_does_not_save_what_is_unsound():
     assert told.of('save') == []
 
 
-def test_signal_handlers_are_given_back_and_a_second_interrupt_interrupts():
+@pytest.fixture
+def interrupts():
+    """Python's own handler of Ctrl-C, which shells turn off for what they start in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_signal_handlers_are_given_back_and_a_second_interrupt_interrupts(interrupts):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with loop.Stop().listening() as stop:
         os.kill(os.getpid(), signal.SIGINT)
