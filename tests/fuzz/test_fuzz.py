@@ -156,6 +156,7 @@ def test_a_signal_at_any_moment_ends_the_run(case, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by what runs in the background
     ) as process:
         time.sleep(rng.uniform(0.3, 15))
         process.send_signal(number)
