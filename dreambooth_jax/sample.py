@@ -67,6 +67,7 @@ def main(argv) -> None:
     from dreambooth_jax.generation.new_words import with_embedding
     from dreambooth_jax.generation.run_settings import settings_of
     from dreambooth_jax.system import disk
+    from dreambooth_jax.training import memory
     from dreambooth_jax.watching import grids
 
     prompts, output = _PROMPT.value, Path(_OUTPUT.value)
@@ -81,7 +82,7 @@ def main(argv) -> None:
         raise SettingsError(f'--lora_scale is given {len(scales)} times, --lora {len(_LORA.value)}; give one for each')
     cascade = Cascade.load(
         _MODEL.value, super_resolution_model=_SUPER_RESOLUTION.value, prediction_type=_PREDICTION_TYPE.value,
-        tokenizer_dir=_TOKENIZER_DIR.value, revision=_REVISION.value, super_resolution_revision=_SECOND_REVISION.value,
+        tokenizer_dir=_TOKENIZER_DIR.value, revisions=(_REVISION.value, _SECOND_REVISION.value),
         size=chosen(_RESOLUTION, run.size), clip_skip=run.clip_skip)  # fmt: skip
     for path, scale in zip(_LORA.value, scales, strict=True):
         cascade = with_lora(cascade, path, scale)
@@ -90,19 +91,22 @@ def main(argv) -> None:
     for path in _EMBEDDING.value:
         cascade = with_embedding(cascade, path, [*prompts, _NEGATIVE.value])
     output.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
-    pictures = cascade.generate(
-        prompts,
-        num_images=_NUM_IMAGES.value,
-        steps=chosen(_STEPS, samples.steps),
-        guidance_scale=chosen(_GUIDANCE, samples.guidance_scale),
-        sampler=chosen(_SAMPLER, samples.sampler),
-        seed=_SEED.value,
-        negative_prompt=_NEGATIVE.value,
-        noise_level=chosen(_NOISE_LEVEL, second_stage.sample_noise_level),
-        super_resolution_steps=chosen(_SECOND_STEPS, second_stage.sample_steps),
-        super_resolution_guidance_scale=chosen(_SECOND_GUIDANCE, second_stage.sample_guidance_scale),
-        batch_size=_BATCH_SIZE.value,
-    )
+    batch_size = _BATCH_SIZE.value
+    smaller = [f'--batch_size={batch_size // 2}'] if batch_size > 1 else []
+    with memory.explained('pictures are drawn', smaller, kept=False):
+        pictures = cascade.generate(
+            prompts,
+            num_images=_NUM_IMAGES.value,
+            steps=chosen(_STEPS, samples.steps),
+            guidance_scale=chosen(_GUIDANCE, samples.guidance_scale),
+            sampler=chosen(_SAMPLER, samples.sampler),
+            seed=_SEED.value,
+            negative_prompt=_NEGATIVE.value,
+            noise_level=chosen(_NOISE_LEVEL, second_stage.sample_noise_level),
+            super_resolution_steps=chosen(_SECOND_STEPS, second_stage.sample_steps),
+            super_resolution_guidance_scale=chosen(_SECOND_GUIDANCE, second_stage.sample_guidance_scale),
+            batch_size=batch_size,
+        )
     folders = {output: pictures.final}
     if pictures.super_resolution is not None:
         folders[output / 'base'] = pictures.base

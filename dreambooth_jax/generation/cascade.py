@@ -94,8 +94,7 @@ class Cascade:
         clip_skip: int = 0,
         prediction_type: str | None = None,
         tokenizer_dir: str | os.PathLike | None = None,
-        revision: str | None = None,
-        super_resolution_revision: str | None = None,
+        revisions: tuple[str | None, str | None] = (None, None),
     ) -> 'Cascade':
         """Reads a model.
 
@@ -106,16 +105,16 @@ class Cascade:
           dtype: of the compute; 'auto': bfloat16, but float32 on CPU.
           size, clip_skip: attributes.
           prediction_type, tokenizer_dir: of the base stage, as read_pipeline.
-          revision, super_resolution_revision: of a hub id, as read_pipeline.
+          revisions: of either stage's hub id, as read_pipeline.
         Raises: WeightsError.
         """
         dtype = compute_dtype(dtype)
-        options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir, 'revision': revision}
+        options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir, 'revision': revisions[0]}
         base = folders.read_pipeline(name, dtype=dtype, **options)
         second = base.super_resolution_folder if super_resolution_model is None else super_resolution_model
         if second is None or str(second) == NO_MODEL:
             return cls(base, size=size, clip_skip=clip_skip)
-        second = folders.read_second_stage(second, base, dtype=dtype, revision=super_resolution_revision)
+        second = folders.read_second_stage(second, base, dtype=dtype, revision=revisions[1])
         return cls(base, second, size=size, clip_skip=clip_skip)
 
     @classmethod
@@ -128,8 +127,7 @@ class Cascade:
             config.model, super_resolution_model=config.super_resolution_model, dtype=config.parallel.dtype,
             size=config.data.resolution, clip_skip=config.base.clip_skip,
             prediction_type=config.model_prediction_type, tokenizer_dir=config.model_tokenizer_dir,
-            revision=config.model_revision,
-            super_resolution_revision=config.super_resolution_model_revision)  # fmt: skip
+            revisions=(config.model_revision, config.super_resolution_model_revision))  # fmt: skip
 
     @property
     def base_size(self) -> int:

@@ -9,7 +9,7 @@ missing are drawn later as they would have been drawn at first, in any batches. 
 mixed in: that is an error. Source: Ruiz et al. 2023, section 3.3: ancestral sampling from the frozen model.
 
 Or they are photos of one's own: a folder that prior.dir names and that has pictures but no manifest. All of them are
-used as they are, nothing is drawn, and nothing is written there.
+used as they are, nothing is drawn, and nothing is written there; the manifest in the run's own prior/ says so.
 """
 
 import contextlib
@@ -36,6 +36,7 @@ from dreambooth_jax.generation.prior_manifest import (
     PriorImage,
     add,
     is_there,
+    note_photos,
     open_manifest,
     write_manifest,
 )
@@ -108,6 +109,8 @@ def prior_images_of(
             f'{jax.process_index()} {len(own)}; set it to a folder on a disk that all hosts share.'
         )
     if own:
+        if jax.process_index() == 0:
+            note_photos(Path(workdir) / 'prior', own)
         return own
     smaller = [f'--config.prior.batch_size={prior.batch_size // 2}'] if prior.batch_size > 1 else []
     with memory.explained('class pictures are drawn', smaller):

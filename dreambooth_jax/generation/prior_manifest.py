@@ -2,6 +2,7 @@
 
     <folder>/manifest.json    what all have in common: hashes of the model and of its noise schedule, sampler, steps,
                               guidance, seed, size; and every finished picture with its prompt, number and hash
+                              or "photos": the folder of the user's own class pictures, with their prompts and hashes
 
 A manifest that older versions wrote lacks some of that, and what it lacks is taken as fitting; but for dpmsolver++,
 which older versions drew at other times of the schedule.
@@ -55,7 +56,7 @@ def open_manifest(folder: Path, wanted: Mapping[str, Any], count: int) -> dict[s
     try:
         found = json.loads(path.read_text('utf-8'))
         pictures = {name: entry for name, entry in found['pictures'].items() if (folder / name).is_file()}
-        differences = _differences(found, wanted)
+        differences = _differences(found, wanted) if pictures else []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PriorError(f'{path} is no readable manifest ({type(error).__name__}: {error}); {WAY_OUT}.') from None
     if not pictures:
@@ -95,6 +96,26 @@ def add(manifest: Mapping[str, Any], image: PriorImage, *, seed: int, number: in
     elif _SECOND_HASH in before:
         entry[_SECOND_HASH] = before[_SECOND_HASH]
     manifest['pictures'][image.path.name] = entry
+
+
+def note_photos(folder: Path, photos: Sequence[PriorImage]) -> None:
+    """Says in a run's own manifest that its class pictures are the user's photos, whose folder is never written.
+
+    What was drawn there before stays noted beside them.
+
+    Args:
+      folder: prior/ in the run's folder. photos: in the order in which the run takes them.
+    """
+    path = folder / MANIFEST
+    try:
+        known = json.loads(path.read_text('utf-8')) if path.is_file() else {}
+    except ValueError:
+        known = {}  # of pictures that this run does not use
+    known = known if isinstance(known, dict) else {}
+    listed = {photo.path.name: {'prompt': photo.prompt, _HASH: file_hash(photo.path)} for photo in photos}
+    own = {'folder': str(photos[0].path.parent.absolute()), 'pictures': listed}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_manifest(folder, {'pictures': {}, **known, 'photos': own})
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -12,11 +12,12 @@ _FULL = 'RESOURCE_EXHAUSTED'  # XLA's word for it, whatever the device
 
 
 @contextlib.contextmanager
-def explained(doing: str, remedies: Sequence[str]) -> Iterator[None]:
+def explained(doing: str, remedies: Sequence[str], *, kept: bool = True) -> Iterator[None]:
     """Turns XLA's error about full memory into a sentence; others pass.
 
     Args:
       doing: put behind 'while'. remedies: flags that need less memory, the cheapest first; may be empty.
+      kept: whether what is done by then lies in the run's folder.
     Raises: TrainingError.
     """
     try:
@@ -26,8 +27,9 @@ def explained(doing: str, remedies: Sequence[str]) -> Iterator[None]:
             raise
         first_line = str(error).strip().splitlines()[0]
         advice = f'try {", then ".join(remedies)}' if remedies else 'take a device with more memory or smaller pictures'
+        again = 'start again: what is done is kept' if kept else 'start again'
         raise TrainingError(
-            f"the device's memory is full while {doing} ({first_line}); {advice}, and start again: what is done is kept"
+            f"the device's memory is full while {doing} ({first_line}); {advice}, and {again}"
         ) from None
 
 

@@ -285,13 +285,30 @@ def test_photos_of_ones_own_are_all_used_and_their_folder_is_left_alone(own, tmp
     assert images == [(own / 'a.jpg', 'a dog on a rug', None), (own / 'b.png', 'a dog', None)]
     assert painter.asked == [] and f'notes.md in {own} is skipped' in caplog.text
     assert {path: path.stat().st_mtime_ns for path in [own, *own.iterdir()]} == before
-    assert not (tmp_path / 'run').exists()
+    assert [path.name for path in (tmp_path / 'run' / 'prior').iterdir()] == ['manifest.json']
+    assert manifest_of(tmp_path / 'run' / 'prior') == {'pictures': {}, 'photos': {'folder': str(own), 'pictures': {
+        'a.jpg': {'prompt': 'a dog on a rug', 'sha256': file_hash(own / 'a.jpg')},
+        'b.png': {'prompt': 'a dog', 'sha256': file_hash(own / 'b.png')}}}}  # fmt: skip
     reordered = prior_images.prior_images_of(with_dir(own), painter, tmp_path / 'run', ['b.png', 'a.jpg'])
     assert reordered == images[::-1]
     both = with_dir(own, super_resolution=SuperResolutionConfig(steps=1, with_prior=True))
     images = prior_images.prior_images_of(both, painter, tmp_path / 'run')
     read = prior_images.read(images, {'base': 8, 'super_resolution': 16})
     assert [pixels.shape for pixels, *_ in read.values()] == [(2, 8, 8, 3), (2, 16, 16, 3)]
+
+
+def test_photos_of_ones_own_and_drawn_pictures_are_noted_beside_each_other(own, tmp_path):
+    drawn = dataclasses.replace(with_dir(own), prior=PriorConfig(num_images=1))
+    prior = tmp_path / 'prior'
+    prior_images.prior_images_of(with_dir(own), Painter(), tmp_path)  # a manifest of photos alone is no drawn picture's
+    painter = Painter()
+    images = prior_images.prior_images_of(drawn, painter, tmp_path)
+    assert len(images) == 1 and painter.asked and 'photos' not in manifest_of(prior)
+    before = manifest_of(prior)
+    prior_images.prior_images_of(with_dir(own), Painter(), tmp_path)
+    assert {**before, 'photos': manifest_of(prior)['photos']} == manifest_of(prior)
+    painter = Painter()
+    assert prior_images.prior_images_of(drawn, painter, tmp_path) == images and painter.asked == []
 
 
 def test_a_host_that_does_not_see_photos_of_ones_own_says_so(own, tmp_path, monkeypatch):

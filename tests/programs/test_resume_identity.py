@@ -157,7 +157,9 @@ def test_photos_of_ones_own_are_class_pictures_and_known_by_content(train, home,
     planned = train('--dry_run')
     assert 'class pictures: 3 photos of your own in dogs, all used, none drawn\n' in planned.out
     assert train().code == 0
-    assert not (home / 'run' / 'prior').exists() and len(list((home / 'dogs').iterdir())) == 3
+    assert len(list((home / 'dogs').iterdir())) == 3
+    manifest = json.loads((home / 'run' / 'prior' / 'manifest.json').read_text())
+    assert len(manifest['photos']['pictures']) == 3 and manifest['photos']['folder'] == str(home / 'dogs')
     assert last(train('prior.dir=None')) == (
         'config.prior.dir is None, no folder of photos of your own, but run was begun with class pictures that are '
         'such photos; set it back, or start another run with --workdir'

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,6 +48,19 @@ def test_sample_writes_every_picture_of_both_stages_and_a_grid(program, tmp_path
     for index, name in enumerate(names):
         assert np.array_equal(np.asarray(Image.open(output / name)), pictures.final[index])
         assert np.array_equal(np.asarray(Image.open(output / 'base' / name)), pictures.base[index])
+
+
+def test_a_full_memory_is_one_sentence(program, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 bytes.\n more')
+
+    monkeypatch.setattr(Cascade, 'generate', full)
+    ended = program('sample', f'--model={tiny_pipelines.folder()}', '--prompt=a dog', f'--output={tmp_path}', *QUICK)
+    assert (ended.code, ended.error.splitlines()[-1]) == (
+        1,
+        "the device's memory is full while pictures are drawn (RESOURCE_EXHAUSTED: 9 bytes.); try --batch_size=2, and "
+        'start again',
+    )
 
 
 def test_sample_of_one_stage_writes_that(program, tmp_path):

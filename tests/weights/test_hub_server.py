@@ -121,7 +121,7 @@ told = {}
 for name in sys.argv[1:]:
     try:
         model, _, revision = name.partition('@')
-        base = Cascade.load(model, revision=revision or None).base
+        base = Cascade.load(model, revisions=(revision or None, None)).base
         files = sorted(str(file.relative_to(base.folder)) for file in base.folder.rglob('*') if file.is_file())
         told[name] = {
             'files': files, 'commit': base.folder.name, 'class': base.class_name,
