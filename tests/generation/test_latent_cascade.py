@@ -89,8 +89,8 @@ def differ(one, other):
     ('family', 'sampler', 'negatives'),
     [
         ('sd1', 'ddim', ['']),
-        ('sd2', 'dpmsolver++', [NEGATIVE]),
-        ('sdxl', 'ddim', ['', NEGATIVE]),
+        pytest.param('sd2', 'dpmsolver++', [NEGATIVE], marks=pytest.mark.slow),
+        pytest.param('sdxl', 'ddim', ['', NEGATIVE], marks=pytest.mark.slow),
     ],
 )
 def test_ten_steps_draw_what_diffusers_draws_from_the_same_noise(family, sampler, negatives):
@@ -152,6 +152,7 @@ def test_skipped_layers_are_those_that_diffusers_skips(monkeypatch):
     assert np.abs(ours['encoder_hidden_states'] - whole['encoder_hidden_states']).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_xl_skips_layers_and_is_told_another_size():
     """A size that is not the model's own: other latents, and other numbers for the network.
 
@@ -164,6 +165,7 @@ def test_xl_skips_layers_and_is_told_another_size():
     assert differ(ours, np.round(moved.numpy().transpose(0, 2, 3, 1) * 255))
 
 
+@pytest.mark.slow
 def test_a_picture_depends_neither_on_batch_size_nor_on_its_neighbours():
     """The other way round, among others, in batches of eight."""
     options = {**OPTIONS, 'num_images': 4, 'batch_size': 8}
@@ -208,6 +210,7 @@ def made_louder(layer):
         layer.load_state_dict(before)
 
 
+@pytest.mark.slow
 def test_the_upscaler_draws_what_diffusers_draws_behind_the_same_base_stage(monkeypatch):
     with made_louder(tiny.torch_pipeline('sd1').vae.decoder.conv_out):
         low = drawn_by_diffusers('sd1', negative=NEGATIVE)

@@ -191,7 +191,13 @@ def both(name):
     )
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+# Two of them, one of each kind, hold the default suite; all of them .ci/run.
+NETWORKS = [
+    pytest.param(name, marks=() if name in ('stage_one', 'sd_1') else pytest.mark.slow) for name in CONFIGS
+]
+
+
+@pytest.mark.parametrize('name', NETWORKS)
 def test_unet_forward_matches_diffusers(name):
     ours, theirs = both(name).output
     assert ours.dtype == jnp.float32
@@ -199,14 +205,14 @@ def test_unet_forward_matches_diffusers(name):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', NETWORKS)
 def test_unet_gradients_match_diffusers(name):
     run = both(name)
     assert largest_relative_difference(*run.sample_gradient) < 1e-3
     assert_same_gradients(*run.params_gradient)
 
 
-@pytest.mark.parametrize('name', ['sd_1', 'sdxl', 'x4_upscaler'])
+@pytest.mark.parametrize('name', ['sd_1', *(pytest.param(name, marks=pytest.mark.slow) for name in ('sdxl', 'x4_upscaler'))])
 def test_the_one_rule_maps_the_weights_of_stable_diffusion_both_ways(name):
     run = both(name)
     model = nnx.eval_shape(lambda: UNet2DConditionModel(CONFIGS[name], rngs=functional.Keys(0)))
@@ -263,6 +269,7 @@ def recomputing(name):
     return lambda params, sample: jnp.sum(apply(params, sample, times, text, **conditions) * run.cotangent)
 
 
+@pytest.mark.slow
 def test_recomputing_blocks_changes_no_gradient_and_takes_less_memory():
     run = both('sd_1')
     # This pass of XLA's CPU backend, and of no other, drops the barriers that keep recomputation from being merged with

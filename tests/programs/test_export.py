@@ -133,7 +133,8 @@ def test_a_folder_that_does_not_read_back_as_written_is_no_success(program, work
     assert (ended.code, ended.error) == (1, f'{output} does not read back as written: base unet {first} differs.')
 
 
-@pytest.mark.parametrize('family', ['sd1', pytest.param('sdxl', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('family', ['sd1', 'sdxl'])
 def test_diffusers_draws_the_same_with_a_single_file(program, family, tmp_path):
     model, file = tiny_latent_pipelines.folder(family), tmp_path / 'dog.safetensors'
     run = begun(tmp_path / 'run', model)

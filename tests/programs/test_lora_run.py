@@ -37,7 +37,6 @@ def get_config():
     config.samples.sampler = 'ddim'
     return config
 """
-FAMILIES = ['sd1', pytest.param('sdxl', marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +70,8 @@ def run_of(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.slow
+@pytest.mark.parametrize('family', ['sd1', 'sdxl'])
 def test_both_lora_files_of_a_run_draw_the_same_in_diffusers_as_its_merged_model_here(
     program, run_of, family, tmp_path
 ):
@@ -112,6 +112,7 @@ def test_lora_files_say_what_they_are(program, run_of, tmp_path):
         }
 
 
+@pytest.mark.slow
 def test_a_picture_with_the_lora_file_is_the_picture_of_the_merged_model(program, run_of, tmp_path):
     run = run_of(program, 'sd1')
     model = run.parent / 'model.safetensors'

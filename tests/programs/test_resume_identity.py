@@ -96,6 +96,7 @@ def stop_after_write(self, step, values, write=metrics.Metrics.write):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_with_photos_and_model_that_were_moved_and_renamed(train, home, monkeypatch):
     assert train(workdir='whole').code == 0
     with monkeypatch.context() as patched:

@@ -117,6 +117,7 @@ def test_a_run_leaves_what_its_folder_promises(program, finished, caplog):
                    for new, old in zip(weights(run), before))  # fmt: skip  # noqa: B905
 
 
+@pytest.mark.slow
 def test_a_run_that_is_ended_by_sigterm_goes_on_as_if_it_had_not_been(program, finished, config, tmp_path, monkeypatch):
     run = tmp_path / 'run'
     write = metrics.Metrics.write
@@ -165,6 +166,7 @@ def test_prior_weight_zero_draws_no_class_pictures_and_logs_no_prior_loss(progra
     assert not (run / 'super_resolution').exists()
 
 
+@pytest.mark.slow
 def test_the_text_encoder_moves_only_if_it_is_trained(program, finished, config, tmp_path):
     name = 'text_encoder/model.safetensors'
     before = files.read_tensors(smallest_pipelines.folder('pixels') / name)
@@ -246,6 +248,7 @@ def train_on_two_ratios(program, finished, config, folder, run, steps):
         f'--config.super_resolution.steps={steps}')  # fmt: skip
 
 
+@pytest.mark.slow
 def test_photos_of_two_ratios_train_in_buckets_of_their_own(program, finished, config, tmp_path):
     ended = train_on_two_ratios(program, finished, config, tmp_path, tmp_path / 'run', 3)
     assert ended.code == 0 and 'pictures: 2 of 10 x 6, 1 of 6 x 10 pixels' in ended.out
@@ -304,6 +307,7 @@ def test_dry_run_looks_at_the_photos_as_the_run_will(program, config, tmp_path):
         assert ended.code == 1 and ended.error.splitlines()[-1].startswith(sentence) and not run.exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(program, config, tmp_path, monkeypatch):
     run = tmp_path / 'run'
     options = [f'--config={config}', f'--workdir={run}', '--config.super_resolution_model=none']

@@ -143,8 +143,8 @@ def losses_of_diffusers(family, *, masks=False, min_snr_gamma=None, random_flip=
     ('family', 'made', 'weighed'),
     [
         ('sd1', {}, dict(masks=True, min_snr_gamma=5.0, random_flip=True)),
-        ('sd2', {}, {}),
-        ('sdxl', dict(trains_text=True), {}),
+        pytest.param('sd2', {}, {}, marks=pytest.mark.slow),
+        pytest.param('sdxl', dict(trains_text=True), {}, marks=pytest.mark.slow),
         ('upscaler', dict(trains_text=True), dict(masks=True, min_snr_gamma=5.0, random_flip=True)),
     ],
 )

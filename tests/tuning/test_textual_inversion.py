@@ -151,7 +151,9 @@ def table_of(cascade, component):
     return rows, np.asarray(getattr(cascade.base, component).params[f'{rows.layer}.embedding'])
 
 
-@pytest.mark.parametrize('family', ['sd1', 'if', pytest.param('sdxl', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'family', ['if', *(pytest.param(name, marks=pytest.mark.slow) for name in ('sd1', 'sdxl'))]
+)
 def test_only_the_new_rows_change(family):
     before, after, _ = alone(family)
     found = changed(before, after)
