@@ -212,7 +212,7 @@ def test_unet_gradients_match_diffusers(name):
     assert_same_gradients(*run.params_gradient)
 
 
-@pytest.mark.parametrize('name', ['sd_1', *(pytest.param(name, marks=pytest.mark.slow) for name in ('sdxl', 'x4_upscaler'))])
+@pytest.mark.parametrize('name', [one for one in NETWORKS if one.values[0] in ('sd_1', 'sdxl', 'x4_upscaler')])
 def test_the_one_rule_maps_the_weights_of_stable_diffusion_both_ways(name):
     run = both(name)
     model = nnx.eval_shape(lambda: UNet2DConditionModel(CONFIGS[name], rngs=functional.Keys(0)))
