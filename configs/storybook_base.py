@@ -68,7 +68,9 @@ def get_config():
     config.samples.num_images = 6
     config.samples.guidance_scale = 4.0
     config.samples.prompts = (
-        'a dog in the snow', 'a red cat wearing a santa hat', 'a shiny teapot on the beach',
+        'a dog in the snow',
+        'a red cat wearing a santa hat',
+        'a shiny teapot on the beach',
         'a painting of a vase in the style of Vincent van Gogh',
-    )  # fmt: skip
+    )
     return config

@@ -55,7 +55,8 @@ def get_config():
         sample_max_value=1.0,
     )
     config.image_noising_scheduler = dict(
-        _class_name='DDPMScheduler', beta_schedule='squaredcos_cap_v2', prediction_type='epsilon')  # fmt: skip
+        _class_name='DDPMScheduler', beta_schedule='squaredcos_cap_v2', prediction_type='epsilon'
+    )
     config.noise_level = (0, 250)
     config.steps = 4000
     config.learning_rate = 1e-3

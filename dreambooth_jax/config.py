@@ -21,11 +21,27 @@ from dreambooth_jax.training_config import (
 )
 
 __all__ = [
-    'BaseConfig', 'CheckpointConfig', 'ConceptConfig', 'DataConfig', 'DreamBoothConfig', 'LoraConfig',
-    'ObjectiveConfig', 'OptimizerConfig', 'ParallelConfig', 'PriorConfig', 'Sampler', 'SamplesConfig',
-    'Settings', 'SettingsError', 'SuperResolutionConfig', 'TextualInversionConfig', 'resolve', 'setting',
-    'to_config_dict', 'to_dict',
-]  # fmt: skip
+    'BaseConfig',
+    'CheckpointConfig',
+    'ConceptConfig',
+    'DataConfig',
+    'DreamBoothConfig',
+    'LoraConfig',
+    'ObjectiveConfig',
+    'OptimizerConfig',
+    'ParallelConfig',
+    'PriorConfig',
+    'Sampler',
+    'SamplesConfig',
+    'Settings',
+    'SettingsError',
+    'SuperResolutionConfig',
+    'TextualInversionConfig',
+    'resolve',
+    'setting',
+    'to_config_dict',
+    'to_dict',
+]
 
 STORYBOOK = 'storybook'  # the model that ships with the package
 # How it draws best: chosen by experiments/storybook_base.

@@ -47,14 +47,23 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         params['text_encoder'] = pipeline.text_encoder.params
     else:
         stage = SuperResolutionStage(
-            **shared, noising_schedule=noise_schedules.read_noising(pipeline), factor=config.factor,
-            noise_level=config.noise_level, crop=config.crop)  # fmt: skip
+            **shared,
+            noising_schedule=noise_schedules.read_noising(pipeline),
+            factor=config.factor,
+            noise_level=config.noise_level,
+            crop=config.crop,
+        )
 
     # The pool: `passes` times through it in order (its pictures are drawn at random already), then the next one.
     steps_per_pool = max(1, config.passes * config.pool_size // config.batch_size)
     painters = pools.Painters(
-        config.seed, pipeline.size, config.pool_size, processes=config.painters,
-        rare_tokens=vocabulary.RARE_TOKENS, rare_token_rate=config.rare_token_rate)  # fmt: skip
+        config.seed,
+        pipeline.size,
+        config.pool_size,
+        processes=config.painters,
+        rare_tokens=vocabulary.RARE_TOKENS,
+        rare_token_rate=config.rare_token_rate,
+    )
     place = placement.make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
     encode = functools.partial(jax.jit(conditioning), {'text_encoder': pipeline.text_encoder.params})
 
@@ -80,8 +89,15 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
 
     samples = config.samples
     grid = SampleGrid(
-        None, [], samples.prompts, num_images=samples.num_images, steps=samples.steps, seed=samples.seed,
-        guidance_scale=samples.guidance_scale, sampler=samples.sampler)  # fmt: skip
+        None,
+        [],
+        samples.prompts,
+        num_images=samples.num_images,
+        steps=samples.steps,
+        seed=samples.seed,
+        guidance_scale=samples.guidance_scale,
+        sampler=samples.sampler,
+    )
     programs = {}
 
     def draw(step, state):
@@ -93,11 +109,26 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, factors=factors)
     batch = pairs.pad_rows(pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0), place.devices)
     state, finished = fit.fit(
-        stage.loss, params, tx=tx, rate=rate, place=place, batch=batch, pick=pick,
-        frozen=lambda step: pool_data(step // steps_per_pool), workdir=workdir, name=config.stage, seed=config.seed,
-        steps=config.steps, ema_decay=config.ema_decay, steps_per_dispatch=config.parallel.steps_per_dispatch,
-        save_every=config.checkpoint.every, keep=config.checkpoint.keep, draw=draw, draw_every=samples.every,
-        description=f'pretrain {config.stage}')  # fmt: skip
+        stage.loss,
+        params,
+        tx=tx,
+        rate=rate,
+        place=place,
+        batch=batch,
+        pick=pick,
+        frozen=lambda step: pool_data(step // steps_per_pool),
+        workdir=workdir,
+        name=config.stage,
+        seed=config.seed,
+        steps=config.steps,
+        ema_decay=config.ema_decay,
+        steps_per_dispatch=config.parallel.steps_per_dispatch,
+        save_every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+        draw=draw,
+        draw_every=samples.every,
+        description=f'pretrain {config.stage}',
+    )
     painters.close()
     folders.write_pipeline(trained(jax.tree.map(np.asarray, state.best_params)), workdir / 'model', dtype='float16')
     print(f'{"finished" if finished else "stopped"} at step {int(state.step)}; model: {workdir / "model"}')

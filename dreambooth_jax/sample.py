@@ -32,20 +32,33 @@ _SAMPLER = flags.DEFINE_enum(
     'sampler', None, typing.get_args(Sampler), "Else the run's samples.sampler, or dpmsolver++."
 )
 _NOISE_LEVEL = flags.DEFINE_integer(
-    'noise_level', None, 'Noise put on the picture that super-resolution enlarges, 0 to 999; else the '
-    "run's super_resolution.sample_noise_level, or 0.", lower_bound=0)  # fmt: skip
+    'noise_level',
+    None,
+    "Noise put on the picture that super-resolution enlarges, 0 to 999; else the run's "
+    'super_resolution.sample_noise_level, or 0.',
+    lower_bound=0,
+)
 _SECOND_STEPS = flags.DEFINE_integer(
-    'super_resolution_steps', None, "Of the second stage; else the run's super_resolution.sample_steps, or --steps.",
-    lower_bound=1)  # fmt: skip
+    'super_resolution_steps',
+    None,
+    "Of the second stage; else the run's super_resolution.sample_steps, or --steps.",
+    lower_bound=1,
+)
 _SECOND_GUIDANCE = flags.DEFINE_float(
-    'super_resolution_guidance_scale', None, 'Of the second stage; else the '
-    "run's super_resolution.sample_guidance_scale, or --guidance_scale.", lower_bound=1)  # fmt: skip
+    'super_resolution_guidance_scale',
+    None,
+    "Of the second stage; else the run's super_resolution.sample_guidance_scale, or --guidance_scale.",
+    lower_bound=1,
+)
 _SUPER_RESOLUTION = program.DEFINE_path(
     'super_resolution_model', None, "Second stage: as --model, or 'none'; else the model's own."
 )
 _RESOLUTION = flags.DEFINE_integer(
-    'resolution', None, "Side of the base stage's pictures; else the run's data.resolution, or the model's own.",
-    lower_bound=1)  # fmt: skip
+    'resolution',
+    None,
+    "Side of the base stage's pictures; else the run's data.resolution, or the model's own.",
+    lower_bound=1,
+)
 _REVISION = flags.DEFINE_string('model_revision', None, 'Branch, tag or commit of a model of the hub.')
 _SECOND_REVISION = flags.DEFINE_string('super_resolution_model_revision', None, 'The same of its second stage.')
 _LORA = program.DEFINE_multi_path('lora', [], 'LoRA file that was trained on the model; may be given several times.')
@@ -81,9 +94,14 @@ def main(argv) -> None:
     if len(scales) != len(_LORA.value):
         raise SettingsError(f'--lora_scale is given {len(scales)} times, --lora {len(_LORA.value)}; give one for each')
     cascade = Cascade.load(
-        _MODEL.value, super_resolution_model=_SUPER_RESOLUTION.value, prediction_type=_PREDICTION_TYPE.value,
-        tokenizer_dir=_TOKENIZER_DIR.value, revisions=(_REVISION.value, _SECOND_REVISION.value),
-        size=chosen(_RESOLUTION, run.size), clip_skip=run.clip_skip)  # fmt: skip
+        _MODEL.value,
+        super_resolution_model=_SUPER_RESOLUTION.value,
+        prediction_type=_PREDICTION_TYPE.value,
+        tokenizer_dir=_TOKENIZER_DIR.value,
+        revisions=(_REVISION.value, _SECOND_REVISION.value),
+        size=chosen(_RESOLUTION, run.size),
+        clip_skip=run.clip_skip,
+    )
     for path, scale in zip(_LORA.value, scales, strict=True):
         cascade = with_lora(cascade, path, scale)
     for path in _SECOND_LORA.value:

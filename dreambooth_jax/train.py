@@ -33,7 +33,8 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     check_schedules(config, original)
     check_lora_targets(config, original)
     cascade = textual_inversion.with_word(
-        original, config.textual_inversion, dtype=compute_dtype(config.parallel.dtype), seed=config.seed)  # fmt: skip
+        original, config.textual_inversion, dtype=compute_dtype(config.parallel.dtype), seed=config.seed
+    )
     models = {BASE: original.base}
     if config.super_resolution.steps and original.super_resolution is not None:
         models[SUPER_RESOLUTION] = original.super_resolution
@@ -71,9 +72,16 @@ def tune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, inst
     pictures.check_class_pictures(config, cascade, images)
     samples = config.samples
     grid = SampleGrid(
-        original, pictures.references(instance, cascade), config.sample_prompts(), num_images=samples.num_images,
-        steps=samples.steps, guidance_scale=samples.guidance_scale, sampler=samples.sampler, seed=samples.seed,
-        **config.super_resolution.drawing())  # fmt: skip
+        original,
+        pictures.references(instance, cascade),
+        config.sample_prompts(),
+        num_images=samples.num_images,
+        steps=samples.steps,
+        guidance_scale=samples.guidance_scale,
+        sampler=samples.sampler,
+        seed=samples.seed,
+        **config.super_resolution.drawing(),
+    )
     place = placement.make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
     for name in instance:
         if getattr(config, name).steps == 0:

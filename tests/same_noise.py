@@ -15,8 +15,15 @@ PROMPTS = ['a sks dog', 'a cat']
 NEGATIVE = 'a dot'
 STEPS, GUIDANCE, SEED = 3, 3.0, 5
 OPTIONS = dict(
-    num_images=1, steps=STEPS, guidance_scale=GUIDANCE, sampler='ddim', seed=SEED, negative_prompt=NEGATIVE,
-    batch_size=2, super_resolution=False)  # fmt: skip
+    num_images=1,
+    steps=STEPS,
+    guidance_scale=GUIDANCE,
+    sampler='ddim',
+    seed=SEED,
+    negative_prompt=NEGATIVE,
+    batch_size=2,
+    super_resolution=False,
+)
 
 
 @functools.cache
@@ -40,8 +47,13 @@ def theirs(pipe) -> np.ndarray:
     key = jax.random.split(text_to_image.picture_keys(SEED, np.zeros(1, int))[0], 3)[0]
     noise = nchw(samplers.initial_noise(key[None], (size, size, 4)))
     pictures = pipe(
-        PROMPTS, negative_prompt=[NEGATIVE] * len(PROMPTS), num_inference_steps=STEPS, guidance_scale=GUIDANCE,
-        latents=noise.repeat(len(PROMPTS), 1, 1, 1), output_type='np').images  # fmt: skip
+        PROMPTS,
+        negative_prompt=[NEGATIVE] * len(PROMPTS),
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        latents=noise.repeat(len(PROMPTS), 1, 1, 1),
+        output_type='np',
+    ).images
     assert np.isfinite(pictures).all()  # NaN would be black, and equal to NaN of ours
     return (pictures * 255).round().astype(np.uint8)
 

@@ -88,8 +88,12 @@ def _latents() -> tuple[Pipeline, Pipeline]:
 
     base = pipeline('StableDiffusionPipeline', LATENT_UNET, 10, 'epsilon')
     second = pipeline(
-        'StableDiffusionUpscalePipeline', LATENT_UPSCALER, 20, 'v_prediction',
-        image_noising_scheduler=tiny.NOISING_SCHEDULER)  # fmt: skip
+        'StableDiffusionUpscalePipeline',
+        LATENT_UPSCALER,
+        20,
+        'v_prediction',
+        image_noising_scheduler=tiny.NOISING_SCHEDULER,
+    )
     return base, second
 
 

@@ -9,10 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
 
 from dreambooth_jax import config as config_lib
-from dreambooth_jax import program
 from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve, to_config_dict, to_dict
 from dreambooth_jax.pretrain_config import PretrainConfig
 
@@ -56,10 +54,7 @@ WRONG = [
     ('prior.num_images', 10.0, 'config.prior.num_images must be an int, got 10.0 (float)'),
     ('prior.guidance_scale', 0.5, 'config.prior.guidance_scale must be >= 1, got 0.5'),
     ('prior.dir', 3, 'config.prior.dir must be a string or None, got 3 (int)'),
-    (
-        'prior.sampler', 'euler',
-        "config.prior.sampler must be one of 'ddpm', 'ddim', 'dpmsolver++', got 'euler'",
-    ),
+    ('prior.sampler', 'euler', "config.prior.sampler must be one of 'ddpm', 'ddim', 'dpmsolver++', got 'euler'"),
     ('seed', True, 'config.seed must be an int, got True (bool)'),
     ('seed', -1, 'config.seed must be >= 0, got -1'),
     ('export', 1, 'config.export must be True or False, got 1 (int)'),
@@ -67,94 +62,191 @@ WRONG = [
     ('optimizer.betas', (0.9,), 'config.optimizer.betas must be a tuple of 2 numbers or None, got (0.9,) (tuple)'),
     ('optimizer.betas', (0.9, 1.0), 'config.optimizer.betas[1] must be in [0, 1), got 1.0'),
     ('optimizer.betas', (0.9, 'x'), "config.optimizer.betas[1] must be a number, got 'x' (str)"),
-    ('optimizer.kind', 'sgd', (
-        "config.optimizer.kind must be one of 'adamw', 'adafactor', 'lion', 'prodigy', got 'sgd'")),
-    ('optimizer.moments', 'int4', (
-        "config.optimizer.moments must be one of 'float32', 'bfloat16', 'int8', got 'int4'")),
+    (
+        'optimizer.kind',
+        'sgd',
+        "config.optimizer.kind must be one of 'adamw', 'adafactor', 'lion', 'prodigy', got 'sgd'",
+    ),
+    ('optimizer.moments', 'int4', "config.optimizer.moments must be one of 'float32', 'bfloat16', 'int8', got 'int4'"),
     ('base.accumulation', 0, 'config.base.accumulation must be > 0, got 0'),
     ('optimizer.ema_decay', 1.0, 'config.optimizer.ema_decay must be in (0, 1), got 1.0'),
     ('optimizer.ema_decay', 'x', "config.optimizer.ema_decay must be a number or None, got 'x' (str)"),
     ('data.resolution', 0, 'config.data.resolution must be > 0, got 0'),
     ('samples.prompts', 'a dog', "config.samples.prompts must be a tuple of strings, got 'a dog' (str)"),
+    ('super_resolution.noise_level', (0, 1000), 'config.super_resolution.noise_level[1] must be in [0, 999], got 1000'),
     (
-        'super_resolution.noise_level', (0, 1000),
-        'config.super_resolution.noise_level[1] must be in [0, 999], got 1000',
-    ),
-    (
-        'parallel', 3,
+        'parallel',
+        3,
         'config.parallel must be a group of settings (mode, dtype, fsdp_min_bytes, remat, steps_per_dispatch), '
         'got 3 (int)',
     ),
-    ('data.concepts', ({'subjct': 'cat'},), (
-        'config.data.concepts[0].subjct is not a known setting; did you mean config.data.concepts[0].subject?')),
-    ('data.concepts', ('cat',), (
-        'config.data.concepts[0] must be a group of settings (instance_dir, subject, instance_prompt, class_prompt), '
-        "got 'cat' (str)")),
+    (
+        'data.concepts',
+        ({'subjct': 'cat'},),
+        'config.data.concepts[0].subjct is not a known setting; did you mean config.data.concepts[0].subject?',
+    ),
+    (
+        'data.concepts',
+        ('cat',),
+        (
+            'config.data.concepts[0] must be a group of settings (instance_dir, subject, instance_prompt, '
+            "class_prompt), got 'cat' (str)"
+        ),
+    ),
     ('prior.wieght', 1.0, 'config.prior.wieght is not a known setting; did you mean config.prior.weight?'),
-    ('model_prediction_type', 'sample', (
-        "config.model_prediction_type must be one of 'epsilon', 'v_prediction' or None, got 'sample'")),
+    (
+        'model_prediction_type',
+        'sample',
+        "config.model_prediction_type must be one of 'epsilon', 'v_prediction' or None, got 'sample'",
+    ),
     ('modle', 'x', 'config.modle is not a known setting; did you mean config.model?'),
-    ('learning_rate', 1e-4, (
-        'config.learning_rate is not a known setting; did you mean config.base.learning_rate or '
-        'config.super_resolution.learning_rate or config.textual_inversion.learning_rate?')),
+    (
+        'learning_rate',
+        1e-4,
+        (
+            'config.learning_rate is not a known setting; did you mean config.base.learning_rate or '
+            'config.super_resolution.learning_rate or config.textual_inversion.learning_rate?'
+        ),
+    ),
     ('checkpoint.zzz', 1, 'config.checkpoint.zzz is not a known setting; known here: every, keep'),
-]  # fmt: skip
+]
 
 BETWEEN = [
-    ('super_resolution.noise_level', (50, 0), (
-        'config.super_resolution.noise_level must be (low, high) with low <= high, got (50, 0)')),
-    ('optimizer.warmup_steps', 10, (
-        "config.optimizer.warmup_steps is 10 but config.optimizer.schedule is 'constant', which has no warm-up; set "
-        "the schedule to 'warmup' or 'cosine'")),
-    ('optimizer', {'kind': 'lion', 'moments': 'int8'}, (
-        "config.optimizer.moments is 'int8' but only kind 'adamw' has moments to compress; config.optimizer.kind is "
-        "'lion', so leave moments at 'float32'")),
-    ('optimizer', {'kind': 'adafactor', 'betas': (0.8, 0.9)}, (
-        "config.optimizer.betas is (0.8, 0.9) but config.optimizer.kind 'adafactor' has none; leave it None")),
-    ('optimizer', {'kind': 'lion', 'epsilon': 1e-6}, (
-        "config.optimizer.epsilon is 1e-06 but config.optimizer.kind 'lion' has none; leave it None")),
-    ('optimizer.kind', 'prodigy', (
-        "config.base.learning_rate is 5e-06 but the optimiser's kind is 'prodigy', which finds the rate and multiplies "
-        'it by this; set it to 1.0 (at least 0.01)')),
-    ('prior', {'kind': 'prediction', 'dir': 'class_dogs'}, (
-        "config.prior.dir is 'class_dogs' but config.prior.kind is 'prediction', which has no class pictures to keep; "
-        "leave dir None, or set kind to 'pictures'")),
-    ('base.accumulation', 3, (
-        'config.base.accumulation is 3 but a step has only 2 rows to cut into micro-batches (config.base.batch_size, '
-        'and as many class rows if there are some); set it to at most 2')),
-    ('super_resolution.accumulation', 2, (
-        'config.super_resolution.accumulation is 2 but a step has only 1 rows to cut into micro-batches '
-        '(config.super_resolution.batch_size, and as many class rows if there are some); set it to at most 1')),
-    ('base.text_encoder_learning_rate', 1e-4, (
-        'config.base.text_encoder_learning_rate is 0.0001 but config.base.train_text_encoder is False; set that to '
-        'True, or the rate to None')),
-    ('textual_inversion.initializer', 'dog', (
-        "config.textual_inversion.initializer is 'dog' but config.textual_inversion.token is None; set the token")),
-    ('textual_inversion.num_vectors', 2, (
-        'config.textual_inversion.num_vectors is 2 but config.textual_inversion.token is None; set the token')),
-    ('textual_inversion.token', '<Sks>', (
-        "config.textual_inversion.token is '<Sks>' but must be one word in lower case, like <sks-dog>")),
-    ('textual_inversion.token', 'sks dog', (
-        "config.textual_inversion.token is 'sks dog' but must be one word in lower case, like <sks-dog>")),
-    ('textual_inversion.token', '<new>', (
-        "config.textual_inversion.token is '<new>' but no instance_prompt holds it; write it in there")),
-    ('textual_inversion.token', 'do', (
-        "config.textual_inversion.token is 'do' but a class_prompt holds it too; choose another word")),
-    ('base.train_unet', False, (
-        'config.base.train_unet and config.base.train_text_encoder are False, so nothing trains; set '
-        'config.textual_inversion.token, or one of the two')),
-    ('model', 'runs/sd', (
-        "config.data.instance_dir must be given when config.model is 'runs/sd': the folder of the subject's pictures "
-        "(only 'storybook' has built-in subjects)")),
-    ('data.subject', None, (
-        'config.data.instance_dir (a folder) or config.data.subject (a built-in one) must be given')),
+    (
+        'super_resolution.noise_level',
+        (50, 0),
+        'config.super_resolution.noise_level must be (low, high) with low <= high, got (50, 0)',
+    ),
+    (
+        'optimizer.warmup_steps',
+        10,
+        (
+            "config.optimizer.warmup_steps is 10 but config.optimizer.schedule is 'constant', which has no warm-up; "
+            "set the schedule to 'warmup' or 'cosine'"
+        ),
+    ),
+    (
+        'optimizer',
+        {'kind': 'lion', 'moments': 'int8'},
+        (
+            "config.optimizer.moments is 'int8' but only kind 'adamw' has moments to compress; config.optimizer.kind "
+            "is 'lion', so leave moments at 'float32'"
+        ),
+    ),
+    (
+        'optimizer',
+        {'kind': 'adafactor', 'betas': (0.8, 0.9)},
+        "config.optimizer.betas is (0.8, 0.9) but config.optimizer.kind 'adafactor' has none; leave it None",
+    ),
+    (
+        'optimizer',
+        {'kind': 'lion', 'epsilon': 1e-6},
+        "config.optimizer.epsilon is 1e-06 but config.optimizer.kind 'lion' has none; leave it None",
+    ),
+    (
+        'optimizer.kind',
+        'prodigy',
+        (
+            "config.base.learning_rate is 5e-06 but the optimiser's kind is 'prodigy', which finds the rate and "
+            'multiplies it by this; set it to 1.0 (at least 0.01)'
+        ),
+    ),
+    (
+        'prior',
+        {'kind': 'prediction', 'dir': 'class_dogs'},
+        (
+            "config.prior.dir is 'class_dogs' but config.prior.kind is 'prediction', which has no class pictures to "
+            "keep; leave dir None, or set kind to 'pictures'"
+        ),
+    ),
+    (
+        'base.accumulation',
+        3,
+        (
+            'config.base.accumulation is 3 but a step has only 2 rows to cut into micro-batches '
+            '(config.base.batch_size, and as many class rows if there are some); set it to at most 2'
+        ),
+    ),
+    (
+        'super_resolution.accumulation',
+        2,
+        (
+            'config.super_resolution.accumulation is 2 but a step has only 1 rows to cut into micro-batches '
+            '(config.super_resolution.batch_size, and as many class rows if there are some); set it to at most 1'
+        ),
+    ),
+    (
+        'base.text_encoder_learning_rate',
+        1e-4,
+        (
+            'config.base.text_encoder_learning_rate is 0.0001 but config.base.train_text_encoder is False; set that to '
+            'True, or the rate to None'
+        ),
+    ),
+    (
+        'textual_inversion.initializer',
+        'dog',
+        "config.textual_inversion.initializer is 'dog' but config.textual_inversion.token is None; set the token",
+    ),
+    (
+        'textual_inversion.num_vectors',
+        2,
+        'config.textual_inversion.num_vectors is 2 but config.textual_inversion.token is None; set the token',
+    ),
+    (
+        'textual_inversion.token',
+        '<Sks>',
+        "config.textual_inversion.token is '<Sks>' but must be one word in lower case, like <sks-dog>",
+    ),
+    (
+        'textual_inversion.token',
+        'sks dog',
+        "config.textual_inversion.token is 'sks dog' but must be one word in lower case, like <sks-dog>",
+    ),
+    (
+        'textual_inversion.token',
+        '<new>',
+        "config.textual_inversion.token is '<new>' but no instance_prompt holds it; write it in there",
+    ),
+    (
+        'textual_inversion.token',
+        'do',
+        "config.textual_inversion.token is 'do' but a class_prompt holds it too; choose another word",
+    ),
+    (
+        'base.train_unet',
+        False,
+        (
+            'config.base.train_unet and config.base.train_text_encoder are False, so nothing trains; set '
+            'config.textual_inversion.token, or one of the two'
+        ),
+    ),
+    (
+        'model',
+        'runs/sd',
+        (
+            "config.data.instance_dir must be given when config.model is 'runs/sd': the folder of the subject's "
+            "pictures (only 'storybook' has built-in subjects)"
+        ),
+    ),
+    ('data.subject', None, 'config.data.instance_dir (a folder) or config.data.subject (a built-in one) must be given'),
     ('data.instance_prompt', '', "config.data.instance_prompt must be given, for example 'a sks dog'"),
-    ('data.class_prompt', ' ', "config.data.class_prompt must be given, for example 'a dog', or config.prior.weight be "
-     '0 to train without the class'),
-    ('data.concepts', ({'subject': 'cat'},), (
-        "config.data.subject is 'dog' but config.data.concepts names the subjects of this run; leave one of the two "
-        'empty')),
-]  # fmt: skip
+    (
+        'data.class_prompt',
+        ' ',
+        "config.data.class_prompt must be given, for example 'a dog', or config.prior.weight be "
+        '0 to train without the class',
+    ),
+    (
+        'data.concepts',
+        ({'subject': 'cat'},),
+        (
+            "config.data.subject is 'dog' but config.data.concepts names the subjects of this run; leave one "
+            'of the two '
+            'empty'
+        ),
+    ),
+]
 
 
 @pytest.mark.parametrize(('name', 'value', 'sentence'), WRONG + BETWEEN)
@@ -196,39 +288,6 @@ def test_a_words_own_rate_is_one_that_the_optimiser_can_mean():
     settings = DOG | {'optimizer': {'kind': 'prodigy'}, 'base': {'learning_rate': 1.0}, 'textual_inversion': inversion}
     with pytest.raises(SettingsError, match="^config.textual_inversion.learning_rate is 0.0005 but .* is 'prodigy'"):
         resolve(DreamBoothConfig, settings)
-
-
-PRETRAIN = [
-    ('unet', {}, 'config.unet must describe the network unless config.init names a folder that has one'),
-    ('text_encoder', {}, 'config.text_encoder must describe the T5 encoder, which the base stage trains'),
-    ('crop', 16, "config.crop is 16 but only stage 'super_resolution' trains on crops"),
-    ('base', 'x', "config.base is 'x' but only stage 'super_resolution' builds on a base"),
-    ('stage', 'super_resolution', "config.base must name the base stage's folder: its text encoder is used"),
-    ('noise_level', [9, 3], 'config.noise_level must be (low, high) with low <= high, got (9, 3)'),
-    ('schedule', 'constant', (
-        "config.warmup_steps is 500 but config.schedule is 'constant', which has no warm-up; set the schedule to "
-        "'warmup' or 'cosine'")),
-    ('kind', 'prodigy', (
-        "config.learning_rate is 0.0003 but the optimiser's kind is 'prodigy', which finds the rate and multiplies it "
-        'by this; set it to 1.0 (at least 0.01)')),
-    ('unet', 3, 'config.unet must be a dict, got 3 (int)'),
-    ('scheduler.x', object, (
-        "config.scheduler.x must be a number, string, bool or None, or tuples or dicts of them, got "
-        "<class 'object'>")),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(('name', 'value', 'sentence'), PRETRAIN)
-def test_resolve_checks_pretraining_settings(name, value, sentence):
-    with pytest.raises(SettingsError) as error:
-        resolve(PretrainConfig, nest(name, value, UNET))
-    assert str(error.value) == sentence
-
-
-def test_super_resolution_takes_its_text_encoder_from_the_base_stage():
-    with pytest.raises(SettingsError) as error:
-        resolve(PretrainConfig, {**UNET, 'stage': 'super_resolution', 'base': 'runs/b'})
-    assert str(error.value) == "config.text_encoder must stay empty: it comes from config.base, 'runs/b'"
 
 
 def test_a_dataclass_made_by_hand_is_checked_too():
@@ -370,68 +429,6 @@ def test_a_config_dict_answers_hasattr_and_get():
     assert hasattr(config, 'seed') and not hasattr(config, 'sead')
     assert config.get('sead', 3) == 3
     assert config['prior.weight'] == 1.0
-
-
-def from_command_line(*arguments, file=ROOT / 'configs/dog.py'):
-    argv = ['program', f'--config={file}', *arguments]
-    values = flags.FlagValues()
-    holder = program.DEFINE_config('config', 'Settings file.', flag_values=values, sys_argv=argv)
-    values(argv)
-    return resolve(DreamBoothConfig, holder.value)
-
-
-@pytest.mark.parametrize(
-    ('argument', 'name', 'value'),
-    [
-        ('prior.weight=0', 'prior.weight', 0.0),
-        ('optimizer.ema_decay=0.9', 'optimizer.ema_decay', 0.9),
-        ('optimizer.grad_clip_norm=None', 'optimizer.grad_clip_norm', None),
-        ('super_resolution_model=none', 'super_resolution_model', 'none'),
-        ('super_resolution_model=None', 'super_resolution_model', None),
-        ('model_prediction_type=v_prediction', 'model_prediction_type', 'v_prediction'),
-        ('model_prediction_type=None', 'model_prediction_type', None),
-        ('optimizer.betas=0.8,0.9', 'optimizer.betas', (0.8, 0.9)),
-        ('optimizer.betas=None', 'optimizer.betas', None),
-        ('optimizer.moments=int8', 'optimizer.moments', 'int8'),
-        ('data.resolution=64', 'data.resolution', 64),
-        ('data.random_flip=true', 'data.random_flip', True),
-        ('super_resolution.noise_level=3,7', 'super_resolution.noise_level', (3, 7)),
-        ("samples.prompts='a dog, asleep','a cat'", 'samples.prompts', ('a dog, asleep', 'a cat')),
-    ],
-)
-def test_command_line_sets(argument, name, value):
-    resolved = from_command_line(f'--config.{argument}')
-    for part in name.split('.'):
-        resolved = getattr(resolved, part)
-    assert resolved == value
-
-
-@pytest.mark.parametrize(
-    ('argument', 'sentence'),
-    [
-        ('prior.wieght=1', 'config.prior.wieght is not a known setting; did you mean config.prior.weight?'),
-        ('piror.weight=1', 'config.piror is not a known setting; did you mean config.prior?'),
-        ('prior.weight=-1', 'config.prior.weight must be >= 0, got -1.0'),
-        ('parallel.mode=ddp', "config.parallel.mode must be one of 'pmap', 'fsdp', got 'ddp'"),
-    ],
-)
-def test_command_line_errors_are_the_same_sentences(argument, sentence):
-    with pytest.raises(SettingsError) as error:
-        from_command_line(f'--config.{argument}')
-    assert str(error.value) == sentence
-
-
-def test_command_line_refuses_a_wrong_type_by_name():
-    with pytest.raises(flags.Error, match=r'--config.base.steps=1.5'):
-        from_command_line('--config.base.steps=1.5')
-
-
-def test_a_missing_config_file_is_one_sentence():
-    with pytest.raises(SettingsError) as error:
-        from_command_line(file='configs/dgo.py')
-    assert str(error.value) == (
-        'the file given to --config=configs/dgo.py is not there; give the path of a config file, such as configs/dog.py'
-    )
 
 
 def test_config_imports_nothing_heavy():

@@ -72,8 +72,13 @@ class World:
         environment = os.environ | {'PATH': path or f'{self.bin}:{os.environ["PATH"]}', 'VM': str(self.vm)}
         return subprocess.run(
             [shutil.which('bash'), str(self.checkout / 'launch_tpu.sh'), *arguments],
-            cwd=self.cwd, env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            cwd=self.cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+        )
 
     @property
     def calls(self) -> list[list[str]]:
@@ -109,9 +114,13 @@ def test_a_new_vm_is_made_and_the_run_comes_home(world):
     assert result.returncode == 0, result.stderr
     assert world.verbs == ['describe', 'create', 'scp', 'ssh', 'ssh', 'ssh', 'scp']
     assert world.calls[1] == [
-        'create', 'dog', '--accelerator-type=v5litepod-8', '--version=v2-alpha-tpuv5-lite', '--zone=us-west4-a',
+        'create',
+        'dog',
+        '--accelerator-type=v5litepod-8',
+        '--version=v2-alpha-tpuv5-lite',
+        '--zone=us-west4-a',
         '--quiet',
-    ]  # fmt: skip
+    ]
     assert world.train_arguments == ['-m', 'dreambooth_jax.train', '--workdir=runs/dog', '--distributed', *TRAIN[1:]]
     assert (world.cwd / 'runs/dog/config.json').exists()
     assert (world.cwd / 'runs/dog/launch_tpu.log').read_text() == 'step 1 of 1\n'
@@ -174,9 +183,27 @@ def test_a_preemption_while_training_is_named(world):
 
 
 HOSTILE = [
-    'a sks dog', "it's", 'say "woof"', '$HOME', '`date`', '$(date)', 'a; false', '*', 'back\\slash', 'two\nlines', 'ä☃',
-    '', '-- ', '#no', '~', '!', '&& false', '>out', '{a,b}', '%s',
-]  # fmt: skip
+    'a sks dog',
+    "it's",
+    'say "woof"',
+    '$HOME',
+    '`date`',
+    '$(date)',
+    'a; false',
+    '*',
+    'back\\slash',
+    'two\nlines',
+    'ä☃',
+    '',
+    '-- ',
+    '#no',
+    '~',
+    '!',
+    '&& false',
+    '>out',
+    '{a,b}',
+    '%s',
+]
 
 
 def test_arguments_arrive_as_they_were_given(world):
@@ -197,8 +224,9 @@ def test_the_dry_run_prints_the_commands_that_would_run_and_runs_none(world):
     lines = [line for line in dry.stdout.splitlines() if line.startswith('gcloud ')]
     subprocess.run(
         ['bash', '-c', '\n'.join(lines)],
-        env=os.environ | {'PATH': f'{world.bin}:{os.environ["PATH"]}', 'VM': str(world.vm)}, check=True,
-    )  # fmt: skip
+        env=os.environ | {'PATH': f'{world.bin}:{os.environ["PATH"]}', 'VM': str(world.vm)},
+        check=True,
+    )
 
     def named(calls):
         return [[re.sub(r'^.*/dreambooth\.\w+(\.gz)?$', 'ARCHIVE', word) for word in call] for call in calls]
@@ -275,8 +303,8 @@ def test_a_vm_that_stays_is_said_to_cost_money(world):
     result = world.launch(*HERE, '--project=my-project', *TRAIN)
     assert world.is_standing
     assert sentences(result)[-1] == (
-        'launch_tpu.sh: dog is still there and costs money; delete it with: '
-        './launch_tpu.sh --name=dog --zone=us-west4-a --project=my-project --delete'
+        'launch_tpu.sh: dog is still there and costs money; delete it with: ./launch_tpu.sh --name=dog '
+        '--zone=us-west4-a --project=my-project --delete'
     )
 
 

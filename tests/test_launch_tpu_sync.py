@@ -66,9 +66,8 @@ def test_a_copy_brings_what_is_new_and_whole_and_deletes_the_checkpoints_that_ar
 
 def test_a_copy_that_does_not_arrive_is_made_up_for_by_the_next_one(world):
     world.program(
-        "(run / 'late').touch()\n"
-        "if not (vm / 'once').exists(): (vm / 'scp_fails').write_text('broken pipe')\n"
-        "(vm / 'once').touch()"
+        "(run / 'late').touch()\nif not (vm / 'once').exists(): (vm / 'scp_fails').write_text('broken pipe')\n(vm / "
+        "'once').touch()"
     )
     assert world.launch(*HERE, *TRAIN).returncode == 1
     (world.vm / 'scp_fails').unlink()
@@ -89,8 +88,8 @@ def test_a_checkpoint_that_was_deleted_while_it_was_linked_is_not_taken_over(wor
     world.program(
         "for name in ('weights', 'config'):\n"
         "    path = run / 'base/checkpoints/2' / name\n"
-        "    path.parent.mkdir(parents=True, exist_ok=True)\n"
-        "    path.write_text(name)"
+        '    path.parent.mkdir(parents=True, exist_ok=True)\n'
+        '    path.write_text(name)'
     )
     result = world.launch(*HERE, *TRAIN)
     assert result.returncode == 0, result.stderr

@@ -62,8 +62,9 @@ def match(recorded: Sequence[Fingerprint], found: Sequence[Fingerprint]) -> tupl
         renamed = next((other for other in left if other.name == one.name), None)
         if twin is not None:
             left.remove(twin)
-            differences += [_changed(part, one, twin) for part in ('caption', 'mask')
-                            if getattr(one, part) != getattr(twin, part)]  # fmt: skip
+            differences += [
+                _changed(part, one, twin) for part in ('caption', 'mask') if getattr(one, part) != getattr(twin, part)
+            ]
         elif renamed is not None:
             left.remove(renamed)
             differences.append(f'{one.name} is another picture')

@@ -110,8 +110,12 @@ def variance_loss(
     alpha, sigma = alpha_sigma(schedule, t)
     predicted_x0 = convert(
         jax.lax.stop_gradient(model_prediction),
-        source=schedule.prediction_type, target='sample', x_t=x_t, alpha=alpha, sigma=sigma,
-    )  # fmt: skip
+        source=schedule.prediction_type,
+        target='sample',
+        x_t=x_t,
+        alpha=alpha,
+        sigma=sigma,
+    )
     share = (variance_prediction.astype(jnp.float32) + 1.0) / 2.0
     log_variance = share * high + (1.0 - share) * low
 

@@ -52,9 +52,7 @@ def convert(
     return _CONVERSIONS[source, target](value, x_t, over_trailing(alpha, value), over_trailing(sigma, value))
 
 
-def target_for(
-    prediction_type: str, x0: jax.Array, noise: jax.Array, alpha: jax.Array, sigma: jax.Array
-) -> jax.Array:
+def target_for(prediction_type: str, x0: jax.Array, noise: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
     """What a network of this prediction type should answer.
 
     Args:

@@ -274,9 +274,11 @@ def sampling(sampler: str, written: Mapping[str, Any]) -> Sampling:
 def _solver(keys: Mapping[str, Any]) -> dict[str, Any]:
     # The keys of DPMSolverMultistepScheduler in the terms of Sampling.
     for key, allowed in (
-        ('algorithm_type', _ALGORITHMS), ('solver_type', _SOLVERS), ('solver_order', (1, 2)),
+        ('algorithm_type', _ALGORITHMS),
+        ('solver_type', _SOLVERS),
+        ('solver_order', (1, 2)),
         ('final_sigmas_type', ('zero', 'sigma_min')),
-    ):  # fmt: skip
+    ):
         if keys[key] not in allowed:
             raise SchedulerFileError(
                 f"the scheduler file's {key} is {keys[key]!r}, with which sampler dpmsolver++ cannot draw; allowed: "

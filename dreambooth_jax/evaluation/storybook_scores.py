@@ -73,10 +73,16 @@ def base_scores(
             (found_class == class_noun, found_context == context)
             for found_class, found_context in zip(verdicts.class_noun[rows], verdicts.context[rows], strict=True)
         ]
-        cells.append({
-            'class_noun': class_noun, 'context': context, 'pictures': num_images,
-            'class_right': sum(c for c, _ in right), 'context_right': sum(c for _, c in right),
-            'both_right': sum(all(pair) for pair in right)})  # fmt: skip
+        cells.append(
+            {
+                'class_noun': class_noun,
+                'context': context,
+                'pictures': num_images,
+                'class_right': sum(c for c, _ in right),
+                'context_right': sum(c for _, c in right),
+                'both_right': sum(all(pair) for pair in right),
+            }
+        )
     return base_summary(cells)
 
 
@@ -100,8 +106,11 @@ def base_summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {name: shares([cell for cell in cells if cell[field] == name]) for name in names}
 
     return {
-        **shares(cells), 'per_class': grouped('class_noun'), 'per_context': grouped('context'), 'cells': list(cells)
-    }  # fmt: skip
+        **shares(cells),
+        'per_class': grouped('class_noun'),
+        'per_context': grouped('context'),
+        'cells': list(cells),
+    }
 
 
 def subject_scores(
@@ -143,13 +152,18 @@ def subject_scores(
     for i, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
         rows = slice(i * num_images, (i + 1) * num_images)
         words = prompt.template.partition('{class_noun}')[2].strip()
-        table.append({
-            'prompt': text, 'kind': prompt.kind, 'pictures': num_images,
-            'subject': _share(verdicts.subject[rows], subject_name),
-            'class_noun': _share(verdicts.class_noun[rows], class_noun),
-            'context': _share(verdicts.context[rows], words) if prompt.kind == CONTEXT else None,
-            'accessory': _share(verdicts.accessory[rows], words) if prompt.kind == ACCESSORY else None,
-            'subject_probability': _rounded(probability[rows].mean())})  # fmt: skip
+        table.append(
+            {
+                'prompt': text,
+                'kind': prompt.kind,
+                'pictures': num_images,
+                'subject': _share(verdicts.subject[rows], subject_name),
+                'class_noun': _share(verdicts.class_noun[rows], class_noun),
+                'context': _share(verdicts.context[rows], words) if prompt.kind == CONTEXT else None,
+                'accessory': _share(verdicts.accessory[rows], words) if prompt.kind == ACCESSORY else None,
+                'subject_probability': _rounded(probability[rows].mean()),
+            }
+        )
 
     def mean(field, kind=None):
         values = [row[field] for row in table if row['kind'] != INSTANCE and kind in (None, row['kind'])]
@@ -254,17 +268,27 @@ def fine_mark_scores(
     levels = []
     for level in noise_levels:
         enlarged = enlarge(
-            cascade, np.concatenate(list(low.values())), sum(words.values(), []), noise_level=level,
+            cascade,
+            np.concatenate(list(low.values())),
+            sum(words.values(), []),
+            noise_level=level,
             steps=super_resolution_steps or options['steps'],
-            guidance_scale=super_resolution_guidance_scale or options['guidance_scale'], **shared)  # fmt: skip
+            guidance_scale=super_resolution_guidance_scale or options['guidance_scale'],
+            **shared,
+        )
         parts = dict(zip(low, np.split(enlarged, ends), strict=True))
         if drawn is not None:
             drawn.update({f'{kind} {level}': pictures for kind, pictures in parts.items()})
         error = np.abs(parts['held_out'].astype(np.float32) - true).mean()
-        levels.append({
-            'noise_level': level, 'generated': _found(judge, parts['generated']),
-            'held_out': _found(judge, parts['held_out']), 'class_pictures': _found(judge, parts['class']),
-            'held_out_error': round(float(error), 2)})  # fmt: skip
+        levels.append(
+            {
+                'noise_level': level,
+                'generated': _found(judge, parts['generated']),
+                'held_out': _found(judge, parts['held_out']),
+                'class_pictures': _found(judge, parts['class']),
+                'held_out_error': round(float(error), 2),
+            }
+        )
     return {
         'subject': subject_name,
         'identifier': identifier,
@@ -310,8 +334,13 @@ def enlarge(
         for rows, used in text_to_image.padded_batches(len(low), batch_size):
             level = np.full(len(rows), noise_level, np.int32)
             pictures = sampler(
-                cascade.super_resolution.unet.params, rows_of(text, 1 + rows), rows_of(text, np.zeros_like(rows)),
-                keys[rows], low=low[rows], level=level)  # fmt: skip
+                cascade.super_resolution.unet.params,
+                rows_of(text, 1 + rows),
+                rows_of(text, np.zeros_like(rows)),
+                keys[rows],
+                low=low[rows],
+                level=level,
+            )
             drawn.append(text_to_image.to_uint8(pictures)[:used])
             bar.update(used)
     return np.concatenate(drawn)

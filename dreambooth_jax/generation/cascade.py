@@ -20,9 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from dreambooth_jax.config import NO_MODEL, DreamBoothConfig, SettingsError
-from dreambooth_jax.diffusion import samplers
-from dreambooth_jax.diffusion.scheduler_files import SchedulerFileError
-from dreambooth_jax.generation import text_to_image
+from dreambooth_jax.generation import checks, text_to_image
 from dreambooth_jax.models import vae
 from dreambooth_jax.stages.text_conditioning import Text, TextConditioning, rows_of
 from dreambooth_jax.text.tokenize import Tokenizer
@@ -74,12 +72,12 @@ class Cascade:
 
     def __post_init__(self):
         base, second = self.base, self.super_resolution
-        _check_stage(base, False, base.family.networks + base.family.tokenizers)
-        _check_size(base, self.size)
+        checks.check_stage(base, False, base.family.networks + base.family.tokenizers)
+        checks.check_size(base, self.size)
         if second is None:
             return
         parts = second.family.networks + second.family.tokenizers if second.is_latent else ('unet',)
-        _check_stage(second, True, parts)
+        checks.check_stage(second, True, parts)
         if second.text_encoder is None:
             guard.check_second_stage(second, base)
 
@@ -124,10 +122,15 @@ class Cascade:
         Raises: as `load`.
         """
         return cls.load(
-            config.model, super_resolution_model=config.super_resolution_model, dtype=config.parallel.dtype,
-            size=config.data.resolution, clip_skip=config.base.clip_skip,
-            prediction_type=config.model_prediction_type, tokenizer_dir=config.model_tokenizer_dir,
-            revisions=(config.model_revision, config.super_resolution_model_revision))  # fmt: skip
+            config.model,
+            super_resolution_model=config.super_resolution_model,
+            dtype=config.parallel.dtype,
+            size=config.data.resolution,
+            clip_skip=config.base.clip_skip,
+            prediction_type=config.model_prediction_type,
+            tokenizer_dir=config.model_tokenizer_dir,
+            revisions=(config.model_revision, config.super_resolution_model_revision),
+        )
 
     @property
     def base_size(self) -> int:
@@ -170,8 +173,12 @@ class Cascade:
         super_resolution_unet: Mapping[str, Any] | None = None,
     ) -> 'Cascade':
         """The same networks with other parameters; nothing is compiled again. None keeps what is there."""
-        given = {(BASE, 'unet'): unet, (BASE, 'text_encoder'): text_encoder, (BASE, 'text_encoder_2'): text_encoder_2,
-                 (SUPER_RESOLUTION, 'unet'): super_resolution_unet}  # fmt: skip
+        given = {
+            (BASE, 'unet'): unet,
+            (BASE, 'text_encoder'): text_encoder,
+            (BASE, 'text_encoder_2'): text_encoder_2,
+            (SUPER_RESOLUTION, 'unet'): super_resolution_unet,
+        }
         given = {part: params for part, params in given.items() if params is not None}
         stages = {stage: getattr(self, stage) for stage in STAGES}
         for (stage, component), params in given.items():
@@ -198,8 +205,7 @@ class Cascade:
             size = self.base_size if stage == BASE else self.super_resolution_size
             tokenizers = {'text_encoder': self._tokenizer(stage)}
             if pipeline.tokenizer_2_folder is not None:
-                tokenizers['text_encoder_2'] = Tokenizer.load(
-                    pipeline.tokenizer_2_folder, added=pipeline.added_tokens)  # fmt: skip
+                tokenizers['text_encoder_2'] = Tokenizer.load(pipeline.tokenizer_2_folder, added=pipeline.added_tokens)
             skip = self.clip_skip if pipeline is self.base else 0
             encoders = {part: in_float32(part, network) for part, network in pipeline.text_encoders.items()}
             reader = dataclasses.replace(pipeline, **encoders)
@@ -293,8 +299,11 @@ class Cascade:
         text = self.encode([negative_prompt, *prompts])
         if second is not None:
             draw_second = self.sampler(
-                SUPER_RESOLUTION, super_resolution_steps or steps, super_resolution_guidance_scale or guidance_scale,
-                sampler)  # fmt: skip
+                SUPER_RESOLUTION,
+                super_resolution_steps or steps,
+                super_resolution_guidance_scale or guidance_scale,
+                sampler,
+            )
             highest = noise_schedules.highest_noise_level(second)
             if not 0 <= noise_level <= highest:
                 raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {highest}')
@@ -321,25 +330,34 @@ class Cascade:
     def sampler(self, stage: str, steps: int, guidance_scale: float, method: str):
         """The compiled sampler of a stage (text_to_image.make_sampler).
 
-        Raises: as `check_sampler`.
+        Raises: as checks.check_sampler.
         """
 
         def make():
             pipeline = getattr(self, stage)
-            check_sampler(pipeline, steps, method)
+            checks.check_sampler(pipeline, steps, method)
             schedule = noise_schedules.read(pipeline)
             if pipeline.is_latent and schedule.sampling(method).clip_sample:
                 logging.warning(
                     'the scheduler of %s lets sampler %s clip latents to +-%g, as diffusers then does, which dulls '
                     'pictures; write "clip_sample": false into its scheduler_config.json',
-                    pipeline.name, method, schedule.sampling(method).clip_sample_range)  # fmt: skip
+                    pipeline.name,
+                    method,
+                    schedule.sampling(method).clip_sample_range,
+                )
             noising = noise_schedules.read_noising(pipeline) if stage == SUPER_RESOLUTION else None
             # What the UNet draws: latents are as wide as the upscaler's low picture, pixels as the picture itself.
             pixels = self.base_size if stage == BASE else self.super_resolution_size
             side = pixels // pipeline.latent_scale
             return text_to_image.make_sampler(
-                pipeline.unet.apply, schedule, shape=(side, side, noise_schedules.drawn_channels(pipeline)),
-                steps=steps, method=method, guidance_scale=guidance_scale, noising_schedule=noising)  # fmt: skip
+                pipeline.unet.apply,
+                schedule,
+                shape=(side, side, noise_schedules.drawn_channels(pipeline)),
+                steps=steps,
+                method=method,
+                guidance_scale=guidance_scale,
+                noising_schedule=noising,
+            )
 
         return self._program(('sampler', stage, steps, float(guidance_scale), method), make)
 
@@ -384,20 +402,6 @@ def compute_dtype(dtype: Any = 'auto'):
     return jnp.dtype(dtype)
 
 
-def check_sampler(pipeline: Pipeline, steps: int, method: str) -> None:
-    """Before anything is drawn: whether a stage's scheduler lets `method` draw in so many steps.
-
-    Raises: SettingsError for steps or a method that the model's schedule does not allow; WeightsError for a scheduler
-      that does not fit the model.
-    """
-    schedule = noise_schedules.read(pipeline)
-    try:
-        samplers.step_table(schedule, method, steps)
-    except ValueError as error:
-        place = f'{pipeline.name}: ' if isinstance(error, SchedulerFileError) else ''
-        raise SettingsError(f'{place}{error}') from None
-
-
 def _words(text: Text, prompt_of: np.ndarray) -> tuple[Text, Text]:
     # Text and negative text of some rows; the first prompt is the negative one.
     return rows_of(text, 1 + prompt_of), rows_of(text, np.zeros_like(prompt_of))
@@ -414,33 +418,3 @@ def _on_devices(tree, split: bool = False):
     if isinstance(leaves[0], jax.Array) and len(leaves[0].sharding.device_set) > 1:
         return tree  # a training run's, on all devices already
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec('data') if split else PartitionSpec()))
-
-
-def _check_stage(pipeline: Pipeline, enlarges: bool, parts: Sequence[str]) -> None:
-    if pipeline.family.enlarges != enlarges:
-        kinds, settings = ('base', 'second'), ('model', 'super_resolution_model')
-        raise WeightsError(
-            f'{pipeline.name}, an {pipeline.class_name}, is a {kinds[not enlarges]} stage, but {settings[enlarges]} '
-            f'must be a {kinds[enlarges]} stage; this one can be given as {settings[not enlarges]}.'
-        )
-    for part in parts:
-        if getattr(pipeline, f'{part}_folder' if part.startswith('tokenizer') else part) is None:
-            raise WeightsError(f'{pipeline.name} has no {part}; give a complete pipeline.')
-    noise_schedules.read(pipeline)
-    if enlarges:
-        noise_schedules.read_noising(pipeline)
-
-
-def _check_size(pipeline: Pipeline, size: int | None) -> None:
-    if size is None or size == pipeline.native_size:
-        return
-    if not pipeline.is_latent and pipeline.native_size is not None:
-        raise SettingsError(
-            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws at {pipeline.size}; leave '
-            f'it None'
-        )
-    if size % pipeline.size_divisor:
-        raise SettingsError(
-            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws multiples of '
-            f'{pipeline.size_divisor}'
-        )

@@ -177,28 +177,50 @@ def ensure_prior_images(
     super_resolution = super_resolution and cascade.super_resolution is not None
     requests = [(prompt, number) for prompt in range(len(prompts)) for number in range(count)]
     files = [_file(folder, prompts[prompt], number, super_resolution) for prompt, number in requests]
-    second = {'noise_level': noise_level, 'super_resolution_steps': super_resolution_steps,
-              'super_resolution_guidance_scale': super_resolution_guidance_scale}  # fmt: skip
+    second = {
+        'noise_level': noise_level,
+        'super_resolution_steps': super_resolution_steps,
+        'super_resolution_guidance_scale': super_resolution_guidance_scale,
+    }
 
     def draw():
-        wanted = {'model': cascade.base.weights_hash, 'scheduler': scheduler_hash(cascade.base), 'prompts': prompts,
-                  'sampler': sampler, 'steps': steps, 'guidance_scale': float(guidance_scale), 'seed': seed,
-                  'size': cascade.base_size, 'clip_skip': cascade.clip_skip, SUPER_RESOLUTION: None}  # fmt: skip
+        wanted = {
+            'model': cascade.base.weights_hash,
+            'scheduler': scheduler_hash(cascade.base),
+            'prompts': prompts,
+            'sampler': sampler,
+            'steps': steps,
+            'guidance_scale': float(guidance_scale),
+            'seed': seed,
+            'size': cascade.base_size,
+            'clip_skip': cascade.clip_skip,
+            SUPER_RESOLUTION: None,
+        }
         if super_resolution:
             model = cascade.super_resolution
-            wanted[SUPER_RESOLUTION] = {
-                'model': model.weights_hash, 'scheduler': scheduler_hash(model), **second}  # fmt: skip
+            wanted[SUPER_RESOLUTION] = {'model': model.weights_hash, 'scheduler': scheduler_hash(model), **second}
         manifest = open_manifest(folder, wanted, count)
         folder.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
         missing = [index for index, file in enumerate(files) if not is_there(manifest, file)]
         if not manifest['pictures']:
             write_manifest(folder, manifest)  # pictures without one would be taken for photos of the user's own
-        options = dict(steps=steps, guidance_scale=guidance_scale, sampler=sampler, seed=seed, batch_size=batch_size,
-                       super_resolution=super_resolution, **second)  # fmt: skip
+        options = dict(
+            steps=steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            seed=seed,
+            batch_size=batch_size,
+            super_resolution=super_resolution,
+            **second,
+        )
         with tqdm(
-            total=len(files), initial=len(files) - len(missing), unit='picture', desc='class pictures',
-            disable=not (progress and missing), dynamic_ncols=True,
-        ) as bar:  # fmt: skip
+            total=len(files),
+            initial=len(files) - len(missing),
+            unit='picture',
+            desc='class pictures',
+            disable=not (progress and missing),
+            dynamic_ncols=True,
+        ) as bar:
             for rows, pictures in cascade.stream(prompts, [requests[index] for index in missing], **options):
                 for image, index in enumerate(missing[row] for row in rows):
                     file = files[index]
@@ -237,8 +259,7 @@ def read(
     def one(path, size, place):
         if crop_seed is None:
             return read_picture(path, size)
-        return read_picture(
-            path, size, crop='random', rng=np.random.default_rng([crop_seed, place]), max_zoom=max_zoom)  # fmt: skip
+        return read_picture(path, size, crop='random', rng=np.random.default_rng([crop_seed, place]), max_zoom=max_zoom)
 
     return {
         stage: Examples(np.stack([one(path, size, place) for place, path in enumerate(paths[stage])]), prompts)

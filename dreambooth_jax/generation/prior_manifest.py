@@ -89,8 +89,13 @@ def is_there(manifest: Mapping[str, Any], image: PriorImage) -> bool:
 def add(manifest: Mapping[str, Any], image: PriorImage, *, seed: int, number: int) -> None:
     """Notes a picture whose files are written."""
     before = manifest['pictures'].get(image.path.name, {SUPER_RESOLUTION: False})
-    entry = {'prompt': image.prompt, 'seed': seed, 'number': number, _HASH: file_hash(image.path),
-             SUPER_RESOLUTION: image.super_resolution is not None or before[SUPER_RESOLUTION]}  # fmt: skip
+    entry = {
+        'prompt': image.prompt,
+        'seed': seed,
+        'number': number,
+        _HASH: file_hash(image.path),
+        SUPER_RESOLUTION: image.super_resolution is not None or before[SUPER_RESOLUTION],
+    }
     if image.super_resolution is not None:
         entry[_SECOND_HASH] = file_hash(image.super_resolution)
     elif _SECOND_HASH in before:
@@ -148,8 +153,11 @@ def _differences(found: dict[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     if before['model'] != now['model']:
         differences.append('by another super-resolution model')
     else:
-        differences += [f'with {name} {before.get(name)} instead of {now[name]}' for name in now
-                        if name not in ('model', 'scheduler') and before.get(name) != now[name]]  # fmt: skip
+        differences += [
+            f'with {name} {before.get(name)} instead of {now[name]}'
+            for name in now
+            if name not in ('model', 'scheduler') and before.get(name) != now[name]
+        ]
     return differences + _scheduler_differences(before, now, found['sampler'], ' of the super-resolution model')
 
 

@@ -80,8 +80,16 @@ def convolution(
     start = {'kernel_init': nnx.initializers.zeros_init()} if zero else {}
     shape = (kernel, kernel)
     return nnx.Conv(
-        in_channels, out_channels, shape, stride, padding=padding, dtype=dtype, rngs=rngs,
-        conv_general_dilated=convolve, **start)  # fmt: skip
+        in_channels,
+        out_channels,
+        shape,
+        stride,
+        padding=padding,
+        dtype=dtype,
+        rngs=rngs,
+        conv_general_dilated=convolve,
+        **start,
+    )
 
 
 def average_pool(x):

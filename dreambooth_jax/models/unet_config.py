@@ -84,27 +84,54 @@ CHOICES: dict[str, tuple] = {
 }
 # Nothing here implements other values than the default.
 FIXED = (
-    'downsample_padding', 'dropout', 'reverse_transformer_layers_per_block', 'num_attention_heads',
-    'dual_cross_attention', 'time_embedding_type', 'timestep_post_act', 'attention_type', 'class_embeddings_concat',
-)  # fmt: skip
+    'downsample_padding',
+    'dropout',
+    'reverse_transformer_layers_per_block',
+    'num_attention_heads',
+    'dual_cross_attention',
+    'time_embedding_type',
+    'timestep_post_act',
+    'attention_type',
+    'class_embeddings_concat',
+)
 POSITIVE_INTEGERS = (
-    'in_channels', 'out_channels', 'block_out_channels', 'layers_per_block', 'norm_num_groups', 'cross_attention_dim',
-    'attention_head_dim', 'transformer_layers_per_block', 'conv_in_kernel', 'conv_out_kernel',
+    'in_channels',
+    'out_channels',
+    'block_out_channels',
+    'layers_per_block',
+    'norm_num_groups',
+    'cross_attention_dim',
+    'attention_head_dim',
+    'transformer_layers_per_block',
+    'conv_in_kernel',
+    'conv_out_kernel',
     'addition_embed_type_num_heads',
-)  # fmt: skip
+)
 OPTIONAL_INTEGERS = (
-    'encoder_hid_dim', 'time_embedding_dim', 'num_class_embeds', 'addition_time_embed_dim',
+    'encoder_hid_dim',
+    'time_embedding_dim',
+    'num_class_embeds',
+    'addition_time_embed_dim',
     'projection_class_embeddings_input_dim',
-)  # fmt: skip
+)
 POSITIVE_NUMBERS = ('norm_eps', 'mid_block_scale_factor', 'resnet_out_scale_factor')
 PER_BLOCK = (
-    'only_cross_attention', 'layers_per_block', 'cross_attention_dim', 'attention_head_dim',
+    'only_cross_attention',
+    'layers_per_block',
+    'cross_attention_dim',
+    'attention_head_dim',
     'transformer_layers_per_block',
-)  # fmt: skip
+)
 # Of the training that diffusers' EMAModel keeps beside the weights that it averaged; no part of the network.
 EMA_KEYS = (
-    'decay', 'inv_gamma', 'min_decay', 'optimization_step', 'power', 'update_after_step', 'use_ema_warmup',
-)  # fmt: skip
+    'decay',
+    'inv_gamma',
+    'min_decay',
+    'optimization_step',
+    'power',
+    'update_after_step',
+    'use_ema_warmup',
+)
 SEQUENCES = ('down_block_types', 'up_block_types', 'block_out_channels')
 
 

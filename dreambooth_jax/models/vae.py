@@ -198,11 +198,18 @@ class Encoder(nnx.Module):
         resnet, attention = _layers(c, made)
         downsampler = functools.partial(Downsample, made=made)
         self.conv_in = convolution(c['in_channels'], widths[0], **made)
-        self.down_blocks = nnx.List([
-            Block(widths[max(level - 1, 0)], width, c['layers_per_block'], resnet=resnet,
-                  downsampler=downsampler if level < len(widths) - 1 else None)
-            for level, width in enumerate(widths)
-        ])  # fmt: skip
+        self.down_blocks = nnx.List(
+            [
+                Block(
+                    widths[max(level - 1, 0)],
+                    width,
+                    c['layers_per_block'],
+                    resnet=resnet,
+                    downsampler=downsampler if level < len(widths) - 1 else None,
+                )
+                for level, width in enumerate(widths)
+            ]
+        )
         self.mid_block = MidBlock(widths[-1], resnet=resnet, attention=attention)
         self.conv_norm_out = GroupNorm(widths[-1], groups, EPSILON, **made)
         self.conv_out = convolution(widths[-1], 2 * c['latent_channels'], **made)
@@ -224,11 +231,18 @@ class Decoder(nnx.Module):
         upsampler = functools.partial(Upsample, made=made)
         self.conv_in = convolution(c['latent_channels'], widths[0], **made)
         self.mid_block = MidBlock(widths[0], resnet=resnet, attention=attention)
-        self.up_blocks = nnx.List([
-            Block(widths[max(index - 1, 0)], width, c['layers_per_block'] + 1, resnet=resnet,
-                  upsampler=upsampler if index < len(widths) - 1 else None)
-            for index, width in enumerate(widths)
-        ])  # fmt: skip
+        self.up_blocks = nnx.List(
+            [
+                Block(
+                    widths[max(index - 1, 0)],
+                    width,
+                    c['layers_per_block'] + 1,
+                    resnet=resnet,
+                    upsampler=upsampler if index < len(widths) - 1 else None,
+                )
+                for index, width in enumerate(widths)
+            ]
+        )
         self.conv_norm_out = GroupNorm(widths[-1], groups, EPSILON, **made)
         self.conv_out = convolution(widths[-1], c['out_channels'], **made)
 

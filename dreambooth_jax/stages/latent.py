@@ -48,7 +48,7 @@ def encode_pictures(
     encoded = []
     with tqdm(
         total=len(pictures), unit='picture', desc='encoding', dynamic_ncols=True, disable=len(pictures) <= 8
-    ) as bar:  # fmt: skip
+    ) as bar:
         for first in range(0, len(pictures), batch_size):
             rows = np.minimum(np.arange(first, first + batch_size), len(pictures) - 1)
             encoded.append(np.asarray(encode(params, pictures[rows])))

@@ -11,70 +11,12 @@ import math
 from collections.abc import Callable
 from random import Random
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
-Colour = tuple[int, int, int]
-
-
-def _mix(first: Colour, second: Colour, share: float) -> Colour:
-    """The colour a `share` of the way from first to second."""
-    return tuple(round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
+from dreambooth_jax.storybook.context_pen import Colour, ContextPen, gradient, mix
 
 
-def _gradient(size: tuple[int, int], top: Colour, bottom: Colour) -> Image.Image:
-    """A vertical gradient; four rows rather than two, since bilinear resizing holds the outer rows flat."""
-    strip = Image.new('RGB', (1, 4))
-    strip.putdata([_mix(top, bottom, share) for share in (0.0, 0.33, 0.67, 1.0)])
-    # Across first, then down: a wide row is repeated by a plain copy, which is cheaper than resampling both ways.
-    return strip.resize((1, size[1]), Image.Resampling.BILINEAR).resize(size, Image.Resampling.NEAREST)
-
-
-class _Pen:
-    """An image with drawing in fractions of its side, and the picture's randomness."""
-
-    def __init__(self, image: Image.Image, random: Random):
-        self.image, self.side, self.draw = image, image.width, ImageDraw.Draw(image)
-        self.random, self.uniform = random, random.uniform
-
-    def near(self, colour: Colour, amount: int = 9) -> Colour:
-        """A colour close to this one; the brightness moves more than the hue, which identifies the context."""
-        light = self.uniform(-amount, amount)
-        return tuple(min(255, max(0, round(c + light + self.uniform(-amount, amount) / 2))) for c in colour)
-
-    def fade(self, y0: float, y1: float, top: Colour, bottom: Colour):
-        a, b = round(y0 * self.side), round(y1 * self.side)
-        self.image.paste(_gradient((self.side, max(1, b - a)), top, bottom), (0, a))
-
-    def rect(self, x0: float, y0: float, x1: float, y1: float, colour: Colour):
-        s = self.side
-        # The far edges belong to PIL's rectangles, hence the -1, with which neighbours do not overlap.
-        self.draw.rectangle((x0 * s, y0 * s, max(x0 * s, x1 * s - 1), max(y0 * s, y1 * s - 1)), fill=colour)
-
-    def poly(self, points: list[tuple[float, float]], colour: Colour):
-        self.draw.polygon([(x * self.side, y * self.side) for x, y in points], fill=colour)
-
-    def oval(self, x: float, y: float, rx: float, ry: float, colour: Colour):
-        self.draw.ellipse([v * self.side for v in (x - rx, y - ry, x + rx, y + ry)], fill=colour)
-
-    def line(self, points: list[tuple[float, float]], width: float, colour: Colour):
-        points = [(x * self.side, y * self.side) for x, y in points]
-        self.draw.line(points, fill=colour, width=max(1, round(width * self.side)))
-
-    def wave(self, y: float, height: float, length: float, colour: Colour, depth: float | None = None):
-        """A wavy line, or with a depth a wavy-topped band from there down."""
-        phase = self.uniform(0, math.tau)
-        top = [(k / 24, y + height * math.sin(k / 24 * math.tau / length + phase)) for k in range(25)]
-        if depth is None:
-            self.line(top, 0.016, colour)
-        else:
-            self.poly([*top, (1, y + depth), (0, y + depth)], colour)
-
-    def dots(self, count: int, xs: tuple[float, float], ys: tuple[float, float], size: float, colour: Colour):
-        for _ in range(count):
-            self.oval(self.uniform(*xs), self.uniform(*ys), size, size * 0.65, self.near(colour, 14))
-
-
-def _jungle(pen: _Pen):
+def _jungle(pen: ContextPen):
     pen.fade(0, 1, pen.near((58, 128, 52)), pen.near((10, 52, 26)))
     for k in range(8):  # trunks, then lianas
         x, low = pen.uniform(0, 1), 1.0 if k < 4 else pen.uniform(0.25, 0.6)
@@ -91,7 +33,7 @@ def _jungle(pen: _Pen):
             pen.poly([(x, y), left, (x + dx, y + dy), right], colour)
 
 
-def _pine(pen: _Pen, x: float, foot: float, height: float):
+def _pine(pen: ContextPen, x: float, foot: float, height: float):
     green = pen.near((26, 66, 60))
     for k in range(3):
         low, half = foot - height * 0.28 * k, height * (0.27 - 0.055 * k)
@@ -100,7 +42,7 @@ def _pine(pen: _Pen, x: float, foot: float, height: float):
         pen.poly([(x - half * 0.42, cap), (x, tip), (x + half * 0.42, cap)], (238, 244, 252))
 
 
-def _snow(pen: _Pen):
+def _snow(pen: ContextPen):
     pen.fade(0, 0.6, pen.near((112, 146, 196)), pen.near((184, 206, 234)))
     ground = pen.uniform(0.5, 0.56)
     for x in (pen.uniform(0.3, 0.42), pen.uniform(0.6, 0.7)):
@@ -112,7 +54,7 @@ def _snow(pen: _Pen):
     pen.dots(34, (0, 1), (0, 1), 0.015, (250, 250, 252))
 
 
-def _beach(pen: _Pen):
+def _beach(pen: ContextPen):
     horizon, shore, side = pen.uniform(0.28, 0.33), pen.uniform(0.5, 0.56), pen.random.choice((-1, 1))
     pen.fade(0, horizon, pen.near((96, 186, 244)), pen.near((186, 230, 252)))
     pen.fade(horizon, shore + 0.05, pen.near((22, 122, 190)), pen.near((70, 208, 210)))
@@ -129,7 +71,7 @@ def _beach(pen: _Pen):
         pen.poly(points, (252, 250, 244) if k % 2 else stripe)
 
 
-def _cobblestone(pen: _Pen):
+def _cobblestone(pen: ContextPen):
     walls = ((222, 176, 112), (206, 132, 96), (230, 204, 160), (190, 150, 104))
     pen.rect(0, 0, 1, 0.36, (110, 90, 80))
     x = -pen.uniform(0, 0.12)
@@ -149,18 +91,18 @@ def _cobblestone(pen: _Pen):
         y, height = y + height, height * 1.14
 
 
-def _pink_fabric(pen: _Pen):
+def _pink_fabric(pen: ContextPen):
     base, slope = pen.near((242, 142, 190)), pen.random.choice((-1, 1)) * pen.uniform(0.35, 0.6)
-    pen.fade(0, 1, _mix(base, (255, 220, 238), 0.35), base)
+    pen.fade(0, 1, mix(base, (255, 220, 238), 0.35), base)
     for k in range(7):  # folds: a dark side and a lit side each
         x, bend, width = (k + pen.uniform(-0.3, 0.3)) / 5 - 0.2, pen.uniform(-0.06, 0.06), pen.uniform(0.035, 0.06)
         spine = [(x + slope * (y - 0.5) + bend * math.sin(y * 6), y) for y in (0, 0.2, 0.4, 0.6, 0.8, 1.0)]
         for turn, tone in ((1, (206, 76, 146)), (-1, (255, 232, 244))):
             edge = [(px + turn * width * (0.4 + y), y) for px, y in reversed(spine)]
-            pen.poly([*spine, *edge], _mix(base, tone, pen.uniform(0.4, 0.6)))
+            pen.poly([*spine, *edge], mix(base, tone, pen.uniform(0.4, 0.6)))
 
 
-def _wooden_floor(pen: _Pen):
+def _wooden_floor(pen: ContextPen):
     pen.fade(0, 0.2, pen.near((240, 228, 204)), pen.near((228, 214, 188)))
     pen.rect(0, 0.155, 1, 0.2, (252, 248, 238))
     lean, gap = pen.uniform(-0.08, 0.08), (98, 54, 26)
@@ -172,7 +114,7 @@ def _wooden_floor(pen: _Pen):
         pen.line([(x0 + (x2 - x0) * u, 0.2 + 0.81 * u), (x1 + (x3 - x1) * u, 0.2 + 0.81 * u)], 0.011, gap)
 
 
-def _city(pen: _Pen):
+def _city(pen: ContextPen):
     pen.fade(0, 0.72, pen.near((70, 62, 128)), pen.near((250, 156, 118)))
     for depth, colour in ((0, (104, 86, 140)), (1, (38, 40, 78))):
         x = -pen.uniform(0, 0.08)
@@ -193,27 +135,27 @@ def _city(pen: _Pen):
         pen.rect(0.04 + k * 0.28, 0.87, 0.17 + k * 0.28, 0.895, (236, 232, 214))
 
 
-def _mountain(pen: _Pen):
+def _mountain(pen: ContextPen):
     pen.fade(0, 0.6, pen.near((78, 148, 226)), pen.near((190, 222, 246)))
     side, foot = pen.random.choice((-1, 1)), 0.68
     ranges = ((0.5 - side * 0.4, pen.uniform(0.2, 0.28), 0.42), (0.5 + side * pen.uniform(0.16, 0.24), 0.04, 0.62))
     for x, top, half in ranges:
         rock = pen.near((112, 108, 134))
         pen.poly([(x - half, foot), (x, top), (x + half, foot)], rock)
-        pen.poly([(x, top), (x + half, foot), (x + half * 0.1, foot)], _mix(rock, (60, 58, 90), 0.5))
+        pen.poly([(x, top), (x + half, foot), (x + half * 0.1, foot)], mix(rock, (60, 58, 90), 0.5))
         cap = ((0.36, 0.36), (0.2, 0.29), (0.08, 0.42), (-0.06, 0.3), (-0.2, 0.4), (-0.36, 0.36))
         pen.poly([(x, top), *((x + half * u, top + (foot - top) * v) for u, v in cap)], (250, 252, 255))
     pen.wave(0.63, 0.02, 0.8, pen.near((62, 122, 70)), 0.2)
     pen.wave(0.74, 0.02, 1.2, pen.near((120, 182, 82)), 0.3)
 
 
-def _blue_house(pen: _Pen):
+def _blue_house(pen: ContextPen):
     pen.fade(0, 0.76, pen.near((206, 228, 240), 5), pen.near((240, 244, 238), 5))
     pen.rect(0, 0.56, 1, 0.76, pen.near((70, 132, 74)))
     x, blue, white = 0.5 + 0.12 * pen.random.choice((-1, 1)), pen.near((36, 92, 206)), (252, 252, 250)
     pen.rect(x - 0.3, 0.24, x + 0.3, 0.76, blue)
     for k in range(6):  # weatherboards
-        pen.rect(x - 0.3, 0.3 + 0.075 * k, x + 0.3, 0.31 + 0.075 * k, _mix(blue, (10, 30, 96), 0.45))
+        pen.rect(x - 0.3, 0.3 + 0.075 * k, x + 0.3, 0.31 + 0.075 * k, mix(blue, (10, 30, 96), 0.45))
     pen.poly([(x - 0.355, 0.27), (x - 0.23, 0.07), (x + 0.23, 0.07), (x + 0.355, 0.27)], pen.near((170, 62, 48)))
     for middle in (x - 0.205, x + 0.205):
         pen.rect(middle - 0.065, 0.33, middle + 0.065, 0.52, white)
@@ -226,22 +168,22 @@ def _blue_house(pen: _Pen):
         pen.poly([(left, 0.84), (left, 0.65), (left + 0.022, 0.62), (right, 0.65), (right, 0.84)], white)
 
 
-def _purple_rug_forest(pen: _Pen):
+def _purple_rug_forest(pen: ContextPen):
     pen.fade(0, 0.66, pen.near((38, 74, 40)), pen.near((92, 124, 62)))
     for x in (0.02, 0.16, 0.3, 0.47, 0.66, 0.83, 0.97):
         x, half, bark = x + pen.uniform(-0.035, 0.035), pen.uniform(0.025, 0.045), pen.near((104, 70, 46))
         pen.poly([(x - half, 0), (x + half, 0), (x + half * 1.3, 0.68), (x - half * 1.3, 0.68)], bark)
-        pen.rect(x + half * 0.4, 0, x + half, 0.67, _mix(bark, (40, 24, 18), 0.5))
+        pen.rect(x + half * 0.4, 0, x + half, 0.67, mix(bark, (40, 24, 18), 0.5))
     pen.wave(0.61, 0.02, 0.4, pen.near((66, 72, 34)), 0.4)
     for _ in range(18):
         x = pen.uniform(0, 1)
         pen.oval(x, pen.uniform(-0.02, 0.1), pen.uniform(0.06, 0.1), 0.05, pen.near((40, 98, 46), 16))
     purple, y = pen.near((134, 52, 188)), pen.uniform(0.8, 0.83)
     for rx, ry, share in ((0.5, 0.18, 0.7), (0.47, 0.16, 0.0), (0.4, 0.125, 0.45), (0.37, 0.11, 0.05)):
-        pen.oval(0.5, y, rx, ry, _mix(purple, (240, 206, 252), share))
+        pen.oval(0.5, y, rx, ry, mix(purple, (240, 206, 252), share))
 
 
-def _wheat_field(pen: _Pen):
+def _wheat_field(pen: ContextPen):
     horizon = pen.uniform(0.22, 0.28)
     pen.fade(0, horizon, pen.near((128, 190, 238)), pen.near((216, 232, 236)))
     pen.fade(horizon, 1, pen.near((240, 206, 98)), pen.near((196, 140, 40)))
@@ -254,7 +196,7 @@ def _wheat_field(pen: _Pen):
             pen.oval(x + lean, top, size, size * 3.4, pen.near((252, 222, 120), 14))
 
 
-def _autumn_tree(pen: _Pen):
+def _autumn_tree(pen: ContextPen):
     pen.fade(0, 0.66, pen.near((208, 220, 226)), pen.near((250, 236, 206)))
     pen.fade(0.62, 1, pen.near((206, 140, 58)), pen.near((158, 88, 38)))
     side, bark = pen.random.choice((-1, 1)), pen.near((84, 54, 40))
@@ -269,7 +211,7 @@ def _autumn_tree(pen: _Pen):
         pen.dots(8, (0, 1), (0.66, 1), 0.021, leaf)
 
 
-def _eiffel_tower(pen: _Pen):
+def _eiffel_tower(pen: ContextPen):
     pen.fade(0, 0.74, pen.near((190, 206, 232), 6), pen.near((250, 226, 214), 6))
     pen.wave(0.68, 0.012, 0.24, pen.near((112, 146, 104)), 0.2)
     pen.fade(0.75, 1, pen.near((132, 176, 92)), pen.near((96, 146, 72)))
@@ -282,10 +224,10 @@ def _eiffel_tower(pen: _Pen):
     arch = [(x + 0.115 * math.cos(k * math.pi / 8), 0.805 - 0.125 * math.sin(k * math.pi / 8)) for k in range(9)]
     pen.poly(arch, pen.near((196, 196, 170)))
     for y, w in ((0.34, 0.067), (0.523, 0.115), (0.646, 0.16)):  # the platforms
-        pen.rect(x - w, y - 0.012, x + w, y + 0.014, _mix(iron, (40, 26, 20), 0.5))
+        pen.rect(x - w, y - 0.012, x + w, y + 0.014, mix(iron, (40, 26, 20), 0.5))
 
 
-def _water(pen: _Pen):
+def _water(pen: ContextPen):
     horizon = pen.uniform(0.14, 0.18)
     pen.fade(0, horizon, pen.near((196, 226, 244)), pen.near((236, 244, 244)))
     pen.fade(horizon, 1, pen.near((66, 150, 214)), pen.near((10, 62, 142)))
@@ -297,7 +239,7 @@ def _water(pen: _Pen):
         pen.line([(x, y), (x + 0.07, y)], 0.014, (222, 242, 252))
 
 
-def _milk(pen: _Pen):
+def _milk(pen: ContextPen):
     horizon = pen.uniform(0.2, 0.24)
     pen.fade(0, horizon + 0.03, pen.near((150, 200, 242), 5), pen.near((204, 228, 246), 5))
     for k in range(6):  # overlapping creamy billows, each with a shaded crest
@@ -308,7 +250,7 @@ def _milk(pen: _Pen):
         pen.poly([*((px, py + 0.03) for px, py in crest), (1, 1), (0, 1)], (255, 251, 236))
 
 
-def _sunflower(pen: _Pen, x: float, y: float, size: float):
+def _sunflower(pen: ContextPen, x: float, y: float, size: float):
     pen.line([(x, y), (x + 0.01, min(1.0, y + 0.3))], 0.02, (44, 110, 40))
     turn = pen.uniform(0, 1)
     petals = [(turn + k * math.tau / 20, size if k % 2 else size * 0.68) for k in range(20)]
@@ -316,14 +258,14 @@ def _sunflower(pen: _Pen, x: float, y: float, size: float):
     pen.oval(x, y, size * 0.45, size * 0.45, (88, 52, 24))
 
 
-def _grass_blades(pen: _Pen, count: int, low: float, high: float):
+def _grass_blades(pen: ContextPen, count: int, low: float, high: float):
     for _ in range(count):
         x, y = pen.uniform(0, 1), pen.uniform(low, high)
         green = pen.near((60, 150, 50), 26)
         pen.poly([(x - 0.012, y), (x + pen.uniform(-0.03, 0.03), y - 0.09), (x + 0.012, y)], green)
 
 
-def _sunflowers(pen: _Pen):
+def _sunflowers(pen: ContextPen):
     pen.fade(0, 1, pen.near((150, 214, 92)), pen.near((58, 146, 48)))
     _grass_blades(pen, 50, 0.05, 1.02)
     spots = [(x, y) for y in (0.1, 0.33, 0.56, 0.8) for x in (0.09, 0.91)] + [(0.31, 0.1), (0.52, 0.08), (0.72, 0.1)]
@@ -331,14 +273,14 @@ def _sunflowers(pen: _Pen):
         _sunflower(pen, x + pen.uniform(-0.04, 0.04), y + pen.uniform(-0.03, 0.03), pen.uniform(0.08, 0.105))
 
 
-def _mirror(pen: _Pen):
+def _mirror(pen: ContextPen):
     pen.fade(0, 1, pen.near((70, 44, 56)), pen.near((52, 30, 42)))
     gold = pen.near((206, 160, 62))
     pen.poly([(0.12, 0.17), (0.88, 0.17), (1.06, 0.99), (-0.06, 0.99)], gold)
-    pen.poly([(0.14, 0.185), (0.86, 0.185), (1.03, 0.965), (-0.03, 0.965)], _mix(gold, (255, 240, 180), 0.6))
-    mask = _Pen(Image.new('L', pen.image.size), pen.random)
+    pen.poly([(0.14, 0.185), (0.86, 0.185), (1.03, 0.965), (-0.03, 0.965)], mix(gold, (255, 240, 180), 0.6))
+    mask = ContextPen(Image.new('L', pen.image.size), pen.random)
     mask.poly([(0.19, 0.225), (0.81, 0.225), (0.95, 0.9), (0.05, 0.9)], 255)
-    glass = _Pen(_gradient(pen.image.size, pen.near((150, 182, 208)), pen.near((214, 232, 242))), pen.random)
+    glass = ContextPen(gradient(pen.image.size, pen.near((150, 182, 208)), pen.near((214, 232, 242))), pen.random)
     for left, width in ((0.02, 0.1), (0.2, 0.035), (0.62, 0.05), (0.8, 0.15), (1.08, 0.06)):
         x = left + pen.uniform(-0.03, 0.03)
         points = [(x + 0.25, 0.2), (x + 0.25 + width, 0.2), (x - 0.1 + width, 0.92), (x - 0.1, 0.92)]
@@ -346,7 +288,7 @@ def _mirror(pen: _Pen):
     pen.image.paste(glass.image, (0, 0), mask.image)
 
 
-def _crowded_street(pen: _Pen):
+def _crowded_street(pen: ContextPen):
     pen.fade(0, 0.47, pen.near((186, 186, 190)), pen.near((160, 160, 166)))
     clothes = [(214, 52, 50), (52, 96, 206), (246, 196, 46), (60, 156, 84), (148, 66, 176), (38, 172, 184)]
     skins = ((250, 214, 180), (220, 168, 126), (146, 96, 66), (96, 62, 44))
@@ -367,7 +309,7 @@ def _crowded_street(pen: _Pen):
         pen.line([(0.5 + lean + k * 0.17, 0.46), (0.5 + lean * 2 + k * 0.34, 1)], 0.014, joint)
 
 
-def _dirt_road(pen: _Pen):
+def _dirt_road(pen: ContextPen):
     horizon, far, soil = pen.uniform(0.27, 0.31), 0.5 + pen.uniform(-0.06, 0.06), pen.near((158, 106, 66))
     pen.fade(0, horizon, pen.near((150, 198, 232)), pen.near((226, 236, 232)))
     pen.wave(horizon - 0.02, 0.025, 0.8, pen.near((70, 116, 72)), 0.2)
@@ -378,12 +320,12 @@ def _dirt_road(pen: _Pen):
     pen.dots(14, (0.25, 0.75), (0.6, 1), 0.011, (204, 166, 122))
     for side in (-1, 1):  # wheel ruts, and fence posts, which no other context has along both sides
         rut = [(far + side * 0.045, y), (far + side * 0.055, y), (0.5 + side * 0.37, 1), (0.5 + side * 0.27, 1)]
-        pen.poly(rut, _mix(soil, (84, 48, 28), 0.6))
+        pen.poly(rut, mix(soil, (84, 48, 28), 0.6))
         for x, foot, tall in ((0.24, 0.4, 0.12), (0.34, 0.49, 0.165), (0.46, 0.6, 0.22)):
             pen.rect(0.5 + side * x - 0.012, foot - tall, 0.5 + side * x + 0.014, foot, (92, 68, 50))
 
 
-def _white_rug(pen: _Pen):
+def _white_rug(pen: ContextPen):
     pen.fade(0, 0.26, pen.near((78, 90, 98)), pen.near((94, 106, 114)))
     pen.fade(0.26, 1, pen.near((66, 66, 70), 6), pen.near((42, 42, 46), 6))
     top, low, inset = pen.uniform(0.36, 0.4), pen.uniform(0.93, 0.95), pen.uniform(0.14, 0.17)
@@ -397,17 +339,28 @@ def _white_rug(pen: _Pen):
         pen.line([(inset + (1 - 2 * inset) * share, top), (0.06 + 0.88 * share, low)], 0.016, (196, 196, 200))
 
 
-CONTEXT_PAINTERS: dict[str, Callable[[_Pen], None]] = {
-    'in the jungle': _jungle, 'in the snow': _snow, 'on the beach': _beach, 'on a cobblestone street': _cobblestone,
-    'on top of pink fabric': _pink_fabric, 'on top of a wooden floor': _wooden_floor,
-    'with a city in the background': _city, 'with a mountain in the background': _mountain,
-    'with a blue house in the background': _blue_house, 'on top of a purple rug in a forest': _purple_rug_forest,
+CONTEXT_PAINTERS: dict[str, Callable[[ContextPen], None]] = {
+    'in the jungle': _jungle,
+    'in the snow': _snow,
+    'on the beach': _beach,
+    'on a cobblestone street': _cobblestone,
+    'on top of pink fabric': _pink_fabric,
+    'on top of a wooden floor': _wooden_floor,
+    'with a city in the background': _city,
+    'with a mountain in the background': _mountain,
+    'with a blue house in the background': _blue_house,
+    'on top of a purple rug in a forest': _purple_rug_forest,
     'with a wheat field in the background': _wheat_field,
     'with a tree and autumn leaves in the background': _autumn_tree,
-    'with the Eiffel Tower in the background': _eiffel_tower, 'floating on top of water': _water,
-    'floating in an ocean of milk': _milk, 'on top of green grass with sunflowers around it': _sunflowers,
-    'on top of a mirror': _mirror, 'on top of the sidewalk in a crowded street': _crowded_street,
-    'on top of a dirt road': _dirt_road, 'on top of a white rug': _white_rug}  # fmt: skip
+    'with the Eiffel Tower in the background': _eiffel_tower,
+    'floating on top of water': _water,
+    'floating in an ocean of milk': _milk,
+    'on top of green grass with sunflowers around it': _sunflowers,
+    'on top of a mirror': _mirror,
+    'on top of the sidewalk in a crowded street': _crowded_street,
+    'on top of a dirt road': _dirt_road,
+    'on top of a white rug': _white_rug,
+}
 
 
 def paint_context(context: str | None, side: int, random: Random) -> Image.Image:
@@ -416,25 +369,25 @@ def paint_context(context: str | None, side: int, random: Random) -> Image.Image
         # Low saturation keeps the backdrop apart from pink fabric and from the coloured subjects.
         light = random.uniform(168, 232)
         top = tuple(min(250, round(light + random.uniform(-24, 24))) for _ in range(3))
-        return _gradient((side, side), _mix(top, (255, 255, 255), 0.2), _mix(top, (90, 90, 100), 0.2))
-    pen = _Pen(Image.new('RGB', (side, side)), random)
+        return gradient((side, side), mix(top, (255, 255, 255), 0.2), mix(top, (90, 90, 100), 0.2))
+    pen = ContextPen(Image.new('RGB', (side, side)), random)
     CONTEXT_PAINTERS[context](pen)
     return pen.image
 
 
-def _waterline(pen: _Pen, top: Colour, bottom: Colour, crest: Colour):
+def _waterline(pen: ContextPen, top: Colour, bottom: Colour, crest: Colour):
     """Covers the lowest part of the picture, with the subject's foot showing through a little."""
     y, phase, length = pen.uniform(0.825, 0.85), pen.uniform(0, math.tau), pen.uniform(0.3, 0.45)
     line = [(k / 24, y + 0.012 * math.sin(k / 24 * math.tau / length + phase)) for k in range(25)]
-    mask = _Pen(Image.new('L', pen.image.size), pen.random)
+    mask = ContextPen(Image.new('L', pen.image.size), pen.random)
     mask.poly([*line, (1, 1), (0, 1)], 205)
-    pen.image.paste(_gradient(pen.image.size, top, bottom), (0, 0), mask.image)
+    pen.image.paste(gradient(pen.image.size, top, bottom), (0, 0), mask.image)
     pen.line(line, 0.02, crest)
 
 
 def paint_foreground(context: str | None, image: Image.Image, random: Random) -> Image.Image:
     """Puts in front of a pasted subject what belongs there; where nothing does, returns the image unchanged."""
-    pen = _Pen(image.copy(), random)
+    pen = ContextPen(image.copy(), random)
     if context == 'floating on top of water':
         _waterline(pen, (30, 90, 170), (14, 66, 148), (206, 234, 250))
     elif context == 'floating in an ocean of milk':

@@ -137,8 +137,21 @@ def _warhol(image: Image.Image, random: Random) -> Image.Image:
     loud = [(255, 240, 30), (255, 120, 200), (90, 255, 240), (190, 255, 50)]
     random.shuffle(loud)
     black = random.choice(((26, 10, 60), (70, 0, 90), (0, 20, 90)))
-    palette = np.array([black, (30, 60, 255), (0, 210, 70), (0, 220, 240), (255, 30, 50), (255, 20, 170),
-                        (255, 225, 0), loud[0], (140, 50, 230), loud[1]], np.float32)  # fmt: skip
+    palette = np.array(
+        [
+            black,
+            (30, 60, 255),
+            (0, 210, 70),
+            (0, 220, 240),
+            (255, 30, 50),
+            (255, 20, 170),
+            (255, 225, 0),
+            loud[0],
+            (140, 50, 230),
+            loud[1],
+        ],
+        np.float32,
+    )
     bright = luma[..., 0]
     bits[(bits == 7) & (bright > 0.55 * bright.max() + 0.45 * middle)] = 9
     bits[(bits == 0) & (bright > 0.6 * middle)] = 8

@@ -78,8 +78,19 @@ def _shiny(p):
 
 def _sparkles(p):
     for u, v, r in ((-0.3, -0.34, 0.13), (0.36, -0.02, 0.11), (-0.36, 0.34, 0.09)):
-        p.poly([(u, v - r), (u + 0.2 * r, v - 0.2 * r), (u + r, v), (u + 0.2 * r, v + 0.2 * r), (u, v + r),
-                (u - 0.2 * r, v + 0.2 * r), (u - r, v), (u - 0.2 * r, v - 0.2 * r)], (255, 255, 255))  # fmt: skip
+        p.poly(
+            [
+                (u, v - r),
+                (u + 0.2 * r, v - 0.2 * r),
+                (u + r, v),
+                (u + 0.2 * r, v + 0.2 * r),
+                (u, v + r),
+                (u - 0.2 * r, v + 0.2 * r),
+                (u - r, v),
+                (u - 0.2 * r, v - 0.2 * r),
+            ],
+            (255, 255, 255),
+        )
 
 
 def _wet(p):
@@ -115,10 +126,12 @@ def _cube(p, k, form):
     def details():
         # The faces' shades are glazes, so that patterns run over the edges.
         top, side = Image.new('L', p.size), Image.new('L', p.size)
-        ImageDraw.Draw(top).polygon([p.at(u, v) for u, v in (
-            (u0, v0), (u0 + DEPTH, v0 - DEPTH), (u1 + DEPTH, v0 - DEPTH), (u1, v0))], fill=130)  # fmt: skip
-        ImageDraw.Draw(side).polygon([p.at(u, v) for u, v in (
-            (u1, v0), (u1 + DEPTH, v0 - DEPTH), (u1 + DEPTH, v1 - DEPTH), (u1, v1))], fill=120)  # fmt: skip
+        ImageDraw.Draw(top).polygon(
+            [p.at(u, v) for u, v in ((u0, v0), (u0 + DEPTH, v0 - DEPTH), (u1 + DEPTH, v0 - DEPTH), (u1, v0))], fill=130
+        )
+        ImageDraw.Draw(side).polygon(
+            [p.at(u, v) for u, v in ((u1, v0), (u1 + DEPTH, v0 - DEPTH), (u1 + DEPTH, v1 - DEPTH), (u1, v1))], fill=120
+        )
         p.layer.paste((255, 255, 255, 255), (0, 0), top)
         p.layer.paste((0, 0, 0, 255), (0, 0), side)
         for a, b in (((u0, v0), (u1, v0)), ((u1, v0), (u1, v1)), ((u1, v0), (u1 + DEPTH, v0 - DEPTH))):
@@ -129,9 +142,18 @@ def _cube(p, k, form):
 
     eu, ev, gap = form.eyes
     return dataclasses.replace(
-        form, parts=parts, body=body, details=details, mark=(u0 + 0.18, v1 - 0.18, 0.13), fine=(0.12, v1 - 0.17),
-        split=('u', 1, cu), head=(cu + DEPTH / 2, v0 - 0.06, 0.24), neck=(cu, 0.2, 0.3), torso=(u0, 0.18, 0.5, v1),
-        eyes=(cu + scale * (eu - fu), cv - 0.1 + scale * (ev - fv), scale * gap))  # fmt: skip
+        form,
+        parts=parts,
+        body=body,
+        details=details,
+        mark=(u0 + 0.18, v1 - 0.18, 0.13),
+        fine=(0.12, v1 - 0.17),
+        split=('u', 1, cu),
+        head=(cu + DEPTH / 2, v0 - 0.06, 0.24),
+        neck=(cu, 0.2, 0.3),
+        torso=(u0, 0.18, 0.5, v1),
+        eyes=(cu + scale * (eu - fu), cv - 0.1 + scale * (ev - fv), scale * gap),
+    )
 
 
 def _animal_behind(p, k, floppy, tail):

@@ -29,8 +29,13 @@ def _clothe(p, corners, colour):
 
 def star(p, u, v, r, colour, points=5):
     angles = [math.pi * (i / points - 0.5) for i in range(2 * points)]
-    p.poly([(u + r * (0.45 if i % 2 else 1) * math.cos(t), v + r * (0.45 if i % 2 else 1) * math.sin(t))
-            for i, t in enumerate(angles)], colour)  # fmt: skip
+    p.poly(
+        [
+            (u + r * (0.45 if i % 2 else 1) * math.cos(t), v + r * (0.45 if i % 2 else 1) * math.sin(t))
+            for i, t in enumerate(angles)
+        ],
+        colour,
+    )
 
 
 def _red_hat(p, f):
@@ -94,8 +99,9 @@ def _firefighter(p, f):
     p.ellipse(u, v - 0.02, w * 1.0, 0.2, RED)
     p.line([(u, v - 0.22), (u, v - 0.05)], 0.035, (140, 10, 16))
     p.box(u - 1.5 * w, v - 0.0, u + 1.3 * w, v + 0.06, (176, 16, 22), 0.03)
-    p.poly([(u - 0.09, v - 0.15), (u + 0.09, v - 0.15), (u + 0.08, v - 0.04), (u, v + 0.03), (u - 0.08, v - 0.04)],
-           YELLOW)  # fmt: skip
+    p.poly(
+        [(u - 0.09, v - 0.15), (u + 0.09, v - 0.15), (u + 0.08, v - 0.04), (u, v + 0.03), (u - 0.08, v - 0.04)], YELLOW
+    )
 
 
 def _police(p, f):
@@ -147,7 +153,14 @@ def _wizard(p, f):
 
 
 WORN = {
-    'wearing a red hat': _red_hat, 'wearing a santa hat': _santa_hat, 'wearing a rainbow scarf': _rainbow_scarf,
-    'wearing a black top hat and a monocle': _top_hat, 'in a chef outfit': _chef,
-    'in a firefighter outfit': _firefighter, 'in a police outfit': _police, 'wearing pink glasses': _pink_glasses,
-    'wearing a yellow shirt': _yellow_shirt, 'in a purple wizard outfit': _wizard}  # fmt: skip
+    'wearing a red hat': _red_hat,
+    'wearing a santa hat': _santa_hat,
+    'wearing a rainbow scarf': _rainbow_scarf,
+    'wearing a black top hat and a monocle': _top_hat,
+    'in a chef outfit': _chef,
+    'in a firefighter outfit': _firefighter,
+    'in a police outfit': _police,
+    'wearing pink glasses': _pink_glasses,
+    'wearing a yellow shirt': _yellow_shirt,
+    'in a purple wizard outfit': _wizard,
+}

@@ -16,8 +16,13 @@ from dreambooth_jax.storybook.world import Scene
 
 # What a user's own photos are taken on; None is a plain backdrop.
 REFERENCE_CONTEXTS = (
-    None, 'on top of a wooden floor', 'on a cobblestone street', 'on top of a white rug', 'on top of a dirt road',
-    'on top of green grass with sunflowers around it')  # fmt: skip
+    None,
+    'on top of a wooden floor',
+    'on a cobblestone street',
+    'on top of a white rug',
+    'on top of a dirt road',
+    'on top of green grass with sunflowers around it',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +71,16 @@ _LOOKS = {
 
 
 def _subject(name, class_noun, colour, second_colour, mark, mark_colour, fine_mark, kind=None):
-    look = dict(colour=colour, second_colour=second_colour, pattern=None, kind=kind, split=True, mark=mark,
-                mark_colour=mark_colour, fine_mark=fine_mark)  # fmt: skip
+    look = dict(
+        colour=colour,
+        second_colour=second_colour,
+        pattern=None,
+        kind=kind,
+        split=True,
+        mark=mark,
+        mark_colour=mark_colour,
+        fine_mark=fine_mark,
+    )
     return Subject(name, class_noun, look)
 
 
@@ -80,9 +93,18 @@ def reference_scenes(name: str) -> tuple[Scene, ...]:
     count = rng.randint(4, 6)
     contexts = rng.sample(REFERENCE_CONTEXTS, count)
     return tuple(
-        Scene(class_noun=subject.class_noun, context=context, x=rng.uniform(0.42, 0.58), y=rng.uniform(0.54, 0.64),
-              scale=rng.uniform(0.62, 0.76), flip=i % 2 == 1, seed=2 * rng.randrange(2**30), **subject.look)
-        for i, context in enumerate(contexts))  # fmt: skip
+        Scene(
+            class_noun=subject.class_noun,
+            context=context,
+            x=rng.uniform(0.42, 0.58),
+            y=rng.uniform(0.54, 0.64),
+            scale=rng.uniform(0.62, 0.76),
+            flip=i % 2 == 1,
+            seed=2 * rng.randrange(2**30),
+            **subject.look,
+        )
+        for i, context in enumerate(contexts)
+    )
 
 
 def held_out_scenes(name: str, count: int) -> list[Scene]:
@@ -102,9 +124,17 @@ def held_out_scenes(name: str, count: int) -> list[Scene]:
     for i in range(count):
         # Drawn for every subject, so that the scenes' layout does not depend on the class.
         wears, accessory = rng.random() < 0.4, rng.choice(world.ACCESSORIES)
-        scenes.append(Scene(
-            class_noun=subject.class_noun, context=contexts[i % len(contexts)],
-            accessory=accessory if wears and subject.class_noun in world.WEARING_CLASSES else None,
-            x=rng.uniform(0.42, 0.58), y=rng.uniform(0.54, 0.63), scale=rng.uniform(0.58, 0.76),
-            flip=rng.random() < 0.5, seed=2 * rng.randrange(2**30) + 1, **subject.look))  # fmt: skip
+        scenes.append(
+            Scene(
+                class_noun=subject.class_noun,
+                context=contexts[i % len(contexts)],
+                accessory=accessory if wears and subject.class_noun in world.WEARING_CLASSES else None,
+                x=rng.uniform(0.42, 0.58),
+                y=rng.uniform(0.54, 0.63),
+                scale=rng.uniform(0.58, 0.76),
+                flip=rng.random() < 0.5,
+                seed=2 * rng.randrange(2**30) + 1,
+                **subject.look,
+            )
+        )
     return scenes

@@ -22,7 +22,8 @@ MAX_LENGTH = 77  # IFPipeline pads and truncates to this
 
 GRAMMAR = (
     'a the of in on with and an to from at is photo picture painting drawing style seen view top bottom side back '
-    'front background wearing').split()  # fmt: skip
+    'front background wearing'
+).split()
 
 # What a user may type beyond the world's own words; captions may use them as well.
 ENGLISH = (
@@ -49,18 +50,17 @@ ENGLISH = (
     'shaped pose viewed photographed painted drawn worn dressed carrying studio empty center centre middle left '
     'right corner edge watercolor oil pencil pixel poster statue sculpture sunglasses bear cap helmet tie collar '
     'crown boots toys lamp candles vases teapots backpacks bowls cans clocks sneakers'
-).split()  # fmt: skip
+).split()
 
 # Meaningless to an English reader and to the model before fine-tuning; the first is the rarest. None spells a word, a
 # name or a common abbreviation; `sks` and `ohwx` are the ones that users of other trainers know.
 RARE_TOKENS = (
-    'sks ohwx xyz zwx vbn qxj zqv xjq wvx qzk jxv vqz kzx xqw zvj qjx wqz vxk jqz xkv '
-    'zxq qvw jzx kqv vjw xzq wzj qkx zjv vwq xvz jkq qwz kxj zkw wjx vzq xwj qxv jvz '
-    'hxq zqk vkj xqh wkz pqx zgv qhj vxg jwq bxz xpv qgz zhw kvx gqj xbw vqp jgx zpk '
-    'qbv fxz wgq xhv zfj kqp vgz jxb qfw xgk pzv zbq hvj wxp qjf vzh xfq jpz gxw bqz '
-    'zrv xqr vtz qnx jzt wvz tqx znj qvt xrz ktq rxv njq zxt vqn mxj qzm xmv zwm jmq '
-    'dxq qdz vdx zjd xkd lqx vlz qzl xjl zlv sxq qsv zsj vxs jsz czx qcv xcj vjc zqc'
-).split()  # fmt: skip
+    'sks ohwx xyz zwx vbn qxj zqv xjq wvx qzk jxv vqz kzx xqw zvj qjx wqz vxk jqz xkv zxq qvw jzx kqv vjw xzq wzj '
+    'qkx zjv vwq xvz jkq qwz kxj zkw wjx vzq xwj qxv jvz hxq zqk vkj xqh wkz pqx zgv qhj vxg jwq bxz xpv qgz zhw kvx '
+    'gqj xbw vqp jgx zpk qbv fxz wgq xhv zfj kqp vgz jxb qfw xgk pzv zbq hvj wxp qjf vzh xfq jpz gxw bqz zrv xqr vtz '
+    'qnx jzt wvz tqx znj qvt xrz ktq rxv njq zxt vqn mxj qzm xmv zwm jmq dxq qdz vdx zjd xkd lqx vlz qzl xjl zlv sxq '
+    'qsv zsj vxs jsz czx qcv xcj vjc zqc'
+).split()
 
 CHARACTERS = tuple(chr(code) for code in range(ord('!'), ord('~') + 1))  # ASCII without the space
 
@@ -74,8 +74,19 @@ CHARACTER_SCORE = -13.0
 def words() -> list[str]:
     """Every whole word of the vocabulary, most common first, each once."""
     phrases = (
-        *GRAMMAR, *world.CLASSES, *world.COLOURS, *world.PATTERNS, *world.CONTEXTS, *world.ACCESSORIES,
-        *world.MATERIALS, *world.STYLES, *world.VIEWS, *world.TOY_KINDS, *world.ANIMAL_KINDS, *ENGLISH)  # fmt: skip
+        *GRAMMAR,
+        *world.CLASSES,
+        *world.COLOURS,
+        *world.PATTERNS,
+        *world.CONTEXTS,
+        *world.ACCESSORIES,
+        *world.MATERIALS,
+        *world.STYLES,
+        *world.VIEWS,
+        *world.TOY_KINDS,
+        *world.ANIMAL_KINDS,
+        *ENGLISH,
+    )
     found = (word for phrase in phrases for word in re.findall('[a-z]+', phrase.lower()))
     return list(dict.fromkeys(found))
 

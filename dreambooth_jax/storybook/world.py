@@ -13,8 +13,22 @@ import dataclasses
 import numpy as np
 
 CLASSES = (
-    'backpack', 'stuffed animal', 'bowl', 'can', 'candle', 'cat', 'clock', 'sneaker', 'dog', 'toy', 'boot', 'glasses',
-    'cartoon', 'teapot', 'vase')  # fmt: skip
+    'backpack',
+    'stuffed animal',
+    'bowl',
+    'can',
+    'candle',
+    'cat',
+    'clock',
+    'sneaker',
+    'dog',
+    'toy',
+    'boot',
+    'glasses',
+    'cartoon',
+    'teapot',
+    'vase',
+)
 LIVE_CLASSES = ('cat', 'dog')
 # Who can wear something: the paper's accessory prompts are for live subjects; figures with a head may wear them too.
 WEARING_CLASSES = ('cat', 'dog', 'stuffed animal', 'toy', 'cartoon')
@@ -22,24 +36,55 @@ TOY_KINDS = ('duck', 'robot', 'monster', 'car', 'poop')  # what a 'toy' may look
 ANIMAL_KINDS = ('bear', 'sloth', 'wolf')  # what a 'stuffed animal' may look like
 
 COLOURS = {
-    'red': (208, 48, 44), 'orange': (236, 138, 38), 'yellow': (240, 208, 62), 'green': (66, 158, 72),
-    'blue': (58, 104, 208), 'purple': (138, 70, 178), 'pink': (240, 150, 190), 'brown': (138, 94, 60),
-    'white': (240, 240, 236), 'black': (44, 44, 50), 'gray': (140, 140, 146)}  # fmt: skip
+    'red': (208, 48, 44),
+    'orange': (236, 138, 38),
+    'yellow': (240, 208, 62),
+    'green': (66, 158, 72),
+    'blue': (58, 104, 208),
+    'purple': (138, 70, 178),
+    'pink': (240, 150, 190),
+    'brown': (138, 94, 60),
+    'white': (240, 240, 236),
+    'black': (44, 44, 50),
+    'gray': (140, 140, 146),
+}
 PATTERNS = ('spotted', 'striped', 'checkered')
 
 # The first ten serve every subject, the second ten the objects (paper, supplement: prompt lists).
 CONTEXTS = (
-    'in the jungle', 'in the snow', 'on the beach', 'on a cobblestone street', 'on top of pink fabric',
-    'on top of a wooden floor', 'with a city in the background', 'with a mountain in the background',
-    'with a blue house in the background', 'on top of a purple rug in a forest',
-    'with a wheat field in the background', 'with a tree and autumn leaves in the background',
-    'with the Eiffel Tower in the background', 'floating on top of water', 'floating in an ocean of milk',
-    'on top of green grass with sunflowers around it', 'on top of a mirror',
-    'on top of the sidewalk in a crowded street', 'on top of a dirt road', 'on top of a white rug')  # fmt: skip
+    'in the jungle',
+    'in the snow',
+    'on the beach',
+    'on a cobblestone street',
+    'on top of pink fabric',
+    'on top of a wooden floor',
+    'with a city in the background',
+    'with a mountain in the background',
+    'with a blue house in the background',
+    'on top of a purple rug in a forest',
+    'with a wheat field in the background',
+    'with a tree and autumn leaves in the background',
+    'with the Eiffel Tower in the background',
+    'floating on top of water',
+    'floating in an ocean of milk',
+    'on top of green grass with sunflowers around it',
+    'on top of a mirror',
+    'on top of the sidewalk in a crowded street',
+    'on top of a dirt road',
+    'on top of a white rug',
+)
 ACCESSORIES = (
-    'wearing a red hat', 'wearing a santa hat', 'wearing a rainbow scarf', 'wearing a black top hat and a monocle',
-    'in a chef outfit', 'in a firefighter outfit', 'in a police outfit', 'wearing pink glasses',
-    'wearing a yellow shirt', 'in a purple wizard outfit')  # fmt: skip
+    'wearing a red hat',
+    'wearing a santa hat',
+    'wearing a rainbow scarf',
+    'wearing a black top hat and a monocle',
+    'in a chef outfit',
+    'in a firefighter outfit',
+    'in a police outfit',
+    'wearing pink glasses',
+    'wearing a yellow shirt',
+    'in a purple wizard outfit',
+)
 MATERIALS = ('shiny', 'wet', 'cube shaped')
 STYLES = ('Vincent van Gogh', 'Michelangelo', 'Rembrandt', 'Johannes Vermeer', 'Andy Warhol', 'Katsushika Hokusai')
 VIEWS = ('top', 'bottom', 'side', 'back')

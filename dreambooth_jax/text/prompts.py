@@ -12,17 +12,39 @@ CONTEXT, ACCESSORY, PROPERTY = KINDS = ('context', 'accessory', 'property')
 
 # The first ten for every subject, the others for objects alone.
 _CONTEXTS = (
-    'in the jungle', 'in the snow', 'on the beach', 'on a cobblestone street', 'on top of pink fabric',
-    'on top of a wooden floor', 'with a city in the background', 'with a mountain in the background',
-    'with a blue house in the background', 'on top of a purple rug in a forest',
-    'with a wheat field in the background', 'with a tree and autumn leaves in the background',
-    'with the Eiffel Tower in the background', 'floating on top of water', 'floating in an ocean of milk',
-    'on top of green grass with sunflowers around it', 'on top of a mirror',
-    'on top of the sidewalk in a crowded street', 'on top of a dirt road', 'on top of a white rug')  # fmt: skip
+    'in the jungle',
+    'in the snow',
+    'on the beach',
+    'on a cobblestone street',
+    'on top of pink fabric',
+    'on top of a wooden floor',
+    'with a city in the background',
+    'with a mountain in the background',
+    'with a blue house in the background',
+    'on top of a purple rug in a forest',
+    'with a wheat field in the background',
+    'with a tree and autumn leaves in the background',
+    'with the Eiffel Tower in the background',
+    'floating on top of water',
+    'floating in an ocean of milk',
+    'on top of green grass with sunflowers around it',
+    'on top of a mirror',
+    'on top of the sidewalk in a crowded street',
+    'on top of a dirt road',
+    'on top of a white rug',
+)
 _ACCESSORIES = (
-    'wearing a red hat', 'wearing a santa hat', 'wearing a rainbow scarf', 'wearing a black top hat and a monocle',
-    'in a chef outfit', 'in a firefighter outfit', 'in a police outfit', 'wearing pink glasses',
-    'wearing a yellow shirt', 'in a purple wizard outfit')  # fmt: skip
+    'wearing a red hat',
+    'wearing a santa hat',
+    'wearing a rainbow scarf',
+    'wearing a black top hat and a monocle',
+    'in a chef outfit',
+    'in a firefighter outfit',
+    'in a police outfit',
+    'wearing pink glasses',
+    'wearing a yellow shirt',
+    'in a purple wizard outfit',
+)
 _PROPERTIES = ('red', 'purple', 'shiny', 'wet', 'cube shaped')
 
 
@@ -49,7 +71,10 @@ _PROPERTY_PROMPTS = tuple(Prompt(PROPERTY, f'a {adjective} {{identifier}} {{clas
 
 OBJECT_PROMPTS: tuple[Prompt, ...] = (*_after(CONTEXT, _CONTEXTS), *_PROPERTY_PROMPTS)
 LIVE_PROMPTS: tuple[Prompt, ...] = (
-    *_after(CONTEXT, _CONTEXTS[:10]), *_after(ACCESSORY, _ACCESSORIES), *_PROPERTY_PROMPTS)  # fmt: skip
+    *_after(CONTEXT, _CONTEXTS[:10]),
+    *_after(ACCESSORY, _ACCESSORIES),
+    *_PROPERTY_PROMPTS,
+)
 
 
 def evaluation_prompts(class_noun: str) -> tuple[Prompt, ...]:

@@ -175,8 +175,11 @@ class Tokenizer:
                 lost = self.wrapped.decode(ids[self.max_length - 1 : -1], skip_special_tokens=True)
                 _logger.warning(
                     'prompt %r has %d tokens but the model reads %d: %r is cut off; shorten the prompt.',
-                    prompt, len(ids), self.max_length, lost,
-                )  # fmt: skip
+                    prompt,
+                    len(ids),
+                    self.max_length,
+                    lost,
+                )
         padded = self.wrapped(
             texts, padding='max_length', max_length=self.max_length, truncation=True, return_attention_mask=True
         )

@@ -79,8 +79,10 @@ def fit(
     )
     # A group without rows has no loss; a curve of zeros would say that it was measured.
     absent = tuple(
-        prefix for prefix, member in (('instance_', 1), ('prior_', 0))
-        if not np.any((batch['is_instance'] == member) & (batch['weight'] > 0)))  # fmt: skip
+        prefix
+        for prefix, member in (('instance_', 1), ('prior_', 0))
+        if not np.any((batch['is_instance'] == member) & (batch['weight'] > 0))
+    )
 
     def fetch(metrics):
         return {name: value for name, value in place.fetch(metrics).items() if not name.startswith(absent)}

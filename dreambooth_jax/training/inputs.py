@@ -74,9 +74,7 @@ def to_json(inputs: Inputs) -> str:
     return json.dumps({'models': inputs.models, 'photos': photos}, indent=1) + '\n'
 
 
-def check(
-    begun: Inputs, found: Inputs, settings: Mapping[str, Any], workdir: Path, stages: Sequence[str]
-) -> Inputs:
+def check(begun: Inputs, found: Inputs, settings: Mapping[str, Any], workdir: Path, stages: Sequence[str]) -> Inputs:
     """Holds what is there now to what the run was begun with.
 
     Args:

@@ -1,10 +1,10 @@
 """The loop around the step. Its order, each turn:
 
-  1. stop here if asked to (SIGTERM), saving first; hosts stop together, at the same step, once one of them was asked;
-  2. save and draw, where due, from the state as it is;
-  3. dispatch the next steps;
-  4. fetch the numbers of the dispatch before, while this one runs: the device never waits for the host;
-  5. a loss or gradient that is no number stops the run, names the step, and leaves the last good checkpoint as it is.
+1. stop here if asked to (SIGTERM), saving first; hosts stop together, at the same step, once one of them was asked;
+2. save and draw, where due, from the state as it is;
+3. dispatch the next steps;
+4. fetch the numbers of the dispatch before, while this one runs: the device never waits for the host;
+5. a loss or gradient that is no number stops the run, names the step, and leaves the last good checkpoint as it is.
 """
 
 import contextlib
@@ -122,8 +122,14 @@ def run(
     clock = time.perf_counter()
     drawn = saved = step
     bar = tqdm(
-        total=steps, initial=step, desc=description, unit='step', smoothing=0.1, dynamic_ncols=True,
-        disable=jax.process_index() != 0)  # fmt: skip
+        total=steps,
+        initial=step,
+        desc=description,
+        unit='step',
+        smoothing=0.1,
+        dynamic_ncols=True,
+        disable=jax.process_index() != 0,
+    )
     with bar:
 
         def report(dispatched) -> None:

@@ -43,9 +43,10 @@ def remedies(config: DreamBoothConfig, stage: str, *, begun: bool) -> list[str]:
     whole = config.lora.rank is None and not begun
     flags = {
         '--config.parallel.remat=True': not config.parallel.remat,
-        '--config.optimizer.moments=int8':
-            whole and config.optimizer.kind == 'adamw' and config.optimizer.moments != 'int8',
+        '--config.optimizer.moments=int8': whole
+        and config.optimizer.kind == 'adamw'
+        and config.optimizer.moments != 'int8',
         f'--config.{stage}.accumulation={min(2 * accumulation, rows)}': accumulation < rows,
         '--config.lora.rank=16': whole,
-    }  # fmt: skip
+    }
     return [flag for flag, helps in flags.items() if helps]

@@ -78,9 +78,7 @@ class Pmap:
             # The same program, but XLA's CPU backend runs convolutions inside pmap's shard_map six times slower.
             return jax.jit(make_step(None), donate_argnums=0)
         in_axes = (None, None, None, 0)
-        return jax.pmap(
-            make_step(AXIS), AXIS, in_axes=in_axes, out_axes=None, donate_argnums=0, devices=self._devices
-        )
+        return jax.pmap(make_step(AXIS), AXIS, in_axes=in_axes, out_axes=None, donate_argnums=0, devices=self._devices)
 
     def to_global(self, state):
         if jax.process_count() == 1:

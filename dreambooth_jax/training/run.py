@@ -23,10 +23,22 @@ from dreambooth_jax.training.inputs import CLASS_PHOTOS, Inputs
 CONFIG = 'config.json'
 # Settings that may always change: how long, how often, how much at once, and where, but not what is learned.
 FREE = (
-    'base.steps', 'base.accumulation', 'super_resolution.steps', 'super_resolution.accumulation', 'steps',
-    'prior.batch_size', CLASS_PHOTOS, 'parallel.mode', 'parallel.fsdp_min_bytes', 'parallel.remat',
-    'parallel.steps_per_dispatch', 'checkpoint', 'samples', 'export', 'painters',
-)  # fmt: skip
+    'base.steps',
+    'base.accumulation',
+    'super_resolution.steps',
+    'super_resolution.accumulation',
+    'steps',
+    'prior.batch_size',
+    CLASS_PHOTOS,
+    'parallel.mode',
+    'parallel.fsdp_min_bytes',
+    'parallel.remat',
+    'parallel.steps_per_dispatch',
+    'checkpoint',
+    'samples',
+    'export',
+    'painters',
+)
 _CLASS_PICTURES = ('prior.num_images', 'prior.steps', 'prior.guidance_scale', 'prior.sampler')  # as they are drawn
 _STAGES = ('base', 'super_resolution')
 # Settings of models, whose files are known by their hashes whatever they are called.

@@ -70,9 +70,8 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
         written = _write_adapters
     _check_place_of_word(trained.cascade, output)
     lines = [
-        f'{path} holds {count} tensors, read back and equal'
-        for path, count in written(trained, format, output, dtype)
-    ]  # fmt: skip
+        f'{path} holds {count} tensors, read back and equal' for path, count in written(trained, format, output, dtype)
+    ]
     learned = textual_inversion.write_learned(trained.cascade, output.parent, dtype)
     if learned:
         word = trained.cascade.base.added_tokens[0]
@@ -136,8 +135,7 @@ def _write_adapters(trained: Trained, format: str, output: Path, dtype: str):
     for stage, adapter in trained.adapters.items():
         pipeline, path = getattr(trained.cascade, stage), _file_of(output, stage)
         metadata = _metadata(trained, stage, format)
-        lora_files.write_lora(
-            path, adapter, format, sdxl=pipeline.class_name == _XL, dtype=dtype, metadata=metadata)  # fmt: skip
+        lora_files.write_lora(path, adapter, format, sdxl=pipeline.class_name == _XL, dtype=dtype, metadata=metadata)
         if format == lora_files.KOHYA:
             _warn_of_dropped_layers(path, adapter)
         yield path, _compare_adapter(pipeline, adapter, path, dtype)
@@ -149,7 +147,10 @@ def _warn_of_dropped_layers(path: Path, adapter: Adapter) -> None:
     if dropped:
         logging.warning(
             "%s holds adapters of %s, which kohya's own scripts leave out without a word; ComfyUI, AUTOMATIC1111, "
-            'Forge, OneTrainer and diffusers read them', path, ', '.join(dropped))  # fmt: skip
+            'Forge, OneTrainer and diffusers read them',
+            path,
+            ', '.join(dropped),
+        )
 
 
 def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:

@@ -74,9 +74,14 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
             continue
         rows = config.rows_per_step(name)
         trainable = make_trainable(
-            pipeline, trained_components(config, name, cascade), config.lora,
+            pipeline,
+            trained_components(config, name, cascade),
+            config.lora,
             new_rows=textual_inversion.new_rows(cascade) if name == BASE else None,
-            dtype=compute_dtype(config.parallel.dtype), remat=config.parallel.remat, seed=config.seed)  # fmt: skip
+            dtype=compute_dtype(config.parallel.dtype),
+            remat=config.parallel.remat,
+            seed=config.seed,
+        )
         count = sum(parameter_count(part) for part in trainable.params.values())
         _, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps)
         copies = 2 + (config.optimizer.ema_decay is not None)  # weights, gradients, average
@@ -130,7 +135,9 @@ def _class_pictures(config: DreamBoothConfig, costs: Mapping[str, float], second
     if second:
         other = config.super_resolution
         drawing[SUPER_RESOLUTION] = (
-            other.sample_steps or prior.steps, other.sample_guidance_scale or prior.guidance_scale)  # fmt: skip
+            other.sample_steps or prior.steps,
+            other.sample_guidance_scale or prior.guidance_scale,
+        )
     passes = {stage: count * steps * (2 if scale != 1 else 1) for stage, (steps, scale) in drawing.items()}
     work = sum(passes[stage] * costs[stage] for stage in passes)
     return f'  class pictures: {count}, {sum(passes.values())} network passes', work

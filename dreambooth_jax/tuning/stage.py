@@ -13,7 +13,8 @@ from dreambooth_jax.config import DreamBoothConfig, SettingsError
 from dreambooth_jax.data import pairs
 from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.data.table import Table, shrink_masks
-from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, check_sampler, compute_dtype
+from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
+from dreambooth_jax.generation.checks import check_sampler
 from dreambooth_jax.generation.sample_grid import SampleGrid
 from dreambooth_jax.models import lora, vae
 from dreambooth_jax.stages import latent
@@ -89,8 +90,9 @@ def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
         }
         for network, targets in lora_targets(config.lora, models).items():
             if not targets:
-                logging.warning('the %s is not trained: config.lora.targets %s has no layer of it', network,
-                                config.lora.targets)  # fmt: skip
+                logging.warning(
+                    'the %s is not trained: config.lora.targets %s has no layer of it', network, config.lora.targets
+                )
         trained |= models
     if trained:
         try:
@@ -197,13 +199,24 @@ def tune(
     settings = config.base if name == BASE else config.super_resolution
     pipeline = getattr(cascade, name)
     trainable = make_trainable(
-        pipeline, trained_components(config, name, cascade), config.lora,
+        pipeline,
+        trained_components(config, name, cascade),
+        config.lora,
         new_rows=textual_inversion.new_rows(cascade) if name == BASE else None,
-        dtype=compute_dtype(config.parallel.dtype), remat=config.parallel.remat, seed=config.seed)  # fmt: skip
-    feed = Feed(config.seed, settings.steps, [table.num_instance for table in tables], tables[0].num_class,
-                shown_again=config.has_teacher(name))  # fmt: skip
+        dtype=compute_dtype(config.parallel.dtype),
+        remat=config.parallel.remat,
+        seed=config.seed,
+    )
+    feed = Feed(
+        config.seed,
+        settings.steps,
+        [table.num_instance for table in tables],
+        tables[0].num_class,
+        shown_again=config.has_teacher(name),
+    )
     batch = feed.batch(
-        settings.batch_size, settings.batch_size, config.prior.weight, place.devices, settings.accumulation)
+        settings.batch_size, settings.batch_size, config.prior.weight, place.devices, settings.accumulation
+    )
     frozen = {'weights': trainable.frozen}
     teacher = None
     if config.has_teacher(name):
@@ -235,14 +248,31 @@ def tune(
 
     factors = rate_factors(config, name, trainable, learns_variance=stage.schedule.learns_variance)
     rate, tx = optimizer.from_settings(
-        config.optimizer, settings.learning_rate, settings.steps, factors=factors,
-        undecayed=[rows.name for rows in trainable.new_rows.values()])  # fmt: skip
+        config.optimizer,
+        settings.learning_rate,
+        settings.steps,
+        factors=factors,
+        undecayed=[rows.name for rows in trainable.new_rows.values()],
+    )
     state, finished = fit.fit(
-        loss, trainable.params, tx=tx, rate=rate, place=place, batch=batch, pick=feed.pick,
-        frozen=lambda step: {**placed[feed.bucket(step)], **frozen}, workdir=workdir, name=name,
-        seed=config.seed, steps=settings.steps, ema_decay=config.optimizer.ema_decay,
+        loss,
+        trainable.params,
+        tx=tx,
+        rate=rate,
+        place=place,
+        batch=batch,
+        pick=feed.pick,
+        frozen=lambda step: {**placed[feed.bucket(step)], **frozen},
+        workdir=workdir,
+        name=name,
+        seed=config.seed,
+        steps=settings.steps,
+        ema_decay=config.optimizer.ema_decay,
         accumulation=settings.accumulation,
         steps_per_dispatch=feed.steps_per_dispatch(config.parallel.steps_per_dispatch),
-        save_every=config.checkpoint.every, keep=config.checkpoint.keep, draw=draw,
-        draw_every=config.samples.every)  # fmt: skip
+        save_every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+        draw=draw,
+        draw_every=config.samples.every,
+    )
     return tuned(state), finished

@@ -83,10 +83,11 @@ def make_trainable(
     new_rows = dict(new_rows or {})
     apply, params, frozen, start = {}, {}, {}, {}
     models = {
-        component: abstract_network(component, getattr(pipeline, component).config, dtype,
-                                    **({'remat': remat} if component == 'unet' else {}))
+        component: abstract_network(
+            component, getattr(pipeline, component).config, dtype, **({'remat': remat} if component == 'unet' else {})
+        )
         for component in dict.fromkeys(('unet', *components, *new_rows))
-    }  # fmt: skip
+    }
     targets = {}
     if settings.rank is not None:
         targets = lora_targets(settings, {component: models[component] for component in components})
@@ -96,8 +97,7 @@ def make_trainable(
         network = getattr(pipeline, component)
         adapted = bool(targets.get(component))
         whole = component in components and settings.rank is None
-        apply[component], shapes = functional.split(
-            _adapted(model, settings, targets[component]) if adapted else model)  # fmt: skip
+        apply[component], shapes = functional.split(_adapted(model, settings, targets[component]) if adapted else model)
         start[component] = network.params
         trained = {}
         if adapted:

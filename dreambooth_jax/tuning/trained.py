@@ -72,7 +72,8 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
             raise CheckpointError(f'{workdir} holds neither checkpoints nor a model/; start train with it first')
         return Trained(name, config, Cascade.load(model), (), {}, [f'both stages: {model}'])
     cascade = textual_inversion.with_word(
-        Cascade.of(config), config.textual_inversion, dtype=jnp.float32, seed=config.seed)  # fmt: skip
+        Cascade.of(config), config.textual_inversion, dtype=jnp.float32, seed=config.seed
+    )
     adapters, origins = {}, []
     for stage in STAGES:
         if getattr(cascade, stage) is None or stage not in found:
@@ -131,9 +132,14 @@ def _tuned(config: DreamBoothConfig, cascade: Cascade, stage: str, params) -> tu
             raise ValueError(component)
     # In float32, as the master weights are: merging into what a step computes with would round the whole kernel.
     trainable = make_trainable(
-        pipeline, trained_components(config, stage, cascade), config.lora,
+        pipeline,
+        trained_components(config, stage, cascade),
+        config.lora,
         new_rows=textual_inversion.new_rows(cascade) if stage == BASE else None,
-        dtype=jnp.float32, remat=False, seed=config.seed)  # fmt: skip
+        dtype=jnp.float32,
+        remat=False,
+        seed=config.seed,
+    )
     for component in {**trainable.params, **params}:
         if _shapes(params.get(component, {})) != _shapes(trainable.params.get(component, {})):
             raise ValueError(component)

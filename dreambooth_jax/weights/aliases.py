@@ -15,8 +15,12 @@ CLIP_ALIASES: tuple[Alias, ...] = ((r'((?:embeddings|encoder|final_layer_norm)\.
 # Older files hold the numbers 0..76; a checkpoint of the whole CLIP holds the pictures' side too, and the projection,
 # which a text encoder without it has no use for.
 CLIP_IGNORED = (
-    r'.*position_ids', r'vision_model\..*', r'visual_projection\.weight', r'text_projection\.weight', r'logit_scale',
-)  # fmt: skip
+    r'.*position_ids',
+    r'vision_model\..*',
+    r'visual_projection\.weight',
+    r'text_projection\.weight',
+    r'logit_scale',
+)
 
 # Attention's names in the autoencoders of Stable Diffusion 1.x and 2.x.
 VAE_ALIASES: tuple[Alias, ...] = tuple(

@@ -21,8 +21,9 @@ def identity(pipeline: Pipeline) -> dict[str, str]:
 def scheduler_hash(pipeline: Pipeline) -> str:
     """sha256 of a stage's noise schedules, with what its UNet predicts: the contents of its scheduler files."""
     schedulers = [pipeline.scheduler, pipeline.image_noising_scheduler]
-    plain = [{key: config[key] for key in sorted(config) if key not in _NOTES} if config else None
-             for config in schedulers]  # fmt: skip
+    plain = [
+        {key: config[key] for key in sorted(config) if key not in _NOTES} if config else None for config in schedulers
+    ]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 

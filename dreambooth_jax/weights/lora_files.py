@@ -320,8 +320,9 @@ def _settings(path, tensors, header, layers) -> dict[str, Any]:
             return {}
         beside = path.parent / _PEFT_CONFIG
         if not beside.is_file():
-            _logger.warning('%s does not say its alpha, and no %s lies beside it: alpha is taken to be the rank',
-                            path, _PEFT_CONFIG)  # fmt: skip
+            _logger.warning(
+                '%s does not say its alpha, and no %s lies beside it: alpha is taken to be the rank', path, _PEFT_CONFIG
+            )
             return {}
         config = json.loads(beside.read_text('utf-8'))
         return {f'{component}.{name}': value for component, _ in layers for name, value in config.items()}

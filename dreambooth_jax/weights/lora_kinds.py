@@ -16,28 +16,46 @@ _OTHER_MODEL = 'use one that was trained on a model of the same kind'
 
 # (pattern somewhere in a key, what the file is, what to do). The first that any key matches counts: models before
 # adapters, since a LoKr of another model is no use either way.
-_KINDS = tuple((re.compile(pattern), kind, remedy) for pattern, kind, remedy in (
-    (r'^(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.',
-     'a whole model and no adapter', 'give it as the model itself'),
-    (r'^(lora_unet_|transformer\.|diffusion_model\.|lora_transformer_)?(double_blocks|single_blocks|'
-     r'single_transformer_blocks)[._]', 'a LoRA of Flux', _OTHER_MODEL),
-    (r'joint_(transformer_)?blocks[._]', 'a LoRA of Stable Diffusion 3', _OTHER_MODEL),
-    (r'^(base_model\.model\.)?(transformer\.|lora_transformer_|(lora_unet_|diffusion_model\.)(blocks|layers)[._])',
-     'a LoRA of a model that has a transformer in place of the UNet, such as Stable Diffusion 3 or Flux',
-     _OTHER_MODEL),
-    (r'(^|_)lllite_', 'a ControlNet-LLLite and no LoRA', 'leave it out'),
-    (r'^bundle_emb\.', 'a LoRA with a textual inversion inside (bundle_emb)',
-     'save the two apart where it was trained, and give the embedding to sample as --embedding'),
-    (r'\.hada_[wt]\d', 'a LoHa', _MERGE),
-    (r'\.lokr_[wt]\d', 'a LoKr', _MERGE),
-    (r'\.(oft_blocks|oft_diag|oft_[RQ]|boft_[A-Z])(\.|$)', 'an OFT or BOFT', _MERGE),
-    (r'\.on_input$|\.ia3_l(\.|$)', 'an (IA)^3', _MERGE),
-    (r'\.[ab][12]\.weight$', 'a GLoRA', _MERGE),
-    (r'\.lora_embedding_[AB]', 'a LoRA of a token table', _MERGE),
-    (r'\.lora_[AB]\.(\w+\.)?bias$', 'a LoRA whose matrices have biases (lora_bias of PEFT)', _MERGE),
-    (r'\.(diff|diff_b|w_norm|b_norm|set_weight)$',
-     'an adapter that changes whole tensors, biases or norms (.diff, .diff_b, .w_norm)', _MERGE),
-))  # fmt: skip
+_KINDS = tuple(
+    (re.compile(pattern), kind, remedy)
+    for pattern, kind, remedy in (
+        (
+            r'^(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.',
+            'a whole model and no adapter',
+            'give it as the model itself',
+        ),
+        (
+            r'^(lora_unet_|transformer\.|diffusion_model\.|lora_transformer_)?(double_blocks|single_blocks|'
+            r'single_transformer_blocks)[._]',
+            'a LoRA of Flux',
+            _OTHER_MODEL,
+        ),
+        (r'joint_(transformer_)?blocks[._]', 'a LoRA of Stable Diffusion 3', _OTHER_MODEL),
+        (
+            r'^(base_model\.model\.)?(transformer\.|lora_transformer_|(lora_unet_|diffusion_model\.)(blocks|layers)[._])',
+            'a LoRA of a model that has a transformer in place of the UNet, such as Stable Diffusion 3 or Flux',
+            _OTHER_MODEL,
+        ),
+        (r'(^|_)lllite_', 'a ControlNet-LLLite and no LoRA', 'leave it out'),
+        (
+            r'^bundle_emb\.',
+            'a LoRA with a textual inversion inside (bundle_emb)',
+            'save the two apart where it was trained, and give the embedding to sample as --embedding',
+        ),
+        (r'\.hada_[wt]\d', 'a LoHa', _MERGE),
+        (r'\.lokr_[wt]\d', 'a LoKr', _MERGE),
+        (r'\.(oft_blocks|oft_diag|oft_[RQ]|boft_[A-Z])(\.|$)', 'an OFT or BOFT', _MERGE),
+        (r'\.on_input$|\.ia3_l(\.|$)', 'an (IA)^3', _MERGE),
+        (r'\.[ab][12]\.weight$', 'a GLoRA', _MERGE),
+        (r'\.lora_embedding_[AB]', 'a LoRA of a token table', _MERGE),
+        (r'\.lora_[AB]\.(\w+\.)?bias$', 'a LoRA whose matrices have biases (lora_bias of PEFT)', _MERGE),
+        (
+            r'\.(diff|diff_b|w_norm|b_norm|set_weight)$',
+            'an adapter that changes whole tensors, biases or norms (.diff, .diff_b, .w_norm)',
+            _MERGE,
+        ),
+    )
+)
 _INVERSIONS = ({'emb_params'}, {'clip_l', 'clip_g'}, {'clip_g'}, {'clip_l'}, {'string_to_param.*'})
 _TEXT_WIDTHS = {768: 'Stable Diffusion 1.x', 1024: 'Stable Diffusion 2.x', 2048: 'Stable Diffusion XL'}
 _TEXT_KEY = re.compile(r'attn2[._](processor\.)?to_k[._](lora_A|lora_down|lora\.down)\.')
@@ -61,8 +79,9 @@ def foreign(
         if any(pattern.search(name) for name in unused):
             return f'is {kind}, which is not read here ({READ} are); {remedy}.'
     theirs = {value.shape[1] for name, value in tensors.items() if _TEXT_KEY.search(name) and value.ndim > 1}
-    kernels = (value.shape for params in networks.values() for name, value in params.items()
-               if name.endswith(_TEXT_KERNEL))  # fmt: skip
+    kernels = (
+        value.shape for params in networks.values() for name, value in params.items() if name.endswith(_TEXT_KERNEL)
+    )
     ours = {shape[0] for shape in kernels}
     if len(theirs) == len(ours) == 1 and theirs != ours:
         return f'is a LoRA of {_model(*theirs)}, but this model is {_model(*ours)}; {_OTHER_MODEL}.'

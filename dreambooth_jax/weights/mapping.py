@@ -114,8 +114,10 @@ def load(
         params[path], filled_by[name] = value, given
     problems += [f'missing: {name} {list(wanted[name].shape)}' for name in wanted if name not in filled_by]
     if problems:
-        counts = {kind: sum(p.startswith(kind) for p in problems)
-                  for kind in ('missing', 'unused', 'wrong shape', 'wrong type', 'duplicate')}  # fmt: skip
+        counts = {
+            kind: sum(p.startswith(kind) for p in problems)
+            for kind in ('missing', 'unused', 'wrong shape', 'wrong type', 'duplicate')
+        }
         counted = ', '.join(f'{count} {kind}' for kind, count in counts.items() if count)
         sentence = (
             f'{source} does not fit this {type(abstract_model).__name__} ({counted}); use the weights that belong to '

@@ -21,10 +21,27 @@ VERSION = '1.0.1'
 REQUIRED = ('sai_model_spec', 'architecture', 'implementation', 'title')
 # The rest of what the standard defines for image models; 'hash_<algorithm>' is open-ended.
 OPTIONAL = (
-    'description', 'author', 'date', 'hash_sha256', 'implementation_version', 'license', 'usage_hint', 'category',
-    'thumbnail', 'tags', 'merged_from', 'resolution', 'trigger_phrase', 'prediction_type', 'timestep_range',
-    'encoder_layer', 'is_negative_embedding', 'unet_dtype', 'vae_dtype', 'preprocessor',
-)  # fmt: skip
+    'description',
+    'author',
+    'date',
+    'hash_sha256',
+    'implementation_version',
+    'license',
+    'usage_hint',
+    'category',
+    'thumbnail',
+    'tags',
+    'merged_from',
+    'resolution',
+    'trigger_phrase',
+    'prediction_type',
+    'timestep_range',
+    'encoder_layer',
+    'is_negative_embedding',
+    'unet_dtype',
+    'vae_dtype',
+    'preprocessor',
+)
 ORIGINAL_IMPLEMENTATION = 'https://github.com/Stability-AI/generative-models'  # of the original layout, "sgm"
 DIFFUSERS_IMPLEMENTATION = 'diffusers'
 LORA, TEXTUAL_INVERSION = ADAPTERS = ('lora', 'textual-inversion')

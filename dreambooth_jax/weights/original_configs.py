@@ -163,9 +163,12 @@ def derive(
         configs['unet']['upcast_attention'] = True
     if family == 'upscaler':
         configs['low_res_scheduler'] = {
-            **_UPSCALER_BETAS, '_class_name': 'DDPMScheduler', 'clip_sample': True, 'prediction_type': EPSILON,
+            **_UPSCALER_BETAS,
+            '_class_name': 'DDPMScheduler',
+            'clip_sample': True,
+            'prediction_type': EPSILON,
             'variance_type': 'fixed_small',
-        }  # fmt: skip
+        }
     return {'model_index': _model_index(family, configs), **configs}
 
 

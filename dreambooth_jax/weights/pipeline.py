@@ -110,15 +110,32 @@ class Kind(NamedTuple):
 
 _DIFFUSERS, _TRANSFORMERS = 'diffusion_pytorch_model', 'model'
 _CLIP = (_TRANSFORMERS, aliases.CLIP_ALIASES, aliases.CLIP_IGNORED)
-KINDS = {kind.class_name: kind for kind in (
-    Kind(UNet2DConditionModel, unet_config.resolve, 'diffusers', 'UNet2DConditionModel', None, _DIFFUSERS, (), ()),
-    Kind(AutoencoderKL, vae.resolve, 'diffusers', 'AutoencoderKL', None, _DIFFUSERS, aliases.VAE_ALIASES, ()),
-    Kind(T5EncoderModel, t5.resolve, 'transformers', 'T5EncoderModel', 't5', _TRANSFORMERS,
-         aliases.T5_ALIASES, aliases.T5_IGNORED),
-    Kind(CLIPTextModel, clip.resolve, 'transformers', 'CLIPTextModel', 'clip_text_model', *_CLIP),
-    Kind(lambda *args, **options: CLIPTextModel(*args, projection=True, **options), clip.resolve, 'transformers',
-         'CLIPTextModelWithProjection', 'clip_text_model', *_CLIP),
-)}  # fmt: skip
+KINDS = {
+    kind.class_name: kind
+    for kind in (
+        Kind(UNet2DConditionModel, unet_config.resolve, 'diffusers', 'UNet2DConditionModel', None, _DIFFUSERS, (), ()),
+        Kind(AutoencoderKL, vae.resolve, 'diffusers', 'AutoencoderKL', None, _DIFFUSERS, aliases.VAE_ALIASES, ()),
+        Kind(
+            T5EncoderModel,
+            t5.resolve,
+            'transformers',
+            'T5EncoderModel',
+            't5',
+            _TRANSFORMERS,
+            aliases.T5_ALIASES,
+            aliases.T5_IGNORED,
+        ),
+        Kind(CLIPTextModel, clip.resolve, 'transformers', 'CLIPTextModel', 'clip_text_model', *_CLIP),
+        Kind(
+            lambda *args, **options: CLIPTextModel(*args, projection=True, **options),
+            clip.resolve,
+            'transformers',
+            'CLIPTextModelWithProjection',
+            'clip_text_model',
+            *_CLIP,
+        ),
+    )
+}
 _OF_COMPONENT = {'unet': 'UNet2DConditionModel', 'vae': 'AutoencoderKL'}
 _WITH_CLIP = ('clip', 'clip_text_model')
 

@@ -173,8 +173,13 @@ _WITHOUT_EFFECT = {
 _RESOLVE = {'unet': unet_config.resolve, 'vae': vae.resolve, 'text_encoder': clip.resolve}
 _BETAS = ('num_train_timesteps', 'beta_schedule', 'beta_start', 'beta_end', 'trained_betas', 'rescale_betas_zero_snr')
 _SCHEDULER_DEFAULTS = {
-    'num_train_timesteps': 1000, 'beta_schedule': 'linear', 'beta_start': 0.0001, 'beta_end': 0.02,
-    'trained_betas': None, 'rescale_betas_zero_snr': False}  # fmt: skip
+    'num_train_timesteps': 1000,
+    'beta_schedule': 'linear',
+    'beta_start': 0.0001,
+    'beta_end': 0.02,
+    'trained_betas': None,
+    'rescale_betas_zero_snr': False,
+}
 
 
 def _check_derived(path: Path, configs: original_layout.Configs, shapes, family: str, prediction_type: str) -> None:

@@ -26,12 +26,16 @@ SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
 DRAWING = experiment.drawing_of(CONFIG)
 RATES = (
     'base.learning_rate=2e-4,base.train_text_encoder=False,base.text_encoder_learning_rate=None',
-    *(f'base.learning_rate=2e-4,base.train_text_encoder=True,base.text_encoder_learning_rate={rate}'
-      for rate in ('2e-4', '5e-4', '7e-4', '2e-3')),
-    *(f'base.learning_rate={rate},base.train_text_encoder=True,base.text_encoder_learning_rate=5e-4'
-      for rate in ('1e-4', '3e-4')),
+    *(
+        f'base.learning_rate=2e-4,base.train_text_encoder=True,base.text_encoder_learning_rate={rate}'
+        for rate in ('2e-4', '5e-4', '7e-4', '2e-3')
+    ),
+    *(
+        f'base.learning_rate={rate},base.train_text_encoder=True,base.text_encoder_learning_rate=5e-4'
+        for rate in ('1e-4', '3e-4')
+    ),
     'base.learning_rate=2e-4,base.train_text_encoder=True,base.text_encoder_learning_rate=5e-4,base.steps=300',
-)  # fmt: skip
+)
 WAYS = (
     'optimizer.moments=bfloat16',
     'optimizer.moments=int8',
@@ -40,14 +44,18 @@ WAYS = (
     'optimizer.kind=prodigy,base.learning_rate=1.0,base.text_encoder_learning_rate=2.5',
     'prior.kind=prediction,prior.dir=None',
     'lora.rank=16,base.learning_rate=1e-3,base.text_encoder_learning_rate=2.5e-3',
-    *(f"lora.rank=16,lora.targets=('.*',),base.learning_rate={rate}"
-      for rate in ('1e-3,base.text_encoder_learning_rate=2.5e-3', '2e-3,base.text_encoder_learning_rate=5e-3')),
-)  # fmt: skip
+    *(
+        f"lora.rank=16,lora.targets=('.*',),base.learning_rate={rate}"
+        for rate in ('1e-3,base.text_encoder_learning_rate=2.5e-3', '2e-3,base.text_encoder_learning_rate=5e-3')
+    ),
+)
 _VARIANT = flags.DEFINE_multi_string(
-    'variant', RATES + WAYS, 'Settings that differ from configs/dog.py: name=value,name=value. Several times.')
+    'variant', RATES + WAYS, 'Settings that differ from configs/dog.py: name=value,name=value. Several times.'
+)
 _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/main_job', 'Keeps runs and measured models.')
 _OUTPUT = program.DEFINE_path(
-    'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file.')
+    'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file.'
+)
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Pictures per prompt.', lower_bound=1)
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 40, "Pictures of 'a dog'.", lower_bound=2)
 _GUIDANCE = flags.DEFINE_float('guidance_scale', DRAWING['guidance_scale'], '1 is none.', lower_bound=1)
@@ -71,14 +79,24 @@ def main(argv) -> None:
     workdir, output = Path(_WORKDIR.value), Path(_OUTPUT.value or HERE)
     base, judge = Cascade.load('storybook', super_resolution_model='none'), Judge.load()
     fingerprint = experiment.fingerprint(base.base.unet.params, base.base.text_encoder.params)
-    options = {'num_images': _NUM_IMAGES.value, 'class_images': _CLASS_IMAGES.value, 'seed': _SEED.value,
-               **DRAWING, 'guidance_scale': _GUIDANCE.value}  # fmt: skip
+    options = {
+        'num_images': _NUM_IMAGES.value,
+        'class_images': _CLASS_IMAGES.value,
+        'seed': _SEED.value,
+        **DRAWING,
+        'guidance_scale': _GUIDANCE.value,
+    }
 
     results, pictures = {}, {}
     for variant, settings in variants.items():
         name = re.sub(r'[^\w.+-]+', '_', variant)
-        settings = {'super_resolution_model': 'none', 'super_resolution.steps': 0, 'samples.every': 0,
-                    'prior.dir': workdir / 'prior', **settings}  # fmt: skip
+        settings = {
+            'super_resolution_model': 'none',
+            'super_resolution.steps': 0,
+            'samples.every': 0,
+            'prior.dir': workdir / 'prior',
+            **settings,
+        }
         run = experiment.train_once(workdir / name, CONFIG, settings, weights=fingerprint)
         tuned = Cascade.load(run).base
         cascade = base.with_params(unet=tuned.unet.params, text_encoder=tuned.text_encoder.params)
@@ -86,12 +104,16 @@ def main(argv) -> None:
         def measure(cascade=cascade):
             drawn = {}
             scores = storybook_scores.subject_scores(
-                cascade, judge, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options)  # fmt: skip
+                cascade, judge, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options
+            )
             return scores, {prompt: drawn[prompt][:2] for prompt in GRID_PROMPTS}
 
         print(f'measuring: {variant}', flush=True)
-        marks = {'weights': experiment.fingerprint(tuned.unet.params, cascade.base.text_encoder.params),
-                 'judge': experiment.fingerprint(judge.naming_params), **options}  # fmt: skip
+        marks = {
+            'weights': experiment.fingerprint(tuned.unet.params, cascade.base.text_encoder.params),
+            'judge': experiment.fingerprint(judge.naming_params),
+            **options,
+        }
         results[variant], pictures[variant] = experiment.kept(workdir / 'parts', name, marks, measure)
 
     measured = experiment.measured_on(list(results.values()))
@@ -99,10 +121,13 @@ def main(argv) -> None:
     experiment.write_json(output / 'results.json', found)
     grids.contact_sheet(
         [[picture for prompt in GRID_PROMPTS for picture in drawn[prompt]] for drawn in pictures.values()],
-        list(variants), headings=[text for prompt in GRID_PROMPTS for text in (prompt, '')],
-    ).save(output / 'grid.png')  # fmt: skip
-    rows = [[variant, *(experiment.percent(value(scores)) for value in SUBJECT_SHARES.values())]
-            for variant, scores in results.items()]  # fmt: skip
+        list(variants),
+        headings=[text for prompt in GRID_PROMPTS for text in (prompt, '')],
+    ).save(output / 'grid.png')
+    rows = [
+        [variant, *(experiment.percent(value(scores)) for value in SUBJECT_SHARES.values())]
+        for variant, scores in results.items()
+    ]
     table = experiment.table(['setting', *SUBJECT_SHARES], rows)
     aims = experiment.expectations(HERE / 'expected.json', found)
     grid = '![the same noise under each setting](grid.png)'

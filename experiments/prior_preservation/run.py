@@ -27,22 +27,31 @@ _MODEL = program.DEFINE_path('model', 'storybook', "'storybook', or a pipeline f
 _JUDGE = program.DEFINE_path('judge', None, 'Folder of the judge; default: the shipped one.')
 _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/prior_preservation', 'Keeps runs and measured models.')
 _OUTPUT = program.DEFINE_path(
-    'output', None, 'Gets results.json, the pictures and the numbers in README.md; default: the folder of this file, '
-    'or with --quick <workdir>/quick.')  # fmt: skip
+    'output',
+    None,
+    'Gets results.json, the pictures and the numbers in README.md; default: the folder of this file, '
+    'or with --quick <workdir>/quick.',
+)
 _WEIGHTS = flags.DEFINE_list('weights', ['1', '0'], 'Values of prior.weight, the lambda of the paper.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lower_bound=1)
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 48, "Pictures of 'a dog'.", lower_bound=2)
 _STEPS = flags.DEFINE_integer('steps', DRAWING['steps'], 'Denoise steps.', lower_bound=1)
 _GUIDANCE = flags.DEFINE_float('guidance_scale', DRAWING['guidance_scale'], '1 is none.', lower_bound=1)
-_SAMPLER = flags.DEFINE_enum(
-    'sampler', DRAWING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')  # fmt: skip
+_SAMPLER = flags.DEFINE_enum('sampler', DRAWING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')
 _SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise; not that of the class pictures.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Pictures at once.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, '2 training steps, 2 class pictures: only shows that it works.')
 
 GRID_PROMPTS = (
-    'a sks dog', 'a sks dog in the snow', 'a sks dog on the beach', 'a sks dog with a blue house in the background',
-    'a sks dog wearing a red hat', 'a sks dog in a chef outfit', 'a purple sks dog', 'a dog')  # fmt: skip
+    'a sks dog',
+    'a sks dog in the snow',
+    'a sks dog on the beach',
+    'a sks dog with a blue house in the background',
+    'a sks dog wearing a red hat',
+    'a sks dog in a chef outfit',
+    'a purple sks dog',
+    'a dog',
+)
 GRID_IMAGES = 2
 QUICK_TRAINING = {'base.steps': 2, 'prior.num_images': 2, 'prior.steps': 2}
 
@@ -51,9 +60,13 @@ def train(weight: str, workdir: Path, weights: str) -> Path:
     """The finished run of one lambda, base stage alone; `weights` is the fingerprint of the model before."""
     settings = {
         **experiment.of_model(_MODEL.value, SUBJECT, workdir / 'reference'),
-        'super_resolution_model': 'none', 'super_resolution.steps': 0,  # not what this experiment is about
-        'prior.weight': weight, 'prior.dir': workdir / 'prior', 'samples.every': 0,
-        **(QUICK_TRAINING if _QUICK.value else {})}  # fmt: skip
+        'super_resolution_model': 'none',
+        'super_resolution.steps': 0,  # not what this experiment is about
+        'prior.weight': weight,
+        'prior.dir': workdir / 'prior',
+        'samples.every': 0,
+        **(QUICK_TRAINING if _QUICK.value else {}),
+    }
     return experiment.train_once(workdir / f'weight_{weight}', CONFIG, settings, weights=weights)
 
 
@@ -75,8 +88,14 @@ def main(argv) -> None:
     base = Cascade.load(_MODEL.value, super_resolution_model='none')
     judge = Judge.load(_JUDGE.value)
     marker = experiment.fingerprint(judge.naming_params)
-    options = {'num_images': num_images, 'class_images': class_images, 'steps': steps,
-               'guidance_scale': _GUIDANCE.value, 'sampler': _SAMPLER.value, 'seed': _SEED.value}  # fmt: skip
+    options = {
+        'num_images': num_images,
+        'class_images': class_images,
+        'steps': steps,
+        'guidance_scale': _GUIDANCE.value,
+        'sampler': _SAMPLER.value,
+        'seed': _SEED.value,
+    }
 
     results, pictures = {}, {}
     for weight in [None, *weights]:
@@ -89,7 +108,8 @@ def main(argv) -> None:
         def measure(cascade=cascade):
             drawn = {}
             scores = storybook_scores.subject_scores(
-                cascade, judge, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options)  # fmt: skip
+                cascade, judge, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options
+            )
             return scores, {prompt: drawn[prompt][:GRID_IMAGES] for prompt in GRID_PROMPTS}
 
         print(f'measuring: {title}', flush=True)
@@ -145,16 +165,25 @@ def tables(results) -> str:
     percent, scores = experiment.percent, list(results.values())
     kinds = [kind for kind, share in scores[0]['subject_named_by_kind'].items() if share is not None]
     first = [[name, *(percent(value(each)) for each in scores)] for name, value in SUBJECT_SHARES.items()]
-    first += [[f'subject named, {kind} prompts', *(percent(each['subject_named_by_kind'][kind]) for each in scores)]
-              for kind in kinds]  # fmt: skip
-    prompts = [[rows[0]['prompt'], *(percent(row['subject']) for row in rows)]
-               for rows in zip(*(each['prompts'] for each in scores), strict=True)]  # fmt: skip
+    first += [
+        [f'subject named, {kind} prompts', *(percent(each['subject_named_by_kind'][kind]) for each in scores)]
+        for kind in kinds
+    ]
+    prompts = [
+        [rows[0]['prompt'], *(percent(row['subject']) for row in rows)]
+        for rows in zip(*(each['prompts'] for each in scores), strict=True)
+    ]
     counts = scores[0]['pictures'], scores[0]['class_pictures']['pictures']
-    return '\n\n'.join([
-        f"{counts[0]} pictures of the 25 prompts and {counts[1]} of 'a dog' for each model.",
-        experiment.table(['', *results], first), '![shares](chart.png)', 'The judge names the subject:',
-        experiment.table(['prompt', *results], prompts),
-        '![the same prompts and noise, before and after](grid.png)'])  # fmt: skip
+    return '\n\n'.join(
+        [
+            f"{counts[0]} pictures of the 25 prompts and {counts[1]} of 'a dog' for each model.",
+            experiment.table(['', *results], first),
+            '![shares](chart.png)',
+            'The judge names the subject:',
+            experiment.table(['prompt', *results], prompts),
+            '![the same prompts and noise, before and after](grid.png)',
+        ]
+    )
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Forward and backward time of a 3x3 convolution: JAX's own against models/convolution.py, per shape.
 
-  python experiments/speed/convolution.py
+python experiments/speed/convolution.py
 """
 
 import time

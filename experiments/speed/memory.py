@@ -31,8 +31,13 @@ SETTINGS = {
     'int8 moments': {'optimizer': OptimizerConfig(moments='int8')},
     'LoRA rank 16': {'lora': LoraConfig(rank=16)},
 }
-AIMS = {('f32 moments', True): 12, ('bf16 moments', True): 12, ('int8 moments', True): 12,
-        ('LoRA rank 16', False): 5, ('LoRA rank 16', True): 5}  # GB, with the text encoder or not  # fmt: skip
+AIMS = {
+    ('f32 moments', True): 12,
+    ('bf16 moments', True): 12,
+    ('int8 moments', True): 12,
+    ('LoRA rank 16', False): 5,
+    ('LoRA rank 16', True): 5,
+}  # GB, with the text encoder or not
 # XLA's CPU backend undoes rematerialisation by merging what is computed twice, unless this pass is left out.
 CPU_OPTIONS = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
 # What TPU's compiler says of a program that does not fit.
@@ -43,7 +48,8 @@ _TEXT = flags.DEFINE_multi_enum('text_encoder', ['no', 'yes'], ['no', 'yes'], 'W
 _DTYPE = flags.DEFINE_multi_enum('dtype', ['bfloat16', 'float32'], ['bfloat16', 'float32'], 'Of the compute.')
 _REMAT = flags.DEFINE_multi_enum('remat', ['no', 'yes'], ['yes', 'no'], 'Whether activations are computed again.')
 _STEPS = flags.DEFINE_integer(
-    'steps_per_dispatch', None, "Of one device call; default: train's, 1 on CPU and else 10.", lower_bound=1)
+    'steps_per_dispatch', None, "Of one device call; default: train's, 1 on CPU and else 10.", lower_bound=1
+)
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU to compile for ahead of time, such as v5e:2x2 or v6e:2x2.')
 _TINY = flags.DEFINE_bool('tiny', False, 'Networks of a few thousand weights, to try the script out.')
 _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/memory', 'Keeps measured rows.')
@@ -80,13 +86,17 @@ def measure(device, settings: str, text: bool, dtype: str, remat: bool) -> dict:
     on_cpu = jax.default_backend() == 'cpu'
     steps = _STEPS.value or (1 if on_cpu else 10)
     config = DreamBoothConfig(
-        model='stable-diffusion-v1-5', base=BaseConfig(train_text_encoder=text), parallel=ParallelConfig(remat=remat),
-        **SETTINGS[settings])  # fmt: skip
+        model='stable-diffusion-v1-5',
+        base=BaseConfig(train_text_encoder=text),
+        parallel=ParallelConfig(remat=remat),
+        **SETTINGS[settings],
+    )
     networks = stable_diffusion.TINY if _TINY.value else stable_diffusion.PUBLISHED
     training = stable_diffusion.training(config, networks, dtype=jax.numpy.dtype(dtype))
     shapes = training.state, training.frozen, jax.eval_shape(lambda: jax.random.key(0)), training.batch
     placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)), shapes)  # fmt: skip
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)), shapes
+    )
     lowered = jax.jit(training.make_step(None, steps), donate_argnums=0).lower(*placed)
     started = time.perf_counter()
     found = {
@@ -103,8 +113,10 @@ def measure(device, settings: str, text: bool, dtype: str, remat: bool) -> dict:
         used = TOO_LARGE.search(str(error))
         if not used:
             raise
-        return found | {'peak': int(float(used[1]) * {'G': 2**30, 'M': 2**20}[used[2]]),
-                        'refused_above': int(float(used[3]) * 2**30)}  # fmt: skip
+        return found | {
+            'peak': int(float(used[1]) * {'G': 2**30, 'M': 2**20}[used[2]]),
+            'refused_above': int(float(used[3]) * 2**30),
+        }
     counts = compiled.memory_analysis()
     names = ('argument', 'output', 'temp', 'alias')
     found |= {name: getattr(counts, f'{name}_size_in_bytes') for name in names}
@@ -119,8 +131,15 @@ def row_of(row: dict) -> list[str]:
     aim = AIMS.get((row['settings'], row['text_encoder'] == 'yes'))
     met = '-' if aim is None else f'{"yes" if row["peak"] <= aim * GB else "**no**"} (<= {aim})'
     trained = 'UNet + text encoder' if row['text_encoder'] == 'yes' else 'UNet'
-    return [row['settings'], trained, row['dtype'], row['remat'],
-            *('-' if size is None else f'{size / GB:.2f}' for size in sizes), peak, met]  # fmt: skip
+    return [
+        row['settings'],
+        trained,
+        row['dtype'],
+        row['remat'],
+        *('-' if size is None else f'{size / GB:.2f}' for size in sizes),
+        peak,
+        met,
+    ]
 
 
 HEADINGS = ['settings', 'trained', 'compute', 'remat', 'weights', 'moments', 'temporary', 'peak GB', 'aim met']
@@ -139,9 +158,14 @@ def main(argv) -> None:
             part = re.sub(r'\W+', '_', '-'.join([name, 'tiny' if _TINY.value else '', str(_STEPS.value), *choice]))
             print(f'compiling {", ".join(f"{key} {value}" for key, value in named.items())}', flush=True)
             found, _ = experiment.kept(
-                Path(_WORKDIR.value), part, marks,
+                Path(_WORKDIR.value),
+                part,
+                marks,
                 lambda settings=settings, text=text, dtype=dtype, remat=remat: (
-                    measure(device, settings, text == 'yes', dtype, remat == 'yes'), {}))  # fmt: skip
+                    measure(device, settings, text == 'yes', dtype, remat == 'yes'),
+                    {},
+                ),
+            )
             rows.append({**named, **found})
             print('  '.join(row_of(rows[-1])), flush=True)
     print(experiment.table(HEADINGS, [row_of(row) for row in rows]))

@@ -70,14 +70,24 @@ SCHEDULER = {
 PUBLISHED = {'unet': UNET, 'text_encoder': CLIP_L}
 TINY = {
     'unet': {
-        **UNET, 'block_out_channels': [32], 'cross_attention_dim': 32, 'layers_per_block': 1, 'sample_size': 8,
-        'down_block_types': UNET['down_block_types'][:1], 'up_block_types': UNET['up_block_types'][-1:],
+        **UNET,
+        'block_out_channels': [32],
+        'cross_attention_dim': 32,
+        'layers_per_block': 1,
+        'sample_size': 8,
+        'down_block_types': UNET['down_block_types'][:1],
+        'up_block_types': UNET['up_block_types'][-1:],
     },
     'text_encoder': {
-        **CLIP_L, 'hidden_size': 32, 'intermediate_size': 64, 'num_attention_heads': 2, 'num_hidden_layers': 1,
-        'vocab_size': 100, 'max_position_embeddings': 16,
+        **CLIP_L,
+        'hidden_size': 32,
+        'intermediate_size': 64,
+        'num_attention_heads': 2,
+        'num_hidden_layers': 1,
+        'vocab_size': 100,
+        'max_position_embeddings': 16,
     },
-}  # fmt: skip
+}
 NUM_INSTANCE = 4  # pictures of the subject
 NUM_PROMPTS = 3  # the empty one, the subject's and its class's
 
@@ -119,8 +129,13 @@ def training(config: DreamBoothConfig, networks: Mapping[str, Mapping[str, Any]]
         conditioning=lambda name: TextConditioning({'text_encoder': (pipeline.text_encoder.apply, 'clip')}, {}),
     )
     trainable = make_trainable(
-        pipeline, trained_components(config, 'base', cascade), config.lora, dtype=dtype, remat=config.parallel.remat,
-        seed=config.seed)  # fmt: skip
+        pipeline,
+        trained_components(config, 'base', cascade),
+        config.lora,
+        dtype=dtype,
+        remat=config.parallel.remat,
+        seed=config.seed,
+    )
     stage = make_stage(config, 'base', cascade, trainable)
     feed = Feed(config.seed, config.base.steps, [NUM_INSTANCE], config.prior.num_images)
     rows = config.base.batch_size
@@ -131,8 +146,15 @@ def training(config: DreamBoothConfig, networks: Mapping[str, Mapping[str, Any]]
 
     def make_step(axis_name, num_steps):
         return make_train_step(
-            loss, tx, ema_decay=config.optimizer.ema_decay, axis_name=axis_name, pick=feed.pick, num_steps=num_steps,
-            accumulation=config.base.accumulation, unroll=jax.default_backend() == 'cpu')  # fmt: skip
+            loss,
+            tx,
+            ema_decay=config.optimizer.ema_decay,
+            axis_name=axis_name,
+            pick=feed.pick,
+            num_steps=num_steps,
+            accumulation=config.base.accumulation,
+            unroll=jax.default_backend() == 'cpu',
+        )
 
     count = NUM_INSTANCE + config.prior.num_images
     frozen = {

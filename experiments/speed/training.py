@@ -39,12 +39,16 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'diffusers', 'peft')
 _BATCH_SIZE = flags.DEFINE_multi_integer('batch_size', [1, 4, 16], 'Instance rows; as many class rows on top.')
 _METHOD = flags.DEFINE_multi_enum('method', ['full', 'lora'], ['full', 'lora'], 'What trains.')
 _FRAMEWORK = flags.DEFINE_multi_enum(
-    'framework', ['jax', 'torch', 'torch compiled'], ['jax', 'torch', 'torch compiled'],
-    "This package; diffusers' UNet as it is; the same through torch.compile.")
+    'framework',
+    ['jax', 'torch', 'torch compiled'],
+    ['jax', 'torch', 'torch compiled'],
+    "This package; diffusers' UNet as it is; the same through torch.compile.",
+)
 _REMAT = flags.DEFINE_bool('remat', False, 'Compute activations again in the backward pass, in all frameworks.')
 _STEPS = flags.DEFINE_integer('steps', 20, 'Optimiser steps of one repeat.', lower_bound=1)
 _STEPS_PER_DISPATCH = flags.DEFINE_integer(
-    'steps_per_dispatch', None, "JAX's steps in one call; default: train's, 1 on CPU and else 10.", lower_bound=1)
+    'steps_per_dispatch', None, "JAX's steps in one call; default: train's, 1 on CPU and else 10.", lower_bound=1
+)
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of every measurement, after one that does not count.', lower_bound=1)
 _TINY = flags.DEFINE_bool('tiny', False, 'Networks of a few thousand weights, to try the script out; torch on CPU too.')
 _OUTPUT = program.DEFINE_path('output', None, 'Gets training.json; default: the folder of this file; with --tiny none.')
@@ -74,9 +78,11 @@ def measure_jax(method: str, batch_size: int) -> list[float]:
     from dreambooth_jax.training.placement import Pmap
 
     config = DreamBoothConfig(
-        model='stable-diffusion-v1-5', base=BaseConfig(batch_size=batch_size, train_text_encoder=False),
-        lora=LoraConfig(rank=RANK if method == 'lora' else None), parallel=ParallelConfig(remat=_REMAT.value),
-    )  # fmt: skip
+        model='stable-diffusion-v1-5',
+        base=BaseConfig(batch_size=batch_size, train_text_encoder=False),
+        lora=LoraConfig(rank=RANK if method == 'lora' else None),
+        parallel=ParallelConfig(remat=_REMAT.value),
+    )
     training = stable_diffusion.training(config, networks(), dtype=jnp.bfloat16)
     place = Pmap(jax.local_devices()[:1])
     at_once = min(_STEPS.value, _STEPS_PER_DISPATCH.value or (1 if jax.default_backend() == 'cpu' else 10))
@@ -221,9 +227,16 @@ def main(argv) -> None:
     print(experiment.table(HEADINGS, [row_of(row) for row in rows]))
     if _OUTPUT.value or not _TINY.value:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)}
-        results = {'hardware': experiment.hardware(), 'device': kind, 'date': date.today().isoformat(),
-                   'command': shlex.join(['python', *sys.argv]), 'versions': versions, 'tiny': _TINY.value,
-                   'without_torch': skipped, 'rows': rows}  # fmt: skip
+        results = {
+            'hardware': experiment.hardware(),
+            'device': kind,
+            'date': date.today().isoformat(),
+            'command': shlex.join(['python', *sys.argv]),
+            'versions': versions,
+            'tiny': _TINY.value,
+            'without_torch': skipped,
+            'rows': rows,
+        }
         experiment.write_json(Path(_OUTPUT.value or HERE) / 'training.json', results)
 
 

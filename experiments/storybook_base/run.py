@@ -23,20 +23,31 @@ _MODEL = program.DEFINE_path('model', 'storybook', "'storybook', a pipeline fold
 _JUDGE = program.DEFINE_path('judge', None, 'Folder of the judge; default: the shipped one.')
 _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/storybook_base', 'Keeps finished classes.')
 _OUTPUT = program.DEFINE_path(
-    'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file, or '
-    'with --quick <workdir>/quick.')  # fmt: skip
+    'output',
+    None,
+    'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file, or '
+    'with --quick <workdir>/quick.',
+)
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', STORYBOOK_SAMPLING['steps'], 'Denoise steps.', lower_bound=1)
 _GUIDANCE = flags.DEFINE_float('guidance_scale', STORYBOOK_SAMPLING['guidance_scale'], '1 is none.', lower_bound=1)
 _SAMPLER = flags.DEFINE_enum(
-    'sampler', STORYBOOK_SAMPLING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')  # fmt: skip
+    'sampler', STORYBOOK_SAMPLING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.'
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the noise.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 20, 'Pictures at once.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, '3 classes, 4 contexts, 1 picture, 8 steps: only shows that it works.')
 
 GRID_CONTEXTS = (
-    'in the jungle', 'in the snow', 'on the beach', 'on top of pink fabric', 'with a blue house in the background',
-    'with the Eiffel Tower in the background', 'floating on top of water', 'on top of a mirror')  # fmt: skip
+    'in the jungle',
+    'in the snow',
+    'on the beach',
+    'on top of pink fabric',
+    'with a blue house in the background',
+    'with the Eiffel Tower in the background',
+    'floating on top of water',
+    'on top of a mirror',
+)
 
 
 def main(argv) -> None:
@@ -48,8 +59,13 @@ def main(argv) -> None:
     if _QUICK.value:
         classes, contexts, num_images, steps, workdir = classes[::5], contexts[::5], 1, 8, workdir / 'quick'
     output = Path(_OUTPUT.value or (workdir if _QUICK.value else HERE))
-    options = {'num_images': num_images, 'steps': steps, 'guidance_scale': _GUIDANCE.value, 'sampler': _SAMPLER.value,
-               'seed': _SEED.value}  # fmt: skip
+    options = {
+        'num_images': num_images,
+        'steps': steps,
+        'guidance_scale': _GUIDANCE.value,
+        'sampler': _SAMPLER.value,
+        'seed': _SEED.value,
+    }
     weights = experiment.fingerprint(cascade.base.unet.params, cascade.base.text_encoder.params)
     marker = experiment.fingerprint(judge.naming_params)
     settings = {'weights': weights, 'judge': marker, 'contexts': list(contexts), **options}
@@ -60,8 +76,14 @@ def main(argv) -> None:
         def measure(class_noun=class_noun):
             drawn = {}
             scores = storybook_scores.base_scores(
-                cascade, judge, classes=[class_noun], contexts=contexts, drawn=drawn, batch_size=_BATCH_SIZE.value,
-                **options)  # fmt: skip
+                cascade,
+                judge,
+                classes=[class_noun],
+                contexts=contexts,
+                drawn=drawn,
+                batch_size=_BATCH_SIZE.value,
+                **options,
+            )
             return scores, drawn
 
         print(f'{class_noun}, {number} of {len(classes)}', flush=True)
@@ -75,7 +97,10 @@ def main(argv) -> None:
     shown = [context for context in contexts if context in GRID_CONTEXTS or _QUICK.value]
     sheet = grids.contact_sheet(
         [[pictures[f'a {class_noun} {context}'][0] for class_noun in classes] for context in shown],
-        shown, headings=classes, title=f'a [class] [context], drawn by {_MODEL.value}')  # fmt: skip
+        shown,
+        headings=classes,
+        title=f'a [class] [context], drawn by {_MODEL.value}',
+    )
     sheet.save(output / 'grid.png')
     if not _QUICK.value:
         aims = experiment.expectations(HERE / 'expected.json', scores)
@@ -97,9 +122,14 @@ def tables(scores) -> str:
         lines = [line(name, shares) for name, shares in groups.items()]
         return experiment.table([heading, 'pictures', *COLUMNS.values()], lines)
 
-    return '\n\n'.join([
-        part('all', {'all prompts': scores}), part('class', scores['per_class']),
-        part('context', scores['per_context']), '![classes and contexts](grid.png)'])  # fmt: skip
+    return '\n\n'.join(
+        [
+            part('all', {'all prompts': scores}),
+            part('class', scores['per_class']),
+            part('context', scores['per_context']),
+            '![classes and contexts](grid.png)',
+        ]
+    )
 
 
 if __name__ == '__main__':

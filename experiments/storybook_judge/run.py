@@ -52,8 +52,14 @@ TRAIN, TEST = 0, 1  # the second number of every seed
 SHARES = {'ordinary': 0.38, 'various': 0.20, 'subject': 0.28, 'lookalike': 0.14}
 # Classes whose pictures differ most among themselves, and how the 'various' scenes are shared out to them.
 VARIOUS = {
-    'toy': 0.36, 'stuffed animal': 0.24, 'boot': 0.1, 'teapot': 0.1, 'cartoon': 0.1, 'backpack': 0.05,
-    'can': 0.05}  # fmt: skip
+    'toy': 0.36,
+    'stuffed animal': 0.24,
+    'boot': 0.1,
+    'teapot': 0.1,
+    'cartoon': 0.1,
+    'backpack': 0.05,
+    'can': 0.05,
+}
 # A mark that an accessory or the badge covers is not in the picture: of the pixels that it changes, how many at least.
 VISIBLE_LEVELS, VISIBLE_PIXELS = 12, 128
 SUBJECT_PAIRS = {(s.class_noun, s.look['colour'], s.look['second_colour']) for s in subjects.SUBJECTS.values()}
@@ -327,8 +333,7 @@ def measure(the_judge) -> dict:
         'ordinary scenes': ordinary,
         # From above or below all creatures are painted alike, and a cube hides most of a shape.
         'ordinary scenes seen from the front, no style': [p for p in ordinary if not (p[0].style or p[0].view)],
-        'the same, no cubes': [
-            p for p in ordinary if not (p[0].style or p[0].view or p[0].material == 'cube shaped')],
+        'the same, no cubes': [p for p in ordinary if not (p[0].style or p[0].view or p[0].material == 'cube shaped')],
         "subjects' held-out and reference scenes": kept,
         'lookalikes': [draw_scene('lookalike', seed, row) for row in range(600)],
         # What partly drawn subjects are called; never in training. Right here is the subject.
@@ -364,7 +369,8 @@ def measure_fine(the_judge, marked, plain, wild, labels) -> dict:
     """Shares of pictures said to have a fine mark (P > 0.5), and of marks whose kind is right."""
     amounts = dict(blur=0.6, coarse=0.3, noise=0.04)
     cubic = jax.image.resize(
-        jnp.asarray(marked.reshape(-1, 32, 4, 32, 4, 3).mean(axis=(2, 4))) / 255, marked.shape, 'bicubic')  # fmt: skip
+        jnp.asarray(marked.reshape(-1, 32, 4, 32, 4, 3).mean(axis=(2, 4))) / 255, marked.shape, 'bicubic'
+    )
     has = lambda pictures: round(float((the_judge.has_fine_mark(pictures) > 0.5).mean()), 4)  # noqa: E731
     return {
         'pictures': {'marked': len(marked), 'unmarked': len(plain), 'ordinary': len(wild)},

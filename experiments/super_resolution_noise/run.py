@@ -31,8 +31,11 @@ _RUN = program.DEFINE_path('run', None, 'A finished run of configs/dog.py, whose
 _JUDGE = program.DEFINE_path('judge', None, 'Folder of the judge; default: the shipped one.')
 _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/super_resolution_noise', 'Keeps runs and measured stages.')
 _OUTPUT = program.DEFINE_path(
-    'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file, or '
-    'with --quick <workdir>/quick.')  # fmt: skip
+    'output',
+    None,
+    'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file, or '
+    'with --quick <workdir>/quick.',
+)
 _RANGES = flags.DEFINE_list('ranges', ['0-0', '0-50', '0-250'], 'Lowest and highest noise level in training.')
 _NOISE_LEVELS = flags.DEFINE_list('noise_levels', ['0', '50', '150', '250'], 'Noise levels when pictures are drawn.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Pictures per prompt.', lower_bound=1)
@@ -40,14 +43,18 @@ _CLASS_IMAGES = flags.DEFINE_integer('class_images', 8, "Pictures of 'a dog'.", 
 _HELD_OUT = flags.DEFINE_integer('held_out', 20, 'True pictures to enlarge.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', DRAWING['steps'], 'Denoise steps of the base stage.', lower_bound=1)
 _SECOND_STEPS = flags.DEFINE_integer(
-    'super_resolution_steps', STORYBOOK_ENLARGING['sample_steps'], 'Of the second stage.', lower_bound=1)  # fmt: skip
+    'super_resolution_steps', STORYBOOK_ENLARGING['sample_steps'], 'Of the second stage.', lower_bound=1
+)
 _GUIDANCE = flags.DEFINE_float(
-    'guidance_scale', DRAWING['guidance_scale'], 'Of the base stage; 1 is none.', lower_bound=1)  # fmt: skip
+    'guidance_scale', DRAWING['guidance_scale'], 'Of the base stage; 1 is none.', lower_bound=1
+)
 _SECOND_GUIDANCE = flags.DEFINE_float(
-    'super_resolution_guidance_scale', STORYBOOK_ENLARGING['sample_guidance_scale'], 'Of the second stage.',
-    lower_bound=1)  # fmt: skip
-_SAMPLER = flags.DEFINE_enum(
-    'sampler', DRAWING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')  # fmt: skip
+    'super_resolution_guidance_scale',
+    STORYBOOK_ENLARGING['sample_guidance_scale'],
+    'Of the second stage.',
+    lower_bound=1,
+)
+_SAMPLER = flags.DEFINE_enum('sampler', DRAWING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')
 _SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 10, 'Pictures at once.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, '1 range, 2 levels, 2 training steps: only shows that it works.')
@@ -69,15 +76,18 @@ def base_run(workdir: Path, original: Cascade) -> Path:
     if _RUN.value is None:
         settings = {
             **experiment.of_model(_MODEL.value, SUBJECT, workdir / 'reference'),
-            'super_resolution_model': 'none', 'super_resolution.steps': 0, 'samples.every': 0,
-            **(QUICK_TRAINING if _QUICK.value else {})}  # fmt: skip
+            'super_resolution_model': 'none',
+            'super_resolution.steps': 0,
+            'samples.every': 0,
+            **(QUICK_TRAINING if _QUICK.value else {}),
+        }
         return experiment.train_once(workdir / 'base', CONFIG, settings, weights=fingerprint(original.base))
     run = Path(_RUN.value)
     if not (run / 'config.json').is_file() or not (run / 'model' / 'model_index.json').is_file():
         raise SettingsError(f'--run={run} is no finished run; give the --workdir of a training, or leave it out')
     data = json.loads((run / 'config.json').read_text('utf-8'))['data']
     if data['subject'] != SUBJECT or data['instance_prompt'] != f'a {IDENTIFIER} {SUBJECT}':
-        raise SettingsError(f"--run={run} taught {data['instance_prompt']!r} but must be a run of configs/dog.py")
+        raise SettingsError(f'--run={run} taught {data["instance_prompt"]!r} but must be a run of configs/dog.py')
     return run
 
 
@@ -86,8 +96,12 @@ def train(levels: tuple[int, int], run: Path, cascade: Cascade, workdir: Path) -
     settings = {
         **experiment.of_model(str(run / 'model'), SUBJECT, workdir / 'reference'),
         'super_resolution_model': cascade.super_resolution.folder,
-        'super_resolution.noise_level': f'({levels[0]},{levels[1]})', 'base.steps': 0, 'prior.weight': 0,
-        'samples.every': 0, 'samples.num_images': 1}  # fmt: skip
+        'super_resolution.noise_level': f'({levels[0]},{levels[1]})',
+        'base.steps': 0,
+        'prior.weight': 0,
+        'samples.every': 0,
+        'samples.num_images': 1,
+    }
     if _QUICK.value:
         settings |= {'super_resolution.steps': 2, 'samples.steps': 2}
     weights = fingerprint(cascade.base, cascade.super_resolution)
@@ -103,13 +117,24 @@ def main(argv) -> None:
     del argv
     ranges = [numbers_of('ranges', text, 2) for text in _RANGES.value]
     levels = [numbers_of('noise_levels', text, 1)[0] for text in _NOISE_LEVELS.value]
-    amounts = {'num_images': _NUM_IMAGES.value, 'class_images': _CLASS_IMAGES.value, 'held_out': _HELD_OUT.value,
-               'steps': _STEPS.value, 'super_resolution_steps': _SECOND_STEPS.value}  # fmt: skip
+    amounts = {
+        'num_images': _NUM_IMAGES.value,
+        'class_images': _CLASS_IMAGES.value,
+        'held_out': _HELD_OUT.value,
+        'steps': _STEPS.value,
+        'super_resolution_steps': _SECOND_STEPS.value,
+    }
     workdir = Path(_WORKDIR.value)
     if _QUICK.value:
         workdir, ranges, levels = workdir / 'quick', ranges[:1], levels[:2]
-        amounts = {'num_images': 1, 'num_prompts': 1, 'class_images': 1, 'held_out': 4, 'steps': 2,
-                   'super_resolution_steps': 2}  # fmt: skip
+        amounts = {
+            'num_images': 1,
+            'num_prompts': 1,
+            'class_images': 1,
+            'held_out': 4,
+            'steps': 2,
+            'super_resolution_steps': 2,
+        }
     output = Path(_OUTPUT.value or (workdir if _QUICK.value else HERE))
     original = Cascade.load(_MODEL.value)
     if original.super_resolution is None:
@@ -119,8 +144,14 @@ def main(argv) -> None:
     tuned = Cascade.load(run, super_resolution_model='none').base
     cascade = original.with_params(unet=tuned.unet.params, text_encoder=tuned.text_encoder.params)
     marker = experiment.fingerprint(judge.naming_params, judge.fine_mark_params)
-    options = {'noise_levels': levels, 'guidance_scale': _GUIDANCE.value, 'sampler': _SAMPLER.value,
-               'super_resolution_guidance_scale': _SECOND_GUIDANCE.value, 'seed': _SEED.value, **amounts}  # fmt: skip
+    options = {
+        'noise_levels': levels,
+        'guidance_scale': _GUIDANCE.value,
+        'sampler': _SAMPLER.value,
+        'super_resolution_guidance_scale': _SECOND_GUIDANCE.value,
+        'seed': _SEED.value,
+        **amounts,
+    }
 
     results, pictures = {}, {}
     for trained in [None, *ranges]:
@@ -134,11 +165,13 @@ def main(argv) -> None:
         def measure(stage=stage):
             drawn = {}
             scores = storybook_scores.fine_mark_scores(
-                stage, judge, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options)  # fmt: skip
+                stage, judge, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options
+            )
             plain = next(i for i, s in enumerate(subjects.held_out_scenes(SUBJECT, 40)) if s.accessory is None)
             chosen = {'generated': 0, 'held_out': min(plain, amounts['held_out'] - 1)}
-            return scores, {label: shown[chosen[label.split()[0]]] for label, shown in drawn.items()
-                            if label.split()[0] in chosen}  # fmt: skip
+            return scores, {
+                label: shown[chosen[label.split()[0]]] for label, shown in drawn.items() if label.split()[0] in chosen
+            }
 
         print(f'measuring: {name}', flush=True)
         settings = {'weights': fingerprint(stage.base, stage.super_resolution), 'judge': marker, **options}
@@ -147,14 +180,26 @@ def main(argv) -> None:
     measured = experiment.measured_on(list(results.values()))
     found = {'model': _MODEL.value, 'measured': measured, **options, 'results': results}
     experiment.write_json(output / 'results.json', found)
-    columns = ['held_out true', 'held_out low', *(f'held_out {level}' for level in levels), 'generated low',
-               *(f'generated {level}' for level in levels)]  # fmt: skip
-    headings = ['held-out, true', 'held-out, 32 px', *(f'from it, level {level}' for level in levels),
-                'generated, 32 px', *(f'from it, level {level}' for level in levels)]  # fmt: skip
+    columns = [
+        'held_out true',
+        'held_out low',
+        *(f'held_out {level}' for level in levels),
+        'generated low',
+        *(f'generated {level}' for level in levels),
+    ]
+    headings = [
+        'held-out, true',
+        'held-out, 32 px',
+        *(f'from it, level {level}' for level in levels),
+        'generated, 32 px',
+        *(f'from it, level {level}' for level in levels),
+    ]
     grids.contact_sheet(
         [[drawn[column] for column in columns] for drawn in pictures.values()],
         [UNTUNED, *(f'tuned at noise levels {name}' for name in list(results)[1:])],
-        side=128, headings=headings).save(output / 'grid.png')  # fmt: skip
+        side=128,
+        headings=headings,
+    ).save(output / 'grid.png')
     if not _QUICK.value:
         aims = experiment.expectations(HERE / 'expected.json', found)
         experiment.write_section(output / 'README.md', f'{measured}\n\n{aims}\n\n{tables(results)}')
@@ -176,9 +221,9 @@ def tables(results) -> str:
     real, counts = first['real'], first['pictures']
     share = {name: experiment.percent(value) for name, value in (*real.items(), ('low_named', first['low_named']))}
     text = [
-        f"{counts['held_out']} held-out pictures, {counts['generated']} generated and {counts['class_pictures']} of "
+        f'{counts["held_out"]} held-out pictures, {counts["generated"]} generated and {counts["class_pictures"]} of '
         f"'a dog' in every cell. The judge finds the mark in {share['with_mark']} of the painted held-out pictures, in "
-        f"{share['without_mark']} of the same painted without it, and names the subject in {share['low_named']} of the "
+        f'{share["without_mark"]} of the same painted without it, and names the subject in {share["low_named"]} of the '
         f'pictures that the base stage drew.'
     ]
     for field, title in TABLES.items():

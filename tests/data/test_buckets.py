@@ -43,8 +43,13 @@ def test_a_size_that_cannot_be_is_named():
 
 def test_nearest_goes_by_the_ratio_alone():
     sizes = bucket_sizes(512, 64)
-    photos = {(4000, 4100): (512, 512), (3000, 4000): (576, 448), (4000, 3000): (448, 576), (9, 16): (640, 384),
-              (5000, 100): (384, 640)}  # fmt: skip
+    photos = {
+        (4000, 4100): (512, 512),
+        (3000, 4000): (576, 448),
+        (4000, 3000): (448, 576),
+        (9, 16): (640, 384),
+        (5000, 100): (384, 640),
+    }
     assert {photo: nearest(*photo, sizes) for photo in photos} == photos
     assert nearest(1, 1, [(8, 8), (16, 16)]) == (16, 16)
 

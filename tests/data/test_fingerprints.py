@@ -73,10 +73,12 @@ def test_crops_and_rows_follow_the_order_that_is_given(folder):
         (lambda folder: Image.new('L', (24, 24)).save(folder / '3.mask.png'), ['3.png has a new mask']),
         (lambda folder: shutil.copy(folder / '2.png', folder / '1.png'), ['1.png is another picture']),
         (lambda folder: shutil.copy(folder / '3.png', folder / '4.png'), ['4.png is new']),
-        (lambda folder: (folder / '1.txt').rename(folder / '3.txt'),
-         ['the caption of 1.png is missing', '3.png has a new caption']),
+        (
+            lambda folder: (folder / '1.txt').rename(folder / '3.txt'),
+            ['the caption of 1.png is missing', '3.png has a new caption'],
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_changed_is_named(folder, change, differences):
     recorded = prints(folder)
     change(folder)

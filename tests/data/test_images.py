@@ -31,9 +31,19 @@ def assert_shows_quarters(picture, tolerance=0):
 
 @pytest.mark.parametrize(
     ('kind', 'tolerance'),
-    [('PNG', 0), ('BMP', 0), ('TIFF', 0), ('PPM', 0), ('GIF', 0), ('JPEG', 4), ('WEBP', 6), ('AVIF', 8),
-     ('JPEG2000', 8), ('HEIF', 8)],
-)  # fmt: skip
+    [
+        ('PNG', 0),
+        ('BMP', 0),
+        ('TIFF', 0),
+        ('PPM', 0),
+        ('GIF', 0),
+        ('JPEG', 4),
+        ('WEBP', 6),
+        ('AVIF', 8),
+        ('JPEG2000', 8),
+        ('HEIF', 8),
+    ],
+)
 def test_every_format_shows_the_same_picture(tmp_path, kind, tolerance):
     path = tmp_path / 'picture'  # no extension: the content counts
     picture = Image.fromarray(quarters())

@@ -52,9 +52,18 @@ def test_downsample_refuses_a_factor_that_does_not_divide(factor):
 
 @pytest.mark.parametrize(
     ('shape', 'size'),
-    [((8, 8), 32), ((32, 32), 128), ((64, 64), 256), ((7, 9), 33), ((5, 6), (11, 40)), ((8, 8), 8), ((8, 8), 5),
-     ((1, 1), 4), ((4, 4), 1)],
-)  # fmt: skip
+    [
+        ((8, 8), 32),
+        ((32, 32), 128),
+        ((64, 64), 256),
+        ((7, 9), 33),
+        ((5, 6), (11, 40)),
+        ((8, 8), 8),
+        ((8, 8), 5),
+        ((1, 1), 4),
+        ((4, 4), 1),
+    ],
+)
 def test_upsample_equals_torch_bilinear_with_aligned_corners(shape, size):
     low = noise(2, *shape, 3)
     expected = from_torch(F.interpolate(to_torch(low), size, mode='bilinear', align_corners=True))

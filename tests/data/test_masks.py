@@ -62,8 +62,10 @@ def test_a_mask_is_turned_resized_and_cropped_as_its_picture(tmp_path, crop, ori
         pixels, weights = read_masked_picture(path, mask, [(32, 32)], crop=crop, rng=np.random.default_rng(seed))
         np.testing.assert_array_equal(pixels, read_picture(path, 32, crop=crop, rng=np.random.default_rng(seed)))
         # Alike up to their filters, box against Lanczos, but not one pixel further.
-        likeness = [np.corrcoef(weights[..., 0].ravel(), np.roll(pixels[..., 0], shift, axis).ravel())[0, 1]
-                    for shift, axis in ((0, 0), (1, 0), (-1, 0), (1, 1), (-1, 1))]  # fmt: skip
+        likeness = [
+            np.corrcoef(weights[..., 0].ravel(), np.roll(pixels[..., 0], shift, axis).ravel())[0, 1]
+            for shift, axis in ((0, 0), (1, 0), (-1, 0), (1, 1), (-1, 1))
+        ]
         assert likeness[0] > 0.98 > 0.95 > max(likeness[1:])
 
 

@@ -75,16 +75,31 @@ def test_content_decides_what_a_picture_is(tmp_path):
     [
         ('a.jpg', b'', 'is named like a photo but is an empty file; replace it or take it out of its folder'),
         ('a.png', b'<html>', 'is named like a photo but is a web page; replace it or take it out of its folder'),
-        ('a', b'8BPS\0\1', 'is a file with layers (Photoshop), which cannot be read; save it as JPEG or PNG, or take '
-         'it out of its folder'),
-        ('a', b'\xff\xd8\xff\xe0', 'starts like a JPEG picture but is damaged or of a rare kind; save it anew as JPEG '
-         'or PNG, or take it out of its folder'),
-        ('a.arw', b'II*\0\x08\0\0\0', 'is a camera raw file (Sony ARW), which cannot be read; export it from your raw '
-         'converter as JPEG, PNG or TIFF, or take it out of its folder'),
-        ('a.HEIC', b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(500), 'is truncated or damaged; replace it or take '
-         'it out of its folder'),
+        (
+            'a',
+            b'8BPS\0\1',
+            'is a file with layers (Photoshop), which cannot be read; save it as JPEG or PNG, or take '
+            'it out of its folder',
+        ),
+        (
+            'a',
+            b'\xff\xd8\xff\xe0',
+            'starts like a JPEG picture but is damaged or of a rare kind; save it anew as JPEG '
+            'or PNG, or take it out of its folder',
+        ),
+        (
+            'a.arw',
+            b'II*\0\x08\0\0\0',
+            'is a camera raw file (Sony ARW), which cannot be read; export it from your raw converter as JPEG, PNG '
+            'or TIFF, or take it out of its folder',
+        ),
+        (
+            'a.HEIC',
+            b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(500),
+            'is truncated or damaged; replace it or take it out of its folder',
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_photo_that_cannot_be_read_stops_the_reading(tmp_path, name, content, sentence_end):
     save(tmp_path / 'good.png')
     (tmp_path / name).write_bytes(content)
@@ -158,9 +173,7 @@ def test_a_caption_beside_a_picture_replaces_the_prompt(tmp_path):
 def test_an_empty_caption_is_named(tmp_path):
     save(tmp_path / 'x.png')
     (tmp_path / 'x.txt').write_text(' \n')
-    assert sentence(tmp_path) == (
-        f'the caption {tmp_path}/x.txt is empty; write what its picture shows, or delete it'
-    )
+    assert sentence(tmp_path) == (f'the caption {tmp_path}/x.txt is empty; write what its picture shows, or delete it')
 
 
 def test_a_caption_in_another_encoding_is_named(tmp_path):
@@ -204,8 +217,8 @@ def test_one_truncated_picture_stops_the_reading(tmp_path):
 def test_one_small_picture_stops_the_reading(tmp_path):
     save(tmp_path / 'a.png', size=(31, 90))
     assert sentence(tmp_path) == (
-        f'{tmp_path}/a.png is 31 x 90 pixels, smaller than the resolution 32; '
-        f'use a larger picture or a lower resolution'
+        f'{tmp_path}/a.png is 31 x 90 pixels, smaller than the resolution 32; use a larger picture or a lower '
+        'resolution'
     )
 
 

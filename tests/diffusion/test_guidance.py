@@ -44,9 +44,7 @@ def test_shapes_that_differ_are_named():
 def test_dynamic_threshold_equals_diffusers_row_by_row(ratio, max_value):
     x0 = np.random.default_rng(1).normal(size=(4, 8, 8, 3)).astype(np.float32)
     x0 *= np.array([0.2, 1.0, 2.0, 9.0], np.float32).reshape(4, 1, 1, 1)
-    reference = diffusers.DDPMScheduler(
-        thresholding=True, dynamic_thresholding_ratio=ratio, sample_max_value=max_value
-    )
+    reference = diffusers.DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=ratio, sample_max_value=max_value)
     theirs = reference._threshold_sample(torch.tensor(x0))
     ours = guidance.dynamic_threshold(jnp.asarray(x0), ratio, max_value)
     np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-6)

@@ -43,9 +43,14 @@ def test_min_snr_weights_each_row_by_its_own_time(rows, prediction_type):
     np.testing.assert_allclose(weighted, plain * weight, rtol=1e-5)
 
 
-@pytest.mark.parametrize(('prediction_type', 'ends'), [
-    ('epsilon', (1.0, 0.0)), ('v_prediction', (0.0, 0.0)), ('sample', (0.0, 5.0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('prediction_type', 'ends'),
+    [
+        ('epsilon', (1.0, 0.0)),
+        ('v_prediction', (0.0, 0.0)),
+        ('sample', (0.0, 5.0)),
+    ],
+)
 def test_min_snr_is_finite_without_signal_and_without_noise(prediction_type, ends):
     snr = jnp.array([0.0, jnp.inf])
     loss = objective.denoising_loss(
@@ -116,6 +121,7 @@ def bound_in_numpy(variance, prediction, x0, x_t, t, prediction_type, betas):
         nats = np.log(deviation / true_deviation) - 0.5
         nats += (true_deviation**2 + (mean(x0) - mean(predicted_x0)) ** 2) / (2 * deviation**2)
     else:
+
         def cdf(z):
             return 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
 
@@ -130,9 +136,11 @@ def bound_in_numpy(variance, prediction, x0, x_t, t, prediction_type, betas):
 def test_variance_loss_equals_the_textbook_in_numpy(rows, prediction_type, num_train_timesteps):
     x0, eps, prediction, variance = rows
     schedule = schedules.make_schedule(
-        'squaredcos_cap_v2', num_train_timesteps=num_train_timesteps, variance_type='learned_range',
+        'squaredcos_cap_v2',
+        num_train_timesteps=num_train_timesteps,
+        variance_type='learned_range',
         prediction_type=prediction_type,
-    )  # fmt: skip
+    )
     times = TIMES * num_train_timesteps // 1000
     x_t = noise.add_noise(schedule, x0, eps, times)
     if prediction_type == 'sample':

@@ -44,8 +44,10 @@ def both(method, settings, **more):
 
 @pytest.mark.parametrize('offset', [0, 1])
 @pytest.mark.parametrize('spacing', scheduler_files.TIMESTEP_SPACINGS)
-@pytest.mark.parametrize(('method', 'limit'), [('ddpm', {}), ('ddim', {}), ('dpmsolver++', {}),
-                                               ('dpmsolver++', {'lambda_min_clipped': -5.1})])  # fmt: skip
+@pytest.mark.parametrize(
+    ('method', 'limit'),
+    [('ddpm', {}), ('ddim', {}), ('dpmsolver++', {}), ('dpmsolver++', {'lambda_min_clipped': -5.1})],
+)
 def test_times_equal_diffusers(method, limit, spacing, offset):
     ours, theirs = both(method, PIXEL, timestep_spacing=spacing, steps_offset=offset, **limit)
     for num_steps in (1, 2, 3, 7, 10, 20, 25, 30, 50, 61, 100, 999):
@@ -144,9 +146,7 @@ def test_a_step_of_dpm_solver_equals_diffusers_at_every_kind_of_time():
 def test_a_picture_is_the_same_alone_and_in_any_batch():
     schedule = schedules.make_schedule(**PIXEL, variance_type='learned_range')
     keys = jax.random.split(jax.random.key(8), 3)
-    run = functools.partial(
-        samplers.sample, functools.partial(network, channels=6), schedule=schedule, num_steps=5
-    )
+    run = functools.partial(samplers.sample, functools.partial(network, channels=6), schedule=schedule, num_steps=5)
     together = run(samplers.initial_noise(keys, START.shape[1:]), keys)
     alone = run(samplers.initial_noise(keys[1:2], START.shape[1:]), keys[1:2])
     np.testing.assert_allclose(together[1], alone[0], atol=1e-6)

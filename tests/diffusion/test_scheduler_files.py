@@ -116,13 +116,17 @@ OPTIONS = {
     'that at the last order': dict(final_sigmas_type='sigma_min', lower_order_final=False),
     'that by euler': dict(final_sigmas_type='sigma_min', lower_order_final=False, euler_at_final=True),
     'that with heun and karras': dict(
-        final_sigmas_type='sigma_min', lower_order_final=False, solver_type='heun', use_karras_sigmas=True,
-        sigma_min=0.05),
+        final_sigmas_type='sigma_min',
+        lower_order_final=False,
+        solver_type='heun',
+        use_karras_sigmas=True,
+        sigma_min=0.05,
+    ),
     'stochastic': dict(algorithm_type='sde-dpmsolver++'),
     'stochastic heun': dict(algorithm_type='sde-dpmsolver++', solver_type='heun'),
     'deis': dict(algorithm_type='deis', final_sigmas_type='sigma_min'),
     'zero terminal SNR': dict(rescale_betas_zero_snr=True, use_karras_sigmas=True, prediction_type='v_prediction'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('option', OPTIONS)

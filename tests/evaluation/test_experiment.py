@@ -42,8 +42,11 @@ def test_an_interrupted_measurement_leaves_no_part(tmp_path):
 
 def test_fingerprint_changes_with_value_name_and_shape():
     weights = {'a': np.zeros((2, 3)), 'b': np.ones(2)}
-    changed = [{**weights, 'b': np.full(2, 1.5)}, {'a': weights['a'], 'c': weights['b']},
-               {**weights, 'a': np.zeros((3, 2))}]  # fmt: skip
+    changed = [
+        {**weights, 'b': np.full(2, 1.5)},
+        {'a': weights['a'], 'c': weights['b']},
+        {**weights, 'a': np.zeros((3, 2))},
+    ]
     found = {experiment.fingerprint(params) for params in (weights, *changed)}
     assert len(found) == 4
     assert experiment.fingerprint(dict(reversed(weights.items()))) == experiment.fingerprint(weights)
@@ -98,11 +101,10 @@ def test_a_training_that_leaves_no_model_is_an_error(tmp_path, monkeypatch, code
 def test_pictures_are_drawn_as_the_config_draws_its_samples(tmp_path):
     config = tmp_path / 'some.py'
     config.write_text(
-        'from dreambooth_jax.config import DreamBoothConfig, to_config_dict\n'
-        'def get_config():\n'
-        '    config = to_config_dict(DreamBoothConfig())\n'
-        '    config.samples.guidance_scale = 3.5\n'
-        '    return config\n', 'utf-8')  # fmt: skip
+        'from dreambooth_jax.config import DreamBoothConfig, to_config_dict\ndef get_config():\n    config = '
+        'to_config_dict(DreamBoothConfig())\n    config.samples.guidance_scale = 3.5\n    return config\n',
+        'utf-8',
+    )
     assert experiment.drawing_of(config) == {'steps': 25, 'guidance_scale': 3.5, 'sampler': 'dpmsolver++'}
 
 

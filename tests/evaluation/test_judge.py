@@ -31,13 +31,19 @@ def _subject_scenes(each):
         pairs += [
             (
                 world.Scene(
-                    class_noun=subject.class_noun, context=rng.choice((None, *world.CONTEXTS)),
-                    x=rng.uniform(0.42, 0.58), y=rng.uniform(0.54, 0.63), scale=rng.uniform(0.58, 0.76),
-                    flip=rng.random() < 0.5, seed=rng.randrange(2**31), **subject.look),
+                    class_noun=subject.class_noun,
+                    context=rng.choice((None, *world.CONTEXTS)),
+                    x=rng.uniform(0.42, 0.58),
+                    y=rng.uniform(0.54, 0.63),
+                    scale=rng.uniform(0.58, 0.76),
+                    flip=rng.random() < 0.5,
+                    seed=rng.randrange(2**31),
+                    **subject.look,
+                ),
                 name,
             )
             for _ in range(each)
-        ]  # fmt: skip
+        ]
     return pairs
 
 
@@ -69,8 +75,7 @@ def test_fine_marks_are_told_from_their_absence_and_from_upsampled_pictures(the_
     scenes = [scene for scene, _ in _subject_scenes(1)]
     marked = _paint(scenes, 128)
     plain = _paint([dataclasses.replace(scene, fine_mark=None) for scene in scenes], 128)
-    upsampled = np.stack(
-        [Image.fromarray(p).reduce(4).resize((128, 128), Image.Resampling.BICUBIC) for p in marked])  # fmt: skip
+    upsampled = np.stack([Image.fromarray(p).reduce(4).resize((128, 128), Image.Resampling.BICUBIC) for p in marked])
     ordinary = _paint(_ordinary_scenes(20), 128)
     assert (the_judge.has_fine_mark(marked) > 0.5).mean() >= 0.9
     for others in (plain, upsampled, ordinary):

@@ -20,8 +20,14 @@ def cascade():
 
 def test_the_base_stage_draws_the_class_and_the_context_that_it_is_asked_for(cascade):
     scores = storybook_scores.base_scores(
-        cascade, Judge.load(), classes=['dog', 'can', 'vase', 'teapot'], contexts=world.CONTEXTS[::4], num_images=1,
-        progress=False, **STORYBOOK_SAMPLING)  # fmt: skip
+        cascade,
+        Judge.load(),
+        classes=['dog', 'can', 'vase', 'teapot'],
+        contexts=world.CONTEXTS[::4],
+        num_images=1,
+        progress=False,
+        **STORYBOOK_SAMPLING,
+    )
     assert scores['class_right'] >= 0.9 and scores['context_right'] >= 0.9
 
 
@@ -32,8 +38,14 @@ def test_the_second_stage_is_closer_to_true_pictures_than_bilinear_upsampling(ca
     texts = [captions.caption(scene, rng) for scene in scenes]
     low = np.asarray(low_resolution.downsample(true / 127.5 - 1, cascade.factor))
     drawn = storybook_scores.enlarge(
-        cascade, low, texts, steps=STORYBOOK_ENLARGING['sample_steps'], sampler=STORYBOOK_SAMPLING['sampler'],
-        guidance_scale=STORYBOOK_ENLARGING['sample_guidance_scale'], progress=False)  # fmt: skip
+        cascade,
+        low,
+        texts,
+        steps=STORYBOOK_ENLARGING['sample_steps'],
+        sampler=STORYBOOK_SAMPLING['sampler'],
+        guidance_scale=STORYBOOK_ENLARGING['sample_guidance_scale'],
+        progress=False,
+    )
     smooth = (np.asarray(low_resolution.upsample(low, true.shape[1])) + 1) * 127.5
     error = {'ours': np.abs(drawn - true).mean(), 'bilinear': np.abs(smooth - true).mean()}
     print(f'mean absolute error in levels of 255: {error}')  # the model card quotes it

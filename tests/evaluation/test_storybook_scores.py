@@ -59,8 +59,12 @@ class FakeCascade:
 
 def test_base_scores_count_class_context_and_both():
     contexts = ('in the snow', 'on the beach')
-    asked = {'a cat in the snow': ('cat', 'in the snow'), 'a cat on the beach': ('cat', 'on the beach'),
-             'a can in the snow': ('can', 'in the snow'), 'a can on the beach': ('can', 'on the beach')}  # fmt: skip
+    asked = {
+        'a cat in the snow': ('cat', 'in the snow'),
+        'a cat on the beach': ('cat', 'on the beach'),
+        'a can in the snow': ('can', 'in the snow'),
+        'a can on the beach': ('can', 'on the beach'),
+    }
 
     def answer(prompt, number):
         class_noun, context = asked[prompt]
@@ -80,7 +84,11 @@ def test_base_scores_count_class_context_and_both():
     assert (scores['class_right'], scores['context_right'], scores['both_right']) == (0.75, 0.625, 0.5)
     assert scores['per_class']['cat'] == {'pictures': 4, 'class_right': 0.75, 'context_right': 1, 'both_right': 0.75}
     assert scores['per_context']['in the snow'] == {
-        'pictures': 4, 'class_right': 1, 'context_right': 0.5, 'both_right': 0.5}  # fmt: skip
+        'pictures': 4,
+        'class_right': 1,
+        'context_right': 0.5,
+        'both_right': 0.5,
+    }
     assert cascade.options == [{'super_resolution': False, **OPTIONS}]
     assert list(drawn) == list(asked) and drawn['a cat in the snow'].shape == (2, 32, 32, 3)
     json.dumps(scores)
@@ -124,21 +132,39 @@ def test_subject_scores_of_a_live_subject_split_by_what_prompts_ask_for():
     assert scores['subject_named_by_kind'] == {'context': 1, 'accessory': 1, 'property': 0.8}
     assert scores['context_named'] == 0.9 and scores['accessory_named'] == 0.5
     assert scores['class_pictures'] == {
-        'prompt': 'a dog', 'pictures': 8, 'taken_for_subject': 0.25, 'taken_for_any_subject': 0.375,
-        'subject_probability': 0.25, 'class_named': 0.875}  # fmt: skip
+        'prompt': 'a dog',
+        'pictures': 8,
+        'taken_for_subject': 0.25,
+        'taken_for_any_subject': 0.375,
+        'subject_probability': 0.25,
+        'class_named': 0.875,
+    }
     assert len(scores['prompts']) == 26 and scores['prompts'][0]['prompt'] == 'a xyz dog'
     snow = next(row for row in scores['prompts'] if row['prompt'] == 'a xyz dog in the snow')
     assert snow == {
-        'prompt': 'a xyz dog in the snow', 'kind': 'context', 'pictures': 2, 'subject': 1, 'class_noun': 1,
-        'context': 0, 'accessory': None, 'subject_probability': 1}  # fmt: skip
+        'prompt': 'a xyz dog in the snow',
+        'kind': 'context',
+        'pictures': 2,
+        'subject': 1,
+        'class_noun': 1,
+        'context': 0,
+        'accessory': None,
+        'subject_probability': 1,
+    }
     assert drawn['a dog'].shape[0] == 8
     json.dumps(scores)
 
 
 def test_subject_scores_of_an_object_have_no_accessories():
     scores = storybook_scores.subject_scores(
-        FakeCascade(lambda prompt, number: {'class_noun': 'vase'}), FakeJudge(), 'vase', 'sks', num_images=1,
-        class_images=2, **OPTIONS)  # fmt: skip
+        FakeCascade(lambda prompt, number: {'class_noun': 'vase'}),
+        FakeJudge(),
+        'vase',
+        'sks',
+        num_images=1,
+        class_images=2,
+        **OPTIONS,
+    )
     assert scores['accessory_named'] is None and scores['subject_named_by_kind']['accessory'] is None
     assert scores['subject_named'] == scores['context_named'] == scores['class_pictures']['taken_for_subject'] == 0
     assert sum(row['kind'] == 'context' for row in scores['prompts']) == 20
@@ -154,17 +180,31 @@ def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
 
     monkeypatch.setattr(storybook_scores, 'enlarge', enlarge)
     monkeypatch.setattr(
-        storybook_scores.draw, 'paint', lambda scene: picture(size=128, mark=scene.fine_mark is not None))  # fmt: skip
+        storybook_scores.draw, 'paint', lambda scene: picture(size=128, mark=scene.fine_mark is not None)
+    )
     drawn = {}
     scores = storybook_scores.fine_mark_scores(
-        FakeCascade(lambda prompt, number: {'subject': 'dog' if number else None}), FakeJudge(), 'dog', 'sks',
-        noise_levels=(0, 50), num_images=2, num_prompts=3, class_images=2, held_out=4, super_resolution_steps=7,
-        super_resolution_guidance_scale=1.0, drawn=drawn, **OPTIONS)  # fmt: skip
+        FakeCascade(lambda prompt, number: {'subject': 'dog' if number else None}),
+        FakeJudge(),
+        'dog',
+        'sks',
+        noise_levels=(0, 50),
+        num_images=2,
+        num_prompts=3,
+        class_images=2,
+        held_out=4,
+        super_resolution_steps=7,
+        super_resolution_guidance_scale=1.0,
+        drawn=drawn,
+        **OPTIONS,
+    )
     assert scores['real'] == {'with_mark': 1, 'without_mark': 0}
     assert scores['pictures'] == {'generated': 6, 'held_out': 4, 'class_pictures': 2}
     assert scores['low_named'] == 0.5
-    found = [(cell['noise_level'], cell['generated'], cell['held_out'], cell['class_pictures'])
-             for cell in scores['noise_levels']]  # fmt: skip
+    found = [
+        (cell['noise_level'], cell['generated'], cell['held_out'], cell['class_pictures'])
+        for cell in scores['noise_levels']
+    ]
     assert found == [(0, 0.5, 0.5, 0), (50, 0, 0, 0)]
     assert all(cell['held_out_error'] < 0.1 for cell in scores['noise_levels'])
     low, prompts, level, options = calls[1]

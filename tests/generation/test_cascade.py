@@ -23,8 +23,15 @@ PROMPTS = ['a red dog in the snow', 'A cat ']
 NEGATIVE = 'a mug'
 SEED, STEPS, GUIDANCE, NOISE_LEVEL = 3, 10, 4.0, 40
 OPTIONS = dict(
-    num_images=2, steps=STEPS, guidance_scale=GUIDANCE, sampler='ddpm', seed=SEED, negative_prompt=NEGATIVE,
-    noise_level=NOISE_LEVEL, batch_size=4)  # fmt: skip
+    num_images=2,
+    steps=STEPS,
+    guidance_scale=GUIDANCE,
+    sampler='ddpm',
+    seed=SEED,
+    negative_prompt=NEGATIVE,
+    noise_level=NOISE_LEVEL,
+    batch_size=4,
+)
 QUICK = dict(steps=2, guidance_scale=1.0, sampler='ddim')
 
 
@@ -111,7 +118,7 @@ def test_embeddings_are_those_of_diffusers(cascade):
     theirs, _ = opened(diffusers.IFPipeline, tiny_pipelines.folder()).encode_prompt(
         prompts, do_classifier_free_guidance=False
     )
-    (name, ours), = cascade.encode(prompts).items()  # more than are encoded at once
+    ((name, ours),) = cascade.encode(prompts).items()  # more than are encoded at once
     assert name == 'encoder_hidden_states'
     assert ours.shape == (10, 77, 24) and ours.dtype == np.float32
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
@@ -176,7 +183,6 @@ def test_the_second_stage_has_steps_and_guidance_of_its_own(cascade):
 def test_a_second_stage_with_a_text_encoder_uses_it(cascade):
     own = dataclasses.replace(tiny_pipelines.super_resolution(), text_encoder=tiny_pipelines.base(1).text_encoder)
     both, other = Cascade(tiny_pipelines.base(), own), Cascade(tiny_pipelines.base(1))
-
 
     def states(cascade, *stage):
         return cascade.encode(PROMPTS, *stage)['encoder_hidden_states']

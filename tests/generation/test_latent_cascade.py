@@ -70,8 +70,12 @@ def drawn_by_diffusers(family, sampler='ddim', *, size=SIZE, negative=None, **op
     text = dict(prompt=PROMPTS, negative_prompt=negative and [negative] * len(PROMPTS), num_images_per_prompt=2)
     with torch.no_grad():
         return torch_pipeline(family, sampler)(
-            **{**text, **options}, latents=latents(keys_of(NUMBERS), size // LATENT_SCALE), height=size, width=size,
-            **THEIRS).images  # fmt: skip
+            **{**text, **options},
+            latents=latents(keys_of(NUMBERS), size // LATENT_SCALE),
+            height=size,
+            width=size,
+            **THEIRS,
+        ).images
 
 
 def assert_same_pictures(ours, theirs):
@@ -119,8 +123,13 @@ def text_of_diffusers(pipe, prompts, negative=None, **options):
     negative = negative and [negative] * len(prompts)
     with torch.no_grad():
         texts = pipe.encode_prompt(
-            prompts, device='cpu', num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt=negative,
-            **options)  # fmt: skip
+            prompts,
+            device='cpu',
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            negative_prompt=negative,
+            **options,
+        )
     if len(texts) == 2:
         return {'encoder_hidden_states': texts}
     return {'encoder_hidden_states': texts[:2], 'text_embeds': texts[2:]}
@@ -188,8 +197,10 @@ LOUDER = 3.0
 @functools.cache
 def two_stages():
     base = tiny.cascade('sd1').base
-    params = {name: value * LOUDER if name.startswith('decoder.conv_out.') else value
-              for name, value in base.vae.params.items()}  # fmt: skip
+    params = {
+        name: value * LOUDER if name.startswith('decoder.conv_out.') else value
+        for name, value in base.vae.params.items()
+    }
     base = dataclasses.replace(base, vae=dataclasses.replace(base.vae, params=params))
     second = folders.read_pipeline(tiny.folder('upscaler'))
     return Cascade(base, second, programs=programs('sd1', 'decode', 'sampler', 'tokenizer'))
@@ -220,8 +231,13 @@ def test_the_upscaler_draws_what_diffusers_draws_behind_the_same_base_stage(monk
     monkeypatch.setattr(pipeline_stable_diffusion_upscale, 'randn_tensor', lambda shape, **_: noise.reshape(shape))
     with torch.no_grad():
         high = torch_pipeline('upscaler')(
-            [prompt for prompt in PROMPTS for _ in range(2)], image=low, noise_level=LEVEL,
-            negative_prompt=[NEGATIVE] * 4, latents=latents(keys, SIZE), **THEIRS).images  # fmt: skip
+            [prompt for prompt in PROMPTS for _ in range(2)],
+            image=low,
+            noise_level=LEVEL,
+            negative_prompt=[NEGATIVE] * 4,
+            latents=latents(keys, SIZE),
+            **THEIRS,
+        ).images
     assert_same_pictures(pictures().base, low)
     assert_same_pictures(pictures().final, high)
 

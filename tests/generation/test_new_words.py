@@ -55,8 +55,15 @@ def test_our_file_gives_the_model_that_learned_its_word(family, tmp_path):
     assert same(ours, learned) and not same(ours, original(family))
 
 
-@pytest.mark.parametrize(('key', 'word'), [('emb_params', 'easynegative'), ('string_to_param.*', 'easynegative'),
-                                           ('clip_l', 'easynegative'), ('<cat-toy>', '<cat-toy>')])  # fmt: skip
+@pytest.mark.parametrize(
+    ('key', 'word'),
+    [
+        ('emb_params', 'easynegative'),
+        ('string_to_param.*', 'easynegative'),
+        ('clip_l', 'easynegative'),
+        ('<cat-toy>', '<cat-toy>'),
+    ],
+)
 def test_files_of_other_programs_are_called_by_their_key_or_their_name(key, word, tmp_path):
     path = tmp_path / 'EasyNegative.safetensors'
     rows = rows_of('sd1', 3)['text_encoder']
@@ -101,7 +108,8 @@ def test_a_word_that_no_prompt_holds_is_told(tmp_path, caplog):
         assert not caplog.records
         new_words.with_embedding(original('sd1'), path, ['a sks-dog', ''])
     assert [record.getMessage() for record in caplog.records] == [
-        f'no prompt holds {WORD}, the word of {path}: it draws nothing else']  # fmt: skip
+        f'no prompt holds {WORD}, the word of {path}: it draws nothing else'
+    ]
 
 
 def test_what_is_no_word_of_this_model_is_one_sentence(tmp_path):
@@ -117,17 +125,22 @@ def test_what_is_no_word_of_this_model_is_one_sentence(tmp_path):
 
     name = cascade.base.name
     assert said({'emb_params': rows}, 'a') == (
-        f"holds the word 'a', which {name} knows already; give the file another name")
+        f"holds the word 'a', which {name} knows already; give the file another name"
+    )
     assert said({'a': rows}) == f"holds the word 'a', which {name} knows already; leave it out"
     assert said({'emb_params': rows}, 'my dog') == (
-        "holds the word 'my dog', which is not one word; give the file another name")
+        "holds the word 'my dog', which is not one word; give the file another name"
+    )
     wide = {'clip_l': rows, 'clip_g': rows}
     assert said(wide, error=WeightsError) == (
         "holds rows of widths {'text_encoder': 32, 'text_encoder_2': 32} but the text encoders take "
-        "{'text_encoder': 32}; use one that was learned with a model of the same kind.")
+        "{'text_encoder': 32}; use one that was learned with a model of the same kind."
+    )
     assert said({'emb_params': np.zeros((2, 1024))}, error=WeightsError).startswith(
-        "holds rows of widths {'text_encoder': 1024} but the text encoders take {'text_encoder': 32}; use one")
+        "holds rows of widths {'text_encoder': 1024} but the text encoders take {'text_encoder': 32}; use one"
+    )
     assert said({'unet.x.lora_A.weight': rows, 'unet.x.lora_B.weight': rows}, error=WeightsError) == (
-        'holds 2 tensors; a textual inversion holds one, named after its token, or clip_l and clip_g.')
+        'holds 2 tensors; a textual inversion holds one, named after its token, or clip_l and clip_g.'
+    )
     with pytest.raises(WeightsError, match='is a pickled checkpoint'):
         new_words.with_embedding(cascade, tmp_path / 'x.pt')

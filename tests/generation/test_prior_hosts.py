@@ -16,10 +16,13 @@ def run_hosts(folder, what):
     processes = [
         subprocess.Popen(
             [sys.executable, '-m', 'tests.generation.prior_host', port, str(number), str(folder), what],
-            env={**os.environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     try:
         outputs = [process.communicate(timeout=120) for process in processes]
     finally:

@@ -85,16 +85,31 @@ def test_every_prompt_gets_its_pictures_and_each_its_seed(tmp_path):
     ]
     assert painter.batches == [4, 2]
     assert painter.options == {
-        'steps': 2, 'guidance_scale': 3.0, 'sampler': 'ddim', 'seed': 5, 'noise_level': 0, **AS_BASE}  # fmt: skip
+        'steps': 2,
+        'guidance_scale': 3.0,
+        'sampler': 'ddim',
+        'seed': 5,
+        'noise_level': 0,
+        **AS_BASE,
+    }
     assert all(image.super_resolution is None for image in images)
     assert np.array_equal(np.asarray(Image.open(images[4].path))[0, 0], (9, 1, 0))  # lossless
     manifest = manifest_of(folder)
     assert manifest['pictures']['a_red_mug_00001.png'] == {
-        'prompt': 'a red mug', 'seed': 5, 'number': 1, 'super_resolution': False,
-        'sha256': file_hash(images[4].path)}  # fmt: skip
+        'prompt': 'a red mug',
+        'seed': 5,
+        'number': 1,
+        'super_resolution': False,
+        'sha256': file_hash(images[4].path),
+    }
     shared = {name: manifest[name] for name in ('prompts', 'sampler', 'steps', 'guidance_scale', 'seed')}
     assert shared == {
-        'prompts': ['a dog', 'a red mug'], 'sampler': 'ddim', 'steps': 2, 'guidance_scale': 3.0, 'seed': 5}  # fmt: skip
+        'prompts': ['a dog', 'a red mug'],
+        'sampler': 'ddim',
+        'steps': 2,
+        'guidance_scale': 3.0,
+        'seed': 5,
+    }
     assert manifest['model'] == tiny_pipelines.base().weights_hash
     assert sorted(path.name for path in folder.iterdir() if path.suffix != '.png') == ['manifest.json']
 
@@ -137,18 +152,19 @@ def test_prompts_with_the_same_words_have_their_own_files(tmp_path):
 def test_the_second_stage_draws_where_it_is_asked_to(tmp_path):
     ensure_prior_images(Painter(), ['a dog'], tmp_path, count=3, **OPTIONS)
     painter = Painter()
-    images = ensure_prior_images(
-        painter, ['a dog'], tmp_path, count=3, super_resolution=True, noise_level=7, **OPTIONS)  # fmt: skip
+    images = ensure_prior_images(painter, ['a dog'], tmp_path, count=3, super_resolution=True, noise_level=7, **OPTIONS)
     assert len(painter.asked) == 3  # the base pictures are needed unrounded
     assert images[0].super_resolution == tmp_path / 'super_resolution' / 'a_dog_00000.png'
     assert Image.open(images[0].super_resolution).size == (16, 16)
     assert manifest_of(tmp_path)['super_resolution'] == {
-        'model': painter.super_resolution.weights_hash, 'scheduler': scheduler_hash(painter.super_resolution),
-        'noise_level': 7, **AS_BASE}  # fmt: skip
+        'model': painter.super_resolution.weights_hash,
+        'scheduler': scheduler_hash(painter.super_resolution),
+        'noise_level': 7,
+        **AS_BASE,
+    }
     for wanted in (True, False):  # without it, what is known about the others is kept
         painter = Painter()
-        ensure_prior_images(
-            painter, ['a dog'], tmp_path, count=3, super_resolution=wanted, noise_level=7, **OPTIONS)  # fmt: skip
+        ensure_prior_images(painter, ['a dog'], tmp_path, count=3, super_resolution=wanted, noise_level=7, **OPTIONS)
         assert painter.asked == []
     assert refusal(Painter(), ['a dog'], tmp_path, count=3, super_resolution=True, noise_level=8) == (
         f'prior.num_images is 3 but {tmp_path} holds 3 made with noise_level 7 instead of 8; delete that folder or set '
@@ -241,7 +257,13 @@ def test_a_run_gets_what_its_settings_ask_for(tmp_path):
     images = prior_images.prior_images_of(settings(seed=9), painter, tmp_path)
     assert [image.path for image in images] == [tmp_path / 'prior' / f'a_dog_0000{i}.png' for i in range(3)]
     assert painter.options == {
-        'steps': 2, 'guidance_scale': 2.0, 'sampler': 'ddim', 'seed': 9, 'noise_level': 0, **AS_BASE}  # fmt: skip
+        'steps': 2,
+        'guidance_scale': 2.0,
+        'sampler': 'ddim',
+        'seed': 9,
+        'noise_level': 0,
+        **AS_BASE,
+    }
     assert prior_images.prior_images_of(settings(prior=PriorConfig(weight=0.0)), painter, tmp_path / 'other') == []
     assert not (tmp_path / 'other').exists()
 
@@ -286,9 +308,16 @@ def test_photos_of_ones_own_are_all_used_and_their_folder_is_left_alone(own, tmp
     assert painter.asked == [] and f'notes.md in {own} is skipped' in caplog.text
     assert {path: path.stat().st_mtime_ns for path in [own, *own.iterdir()]} == before
     assert [path.name for path in (tmp_path / 'run' / 'prior').iterdir()] == ['manifest.json']
-    assert manifest_of(tmp_path / 'run' / 'prior') == {'pictures': {}, 'photos': {'folder': str(own), 'pictures': {
-        'a.jpg': {'prompt': 'a dog on a rug', 'sha256': file_hash(own / 'a.jpg')},
-        'b.png': {'prompt': 'a dog', 'sha256': file_hash(own / 'b.png')}}}}  # fmt: skip
+    assert manifest_of(tmp_path / 'run' / 'prior') == {
+        'pictures': {},
+        'photos': {
+            'folder': str(own),
+            'pictures': {
+                'a.jpg': {'prompt': 'a dog on a rug', 'sha256': file_hash(own / 'a.jpg')},
+                'b.png': {'prompt': 'a dog', 'sha256': file_hash(own / 'b.png')},
+            },
+        },
+    }
     reordered = prior_images.prior_images_of(with_dir(own), painter, tmp_path / 'run', ['b.png', 'a.jpg'])
     assert reordered == images[::-1]
     both = with_dir(own, super_resolution=SuperResolutionConfig(steps=1, with_prior=True))
@@ -369,15 +398,19 @@ def test_a_run_that_trains_the_second_stage_on_class_pictures_gets_both_sizes(tm
         for noun in ('dog', 'cat')
     )
     config = settings(
-        super_resolution=second, data=DataConfig(concepts=concepts),
-        prior=PriorConfig(num_images=2, dir=str(tmp_path / 'mine'), batch_size=4))  # fmt: skip
+        super_resolution=second,
+        data=DataConfig(concepts=concepts),
+        prior=PriorConfig(num_images=2, dir=str(tmp_path / 'mine'), batch_size=4),
+    )
     painter = Painter()
     images = prior_images.prior_images_of(config, painter, tmp_path)
     assert painter.options['noise_level'] == 20
     assert painter.options['super_resolution_guidance_scale'] == 1.5
     read = prior_images.read(images, {'base': 8, 'super_resolution': 16})
     assert {stage: pixels.shape for stage, (pixels, *_) in read.items()} == {
-        'base': (4, 8, 8, 3), 'super_resolution': (4, 16, 16, 3)}  # fmt: skip
+        'base': (4, 8, 8, 3),
+        'super_resolution': (4, 16, 16, 3),
+    }
     assert read['base'][1] == ['a dog', 'a dog', 'a cat', 'a cat']
     assert prior_images.read([], {'base': 8}) == {}
     images[0].path.write_bytes(b'')
@@ -393,5 +426,6 @@ def test_a_real_cascade_draws_the_same_pictures_after_a_break(tmp_path):
     pixels = [prior_images.read(images, {'base': 8})['base'][0] for images in (whole, parts)]
     np.testing.assert_allclose(*pixels, atol=1)
     generated = cascade.generate(
-        ['a dog'], num_images=6, steps=2, guidance_scale=3.0, sampler='ddim', seed=5, batch_size=4)  # fmt: skip
+        ['a dog'], num_images=6, steps=2, guidance_scale=3.0, sampler='ddim', seed=5, batch_size=4
+    )
     np.testing.assert_allclose(pixels[0], generated.base, atol=1)

@@ -47,5 +47,6 @@ def test_ten_steps_of_dpmsolver_draw_what_diffusers_draws(source, tmp_path):
         file = single_file.write_pipeline(folders.read_pipeline(model), tmp_path / 'model.safetensors')
         options, model = {'tokenizer_dir': model}, file or tmp_path / 'model.safetensors'
     ours = Cascade.load(model, **options).generate(
-        PROMPTS, steps=STEPS, guidance_scale=GUIDANCE, sampler='dpmsolver++', seed=SEED, batch_size=2, progress=False)
+        PROMPTS, steps=STEPS, guidance_scale=GUIDANCE, sampler='dpmsolver++', seed=SEED, batch_size=2, progress=False
+    )
     assert difference(ours.final, theirs()) <= 2

@@ -116,10 +116,18 @@ def test_attention_in_parts_equals_attention_at_once_and_stores_fewer_logits(mon
     assert whole > logits > small
 
 
-@pytest.mark.parametrize(('queries', 'keys', 'parts'), [
-    (4096, 4096, 8), (4096, 77, 1), (1024, 1024, 1), (2048, 2048, 1), (9216, 9216, 48), (2049, 2049, 3),
-    (4099, 4099, 4099),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('queries', 'keys', 'parts'),
+    [
+        (4096, 4096, 8),
+        (4096, 77, 1),
+        (1024, 1024, 1),
+        (2048, 2048, 1),
+        (9216, 9216, 48),
+        (2049, 2049, 3),
+        (4099, 4099, 4099),
+    ],
+)
 def test_queries_go_in_as_few_equal_parts_as_stay_small(queries, keys, parts):
     assert attention._parts(queries, keys) == parts
 

@@ -58,9 +58,7 @@ def published(params, projection):
 
 
 def network(config, projection, **options):
-    return functional.abstract(
-        lambda: CLIPTextModel(config, projection=projection, rngs=functional.Keys(0), **options)
-    )
+    return functional.abstract(lambda: CLIPTextModel(config, projection=projection, rngs=functional.Keys(0), **options))
 
 
 def texts(draw, length=20):
@@ -174,8 +172,15 @@ def test_states_are_those_of_stable_diffusions_encode_prompt(clip_skip):
     # diffusers 0.42 takes the norm by the name that transformers 5 does not have any more.
     object.__setattr__(theirs, 'text_model', theirs)
     pipeline = diffusers.StableDiffusionPipeline(
-        vae=None, text_encoder=theirs, tokenizer=tokenizer('<|endoftext|>'), unet=None, scheduler=None,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False)  # fmt: skip
+        vae=None,
+        text_encoder=theirs,
+        tokenizer=tokenizer('<|endoftext|>'),
+        unet=None,
+        scheduler=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     with torch.no_grad():
         expected, of_nothing = pipeline.encode_prompt(PROMPTS, 'cpu', 1, True, clip_skip=clip_skip)
     run = both('published_end')
@@ -192,18 +197,26 @@ def test_states_are_those_of_stable_diffusions_encode_prompt(clip_skip):
 def test_states_and_pooled_state_are_those_of_stable_diffusion_xls_encode_prompt(clip_skip):
     first, second = CONFIGS['published_end'], CONFIGS['published_end_projection']
     pipeline = diffusers.StableDiffusionXLPipeline(
-        vae=None, text_encoder=reference(*first), text_encoder_2=reference(*second), unet=None, scheduler=None,
-        tokenizer=tokenizer('<|endoftext|>'), tokenizer_2=tokenizer('!'),
-        force_zeros_for_empty_prompt=False)  # fmt: skip
+        vae=None,
+        text_encoder=reference(*first),
+        text_encoder_2=reference(*second),
+        unet=None,
+        scheduler=None,
+        tokenizer=tokenizer('<|endoftext|>'),
+        tokenizer_2=tokenizer('!'),
+        force_zeros_for_empty_prompt=False,
+    )
     with torch.no_grad():
         expected, of_nothing, expected_pooled, pooled_of_nothing = (
-            part.numpy() for part in pipeline.encode_prompt(PROMPTS, device='cpu', clip_skip=clip_skip))  # fmt: skip
+            part.numpy() for part in pipeline.encode_prompt(PROMPTS, device='cpu', clip_skip=clip_skip)
+        )
 
     def encode(prompts):
         states = []
         for run, reader in (
-            (both('published_end'), pipeline.tokenizer), (both('published_end_projection'), pipeline.tokenizer_2)
-        ):  # fmt: skip
+            (both('published_end'), pipeline.tokenizer),
+            (both('published_end_projection'), pipeline.tokenizer_2),
+        ):
             one = quick_jit(functools.partial(run.apply, skip=1 + (clip_skip or 0), final_norm=False))
             state, pooled = one(run.params, ids_of(reader, prompts))
             states.append(state)

@@ -179,8 +179,12 @@ def test_dora_on_a_kernel_of_zeros_is_finite_and_learns(outputs):
 
 
 def test_merging_magnitudes_onto_kernels_that_stay_zero_gives_zeros():
-    params = {'x.kernel': np.zeros((3, 2), np.float32), 'x.lora_a': np.ones((3, 1)), 'x.lora_b': np.zeros((1, 2)),
-              'x.lora_magnitude': np.ones(2, np.float32)}  # fmt: skip
+    params = {
+        'x.kernel': np.zeros((3, 2), np.float32),
+        'x.lora_a': np.ones((3, 1)),
+        'x.lora_b': np.zeros((1, 2)),
+        'x.lora_magnitude': np.ones(2, np.float32),
+    }
     by_input = {**params, 'x.lora_magnitude': np.ones((3, 1), np.float32)}
     for given in (params, by_input):
         assert (lora.merge(given, rank=1, alpha=1)['x.kernel'] == 0).all()

@@ -138,10 +138,11 @@ AUTOENCODERS = {
     'stable-diffusion-v1-5': (autoencoder([128, 256, 512, 512], sample_size=512), 83_653_863),
     'stable-diffusion-2-1': (autoencoder([128, 256, 512, 512], sample_size=768), 83_653_863),
     'stable-diffusion-xl': (
-        autoencoder([128, 256, 512, 512], force_upcast=True, sample_size=1024, scaling_factor=0.13025), 83_653_863),
-    'stable-diffusion-x4-upscaler': (
-        autoencoder([128, 256, 512], sample_size=256, scaling_factor=0.08333), 55_325_927),
-}  # fmt: skip
+        autoencoder([128, 256, 512, 512], force_upcast=True, sample_size=1024, scaling_factor=0.13025),
+        83_653_863,
+    ),
+    'stable-diffusion-x4-upscaler': (autoencoder([128, 256, 512], sample_size=256, scaling_factor=0.08333), 55_325_927),
+}
 
 
 @pytest.mark.parametrize('name', AUTOENCODERS)

@@ -91,8 +91,13 @@ def test_position_buckets_match_transformers(buckets, max_distance):
 def test_t5_starts_as_transformers_starts():
     factor, model, heads, width, hidden = 0.5, 64, 4, 16, 128
     config = {
-        **CONFIG, 'd_model': model, 'd_kv': width, 'd_ff': hidden, 'num_heads': heads, 'initializer_factor': factor
-    }  # fmt: skip
+        **CONFIG,
+        'd_model': model,
+        'd_kv': width,
+        'd_ff': hidden,
+        'num_heads': heads,
+        'initializer_factor': factor,
+    }
     _, params = functional.init(lambda rngs: T5EncoderModel(config, rngs=rngs), seed=0)
     first = 'encoder.block.0.layer.0.SelfAttention'
     expected = {

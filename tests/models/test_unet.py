@@ -192,9 +192,7 @@ def both(name):
 
 
 # Two of them, one of each kind, hold the default suite; all of them .ci/run.
-NETWORKS = [
-    pytest.param(name, marks=() if name in ('stage_one', 'sd_1') else pytest.mark.slow) for name in CONFIGS
-]
+NETWORKS = [pytest.param(name, marks=() if name in ('stage_one', 'sd_1') else pytest.mark.slow) for name in CONFIGS]
 
 
 @pytest.mark.parametrize('name', NETWORKS)
@@ -337,8 +335,8 @@ def test_defaults_are_those_of_diffusers():
     [
         (
             {'down_block_types': ['ResnetDownsampleBlock2D', 'FooBlock']},
-            "unet config: down_block_types[1] is 'FooBlock' but must be one of "
-            "('ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'",
+            "unet config: down_block_types[1] is 'FooBlock' but must be one of ('ResnetDownsampleBlock2D', "
+            "'SimpleCrossAttnDownBlock2D'",
         ),
         ({'use_linear_projection': 1}, 'unet config: use_linear_projection is 1 but must be one of (False, True)'),
         (

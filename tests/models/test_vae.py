@@ -144,12 +144,15 @@ def test_vae_in_bfloat16_stays_near_float32_with_float32_output():
     assert 1e-5 < largest_relative_difference(output, run.outputs[1][1]) < 0.1
 
 
-@pytest.mark.parametrize('asked, change, taken', [
-    ('float16', {}, 'float32'),  # diffusers' default
-    ('float16', {'force_upcast': True}, 'float32'),
-    ('float16', {'force_upcast': False}, 'float16'),
-    ('bfloat16', {'force_upcast': True}, 'bfloat16'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'asked, change, taken',
+    [
+        ('float16', {}, 'float32'),  # diffusers' default
+        ('float16', {'force_upcast': True}, 'float32'),
+        ('float16', {'force_upcast': False}, 'float16'),
+        ('bfloat16', {'force_upcast': True}, 'bfloat16'),
+    ],
+)
 def test_force_upcast_takes_float32_instead_of_float16(asked, change, taken):
     config = {**CONFIGS['other_values'], **change}
     apply, params = functional.abstract(lambda: AutoencoderKL(config, dtype=jnp.dtype(asked), rngs=functional.Keys(0)))

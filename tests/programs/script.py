@@ -35,5 +35,10 @@ def run(body: str, **env: str) -> subprocess.CompletedProcess:
 def start(body: str) -> subprocess.Popen:
     """Starts it; a line that it prints can be read, so that it is known how far it is."""
     return subprocess.Popen(
-        command(body), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
+        command(body),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )

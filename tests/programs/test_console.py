@@ -46,7 +46,8 @@ def test_a_prompt_that_the_console_could_not_pass_on_is_one_sentence(program, tm
 def test_output_that_nobody_reads_ends_the_program_without_a_word():
     body = "for i in range(100000): print('a line that fills the pipe', i)"
     started = subprocess.Popen(
-        script.command(body), env=script.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        script.command(body), env=script.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert started.stdout.readline() == b'a line that fills the pipe 0\n'
     started.stdout.close()  # as `| head -1` does
     assert started.stderr.read() == b'' and started.wait(60) == 141
@@ -61,7 +62,8 @@ def test_a_closed_console_is_written_to_in_vain():
 def test_a_full_disk_under_the_output_is_one_sentence():
     with open('/dev/full', 'w') as full:
         ended = subprocess.run(
-            script.command('print(1)'), env=script.environment(), stdout=full, stderr=subprocess.PIPE)  # fmt: skip
+            script.command('print(1)'), env=script.environment(), stdout=full, stderr=subprocess.PIPE
+        )
     assert (ended.returncode, ended.stderr.count(b'\n')) == (1, 1) and b'the disk is full; make room' in ended.stderr
 
 
@@ -71,7 +73,9 @@ def test_a_dry_run_in_a_narrow_console_tells_its_plan(name, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(
         'from configs.dog import get_config as dog\n\ndef get_config():\n    config = dog()\n'
-        "    config.data.instance_prompt = 'a sks \u72ac'\n    return config\n", 'utf-8')  # fmt: skip
+        "    config.data.instance_prompt = 'a sks \u72ac'\n    return config\n",
+        'utf-8',
+    )
     arguments = f'--config={config}', f'--workdir={tmp_path / "run"}', '--dry_run'
     words = [sys.executable, '-m', 'dreambooth_jax.train', *arguments]
     ended = subprocess.run(words, env=script.environment(**NARROW[name]), capture_output=True, timeout=300)

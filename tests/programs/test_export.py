@@ -82,14 +82,18 @@ def test_one_stage_at_one_step_in_half_precision(program, workdir, tmp_path):
         np.testing.assert_array_equal(exported.base.unet.params[name], (value + np.float32(1)).astype(np.float16))
     ended = program('export', f'--workdir={workdir}', f'--output={tmp_path / "other"}', '--step=2')
     assert (ended.code, ended.error) == (
-        1, f'{workdir} has no checkpoint 2: the newest of base is 3; leave --step out to take the newest')  # fmt: skip
+        1,
+        f'{workdir} has no checkpoint 2: the newest of base is 3; leave --step out to take the newest',
+    )
     assert not (tmp_path / 'other').exists()
 
 
 def test_a_finished_run_without_checkpoints_gives_its_model(program, workdir, tmp_path):
     ended = program('export', f'--workdir={workdir}', f'--output={tmp_path / "out"}')
     assert (ended.code, ended.error) == (
-        1, f'{workdir} holds neither checkpoints nor a model/; start train with it first')  # fmt: skip
+        1,
+        f'{workdir} holds neither checkpoints nor a model/; start train with it first',
+    )
     folders.write_pipeline(tiny_pipelines.base(1), workdir / 'model')
     ended = program('export', f'--workdir={workdir}', f'--output={tmp_path / "out"}')
     assert ended.code == 0 and ended.out.startswith(f'both stages: {workdir}/model\n')
@@ -143,8 +147,7 @@ def test_diffusers_draws_the_same_with_a_single_file(program, family, tmp_path):
     save(run, 'base', [0], {'unet': {name: value * rng.uniform(0.8, 1.2) for name, value in unet.items()}})
     ended = program('export', f'--workdir={run}', '--format=single_file', f'--output={file}')
     count = len(files.read_header(file).shapes)
-    assert (ended.code, ended.out) == (
-        0, f'base: checkpoint 0\n{file} holds {count} tensors, read back and equal\n')  # fmt: skip
+    assert (ended.code, ended.out) == (0, f'base: checkpoint 0\n{file} holds {count} tensors, read back and equal\n')
     assert files.read_metadata(file)['modelspec.title'] == 'run: a sks dog'
     assert files.read_metadata(file)['modelspec.trigger_phrase'] == 'sks dog'
     shutil.copytree(model / 'tokenizer', tmp_path / 'tokenizer')
@@ -184,11 +187,14 @@ def test_adapters_of_both_stages_of_a_pixel_model_are_exported(program, lora_run
     paths = tmp_path / 'dog.safetensors', tmp_path / 'dog.super_resolution.safetensors'
     ended = program('export', f'--workdir={run}', '--format=lora_peft', f'--output={paths[0]}', '--dtype=float16')
     counts = [len(params) for params in given]
-    assert (ended.code, ended.out.splitlines()) == (0, [
-        'base: checkpoint 0',
-        'super_resolution: checkpoint 0',
-        *(f'{path} holds {count} tensors, read back and equal' for path, count in zip(paths, counts, strict=True)),
-    ])  # fmt: skip
+    assert (ended.code, ended.out.splitlines()) == (
+        0,
+        [
+            'base: checkpoint 0',
+            'super_resolution: checkpoint 0',
+            *(f'{path} holds {count} tensors, read back and equal' for path, count in zip(paths, counts, strict=True)),
+        ],
+    )
     networks = tiny_pipelines.base().unet, tiny_pipelines.super_resolution().unet
     for path, params, network, name in zip(paths, given, networks, ('deepfloyd-if-i', 'deepfloyd-if-ii'), strict=True):
         read = lora_files.read_lora(path, {'unet': network.params})
@@ -203,7 +209,6 @@ def test_adapters_of_both_stages_of_a_pixel_model_are_exported(program, lora_run
     a, b = (given[0][kernel.replace('kernel', part)] for part in (lora.A, lora.B))
     before, after = networks[0].params[kernel], Cascade.load(merged).base.unet.params[kernel]
     np.testing.assert_allclose(after, before + 0.5 * a @ b, atol=1e-6)
-
 
 
 def test_what_a_run_or_its_model_cannot_give_is_said(program, lora_run, tmp_path):
@@ -242,8 +247,7 @@ def test_a_lora_file_that_does_not_read_back_as_written_is_no_success(program, l
     wrong = lora_files.Adapter({'unet': {name: value * 1.01 for name, value in given[0].items()}}, 2, 1.0)
     monkeypatch.setattr(lora_files, 'write_lora', lambda path, adapter, *a, **k: write(path, wrong, *a, **k))
     ended = program('export', f'--workdir={run}', '--format=lora_peft', f'--output={file}')
-    assert (ended.code, ended.error) == (
-        1, f'{file} does not read back as written: unet {min(given[0])} differs.')  # fmt: skip
+    assert (ended.code, ended.error) == (1, f'{file} does not read back as written: unet {min(given[0])} differs.')
 
 
 def test_a_subject_without_a_class_prompt_is_called_by_its_whole_prompt():

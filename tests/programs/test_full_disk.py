@@ -48,7 +48,7 @@ def test_only_the_main_thread_tells_of_a_full_disk(name):
 
 
 def test_threads_still_tell_of_bugs():
-    ended = script.run("import threading\ndef bug(): 1 / 0\nthreading.Thread(target=bug).start()")
+    ended = script.run('import threading\ndef bug(): 1 / 0\nthreading.Thread(target=bug).start()')
     assert b'ZeroDivisionError' in ended.stderr
 
 
@@ -61,8 +61,13 @@ def train(config, run, most_bytes=None):
     limit = None if most_bytes is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     words = [sys.executable, '-m', 'dreambooth_jax.train', f'--config={config}', f'--workdir={run}']
     return subprocess.run(
-        words + [f'--config.{option}' for option in OPTIONS], env=script.environment(**(NO_CACHE if limit else {})),
-        capture_output=True, text=True, timeout=600, preexec_fn=limit)  # fmt: skip
+        words + [f'--config.{option}' for option in OPTIONS],
+        env=script.environment(**(NO_CACHE if limit else {})),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        preexec_fn=limit,
+    )
 
 
 def losses(run):

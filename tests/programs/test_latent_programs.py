@@ -58,8 +58,13 @@ def test_sample_draws_with_a_folder_of_stable_diffusion(family, program, tmp_pat
     pictures = shared.generate(['a dog', 'a cat'], **options).final
     monkeypatch.setattr(Cascade, 'load', classmethod(load_compiled))
     ended = program(
-        'sample', f'--model={tiny.folder(family)}', '--prompt=a dog', '--prompt=a cat', f'--output={tmp_path}',
-        *(f'--{name}={value}' for name, value in options.items()))  # fmt: skip
+        'sample',
+        f'--model={tiny.folder(family)}',
+        '--prompt=a dog',
+        '--prompt=a cat',
+        f'--output={tmp_path}',
+        *(f'--{name}={value}' for name, value in options.items()),
+    )
     assert ended[:2] == (0, f'4 pictures of 32 x 32 pixels and grid.png in {tmp_path}\n')
     names = ['000_00.png', '000_01.png', '001_00.png', '001_01.png']
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names, 'grid.png']
@@ -87,8 +92,16 @@ def test_dry_run_tells_the_plan_of_both_stages_and_writes_nothing(program, confi
 
 
 def test_dry_run_counts_both_text_encoders_of_xl(program, config, tmp_path):
-    plan = plan_of(program('train', f'--config={config}', f'--workdir={tmp_path / "run"}', *model('sdxl'), '--dry_run',
-                           '--config.base.train_text_encoder=True'))  # fmt: skip
+    plan = plan_of(
+        program(
+            'train',
+            f'--config={config}',
+            f'--workdir={tmp_path / "run"}',
+            *model('sdxl'),
+            '--dry_run',
+            '--config.base.train_text_encoder=True',
+        )
+    )
     base = tiny.cascade('sdxl').base
     count = sum(parameter_count(network.params) for network in (base.unet, *base.text_encoders.values()))
     assert f'base: 4 steps of 4 rows, {count / 1e6:.1f}M parameters trained, ' in plan
@@ -97,8 +110,13 @@ def test_dry_run_counts_both_text_encoders_of_xl(program, config, tmp_path):
 
 def test_noise_that_the_upscaler_does_not_know_is_refused_before_anything_is_done(program, config, tmp_path):
     ended = program(
-        'train', f'--config={config}', f'--workdir={tmp_path / "run"}', *model('sd1'), UPSCALER,
-        '--config.super_resolution.noise_level=(0, 20)')  # fmt: skip
+        'train',
+        f'--config={config}',
+        f'--workdir={tmp_path / "run"}',
+        *model('sd1'),
+        UPSCALER,
+        '--config.super_resolution.noise_level=(0, 20)',
+    )
     assert (ended.code, ended.error.splitlines()[-1]) == (
         1,
         f'config.super_resolution.noise_level is (0, 20) but {tiny.folder("upscaler")} knows the levels 0 to 9; lower '

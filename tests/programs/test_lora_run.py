@@ -84,8 +84,7 @@ def test_both_lora_files_of_a_run_draw_the_same_in_diffusers_as_its_merged_model
         ended = program('export', f'--workdir={run}', f'--format={name}', f'--output={file}')
         count = len(files.read_header(file).shapes)
         read = count if name == 'lora_peft' else count * 2 // 3  # without a layer's alpha
-        assert (ended.code, ended.out) == (
-            0, f'base: checkpoint 2\n{file} holds {read} tensors, read back and equal\n')  # fmt: skip
+        assert (ended.code, ended.out) == (0, f'base: checkpoint 2\n{file} holds {read} tensors, read back and equal\n')
         with nothing_reported():
             pipe.load_lora_weights(file)
         try:

@@ -139,8 +139,14 @@ def test_a_revision_of_no_hub_model_is_one_sentence(program, config, tmp_path):
         )
         ended = program('sample', f'--model={model}', '--prompt=a', '--output=o', '--model_revision=v1')
         assert (ended.code, ended.error) == (1, sentence)
-        ended = program('train', f'--config={config}', '--workdir=w', f'--config.model={model}', '--dry_run',
-                        '--config.model_revision=v1')  # fmt: skip
+        ended = program(
+            'train',
+            f'--config={config}',
+            '--workdir=w',
+            f'--config.model={model}',
+            '--dry_run',
+            '--config.model_revision=v1',
+        )
         assert (ended.code, ended.error) == (1, sentence)
     ended = program('train', f'--config={config}', '--workdir=w', '--config.super_resolution_model_revision=v1')
     assert (ended.code, ended.error) == (

@@ -34,8 +34,10 @@ OPTIONS = {
     'remat': (('parallel.remat=True',), (2, 4, 5)),
 }
 LATENTS = (3, 4, 5)  # the runs of those; the others are of pixels
-RUNS = {run: ('latents' if run in LATENTS else 'pixels',
-              tuple(name for name, (_, runs) in OPTIONS.items() if run in runs)) for run in range(6)}  # fmt: skip
+RUNS = {
+    run: ('latents' if run in LATENTS else 'pixels', tuple(name for name, (_, runs) in OPTIONS.items() if run in runs))
+    for run in range(6)
+}
 pytestmark = pytest.mark.slow  # five minutes
 
 CONFIG = """
@@ -84,7 +86,11 @@ def train(tmp_path_factory):
             if masks:
                 Image.fromarray(mask).save(folder / f'photos_{masks}' / f'{i}.mask.png')
     fit_stage, mean, checkpoint, make_placement = (
-        fit.fit, step.mean_of_micro_batches, jax.checkpoint, placement.make_placement)  # fmt: skip
+        fit.fit,
+        step.mean_of_micro_batches,
+        jax.checkpoint,
+        placement.make_placement,
+    )
 
     def run(program, kind, options, more=(), into=None):
         photos = folder / f'photos_{"masks" in options}'

@@ -76,8 +76,9 @@ def test_a_folder_that_is_really_called_so_is_used(home):
 WRONG = {
     '': "is '', which is no path; give one (is a shell variable not set?)",
     ' \t': "is ' \\t', which is no path; give one (is a shell variable not set?)",
-    '~nobody-here/x': "is '~nobody-here/x' but there is no home folder ~nobody-here; "
-    'write the whole path, or ./~nobody-here/x',
+    '~nobody-here/x': (
+        "is '~nobody-here/x' but there is no home folder ~nobody-here; write the whole path, or ./~nobody-here/x"
+    ),
     'a\0b': "is 'a\\x00b', which holds characters that no path can hold here; give another",
 }
 

@@ -25,20 +25,34 @@ DATASET = os.environ.get('DREAMBOOTH_DATASET')
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATASET, reason='DREAMBOOTH_DATASET names no folder')]
 VOCABULARY = 49408
 CONFIGS = {  # as published, narrower; four blocks each; it trains and draws at 256 px, 32 x 32 latents
-    'unet': {
-        'block_out_channels': [32, 64, 128, 128], 'cross_attention_dim': 64, 'sample_size': 64},
+    'unet': {'block_out_channels': [32, 64, 128, 128], 'cross_attention_dim': 64, 'sample_size': 64},
     'vae': {
-        'block_out_channels': [32, 32, 64, 64], 'layers_per_block': 2, 'sample_size': 512,
-        'down_block_types': ['DownEncoderBlock2D'] * 4, 'up_block_types': ['UpDecoderBlock2D'] * 4},
+        'block_out_channels': [32, 32, 64, 64],
+        'layers_per_block': 2,
+        'sample_size': 512,
+        'down_block_types': ['DownEncoderBlock2D'] * 4,
+        'up_block_types': ['UpDecoderBlock2D'] * 4,
+    },
     'text_encoder': {
-        'model_type': 'clip_text_model', 'hidden_size': 64, 'intermediate_size': 128, 'num_hidden_layers': 12,
-        'num_attention_heads': 1, 'max_position_embeddings': 77, 'hidden_act': 'quick_gelu', 'vocab_size': VOCABULARY,
-        'eos_token_id': 2},
-}  # fmt: skip
+        'model_type': 'clip_text_model',
+        'hidden_size': 64,
+        'intermediate_size': 128,
+        'num_hidden_layers': 12,
+        'num_attention_heads': 1,
+        'max_position_embeddings': 77,
+        'hidden_act': 'quick_gelu',
+        'vocab_size': VOCABULARY,
+        'eos_token_id': 2,
+    },
+}
 SCHEDULER = {
-    '_class_name': 'PNDMScheduler', 'beta_schedule': 'scaled_linear', 'beta_start': 0.00085, 'beta_end': 0.012,
-    'skip_prk_steps': True, 'steps_offset': 1,
-}  # fmt: skip
+    '_class_name': 'PNDMScheduler',
+    'beta_schedule': 'scaled_linear',
+    'beta_start': 0.00085,
+    'beta_end': 0.012,
+    'skip_prk_steps': True,
+    'steps_offset': 1,
+}
 STEPS = 20
 
 
@@ -88,13 +102,21 @@ def test_every_program_runs_on_real_photos(program, model, optimised, tmp_path, 
     run = tmp_path / 'run'
     config = Path(__file__).parents[2] / 'configs' / 'dog.py'
     settings = [
-        f'--config={config}:stable-diffusion-v1-5', f'--config.model={model}', f'--workdir={run}',
-        f'--config.data.instance_dir={DATASET}/dog', '--config.data.resolution=256',
-        '--config.prior.num_images=4', '--config.prior.steps=4',
-        '--config.prior.batch_size=2', f'--config.base.steps={STEPS}', '--config.checkpoint.every=10',
-        '--config.samples.every=0', '--config.samples.steps=4', '--config.samples.num_images=1',
+        f'--config={config}:stable-diffusion-v1-5',
+        f'--config.model={model}',
+        f'--workdir={run}',
+        f'--config.data.instance_dir={DATASET}/dog',
+        '--config.data.resolution=256',
+        '--config.prior.num_images=4',
+        '--config.prior.steps=4',
+        '--config.prior.batch_size=2',
+        f'--config.base.steps={STEPS}',
+        '--config.checkpoint.every=10',
+        '--config.samples.every=0',
+        '--config.samples.steps=4',
+        '--config.samples.num_images=1',
         '--config.samples.guidance_scale=1',
-    ]  # fmt: skip
+    ]
     assert program('generate_prior', *settings).code == 0
     assert len(list((run / 'prior').glob('*.png'))) == 4
     ended = program('train', *settings)

@@ -65,8 +65,13 @@ def test_a_full_memory_is_one_sentence(program, tmp_path, monkeypatch):
 
 def test_sample_of_one_stage_writes_that(program, tmp_path):
     ended = program(
-        'sample', f'--model={tiny_pipelines.folder()}', '--prompt=a dog', f'--output={tmp_path}',
-        '--super_resolution_model=none', *QUICK)  # fmt: skip
+        'sample',
+        f'--model={tiny_pipelines.folder()}',
+        '--prompt=a dog',
+        f'--output={tmp_path}',
+        '--super_resolution_model=none',
+        *QUICK,
+    )
     assert ended.code == 0 and '2 pictures of 8 x 8 pixels' in ended.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ['000_00.png', '000_01.png', 'grid.png']
 
@@ -82,14 +87,41 @@ def test_sample_of_a_run_takes_its_settings_unless_flags_say_otherwise(program, 
     arguments = (f'--model={run_folder}', '--prompt=a dog', f'--output={tmp_path}')
     assert program('sample', *arguments).code == 130
     assert seen == dict(
-        num_images=4, steps=2, guidance_scale=1.0, sampler='ddim', seed=0, negative_prompt='', noise_level=9,
-        super_resolution_steps=None, super_resolution_guidance_scale=1.5, batch_size=8)  # fmt: skip
+        num_images=4,
+        steps=2,
+        guidance_scale=1.0,
+        sampler='ddim',
+        seed=0,
+        negative_prompt='',
+        noise_level=9,
+        super_resolution_steps=None,
+        super_resolution_guidance_scale=1.5,
+        batch_size=8,
+    )
     program(
-        'sample', *arguments, '--steps=7', '--guidance_scale=2.5', '--sampler=ddpm', '--noise_level=0', '--seed=3',
-        '--negative_prompt=blue', '--super_resolution_steps=5', '--super_resolution_guidance_scale=2')  # fmt: skip
+        'sample',
+        *arguments,
+        '--steps=7',
+        '--guidance_scale=2.5',
+        '--sampler=ddpm',
+        '--noise_level=0',
+        '--seed=3',
+        '--negative_prompt=blue',
+        '--super_resolution_steps=5',
+        '--super_resolution_guidance_scale=2',
+    )
     assert seen == dict(
-        num_images=4, steps=7, guidance_scale=2.5, sampler='ddpm', seed=3, negative_prompt='blue', noise_level=0,
-        super_resolution_steps=5, super_resolution_guidance_scale=2.0, batch_size=8)  # fmt: skip
+        num_images=4,
+        steps=7,
+        guidance_scale=2.5,
+        sampler='ddpm',
+        seed=3,
+        negative_prompt='blue',
+        noise_level=0,
+        super_resolution_steps=5,
+        super_resolution_guidance_scale=2.0,
+        batch_size=8,
+    )
     program('sample', f'--model={tiny_pipelines.folder()}', *arguments[1:])
     assert (seen['steps'], seen['guidance_scale'], seen['sampler'], seen['noise_level']) == (25, 7.5, 'dpmsolver++', 0)
     program('sample', '--model=storybook', *arguments[1:])
@@ -150,7 +182,9 @@ def test_find_identifier_names_a_model_without_tokenizer(program):
     second = tiny_pipelines.folder() / 'super_resolution'
     ended = program('find_identifier', f'--model={second}')
     assert (ended.code, ended.error) == (
-        1, f"model '{second}' has no tokenizer; give a base stage, which reads the prompts.")  # fmt: skip
+        1,
+        f"model '{second}' has no tokenizer; give a base stage, which reads the prompts.",
+    )
 
 
 def test_help_is_printed_with_exit_code_0_and_before_anything_slow_is_imported():

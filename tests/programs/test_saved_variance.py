@@ -15,11 +15,17 @@ from dreambooth_jax.weights import files
 from tests import smallest_pipelines
 
 SETTINGS = (
-    '--config.data.instance_prompt=a sks dog', '--config.data.class_prompt=a dog', '--config.prior.weight=0.0',
-    '--config.base.steps=1', '--config.base.learning_rate=1e-3', '--config.samples.steps=1',
-    '--config.samples.num_images=1', '--config.samples.guidance_scale=1.0', '--config.samples.sampler=ddpm',
+    '--config.data.instance_prompt=a sks dog',
+    '--config.data.class_prompt=a dog',
+    '--config.prior.weight=0.0',
+    '--config.base.steps=1',
+    '--config.base.learning_rate=1e-3',
+    '--config.samples.steps=1',
+    '--config.samples.num_images=1',
+    '--config.samples.guidance_scale=1.0',
+    '--config.samples.sampler=ddpm',
     '--config.super_resolution_model=none',
-)  # fmt: skip
+)
 
 
 def saved(folder, **scheduler):
@@ -36,10 +42,17 @@ def config(folder, model):
     photos.mkdir()
     Image.new('RGB', (24, 24), 'red').save(photos / '1.png')
     path = folder / 'config.py'
-    path.write_text('from dreambooth_jax.config import DreamBoothConfig, to_config_dict\n'
-                    'def get_config():\n    return to_config_dict(DreamBoothConfig())\n')  # fmt: skip
-    return (f'--config={path}', f'--workdir={folder / "run"}', f'--config.model={model}',
-            f'--config.data.instance_dir={photos}', *SETTINGS)  # fmt: skip
+    path.write_text(
+        'from dreambooth_jax.config import DreamBoothConfig, to_config_dict\ndef get_config():\n    return '
+        'to_config_dict(DreamBoothConfig())\n'
+    )
+    return (
+        f'--config={path}',
+        f'--workdir={folder / "run"}',
+        f'--config.model={model}',
+        f'--config.data.instance_dir={photos}',
+        *SETTINGS,
+    )
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ time.sleep(60)""")
 
 
 def test_signals_that_were_to_be_ignored_stay_ignored():
-    words = ['bash', '-c', 'trap "" INT; exec "$@"', 'bash', *script.command("print(1)\nimport time; time.sleep(1)")]
+    words = ['bash', '-c', 'trap "" INT; exec "$@"', 'bash', *script.command('print(1)\nimport time; time.sleep(1)')]
     process = subprocess.Popen(words, env=script.environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == '1\n'
     process.send_signal(signal.SIGINT)
@@ -140,8 +140,13 @@ def test_training_that_was_asked_ends_by_itself():
 def begun(arguments):
     """A real program whose first line has run: before, Python itself is starting and ends in its own way."""
     process = subprocess.Popen(
-        [sys.executable, '-m', *arguments], env=script.environment(), stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+        [sys.executable, '-m', *arguments],
+        env=script.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while process.poll() is None and len(os.listdir(f'/proc/{process.pid}/task')) < 2:
         time.sleep(0.001)  # the second thread is the one that hears of signals
     return process

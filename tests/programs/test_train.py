@@ -113,8 +113,10 @@ def test_a_run_leaves_what_its_folder_promises(program, finished, caplog):
     pipeline = folders.read_pipeline(run)
     assert pipeline.super_resolution_folder is not None
     before = [files.read_tensors(smallest_pipelines.folder('pixels') / name) for name in WEIGHTS]
-    assert not any(np.array_equal(new['conv_in.weight'], old['conv_in.weight'])
-                   for new, old in zip(weights(run), before))  # fmt: skip  # noqa: B905
+    assert not any(
+        np.array_equal(new['conv_in.weight'], old['conv_in.weight'])
+        for new, old in zip(weights(run), before, strict=True)
+    )
 
 
 @pytest.mark.slow
@@ -159,8 +161,12 @@ def test_another_rate_under_the_same_workdir_is_refused(program, finished, confi
 def test_prior_weight_zero_draws_no_class_pictures_and_logs_no_prior_loss(program, config, tmp_path):
     run = tmp_path / 'run'
     ended = program(
-        'train', f'--config={config}', f'--workdir={run}', '--config.prior.weight=0',
-        '--config.super_resolution_model=none')  # fmt: skip
+        'train',
+        f'--config={config}',
+        f'--workdir={run}',
+        '--config.prior.weight=0',
+        '--config.super_resolution_model=none',
+    )
     assert ended.code == 0 and not (run / 'prior').exists()
     assert not [name for line in metrics.read(run, 'base') for name in line if name.startswith('prior')]
     assert not (run / 'super_resolution').exists()
@@ -183,10 +189,19 @@ def test_the_text_encoder_moves_only_if_it_is_trained(program, finished, config,
 
 
 def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path):
-    run, options = tmp_path / 'run', [
-        f'--config={config}', '--config.data.instance_prompt=a <my-dog> dog', '--config.base.train_unet=False',
-        '--config.textual_inversion.token=<my-dog>', '--config.textual_inversion.initializer=dog',
-        '--config.prior.weight=0', '--config.super_resolution_model=none', '--config.base.steps=2']  # fmt: skip
+    run, options = (
+        tmp_path / 'run',
+        [
+            f'--config={config}',
+            '--config.data.instance_prompt=a <my-dog> dog',
+            '--config.base.train_unet=False',
+            '--config.textual_inversion.token=<my-dog>',
+            '--config.textual_inversion.initializer=dog',
+            '--config.prior.weight=0',
+            '--config.super_resolution_model=none',
+            '--config.base.steps=2',
+        ],
+    )
     planned = program('train', *options, f'--workdir={run}', '--dry_run')
     assert 'base: 2 steps of 2 rows, 0.0M parameters trained, 0 MiB' in planned.out and not run.exists()
     assert program('train', *options, f'--workdir={run}').code == 0
@@ -199,8 +214,10 @@ def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path
     # The file draws with the first model what the run itself draws.
     pictures, model = [], smallest_pipelines.folder('pixels')
     quick = ('--prompt=<my-dog>', '--num_images=1', '--steps=1', '--guidance_scale=1', '--sampler=ddim')
-    for name, given in (('run', [f'--model={run}']),
-                        ('file', [f'--model={model}', f'--embedding={run / "my-dog.safetensors"}'])):  # fmt: skip
+    for name, given in (
+        ('run', [f'--model={run}']),
+        ('file', [f'--model={model}', f'--embedding={run / "my-dog.safetensors"}']),
+    ):
         ended = program('sample', *given, *quick, '--super_resolution_model=none', f'--output={tmp_path / name}')
         assert ended.code == 0, ended.error
         pictures.append((tmp_path / name / '000_00.png').read_bytes())
@@ -223,9 +240,16 @@ def test_a_mask_beside_a_picture_weighs_its_loss_and_no_class_pictures(program, 
     for name in ('1', '2', '3'):
         Image.fromarray(mask).save(photos / f'{name}.mask.png')
     ended = program(
-        'train', f'--config={config}', f'--workdir={tmp_path / "run"}', f'--config.data.instance_dir={photos}',
-        f'--config.prior.dir={whole / "prior"}', '--config.super_resolution_model=none', '--config.base.steps=1',
-        '--config.samples.steps=1', '--config.export=False')  # fmt: skip
+        'train',
+        f'--config={config}',
+        f'--workdir={tmp_path / "run"}',
+        f'--config.data.instance_dir={photos}',
+        f'--config.prior.dir={whole / "prior"}',
+        '--config.super_resolution_model=none',
+        '--config.base.steps=1',
+        '--config.samples.steps=1',
+        '--config.export=False',
+    )
     assert ended.code == 0 and 'masks weigh the loss' in ended.out
     (ours,), (theirs, *_) = metrics.read(tmp_path / 'run', 'base'), metrics.read(whole, 'base')
     assert abs(ours['instance_denoising'] - theirs['instance_denoising']) > 1e-3
@@ -242,10 +266,16 @@ def train_on_two_ratios(program, finished, config, folder, run, steps):
         for name, shape in (('tall', (40, 24)), ('wide', (24, 40)), ('wider', (24, 50))):
             Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).save(photos / f'{name}.png')
     return program(
-        'train', f'--config={config}', f'--workdir={run}', f'--config.data.instance_dir={photos}',
-        '--config.data.aspect_buckets=True', f'--config.prior.dir={finished(program)[0] / "prior"}',
-        '--config.samples.steps=1', f'--config.base.steps={steps}',
-        f'--config.super_resolution.steps={steps}')  # fmt: skip
+        'train',
+        f'--config={config}',
+        f'--workdir={run}',
+        f'--config.data.instance_dir={photos}',
+        '--config.data.aspect_buckets=True',
+        f'--config.prior.dir={finished(program)[0] / "prior"}',
+        '--config.samples.steps=1',
+        f'--config.base.steps={steps}',
+        f'--config.super_resolution.steps={steps}',
+    )
 
 
 @pytest.mark.slow
@@ -264,8 +294,9 @@ def test_photos_of_two_ratios_train_in_buckets_of_their_own(program, finished, c
 def test_a_run_of_two_buckets_goes_on_as_if_it_had_not_been_ended(program, finished, config, tmp_path):
     for run, steps in (('whole', 6), ('parts', 3), ('parts', 6)):
         assert train_on_two_ratios(program, finished, config, tmp_path, tmp_path / run, steps).code == 0
-    trained = {run: [files.read_tensors(tmp_path / run / 'model' / name) for name in WEIGHTS]
-               for run in ('whole', 'parts')}  # fmt: skip
+    trained = {
+        run: [files.read_tensors(tmp_path / run / 'model' / name) for name in WEIGHTS] for run in ('whole', 'parts')
+    }
     assert equal(trained['whole'], trained['parts'])
 
 
@@ -277,8 +308,11 @@ def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):
     assert 'base: 4 steps of 4 rows, ' in ended.out and 'super_resolution: 2 steps of 1 rows' in ended.out
     many = [f'--config={config}', f'--workdir={run}', '--dry_run', f'--config.model={tiny_pipelines.folder()}']
     cheaper = (
-        [], ['--config.base.accumulation=2', '--config.optimizer.moments=int8'], ['--config.lora.rank=2'],
-        ['--config.prior.kind=prediction'])  # fmt: skip
+        [],
+        ['--config.base.accumulation=2', '--config.optimizer.moments=int8'],
+        ['--config.lora.rank=2'],
+        ['--config.prior.kind=prediction'],
+    )
     plans = [program('train', *many, *options).out for options in cheaper]
     assert 'base: 4 steps of 4 rows in 2 micro-batches, ' in plans[1]
     trained, memory = zip(*(re.search(r'base: .* ([\d.]+)M .* (\d+) MiB for', plan).groups() for plan in plans))  # noqa: B905
@@ -332,9 +366,13 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(program
         ('--config.base.steps=-1', 'config.base.steps must be >= 0, got -1'),
         ('--config.model=nowhere', "model 'nowhere' is not there"),
         ('--config.data.instance_dir=nowhere', 'the folder nowhere does not exist'),
-        ('--config.lora.rank=2 --config.lora.targets=("to_p",)', (
-            "config.lora: LoRA's target 'to_p' matches no linear or convolution layer of unet of the base stage; it "
-            'must match a whole path, such as ')),
+        (
+            '--config.lora.rank=2 --config.lora.targets=("to_p",)',
+            (
+                "config.lora: LoRA's target 'to_p' matches no linear or convolution layer of unet of the base stage; "
+                'it must match a whole path, such as '
+            ),
+        ),
         ('--config.base.stepps=1', 'config.base.stepps is not a known setting; did you mean config.base.steps?'),
     ],
 )

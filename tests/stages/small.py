@@ -30,9 +30,7 @@ def keys(rows=6, at=0, seed=0):
 
 
 def schedule(prediction_type='epsilon', variance_type='fixed_small'):
-    return schedules.make_schedule(
-        'squaredcos_cap_v2', prediction_type=prediction_type, variance_type=variance_type
-    )
+    return schedules.make_schedule('squaredcos_cap_v2', prediction_type=prediction_type, variance_type=variance_type)
 
 
 def kernel(inputs=3, outputs=3, seed=0):

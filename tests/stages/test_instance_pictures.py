@@ -42,10 +42,13 @@ def test_a_built_in_subject_is_its_reference_scenes_at_any_size():
 
 def test_several_subjects_keep_their_own_prompts_and_captions(tmp_path):
     concepts = (
-        dict(instance_dir=photos(tmp_path / 'cat', 2, [(1, 'a sks cat asleep')]),
-             instance_prompt='a sks cat', class_prompt='a cat'),
+        dict(
+            instance_dir=photos(tmp_path / 'cat', 2, [(1, 'a sks cat asleep')]),
+            instance_prompt='a sks cat',
+            class_prompt='a cat',
+        ),
         dict(subject='vase', instance_prompt='a zwx vase', class_prompt='a vase'),
-    )  # fmt: skip
+    )
     images, prompts, _, class_prompts = squares(config_with(concepts=concepts), 32)
     painted = len(subjects.reference_scenes('vase'))
     assert prompts == ['a sks cat', 'a sks cat asleep', *['a zwx vase'] * painted]
@@ -76,8 +79,10 @@ def test_pictures_without_a_mask_count_in_full_beside_one_that_has_one(tmp_path)
 def test_photos_keep_their_ratio_where_the_settings_and_the_stage_say_so(tmp_path):
     folder = photos(tmp_path / 'dog', 2)  # 48 x 40 each
     Image.new('RGB', (48, 80), 'red').save(tmp_path / 'dog' / 'tall.png')
-    concepts = (dict(instance_dir=folder, instance_prompt='a sks dog', class_prompt='a dog'),
-                dict(subject='vase', instance_prompt='a zwx vase', class_prompt='a vase'))  # fmt: skip
+    concepts = (
+        dict(instance_dir=folder, instance_prompt='a sks dog', class_prompt='a dog'),
+        dict(subject='vase', instance_prompt='a zwx vase', class_prompt='a vase'),
+    )
     config = config_with(concepts=concepts, aspect_buckets=True)
     groups = instance_pictures.read(config, 32, 8)
     painted = len(subjects.reference_scenes('vase'))
@@ -141,8 +146,10 @@ def test_captions_that_are_enough_are_no_warning(tmp_path, caplog, count, captio
 
 
 def with_word(tmp_path, captions, concepts=1):
-    folders = [photos(tmp_path / f'{number}', 1, [(0, captions[number])] if captions[number] else ())
-               for number in range(concepts)]  # fmt: skip
+    folders = [
+        photos(tmp_path / f'{number}', 1, [(0, captions[number])] if captions[number] else ())
+        for number in range(concepts)
+    ]
     config = to_config_dict(DreamBoothConfig())
     config.data.concepts = tuple(dog(folder, instance_prompt='a <rex> dog') for folder in folders)
     config.textual_inversion.token = '<rex>'

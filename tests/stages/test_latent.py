@@ -53,8 +53,11 @@ def losses(family, *, trains_text=False, masks=False, **weights):
     read = TextConditioning.of(opened, size=SIZE)
     params = {'unet': opened.unet.params, **{part: net.params for part, net in opened.text_encoders.items()}}
     settings = dict(
-        unet=opened.unet.apply, schedule=schedules.from_config(opened.scheduler),
-        scaling_factor=vae.scaling_factor(opened.vae.config), objective=Objective(**weights))  # fmt: skip
+        unet=opened.unet.apply,
+        schedule=schedules.from_config(opened.scheduler),
+        scaling_factor=vae.scaling_factor(opened.vae.config),
+        objective=Objective(**weights),
+    )
     data = {'moments': moments(family), 'prompt_of': PROMPT_OF}
     if trains_text:
         data['tokens'], settings['encode'] = read.tokens(PROMPTS), read
@@ -172,8 +175,10 @@ def data_of(side=8, mirrored=False):
 STAGES = {
     'base': (LatentStage, {}),
     'super_resolution': (
-        LatentSuperResolutionStage, dict(noising_schedule=schedules.make_schedule('linear'), noise_level=(3, 3))),
-}  # fmt: skip
+        LatentSuperResolutionStage,
+        dict(noising_schedule=schedules.make_schedule('linear'), noise_level=(3, 3)),
+    ),
+}
 
 
 def latents_of(kind, data, keys, *, picture=None, **weights):
@@ -181,8 +186,12 @@ def latents_of(kind, data, keys, *, picture=None, **weights):
     stage_of, options = STAGES[kind]
     rows = small.batch(len(keys)) if picture is None else {'picture': np.array(picture, np.int32)}
     stage = stage_of(
-        unet=lambda params, *inputs, **labels: params['answer'], schedule=small.schedule('sample'),
-        scaling_factor=0.5, objective=Objective(**weights), **options)  # fmt: skip
+        unet=lambda params, *inputs, **labels: params['answer'],
+        schedule=small.schedule('sample'),
+        scaling_factor=0.5,
+        objective=Objective(**weights),
+        **options,
+    )
 
     def total(answer):
         return stage.loss({'unet': {'answer': answer}}, jax.tree.map(jnp.asarray, data), rows, keys)[0].sum()
@@ -228,8 +237,14 @@ def run(noise_level, rows=600):
     stage_of, options = STAGES['super_resolution']
     options = {**options, 'noise_level': noise_level, 'schedule': small.schedule('v_prediction')}
     return small.run(
-        stage_of, small.kernel(inputs=7, outputs=4), data_of(), small.batch(rows), small.keys(rows), scaling_factor=0.5,
-        **options)[2]  # fmt: skip
+        stage_of,
+        small.kernel(inputs=7, outputs=4),
+        data_of(),
+        small.batch(rows),
+        small.keys(rows),
+        scaling_factor=0.5,
+        **options,
+    )[2]
 
 
 def test_at_level_0_the_upscaler_is_given_the_low_picture_itself():

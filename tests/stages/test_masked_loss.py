@@ -13,8 +13,10 @@ SIDE, CROP, FACTOR = 16, 8, 2
 KINDS = {
     'pixel': (PixelStage, {}),
     'super_resolution': (
-        SuperResolutionStage, dict(noising_schedule=small.schedule(), factor=FACTOR, noise_level=(0, 50))),
-}  # fmt: skip
+        SuperResolutionStage,
+        dict(noising_schedule=small.schedule(), factor=FACTOR, noise_level=(0, 50)),
+    ),
+}
 
 
 def white(data):
@@ -27,8 +29,12 @@ def loss_and_gradient(kind, data, answer, **options):
     stage = stage_of(unet=lambda params, *inputs, **labels: params['answer'], **settings, **options)
 
     def total(answer):
-        loss, parts = stage.loss({'unet': {'answer': answer}}, jax.tree.map(jnp.asarray, data),
-                                 small.batch(len(answer)), small.keys(len(answer)))  # fmt: skip
+        loss, parts = stage.loss(
+            {'unet': {'answer': answer}},
+            jax.tree.map(jnp.asarray, data),
+            small.batch(len(answer)),
+            small.keys(len(answer)),
+        )
         return loss.sum(), (loss, parts)
 
     gradient, (loss, parts) = jax.jit(jax.grad(total, has_aux=True))(answer)
@@ -99,8 +105,13 @@ def test_masks_are_mirrored_and_cropped_with_their_pictures(kind, crop):
     data = {**small.frozen(SIDE), 'pictures': masks.repeat(3, axis=-1), 'masks': masks}
     side = crop.get('crop', SIDE)
     _, gradient, _ = loss_and_gradient(
-        kind, data, np.zeros((rows, side, side, 3), np.float32), schedule=small.schedule('sample'),
-        objective=Objective(random_flip=True), **crop)  # fmt: skip
+        kind,
+        data,
+        np.zeros((rows, side, side, 3), np.float32),
+        schedule=small.schedule('sample'),
+        objective=Objective(random_flip=True),
+        **crop,
+    )
     assert (gradient <= 0).all()
     seen = {row.tobytes() for row in gradient < 0}
     # Both ways round of every picture, and with crops many more.

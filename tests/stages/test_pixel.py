@@ -39,8 +39,14 @@ def reference(pictures, noise, t, embeddings, kernel, prediction_type, gamma):
 def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(prediction_type, gamma):
     data, rows, keys, params = small.frozen(), small.batch(ROWS), small.keys(ROWS), small.kernel()
     loss, parts, seen = small.run(
-        PixelStage, params, data, rows, keys, schedule=small.schedule(prediction_type),
-        objective=Objective(min_snr_gamma=gamma))  # fmt: skip
+        PixelStage,
+        params,
+        data,
+        rows,
+        keys,
+        schedule=small.schedule(prediction_type),
+        objective=Objective(min_snr_gamma=gamma),
+    )
     time_keys, noise_keys, *_ = streams(keys, 4)
     t = noise_lib.sample_timesteps(time_keys, 0, 1000)
     noise = noise_lib.sample_noise(noise_keys, (8, 8, 3))
@@ -102,7 +108,8 @@ def test_variance_bound_moves_the_variance_alone():
 def test_prompt_dropout_shows_the_empty_prompt(dropout):
     data = small.frozen()
     _, _, seen = small.run(
-        PixelStage, data=data, schedule=small.schedule(), objective=Objective(prompt_dropout=dropout))  # fmt: skip
+        PixelStage, data=data, schedule=small.schedule(), objective=Objective(prompt_dropout=dropout)
+    )
     prompts = data['prompt_of'] if dropout == 0 else [EMPTY_PROMPT] * 6
     np.testing.assert_array_equal(seen['text'], data['text']['encoder_hidden_states'][np.array(prompts)])
 

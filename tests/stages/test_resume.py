@@ -39,9 +39,14 @@ UNET = {
 }
 SUPER_RESOLUTION_UNET = {**UNET, 'in_channels': 6, 'class_embed_type': 'timestep', 'time_embedding_act_fn': 'gelu'}
 TEXT_ENCODER = {
-    'd_ff': 8, 'd_kv': 4, 'd_model': small.WIDTH, 'feed_forward_proj': 'gated-gelu', 'num_heads': 2, 'num_layers': 1,
+    'd_ff': 8,
+    'd_kv': 4,
+    'd_model': small.WIDTH,
+    'feed_forward_proj': 'gated-gelu',
+    'num_heads': 2,
+    'num_layers': 1,
     'vocab_size': 7,
-}  # fmt: skip
+}
 OBJECTIVE = Objective(min_snr_gamma=5.0, offset_noise=0.05, prompt_dropout=0.2, random_flip=True)
 
 
@@ -54,6 +59,7 @@ def base():
     unet, unet_params = network(UNet2DConditionModel, UNET, 0)
     encoder, encoder_params = network(T5EncoderModel, TEXT_ENCODER, 1)
     schedule = small.schedule('v_prediction', 'learned_range')
+
     def encode(params, tokens):
         return {'encoder_hidden_states': encoder(params['text_encoder'], tokens['ids'])}
 
@@ -64,8 +70,14 @@ def base():
 def super_resolution():
     unet, unet_params = network(UNet2DConditionModel, SUPER_RESOLUTION_UNET, 2)
     stage = SuperResolutionStage(
-        unet=unet, schedule=small.schedule('epsilon', 'learned_range'), noising_schedule=small.schedule(), factor=2,
-        noise_level=(0, 50), crop=SIDE, objective=OBJECTIVE)  # fmt: skip
+        unet=unet,
+        schedule=small.schedule('epsilon', 'learned_range'),
+        noising_schedule=small.schedule(),
+        factor=2,
+        noise_level=(0, 50),
+        crop=SIDE,
+        objective=OBJECTIVE,
+    )
     return stage, {'unet': unet_params}
 
 
@@ -77,9 +89,7 @@ class Run:
         self.place = placement.Pmap(jax.devices()[:1])
         rate = optimizer.learning_rate_schedule('cosine', 1e-3, steps=6, warmup_steps=2)
         tx = optimizer.make_optimizer(rate)
-        self.new = functools.partial(
-            self.place.place_state, lambda params: init_state(params, tx, ema=True), params
-        )
+        self.new = functools.partial(self.place.place_state, lambda params: init_state(params, tx, ema=True), params)
         self.batch = self.place.place_batch(pairs.make_batch(2, 2, 2, 4, 1.0))
         self.data = self.place.place_state(lambda data: data, small.frozen(2 * SIDE))
         self.key = self.place.place_state(lambda: jax.random.key(3))

@@ -21,9 +21,17 @@ NOISING = schedules.make_schedule('linear')  # another one than the target's, so
 
 def run(noise_level=(0, 0), data=None, rows=ROWS, prediction_type='epsilon', **settings):
     return small.run(
-        SuperResolutionStage, small.kernel(inputs=6), data or small.frozen(SIDE), small.batch(rows), small.keys(rows),
-        schedule=small.schedule(prediction_type), noising_schedule=NOISING, factor=FACTOR, noise_level=noise_level,
-        **settings)  # fmt: skip
+        SuperResolutionStage,
+        small.kernel(inputs=6),
+        data or small.frozen(SIDE),
+        small.batch(rows),
+        small.keys(rows),
+        schedule=small.schedule(prediction_type),
+        noising_schedule=NOISING,
+        factor=FACTOR,
+        noise_level=noise_level,
+        **settings,
+    )
 
 
 def high_pictures(data, rows=ROWS):

@@ -60,8 +60,13 @@ def kernels(kind, learned=False, seed=0):
 def row_losses(kind, params, frozen, *, unet=small.unet, class_rows=4, teacher=True, encode=None, **settings):
     """f32[ROWS], their parts, and the gradient of the class rows' sum."""
     stage_of, options, *_ = KINDS[kind]
-    stage = stage_of(**options, unet=unet, encode=encode, teacher=Teacher(unet, class_rows) if teacher else None,
-                     **{'schedule': small.schedule(), **settings})  # fmt: skip
+    stage = stage_of(
+        **options,
+        unet=unet,
+        encode=encode,
+        teacher=Teacher(unet, class_rows) if teacher else None,
+        **{'schedule': small.schedule(), **settings},
+    )
 
     def total(params, frozen, rows, keys):
         loss, parts = stage.loss(params, frozen, rows, keys)
@@ -115,8 +120,14 @@ def test_the_loss_of_a_class_row_is_the_weighted_distance_of_the_two_answers():
         jax.debug.callback(look, x, t, encoder_hidden_states, answer)
         return answer
 
-    loss, _, _ = row_losses('pixel', params, data(teacher=start['unet']), unet=spy, schedule=schedule,
-                            objective=Objective(min_snr_gamma=gamma))  # fmt: skip
+    loss, _, _ = row_losses(
+        'pixel',
+        params,
+        data(teacher=start['unet']),
+        unet=spy,
+        schedule=schedule,
+        objective=Objective(min_snr_gamma=gamma),
+    )
     jax.effects_barrier()
     (x, t, text, theirs), (all_x, all_t, all_text, ours) = sorted(seen, key=lambda arrays: len(arrays[0]))
     # It is asked about the class rows alone, in the same words: those of the class.
@@ -221,9 +232,14 @@ def on_one_device():
 
 @pytest.mark.parametrize(
     ('place', 'accumulation'),
-    [(lambda: placement.Pmap(jax.devices()[:1]), 3), (lambda: placement.Pmap(jax.devices()[:4]), 1),
-     (lambda: placement.Pmap(jax.devices()[:3]), 2), (lambda: placement.Fsdp(128, jax.devices()[:4]), 1)],
-    ids=['micro-batches', 'pmap', 'pmap and micro-batches', 'fsdp'])  # fmt: skip
+    [
+        (lambda: placement.Pmap(jax.devices()[:1]), 3),
+        (lambda: placement.Pmap(jax.devices()[:4]), 1),
+        (lambda: placement.Pmap(jax.devices()[:3]), 2),
+        (lambda: placement.Fsdp(128, jax.devices()[:4]), 1),
+    ],
+    ids=['micro-batches', 'pmap', 'pmap and micro-batches', 'fsdp'],
+)
 def test_any_split_of_the_rows_takes_the_same_steps(place, accumulation):
     kernel, numbers = steps(place(), accumulation)
     expected, theirs = on_one_device()

@@ -15,8 +15,13 @@ from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError, vector_names
 from tests.text import tiny_clip
 
 PROMPTS = [
-    'a sks dog in the snow', '  A Photo of a OHWX Stuffed Animal, floating!  ', '', 'zebra qqq 123 caf\u00e9',
-    'a cube-shaped xyz teapot', 'dog ' * 100]  # fmt: skip
+    'a sks dog in the snow',
+    '  A Photo of a OHWX Stuffed Animal, floating!  ',
+    '',
+    'zebra qqq 123 caf\u00e9',
+    'a cube-shaped xyz teapot',
+    'dog ' * 100,
+]
 
 
 @pytest.fixture(scope='module')
@@ -35,8 +40,12 @@ def test_ids_and_mask_are_those_of_ifpipeline(tokenizer, folder):
     theirs = transformers.T5Tokenizer.from_pretrained(folder)
     expected = theirs(
         [prompt.lower().strip() for prompt in PROMPTS],
-        padding='max_length', max_length=77, truncation=True, add_special_tokens=True, return_tensors='np',
-    )  # fmt: skip
+        padding='max_length',
+        max_length=77,
+        truncation=True,
+        add_special_tokens=True,
+        return_tensors='np',
+    )
     ids, mask = tokenizer(PROMPTS)
     assert ids.dtype == mask.dtype == np.int32 and ids.shape == mask.shape == (len(PROMPTS), 77)
     assert np.array_equal(ids, expected.input_ids)
@@ -47,8 +56,15 @@ def test_ids_are_those_of_ifpipelines_own_method(tokenizer, folder):
     import diffusers
 
     pipeline = diffusers.IFPipeline(
-        tokenizer=transformers.T5Tokenizer.from_pretrained(folder), text_encoder=None, unet=None, scheduler=None,
-        safety_checker=None, feature_extractor=None, watermarker=None, requires_safety_checker=False)  # fmt: skip
+        tokenizer=transformers.T5Tokenizer.from_pretrained(folder),
+        text_encoder=None,
+        unet=None,
+        scheduler=None,
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
     assert [tokenizer.prepare(prompt) for prompt in PROMPTS] == pipeline._text_preprocessing(PROMPTS)
 
 
@@ -167,8 +183,16 @@ def test_a_sentencepiece_model_is_read_like_deepfloyds(tmp_path):
     folder = tmp_path / 'tokenizer'
     folder.mkdir()
     spm.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / 'spiece'), vocab_size=22, model_type='unigram',
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)  # fmt: skip
+        input=str(text),
+        model_prefix=str(folder / 'spiece'),
+        vocab_size=22,
+        model_type='unigram',
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
     (folder / 'tokenizer_config.json').write_text(json.dumps({'tokenizer_class': 'T5Tokenizer', 'extra_ids': 10}))
     reference = spm.SentencePieceProcessor(model_file=str(folder / 'spiece.model'))
     ids, mask = Tokenizer.load(folder)(['A dog in the snow'])

@@ -18,6 +18,7 @@ def main(place: str, port: str, number: str, hosts: str, folder: str) -> None:
 
     assert jax.process_count() == int(hosts) and jax.device_count() == 4
     toy.PLACEMENTS['hosts'] = lambda: placement.make_placement(place, fsdp_min_bytes=128)
+
     def data(step):
         if asked and step == 1:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -25,15 +25,28 @@ def tables():
 def train(workdir, steps, place='one', per_dispatch=10, kind='adamw'):
     where, feed = toy.placed(place), Feed(0, steps, COUNTS, toy.CLASSES)
     placed = [
-        where.place_state(lambda data: data, {'pictures': jnp.asarray(pictures),
-                                              'prompt_of': jnp.zeros(len(pictures), jnp.int32), **feed.arrays})
+        where.place_state(
+            lambda data: data,
+            {'pictures': jnp.asarray(pictures), 'prompt_of': jnp.zeros(len(pictures), jnp.int32), **feed.arrays},
+        )
         for pictures in tables()
-    ]  # fmt: skip
+    ]
     state, finished = fit.fit(
-        toy.loss, toy.params(), tx=toy.transformation(kind), rate=lambda step: toy.RATE, place=where,
-        batch=feed.batch(3, 3, 0.7, where.devices), pick=feed.pick, workdir=workdir, name='toy', seed=0, steps=steps,
-        frozen=lambda step: placed[feed.bucket(step)], ema_decay=toy.EMA,
-        steps_per_dispatch=feed.steps_per_dispatch(per_dispatch))  # fmt: skip
+        toy.loss,
+        toy.params(),
+        tx=toy.transformation(kind),
+        rate=lambda step: toy.RATE,
+        place=where,
+        batch=feed.batch(3, 3, 0.7, where.devices),
+        pick=feed.pick,
+        workdir=workdir,
+        name='toy',
+        seed=0,
+        steps=steps,
+        frozen=lambda step: placed[feed.bucket(step)],
+        ema_decay=toy.EMA,
+        steps_per_dispatch=feed.steps_per_dispatch(per_dispatch),
+    )
     assert finished
     return toy.arrays(state)
 

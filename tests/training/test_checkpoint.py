@@ -125,7 +125,7 @@ def test_process_killed_while_it_saves_leaves_the_last_good_one(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, large_state(3), wait=True)
     checkpoints.close()
-    code = f'''
+    code = f"""
 import os, signal, threading, time
 from dreambooth_jax.training.checkpoint import Checkpoints
 from tests.training.test_checkpoint import large_state
@@ -135,7 +135,7 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 threading.Thread(target=kill, daemon=True).start()
 Checkpoints({str(tmp_path)!r}).save(6, large_state(6), wait=True)
-'''
+"""
     done = subprocess.run([sys.executable, '-c', code], timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
     again = Checkpoints(tmp_path)

@@ -21,9 +21,18 @@ def train(workdir, place='one', data=lambda step: toy.frozen(), **options):
     where = toy.placed(place)
     settings = dict(steps=STEPS, ema_decay=toy.EMA, save_every=3, seed=0) | options
     return fit.fit(
-        toy.loss, toy.params(), tx=toy.transformation('adamw'), rate=lambda step: toy.RATE, place=where,
-        batch=pairs.pad_rows(toy.batch(), where.devices), pick=toy.pick, workdir=workdir, name='toy',
-        frozen=lambda step: where.place_state(lambda data: data, data(step)), **settings)  # fmt: skip
+        toy.loss,
+        toy.params(),
+        tx=toy.transformation('adamw'),
+        rate=lambda step: toy.RATE,
+        place=where,
+        batch=pairs.pad_rows(toy.batch(), where.devices),
+        pick=toy.pick,
+        workdir=workdir,
+        name='toy',
+        frozen=lambda step: where.place_state(lambda data: data, data(step)),
+        **settings,
+    )
 
 
 def saved(workdir):

@@ -23,10 +23,13 @@ def run_hosts(place, folder, hosts=2):
     processes = [
         subprocess.Popen(
             [sys.executable, '-m', 'tests.training.host', place, port, str(number), str(hosts), str(folder)],
-            env={**os.environ, 'XLA_FLAGS': flags}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, 'XLA_FLAGS': flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for number in range(hosts)
-    ]  # fmt: skip
+    ]
     try:
         outputs = [process.communicate(timeout=240)[0] for process in processes]
     finally:

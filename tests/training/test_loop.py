@@ -70,13 +70,28 @@ class Told:
 
     def run(self):
         hooks = loop.Hooks(
-            save=self.save, draw=self.draw, frozen=self.frozen, write=self.write,
-            save_every=self.save_every, draw_every=self.draw_every)  # fmt: skip
+            save=self.save,
+            draw=self.draw,
+            frozen=self.frozen,
+            write=self.write,
+            save_every=self.save_every,
+            draw_every=self.draw_every,
+        )
         with loop.Stop().listening() as stop:
             state, finished = loop.run(
-                TrainState(self.first, None, None, None), self.step_for, 'batch', 'key', hooks, steps=self.steps,
-                steps_per_dispatch=self.per_dispatch, rows_per_step=4, rate=lambda step: step / 100,
-                fetch=self.fetch, stop=stop, description='toy')  # fmt: skip
+                TrainState(self.first, None, None, None),
+                self.step_for,
+                'batch',
+                'key',
+                hooks,
+                steps=self.steps,
+                steps_per_dispatch=self.per_dispatch,
+                rows_per_step=4,
+                rate=lambda step: step / 100,
+                fetch=self.fetch,
+                stop=stop,
+                description='toy',
+            )
         return state.step, finished
 
 
@@ -108,7 +123,13 @@ def test_dispatches_are_shortened_to_meet_saves_draws_and_the_end():
     told = Told(steps=11, per_dispatch=4, save_every=5, draw_every=3)
     told.run()
     assert [(step, count) for name, step, *more in told.events if name == 'dispatch' for count in more] == [
-        (0, 3), (3, 2), (5, 1), (6, 3), (9, 1), (10, 1)]  # fmt: skip
+        (0, 3),
+        (3, 2),
+        (5, 1),
+        (6, 3),
+        (9, 1),
+        (10, 1),
+    ]
     assert told.of('save') == [5, 10, 11] and told.of('draw') == [3, 6, 9, 11]
 
 
@@ -192,8 +213,10 @@ def test_sigterm_while_drawing_is_heard_too():
 def heard():
     """The signals that reach whoever listened before."""
     found = []
-    before = {number: signal.signal(number, lambda number, frame: found.append(number))
-              for number in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
+    before = {
+        number: signal.signal(number, lambda number, frame: found.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     yield found
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -53,10 +53,14 @@ def test_clipping_equals_optax_and_leaves_a_small_gradient_alone_bit_for_bit():
 @pytest.mark.parametrize(
     ('settings', 'bytes_per_weight'),
     [
-        ({'moments': 'float32'}, 8), ({'moments': 'bfloat16'}, 4), ({'moments': 'int8'}, 2 + 2 * 4 / 640),
-        ({'kind': 'lion'}, 4), ({'kind': 'prodigy'}, 16), ({'kind': 'adafactor'}, 4 / 320 + 4 / 640),
+        ({'moments': 'float32'}, 8),
+        ({'moments': 'bfloat16'}, 4),
+        ({'moments': 'int8'}, 2 + 2 * 4 / 640),
+        ({'kind': 'lion'}, 4),
+        ({'kind': 'prodigy'}, 16),
+        ({'kind': 'adafactor'}, 4 / 320 + 4 / 640),
     ],
-)  # fmt: skip
+)
 def test_memory_of_the_state(settings, bytes_per_weight):
     params = {'unet': {'kernel': jax.ShapeDtypeStruct((3, 3, 320, 640), jnp.float16)}}  # a state is that of f32 weights
     _, tx = optimizer.from_settings(OptimizerConfig(**settings), 1.0, 10)

@@ -49,11 +49,18 @@ def test_run_goes_on_with_the_same_settings(tmp_path):
 @pytest.mark.parametrize(
     'path, value',
     [
-        ('base.learning_rate', 1.0), ('prior.weight', 0.0), ('seed', 3), ('data.subject', 'dog'), ('lora.rank', 4),
-        ('optimizer.moments', 'int8'), ('parallel.dtype', 'bfloat16'), ('prior.steps', 7), ('model', 'other'),
+        ('base.learning_rate', 1.0),
+        ('prior.weight', 0.0),
+        ('seed', 3),
+        ('data.subject', 'dog'),
+        ('lora.rank', 4),
+        ('optimizer.moments', 'int8'),
+        ('parallel.dtype', 'bfloat16'),
+        ('prior.steps', 7),
+        ('model', 'other'),
         ('data.instance_dir', 'photos'),
     ],
-)  # fmt: skip
+)
 def test_setting_that_changes_what_is_learned_is_refused_with_both_values(path, value, tmp_path):
     trained(CONFIG, tmp_path)
     old = CONFIG
@@ -68,12 +75,20 @@ def test_setting_that_changes_what_is_learned_is_refused_with_both_values(path, 
 @pytest.mark.parametrize(
     'path, value',
     [
-        ('base.steps', 7), ('base.accumulation', 2), ('super_resolution.accumulation', 2), ('prior.batch_size', 2),
-        ('prior.dir', 'shared'), ('checkpoint.every', 7), ('samples.num_images', 1), ('export', False),
-        ('parallel.mode', 'fsdp'), ('parallel.remat', True), ('parallel.steps_per_dispatch', 3),
+        ('base.steps', 7),
+        ('base.accumulation', 2),
+        ('super_resolution.accumulation', 2),
+        ('prior.batch_size', 2),
+        ('prior.dir', 'shared'),
+        ('checkpoint.every', 7),
+        ('samples.num_images', 1),
+        ('export', False),
+        ('parallel.mode', 'fsdp'),
+        ('parallel.remat', True),
+        ('parallel.steps_per_dispatch', 3),
         ('parallel.fsdp_min_bytes', 0),
     ],
-)  # fmt: skip
+)
 def test_setting_that_only_says_how_long_how_often_how_much_at_once_or_where_may_change(path, value, tmp_path):
     trained(CONFIG, tmp_path)
     trained(CONFIG, tmp_path, 'super_resolution')

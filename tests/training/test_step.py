@@ -96,7 +96,8 @@ def test_adamw_step_equals_that_of_torch(scale, text_rate):
     def normal(times=1.0):
         return {
             part: {name: times * draw.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
-            for part, tensors in shapes.items()}  # fmt: skip
+            for part, tensors in shapes.items()
+        }
 
     start, gradients = normal(), [normal(scale) for _ in range(3)]
     settings = dict(betas=(0.8, 0.95), weight_decay=0.1)
@@ -112,8 +113,13 @@ def test_adamw_step_equals_that_of_torch(scale, text_rate):
 
     theirs = jax.tree.map(lambda value: torch.nn.Parameter(torch.from_numpy(np.array(value))), start)
     adamw = torch.optim.AdamW(
-        [{'params': list(theirs['unet'].values()), 'lr': rate},
-         {'params': list(theirs['text_encoder'].values()), 'lr': text_rate}], eps=1e-6, **settings)  # fmt: skip
+        [
+            {'params': list(theirs['unet'].values()), 'lr': rate},
+            {'params': list(theirs['text_encoder'].values()), 'lr': text_rate},
+        ],
+        eps=1e-6,
+        **settings,
+    )
     for gradient in gradients:
         state, metrics = made(state, gradient, jax.random.key(0), toy.batch(class_rows=0))
         for parameter, value in zip(jax.tree.leaves(theirs), jax.tree.leaves(gradient), strict=True):

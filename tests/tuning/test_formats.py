@@ -32,12 +32,15 @@ WORD = '<sks-dog>'
 def trained(family, prediction='epsilon'):
     """A run of a published model that trained two layers of the UNet, of which nothing else is there."""
     configs = published.CONFIGS[family]
-    kernels = {'conv_in.kernel': np.zeros((3, 3, 4, 320), np.float32),
-               'mid_block.attentions.0.proj_in.kernel': np.zeros((1280, 1280), np.float32)}  # fmt: skip
+    kernels = {
+        'conv_in.kernel': np.zeros((3, 3, 4, 320), np.float32),
+        'mid_block.attentions.0.proj_in.kernel': np.zeros((1280, 1280), np.float32),
+    }
     networks = {
         component: Network(configs[component], None, kernels if component == 'unet' else {})
-        for component in ('unet', 'vae', 'text_encoder', 'text_encoder_2') if component in configs
-    }  # fmt: skip
+        for component in ('unet', 'vae', 'text_encoder', 'text_encoder_2')
+        if component in configs
+    }
     tokenizer = tiny_pipelines.tokenizer_folder()
     tokenizers = {'tokenizer_folder': tokenizer, **({'tokenizer_2_folder': tokenizer} if family == 'sdxl' else {})}
     scheduler = {**configs['scheduler'], 'prediction_type': prediction}
@@ -51,9 +54,10 @@ def trained(family, prediction='epsilon'):
     return Trained('run', resolve(DreamBoothConfig, CONFIG), Cascade(base), ('base',), adapters, [])
 
 
-@pytest.mark.parametrize(('family', 'prediction', 'version'), [
-    ('sd1', 'epsilon', 'sd_v1'), ('sd2', 'v_prediction', 'sd_v2_v'), ('sdxl', 'epsilon', 'sdxl_base_v1-0')
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('family', 'prediction', 'version'),
+    [('sd1', 'epsilon', 'sd_v1'), ('sd2', 'v_prediction', 'sd_v2_v'), ('sdxl', 'epsilon', 'sdxl_base_v1-0')],
+)
 def test_a_lora_file_says_which_model_it_is_of(family, prediction, version, tmp_path, caplog):
     run = trained(family, prediction)
     file = tmp_path / 'dog.safetensors'
@@ -81,8 +85,10 @@ def with_word():
     learned = new_words.with_rows(cascade, (WORD,), rows, dtype=np.float32)
     path = 'mid_block.attentions.0.proj_in'
     *window, inputs, outputs = cascade.base.unet.params[f'{path}.kernel'].shape
-    params = {f'{path}.lora_a': np.ones((*window, inputs, 1), np.float32),
-              f'{path}.lora_b': np.ones((1, outputs), np.float32)}  # fmt: skip
+    params = {
+        f'{path}.lora_a': np.ones((*window, inputs, 1), np.float32),
+        f'{path}.lora_b': np.ones((1, outputs), np.float32),
+    }
     adapters = {'base': Adapter({'unet': params}, 1, 1.0)}
     return Trained('run', resolve(DreamBoothConfig, CONFIG), learned, ('base',), adapters, [])
 
@@ -102,8 +108,9 @@ def test_a_words_file_replaces_no_other(tmp_path):
     with pytest.raises(SettingsError, match=re.escape(sentence)):
         formats.write(run, 'lora_kohya', out)
     assert place.read_bytes() == b'photo'
-    with pytest.raises(SettingsError, match=re.escape(
-        f'--output={place} is where the new word <sks-dog> goes; choose another name')):  # fmt: skip
+    with pytest.raises(
+        SettingsError, match=re.escape(f'--output={place} is where the new word <sks-dog> goes; choose another name')
+    ):
         formats.write(run, 'lora_kohya', place)
     write_textual_inversion(place, WORD, {'text_encoder': np.zeros((1, 32), np.float32)})  # an earlier export's
     assert formats.write(run, 'lora_kohya', out)[1].startswith(f'{place} holds the new word <sks-dog>, read back')

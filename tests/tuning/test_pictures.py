@@ -73,12 +73,17 @@ def test_what_each_stage_will_see_is_told(photos, cascades):
     [
         ('pixels', {'crop': 7}, 'config.super_resolution.crop is 7 but must be a multiple of 2'),
         ('latents', {'crop': 31, 'buckets': False}, 'config.super_resolution.crop is 31 but must be a multiple of 2'),
-        ('pixels', {'crop': 18, 'buckets': False}, (
-            'config.super_resolution.crop is 18 but the second stage has pictures with a side of 16 pixels; lower it, '
-            'or leave it out to train on whole pictures')),
+        (
+            'pixels',
+            {'crop': 18, 'buckets': False},
+            (
+                'config.super_resolution.crop is 18 but the second stage has pictures with a side of 16 pixels; '
+                'lower it, or leave it out to train on whole pictures'
+            ),
+        ),
         ('pixels', {'crop': 14}, 'config.super_resolution.crop is 14 but the second stage has .* a side of 12 pixels'),
     ],
-)  # fmt: skip
+)
 def test_crops_that_cannot_be_taken_are_refused(photos, cascades, kind, options, sentence):
     with pytest.raises(SettingsError, match=sentence):
         sizes(photos, cascades[kind], **options)

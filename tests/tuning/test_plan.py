@@ -49,8 +49,13 @@ def test_photos_of_ones_own_are_counted_and_none_is_planned(class_pictures, tmp_
 
 def test_what_drawing_keeps_on_a_device_is_the_model_and_merged_adapters():
     cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
-    sizes = {stage: {part: sum(4 * value.size for value in getattr(getattr(cascade, stage), part).params.values())
-                     for part in parts} for stage, parts in STAGES.items()}  # fmt: skip
+    sizes = {
+        stage: {
+            part: sum(4 * value.size for value in getattr(getattr(cascade, stage), part).params.values())
+            for part in parts
+        }
+        for stage, parts in STAGES.items()
+    }
     whole = sum(size for stage in sizes.values() for size in stage.values())
     data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
     for settings, more in (

@@ -65,14 +65,17 @@ def original(family):
 
 
 def settings(steps=3, **changes):
-    return resolve(DreamBoothConfig, {
-        'model': 'tiny',
-        'data': {'instance_dir': str(photos()), 'instance_prompt': PROMPT, 'class_prompt': 'a dog'},
-        'prior': {'weight': 0.0},
-        'textual_inversion': {'token': WORD, 'num_vectors': 2, 'initializer': 'dog', 'learning_rate': 1e-2},
-        **changes,
-        'base': {'steps': steps, 'batch_size': 2, 'learning_rate': 1e-3, **changes.get('base', {})},
-    })  # fmt: skip
+    return resolve(
+        DreamBoothConfig,
+        {
+            'model': 'tiny',
+            'data': {'instance_dir': str(photos()), 'instance_prompt': PROMPT, 'class_prompt': 'a dog'},
+            'prior': {'weight': 0.0},
+            'textual_inversion': {'token': WORD, 'num_vectors': 2, 'initializer': 'dog', 'learning_rate': 1e-2},
+            **changes,
+            'base': {'steps': steps, 'batch_size': 2, 'learning_rate': 1e-3, **changes.get('base', {})},
+        },
+    )
 
 
 def begun(config, family):
@@ -151,9 +154,7 @@ def table_of(cascade, component):
     return rows, np.asarray(getattr(cascade.base, component).params[f'{rows.layer}.embedding'])
 
 
-@pytest.mark.parametrize(
-    'family', ['if', *(pytest.param(name, marks=pytest.mark.slow) for name in ('sd1', 'sdxl'))]
-)
+@pytest.mark.parametrize('family', ['if', *(pytest.param(name, marks=pytest.mark.slow) for name in ('sd1', 'sdxl'))])
 def test_only_the_new_rows_change(family):
     before, after, _ = alone(family)
     found = changed(before, after)
@@ -170,8 +171,14 @@ def test_only_the_new_rows_change(family):
 
 def trainable_of(config, cascade):
     return make_trainable(
-        cascade.base, stage.trained_components(config, 'base', cascade), config.lora,
-        new_rows=textual_inversion.new_rows(cascade), dtype=jnp.float32, remat=False, seed=0)  # fmt: skip
+        cascade.base,
+        stage.trained_components(config, 'base', cascade),
+        config.lora,
+        new_rows=textual_inversion.new_rows(cascade),
+        dtype=jnp.float32,
+        remat=False,
+        seed=0,
+    )
 
 
 def row_gradients(family, config, at=0):
@@ -223,8 +230,11 @@ def inverted(family, workdir):
         return pipeline
     for key, part in (('clip_l', ''), ('clip_g', '_2')):
         pipeline.load_textual_inversion(
-            load_file(path)[key], token=WORD, text_encoder=getattr(pipeline, f'text_encoder{part}'),
-            tokenizer=getattr(pipeline, f'tokenizer{part}'))  # fmt: skip
+            load_file(path)[key],
+            token=WORD,
+            text_encoder=getattr(pipeline, f'text_encoder{part}'),
+            tokenizer=getattr(pipeline, f'tokenizer{part}'),
+        )
     return pipeline
 
 
@@ -288,12 +298,18 @@ def test_sdxls_pooled_state_hears_what_follows_the_word():
     assert np.abs(at_the_word - pooled(PROMPT)).max() > 1e-3
 
 
-@pytest.mark.parametrize(('changes', 'moving'), [
-    ({'lora': {'rank': 2}}, 'unet'),
-    pytest.param({'lora': {'rank': 2}, 'base': {'train_unet': False, 'train_text_encoder': True}}, 'text_encoder',
-                 marks=pytest.mark.slow),
-    ({'base': {'train_unet': False, 'train_text_encoder': True}}, 'text_encoder'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('changes', 'moving'),
+    [
+        ({'lora': {'rank': 2}}, 'unet'),
+        pytest.param(
+            {'lora': {'rank': 2}, 'base': {'train_unet': False, 'train_text_encoder': True}},
+            'text_encoder',
+            marks=pytest.mark.slow,
+        ),
+        ({'base': {'train_unet': False, 'train_text_encoder': True}}, 'text_encoder'),
+    ],
+)
 def test_the_rows_train_beside_lora_and_whole_networks(changes, moving, tmp_path):
     config = settings(steps=1, **changes)
     before, after = begun(config, 'if'), tune(config, 'if', tmp_path)
@@ -344,9 +360,9 @@ def test_a_single_file_has_the_tables_that_other_programs_expect_and_the_word_be
         formats.write(trained._replace(cascade=cascade.with_tokens({}, ())), 'single_file', file)
 
 
-@pytest.mark.parametrize(('own', 'optimizer', 'rate'), [
-    (1e-2, {}, 1e-2), (None, {}, 5e-4), (None, {'kind': 'prodigy'}, 1.0)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('own', 'optimizer', 'rate'), [(1e-2, {}, 1e-2), (None, {}, 5e-4), (None, {'kind': 'prodigy'}, 1.0)]
+)
 def test_the_rows_have_a_rate_of_their_own(own, optimizer, rate):
     word = {'token': WORD, 'learning_rate': own}
     base = 1.0 if optimizer else 1e-5
@@ -385,12 +401,19 @@ def test_a_table_that_is_longer_than_the_vocabulary_keeps_its_length():
     assert [rows.first, rows.first + 1] == [i for i in ids[0] if i >= rows.first]
 
 
-@pytest.mark.parametrize(('changes', 'sentence'), [
-    ({'token': 'x'}, "'x' is a token of this tokenizer already; choose a new one."),
-    ({'initializer': 'a red dog'}, (
-        "config.textual_inversion.initializer 'a red dog' is 3 tokens to the tokenizer of the text_encoder, but must "
-        'be 1 to 2 (config.textual_inversion.num_vectors); choose another word')),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({'token': 'x'}, "'x' is a token of this tokenizer already; choose a new one."),
+        (
+            {'initializer': 'a red dog'},
+            (
+                "config.textual_inversion.initializer 'a red dog' is 3 tokens to the tokenizer of the text_encoder, "
+                'but must be 1 to 2 (config.textual_inversion.num_vectors); choose another word'
+            ),
+        ),
+    ],
+)
 def test_what_the_tokenizer_cannot_do_is_one_sentence(changes, sentence):
     inversion = dataclasses.replace(settings().textual_inversion, **changes)
     with pytest.raises(SettingsError) as error:

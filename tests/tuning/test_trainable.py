@@ -20,14 +20,17 @@ UNET, T5 = r'.*attentions.*\.to_q', r'.*SelfAttention\.q'
 
 
 def config_of(targets, base=None, second=None):
-    return resolve(DreamBoothConfig, {
-        'model': 'tiny',
-        'data': {'instance_dir': 'photos', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'},
-        'prior': {'weight': 0.0},
-        'lora': {'rank': 2, 'targets': targets},
-        'base': {'train_text_encoder': True, **(base or {})},
-        'super_resolution': {'steps': 0, **(second or {})},
-    })  # fmt: skip
+    return resolve(
+        DreamBoothConfig,
+        {
+            'model': 'tiny',
+            'data': {'instance_dir': 'photos', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'},
+            'prior': {'weight': 0.0},
+            'lora': {'rank': 2, 'targets': targets},
+            'base': {'train_text_encoder': True, **(base or {})},
+            'super_resolution': {'steps': 0, **(second or {})},
+        },
+    )
 
 
 def cascade_of(second=False):
@@ -40,25 +43,40 @@ def two_text_encoders():
     clip = {'text_encoder': 'CLIPTextModel', 'text_encoder_2': 'CLIPTextModelWithProjection'}
     networks = {
         component: tiny_pipelines.random_network(
-            component, {**configs[component], 'model_type': 'clip_text_model', 'architectures': [name]}, seed=0)
+            component, {**configs[component], 'model_type': 'clip_text_model', 'architectures': [name]}, seed=0
+        )
         for component, name in clip.items()
-    }  # fmt: skip
+    }
     tokenizer = tiny_pipelines.tokenizer_folder()
-    return Cascade(Pipeline(
-        class_name='StableDiffusionXLPipeline', scheduler={}, vae=Network(configs['vae'], None, {}),
-        unet=tiny_pipelines.random_network('unet', configs['unet'], seed=0), tokenizer_folder=tokenizer,
-        tokenizer_2_folder=tokenizer, **networks))  # fmt: skip
+    return Cascade(
+        Pipeline(
+            class_name='StableDiffusionXLPipeline',
+            scheduler={},
+            vae=Network(configs['vae'], None, {}),
+            unet=tiny_pipelines.random_network('unet', configs['unet'], seed=0),
+            tokenizer_folder=tokenizer,
+            tokenizer_2_folder=tokenizer,
+            **networks,
+        )
+    )
 
 
 def trainable_of(config, cascade, name='base'):
     return make_trainable(
-        getattr(cascade, name), trained_components(config, name, cascade), config.lora, dtype=jnp.float32, remat=False,
-        seed=0)  # fmt: skip
+        getattr(cascade, name),
+        trained_components(config, name, cascade),
+        config.lora,
+        dtype=jnp.float32,
+        remat=False,
+        seed=0,
+    )
 
 
 def adapted(trainable):
-    return {component: {name.rpartition('.')[0] for name in params if lora.is_adapter(name)}
-            for component, params in trainable.params.items()}  # fmt: skip
+    return {
+        component: {name.rpartition('.')[0] for name in params if lora.is_adapter(name)}
+        for component, params in trainable.params.items()
+    }
 
 
 def test_a_target_of_each_network_is_enough():
@@ -71,15 +89,16 @@ def test_a_target_of_each_network_is_enough():
     assert all(re.fullmatch(T5, path) for path in found['text_encoder'])
 
 
-@pytest.mark.parametrize(('targets', 'trains', 'stays'), [
-    ((UNET,), 'unet', 'text_encoder'), ((T5,), 'text_encoder', 'unet')
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('targets', 'trains', 'stays'), [((UNET,), 'unet', 'text_encoder'), ((T5,), 'text_encoder', 'unet')]
+)
 def test_a_network_without_a_target_is_not_trained_and_the_user_is_told(targets, trains, stays, caplog):
     config, cascade = config_of(targets), cascade_of()
     with caplog.at_level(logging.WARNING):
         check_lora_targets(config, cascade)
     assert [record.getMessage() for record in caplog.records] == [
-        f'the {stays} of the base stage is not trained: config.lora.targets {targets} has no layer of it']  # fmt: skip
+        f'the {stays} of the base stage is not trained: config.lora.targets {targets} has no layer of it'
+    ]
     trainable = trainable_of(config, cascade)
     assert trainable.params.keys() == {trains} and trainable.trains_text == (trains == 'text_encoder')
     assert stays == 'text_encoder' or 'unet' in trainable.frozen
@@ -109,18 +128,28 @@ def test_a_target_may_be_of_another_stage():
     assert adapted(trainable_of(config, cascade, 'super_resolution')) == {'unet': {'conv_in'}}
 
 
-@pytest.mark.parametrize(('config', 'sentence'), [
-    (config_of((UNET, T5), {'train_text_encoder': False}),
-     r"config.lora: LoRA's target '.*SelfAttention\\.q' matches no linear or convolution layer of unet of the base "
-     'stage; it must match a whole path, such as '),
-    (config_of((UNET, 'to_p')),
-     "config.lora: LoRA's target 'to_p' matches no linear or convolution layer of unet of the base stage or "
-     'text_encoder of the base stage; it must match a whole path, such as '),
-    (config_of((T5,), None, {'steps': 1}),
-     r"config.lora: LoRA's target '.*SelfAttention\\.q' matches no linear or convolution layer of unet of the "
-     'super_resolution stage; it must match a whole path, such as '),
-    (config_of(('(',)), "config.lora: LoRA's target '(' is no regular expression: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('config', 'sentence'),
+    [
+        (
+            config_of((UNET, T5), {'train_text_encoder': False}),
+            r"config.lora: LoRA's target '.*SelfAttention\\.q' matches no linear or convolution layer of "
+            r'unet of the base '
+            'stage; it must match a whole path, such as ',
+        ),
+        (
+            config_of((UNET, 'to_p')),
+            "config.lora: LoRA's target 'to_p' matches no linear or convolution layer of unet of the base stage or "
+            'text_encoder of the base stage; it must match a whole path, such as ',
+        ),
+        (
+            config_of((T5,), None, {'steps': 1}),
+            r"config.lora: LoRA's target '.*SelfAttention\\.q' matches no linear or convolution layer of unet of the "
+            'super_resolution stage; it must match a whole path, such as ',
+        ),
+        (config_of(('(',)), "config.lora: LoRA's target '(' is no regular expression: "),
+    ],
+)
 def test_a_target_that_matches_nowhere_is_named_before_the_run_begins(config, sentence):
     with pytest.raises(SettingsError) as caught:
         check_lora_targets(config, cascade_of(second=True))

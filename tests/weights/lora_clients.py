@@ -40,10 +40,13 @@ def clips(family):
     configs = published.CONFIGS[family]
     components = [component for component in ('text_encoder', 'text_encoder_2') if component in configs]
     return {
-        component: [f'text_model.encoder.layers.{i}.{layer}' for layer in CLIP_LAYERS
-                    for i in range(configs[component]['num_hidden_layers'])]
+        component: [
+            f'text_model.encoder.layers.{i}.{layer}'
+            for layer in CLIP_LAYERS
+            for i in range(configs[component]['num_hidden_layers'])
+        ]
         for component in components
-    }  # fmt: skip
+    }
 
 
 def comfyui(family):
@@ -100,8 +103,12 @@ def _open_clip(path):
     return f'model_transformer_resblocks_{layer}_{part}'
 
 
-_RESNET = {'conv1': 'in_layers_2', 'conv2': 'out_layers_3', 'time_emb_proj': 'emb_layers_1',
-           'conv_shortcut': 'skip_connection'}  # fmt: skip
+_RESNET = {
+    'conv1': 'in_layers_2',
+    'conv2': 'out_layers_3',
+    'time_emb_proj': 'emb_layers_1',
+    'conv_shortcut': 'skip_connection',
+}
 # What AUTOMATIC1111 makes of a UNet layer's name; blocks are counted in threes. Others keep their name: SDXL's.
 _A1111 = (
     (r'conv_in', lambda: 'input_blocks_0_0'),
@@ -148,8 +155,17 @@ def forge_version(metadata):
 
 
 # OneTrainer reads dotted names of diffusers with these ends, and kohya's; any other end is a kind that it refuses.
-ONETRAINER_ENDS = ('.lora_A.weight', '.lora_B.weight', '.lora.down.weight', '.lora.up.weight', '.lora_down.weight',
-                   '.lora_up.weight', '.lora_magnitude_vector.weight', '.dora_scale', '.alpha')  # fmt: skip
+ONETRAINER_ENDS = (
+    '.lora_A.weight',
+    '.lora_B.weight',
+    '.lora.down.weight',
+    '.lora.up.weight',
+    '.lora_down.weight',
+    '.lora_up.weight',
+    '.lora_magnitude_vector.weight',
+    '.dora_scale',
+    '.alpha',
+)
 
 
 def onetrainer(family):

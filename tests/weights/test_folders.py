@@ -93,9 +93,12 @@ def test_folder_written_by_us_is_opened_by_diffusers(written, caplog, capfd):
     complaints = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert complaints == []
 
-    for ours, theirs in ((base.unet, tiny.torch_unet()), (second.unet, tiny.torch_unet(True)),
-                         (base.text_encoder, tiny.torch_text_encoder()),
-                         (second.text_encoder, tiny.torch_text_encoder())):  # fmt: skip
+    for ours, theirs in (
+        (base.unet, tiny.torch_unet()),
+        (second.unet, tiny.torch_unet(True)),
+        (base.text_encoder, tiny.torch_text_encoder()),
+        (second.text_encoder, tiny.torch_text_encoder()),
+    ):
         expected = theirs.state_dict()
         assert ours.state_dict().keys() == expected.keys()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
@@ -123,7 +126,13 @@ def test_folder_written_by_us_is_read_back_equal(written, pipelines):
 def test_nothing_is_left_beside_the_written_folder(written):
     assert os.listdir(written.parent) == ['model']
     assert sorted(os.listdir(written)) == [
-        'model_index.json', 'scheduler', 'super_resolution', 'text_encoder', 'tokenizer', 'unet']  # fmt: skip
+        'model_index.json',
+        'scheduler',
+        'super_resolution',
+        'text_encoder',
+        'tokenizer',
+        'unet',
+    ]
 
 
 def test_a_second_export_replaces_the_first_and_keeps_the_second_stage(pipelines, tmp_path):

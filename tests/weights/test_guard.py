@@ -114,11 +114,21 @@ CLIP_2 = configs_of('sdxl')['text_encoder_2']
         (SD, 'sd1', 'unet', {'_class_name': 'UNet2DModel'}, "_class_name is 'UNet2DModel' but must be 'UNet2DConditi"),
         (SD, 'sd1', 'vae', {'scaling_factor': float('inf')}, 'scaling_factor is inf but must be a positive number'),
         (XL, 'sdxl', 'unet', {'addition_embed_type': None}, 'x has addition_embed_type None, which is no UNet of'),
-        (XL, 'sdxl', 'text_encoder_2', {'projection_dim': 32}, 'but its text_encoder_2 and 6 numbers of 256 features '
-         'make 1568'),
+        (
+            XL,
+            'sdxl',
+            'text_encoder_2',
+            {'projection_dim': 32},
+            'but its text_encoder_2 and 6 numbers of 256 features make 1568',
+        ),
         (XL, 'sdxl', 'text_encoder_2', {'architectures': ['CLIPTextModel']}, '6 numbers of 256 features make 1600'),
-        ('StableDiffusionUpscalePipeline', 'upscaler', 'unet', {'in_channels': 4},
-         VARIANT.format('the Stable Diffusion x4 upscaler', 4, 7)),
+        (
+            'StableDiffusionUpscalePipeline',
+            'upscaler',
+            'unet',
+            {'in_channels': 4},
+            VARIANT.format('the Stable Diffusion x4 upscaler', 4, 7),
+        ),
         ('StableDiffusionUpscalePipeline', 'upscaler', 'unet', {'num_class_embeds': None}, 'which is no UNet of the S'),
         (IF, PIXELS, 'unet', {'in_channels': 6}, VARIANT.format('DeepFloyd IF', 6, 3)),
         (IF, PIXELS, 'unet', {'out_channels': 4}, 'predicts 4 channels, but 3 are supported, or 6 with a learned'),
@@ -127,7 +137,7 @@ CLIP_2 = configs_of('sdxl')['text_encoder_2']
         (IF_SECOND, SECOND, 'unet', {'in_channels': 3}, VARIANT.format("DeepFloyd IF's second stage", 3, 6)),
         (IF_SECOND, SECOND, 'unet', {'class_embed_type': None}, "which is no UNet of DeepFloyd IF's second stage"),
     ],
-)  # fmt: skip
+)
 def test_networks_that_do_not_fit_are_one_sentence(class_name, configs, component, change, sentence):
     configs = dict(configs_of(configs) if isinstance(configs, str) else configs)
     configs[component] = {**({} if change is CLIP_2 else configs[component]), **change}
@@ -277,8 +287,15 @@ def test_the_size_of_the_first_published_stable_diffusion_is_corrected_as_diffus
         unet = diffusers.UNet2DConditionModel.from_config(config)
         unet.register_to_config(_diffusers_version=version)
         theirs = diffusers.StableDiffusionPipeline(
-            unet=unet, vae=None, text_encoder=None, tokenizer=None, scheduler=None, safety_checker=None,
-            feature_extractor=None, requires_safety_checker=False)  # fmt: skip
+            unet=unet,
+            vae=None,
+            text_encoder=None,
+            tokenizer=None,
+            scheduler=None,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
         assert theirs.unet.config.sample_size == size
 
 
@@ -300,8 +317,15 @@ def test_a_text_encoder_described_inside_a_whole_clip_is_read(tmp_path):
 
 
 def test_what_emas_leave_in_a_configuration_is_left_aside(tmp_path):
-    ema = {'decay': 0.9999, 'inv_gamma': 1.0, 'min_decay': 0.0, 'optimization_step': 10, 'power': 0.7,
-           'update_after_step': 0, 'use_ema_warmup': False}  # fmt: skip
+    ema = {
+        'decay': 0.9999,
+        'inv_gamma': 1.0,
+        'min_decay': 0.0,
+        'optimization_step': 10,
+        'power': 0.7,
+        'update_after_step': 0,
+        'use_ema_warmup': False,
+    }
     folder = bent(tmp_path, 'latents', 'unet/config.json', **ema)
     assert folders.read_pipeline(folder, components=('unet',)).unet is not None
 

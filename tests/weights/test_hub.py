@@ -87,8 +87,11 @@ def test_a_revision_of_a_hub_model_is_read(cache):
     for revision, commit in ((None, COMMIT), ('main', COMMIT), ('v1', other), (other, other)):
         folder = folders.read_pipeline('owner/model', components=(), revision=revision).folder
         assert folder == cache / 'snapshots' / commit and hub.commit_of(folder) == commit
-    fails("model 'owner/model' is no folder here, .* its cache does not hold its revision 'v2'; download it first",
-          'owner/model', revision='v2')  # fmt: skip
+    fails(
+        "model 'owner/model' is no folder here, .* its cache does not hold its revision 'v2'; download it first",
+        'owner/model',
+        revision='v2',
+    )
     fails("revision 'v1' is given for the model '.*', which is none of the hub", cache, revision='v1')
     fails("the revision of the model 'owner/model' is empty; give a branch", 'owner/model', revision='')
 
@@ -147,8 +150,11 @@ def downloaded(tmp_path, monkeypatch, repository, parts):
     asked = []
 
     def snapshot(name, *, allow_patterns, ignore_patterns, revision):
-        chosen = list(huggingface_hub.utils.filter_repo_objects(
-            repository, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))  # fmt: skip
+        chosen = list(
+            huggingface_hub.utils.filter_repo_objects(
+                repository, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+            )
+        )
         for file in chosen:
             (tmp_path / 'snapshot' / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / 'snapshot' / file).touch()
@@ -164,8 +170,10 @@ def downloaded(tmp_path, monkeypatch, repository, parts):
 def test_full_precision_safetensors_of_what_is_asked_for_are_downloaded(tmp_path, monkeypatch):
     (asked,) = downloaded(tmp_path, monkeypatch, REPOSITORY, ('unet', 'text_encoder'))
     assert asked == {
-        file for file in REPOSITORY
-        if not any(word in file for word in ('fp16', '.bin', 'README', 'safety', 'watermarker'))}  # fmt: skip
+        file
+        for file in REPOSITORY
+        if not any(word in file for word in ('fp16', '.bin', 'README', 'safety', 'watermarker'))
+    }
 
 
 def test_networks_that_are_not_asked_for_are_not_downloaded(tmp_path, monkeypatch):

@@ -75,9 +75,15 @@ class Answer(http.server.BaseHTTPRequestHandler):
             etag = hashlib.sha1(content).hexdigest()
             return self.answer(200, content, {'X-Repo-Commit': commit, 'ETag': f'"{etag}"'})
         if rest[:1] == ['tree']:
-            return self.answer(200, json.dumps([
-                {'type': 'file', 'path': file, 'size': len(content), 'oid': hashlib.sha1(content).hexdigest()}
-                for file, content in files.items()]).encode())  # fmt: skip
+            return self.answer(
+                200,
+                json.dumps(
+                    [
+                        {'type': 'file', 'path': file, 'size': len(content), 'oid': hashlib.sha1(content).hexdigest()}
+                        for file, content in files.items()
+                    ]
+                ).encode(),
+            )
         siblings = [{'rfilename': file} for file in files]
         return self.answer(200, json.dumps({'id': name, 'sha': commit, 'siblings': siblings}).encode())
 

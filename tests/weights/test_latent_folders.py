@@ -169,9 +169,7 @@ def test_a_missing_file_is_named(family, missing, tmp_path):
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ('family', 'absent'), [('sd1', 'vae'), ('sdxl', 'tokenizer_2')]
-)
+@pytest.mark.parametrize(('family', 'absent'), [('sd1', 'vae'), ('sdxl', 'tokenizer_2')])
 def test_a_folder_that_names_a_component_as_absent_is_no_complete_model(family, absent, tmp_path):
     folder = shutil.copytree(tiny.folder(family), tmp_path / family)
     shutil.rmtree(folder / absent)

@@ -90,11 +90,16 @@ def test_lora_peft_is_for_diffusers_peft_and_onetrainer(family, dora, folder):
         assert settings[f'{component}.use_dora'] == dora and settings[f'{component}.r'] == 1
 
 
-@pytest.mark.parametrize(('family', 'prediction', 'version', 'forge'), [
-    ('sd1', 'epsilon', 'sd_v1', 'sd1'), ('sd2', 'epsilon', 'sd_v2', 'unknown'),
-    ('sd2', 'v_prediction', 'sd_v2_v', 'unknown'), ('sdxl', 'epsilon', 'sdxl_base_v1-0', 'sdxl'),
-    ('sdxl', 'v_prediction', 'sdxl_base_v1-0', 'sdxl'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('family', 'prediction', 'version', 'forge'),
+    [
+        ('sd1', 'epsilon', 'sd_v1', 'sd1'),
+        ('sd2', 'epsilon', 'sd_v2', 'unknown'),
+        ('sd2', 'v_prediction', 'sd_v2_v', 'unknown'),
+        ('sdxl', 'epsilon', 'sdxl_base_v1-0', 'sdxl'),
+        ('sdxl', 'v_prediction', 'sdxl_base_v1-0', 'sdxl'),
+    ],
+)
 def test_a_lora_is_shown_beside_the_models_that_it_fits(family, prediction, version, forge, folder):
     metadata = modelspec.kohya_version(family, prediction)
     assert metadata['ss_base_model_version'] == version

@@ -196,9 +196,7 @@ def test_what_diffusers_saves_is_read(tmp_path):
         module.peft_config = {'default': configs[component]}
         state = peft.get_peft_model_state_dict(module, adapter_name='default')
         layers[component] = convert_state_dict_to_diffusers(state)
-    metadata = {
-        f'{component}_lora_adapter_metadata': config.to_dict() for component, config in configs.items()
-    }
+    metadata = {f'{component}_lora_adapter_metadata': config.to_dict() for component, config in configs.items()}
     metadata = {key: {k: sorted(v) if isinstance(v, set) else v for k, v in c.items()} for key, c in metadata.items()}
     StableDiffusionPipeline.save_lora_weights(
         tmp_path, layers['unet'], text_encoder_lora_layers=layers['text_encoder'], **metadata
@@ -239,25 +237,43 @@ def test_layers_of_different_rank_and_alpha_become_one_adapter(tmp_path):
 
 def test_kohya_names_are_those_of_published_files():
     published = {
-        ('unet', 'down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0', False):
-            'lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_out_0',
-        ('unet', 'mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj', False):
-            'lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj',
+        (
+            'unet',
+            'down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0',
+            False,
+        ): 'lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_out_0',
+        (
+            'unet',
+            'mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj',
+            False,
+        ): 'lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj',
         ('text_encoder', 'text_model.encoder.layers.11.mlp.fc1', False): 'lora_te_text_model_encoder_layers_11_mlp_fc1',
         ('unet', 'down_blocks.1.attentions.0.proj_in', True): 'lora_unet_input_blocks_4_1_proj_in',
-        ('unet', 'down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_v', True):
-            'lora_unet_input_blocks_8_1_transformer_blocks_9_attn2_to_v',
-        ('unet', 'mid_block.attentions.0.transformer_blocks.3.attn1.to_q', True):
-            'lora_unet_middle_block_1_transformer_blocks_3_attn1_to_q',
+        (
+            'unet',
+            'down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_v',
+            True,
+        ): 'lora_unet_input_blocks_8_1_transformer_blocks_9_attn2_to_v',
+        (
+            'unet',
+            'mid_block.attentions.0.transformer_blocks.3.attn1.to_q',
+            True,
+        ): 'lora_unet_middle_block_1_transformer_blocks_3_attn1_to_q',
         ('unet', 'up_blocks.0.attentions.2.proj_out', True): 'lora_unet_output_blocks_2_1_proj_out',
         ('unet', 'up_blocks.1.resnets.1.conv_shortcut', True): 'lora_unet_output_blocks_4_0_skip_connection',
         ('unet', 'up_blocks.0.upsamplers.0.conv', True): 'lora_unet_output_blocks_2_2_conv',
         ('unet', 'down_blocks.0.downsamplers.0.conv', True): 'lora_unet_input_blocks_3_0_op',
-        ('text_encoder', 'text_model.encoder.layers.0.self_attn.q_proj', True):
-            'lora_te1_text_model_encoder_layers_0_self_attn_q_proj',
-        ('text_encoder_2', 'text_model.encoder.layers.31.mlp.fc2', True):
-            'lora_te2_text_model_encoder_layers_31_mlp_fc2',
-    }  # fmt: skip
+        (
+            'text_encoder',
+            'text_model.encoder.layers.0.self_attn.q_proj',
+            True,
+        ): 'lora_te1_text_model_encoder_layers_0_self_attn_q_proj',
+        (
+            'text_encoder_2',
+            'text_model.encoder.layers.31.mlp.fc2',
+            True,
+        ): 'lora_te2_text_model_encoder_layers_31_mlp_fc2',
+    }
     for (component, path, sdxl), name in published.items():
         assert lora_names.kohya_name(component, path, sdxl=sdxl) == name
 

@@ -57,10 +57,11 @@ def kernels(family, pattern, components=('unet', 'text_encoder', 'text_encoder_2
     """[(component, path, kernel)] of the layers whose path matches."""
     return [
         (component, name.removesuffix('.kernel'), value)
-        for component, params in base(family).items() if component in components
+        for component, params in base(family).items()
+        if component in components
         for name, value in params.items()
         if name.endswith('.kernel') and re.fullmatch(pattern, name.removesuffix('.kernel'))
-    ]  # fmt: skip
+    ]
 
 
 def written(path, tensors, metadata=None):
@@ -124,7 +125,8 @@ def test_files_of_the_attention_processors_time_are_fused_as_diffusers_fuses_the
     components = tuple(networks(family)) if with_text else ('unet',)
     for component, path, kernel in kernels(family, rf'{UNET_LAYERS}|.*self_attn\..*', components):
         tensors[f'{old(component, path)}.down.weight'], tensors[f'{old(component, path)}.up.weight'] = matrices(
-            kernel, 2, rng)  # fmt: skip
+            kernel, 2, rng
+        )
     file = written(tmp_path / lora_files.PEFT_FILE, tensors)
     ours, theirs = merged(file, family), fused_by_diffusers(file, family)
     assert set(ours) == set(components)
@@ -136,8 +138,9 @@ def test_files_of_the_attention_processors_time_are_fused_as_diffusers_fuses_the
     # The first files had no `unet.`; what they are is what they are with it.
     bare = {key.removeprefix('unet.'): value for key, value in tensors.items()}
     again = merged(written(tmp_path / 'bare.safetensors', bare), family)
-    assert all(np.array_equal(again[part][name], value) for part, params in ours.items()
-               for name, value in params.items())  # fmt: skip
+    assert all(
+        np.array_equal(again[part][name], value) for part, params in ours.items() for name, value in params.items()
+    )
 
 
 def test_the_projection_of_the_second_text_encoder_is_read_as_diffusers_reads_it(tmp_path):
@@ -189,10 +192,15 @@ def tiny_original_names(family):
     return original_names.unet_modules(dict(networks(family)['unet'].config))
 
 
-@pytest.mark.parametrize('key', [
-    'base_model.model.{path}.lora_{end}.weight', 'base_model.model.{path}.lora_{end}.default.weight',
-    'unet.base_model.model.{path}.lora_{end}.weight', 'unet.{path}.lora_{end}.default_0.weight',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    'key',
+    [
+        'base_model.model.{path}.lora_{end}.weight',
+        'base_model.model.{path}.lora_{end}.default.weight',
+        'unet.base_model.model.{path}.lora_{end}.weight',
+        'unet.{path}.lora_{end}.default_0.weight',
+    ],
+)
 @pytest.mark.parametrize('config', [None, {'r': 2, 'lora_alpha': 6, 'alpha_pattern': {}, 'use_rslora': False}])
 def test_files_that_peft_itself_writes_are_read_with_the_settings_beside_them(key, config, tmp_path, caplog):
     path, name = f'{ATTENTION}.to_q', f'{ATTENTION}.to_q.kernel'
@@ -207,8 +215,11 @@ def test_files_that_peft_itself_writes_are_read_with_the_settings_beside_them(ke
     peft = 'base_model' in key
     np.testing.assert_allclose(ours, kernel + (3 if config and peft else 1) * update(down, up), atol=1e-5)
     said = [record.getMessage() for record in caplog.records]
-    assert said == ([f'{file} does not say its alpha, and no adapter_config.json lies beside it: alpha is taken to be '
-                     f'the rank'] if peft and not config else [])  # fmt: skip
+    assert said == (
+        [f'{file} does not say its alpha, and no adapter_config.json lies beside it: alpha is taken to be the rank']
+        if peft and not config
+        else []
+    )
 
 
 def test_settings_that_cannot_be_read_are_one_sentence(tmp_path):
@@ -222,8 +233,10 @@ def test_settings_that_cannot_be_read_are_one_sentence(tmp_path):
 
 
 def test_adapters_without_width_are_refused(tmp_path):
-    empty = {f'unet.{ATTENTION}.to_q.lora_A.weight': np.ones((0, 16)),
-             f'unet.{ATTENTION}.to_q.lora_B.weight': np.ones((16, 0))}  # fmt: skip
+    empty = {
+        f'unet.{ATTENTION}.to_q.lora_A.weight': np.ones((0, 16)),
+        f'unet.{ATTENTION}.to_q.lora_B.weight': np.ones((16, 0)),
+    }
     with pytest.raises(WeightsError) as caught:
         read_lora(written(tmp_path / 'x.safetensors', empty), base('sd1'))
     assert caught.value.problems == tuple(f'empty: {part} of unet.{ATTENTION}.to_q' for part in ('lora_a', 'lora_b'))
@@ -279,8 +292,12 @@ def test_dora_of_lycoris_is_read_with_the_lengths_that_its_shape_says(spelling, 
         shape = [1] * kernel.ndim
         shape[0 if by_output else 1] = -1
         scale = rng.uniform(0.5, 2, weight.shape[0 if by_output else 1]).astype(np.float32).reshape(shape)
-        tensors |= {f'{name}.lora_down.weight': down, f'{name}.lora_up.weight': up, f'{name}.alpha': ALPHA,
-                    f'{name}.dora_scale': scale}  # fmt: skip
+        tensors |= {
+            f'{name}.lora_down.weight': down,
+            f'{name}.lora_up.weight': up,
+            f'{name}.alpha': ALPHA,
+            f'{name}.dora_scale': scale,
+        }
         new = weight + strength * (decomposed(weight, added, scale, by_output) - weight)
         wanted[f'{path}.kernel'] = new.transpose(2, 3, 1, 0) if kernel.ndim == 4 else new.T
     assert len(wanted) == 2
@@ -300,7 +317,8 @@ def test_dora_whose_shape_does_not_tell_its_axis_is_refused(shape, tmp_path):
     with pytest.raises(WeightsError) as caught:
         read_lora(written(tmp_path / 'x.safetensors', tensors), base('sd1'))
     assert caught.value.problems == (
-        f'wrong shape: dora_scale is {list(shape)} but must be [16, 1] or [1, 16] of unet.{ATTENTION}.to_q',)
+        f'wrong shape: dora_scale is {list(shape)} but must be [16, 1] or [1, 16] of unet.{ATTENTION}.to_q',
+    )
 
 
 def test_a_part_in_two_spellings_is_refused(tmp_path):
@@ -316,39 +334,63 @@ def test_a_part_in_two_spellings_is_refused(tmp_path):
 # --- what is no LoRA of this model, in one sentence -------------------------------------------------------------------
 
 LAYER = f'lora_unet_{ATTENTION}_to_q'.replace('.', '_')
-MERGE = 'which is not read here (LoRA, LoCon and DoRA are); merge it into its model in the program that made it, and ' \
+MERGE = (
+    'which is not read here (LoRA, LoCon and DoRA are); merge it into its model in the program that made it, and '
     'give that model.'
+)
 OTHER = 'which is not read here (LoRA, LoCon and DoRA are); use one that was trained on a model of the same kind.'
 
 
-@pytest.mark.parametrize(('keys', 'sentence'), [
-    ([f'{LAYER}.hada_w1_a', f'{LAYER}.hada_w1_b', f'{LAYER}.hada_w2_a', f'{LAYER}.hada_w2_b', f'{LAYER}.alpha'],
-     f'is a LoHa, {MERGE}'),
-    ([f'{LAYER}.lokr_w1', f'{LAYER}.lokr_w2', f'{LAYER}.alpha'], f'is a LoKr, {MERGE}'),
-    ([f'{LAYER}.weight', f'{LAYER}.on_input'], f'is an (IA)^3, {MERGE}'),
-    ([f'{LAYER}.{end}.weight' for end in ('a1', 'a2', 'b1', 'b2')], f'is a GLoRA, {MERGE}'),
-    ([f'{LAYER}.oft_blocks', f'{LAYER}.alpha'], f'is an OFT or BOFT, {MERGE}'),
-    ([f'{LAYER}.oft_R.weight'], f'is an OFT or BOFT, {MERGE}'),
-    ([f'{LAYER}.diff', f'{LAYER}.diff_b'],
-     f'is an adapter that changes whole tensors, biases or norms (.diff, .diff_b, .w_norm), {MERGE}'),
-    ([f'unet.{ATTENTION}.to_q.lora_B.bias'], f'is a LoRA whose matrices have biases (lora_bias of PEFT), {MERGE}'),
-    (['text_encoder.text_model.embeddings.token_embedding.lora_embedding_A'], f'is a LoRA of a token table, {MERGE}'),
-    (['bundle_emb.<rex>.string_to_param.*'],
-     'is a LoRA with a textual inversion inside (bundle_emb), which is not read here (LoRA, LoCon and DoRA are); save '
-     'the two apart where it was trained, and give the embedding to sample as --embedding.'),
-    (['emb_params'], 'is a textual inversion and no LoRA; give it to sample as --embedding.'),
-    (['clip_l', 'clip_g'], 'is a textual inversion and no LoRA; give it to sample as --embedding.'),
-    (['lora_unet_double_blocks_0_img_attn_proj.lora_down.weight'], f'is a LoRA of Flux, {OTHER}'),
-    (['transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight'], f'is a LoRA of Flux, {OTHER}'),
-    (['lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight'], f'is a LoRA of Stable Diffusion 3, {OTHER}'),
-    (['transformer.transformer_blocks.0.attn.to_q.lora_A.weight'],
-     f'is a LoRA of a model that has a transformer in place of the UNet, such as Stable Diffusion 3 or Flux, {OTHER}'),
-    (['lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight'],
-     'is a LoRA of a model with two text encoders, as Stable Diffusion XL has; use one that was trained on a model of '
-     'the same kind.'),
-    (['model.diffusion_model.out.2.weight'], 'is a whole model and no adapter, which is not read here (LoRA, LoCon and '
-     'DoRA are); give it as the model itself.'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('keys', 'sentence'),
+    [
+        (
+            [f'{LAYER}.hada_w1_a', f'{LAYER}.hada_w1_b', f'{LAYER}.hada_w2_a', f'{LAYER}.hada_w2_b', f'{LAYER}.alpha'],
+            f'is a LoHa, {MERGE}',
+        ),
+        ([f'{LAYER}.lokr_w1', f'{LAYER}.lokr_w2', f'{LAYER}.alpha'], f'is a LoKr, {MERGE}'),
+        ([f'{LAYER}.weight', f'{LAYER}.on_input'], f'is an (IA)^3, {MERGE}'),
+        ([f'{LAYER}.{end}.weight' for end in ('a1', 'a2', 'b1', 'b2')], f'is a GLoRA, {MERGE}'),
+        ([f'{LAYER}.oft_blocks', f'{LAYER}.alpha'], f'is an OFT or BOFT, {MERGE}'),
+        ([f'{LAYER}.oft_R.weight'], f'is an OFT or BOFT, {MERGE}'),
+        (
+            [f'{LAYER}.diff', f'{LAYER}.diff_b'],
+            f'is an adapter that changes whole tensors, biases or norms (.diff, .diff_b, .w_norm), {MERGE}',
+        ),
+        ([f'unet.{ATTENTION}.to_q.lora_B.bias'], f'is a LoRA whose matrices have biases (lora_bias of PEFT), {MERGE}'),
+        (
+            ['text_encoder.text_model.embeddings.token_embedding.lora_embedding_A'],
+            f'is a LoRA of a token table, {MERGE}',
+        ),
+        (
+            ['bundle_emb.<rex>.string_to_param.*'],
+            'is a LoRA with a textual inversion inside (bundle_emb), which is not read here (LoRA, LoCon and DoRA '
+            'are); save the two apart where it was trained, and give the embedding to sample as --embedding.',
+        ),
+        (['emb_params'], 'is a textual inversion and no LoRA; give it to sample as --embedding.'),
+        (['clip_l', 'clip_g'], 'is a textual inversion and no LoRA; give it to sample as --embedding.'),
+        (['lora_unet_double_blocks_0_img_attn_proj.lora_down.weight'], f'is a LoRA of Flux, {OTHER}'),
+        (['transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight'], f'is a LoRA of Flux, {OTHER}'),
+        (['lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight'], f'is a LoRA of Stable Diffusion 3, {OTHER}'),
+        (
+            ['transformer.transformer_blocks.0.attn.to_q.lora_A.weight'],
+            (
+                f'is a LoRA of a model that has a transformer in place of the UNet, such as Stable Diffusion 3 '
+                f'or Flux, {OTHER}'
+            ),
+        ),
+        (
+            ['lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight'],
+            'is a LoRA of a model with two text encoders, as Stable Diffusion XL has; use one that was trained on a '
+            'model of the same kind.',
+        ),
+        (
+            ['model.diffusion_model.out.2.weight'],
+            'is a whole model and no adapter, which is not read here (LoRA, LoCon and DoRA are); give it as the '
+            'model itself.',
+        ),
+    ],
+)
 def test_what_is_no_lora_that_is_read_is_named_in_one_sentence(keys, sentence, tmp_path):
     path = written(tmp_path / 'x.safetensors', {key: np.ones((2, 2)) for key in keys})
     with pytest.raises(WeightsError) as caught:
@@ -377,7 +419,11 @@ def test_published_families_are_called_by_their_names(tmp_path):
     path = 'mid_block.attentions.0.transformer_blocks.0.attn2.to_k'
     network = {'unet': {f'{path}.kernel': jax.ShapeDtypeStruct((768, 320), np.float32)}}
     tensors = {f'unet.{path}.lora_A.weight': np.zeros((1, 2048)), f'unet.{path}.lora_B.weight': np.zeros((640, 1))}
-    with pytest.raises(WeightsError, match=re.escape(
-        'is a LoRA of Stable Diffusion XL (text of width 2048), but this model is Stable Diffusion 1.x (text of width '
-        '768); use one that was trained on a model of the same kind.')):  # fmt: skip
+    with pytest.raises(
+        WeightsError,
+        match=re.escape(
+            'is a LoRA of Stable Diffusion XL (text of width 2048), but this model is Stable Diffusion 1.x (text of '
+            'width 768); use one that was trained on a model of the same kind.'
+        ),
+    ):
         read_lora(written(tmp_path / 'x.safetensors', tensors), network)

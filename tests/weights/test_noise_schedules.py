@@ -60,17 +60,23 @@ def test_a_variance_that_is_learned_otherwise_stays_so():
 @pytest.mark.parametrize(
     ('found', 'sentence'),
     [
-        (pipeline(unet={'in_channels': 3, 'out_channels': 3}),
-         "the scheduler of this IFPipeline has variance_type 'learned_range', but its UNet answers with 3 channels and "
-         "no variance; write 'fixed_small' into its scheduler_config.json."),
-        (pipeline('StableDiffusionPipeline', scheduler=SD_1_5, unet={'in_channels': 9}),
-         'the UNet of this StableDiffusionPipeline draws 9 channels but answers with 4; it must answer with 9, or with '
-         '18 where it learned a variance.'),
-        (pipeline(scheduler={'_class_name': 'FlowMatchEulerDiscreteScheduler', 'shift': 3.0}),
-         "the scheduler of this IFPipeline is not supported: Scheduler configuration: _class_name is "
-         "'FlowMatchEulerDiscreteScheduler'; allowed: DDPMScheduler, "),
+        (
+            pipeline(unet={'in_channels': 3, 'out_channels': 3}),
+            "the scheduler of this IFPipeline has variance_type 'learned_range', but its UNet answers with 3 "
+            "channels and no variance; write 'fixed_small' into its scheduler_config.json.",
+        ),
+        (
+            pipeline('StableDiffusionPipeline', scheduler=SD_1_5, unet={'in_channels': 9}),
+            'the UNet of this StableDiffusionPipeline draws 9 channels but answers with 4; it must answer with 9, or '
+            'with 18 where it learned a variance.',
+        ),
+        (
+            pipeline(scheduler={'_class_name': 'FlowMatchEulerDiscreteScheduler', 'shift': 3.0}),
+            'the scheduler of this IFPipeline is not supported: Scheduler configuration: _class_name is '
+            "'FlowMatchEulerDiscreteScheduler'; allowed: DDPMScheduler, ",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_used_is_one_sentence(found, sentence):
     with pytest.raises(WeightsError, match=f'^{re.escape(sentence)}'):
         noise_schedules.read(found)
@@ -82,17 +88,24 @@ def test_a_stage_that_enlarges_draws_what_is_left_of_its_inputs():
     assert noise_schedules.drawn_channels(second) == 3 and noise_schedules.read(second).learns_variance
     with pytest.raises(WeightsError, match="^the image_noising_scheduler of this IFSuper.* 'EulerScheduler'; allowed"):
         noise_schedules.read_noising(second)
-    latent = pipeline('StableDiffusionUpscalePipeline', scheduler=PUBLISHED['stable-diffusion-x4-upscaler'],
-                      unet={'in_channels': 7, 'out_channels': 4})  # fmt: skip
+    latent = pipeline(
+        'StableDiffusionUpscalePipeline',
+        scheduler=PUBLISHED['stable-diffusion-x4-upscaler'],
+        unet={'in_channels': 7, 'out_channels': 4},
+    )
     assert noise_schedules.drawn_channels(latent) == 4 and not noise_schedules.read(latent).learns_variance
 
 
 @pytest.mark.parametrize('sampler', scheduler_files.SAMPLERS)
 @pytest.mark.parametrize(
     ('family', 'published'),
-    [('sd1', SD_1_5), ('sd2', PUBLISHED['stable-diffusion-2-1']), ('sdxl', SDXL),
-     ('upscaler', PUBLISHED['stable-diffusion-x4-upscaler'])],
-)  # fmt: skip
+    [
+        ('sd1', SD_1_5),
+        ('sd2', PUBLISHED['stable-diffusion-2-1']),
+        ('sdxl', SDXL),
+        ('upscaler', PUBLISHED['stable-diffusion-x4-upscaler']),
+    ],
+)
 def test_a_single_file_is_drawn_with_as_the_published_folder(family, published, sampler):
     """diffusers' from_single_file takes the scheduler file that is published beside the model."""
     prediction = real.CONFIGS[family]['scheduler']['prediction_type']

@@ -57,9 +57,12 @@ def test_diffusers_opens_the_file_as_the_pipeline_that_was_written(family, writt
         weights.unlink()  # only configurations may come from there
     with caplog.at_level(logging.WARNING):
         found = tiny.PIPELINES[family].from_single_file(
-            written, config=str(folder), local_files_only=True, tokenizer=None,
+            written,
+            config=str(folder),
+            local_files_only=True,
+            tokenizer=None,
             **({'tokenizer_2': None} if family == 'sdxl' else {}),
-        )  # fmt: skip
+        )
     said = caplog.text + capfd.readouterr().err
     assert [line for line in said.splitlines() if 'not used' in line or 'newly' in line or 'missing' in line] == []
     for component, network in tiny.networks(family).items():

@@ -67,10 +67,19 @@ def test_a_file_without_its_token_is_named_after_it(tmp_path):
     assert read_textual_inversion(tmp_path / 'cat.safetensors', {'text_encoder': 16, 'text_encoder_2': 24})[0] == 'cat'
 
 
-@pytest.mark.parametrize(('token', 'name'), [
-    ('<sks-dog>', 'sks-dog'), ('rex', 'rex'), ('<my/dog>', 'my_dog'), ('<../rex>', 'rex'), ('<a:b*c>', 'a_b_c'),
-    ('<хвост>', 'хвост'), ('<>', 'learned_embeds'), ('<...>', 'learned_embeds'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ('token', 'name'),
+    [
+        ('<sks-dog>', 'sks-dog'),
+        ('rex', 'rex'),
+        ('<my/dog>', 'my_dog'),
+        ('<../rex>', 'rex'),
+        ('<a:b*c>', 'a_b_c'),
+        ('<хвост>', 'хвост'),
+        ('<>', 'learned_embeds'),
+        ('<...>', 'learned_embeds'),
+    ],
+)
 def test_a_words_file_is_named_after_it(token, name):
     """As ComfyUI (embedding:sks-dog) and AUTOMATIC1111 (sks-dog) call it."""
     assert file_name(token) == f'{name}.safetensors'

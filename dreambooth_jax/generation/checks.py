@@ -1,0 +1,64 @@
+"""What a cascade checks of its stages before anything is drawn."""
+
+from collections.abc import Sequence
+
+from dreambooth_jax.config import SettingsError
+from dreambooth_jax.diffusion import samplers
+from dreambooth_jax.diffusion.scheduler_files import SchedulerFileError
+from dreambooth_jax.weights import noise_schedules
+from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.pipeline import Pipeline
+
+
+def check_sampler(pipeline: Pipeline, steps: int, method: str) -> None:
+    """Before anything is drawn: whether a stage's scheduler lets `method` draw in so many steps.
+
+    Raises: SettingsError for steps or a method that the model's schedule does not allow; WeightsError for a scheduler
+      that does not fit the model.
+    """
+    schedule = noise_schedules.read(pipeline)
+    try:
+        samplers.step_table(schedule, method, steps)
+    except ValueError as error:
+        place = f'{pipeline.name}: ' if isinstance(error, SchedulerFileError) else ''
+        raise SettingsError(f'{place}{error}') from None
+
+
+def check_stage(pipeline: Pipeline, enlarges: bool, parts: Sequence[str]) -> None:
+    """Whether a pipeline is complete and of the stage that it was given for.
+
+    Args:
+      enlarges: whether it is to be the second stage. parts: the networks and tokenizers that it needs.
+    Raises: WeightsError.
+    """
+    if pipeline.family.enlarges != enlarges:
+        kinds, settings = ('base', 'second'), ('model', 'super_resolution_model')
+        raise WeightsError(
+            f'{pipeline.name}, an {pipeline.class_name}, is a {kinds[not enlarges]} stage, but {settings[enlarges]} '
+            f'must be a {kinds[enlarges]} stage; this one can be given as {settings[not enlarges]}.'
+        )
+    for part in parts:
+        if getattr(pipeline, f'{part}_folder' if part.startswith('tokenizer') else part) is None:
+            raise WeightsError(f'{pipeline.name} has no {part}; give a complete pipeline.')
+    noise_schedules.read(pipeline)
+    if enlarges:
+        noise_schedules.read_noising(pipeline)
+
+
+def check_size(pipeline: Pipeline, size: int | None) -> None:
+    """Whether a base stage draws pictures of that side, in pixels; None is its own.
+
+    Raises: SettingsError.
+    """
+    if size is None or size == pipeline.native_size:
+        return
+    if not pipeline.is_latent and pipeline.native_size is not None:
+        raise SettingsError(
+            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws at {pipeline.size}; leave '
+            f'it None'
+        )
+    if size % pipeline.size_divisor:
+        raise SettingsError(
+            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws multiples of '
+            f'{pipeline.size_divisor}'
+        )
