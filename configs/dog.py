@@ -1,11 +1,12 @@
 """DreamBooth on one dog: the paper's recipe, end to end.
 
 Expected result: "a sks dog" is the subject with its badge, in the snow or with a red hat too; "a dog" stays any dog.
-Measured (two CPU cores, Xeon with AVX-512, 2026-11-21): 4 min 7 s, 2.5 GB, compilation included. The judge names the
-subject in 81 % of the 25 live prompts and the context in 88 % of those with one (4 pictures each), and takes none of 48
-"a dog" for the subject; without class pictures (lambda = 0) all of them (experiments/prior_preservation). The subject's
-fine texture, which only the second stage can know, is found in 55 % of its pictures and in none before it was tuned
-(experiments/super_resolution_noise). Rates, steps and guidance: the best balance of what experiments/main_job tried.
+Measured (two CPU cores, Xeon with AVX-512, 2026-11-21): 4 min 7 s, 2.5 GB, compilation included. The classifier names
+the subject in 81 % of the 25 live prompts and the context in 88 % of those with one (4 images each), and takes none of
+48 "a dog" for the subject; without class images (lambda = 0) all of them (experiments/prior_preservation). The
+subject's fine texture, which only the second stage can know, is found in 55 % of its images and in none before it was
+tuned (experiments/super_resolution_noise). Rates, steps and guidance: the best balance of what experiments/main_job
+tried.
 Command: python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/dog
 
 On another base model the experiment keeps its prompts and takes your photos; resolutions, rates and steps are those of
@@ -65,7 +66,7 @@ def storybook(config):
 
 
 def stable_diffusion(config):
-    # The paper: about 1000 steps at 5e-6, lambda 1. It draws about 1000 class pictures with the ancestral sampler, "but
+    # The paper: about 1000 steps at 5e-6, lambda 1. It draws about 1000 class images with the ancestral sampler, "but
     # less can be used": these 200 in 25 steps cost a tenth of that.
     config.prior.num_images = 200
     config.prior.steps = 25

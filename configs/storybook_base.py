@@ -1,9 +1,9 @@
 """Pretraining of Storybook's base stage from scratch: T5 encoder and 32 px pixel UNet in DeepFloyd IF's layout.
 
-Expected result: pictures of all 15 classes in all contexts, as captions ask.
-Measured: the shipped weights saw 186,000 pictures, in three runs that storybook/pretrained/README.md names, one after
-the other; this file is their sum as one run (192,000 pictures), which was not made as one. Scores of the shipped
-weights: experiments/storybook_base. About 31 pictures/s on two CPU cores that do nothing else: 100 minutes.
+Expected result: images of all 15 classes in all contexts, as captions ask.
+Measured: the shipped weights saw 186,000 images, in three runs that storybook/pretrained/README.md names, one after
+the other; this file is their sum as one run (192,000 images), which was not made as one. Scores of the shipped
+weights: experiments/storybook_base. About 31 images/s on two CPU cores that do nothing else: 100 minutes.
 Command: python -m dreambooth_jax.pretrain --config=configs/storybook_base.py --workdir=runs/storybook_base
 """
 

@@ -1,6 +1,6 @@
 """Pretraining of Storybook's super-resolution stage, 32 -> 128 px, in the layout of DeepFloyd IF's second stage.
 
-Expected result: a 32 px picture comes back at 128 px, sharp and true to it at low noise levels.
+Expected result: a 32 px image comes back at 128 px, sharp and true to it at low noise levels.
 Measured: the shipped weights saw 120,000 crops in four runs (storybook/pretrained/README.md): outlines are sharp, busy
 surfaces look brushed, nearer to the truth than bilinear upsampling. This file is one run of 64,000 crops, not made.
 About 28 crops/s on two CPU cores: 40 minutes.
@@ -17,11 +17,11 @@ def get_config():
     config.stage = 'super_resolution'
     config.base = 'runs/storybook_base/model'
     config.batch_size = 16
-    config.crop = 64  # a convolutional network need not see whole pictures to learn detail, and crops are cheaper
+    config.crop = 64  # a convolutional network need not see whole images to learn detail, and crops are cheaper
     # As deep-floyd/IF-II-M, narrower, with attention at the lowest resolution alone.
     config.unet = dict(
         sample_size=128,
-        in_channels=6,  # noisy target and upsampled low picture
+        in_channels=6,  # noisy target and upsampled low image
         out_channels=6,  # prediction and learned variance
         block_out_channels=(16, 24, 48, 96),
         layers_per_block=1,

@@ -23,7 +23,7 @@ from dreambooth_jax.training_config import (
 __all__ = [
     'BaseConfig',
     'CheckpointConfig',
-    'ConceptConfig',
+    'SubjectConfig',
     'DataConfig',
     'DreamBoothConfig',
     'LoraConfig',
@@ -56,11 +56,11 @@ LAST_TIMESTEP = 999
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConceptConfig(Settings):
-    """One subject: where its pictures are, and what it and its class are called."""
+class SubjectConfig(Settings):
+    """One subject: where its images are, and what it and its class are called."""
 
-    # Folder with 3-5 pictures of the subject. A text file beside a picture (dog.txt beside dog.jpg) is its caption and
-    # replaces instance_prompt for that picture. None: the Storybook subject's built-in pictures.
+    # Folder with 3-5 images of the subject. A text file beside an image (dog.txt beside dog.jpg) is its caption and
+    # replaces instance_prompt for that image. None: the Storybook subject's built-in images.
     instance_dir: str | None = path_setting(None)
     # Name of a built-in Storybook subject, one of the dataset's 30; only used while instance_dir is None.
     subject: str | None = None
@@ -78,7 +78,7 @@ class ConceptConfig(Settings):
         if self.instance_dir is None and model != STORYBOOK:
             raise SettingsError(
                 f"{path}.instance_dir must be given when config.model is {model!r}: the folder of the subject's "
-                f'pictures (only {STORYBOOK!r} has built-in subjects)'
+                f'images (only {STORYBOOK!r} has built-in subjects)'
             )
         if self.instance_dir is None and self.subject is None:
             raise SettingsError(f'{path}.instance_dir (a folder) or {path}.subject (a built-in one) must be given')
@@ -92,29 +92,29 @@ class ConceptConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(ConceptConfig):
-    """The subject's pictures, and how they are read."""
+class DataConfig(SubjectConfig):
+    """The subject's images, and how they are read."""
 
-    # Side of the square training pictures, in pixels. None: the model's own sample size.
+    # Side of the square training images, in pixels. None: the model's own sample size.
     resolution: int | None = setting(None, '> 0')
     # Mirror half of the rows. Off: it would teach that a badge may sit on either side, and reverses lettering.
     random_flip: bool = False
-    # Crops kept of each picture: the centre one, then random ones. 1: the centre alone.
+    # Crops kept of each image: the centre one, then random ones. 1: the centre alone.
     crops: int = setting(1, '> 0')
     # Keep the ratio of width and height: each photo is brought to the nearest of some sizes of about resolution^2
     # pixels, from 1:2 to 2:1, and a step takes all its rows from one size. Every size in use has its own compiled step
-    # and its own copy of the class pictures in the device's memory, fitted to it. (The x4 upscaler trains on square
+    # and its own copy of the class images in the device's memory, fitted to it. (The x4 upscaler trains on square
     # crops from all over the photo, whatever its ratio.) False: the square in the middle of every photo.
     aspect_buckets: bool = False
     # Several subjects in one run, instead of the four settings above, which then stay empty.
-    concepts: tuple[ConceptConfig, ...] = ()
+    subjects: tuple[SubjectConfig, ...] = ()
 
     def check(self, path: str) -> None:
-        if self.concepts:
-            for field in dataclasses.fields(ConceptConfig):
+        if self.subjects:
+            for field in dataclasses.fields(SubjectConfig):
                 if getattr(self, field.name):
                     raise SettingsError(
-                        f'{path}.{field.name} is {getattr(self, field.name)!r} but {path}.concepts names the subjects '
+                        f'{path}.{field.name} is {getattr(self, field.name)!r} but {path}.subjects names the subjects '
                         f'of this run; leave one of the two empty'
                     )
 
@@ -125,32 +125,32 @@ class PriorConfig(Settings):
 
     # lambda of the loss mean(instance) + lambda * mean(class); 0 trains without class rows.
     weight: float = setting(1.0, '>= 0')
-    # What class rows are. 'pictures', the paper's: class pictures that the frozen model draws before training.
-    # 'prediction': the subject's pictures under the class prompt, where the model is held to what the frozen model
+    # What class rows are. 'images', the paper's: class images that the frozen model draws before training.
+    # 'prediction': the subject's images under the class prompt, where the model is held to what the frozen model
     # predicts. Nothing is drawn, so the settings below have no use; a step takes another forward pass of its class rows
     # (under fsdp, of all rows) and, unless adapters leave the frozen UNet in place, a copy of it in the compute dtype.
-    kind: Literal['pictures', 'prediction'] = 'pictures'
-    # Class pictures per class prompt; the paper takes about 1000, "but less can be used".
+    kind: Literal['images', 'prediction'] = 'images'
+    # Class images per class prompt; the paper takes about 1000, "but less can be used".
     num_images: int = setting(200, '> 0')
-    # Folder of the class pictures, filled where it holds too few. None: prior/ in the run's folder. A folder of photos
-    # of one's own, which has no manifest.json: all of them are the class pictures, under their captions or else the
+    # Folder of the class images, filled where it holds too few. None: prior/ in the run's folder. A folder of photos
+    # of one's own, which has no manifest.json: all of them are the class images, under their captions or else the
     # class prompt, none is drawn, and the settings below and num_images have no use.
     dir: str | None = path_setting(None)
-    # Denoise steps of a class picture.
+    # Denoise steps of a class image.
     steps: int = setting(50, '> 0')
-    # Classifier-free guidance of class pictures; 1 is none. The paper is silent.
+    # Classifier-free guidance of class images; 1 is none. The paper is silent.
     guidance_scale: float = setting(7.5, '>= 1')
-    # Class pictures drawn at once, on all devices together.
+    # Class images drawn at once, on all devices together.
     batch_size: int = setting(16, '> 0')
     # 'ddpm' is the ancestral sampler, the paper's choice; the others need fewer steps.
     sampler: Sampler = 'ddpm'
 
     def check(self, path: str) -> None:
-        # The other settings of class pictures stand at defaults that say nothing of whether they were set.
+        # The other settings of class images stand at defaults that say nothing of whether they were set.
         if self.kind == 'prediction' and self.dir is not None:
             raise SettingsError(
-                f"{path}.dir is {self.dir!r} but {path}.kind is 'prediction', which has no class pictures to keep; "
-                f"leave dir None, or set kind to 'pictures'"
+                f"{path}.dir is {self.dir!r} but {path}.kind is 'prediction', which has no class images to keep; "
+                f"leave dir None, or set kind to 'images'"
             )
 
 
@@ -167,7 +167,7 @@ class BaseConfig(Settings):
     # The paper: 1e-5 for Imagen, 5e-6 for Stable Diffusion.
     learning_rate: float = setting(5e-6, '> 0')
     # False: the UNet is frozen, as in textual inversion alone.
-    train_unet: bool = True
+    train_denoiser: bool = True
     # Train the text encoder along: closer to the subject, more memory.
     train_text_encoder: bool = False
     # Its own learning rate. None: that of the UNet.
@@ -197,19 +197,19 @@ class SuperResolutionConfig(Settings):
     accumulation: int = setting(1, '> 0')
     # The paper gives none for this stage; that of the base stage is a good start.
     learning_rate: float = setting(1e-5, '> 0')
-    # Lowest and highest noise augmentation of the low picture in training: times of the image_noising schedule, both
+    # Lowest and highest noise augmentation of the low image in training: times of the image_noising schedule, both
     # included, drawn per row. The paper lowers it for fine-tuning; high levels blur fine detail.
     noise_level: tuple[Timestep, Timestep] = setting((0, 50), f'in [0, {LAST_TIMESTEP}]')
-    # Train on random crops of this side, in pixels of the high picture. None: on whole pictures; the x4 upscaler of
-    # latents, whose whole pictures are too large, on crops of 512.
+    # Train on random crops of this side, in pixels of the high image. None: on whole images; the x4 upscaler of
+    # latents, whose whole images are too large, on crops of 512.
     crop: int | None = setting(None, '> 0')
-    # The x4 upscaler: crops kept of each picture, their latents encoded once; other stages crop anew at every step.
+    # The x4 upscaler: crops kept of each image, their latents encoded once; other stages crop anew at every step.
     crops: int = setting(8, '> 0')
     # Prior preservation in this stage too, of the same kind; nothing to do while prior.weight is 0.
     with_prior: bool = False
     # The augmentation when samples are drawn, a time of the same schedule; best inside noise_level.
     sample_noise_level: Timestep = setting(0, f'in [0, {LAST_TIMESTEP}]')
-    # Denoise steps and guidance when pictures are drawn. None: those of the base stage.
+    # Denoise steps and guidance when images are drawn. None: those of the base stage.
     sample_steps: int | None = setting(None, '> 0')
     sample_guidance_scale: float | None = setting(None, '>= 1')
 
@@ -283,20 +283,20 @@ class TextualInversionConfig(Settings):
         if self.token is not None and (self.token.split() != [self.token] or self.token != self.token.lower()):
             raise SettingsError(f'{path}.token is {self.token!r} but must be one word in lower case, like <sks-dog>')
 
-    def check_prompts(self, concepts: tuple[ConceptConfig, ...], path: str) -> None:
+    def check_prompts(self, subjects: tuple[SubjectConfig, ...], path: str) -> None:
         """Raises SettingsError unless instance prompts hold the new word and class prompts do not."""
         holds = lambda prompt: self.token in prompt.lower()  # noqa: E731
-        if self.token and not any(holds(concept.instance_prompt) for concept in concepts):
+        if self.token and not any(holds(subject.instance_prompt) for subject in subjects):
             raise SettingsError(f'{path}.token is {self.token!r} but no instance_prompt holds it; write it in there')
-        if self.token and any(holds(concept.class_prompt) for concept in concepts):
+        if self.token and any(holds(subject.class_prompt) for subject in subjects):
             raise SettingsError(f'{path}.token is {self.token!r} but a class_prompt holds it too; choose another word')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DreamBoothConfig(Settings):
-    """A whole DreamBooth run: class pictures, base stage, super-resolution stage, samples, export."""
+    """A whole DreamBooth run: class images, base stage, super-resolution stage, samples, export."""
 
-    # Of pictures, times, noise and dropout: the same seed gives the same run.
+    # Of images, times, noise and dropout: the same seed gives the same run.
     seed: int = setting(0, '>= 0')
     # 'storybook' (ships with the package), a folder in diffusers' layout, one .safetensors file in the original layout
     # of Stable Diffusion, or a hub id.
@@ -334,10 +334,10 @@ class DreamBoothConfig(Settings):
                 f'{path}.super_resolution_model_revision is {self.super_resolution_model_revision!r} but '
                 f'{path}.super_resolution_model names no model of the hub; set that too, or the revision to None'
             )
-        for index, concept in enumerate(self.concepts()):
-            where = f'{path}.data.concepts[{index}]' if self.data.concepts else f'{path}.data'
-            concept.check_complete(where, self.model, uses_class=bool(self._class_row_stages()))
-        self.textual_inversion.check_prompts(self.concepts(), f'{path}.textual_inversion')
+        for index, subject in enumerate(self.subjects()):
+            where = f'{path}.data.subjects[{index}]' if self.data.subjects else f'{path}.data'
+            subject.check_complete(where, self.model, uses_class=bool(self._class_row_stages()))
+        self.textual_inversion.check_prompts(self.subjects(), f'{path}.textual_inversion')
         self._check_what_trains(path)
         if (rate := self.textual_inversion.learning_rate) is not None:
             self.optimizer.check_learning_rate(rate, f'{path}.textual_inversion.learning_rate')
@@ -354,17 +354,17 @@ class DreamBoothConfig(Settings):
         if self.data.aspect_buckets and (self.parallel.steps_per_dispatch or 1) > 1:
             raise SettingsError(
                 f'{path}.parallel.steps_per_dispatch is {self.parallel.steps_per_dispatch} but '
-                f'{path}.data.aspect_buckets changes the size of the pictures from step to step; set it to 1 or None'
+                f'{path}.data.aspect_buckets changes the size of the images from step to step; set it to 1 or None'
             )
 
     def _check_what_trains(self, path: str) -> None:
-        frozen = f'{path}.base.train_unet and {path}.base.train_text_encoder are False'
-        if self.base.train_unet or self.base.train_text_encoder or not self.base.steps:
+        frozen = f'{path}.base.train_denoiser and {path}.base.train_text_encoder are False'
+        if self.base.train_denoiser or self.base.train_text_encoder or not self.base.steps:
             return
         if self.textual_inversion.token is None:
             raise SettingsError(f'{frozen}, so nothing trains; set {path}.textual_inversion.token, or one of the two')
         if self.prior.weight > 0:
-            raise SettingsError(f'{frozen}, so class pictures teach nothing; set {path}.prior.weight to 0')
+            raise SettingsError(f'{frozen}, so class images teach nothing; set {path}.prior.weight to 0')
 
     def rows_per_step(self, name: str) -> int:
         """Instance and class rows of one step of the stage 'base' or 'super_resolution', on all devices together."""
@@ -378,19 +378,19 @@ class DreamBoothConfig(Settings):
         stages = ('base', 'super_resolution')
         return tuple(name for name in stages if getattr(self, name).steps and self.has_class_rows(name))
 
-    def class_picture_stages(self) -> tuple[str, ...]:
-        """The stages that train on class pictures."""
-        return tuple(name for name in self._class_row_stages() if not self.has_teacher(name))
+    def class_image_stages(self) -> tuple[str, ...]:
+        """The stages that train on class images."""
+        return tuple(name for name in self._class_row_stages() if not self.is_distilled(name))
 
-    def has_teacher(self, name: str) -> bool:
-        """Whether class rows of that stage show no class pictures but are held to the frozen model's prediction."""
+    def is_distilled(self, name: str) -> bool:
+        """Whether class rows of that stage show no class images but are held to the frozen model's prediction."""
         return self.prior.kind == 'prediction' and self.has_class_rows(name)
 
-    def concepts(self) -> tuple[ConceptConfig, ...]:
-        """Every subject of the run: data.concepts, or the one that `data` itself describes."""
-        return self.data.concepts or (self.data,)
+    def subjects(self) -> tuple[SubjectConfig, ...]:
+        """Every subject of the run: data.subjects, or the one that `data` itself describes."""
+        return self.data.subjects or (self.data,)
 
     def sample_prompts(self) -> tuple[str, ...]:
         """samples.prompts, or the instance and class prompt of every subject, each once; empty ones are left out."""
-        prompts = [prompt for concept in self.concepts() for prompt in (concept.instance_prompt, concept.class_prompt)]
+        prompts = [prompt for subject in self.subjects() for prompt in (subject.instance_prompt, subject.class_prompt)]
         return self.samples.prompts or tuple(dict.fromkeys(prompt for prompt in prompts if prompt.strip()))

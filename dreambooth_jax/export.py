@@ -38,8 +38,8 @@ _DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'float16', 'bfloat16'
 
 def main(argv) -> None:
     del argv
-    from dreambooth_jax.tuning import formats
-    from dreambooth_jax.tuning.trained import read_trained
+    from dreambooth_jax.finetune import formats
+    from dreambooth_jax.finetune.trained import read_trained
 
     trained = read_trained(Path(_WORKDIR.value), _STEP.value)
     written = formats.write(trained, _FORMAT.value, Path(_OUTPUT.value), dtype=_DTYPE.value)

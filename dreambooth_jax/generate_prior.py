@@ -1,4 +1,4 @@
-"""Draws the class pictures of a run until all are there; train does the same when it starts.
+"""Draws the class images of a run until all are there; train does the same when it starts.
 
   python -m dreambooth_jax.generate_prior --config=configs/dog.py --workdir=runs/dog
 
@@ -18,25 +18,25 @@ def main(argv) -> None:
     del argv
     config = resolve(DreamBoothConfig, _CONFIG.value)
     if config.prior.weight == 0:
-        raise SettingsError('config.prior.weight is 0, so this run needs no class pictures; set it above 0')
-    if config.prior.kind != 'pictures':
+        raise SettingsError('config.prior.weight is 0, so this run needs no class images; set it above 0')
+    if config.prior.kind != 'images':
         raise SettingsError(
-            f"config.prior.kind is {config.prior.kind!r}, so this run needs no class pictures; set it to 'pictures'"
+            f"config.prior.kind is {config.prior.kind!r}, so this run needs no class images; set it to 'images'"
         )
-    if not config.class_picture_stages():
+    if not config.class_image_stages():
         raise SettingsError(
-            'no stage trains on class pictures: set config.base.steps, or config.super_resolution.steps and '
+            'no stage trains on class images: set config.base.steps, or config.super_resolution.steps and '
             'config.super_resolution.with_prior'
         )
-    from dreambooth_jax.generation import prior_images
-    from dreambooth_jax.tuning.pinned import read_pinned
+    from dreambooth_jax.finetune.pinned import read_pinned
+    from dreambooth_jax.generation import class_images
 
     config, cascade = read_pinned(config, Path(_WORKDIR.value))
-    images = prior_images.prior_images_of(config, cascade, _WORKDIR.value)
+    images = class_images.class_images_of(config, cascade, _WORKDIR.value)
     folder = config.prior.dir or Path(_WORKDIR.value) / 'prior'
     prompts = dict.fromkeys(image.prompt for image in images)
-    own = ', photos of your own: nothing is drawn' if prior_images.own_photos(config) else ''
-    print(f'{len(images)} class pictures of {", ".join(map(repr, prompts))} in {folder}{own}')
+    own = ', photos of your own: nothing is drawn' if class_images.own_photos(config) else ''
+    print(f'{len(images)} class images of {", ".join(map(repr, prompts))} in {folder}{own}')
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
   python -m dreambooth_jax.pretrain --config=configs/storybook_base.py --workdir=runs/storybook_base
 
-Host processes paint pictures and captions (storybook/pools.py) while the device trains. Run again with the same
+Host processes paint images and captions (storybook/pools.py) while the device trains. Run again with the same
 --workdir, it resumes from the newest checkpoint. The averaged weights end in <workdir>/model, a diffusers folder.
 """
 
@@ -24,6 +24,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     import numpy as np
 
     from dreambooth_jax.data import pairs
+    from dreambooth_jax.finetune.fresh import start_pipeline
     from dreambooth_jax.generation.cascade import Cascade
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.stages.pixel import Objective, PixelStage
@@ -31,7 +32,6 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.stages.text_conditioning import TextConditioning, rows_of
     from dreambooth_jax.storybook import pools, vocabulary
     from dreambooth_jax.training import fit, optimizer, placement, run
-    from dreambooth_jax.tuning.fresh import start_pipeline
     from dreambooth_jax.weights import folders, noise_schedules
 
     run.begin(config, workdir)
@@ -54,7 +54,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
             crop=config.crop,
         )
 
-    # The pool: `passes` times through it in order (its pictures are drawn at random already), then the next one.
+    # The pool: `passes` times through it in order (its images are drawn at random already), then the next one.
     steps_per_pool = max(1, config.passes * config.pool_size // config.batch_size)
     painters = pools.Painters(
         config.seed,
@@ -71,7 +71,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     def pool_data(number):
         pool = painters.pool(number)
         tokens = conditioning.tokens(['', *pool.captions])
-        data = {'pictures': pool.pictures, 'prompt_of': np.arange(1, config.pool_size + 1, dtype=np.int32)}
+        data = {'images': pool.images, 'prompt_of': np.arange(1, config.pool_size + 1, dtype=np.int32)}
         if is_base:
             data['tokens'] = tokens
         else:
@@ -81,7 +81,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         return place.place_state(lambda data: data, data)
 
     def pick(key, step, batch, frozen):
-        return {**batch, 'picture': pairs.picture_index(key, step, batch, config.pool_size, shuffle=False)}
+        return {**batch, 'image': pairs.image_index(key, step, batch, config.pool_size, shuffle=False)}
 
     def trained(params):
         parts = {name: dataclasses.replace(getattr(pipeline, name), params=value) for name, value in params.items()}

@@ -35,15 +35,15 @@ class PretrainConfig(OptimizerConfig, ObjectiveConfig):
     prompt_dropout: float = setting(0.1, 'in [0, 1]')
     # Share of captions with a meaningless rare token before the noun, so that an identifier is neutral, not unseen.
     rare_token_rate: float = setting(0.05, 'in [0, 1]')
-    # Pictures painted for one pool, which lives on the device while the next is painted.
+    # Images painted for one pool, which lives on the device while the next is painted.
     pool_size: int = setting(4096, '> 0')
     # How often a pool is trained on before the next replaces it.
     passes: int = setting(2, '> 0')
     # Host processes that paint. 0: in the program itself.
     painters: int = setting(1, '>= 0')
-    # Super-resolution: train on random crops of this side, in pixels. None: whole pictures.
+    # Super-resolution: train on random crops of this side, in pixels. None: whole images.
     crop: int | None = setting(None, '> 0')
-    # Super-resolution: side of the high picture / side of the low one.
+    # Super-resolution: side of the high image / side of the low one.
     factor: int = setting(4, '> 1')
     # Super-resolution: lowest and highest noise augmentation, as in SuperResolutionConfig; pretraining sees all of it.
     noise_level: tuple[Timestep, Timestep] = setting((0, 350), f'in [0, {LAST_TIMESTEP}]')
@@ -51,13 +51,13 @@ class PretrainConfig(OptimizerConfig, ObjectiveConfig):
     init: str | None = path_setting(None)
     # Super-resolution: pipeline folder of the base stage, whose text encoder and tokenizer are used, frozen.
     base: str | None = path_setting(None)
-    # Architecture, as in the config.json of a diffusers UNet2DConditionModel; sample_size is the pictures' side.
+    # Architecture, as in the config.json of a diffusers UNet2DConditionModel; sample_size is the images' side.
     unet: dict = dataclasses.field(default_factory=dict)
     # Architecture, as in the config.json of a transformers T5EncoderModel; of the base stage alone.
     text_encoder: dict = dataclasses.field(default_factory=dict)
     # Noise schedule, as in diffusers' scheduler_config.json.
     scheduler: dict = dataclasses.field(default_factory=dict)
-    # The same for the noise that super-resolution puts on the low picture.
+    # The same for the noise that super-resolution puts on the low image.
     image_noising_scheduler: dict = dataclasses.field(default_factory=dict)
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -28,8 +28,8 @@ SENTENCES = (
     ('dreambooth_jax.system.lock', 'LockError'),
     ('dreambooth_jax.weights.errors', 'WeightsError'),
     ('dreambooth_jax.text.tokenize', 'TokenizerError'),
-    ('dreambooth_jax.data.images', 'PictureError'),
-    ('dreambooth_jax.generation.prior_images', 'PriorError'),
+    ('dreambooth_jax.data.images', 'ImageError'),
+    ('dreambooth_jax.generation.class_images', 'PriorError'),
     ('dreambooth_jax.training.checkpoint', 'CheckpointError'),
     ('dreambooth_jax.training.loop', 'TrainingError'),
 )

@@ -1,9 +1,9 @@
-"""Draws pictures of prompts with any model: a run's, the built-in one, a pipeline folder or one of the hub.
+"""Draws images of prompts with any model: a run's, the built-in one, a pipeline folder or one of the hub.
 
   python -m dreambooth_jax.sample --model=runs/dog --prompt="a sks dog in the snow" --output=out
 
-writes out/000_00.png ... (number of the prompt, number of the picture) and out/grid.png; with two stages the base
-stage's pictures are in out/base/. The same seed gives the same pictures, whatever else is drawn.
+writes out/000_00.png ... (number of the prompt, number of the image) and out/grid.png; with two stages the base
+stage's images are in out/base/. The same seed gives the same images, whatever else is drawn.
 """
 
 import typing
@@ -18,11 +18,11 @@ _MODEL = program.DEFINE_path(
     'model', None, "A run's folder, a pipeline folder, a .safetensors file, 'storybook', or a hub id."
 )
 _PROMPT = flags.DEFINE_multi_string('prompt', None, 'What to draw; may be given several times.')
-_OUTPUT = program.DEFINE_path('output', None, 'Folder for the pictures.')
-_NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lower_bound=1)
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the noise; picture j of every prompt starts from the same.', lower_bound=0)
+_OUTPUT = program.DEFINE_path('output', None, 'Folder for the images.')
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Images per prompt.', lower_bound=1)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the noise; image j of every prompt starts from the same.', lower_bound=0)
 _NEGATIVE = flags.DEFINE_string('negative_prompt', '', 'What guidance leads away from.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Pictures drawn at once.', lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Images drawn at once.', lower_bound=1)
 # Without these a run's own settings hold, or those of the built-in model, and for other models the defaults.
 _STEPS = flags.DEFINE_integer('steps', None, "Denoise steps; else the run's samples.steps, or 25.", lower_bound=1)
 _GUIDANCE = flags.DEFINE_float(
@@ -34,7 +34,7 @@ _SAMPLER = flags.DEFINE_enum(
 _NOISE_LEVEL = flags.DEFINE_integer(
     'noise_level',
     None,
-    "Noise put on the picture that super-resolution enlarges, 0 to 999; else the run's "
+    "Noise put on the image that super-resolution enlarges, 0 to 999; else the run's "
     'super_resolution.sample_noise_level, or 0.',
     lower_bound=0,
 )
@@ -56,7 +56,7 @@ _SUPER_RESOLUTION = program.DEFINE_path(
 _RESOLUTION = flags.DEFINE_integer(
     'resolution',
     None,
-    "Side of the base stage's pictures; else the run's data.resolution, or the model's own.",
+    "Side of the base stage's images; else the run's data.resolution, or the model's own.",
     lower_bound=1,
 )
 _REVISION = flags.DEFINE_string('model_revision', None, 'Branch, tag or commit of a model of the hub.')
@@ -79,9 +79,9 @@ def main(argv) -> None:
     from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
     from dreambooth_jax.generation.new_words import with_embedding
     from dreambooth_jax.generation.run_settings import settings_of
+    from dreambooth_jax.monitoring import grids
     from dreambooth_jax.system import disk
     from dreambooth_jax.training import memory
-    from dreambooth_jax.watching import grids
 
     prompts, output = _PROMPT.value, Path(_OUTPUT.value)
     run = settings_of(_MODEL.value)
@@ -111,8 +111,8 @@ def main(argv) -> None:
     output.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
     batch_size = _BATCH_SIZE.value
     smaller = [f'--batch_size={batch_size // 2}'] if batch_size > 1 else []
-    with memory.explained('pictures are drawn', smaller, kept=False):
-        pictures = cascade.generate(
+    with memory.explained('images are drawn', smaller, kept=False):
+        images = cascade.generate(
             prompts,
             num_images=_NUM_IMAGES.value,
             steps=chosen(_STEPS, samples.steps),
@@ -125,21 +125,21 @@ def main(argv) -> None:
             super_resolution_guidance_scale=chosen(_SECOND_GUIDANCE, second_stage.sample_guidance_scale),
             batch_size=batch_size,
         )
-    folders = {output: pictures.final}
-    if pictures.super_resolution is not None:
-        folders[output / 'base'] = pictures.base
+    folders = {output: images.final}
+    if images.super_resolution is not None:
+        folders[output / 'base'] = images.base
     for folder, drawn in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
         for index, pixels in enumerate(drawn):
             prompt, number = divmod(index, _NUM_IMAGES.value)
             with disk.writing(folder / f'{prompt:03d}_{number:02d}.png') as new:
                 Image.fromarray(pixels).save(new, format='PNG')
-    final = pictures.final
+    final = images.final
     rows = final.reshape(len(prompts), _NUM_IMAGES.value, *final.shape[1:])
     side = min(max(final.shape[1], 96), 256)
     with disk.writing(output / 'grid.png') as new:
         grids.contact_sheet(rows, prompts, side=side).save(new, format='PNG')
-    print(f'{len(final)} pictures of {final.shape[2]} x {final.shape[1]} pixels and grid.png in {output}')
+    print(f'{len(final)} images of {final.shape[2]} x {final.shape[1]} pixels and grid.png in {output}')
 
 
 if __name__ == '__main__':

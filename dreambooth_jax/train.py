@@ -1,4 +1,4 @@
-"""All of DreamBooth: class pictures, base stage, super-resolution stage, samples, checkpoints, export.
+"""All of DreamBooth: class images, base stage, super-resolution stage, samples, checkpoints, export.
 
   python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/dog
 
@@ -15,19 +15,19 @@ from dreambooth_jax import program
 from dreambooth_jax.config import DreamBoothConfig, resolve
 
 _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py.')
-_WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: class pictures, checkpoints, samples, model.')
+_WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: class images, checkpoints, samples, model.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print photos, settings and plan (steps, memory, time); write nothing.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other hosts of this TPU slice or cluster first.')
 
 
 def train(config: DreamBoothConfig, workdir: Path) -> None:
     """Runs all stages of `config` in `workdir`; what is there already is kept."""
-    from dreambooth_jax.generation import prior_images
+    from dreambooth_jax.finetune import examples, pinned, plan, textual_inversion
+    from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
+    from dreambooth_jax.generation import class_images
     from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, compute_dtype
-    from dreambooth_jax.stages import instance_pictures
+    from dreambooth_jax.stages import instance_images
     from dreambooth_jax.training import inputs, run
-    from dreambooth_jax.tuning import pictures, pinned, plan, textual_inversion
-    from dreambooth_jax.tuning.stage import check_lora_targets, check_schedules
 
     config, original = pinned.read_pinned(config, workdir)
     check_schedules(config, original)
@@ -38,42 +38,42 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     models = {BASE: original.base}
     if config.super_resolution.steps and original.super_resolution is not None:
         models[SUPER_RESOLUTION] = original.super_resolution
-    photos = instance_pictures.photos(config)
-    if own := prior_images.own_photos(config):
+    photos = instance_images.photos(config)
+    if own := class_images.own_photos(config):
         photos[inputs.CLASS_PHOTOS] = own
     learned_from = run.check(config, workdir, inputs.find(models, photos))
     order = learned_from.order
-    instance = pictures.read_instance(config, cascade, order)
+    instance = examples.read_instance(config, cascade, order)
     if _DRY_RUN.value:
-        return print(pictures.describe(config, instance), plan.describe(config, cascade), sep='\n\n')
-    print(instance_pictures.describe(instance['base']))
+        return print(examples.describe(config, instance), plan.describe(config, cascade), sep='\n\n')
+    print(instance_images.describe(instance['base']))
     with run.alone(workdir):
         run.begin(config, workdir, learned_from)
         tune_stages(config, workdir, original, cascade, instance, order.get(inputs.CLASS_PHOTOS))
 
 
 def tune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, instance, class_photos) -> None:
-    """Draws class pictures, tunes one stage after the other and exports: all that writes into the run's folder.
+    """Draws class images, tunes one stage after the other and exports: all that writes into the run's folder.
 
     Args:
       original, cascade: the model, without and with a new word.
-      instance: of pictures.read_instance. class_photos: names of one's own class pictures in their order, or None.
+      instance: of examples.read_instance. class_photos: names of one's own class images in their order, or None.
     """
     import jax
 
-    from dreambooth_jax.generation import prior_images
+    from dreambooth_jax.finetune import examples, textual_inversion
+    from dreambooth_jax.finetune.stage import tune
+    from dreambooth_jax.generation import class_images
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.training import memory, placement, run
-    from dreambooth_jax.tuning import pictures, textual_inversion
-    from dreambooth_jax.tuning.stage import tune
     from dreambooth_jax.weights import folders
 
-    images = prior_images.prior_images_of(config, original, workdir, class_photos)
-    pictures.check_class_pictures(config, cascade, images)
+    images = class_images.class_images_of(config, original, workdir, class_photos)
+    examples.check_class_images(config, cascade, images)
     samples = config.samples
     grid = SampleGrid(
         original,
-        pictures.references(instance, cascade),
+        examples.references(instance, cascade),
         config.sample_prompts(),
         num_images=samples.num_images,
         steps=samples.steps,
@@ -86,7 +86,7 @@ def tune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, inst
     for name in instance:
         if getattr(config, name).steps == 0:
             continue
-        tables = pictures.stage_tables(config, cascade, name, instance[name], images)
+        tables = examples.stage_tables(config, cascade, name, instance[name], images)
         less = memory.remedies(config, name, begun=name in run.trained_stages(workdir))
         with memory.explained(f'the {name} stage trains', less):
             cascade, finished = tune(config, workdir, name, cascade, original, tables, grid, place)

@@ -70,14 +70,14 @@ class ObjectiveConfig(Settings):
 
     # Cap of the signal-to-noise weight (Hang et al. 2023), usually 5. None: all times weigh the same.
     min_snr_gamma: float | None = setting(None, '> 0')
-    # Strength of noise that is constant over each channel; about 0.1 where very dark pictures are wanted.
+    # Strength of noise that is constant over each channel; about 0.1 where very dark images are wanted.
     offset_noise: float = setting(0.0, '>= 0')
     # Train the learned variance of models that have one. False freezes that half of their last layer.
     train_variance: bool = True
     # Weight of the variance's bound, which the loss already scales as Nichol & Dhariwal's lambda = 0.001 does: 1 is
     # their hybrid loss.
     variance_weight: float = setting(1.0, '>= 0')
-    # Share of rows whose prompt is emptied, for classifier-free guidance; fine-tuning on a few pictures needs none.
+    # Share of rows whose prompt is emptied, for classifier-free guidance; fine-tuning on a few images needs none.
     prompt_dropout: float = setting(0.0, 'in [0, 1]')
 
 
@@ -110,13 +110,13 @@ class CheckpointConfig(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplesConfig(Settings):
-    """Pictures drawn while training, to watch it."""
+    """Images drawn while training, to watch it."""
 
     # Steps between samples; the last step always has some. 0: only those.
     every: int = setting(0, '>= 0')
     # What to draw. Empty: the instance and class prompts (pretraining: nothing).
     prompts: tuple[str, ...] = ()
-    # Pictures per prompt.
+    # Images per prompt.
     num_images: int = setting(2, '> 0')
     # Denoise steps.
     steps: int = setting(25, '> 0')

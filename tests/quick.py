@@ -1,4 +1,4 @@
-"""For folders of tests on tiny pictures: compiled fast rather than running fast."""
+"""For folders of tests on tiny images: compiled fast rather than running fast."""
 
 import jax
 import pytest
@@ -7,7 +7,7 @@ import torch
 
 @pytest.fixture(scope='package', autouse=True)
 def quick():
-    """For tiny pictures: XLA without optimisations, and torch in one thread, as its threads wait for each other."""
+    """For tiny images: XLA without optimisations, and torch in one thread, as its threads wait for each other."""
     before = jax.config.read('jax_disable_most_optimizations'), torch.get_num_threads()
     jax.config.update('jax_disable_most_optimizations', True)
     torch.set_num_threads(1)

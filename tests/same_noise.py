@@ -1,4 +1,4 @@
-"""Pictures of latent models from one noise, drawn by this package and by PyTorch's diffusers."""
+"""Images of latent models from one noise, drawn by this package and by PyTorch's diffusers."""
 
 import functools
 
@@ -44,9 +44,9 @@ def ours(family: str, pipeline=None) -> np.ndarray:
 def theirs(pipe) -> np.ndarray:
     """The same of a diffusers pipeline, whose scheduler must be DDIM."""
     size = pipe.unet.config.sample_size
-    key = jax.random.split(text_to_image.picture_keys(SEED, np.zeros(1, int))[0], 3)[0]
+    key = jax.random.split(text_to_image.image_keys(SEED, np.zeros(1, int))[0], 3)[0]
     noise = nchw(samplers.initial_noise(key[None], (size, size, 4)))
-    pictures = pipe(
+    images = pipe(
         PROMPTS,
         negative_prompt=[NEGATIVE] * len(PROMPTS),
         num_inference_steps=STEPS,
@@ -54,8 +54,8 @@ def theirs(pipe) -> np.ndarray:
         latents=noise.repeat(len(PROMPTS), 1, 1, 1),
         output_type='np',
     ).images
-    assert np.isfinite(pictures).all()  # NaN would be black, and equal to NaN of ours
-    return (pictures * 255).round().astype(np.uint8)
+    assert np.isfinite(images).all()  # NaN would be black, and equal to NaN of ours
+    return (images * 255).round().astype(np.uint8)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> int:

@@ -81,15 +81,15 @@ WRONG = [
         'got 3 (int)',
     ),
     (
-        'data.concepts',
+        'data.subjects',
         ({'subjct': 'cat'},),
-        'config.data.concepts[0].subjct is not a known setting; did you mean config.data.concepts[0].subject?',
+        'config.data.subjects[0].subjct is not a known setting; did you mean config.data.subjects[0].subject?',
     ),
     (
-        'data.concepts',
+        'data.subjects',
         ('cat',),
         (
-            'config.data.concepts[0] must be a group of settings (instance_dir, subject, instance_prompt, '
+            'config.data.subjects[0] must be a group of settings (instance_dir, subject, instance_prompt, '
             "class_prompt), got 'cat' (str)"
         ),
     ),
@@ -155,8 +155,8 @@ BETWEEN = [
         'prior',
         {'kind': 'prediction', 'dir': 'class_dogs'},
         (
-            "config.prior.dir is 'class_dogs' but config.prior.kind is 'prediction', which has no class pictures to "
-            "keep; leave dir None, or set kind to 'pictures'"
+            "config.prior.dir is 'class_dogs' but config.prior.kind is 'prediction', which has no class images to "
+            "keep; leave dir None, or set kind to 'images'"
         ),
     ),
     (
@@ -214,10 +214,10 @@ BETWEEN = [
         "config.textual_inversion.token is 'do' but a class_prompt holds it too; choose another word",
     ),
     (
-        'base.train_unet',
+        'base.train_denoiser',
         False,
         (
-            'config.base.train_unet and config.base.train_text_encoder are False, so nothing trains; set '
+            'config.base.train_denoiser and config.base.train_text_encoder are False, so nothing trains; set '
             'config.textual_inversion.token, or one of the two'
         ),
     ),
@@ -226,7 +226,7 @@ BETWEEN = [
         'runs/sd',
         (
             "config.data.instance_dir must be given when config.model is 'runs/sd': the folder of the subject's "
-            "pictures (only 'storybook' has built-in subjects)"
+            "images (only 'storybook' has built-in subjects)"
         ),
     ),
     ('data.subject', None, 'config.data.instance_dir (a folder) or config.data.subject (a built-in one) must be given'),
@@ -238,10 +238,10 @@ BETWEEN = [
         '0 to train without the class',
     ),
     (
-        'data.concepts',
+        'data.subjects',
         ({'subject': 'cat'},),
         (
-            "config.data.subject is 'dog' but config.data.concepts names the subjects of this run; leave one "
+            "config.data.subject is 'dog' but config.data.subjects names the subjects of this run; leave one "
             'of the two '
             'empty'
         ),
@@ -272,12 +272,12 @@ def test_rules_between_settings_are_checked_once_all_are_set(name, value, senten
     assert str(error.value) == sentence
 
 
-def test_class_pictures_are_refused_where_only_a_words_rows_train():
-    settings = nest('base.train_unet', False) | {'textual_inversion': {'token': 'sks'}}
+def test_class_images_are_refused_where_only_a_words_rows_train():
+    settings = nest('base.train_denoiser', False) | {'textual_inversion': {'token': 'sks'}}
     with pytest.raises(SettingsError) as error:
         resolve(DreamBoothConfig, settings)
     assert str(error.value) == (
-        'config.base.train_unet and config.base.train_text_encoder are False, so class pictures teach nothing; set '
+        'config.base.train_denoiser and config.base.train_text_encoder are False, so class images teach nothing; set '
         'config.prior.weight to 0'
     )
     assert resolve(DreamBoothConfig, settings | {'prior': {'weight': 0.0}}).textual_inversion.num_vectors == 1
@@ -321,7 +321,7 @@ def test_aspect_buckets_take_one_step_a_dispatch():
     with pytest.raises(SettingsError) as error:
         resolve(DreamBoothConfig, config)
     assert str(error.value) == (
-        'config.parallel.steps_per_dispatch is 4 but config.data.aspect_buckets changes the size of the pictures from '
+        'config.parallel.steps_per_dispatch is 4 but config.data.aspect_buckets changes the size of the images from '
         'step to step; set it to 1 or None'
     )
     for allowed in (None, 1):
@@ -329,12 +329,12 @@ def test_aspect_buckets_take_one_step_a_dispatch():
         assert resolve(DreamBoothConfig, config).data.aspect_buckets
 
 
-def test_several_concepts_in_one_run():
-    concepts = [{'subject': name, 'instance_prompt': f'a {name}', 'class_prompt': 'a pet'} for name in ('cat', 'dog')]
+def test_several_subjects_in_one_run():
+    subjects = [{'subject': name, 'instance_prompt': f'a {name}', 'class_prompt': 'a pet'} for name in ('cat', 'dog')]
     config = to_config_dict(DreamBoothConfig())
-    config.data.concepts = concepts
+    config.data.subjects = subjects
     resolved = resolve(DreamBoothConfig, config)
-    assert [concept.subject for concept in resolved.concepts()] == ['cat', 'dog']
+    assert [subject.subject for subject in resolved.subjects()] == ['cat', 'dog']
     assert resolved.sample_prompts() == ('a cat', 'a pet', 'a dog')
     assert resolve(DreamBoothConfig, json.loads(json.dumps(to_dict(resolved)))) == resolved
 
@@ -352,7 +352,7 @@ def test_the_class_prompt_is_asked_for_where_class_rows_train_and_left_out_of_sa
     empty = nest('data.class_prompt', '')
     for name, value in (('prior.weight', 0.0), ('base.steps', 0)):
         assert resolve(DreamBoothConfig, nest(name, value, empty)).sample_prompts() == ('a sks dog',)
-    for given in ({'kind': 'prediction'}, {'kind': 'pictures'}):
+    for given in ({'kind': 'prediction'}, {'kind': 'images'}):
         with pytest.raises(SettingsError, match='config.data.class_prompt must be given'):
             resolve(DreamBoothConfig, nest('prior', given, empty))
     second = nest('super_resolution', {'steps': 5, 'with_prior': True}, nest('base.steps', 0, empty))
@@ -360,10 +360,10 @@ def test_the_class_prompt_is_asked_for_where_class_rows_train_and_left_out_of_sa
         resolve(DreamBoothConfig, second)
 
 
-def test_class_pictures_are_for_stages_that_train_on_them():
+def test_class_images_are_for_stages_that_train_on_them():
     def stages(base, second, **more):
         given = {'base': {'steps': base}, 'super_resolution': second, **more}
-        return resolve(DreamBoothConfig, {**DOG, **given}).class_picture_stages()
+        return resolve(DreamBoothConfig, {**DOG, **given}).class_image_stages()
 
     assert stages(1, {'steps': 1}) == ('base',)
     assert stages(1, {'steps': 1, 'with_prior': True}) == ('base', 'super_resolution')
@@ -376,22 +376,22 @@ def test_class_rows_have_a_teacher_where_there_are_any():
     def stages(**prior):
         given = nest('super_resolution.with_prior', prior.pop('both', False), nest('prior', prior))
         resolved = resolve(DreamBoothConfig, given)
-        return [name for name in ('base', 'super_resolution') if resolved.has_teacher(name)]
+        return [name for name in ('base', 'super_resolution') if resolved.is_distilled(name)]
 
     assert stages() == stages(kind='prediction', weight=0.0) == []
     assert stages(kind='prediction') == ['base']
     assert stages(kind='prediction', both=True) == ['base', 'super_resolution']
 
 
-def test_an_incomplete_concept_is_named():
+def test_an_incomplete_subject_is_named():
     with pytest.raises(SettingsError) as error:
-        resolve(DreamBoothConfig, {'data': {'concepts': [DOG['data'], {'subject': 'cat'}]}})
-    assert str(error.value) == "config.data.concepts[1].instance_prompt must be given, for example 'a sks dog'"
+        resolve(DreamBoothConfig, {'data': {'subjects': [DOG['data'], {'subject': 'cat'}]}})
+    assert str(error.value) == "config.data.subjects[1].instance_prompt must be given, for example 'a sks dog'"
 
 
-def test_a_run_without_concepts_has_the_one_of_data():
+def test_a_run_without_subjects_has_the_one_of_data():
     resolved = resolve(DreamBoothConfig, DOG)
-    assert [concept.subject for concept in resolved.concepts()] == ['dog']
+    assert [subject.subject for subject in resolved.subjects()] == ['dog']
     assert resolved.sample_prompts() == ('a sks dog', 'a dog')
 
 

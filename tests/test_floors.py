@@ -15,11 +15,11 @@ FLOORS = (
     ('training_config',),
     ('config',),
     ('pretrain_config',),
-    ('diffusion', 'models', 'text', 'data', 'storybook', 'watching'),
+    ('diffusion', 'models', 'text', 'data', 'storybook', 'monitoring'),
     ('weights',),
     ('stages', 'training'),
     ('generation',),
-    ('evaluation', 'tuning'),
+    ('evaluation', 'finetune'),
     ('program',),  # how every program starts and ends
     (PROGRAMS,),
 )

@@ -263,12 +263,12 @@ def test_a_given_image_wins(world):
 
 
 def test_uploaded_folders_lie_beside_the_code(world):
-    photos = world.cwd / 'pictures of him' / 'my photos'
+    photos = world.cwd / 'images of him' / 'my photos'
     photos.mkdir(parents=True)
-    (photos / 'a.jpg').write_text('picture')
-    result = world.launch(*HERE, '--upload=pictures of him/my photos/', *TRAIN)
+    (photos / 'a.jpg').write_text('image')
+    result = world.launch(*HERE, '--upload=images of him/my photos/', *TRAIN)
     assert result.returncode == 0, result.stderr
-    assert (world.vm / 'home/dreambooth/my photos/a.jpg').read_text() == 'picture'
+    assert (world.vm / 'home/dreambooth/my photos/a.jpg').read_text() == 'image'
 
 
 def test_several_hosts_share_a_folder_for_runs(world):

@@ -1,9 +1,9 @@
-"""Several aspect ratios in one run: the sizes ("buckets") that pictures are brought to, and which one a step trains on.
+"""Several aspect ratios in one run: the sizes ("buckets") that images are brought to, and which one a step trains on.
 
-A picture goes to the size nearest to its own ratio, so that little of it is cropped; all sizes have about the same
+An image goes to the size nearest to its own ratio, so that little of it is cropped; all sizes have about the same
 area. One step takes all its rows from one bucket, since a compiled step has fixed shapes: every bucket has its own
-compiled step. The steps are shared out epoch by epoch: in each, a bucket has as many turns as it has pictures, in an
-order that is a pure function of (seed, epoch), so that every picture is seen equally often and nothing has to be saved.
+compiled step. The steps are shared out epoch by epoch: in each, a bucket has as many turns as it has images, in an
+order that is a pure function of (seed, epoch), so that every image is seen equally often and nothing has to be saved.
 Source: NovelAI, "Improvements on Stable Diffusion" (2022), aspect ratio bucketing.
 """
 
@@ -42,7 +42,7 @@ def bucket_sizes(resolution: int, multiple: int, max_ratio: float = MAX_RATIO) -
 
 
 def nearest(width: int, height: int, sizes: Sequence[Size]) -> Size:
-    """The size whose ratio is nearest to that of a picture: the one that keeps most of it; of equals the larger."""
+    """The size whose ratio is nearest to that of an image: the one that keeps most of it; of equals the larger."""
     return min(sizes, key=lambda size: (abs(math.log(size[0] * width / (size[1] * height))), -size[0] * size[1]))
 
 
@@ -50,7 +50,7 @@ def bucket_of_step(seed: int, step: int, counts: Sequence[int]) -> tuple[int, in
     """Which bucket a step trains on, and how many steps trained on that bucket before.
 
     Args:
-      counts: instance pictures of every bucket, each > 0: in sum(counts) steps each bucket has that many turns.
+      counts: instance images of every bucket, each > 0: in sum(counts) steps each bucket has that many turns.
     Returns: bucket in [0, len(counts)) and its turn, counted from 0. With one bucket the turn is the step.
     """
     epoch, place = divmod(step, sum(counts))

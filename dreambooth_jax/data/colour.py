@@ -2,7 +2,7 @@
 
 A profile is embedded as ICC data or named by code points (CICP, as HEIC, AVIF and PNG have them). Conversion is
 relative colorimetric with black point compensation, as editors do it by default: colours that sRGB has stay what they
-are, others come to its edge. A picture without a profile is taken as sRGB, and its pixels are not touched, nor are they
+are, others come to its edge. An image without a profile is taken as sRGB, and its pixels are not touched, nor are they
 under a profile that is sRGB by another name. Gamma and chromaticity chunks of PNG files are not applied.
 """
 
@@ -22,7 +22,7 @@ _PRIMARIES = {
     9: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),  # BT.2020
     12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),  # Display P3
 }
-HDR_CURVES = {16: 'PQ', 18: 'HLG'}  # CICP transfer characteristics whose pictures are no sRGB without tone mapping
+HDR_CURVES = {16: 'PQ', 18: 'HLG'}  # CICP transfer characteristics whose images are no sRGB without tone mapping
 _D65 = (0.3127, 0.3290)
 _D50 = np.array([0.9642, 1.0, 0.8249])  # ICC's white
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
@@ -30,12 +30,12 @@ _SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)  # ICC's param
 
 
 def to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:
-    """An RGB picture in sRGB.
+    """An RGB image in sRGB.
 
     Args:
       image: of any mode with 8 bits but without transparency.
       profile: ICC data; None: sRGB, or for CMYK Pillow's plain complement.
-      name: of the file, for the warning if its profile is broken or fits other pictures: then it is left out.
+      name: of the file, for the warning if its profile is broken or fits other images: then it is left out.
     """
     if profile is None or image.mode in ('1', 'LAB'):  # Pillow converts LAB by its own profile
         return image.convert('RGB')
@@ -44,7 +44,7 @@ def to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image
         if image.mode not in ('CMYK', 'L') or (image.mode == 'L' and space == 'RGB'):
             image = image.convert('RGB')
         if space != {'L': 'GRAY'}.get(image.mode, image.mode):
-            raise ImageCms.PyCMSError(f'it is of {space} pictures')
+            raise ImageCms.PyCMSError(f'it is of {space} images')
         convert = _conversion(profile, image.mode)
         return image.convert('RGB') if convert is None else convert(image)
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
@@ -131,6 +131,6 @@ def _conversion(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Imag
     return transform.apply if mode == 'RGB' else lambda grey: Image.merge('RGB', [grey.point(row) for row in tables])
 
 
-@functools.cache  # a picture is read more than once
+@functools.cache  # an image is read more than once
 def _warn(name: str, reason: str) -> None:
     logging.warning('the colour profile of %s cannot be used (%s), so its colours are taken as sRGB', name, reason)

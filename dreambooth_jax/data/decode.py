@@ -1,4 +1,4 @@
-"""Picture files as upright RGB pictures of 8 bits in sRGB.
+"""Image files as upright RGB images of 8 bits in sRGB.
 
 What a photo may be is decided in photo_kinds.py; here each kind comes out the same: turned by its EXIF tag or HEIC
 property, CMYK, grey (black or white as 0), 12 or 16 bits deep, with a palette, transparent (shown on white), animated
@@ -33,14 +33,14 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _DEPTH = 'save it with 8 or 16 bits per channel'
 
 
-class PictureError(ValueError):
-    """A picture file, or a folder of them, that cannot be used: one sentence that names it and what to do."""
+class ImageError(ValueError):
+    """An image file, or a folder of them, that cannot be used: one sentence that names it and what to do."""
 
 
-def decode_picture(path: str | os.PathLike) -> Image.Image:
-    """The whole picture, upright, as an RGB image of Pillow in sRGB, transparency shown on white.
+def decode_image(path: str | os.PathLike) -> Image.Image:
+    """The whole image, upright, as an RGB image of Pillow in sRGB, transparency shown on white.
 
-    Raises: PictureError if the file cannot be read, is no picture, is damaged or has more than MAX_PIXELS.
+    Raises: ImageError if the file cannot be read, is no image, is damaged or has more than MAX_PIXELS.
     """
     return _decode(path, lambda image, profile: _to_rgb(image, 'white', profile, str(path)))
 
@@ -50,8 +50,8 @@ def decode_mask(path: str | os.PathLike) -> Image.Image:
     return _decode(path, lambda image, profile: _to_rgb(image, 'black', None, str(path)).convert('L'))
 
 
-def picture_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Width and height of the upright picture, mostly from the file's head; raises PictureError as `decode_picture`."""
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Width and height of the upright image, mostly from the file's head; raises ImageError as `decode_image`."""
     data, format = _read(path)
     with _reading(path):
         image = _open(data, format)
@@ -70,15 +70,15 @@ def _decode(path: str | os.PathLike, to_colours: Callable[[Image.Image, bytes | 
 
 
 def _read(path: str | os.PathLike) -> tuple[bytes, str]:
-    """A file's bytes and its format; raises PictureError unless the gate lets it through."""
+    """A file's bytes and its format; raises ImageError unless the gate lets it through."""
     try:
         with open(path, 'rb') as file:
             data = file.read()
     except OSError as error:
-        raise PictureError(f'{path} cannot be read: {error.strerror}') from None
+        raise ImageError(f'{path} cannot be read: {error.strerror}') from None
     kind = photo_kinds.kind_of(io.BytesIO(data), os.path.basename(path))
     if kind.format is None:
-        raise PictureError(photo_kinds.refusal(path, kind))
+        raise ImageError(photo_kinds.refusal(path, kind))
     return data, kind.format
 
 
@@ -113,44 +113,42 @@ _LIMITS = _Limits()
 def _reading(path: str | os.PathLike) -> Iterator[None]:
     """Whatever the decoders raise becomes one sentence that names the file."""
     with warnings.catch_warnings(), _LIMITS:
-        warnings.simplefilter('ignore')  # Pillow warns of large pictures, odd EXIF blocks and palettes: all harmless
+        warnings.simplefilter('ignore')  # Pillow warns of large images, odd EXIF blocks and palettes: all harmless
         try:
             yield
-        except PictureError as error:
-            raise PictureError(f'{path} {error}') from None
+        except ImageError as error:
+            raise ImageError(f'{path} {error}') from None
         except Image.DecompressionBombError:
-            raise PictureError(f'{path} {_too_large()}') from None
+            raise ImageError(f'{path} {_too_large()}') from None
         except MemoryError:
-            raise PictureError(f'{path} needs more memory than there is; scale it down') from None
+            raise ImageError(f'{path} needs more memory than there is; scale it down') from None
         except Exception:  # damaged files make decoders raise nearly anything
-            raise PictureError(f'{path} is truncated or damaged; {REPLACE}') from None
+            raise ImageError(f'{path} is truncated or damaged; {REPLACE}') from None
 
 
 def _open(data: bytes, format: str) -> Image.Image:
-    """The picture with its head read. HEIC is opened without making it known to Pillow, which others may use too."""
+    """The image with its head read. HEIC is opened without making it known to Pillow, which others may use too."""
     if format == 'HEIF':
         try:
             from pillow_heif import HeifImageFile
         except ImportError:
-            raise PictureError('is a HEIC picture, which needs the package pillow-heif; install it') from None
+            raise ImageError('is a HEIC image, which needs the package pillow-heif; install it') from None
         image = HeifImageFile(io.BytesIO(data))
     else:
         try:
             image = Image.open(io.BytesIO(data), formats=[format])
         except Image.UnidentifiedImageError:
-            raise PictureError(
-                f'starts like a {format} picture but is damaged or of a rare kind; save it anew as JPEG or PNG, or '
+            raise ImageError(
+                f'starts like a {format} image but is damaged or of a rare kind; save it anew as JPEG or PNG, or '
                 f'take it out of its folder'
             ) from None
     if image.width * image.height > MAX_PIXELS:
-        raise PictureError(_too_large())
+        raise ImageError(_too_large())
     return image
 
 
 def _too_large() -> str:
-    return (
-        f'is a picture of more than {MAX_PIXELS / 10**6:g} million pixels; scale it down or take it out of its folder'
-    )
+    return f'is an image of more than {MAX_PIXELS / 10**6:g} million pixels; scale it down or take it out of its folder'
 
 
 def _orientation(image: Image.Image) -> int:
@@ -163,7 +161,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _profile(image: Image.Image, data: bytes, format: str) -> bytes | None:
-    """The ICC data that the picture's colours are meant under; None: sRGB."""
+    """The ICC data that the image's colours are meant under; None: sRGB."""
     if icc := image.info.get('icc_profile'):
         return icc
     if nclx := image.info.get('nclx_profile'):
@@ -174,8 +172,8 @@ def _profile(image: Image.Image, data: bytes, format: str) -> bytes | None:
         return None
     primaries, transfer = points
     if transfer in colour.HDR_CURVES:
-        raise PictureError(
-            f'is an HDR picture ({colour.HDR_CURVES[transfer]}), whose brightness would come out wrong; save it as an '
+        raise ImageError(
+            f'is an HDR image ({colour.HDR_CURVES[transfer]}), whose brightness would come out wrong; save it as an '
             f'ordinary JPEG or PNG, or take it out of its folder'
         )
     return colour.cicp_profile(primaries)
@@ -184,7 +182,7 @@ def _profile(image: Image.Image, data: bytes, format: str) -> bytes | None:
 def _to_eight_bits(image: Image.Image, data: bytes, format: str) -> Image.Image:
     """Deep grey as 8 bits, and a PNG's key colour in the depth of its pixels, which Pillow leaves in the file's."""
     if image.mode == 'F':
-        raise PictureError(f'holds floating-point values; {_DEPTH}')
+        raise ImageError(f'holds floating-point values; {_DEPTH}')
     key = image.info.get('transparency')
     if not image.mode.startswith('I'):
         depth = data[24] if format == 'PNG' else 8  # in the first chunk
@@ -196,7 +194,7 @@ def _to_eight_bits(image: Image.Image, data: bytes, format: str) -> Image.Image:
     tags = image.tag_v2 if format == 'TIFF' else {}
     bits = tags.get(_BITS, (16,))[0]
     if bits > 16 or tags.get(_SAMPLE_FORMAT, (1,))[0] == 2:
-        raise PictureError(f'holds {"signed" if bits <= 16 else f"{bits}-bit"} values; {_DEPTH}')
+        raise ImageError(f'holds {"signed" if bits <= 16 else f"{bits}-bit"} values; {_DEPTH}')
     values = np.asarray(image)
     levels = np.rint(np.arange(2**bits) / ((2**bits - 1) / 255)).astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == 0:  # white is 0

@@ -1,4 +1,4 @@
-"""What a stage's steps are fed: which bucket of pictures each takes, its rows, and which picture each row shows.
+"""What a stage's steps are fed: which bucket of images each takes, its rows, and which image each row shows.
 
 Joins the buckets' schedule (buckets.py) with the rows of a batch (pairs.py). The rows' description is the same for all
 buckets; what differs lies in the bucket's own data on the device. Without aspect buckets there is one bucket, and all
@@ -17,14 +17,14 @@ from dreambooth_jax.data.buckets import bucket_of_step
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """The pictures of every step, a pure function of (seed, step).
+    """The images of every step, a pure function of (seed, step).
 
     Attributes:
       seed: of the run.
       steps: that will be taken; those before do not depend on it.
-      counts: instance pictures of each bucket, > 0.
-      num_class: class pictures, of which each bucket has all, after its instance pictures.
-      shown_again: class rows show the instance pictures instead, of the bucket whose turn it is.
+      counts: instance images of each bucket, > 0.
+      num_class: class images, of which each bucket has all, after its instance images.
+      shown_again: class rows show the instance images instead, of the bucket whose turn it is.
     """
 
     seed: int
@@ -43,14 +43,14 @@ class Feed:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What `pick` needs beside a bucket's pictures on the device: turns i32[steps] of buckets.bucket_of_step."""
+        """What `pick` needs beside a bucket's images on the device: turns i32[steps] of buckets.bucket_of_step."""
         turns = [bucket_of_step(self.seed, step, self.counts)[1] for step in range(self.steps)]
         return {'turns': np.array(turns, np.int32)}
 
     def batch(
         self, instance_rows: int, class_rows: int, prior_weight: float, devices: int, parts: int = 1
     ) -> dict[str, np.ndarray]:
-        """The rows of every step (pairs.make_batch), padded for the devices; no class rows without class pictures.
+        """The rows of every step (pairs.make_batch), padded for the devices; no class rows without class images.
 
         Args:
           parts: micro-batches that the rows of each device are cut into.
@@ -63,18 +63,18 @@ class Feed:
         return pairs.deal_rows(batch, devices) if self.shown_again else batch
 
     def pick(self, key, step, batch, frozen):
-        """The rows of a step with their `picture`, a place in the bucket's own array; see training.make_train_step.
+        """The rows of a step with their `image`, a place in the bucket's own array; see training.make_train_step.
 
-        Rows that show instance pictures go through the bucket's own turn by turn, the others through the class
-        pictures, which every bucket has, step by step: each group epoch by epoch, whatever the order of the buckets.
+        Rows that show instance images go through the bucket's own turn by turn, the others through the class
+        images, which every bucket has, step by step: each group epoch by epoch, whatever the order of the buckets.
 
         Args:
-          frozen: the data of the step's bucket: `prompt_of` i32[pictures] and `arrays`.
+          frozen: the data of the step's bucket: `prompt_of` i32[images] and `arrays`.
         """
         num_instance = len(frozen['prompt_of']) - self.num_class
         own = (batch['is_instance'] > 0) | self.shown_again
         rows = {**batch, 'size': jnp.where(own, num_instance, batch['size'])}
         at = jnp.where(own, frozen['turns'][step], step)
-        place = pairs.picture_index(key, at, rows, max(self.counts) + self.num_class)
-        # The description counts the instance pictures of all buckets before the class pictures.
-        return {**batch, 'picture': place - batch['first'] + jnp.where(own, 0, num_instance)}
+        place = pairs.image_index(key, at, rows, max(self.counts) + self.num_class)
+        # The description counts the instance images of all buckets before the class images.
+        return {**batch, 'image': place - batch['first'] + jnp.where(own, 0, num_instance)}

@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dreambooth_jax.data.images import PictureError
-from dreambooth_jax.data.subjects import PictureFile
+from dreambooth_jax.data.images import ImageError
+from dreambooth_jax.data.subjects import ImageFile
 
 
 class Fingerprint(NamedTuple):
@@ -28,13 +28,13 @@ class Fingerprint(NamedTuple):
         return self[1:]
 
 
-def fingerprint(file: PictureFile) -> Fingerprint:
-    """Reads a photo and its mask; raises PictureError if that cannot be."""
+def fingerprint(file: ImageFile) -> Fingerprint:
+    """Reads a photo and its mask; raises ImageError if that cannot be."""
     try:
         mask = file.mask and file_hash(file.mask)
         return Fingerprint(file.path.name, file_hash(file.path), file.caption and _text_hash(file.caption), mask)
     except OSError as error:
-        raise PictureError(f'{error.filename} cannot be read: {error.strerror}') from None
+        raise ImageError(f'{error.filename} cannot be read: {error.strerror}') from None
 
 
 def file_hash(path) -> str:
@@ -67,7 +67,7 @@ def match(recorded: Sequence[Fingerprint], found: Sequence[Fingerprint]) -> tupl
             ]
         elif renamed is not None:
             left.remove(renamed)
-            differences.append(f'{one.name} is another picture')
+            differences.append(f'{one.name} is another image')
         else:
             differences.append(f'{one.name} is missing')
     differences += [f'{one.name} is new' for one in left]

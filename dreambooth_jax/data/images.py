@@ -1,7 +1,7 @@
-"""Picture files as uint8 RGB arrays of a given size, mostly square.
+"""Image files as uint8 RGB arrays of a given size, mostly square.
 
 How a file becomes pixels is decode.py's. Resizing is antialiased (Lanczos) and never enlarges. A mask, which weighs the
-loss of each pixel, is resized and cropped as its picture; a crop that would hold nothing of it lies elsewhere.
+loss of each pixel, is resized and cropped as its image; a crop that would hold nothing of it lies elsewhere.
 """
 
 import dataclasses
@@ -13,15 +13,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dreambooth_jax.data.buckets import Size, nearest
-from dreambooth_jax.data.decode import PictureError, decode_mask, decode_picture
+from dreambooth_jax.data.decode import ImageError, decode_image, decode_mask
 
-__all__ = ['MAX_ZOOM', 'Photo', 'PictureError', 'fit', 'open_photo', 'read_masked_picture', 'read_picture']
+__all__ = ['MAX_ZOOM', 'Photo', 'ImageError', 'fit', 'open_photo', 'read_masked_image', 'read_image']
 
 MAX_ZOOM = 1.25  # of random crops
 _DRAWS = 20  # of a random crop until one meets the mask
 
 
-def read_picture(
+def read_image(
     path: str | os.PathLike,
     resolution: int,
     *,
@@ -29,21 +29,21 @@ def read_picture(
     rng: np.random.Generator | None = None,
     max_zoom: float = MAX_ZOOM,
 ) -> np.ndarray:
-    """Reads a picture file as a square: shorter side resized, longer side cropped.
+    """Reads an image file as a square: shorter side resized, longer side cropped.
 
     Args:
       resolution: side of the square in pixels.
-      crop: 'center', or 'random': the shorter side becomes up to max_zoom * resolution, as far as the picture has the
+      crop: 'center', or 'random': the shorter side becomes up to max_zoom * resolution, as far as the image has the
         pixels, and the square lies anywhere.
       rng: needed by 'random'.
     Returns: uint8[resolution, resolution, 3], RGB.
-    Raises: PictureError if the file cannot be read, is no picture, is damaged or is smaller than the resolution;
+    Raises: ImageError if the file cannot be read, is no image, is damaged or is smaller than the resolution;
       ValueError for another crop.
     """
-    return read_masked_picture(path, None, [(resolution, resolution)], crop=crop, rng=rng, max_zoom=max_zoom)[0]
+    return read_masked_image(path, None, [(resolution, resolution)], crop=crop, rng=rng, max_zoom=max_zoom)[0]
 
 
-def read_masked_picture(
+def read_masked_image(
     path: str | os.PathLike,
     mask: str | os.PathLike | None,
     sizes: Sequence[Size],
@@ -52,36 +52,36 @@ def read_masked_picture(
     rng: np.random.Generator | None = None,
     max_zoom: float = MAX_ZOOM,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a picture and the file that says what of it counts, both brought to size in the same way.
+    """Reads an image and the file that says what of it counts, both brought to size in the same way.
 
     Args:
       mask: white counts, black does not, grey and colours by their brightness; transparent is black. None: all counts.
-      sizes: (height, width) pairs; the one whose ratio is nearest to the picture's is taken.
-      others: of `read_picture`.
-    Returns: the picture, uint8[height, width, 3], and its mask, uint8[height, width, 1], each value the mean over the
+      sizes: (height, width) pairs; the one whose ratio is nearest to the image's is taken.
+      others: of `read_image`.
+    Returns: the image, uint8[height, width, 3], and its mask, uint8[height, width, 1], each value the mean over the
       area of its pixel.
-    Raises: as `read_picture`, for both files; PictureError if they differ in size or the mask is black.
+    Raises: as `read_image`, for both files; ImageError if they differ in size or the mask is black.
     """
     return open_photo(path, mask).cut(sizes, crop=crop, rng=rng, max_zoom=max_zoom)
 
 
 def open_photo(path: str | os.PathLike, mask: str | os.PathLike | None = None) -> 'Photo':
-    """Reads a picture and its mask as they are, to be cut more than once; raises as `read_masked_picture`."""
-    image = decode_picture(path)
+    """Reads an image and its mask as they are, to be cut more than once; raises as `read_masked_image`."""
+    image = decode_image(path)
     if mask is None:
         return Photo(path, image, None, None)
     weights = decode_mask(mask)
     if weights.size != image.size:
-        raise PictureError(
-            f'the mask {mask} is {weights.width} x {weights.height} pixels but its picture {path} {image.width} x '
-            f'{image.height}, both as they are shown upright; make the mask as large as its picture'
+        raise ImageError(
+            f'the mask {mask} is {weights.width} x {weights.height} pixels but its image {path} {image.width} x '
+            f'{image.height}, both as they are shown upright; make the mask as large as its image'
         )
     return Photo(path, image, mask, weights)
 
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-    """A picture in memory, RGB, and its mask, 8-bit grey of the same size; None: all counts."""
+    """An image in memory, RGB, and its mask, 8-bit grey of the same size; None: all counts."""
 
     path: str | os.PathLike
     image: Image.Image
@@ -91,7 +91,7 @@ class Photo:
     def cut(
         self, sizes: Sequence[Size], *, crop: str, rng: np.random.Generator | None, max_zoom: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One crop of both, as `read_masked_picture` says.
+        """One crop of both, as `read_masked_image` says.
 
         The crop is drawn without a look at the mask. Where it holds nothing that counts, a random one is drawn again,
         up to 20 times; then, and in the middle at once, it moves to where it holds most, nearest to where it lay.
@@ -105,8 +105,8 @@ class Photo:
 
         frame = draw()
         if self.weights is None:
-            picture = frame.apply(self.image, Image.Resampling.LANCZOS)
-            return picture, np.full((*picture.shape[:2], 1), 255, np.uint8)
+            image = frame.apply(self.image, Image.Resampling.LANCZOS)
+            return image, np.full((*image.shape[:2], 1), 255, np.uint8)
         # A mean over areas, since Lanczos would put light echoes of a white edge into the black beside it.
         kept = frame.apply(self.weights, Image.Resampling.BOX)
         for _ in range(_DRAWS if crop == 'random' else 0):
@@ -118,15 +118,15 @@ class Photo:
             frame = frame.moved_to(np.array(self.weights.resize(frame.resized, Image.Resampling.BOX)))
             kept = frame.apply(self.weights, Image.Resampling.BOX)
         if not kept.any():
-            raise PictureError(
-                f'the mask {self.mask} is black all over, or all but a few dots, so nothing of its picture {self.path} '
+            raise ImageError(
+                f'the mask {self.mask} is black all over, or all but a few dots, so nothing of its image {self.path} '
                 f'would be learned; paint white what counts, or take both out of their folder'
             )
         return frame.apply(self.image, Image.Resampling.LANCZOS), kept[..., None]
 
 
 class _Frame(NamedTuple):
-    """How a picture is brought to size: resized as a whole, then cut."""
+    """How an image is brought to size: resized as a whole, then cut."""
 
     resized: tuple[int, int]  # width, height
     box: tuple[int, int, int, int]  # left, top, right, bottom
@@ -149,16 +149,15 @@ class _Frame(NamedTuple):
 def _frame(
     path: str | os.PathLike, size: tuple[int, int], target: Size, rng: np.random.Generator | None, max_zoom: float
 ) -> _Frame:
-    """The frame in the middle, or with `rng` a random one, of a picture of that (width, height)."""
+    """The frame in the middle, or with `rng` a random one, of an image of that (width, height)."""
     (width, height), (wanted_height, wanted_width) = size, target
     by_width = width * wanted_height <= height * wanted_width  # the side that is not cropped
     there, side = (width, wanted_width) if by_width else (height, wanted_height)
     if there < side:
         square = wanted_height == wanted_width
         wanted = f'resolution {side}' if square else f'{wanted_width} x {wanted_height} of its aspect bucket'
-        raise PictureError(
-            f'{path} is {width} x {height} pixels, smaller than the {wanted}; use a larger picture or a lower '
-            f'resolution'
+        raise ImageError(
+            f'{path} is {width} x {height} pixels, smaller than the {wanted}; use a larger image or a lower resolution'
         )
     if rng is not None:
         side = int(rng.uniform(side, min(max_zoom * side, there) + 1))
@@ -170,10 +169,10 @@ def _frame(
 
 
 def fit(images: np.ndarray, size: Size) -> np.ndarray:
-    """Pictures in memory brought to another size, resized until they cover it and cropped in the middle.
+    """Images in memory brought to another size, resized until they cover it and cropped in the middle.
 
     Args:
-      images: uint8[N, H, W, 3]. Unlike files they may be enlarged: class pictures are drawn as squares, and the longer
+      images: uint8[N, H, W, 3]. Unlike files they may be enlarged: class images are drawn as squares, and the longer
         side of a bucket with their area is up to sqrt(MAX_RATIO) times theirs.
       size: (height, width).
     Returns: uint8[N, height, width, 3]; `images` itself if that is their size.
@@ -183,6 +182,6 @@ def fit(images: np.ndarray, size: Size) -> np.ndarray:
     if (height, width) == (wanted_height, wanted_width):
         return images
     if height < wanted_height and width < wanted_width:
-        raise ValueError(f'pictures of {width} x {height} pixels are too small for {wanted_width} x {wanted_height}')
+        raise ValueError(f'images of {width} x {height} pixels are too small for {wanted_width} x {wanted_height}')
     fitted = (ImageOps.fit(Image.fromarray(image), size[::-1], Image.Resampling.LANCZOS) for image in images)
     return np.stack([np.asarray(image) for image in fitted])

@@ -1,6 +1,6 @@
 """Between the two resolutions of a cascade: antialiased down, and back up as the super-resolution pipeline does.
 
-Pictures are NHWC in any linear range ([-1, 1] in training); both functions can be jitted.
+Images are NHWC in any linear range ([-1, 1] in training); both functions can be jitted.
 """
 
 import jax
@@ -24,7 +24,7 @@ def downsample(high: jax.Array, factor: int) -> jax.Array:
 
 
 def upsample(low: jax.Array, size: int | tuple[int, int]) -> jax.Array:
-    """Bilinear with aligned corners, exactly as diffusers' IFSuperResolutionPipeline prepares the low picture.
+    """Bilinear with aligned corners, exactly as diffusers' IFSuperResolutionPipeline prepares the low image.
 
     Args:
       low: float[B, h, w, C].
@@ -36,11 +36,11 @@ def upsample(low: jax.Array, size: int | tuple[int, int]) -> jax.Array:
     return _stretch(_stretch(low, height, axis=1), width, axis=2)
 
 
-def _stretch(pictures: jax.Array, size: int, axis: int) -> jax.Array:
-    old = pictures.shape[axis]
+def _stretch(images: jax.Array, size: int, axis: int) -> jax.Array:
+    old = images.shape[axis]
     # In f32 as torch computes it: the exact positions would differ by 1e-5 of a pixel.
     position = np.arange(size, dtype=np.float32) * np.float32((old - 1) / max(size - 1, 1))
     before = np.minimum(position.astype(np.int32), old - 1)
-    share = jnp.asarray(np.expand_dims(position - before, [d for d in range(4) if d != axis]), pictures.dtype)
+    share = jnp.asarray(np.expand_dims(position - before, [d for d in range(4) if d != axis]), images.dtype)
     after = np.minimum(before + 1, old - 1)
-    return (1 - share) * jnp.take(pictures, before, axis=axis) + share * jnp.take(pictures, after, axis=axis)
+    return (1 - share) * jnp.take(images, before, axis=axis) + share * jnp.take(images, after, axis=axis)

@@ -1,12 +1,12 @@
-"""The rows of a training batch: which instance and class pictures a step sees, and with what weight.
+"""The rows of a training batch: which instance and class images a step sees, and with what weight.
 
 A batch has `num_instance_rows` instance rows, then `num_class_rows` class rows. Its description (`make_batch`) is made
-once and placed on the devices; a step then picks pictures by index, so nothing is moved between host and device and
-there is no iterator state: `picture_index` is a pure function of (key, step, row).
+once and placed on the devices; a step then picks images by index, so nothing is moved between host and device and
+there is no iterator state: `image_index` is a pure function of (key, step, row).
 
 Prior preservation, mean(instance) + lambda * mean(class), is a weight per row (DESIGN.md, decision 4), so the loss is
-mean(weight * loss) on any split of the rows over devices. The picture array holds instance pictures first, then class
-pictures; a group is named by its first picture's place.
+mean(weight * loss) on any split of the rows over devices. The image array holds instance images first, then class
+images; a group is named by its first image's place.
 """
 
 import jax
@@ -17,8 +17,8 @@ import numpy as np
 def make_batch(
     num_instance_rows: int,
     num_class_rows: int,
-    num_instance_pictures: int,
-    num_class_pictures: int,
+    num_instance_images: int,
+    num_class_images: int,
     prior_weight: float,
 ) -> dict[str, np.ndarray]:
     """Describes the B = num_instance_rows + num_class_rows rows of every step.
@@ -26,14 +26,14 @@ def make_batch(
     Args:
       num_instance_rows: > 0.
       num_class_rows: >= 0.
-      num_instance_pictures: > 0, the pictures' places are [0, num_instance_pictures).
-      num_class_pictures: > 0 if there are class rows; their places follow.
+      num_instance_images: > 0, the images' places are [0, num_instance_images).
+      num_class_images: > 0 if there are class rows; their places follow.
       prior_weight: lambda >= 0.
     Returns: arrays [B]
       slot i32: the row's place in the global batch;
       weight f32: B / num_instance_rows, or prior_weight * B / num_class_rows;
       is_instance f32: 1 or 0;
-      first i32, size i32: place of the first picture of the row's group, and how many it has;
+      first i32, size i32: place of the first image of the row's group, and how many it has;
       position i32, rows i32: place of the row among its group's rows, and how many these are.
     Raises: ValueError if a number is out of range.
     """
@@ -42,18 +42,18 @@ def make_batch(
             f'a batch needs at least one instance row and no negative number of class rows, got {num_instance_rows} '
             f'and {num_class_rows}'
         )
-    for kind, rows, pictures in (
-        ('instance', num_instance_rows, num_instance_pictures),
-        ('class', num_class_rows, num_class_pictures),
+    for kind, rows, images in (
+        ('instance', num_instance_rows, num_instance_images),
+        ('class', num_class_rows, num_class_images),
     ):
-        if rows and pictures < 1:
-            raise ValueError(f'the batch has {rows} {kind} rows but there are {pictures} {kind} pictures')
+        if rows and images < 1:
+            raise ValueError(f'the batch has {rows} {kind} rows but there are {images} {kind} images')
     if not prior_weight >= 0:
         raise ValueError(f'prior_weight must be >= 0, got {prior_weight}')
     total = num_instance_rows + num_class_rows
-    groups = [(num_instance_rows, 0, num_instance_pictures, 1.0, 1.0)]
+    groups = [(num_instance_rows, 0, num_instance_images, 1.0, 1.0)]
     if num_class_rows:
-        groups.append((num_class_rows, num_instance_pictures, num_class_pictures, prior_weight, 0.0))
+        groups.append((num_class_rows, num_instance_images, num_class_images, prior_weight, 0.0))
     parts = [
         {
             'weight': np.full(rows, weight * total / rows, np.float32),
@@ -103,10 +103,10 @@ def most_class_rows(batch: dict[str, np.ndarray], devices: int, parts: int = 1) 
     return int((batch['is_instance'].reshape(devices, -1, parts) == 0).sum(axis=1).max())
 
 
-def picture_index(
+def image_index(
     key: jax.Array, step: jax.Array, batch: dict[str, jax.Array], max_size: int, *, shuffle: bool = True
 ) -> jax.Array:
-    """The picture of every row at one step: each group is gone through epoch by epoch, every picture once in each.
+    """The image of every row at one step: each group is gone through epoch by epoch, every image once in each.
 
     Args:
       key: the run's key for this purpose; a row's result depends on it, on `step` and on the row's own fields alone,
@@ -115,7 +115,7 @@ def picture_index(
       batch: fields of `make_batch`, all rows or some of them.
       max_size: static, at least the largest `size`.
       shuffle: a fresh order for each group and epoch; False goes through in order.
-    Returns: i32[B], places in the picture array.
+    Returns: i32[B], places in the image array.
     """
     size = batch['size']
     seen = step * batch['rows'] + batch['position']  # rows of the group before this one, since the first step

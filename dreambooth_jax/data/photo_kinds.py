@@ -1,6 +1,6 @@
 """The gate for photos: what a file is, decided by its first bytes and, where they tell nothing, by its name.
 
-A file is one of three things. A picture that can be read has a `format`. A photo or drawing that cannot be read, such
+A file is one of three things. An image that can be read has a `format`. A photo or drawing that cannot be read, such
 as a camera's raw file, has an `advice`: whoever put it there meant it to be used, so it is an error. All else is no
 photo, and is skipped and named. A name that promises a photo (.jpg) is held to its promise: text under it is an error.
 """
@@ -29,7 +29,7 @@ class Kind(NamedTuple):
       words: to be put behind 'is'.
       format: 'HEIF', or the name by which Pillow reads it; None if it cannot be read.
       advice: what to do about a photo that cannot be read; None for what can be read and for what is no photo.
-      is_original: cameras and editors write a JPEG of the same name beside it, which is then its picture.
+      is_original: cameras and editors write a JPEG of the same name beside it, which is then its image.
     """
 
     words: str
@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 
 
 def _readable(name: str, format: str) -> Kind:
-    return Kind(f'a {name} picture', format)
+    return Kind(f'a {name} image', format)
 
 
 def _raw(name: str) -> Kind:
@@ -51,7 +51,7 @@ def _layered(name: str) -> Kind:
 
 
 def _unknown(name: str) -> Kind:
-    return Kind(f'a picture in the format {name}', advice=_CONVERT)
+    return Kind(f'an image in the format {name}', advice=_CONVERT)
 
 
 TEXT, EMPTY, FOLDER, VIDEO = Kind('text'), Kind('an empty file'), Kind('a folder'), Kind('a video or audio file')
@@ -185,14 +185,14 @@ def kind_of(file: BinaryIO, name: str) -> Kind:
         return Kind(f'named like a photo but is {what}', advice=REPLACE)
     if suffix in _SIDE_NAMES:
         return Kind(_SIDE_NAMES[suffix])
-    return kind or Kind('not a picture')
+    return kind or Kind('not an image')
 
 
 def refusal(path: str | os.PathLike, kind: Kind) -> str:
-    """The sentence about a file that was to be read as a picture and is none that can be."""
+    """The sentence about a file that was to be read as an image and is none that can be."""
     if kind.advice:
         return f'{path} is {kind.words}{"" if kind.advice == REPLACE else ", which cannot be read"}; {kind.advice}'
-    what = kind.words if kind.words == 'not a picture' else f'{kind.words}, not a picture'
+    what = kind.words if kind.words == 'not an image' else f'{kind.words}, not an image'
     return f'{path} is {what} ({READABLE}); {REPLACE}'
 
 
@@ -284,7 +284,7 @@ def _tiff_kind(file: BinaryIO, head: bytes, suffix: str) -> Kind:
     if any(page.get(262) in (32803, 34892) for page in (first, *inner)):
         return _raw('TIFF/EP')
     if (is_reduced and has_more) or max(area) > area[0]:
-        return Kind('a TIFF whose first page is only a preview of its picture', advice=_CONVERT, is_original=True)
+        return Kind('a TIFF whose first page is only a preview of its image', advice=_CONVERT, is_original=True)
     return _TIFF
 
 

@@ -1,11 +1,11 @@
-"""A subject's folder: its pictures, their captions and masks, and everything else that lies there.
+"""A subject's folder: its images, their captions and masks, and everything else that lies there.
 
-Pictures are found by content (photo_kinds.py) and taken in the order of their names. What lies beside dog.jpg belongs
+Images are found by content (photo_kinds.py) and taken in the order of their names. What lies beside dog.jpg belongs
 to it by name, in capitals or not: dog.txt or dog.caption is its caption, dog.mask.png (or dog-masklabel.png, as
 OneTrainer names it) says what of it counts; with a dog.png there too, dog.jpg.txt and dog.jpg.mask.png. No file is lost
 without a word: it is used, or skipped and named so that the program can warn, or an error. An error is what the user
 meant to be used and cannot be: a photo that is damaged, too small or of a kind that is not read, a mask that fits no
-picture. Hidden files are ignored unless they are pictures.
+image. Hidden files are ignored unless they are images.
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ import numpy as np
 
 from dreambooth_jax.data import photo_kinds
 from dreambooth_jax.data.buckets import Size
-from dreambooth_jax.data.images import MAX_ZOOM, PictureError, open_photo
+from dreambooth_jax.data.images import MAX_ZOOM, ImageError, open_photo
 from dreambooth_jax.data.photo_kinds import FOLDER, READABLE, SPECIAL, Kind
 
 _CAPTIONS = ('.txt', '.caption')
 # OneTrainer's name for masks beside our own, and kohya's fork with the bare extension; white counts in all of them.
 _MASK = re.compile(r'(?P<stem>.+?)(\.mask|-masklabel)(\.[^.]+)?', re.IGNORECASE)
-_CONDITION = re.compile(r'(?P<stem>.+)-condlabel\.[^.]+', re.IGNORECASE)  # OneTrainer's, of models that see a picture
+_CONDITION = re.compile(r'(?P<stem>.+)-condlabel\.[^.]+', re.IGNORECASE)  # OneTrainer's, of models that see an image
 _MASK_LIKE = re.compile(r'(?P<stem>.+?)[-_ ]mask(label)?', re.IGNORECASE)  # a stem
 
 
-class PictureFile(NamedTuple):
-    """A picture, and the caption and the mask that lie beside it, if they do."""
+class ImageFile(NamedTuple):
+    """An image, and the caption and the mask that lie beside it, if they do."""
 
     path: pathlib.Path
     caption: str | None
@@ -39,12 +39,12 @@ class PictureFile(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Pictures of one size in memory.
+class Images:
+    """Images of one size in memory.
 
     Attributes:
       images: uint8[N, H, W, 3], RGB; N = files * crops, the crops of one file together.
-      masks: uint8[N, H, W, 1], 255 where a pixel counts in full and 0 where it does not; None if no picture has one.
+      masks: uint8[N, H, W, 1], 255 where a pixel counts in full and 0 where it does not; None if no image has one.
       prompts: N captions or prompts.
       names: N file names.
       skipped: name -> reason, of what lay in the folder and is not used.
@@ -57,35 +57,35 @@ class Pictures:
     skipped: dict[str, str]
 
 
-def list_pictures(folder: str | os.PathLike) -> tuple[list[PictureFile], dict[str, str]]:
-    """The picture files of a folder, sorted by name, and name -> reason for everything that is none.
+def list_images(folder: str | os.PathLike) -> tuple[list[ImageFile], dict[str, str]]:
+    """The image files of a folder, sorted by name, and name -> reason for everything that is none.
 
-    Raises: PictureError if the folder is missing, is a file or cannot be read; if a photo is of a kind that is not
-      read; if a caption is empty, not UTF-8 or contradicts another; if a mask is no picture, has none beside it or is
-      not the only one; if a caption or mask could be of two pictures.
+    Raises: ImageError if the folder is missing, is a file or cannot be read; if a photo is of a kind that is not
+      read; if a caption is empty, not UTF-8 or contradicts another; if a mask is no image, has none beside it or is
+      not the only one; if a caption or mask could be of two images.
     """
     folder = pathlib.Path(folder)
     kinds = _look_around(folder)
     masks = [path for path in kinds if _MASK.fullmatch(path.name) and _is_mask(path, kinds[path])]
-    pictures = [path for path, kind in kinds.items() if kind.format and path not in masks]
+    images = [path for path, kind in kinds.items() if kind.format and path not in masks]
     skipped = {}
-    for path in [path for path in pictures if path.name.startswith('.') or _CONDITION.fullmatch(path.name)]:
-        pictures.remove(path)
+    for path in [path for path in images if path.name.startswith('.') or _CONDITION.fullmatch(path.name)]:
+        images.remove(path)
         skipped[path] = 'hidden' if path.name.startswith('.') else 'a condition for another kind of model'
-    captions = [path for path in kinds if path.suffix.lower() in _CAPTIONS and path not in pictures]
+    captions = [path for path in kinds if path.suffix.lower() in _CAPTIONS and path not in images]
     captions = [path for path in captions if kinds[path] not in (FOLDER, SPECIAL) and path not in skipped]
-    caption_of, mask_of = _caption_files(pictures, captions), _match_masks(pictures, masks, kinds)
-    _refuse_mask_likes(pictures)
-    used = {*pictures, *masks, *(path for found in caption_of.values() for path in found)}
+    caption_of, mask_of = _caption_files(images, captions), _match_masks(images, masks, kinds)
+    _refuse_mask_likes(images)
+    used = {*images, *masks, *(path for found in caption_of.values() for path in found)}
     for path, kind in kinds.items():
         if path not in used and path not in skipped:
-            skipped[path] = 'a caption without a picture' if path in captions else _reason(path, kind, pictures)
-    found = [PictureFile(path, _read_captions(caption_of.get(path, ())), mask_of.get(path)) for path in pictures]
+            skipped[path] = 'a caption without an image' if path in captions else _reason(path, kind, images)
+    found = [ImageFile(path, _read_captions(caption_of.get(path, ())), mask_of.get(path)) for path in images]
     return found, {path.name: skipped[path] for path in sorted(skipped)}
 
 
-def read_subject(folder: str | os.PathLike, resolution: int, prompt: str, *, crops: int = 1, seed: int = 0) -> Pictures:
-    """Reads all pictures of a folder as squares; as `read_buckets` with that one size."""
+def read_subject(folder: str | os.PathLike, resolution: int, prompt: str, *, crops: int = 1, seed: int = 0) -> Images:
+    """Reads all images of a folder as squares; as `read_buckets` with that one size."""
     size = (resolution, resolution)
     return read_buckets(folder, [size], prompt, crops=crops, seed=seed)[size]
 
@@ -99,23 +99,23 @@ def read_buckets(
     max_zoom: float = MAX_ZOOM,
     seed: int = 0,
     order: Sequence[str] | None = None,
-) -> dict[Size, Pictures]:
-    """Reads all pictures of a folder, each in the size whose ratio is nearest to its own.
+) -> dict[Size, Images]:
+    """Reads all images of a folder, each in the size whose ratio is nearest to its own.
 
     Args:
       sizes: (height, width) pairs, such as buckets.bucket_sizes.
-      prompt: of the pictures without a caption.
-      crops: per picture: the centre one, then random ones. max_zoom: of the random ones (images.py).
-      seed: of the random crops; a crop depends on it, on the picture's place in the order and on its own number.
+      prompt: of the images without a caption.
+      crops: per image: the centre one, then random ones. max_zoom: of the random ones (images.py).
+      seed: of the random crops; a crop depends on it, on the image's place in the order and on its own number.
       order: the files' names in the order in which they are taken; None: sorted.
-    Returns: the pictures by size, in the order of `sizes`, without those that no picture has.
-    Raises: PictureError if no picture is there, or one is damaged or smaller than its size, or a mask does not fit
-      its picture.
+    Returns: the images by size, in the order of `sizes`, without those that no image has.
+    Raises: ImageError if no image is there, or one is damaged or smaller than its size, or a mask does not fit
+      its image.
     """
-    files, skipped = list_pictures(folder)
+    files, skipped = list_images(folder)
     if not files:
         found = '; '.join(f'{name} is {reason}' for name, reason in skipped.items()) or 'it is empty'
-        raise PictureError(f'the folder {folder} holds no picture ({found}); put pictures ({READABLE}) there')
+        raise ImageError(f'the folder {folder} holds no image ({found}); put images ({READABLE}) there')
     if order is not None:
         files.sort(key=lambda file: order.index(file.path.name))
     found: dict[Size, list] = {size: [] for size in sizes}
@@ -126,7 +126,7 @@ def read_buckets(
             image, mask = photo.cut(sizes, crop='random' if crop else 'center', rng=rng, max_zoom=max_zoom)
             found[image.shape[:2]].append((file, image, mask))
     return {
-        size: Pictures(
+        size: Images(
             images=np.stack([image for _, image, _ in rows]),
             masks=np.stack([mask for _, _, mask in rows]) if any(file.mask for file, _, _ in rows) else None,
             prompts=[file.caption or prompt for file, _, _ in rows],
@@ -139,15 +139,15 @@ def read_buckets(
 
 
 def _look_around(folder: pathlib.Path) -> dict[pathlib.Path, Kind]:
-    """What lies in a folder, sorted by name, without hidden files that are no pictures."""
+    """What lies in a folder, sorted by name, without hidden files that are no images."""
     if not folder.exists():
-        raise PictureError(f'the folder {folder} does not exist; create it and put pictures ({READABLE}) there')
+        raise ImageError(f'the folder {folder} does not exist; create it and put images ({READABLE}) there')
     if not folder.is_dir():
-        raise PictureError(f'{folder} is a file; give the folder that holds the pictures')
+        raise ImageError(f'{folder} is a file; give the folder that holds the images')
     try:
         kinds = {path: photo_kinds.look(path) for path in sorted(folder.iterdir())}
     except OSError as error:
-        raise PictureError(f'the folder {folder} cannot be read: {error.strerror}') from None
+        raise ImageError(f'the folder {folder} cannot be read: {error.strerror}') from None
     return {path: kind for path, kind in kinds.items() if kind.format or not path.name.startswith('.')}
 
 
@@ -155,80 +155,80 @@ def _is_mask(path: pathlib.Path, kind: Kind) -> bool:
     return kind != FOLDER and path.suffix.lower() not in _CAPTIONS and not path.name.startswith('.')
 
 
-def _reason(path: pathlib.Path, kind: Kind, pictures: Sequence[pathlib.Path]) -> str:
-    """Why a file is not used; raises PictureError if it is a photo and no picture stands in for it."""
+def _reason(path: pathlib.Path, kind: Kind, images: Sequence[pathlib.Path]) -> str:
+    """Why a file is not used; raises ImageError if it is a photo and no image stands in for it."""
     if not kind.advice:
         return kind.words
-    twins = _owners(path.stem, pictures) if kind.is_original else []
+    twins = _owners(path.stem, images) if kind.is_original else []
     if not twins:
-        raise PictureError(photo_kinds.refusal(path, kind))
+        raise ImageError(photo_kinds.refusal(path, kind))
     return f'{kind.words}, in whose place {twins[0].name} is used'
 
 
-def _owners(stem: str, pictures: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """The pictures that a file of this stem lies beside: of that very name, or stem, or but for capitals."""
+def _owners(stem: str, images: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """The images that a file of this stem lies beside: of that very name, or stem, or but for capitals."""
     fold = lambda name: unicodedata.normalize('NFC', name).casefold()  # noqa: E731 (macOS splits accents off)
     tests = (
         lambda path: path.name == stem,
         lambda path: path.stem == stem,
         lambda path: fold(stem) in (fold(path.name), fold(path.stem)),
     )
-    return next((found for test in tests if (found := [path for path in pictures if test(path)])), [])
+    return next((found for test in tests if (found := [path for path in images if test(path)])), [])
 
 
-def _owner(file: pathlib.Path, stem: str, what: str, pictures: Sequence[pathlib.Path]) -> pathlib.Path | None:
-    owners = _owners(stem, pictures)
+def _owner(file: pathlib.Path, stem: str, what: str, images: Sequence[pathlib.Path]) -> pathlib.Path | None:
+    owners = _owners(stem, images)
     if len(owners) > 1:
         ending = file.name[len(stem) :]
         names = [path.name for path in owners]
-        raise PictureError(
+        raise ImageError(
             f'the {what} {file} could belong to {" or ".join(names)}; name it {names[0]}{ending}, or rename one of the '
-            f'pictures'
+            f'images'
         )
     return owners[0] if owners else None
 
 
 def _caption_files(
-    pictures: Sequence[pathlib.Path], captions: Sequence[pathlib.Path]
+    images: Sequence[pathlib.Path], captions: Sequence[pathlib.Path]
 ) -> Mapping[pathlib.Path, list[pathlib.Path]]:
-    """Picture -> its caption files."""
+    """Image -> its caption files."""
     found = {}
     for file in captions:
-        owner = _owner(file, file.stem, 'caption', pictures)
+        owner = _owner(file, file.stem, 'caption', images)
         if owner is not None:
             found.setdefault(owner, []).append(file)
     return found
 
 
 def _match_masks(
-    pictures: Sequence[pathlib.Path], masks: Sequence[pathlib.Path], kinds: Mapping[pathlib.Path, Kind]
+    images: Sequence[pathlib.Path], masks: Sequence[pathlib.Path], kinds: Mapping[pathlib.Path, Kind]
 ) -> dict[pathlib.Path, pathlib.Path]:
-    """Picture -> its mask."""
+    """Image -> its mask."""
     mask_of = {}
     for mask in masks:
         stem = _MASK.fullmatch(mask.name)['stem']
         if kinds[mask].format is None:
-            raise PictureError(f'the mask {photo_kinds.refusal(mask, kinds[mask])}')
-        owner = _owner(mask, stem, 'mask', pictures)
+            raise ImageError(f'the mask {photo_kinds.refusal(mask, kinds[mask])}')
+        owner = _owner(mask, stem, 'mask', images)
         if owner is None:
-            raise PictureError(
-                f'the mask {mask} has no picture beside it ({stem}.jpg, {stem}.png or another kind); rename it or take '
+            raise ImageError(
+                f'the mask {mask} has no image beside it ({stem}.jpg, {stem}.png or another kind); rename it or take '
                 f'it out of its folder'
             )
         if owner in mask_of:
-            raise PictureError(f'{mask_of[owner]} and {mask} are masks of the same picture; keep one of them')
+            raise ImageError(f'{mask_of[owner]} and {mask} are masks of the same image; keep one of them')
         mask_of[owner] = mask
     return mask_of
 
 
-def _refuse_mask_likes(pictures: Sequence[pathlib.Path]) -> None:
+def _refuse_mask_likes(images: Sequence[pathlib.Path]) -> None:
     """dog_mask.png beside dog.jpg may be a mask or a masked dog: too dear a thing to guess."""
-    for path in pictures:
+    for path in images:
         match = _MASK_LIKE.fullmatch(path.stem)
-        others = [other for other in _owners(match['stem'], pictures) if other != path] if match else []
+        others = [other for other in _owners(match['stem'], images) if other != path] if match else []
         if others:
             stem = others[0].stem
-            raise PictureError(
+            raise ImageError(
                 f'{path} is named like a mask of {others[0].name}; name it {stem}.mask{path.suffix} if it is one, or '
                 f'without "mask" if it is a photo'
             )
@@ -237,7 +237,7 @@ def _refuse_mask_likes(pictures: Sequence[pathlib.Path]) -> None:
 def _read_captions(files: Sequence[pathlib.Path]) -> str | None:
     texts = [_read_caption(file) for file in files]
     if len(set(texts)) > 1:
-        raise PictureError(f'{files[0]} and {files[1]} are different captions of one picture; keep one of them')
+        raise ImageError(f'{files[0]} and {files[1]} are different captions of one image; keep one of them')
     return texts[0] if texts else None
 
 
@@ -245,9 +245,9 @@ def _read_caption(path: pathlib.Path) -> str:
     try:
         caption = ' '.join(path.read_text(encoding='utf-8-sig').split())
     except UnicodeDecodeError:
-        raise PictureError(f'the caption {path} is not UTF-8 text; save it as UTF-8 or delete it') from None
+        raise ImageError(f'the caption {path} is not UTF-8 text; save it as UTF-8 or delete it') from None
     except OSError as error:
-        raise PictureError(f'the caption {path} cannot be read: {error.strerror}') from None
+        raise ImageError(f'the caption {path} cannot be read: {error.strerror}') from None
     if not caption:
-        raise PictureError(f'the caption {path} is empty; write what its picture shows, or delete it')
+        raise ImageError(f'the caption {path} is empty; write what its image shows, or delete it')
     return caption

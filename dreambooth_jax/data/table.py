@@ -1,4 +1,4 @@
-"""The pictures of a run with their prompts, as arrays for the device: instance pictures, then class pictures."""
+"""The images of a run with their prompts, as arrays for the device: instance images, then class images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from dreambooth_jax.data.images import fit
 
 
 class Examples(NamedTuple):
-    """Pictures of one size.
+    """Images of one size.
 
     Attributes:
       images: uint8[N, H, W, 3].
       prompts: N of them.
       masks: uint8[N, H, W, 1], how much each pixel counts (255: in full); None: all of them.
-      class_prompts: N prompts of the class that each picture's subject belongs to; None where nobody asks.
+      class_prompts: N prompts of the class that each image's subject belongs to; None where nobody asks.
     """
 
     images: np.ndarray
@@ -27,19 +27,19 @@ class Examples(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Pictures and prompts, each prompt once.
+    """Images and prompts, each prompt once.
 
     Attributes:
-      pictures: uint8[N, H, W, 3].
-      prompt_of: i32[N], each picture's place in `prompts`.
+      images: uint8[N, H, W, 3].
+      prompt_of: i32[N], each image's place in `prompts`.
       prompts: the first is the empty prompt, which dropped rows see.
-      num_instance: pictures [0, num_instance) are the subject's; the rest are class pictures.
-      masks: uint8[N, H, W, 1], 255 where a pixel counts in full, as all of a class picture does; None: all pixels do.
-      class_prompt_of: i32[N], the place of the prompt under which class rows show the subject's pictures; None where
-        they show class pictures, or where there are none.
+      num_instance: images [0, num_instance) are the subject's; the rest are class images.
+      masks: uint8[N, H, W, 1], 255 where a pixel counts in full, as all of a class image does; None: all pixels do.
+      class_prompt_of: i32[N], the place of the prompt under which class rows show the subject's images; None where
+        they show class images, or where there are none.
     """
 
-    pictures: np.ndarray
+    images: np.ndarray
     prompt_of: np.ndarray
     prompts: list[str]
     num_instance: int
@@ -48,14 +48,14 @@ class Table:
 
     @property
     def num_class(self) -> int:
-        """How many class pictures there are."""
-        return len(self.pictures) - self.num_instance
+        """How many class images there are."""
+        return len(self.images) - self.num_instance
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """What of it a pixel stage takes to the device."""
         masks = {} if self.masks is None else {'masks': self.masks}
-        return {'pictures': self.pictures, **self.prompt_arrays, **masks}
+        return {'images': self.images, **self.prompt_arrays, **masks}
 
     @property
     def prompt_arrays(self) -> dict[str, np.ndarray]:
@@ -64,24 +64,24 @@ class Table:
         return {'prompt_of': self.prompt_of, **again}
 
 
-def make_table(instance: Examples, class_pictures: Examples | None = None, *, shown_again: bool = False) -> Table:
-    """Joins instance and class pictures into one table.
+def make_table(instance: Examples, class_images: Examples | None = None, *, shown_again: bool = False) -> Table:
+    """Joins instance and class images into one table.
 
-    Class pictures of another size are fitted to that of the instance pictures, so that each aspect bucket has a copy
+    Class images of another size are fitted to that of the instance images, so that each aspect bucket has a copy
     of them all: rows of one step have one shape, and the prior's weight must not depend on what lies in which bucket.
 
     Args:
-      shown_again: class rows show the instance pictures, under their class prompts; there are no class pictures then.
+      shown_again: class rows show the instance images, under their class prompts; there are no class images then.
     """
     rows = instance
-    if class_pictures is not None:
-        fitted = fit(class_pictures.images, instance.images.shape[1:3])
-        rows = join([instance, class_pictures._replace(images=fitted)])
+    if class_images is not None:
+        fitted = fit(class_images.images, instance.images.shape[1:3])
+        rows = join([instance, class_images._replace(images=fitted)])
     under = instance.class_prompts if shown_again else ()
     prompts = ['', *dict.fromkeys(text for text in (*rows.prompts, *under) if text)]
     place = {text: i for i, text in enumerate(prompts)}
     return Table(
-        pictures=rows.images,
+        images=rows.images,
         prompt_of=np.array([place[text] for text in rows.prompts], np.int32),
         prompts=prompts,
         num_instance=len(instance.images),
@@ -91,7 +91,7 @@ def make_table(instance: Examples, class_pictures: Examples | None = None, *, sh
 
 
 def join(groups: Sequence[Examples]) -> Examples:
-    """Pictures of one size one after the other; if any group has masks, the others count in full."""
+    """Images of one size one after the other; if any group has masks, the others count in full."""
     masks = None
     if any(group.masks is not None for group in groups):
         masks = np.concatenate(

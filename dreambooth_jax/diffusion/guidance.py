@@ -42,7 +42,7 @@ def classifier_free_guidance(
 def dynamic_threshold(x0: jax.Array, ratio: float, max_value: float) -> jax.Array:
     """x0 clipped to [-s, s] and divided by s, so that saturated pixels move inwards.
 
-    s is the `ratio` quantile of |x0| over one picture, clipped to [1, max_value]; s = 1 is plain clipping to [-1, 1].
+    s is the `ratio` quantile of |x0| over one image, clipped to [1, max_value]; s = 1 is plain clipping to [-1, 1].
 
     Args:
         x0: [B, ...].

@@ -21,7 +21,7 @@ _MIN_SNR_WEIGHTS = {
     'sample': jnp.minimum,
 }
 
-# Half the distance between two of the 256 values of a picture in [-1, 1].
+# Half the distance between two of the 256 values of an image in [-1, 1].
 _HALF_LEVEL = 1.0 / 255.0
 # Lowest probability whose logarithm is taken, as improved-diffusion's losses.py.
 _MIN_PROBABILITY = 1e-12
@@ -79,7 +79,7 @@ def variance_loss(
     """Variational bound of a learned-range variance, per example, scaled so that it can be added to denoising_loss.
 
     For t > 0: KL(q(x_{t-1} | x_t, x0) || N(mean, variance)); for t = 0: negative log likelihood of the 256-level
-    picture. Both in bits, averaged over values, times T / 1000 (improved-diffusion's RESCALED_MSE). The mean carries
+    image. Both in bits, averaged over values, times T / 1000 (improved-diffusion's RESCALED_MSE). The mean carries
     no gradient: only the variance learns from this term.
 
     Args:

@@ -1,7 +1,7 @@
 """What a network predicts about x_t = alpha * x0 + sigma * noise, and how one kind of prediction turns into another.
 
   epsilon       the noise                      Ho et al. 2020
-  sample        x0, the clean picture
+  sample        x0, the clean image
   v_prediction  alpha * noise - sigma * x0     Salimans & Ho 2022, appendix D
 
 With x_t known each determines the others, except at the ends:

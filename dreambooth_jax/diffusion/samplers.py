@@ -1,4 +1,4 @@
-"""From noise to pictures: ancestral sampling (ddpm), DDIM and DPM-Solver++, all as one scan over the same step.
+"""From noise to images: ancestral sampling (ddpm), DDIM and DPM-Solver++, all as one scan over the same step.
 
 Every method is the same update with other coefficients,
 
@@ -65,7 +65,7 @@ def sample(
     eta: float = 0.0,
     noise: jax.Array | None = None,
 ) -> jax.Array:
-    """Pictures from noise. Pure: may run under jax.jit with everything but x_T, keys and noise static.
+    """Images from noise. Pure: may run under jax.jit with everything but x_T, keys and noise static.
 
     Args:
         denoise: (x_t f32[B, H, W, C], t i32[B]) -> [B, H, W, C], or [B, H, W, 2C] with variance channels behind;
@@ -152,7 +152,7 @@ def step_table(schedule: Schedule, method: str, num_steps: int, eta: float = 0.0
     times = timesteps(schedule, method, num_steps)
     if schedule.prediction_type == 'epsilon' and schedule.alphas_cumprod[times[0]] == 0:
         raise ValueError(
-            f'sampler {method} starts at time {times[0]}, where this schedule leaves nothing of the picture '
+            f'sampler {method} starts at time {times[0]}, where this schedule leaves nothing of the image '
             f'(rescale_betas_zero_snr), which a prediction of noise cannot find again; take dpmsolver++.'
         )
     if method == 'ddpm':
@@ -226,7 +226,7 @@ def _finite_alphas_cumprod(schedule: Schedule) -> np.ndarray:
 
 
 def _solver_path(schedule: Schedule, sampling: Sampling, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Times i64[N] and sigma / alpha f64[N + 1] of dpmsolver++, the last one that of the finished picture."""
+    """Times i64[N] and sigma / alpha f64[N + 1] of dpmsolver++, the last one that of the finished image."""
     alphas_cumprod = _finite_alphas_cumprod(schedule)
     ratios = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
     if sampling.sigma_spacing is None:
@@ -317,7 +317,7 @@ def _implicit(schedule: Schedule, times: np.ndarray, sampling: Sampling, num_ste
 def _multistep(times: np.ndarray, ratio: np.ndarray, sampling: Sampling) -> StepTable:
     alpha = 1 / np.sqrt(ratio**2 + 1)
     sigma = ratio * alpha
-    # e^-h with h the step in log(alpha / sigma) is a quotient of the ratios, 0 where the picture is finished.
+    # e^-h with h the step in log(alpha / sigma) is a quotient of the ratios, 0 where the image is finished.
     decay = ratio[1:] / ratio[:-1]
     with np.errstate(divide='ignore'):
         steps = -np.log(decay)

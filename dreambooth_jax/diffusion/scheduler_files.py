@@ -2,7 +2,7 @@
 
 A file names one class of diffusers and belongs to two readers. The noise that the model was trained with (betas,
 prediction and variance type) is that of the class in the file: keys that the file leaves out take that class's
-defaults (NOISE_DEFAULTS). How pictures are drawn is the affair of the sampler: diffusers hands the keys that the file
+defaults (NOISE_DEFAULTS). How images are drawn is the affair of the sampler: diffusers hands the keys that the file
 does hold to the sampler's class, and that class has its own defaults for the others (SAMPLER_DEFAULTS), as
 `SamplerClass.from_config(FileClass.from_config(file).config)` does. So with Stable Diffusion 1.5's file, which names
 PNDMScheduler and no spacing, the times of ddim are spread 'leading' and those of dpmsolver++ 'linspace'.
@@ -173,7 +173,7 @@ def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_written(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that say how pictures are drawn, checked as those of a file are.
+    """Keys that say how images are drawn, checked as those of a file are.
 
     Raises: ValueError for an unknown key or a value that is not allowed.
     """
@@ -230,7 +230,7 @@ class Sampling:
       sigma_min, sigma_max: ends of that spread; None: those of the schedule.
       adds_noise: whether dpmsolver++ solves the stochastic equation (sde-dpmsolver++).
       solver_order: of dpmsolver++, 1 or 2. solver_type: of its second order, 'midpoint' or 'heun'.
-      ends_clean: whether its last step goes to the clean picture rather than to the noise of time 0.
+      ends_clean: whether its last step goes to the clean image rather than to the noise of time 0.
       lower_order_final: whether its last step is of first order where there are fewer than 15.
       euler_at_final: whether its last step is of first order however many there are.
     """

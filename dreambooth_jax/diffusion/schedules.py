@@ -1,9 +1,9 @@
-"""Noise schedules: how much picture and how much noise are in x_t at every time t.
+"""Noise schedules: how much image and how much noise are in x_t at every time t.
 
 Conventions, for the whole package:
   x_t = alpha * x0 + sigma * noise, with alpha^2 + sigma^2 = 1 (variance preserving) and alpha^2 = alphas_cumprod[t].
-  t runs from 0 (almost clean) to T - 1 (almost noise); t = -1 stands for the clean picture (alphas_cumprod 1).
-  Pictures and latents are NHWC; pictures lie in [-1, 1].
+  t runs from 0 (almost clean) to T - 1 (almost noise); t = -1 stands for the clean image (alphas_cumprod 1).
+  Images and latents are NHWC; images lie in [-1, 1].
 
 Everything is computed on the host in float32 and in the order of diffusers' schedulers, because 1 - alphas_cumprod
 cancels: another order of operations moves small betas by 1e-4 of their size and then no sampler agrees.
@@ -103,7 +103,7 @@ def make_schedule(
         rescale_betas_zero_snr: see rescale_zero_terminal_snr.
         trained_betas: f32[T], given betas.
         prediction_type, variance_type: of Schedule.
-        written: keys of scheduler files that say how pictures are drawn, such as timestep_spacing.
+        written: keys of scheduler files that say how images are drawn, such as timestep_spacing.
     Raises: ValueError naming the key, its value and what is allowed.
     """
     _check_choice('prediction_type', prediction_type, PREDICTION_TYPES)
@@ -153,7 +153,7 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
 
 
 def alpha_sigma(schedule: Schedule, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Shares of picture and noise, (alpha, sigma), f32 of t's shape; t is i32[...] in [0, T)."""
+    """Shares of image and noise, (alpha, sigma), f32 of t's shape; t is i32[...] in [0, T)."""
     alphas_cumprod = jnp.asarray(schedule.alphas_cumprod)[t]
     return jnp.sqrt(alphas_cumprod), jnp.sqrt(1.0 - alphas_cumprod)
 
@@ -169,7 +169,7 @@ def posterior(schedule: Schedule, t: jax.Array, previous_t: jax.Array) -> Poster
 
     Args:
         t: i32[...] in [0, T).
-        previous_t: i32[...] below t; negative for the clean picture, where the variance is 0.
+        previous_t: i32[...] below t; negative for the clean image, where the variance is 0.
     Source: Ho et al. 2020, equations 6 and 7, for any two times.
     """
     table = jnp.asarray(schedule.alphas_cumprod)

@@ -2,7 +2,7 @@
 
 An experiment is a folder in experiments/ with a run.py. While it works, its parts lie in a working folder
 (<part>.json with <part>.npz, and training runs), so that an interrupted experiment goes on where it was. At the end
-results.json and pictures are written beside run.py, and the README's part between the two marks is replaced.
+results.json and images are written beside run.py, and the README's part between the two marks is replaced.
 """
 
 import hashlib
@@ -40,26 +40,26 @@ def kept(
     Args:
       folder, name: of its files.
       settings: everything that the numbers depend on, as JSON can hold it.
-      make: gives numbers for JSON and pictures uint8[...] by label.
-    Returns: make()'s numbers, to which 'measured' (seconds, hardware, date) is added, and its pictures.
+      make: gives numbers for JSON and images uint8[...] by label.
+    Returns: make()'s numbers, to which 'measured' (seconds, hardware, date) is added, and its images.
     """
     path, settings = folder / f'{name}.json', json.loads(json.dumps(settings))
-    pictures_path = path.with_suffix('.npz')
-    if path.is_file() and pictures_path.is_file():
+    images_path = path.with_suffix('.npz')
+    if path.is_file() and images_path.is_file():
         found = json.loads(path.read_text('utf-8'))
         if found['settings'] == settings:
-            with np.load(pictures_path) as pictures:
-                return found['numbers'], dict(pictures)
+            with np.load(images_path) as images:
+                return found['numbers'], dict(images)
     started = time.perf_counter()
-    numbers, pictures = make()
+    numbers, images = make()
     seconds = round(time.perf_counter() - started, 1)
     measured = {'seconds': seconds, 'hardware': hardware(), 'date': date.today().isoformat()}
     numbers = json.loads(json.dumps({**numbers, 'measured': measured}))
     folder.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # the pictures of one measurement must not meet the numbers of another
-    np.savez_compressed(pictures_path, **pictures)
+    path.unlink(missing_ok=True)  # the images of one measurement must not meet the numbers of another
+    np.savez_compressed(images_path, **images)
     write_json(path, {'settings': settings, 'numbers': numbers})
-    return numbers, pictures
+    return numbers, images
 
 
 def fingerprint(*params: Mapping[str, Any]) -> str:
@@ -113,11 +113,11 @@ def drawing_of(config: Path) -> dict[str, Any]:
 
 
 def of_model(model: str, subject: str, folder: Path) -> dict[str, str]:
-    """Settings that train a built-in subject on any model: only 'storybook' itself paints the subject's pictures.
+    """Settings that train a built-in subject on any model: only 'storybook' itself paints the subject's images.
 
     Args:
       model: as config.model. subject: one of the thirty.
-      folder: where the reference pictures are written as PNGs for other models than 'storybook'.
+      folder: where the reference images are written as PNGs for other models than 'storybook'.
     """
     if model == STORYBOOK:
         return {}

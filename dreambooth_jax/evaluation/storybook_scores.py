@@ -1,14 +1,15 @@
-"""What a model of Storybook can do, measured by the judge (judge.py): classes, contexts, one subject, fine marks.
+"""What a model of Storybook can do, measured by the classifier (classifier.py): classes, contexts, one subject, fine
+marks.
 
-Pictures are drawn by `Cascade.generate` and named by `Judge.name`. Every result is made of plain numbers and lists, so
-it can be written as JSON; shares lie in [0, 1] and are rounded to four digits. With n pictures a share p has a standard
-error of sqrt(p (1 - p) / n): five points at a hundred pictures.
+Images are drawn by `Cascade.generate` and named by `Classifier.name`. Every result is made of plain numbers and lists,
+so it can be written as JSON; shares lie in [0, 1] and are rounded to four digits. With n images a share p has a
+standard error of sqrt(p (1 - p) / n): five points at a hundred images.
 
 Shared arguments:
-  cascade, judge: Cascade and Judge, or anything with their methods.
-  drawn: a dict that is filled with the pictures behind the numbers, uint8[n, H, W, 3] by label, for contact sheets.
+  cascade, classifier: Cascade and Classifier, or anything with their methods.
+  drawn: a dict that is filled with the images behind the numbers, uint8[n, H, W, 3] by label, for contact sheets.
   options: of Cascade.generate, of which steps, guidance_scale and sampler must be given. Unless super_resolution=True
-    is among them, pictures are those of the base stage.
+    is among them, images are those of the base stage.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from dreambooth_jax.config import SettingsError
 from dreambooth_jax.data import low_resolution
-from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
 from dreambooth_jax.stages.text_conditioning import rows_of
@@ -31,21 +32,21 @@ from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT, PROPERTY, Prompt
 from dreambooth_jax.weights import noise_schedules
 
 INSTANCE = 'instance'  # kind of the plain prompt 'a sks dog', beside those of the 25
-FOUND = 0.5  # a fine mark is found where the judge gives it more than this
+FOUND = 0.5  # a fine mark is found where the classifier gives it more than this
 # What matters of `subject_scores`: a name in words -> the share.
 SUBJECT_SHARES = {
     'subject named': lambda scores: scores['subject_named'],
     'context named': lambda scores: scores['context_named'],
     'accessory named': lambda scores: scores['accessory_named'],
-    'class prompt taken for the subject': lambda scores: scores['class_pictures']['taken_for_subject'],
-    'class prompt named its class': lambda scores: scores['class_pictures']['class_named'],
+    'class prompt taken for the subject': lambda scores: scores['class_images']['taken_for_subject'],
+    'class prompt named its class': lambda scores: scores['class_images']['class_named'],
 }
 _SECOND_STAGE_STREAM = 3  # as in Cascade: the second stage's noise is not the first one's
 
 
 def base_scores(
     cascade: Cascade,
-    judge: Judge,
+    classifier: Classifier,
     *,
     classes: Sequence[str] = world.CLASSES,
     contexts: Sequence[str] = world.CONTEXTS,
@@ -56,7 +57,7 @@ def base_scores(
     """How often 'a {class} {context}' is drawn as asked, without any identifier.
 
     Args:
-      num_images: pictures per prompt. Others: see the module.
+      num_images: images per prompt. Others: see the module.
     Returns: what `base_summary` makes of all prompts.
     Raises: SettingsError for a class or context that is not of this world, and as Cascade.generate.
     """
@@ -64,8 +65,8 @@ def base_scores(
     _check('context', contexts, world.CONTEXTS)
     asked = [(class_noun, context) for class_noun in classes for context in contexts]
     texts = [f'a {class_noun} {context}' for class_noun, context in asked]
-    pictures = _generate(cascade, texts, num_images, drawn, options)
-    verdicts = judge.name(pictures)
+    images = _generate(cascade, texts, num_images, drawn, options)
+    verdicts = classifier.name(images)
     cells = []
     for i, (class_noun, context) in enumerate(asked):
         rows = slice(i * num_images, (i + 1) * num_images)
@@ -77,7 +78,7 @@ def base_scores(
             {
                 'class_noun': class_noun,
                 'context': context,
-                'pictures': num_images,
+                'images': num_images,
                 'class_right': sum(c for c, _ in right),
                 'context_right': sum(c for _, c in right),
                 'both_right': sum(all(pair) for pair in right),
@@ -90,16 +91,16 @@ def base_summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Shares over counts, so that measurements of several calls can be joined.
 
     Args:
-      cells: counts of one prompt each: class_noun, context, pictures, class_right, context_right, both_right; those of
+      cells: counts of one prompt each: class_noun, context, images, class_right, context_right, both_right; those of
         several `base_scores` may be put one behind the other.
-    Returns: pictures, and the shares class_right, context_right, both_right; the same under per_class and per_context
+    Returns: images, and the shares class_right, context_right, both_right; the same under per_class and per_context
       for every one; and the cells.
     """
 
     def shares(part):
-        count = sum(cell['pictures'] for cell in part)
+        count = sum(cell['images'] for cell in part)
         right = {name: sum(cell[name] for cell in part) for name in ('class_right', 'context_right', 'both_right')}
-        return {'pictures': count, **{name: _rounded(value / count) for name, value in right.items()}}
+        return {'images': count, **{name: _rounded(value / count) for name, value in right.items()}}
 
     def grouped(field):
         names = dict.fromkeys(cell[field] for cell in cells)
@@ -115,7 +116,7 @@ def base_summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def subject_scores(
     cascade: Cascade,
-    judge: Judge,
+    classifier: Classifier,
     subject_name: str,
     identifier: str,
     *,
@@ -129,15 +130,15 @@ def subject_scores(
     Args:
       subject_name: one of the thirty; its class decides which 25 prompts are asked, live or object.
       identifier: the rare token that stands for it.
-      num_images: pictures per prompt. class_images: pictures of the class prompt. Others: see the module.
+      num_images: images per prompt. class_images: images of the class prompt. Others: see the module.
     Returns:
-      subject, identifier, pictures: what was measured, on how many pictures of the 25 prompts;
+      subject, identifier, images: what was measured, on how many images of the 25 prompts;
       subject_named, class_named: shares over the 25 prompts; subject_named_by_kind: the same per kind of prompt;
       context_named: share over the context prompts; accessory_named: over the accessory prompts, None for objects;
-      prompts: one row for 'a sks dog', which is not in the shares above, and each of the 25: prompt, kind, pictures,
+      prompts: one row for 'a sks dog', which is not in the shares above, and each of the 25: prompt, kind, images,
         the shares subject, class_noun and, where the prompt asks for one, context and accessory (else None), and
-        subject_probability, the judge's mean;
-      class_pictures: of 'a dog': prompt, pictures, taken_for_subject (the drift), taken_for_any_subject,
+        subject_probability, the classifier's mean;
+      class_images: of 'a dog': prompt, images, taken_for_subject (the drift), taken_for_any_subject,
         subject_probability, class_named.
     Raises: SettingsError for an unknown subject, and as Cascade.generate.
     """
@@ -146,7 +147,7 @@ def subject_scores(
     plain = Prompt(INSTANCE, 'a {identifier} {class_noun}')
     asked = [plain, *prompt_lists.evaluation_prompts(class_noun)]
     texts = [prompt.text(class_noun, identifier) for prompt in asked]
-    verdicts = judge.name(_generate(cascade, texts, num_images, drawn, options))
+    verdicts = classifier.name(_generate(cascade, texts, num_images, drawn, options))
     probability = verdicts.probability('subject', subject_name)
     table = []
     for i, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
@@ -156,7 +157,7 @@ def subject_scores(
             {
                 'prompt': text,
                 'kind': prompt.kind,
-                'pictures': num_images,
+                'images': num_images,
                 'subject': _share(verdicts.subject[rows], subject_name),
                 'class_noun': _share(verdicts.class_noun[rows], class_noun),
                 'context': _share(verdicts.context[rows], words) if prompt.kind == CONTEXT else None,
@@ -172,24 +173,24 @@ def subject_scores(
     return {
         'subject': subject_name,
         'identifier': identifier,
-        'pictures': (len(asked) - 1) * num_images,
+        'images': (len(asked) - 1) * num_images,
         'subject_named': mean('subject'),
         'subject_named_by_kind': {kind: mean('subject', kind) for kind in (CONTEXT, ACCESSORY, PROPERTY)},
         'class_named': mean('class_noun'),
         'context_named': mean('context', CONTEXT),
         'accessory_named': mean('accessory', ACCESSORY),
         'prompts': table,
-        'class_pictures': _class_scores(cascade, judge, subject_name, class_images, drawn, options),
+        'class_images': _class_scores(cascade, classifier, subject_name, class_images, drawn, options),
     }
 
 
-def _class_scores(cascade, judge, subject_name, class_images, drawn, options):
+def _class_scores(cascade, classifier, subject_name, class_images, drawn, options):
     class_noun = subjects.SUBJECTS[subject_name].class_noun
     text = prompt_lists.class_prompt(class_noun)
-    verdicts = judge.name(_generate(cascade, [text], class_images, drawn, options))
+    verdicts = classifier.name(_generate(cascade, [text], class_images, drawn, options))
     return {
         'prompt': text,
-        'pictures': class_images,
+        'images': class_images,
         'taken_for_subject': _share(verdicts.subject, subject_name),
         'taken_for_any_subject': _rounded(1 - _share(verdicts.subject, None)),
         'subject_probability': _rounded(verdicts.probability('subject', subject_name).mean()),
@@ -199,7 +200,7 @@ def _class_scores(cascade, judge, subject_name, class_images, drawn, options):
 
 def fine_mark_scores(
     cascade: Cascade,
-    judge: Judge,
+    classifier: Classifier,
     subject_name: str,
     identifier: str,
     *,
@@ -215,22 +216,22 @@ def fine_mark_scores(
 ) -> dict[str, Any]:
     """How often the second stage draws the subject's fine mark, which 32 px do not show.
 
-    Three kinds of low picture are enlarged at every level: those that the base stage draws for 'a sks dog' and the
-    first context prompts; true ones, downsampled from held-out pictures of the subject, so that the base stage has no
+    Three kinds of low image are enlarged at every level: those that the base stage draws for 'a sks dog' and the
+    first context prompts; true ones, downsampled from held-out images of the subject, so that the base stage has no
     part in the result; and those of 'a dog', which should get no mark.
 
     Args:
-      noise_levels: noise augmentation of the low picture, times of image_noising_scheduler.
-      num_images: pictures per prompt. num_prompts: 'a sks dog' and the first contexts, 1 to 11.
-      class_images, held_out: pictures of the other two kinds.
+      noise_levels: noise augmentation of the low image, times of image_noising_scheduler.
+      num_images: images per prompt. num_prompts: 'a sks dog' and the first contexts, 1 to 11.
+      class_images, held_out: images of the other two kinds.
       super_resolution_steps, super_resolution_guidance_scale: of the second stage; None: those of the options.
       drawn: gets 'generated low', 'class low', 'held_out low', 'held_out true', and 'generated 50' and so on.
     Returns:
-      subject, identifier; pictures: how many of each kind;
-      real: found in painted held-out pictures, the most that can be reached, and in the same without the mark;
-      low_named: share of the base stage's pictures in which the judge names the subject;
-      noise_levels: per level noise_level, the shares generated, held_out and class_pictures in which the mark is found,
-        and held_out_error, the mean absolute difference from the true picture in levels of 255.
+      subject, identifier; images: how many of each kind;
+      real: found in painted held-out images, the most that can be reached, and in the same without the mark;
+      low_named: share of the base stage's images in which the classifier names the subject;
+      noise_levels: per level noise_level, the shares generated, held_out and class_images in which the mark is found,
+        and held_out_error, the mean absolute difference from the true image in levels of 255.
     Raises: SettingsError for an unknown subject, a model without second stage, a bad level or number of steps.
     """
     _check('subject', [subject_name], tuple(subjects.SUBJECTS))
@@ -260,9 +261,9 @@ def fine_mark_scores(
         ],
     }
     if drawn is not None:
-        drawn.update({f'{kind} low': _to_uint8(pictures) for kind, pictures in low.items()})
+        drawn.update({f'{kind} low': _to_uint8(images) for kind, images in low.items()})
         drawn['held_out true'] = true
-    ends = np.cumsum([len(pictures) for pictures in low.values()])[:-1]
+    ends = np.cumsum([len(images) for images in low.values()])[:-1]
     shared = ('sampler', 'seed', 'batch_size', 'progress', 'negative_prompt')
     shared = {name: options[name] for name in shared if name in options}
     levels = []
@@ -278,23 +279,23 @@ def fine_mark_scores(
         )
         parts = dict(zip(low, np.split(enlarged, ends), strict=True))
         if drawn is not None:
-            drawn.update({f'{kind} {level}': pictures for kind, pictures in parts.items()})
+            drawn.update({f'{kind} {level}': images for kind, images in parts.items()})
         error = np.abs(parts['held_out'].astype(np.float32) - true).mean()
         levels.append(
             {
                 'noise_level': level,
-                'generated': _found(judge, parts['generated']),
-                'held_out': _found(judge, parts['held_out']),
-                'class_pictures': _found(judge, parts['class']),
+                'generated': _found(classifier, parts['generated']),
+                'held_out': _found(classifier, parts['held_out']),
+                'class_images': _found(classifier, parts['class']),
                 'held_out_error': round(float(error), 2),
             }
         )
     return {
         'subject': subject_name,
         'identifier': identifier,
-        'pictures': {'generated': len(generated), 'held_out': held_out, 'class_pictures': class_images},
-        'real': {'with_mark': _found(judge, true), 'without_mark': _found(judge, plain)},
-        'low_named': _share(judge.name(generated).subject, subject_name),
+        'images': {'generated': len(generated), 'held_out': held_out, 'class_images': class_images},
+        'real': {'with_mark': _found(classifier, true), 'without_mark': _found(classifier, plain)},
+        'low_named': _share(classifier.name(generated).subject, subject_name),
         'noise_levels': levels,
     }
 
@@ -313,13 +314,13 @@ def enlarge(
     batch_size: int = 8,
     progress: bool = True,
 ) -> np.ndarray:
-    """The second stage alone, on any low pictures.
+    """The second stage alone, on any low images.
 
     Args:
       low: f32[N, h, w, 3] in [-1, 1].
       prompts: N, one for each.
       noise_level: time of image_noising_scheduler; 0 adds nothing. Others: as Cascade.generate.
-    Returns: uint8[N, H, W, 3]; picture i depends on its low picture and prompt, on the seed, and on i.
+    Returns: uint8[N, H, W, 3]; image i depends on its low image and prompt, on the seed, and on i.
     Raises: SettingsError for a noise level, sampler or number of steps that the model does not allow.
     """
     sampler = cascade.sampler(SUPER_RESOLUTION, steps, guidance_scale, sampler)
@@ -327,13 +328,13 @@ def enlarge(
     if not 0 <= noise_level <= highest:
         raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {highest}')
     text = cascade.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
-    keys = text_to_image.picture_keys(seed, np.arange(len(low)))
+    keys = text_to_image.image_keys(seed, np.arange(len(low)))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, _SECOND_STAGE_STREAM))(keys)
     drawn = []
-    with tqdm(total=len(low), unit='picture', desc='enlarging', disable=not progress, dynamic_ncols=True) as bar:
+    with tqdm(total=len(low), unit='image', desc='enlarging', disable=not progress, dynamic_ncols=True) as bar:
         for rows, used in text_to_image.padded_batches(len(low), batch_size):
             level = np.full(len(rows), noise_level, np.int32)
-            pictures = sampler(
+            images = sampler(
                 cascade.super_resolution.unet.params,
                 rows_of(text, 1 + rows),
                 rows_of(text, np.zeros_like(rows)),
@@ -341,17 +342,17 @@ def enlarge(
                 low=low[rows],
                 level=level,
             )
-            drawn.append(text_to_image.to_uint8(pictures)[:used])
+            drawn.append(text_to_image.to_uint8(images)[:used])
             bar.update(used)
     return np.concatenate(drawn)
 
 
 def _generate(cascade, texts, num_images, drawn, options) -> np.ndarray:
     """uint8[N * num_images, H, W, 3] of the last stage that is asked for."""
-    pictures = cascade.generate(texts, num_images=num_images, **{'super_resolution': False, **options}).final
+    images = cascade.generate(texts, num_images=num_images, **{'super_resolution': False, **options}).final
     if drawn is not None:
-        drawn.update(zip(texts, pictures.reshape(len(texts), num_images, *pictures.shape[1:]), strict=True))
-    return pictures
+        drawn.update(zip(texts, images.reshape(len(texts), num_images, *images.shape[1:]), strict=True))
+    return images
 
 
 def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -364,17 +365,17 @@ def _share(said: Sequence[str | None], right: str | None) -> float:
     return _rounded(np.mean([label == right for label in said]))
 
 
-def _found(judge: Judge, pictures: np.ndarray) -> float:
-    return _rounded((judge.has_fine_mark(pictures) > FOUND).mean())
+def _found(classifier: Classifier, images: np.ndarray) -> float:
+    return _rounded((classifier.has_fine_mark(images) > FOUND).mean())
 
 
 def _rounded(value) -> float:
     return round(float(value), 4)
 
 
-def _signed(pictures: np.ndarray) -> np.ndarray:
-    return pictures.astype(np.float32) / 127.5 - 1
+def _signed(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / 127.5 - 1
 
 
-def _to_uint8(pictures: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip((np.asarray(pictures) + 1) * 127.5, 0, 255)).astype(np.uint8)
+def _to_uint8(images: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip((np.asarray(images) + 1) * 127.5, 0, 255)).astype(np.uint8)

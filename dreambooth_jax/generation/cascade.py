@@ -1,9 +1,9 @@
-"""The whole model, prompts to pictures: text encoder, base stage and, where there is one, super-resolution stage.
+"""The whole model, prompts to images: text encoder, base stage and, where there is one, super-resolution stage.
 
-A picture is a function of (weights, prompt, seed, its number): neighbours and batch size do not matter, and picture j
+An image is a function of (weights, prompt, seed, its number): neighbours and batch size do not matter, and image j
 of every prompt starts from the same noise, so that rows of a contact sheet compare prompts. The second stage is given
-the first one's pictures before they are rounded to 8 bits, as IFSuperResolutionPipeline is when it gets a tensor.
-On several local devices the pictures of a batch are shared out; the weights are copied to all.
+the first one's images before they are rounded to 8 bits, as IFSuperResolutionPipeline is when it gets a tensor.
+On several local devices the images of a batch are shared out; the weights are copied to all.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ from dreambooth_jax.weights.pipeline import Network, Pipeline, in_float32
 BASE, SUPER_RESOLUTION = STAGES = ('base', 'super_resolution')
 # The second stage's keys are the first one's folded with this; make_sampler splits a key into the streams 0, 1, 2.
 _SUPER_RESOLUTION_STREAM = 3
-_PICTURES_AT_ONCE = 8
+_IMAGES_AT_ONCE = 8
 _PROMPTS_AT_ONCE = 8  # the text encoder is compiled for this many, whatever is asked for
 
 
-class Pictures(NamedTuple):
+class Images(NamedTuple):
     """What both stages drew: uint8[N, h, w, 3] and uint8[N, H, W, 3], or None without a second stage."""
 
     base: np.ndarray
@@ -43,7 +43,7 @@ class Pictures(NamedTuple):
 
     @property
     def final(self) -> np.ndarray:
-        """The pictures of the last stage."""
+        """The images of the last stage."""
         return self.base if self.super_resolution is None else self.super_resolution
 
 
@@ -55,7 +55,7 @@ class Cascade:
       base: a pipeline that draws from noise alone, complete.
       super_resolution: a pipeline that enlarges, or None. Without a text encoder of its own it uses the base's; of
         pixels, after a base of pixels whose text states it can read, `load` reads none.
-      size: side of the base stage's pictures in pixels; None: its own. Only latent models draw at other sizes, and
+      size: side of the base stage's images in pixels; None: its own. Only latent models draw at other sizes, and
         models that do not say theirs.
       clip_skip: of the base stage, see TextConditioning.
       programs: compiled functions; with_params hands them on.
@@ -134,7 +134,7 @@ class Cascade:
 
     @property
     def base_size(self) -> int:
-        """Side of the base stage's pictures, in pixels.
+        """Side of the base stage's images, in pixels.
 
         Raises: WeightsError if neither `size` nor the model says it.
         """
@@ -142,13 +142,13 @@ class Cascade:
 
     @property
     def super_resolution_size(self) -> int:
-        """Side of the second stage's pictures, in pixels."""
+        """Side of the second stage's images, in pixels."""
         second = self.super_resolution
         return self.base_size * second.latent_scale if second.is_latent else second.size
 
     @property
     def factor(self) -> int:
-        """How much larger the second stage's pictures are.
+        """How much larger the second stage's images are.
 
         Raises: WeightsError if it is no whole number.
         """
@@ -226,7 +226,7 @@ class Cascade:
         It is computed in float32 whatever the rest computes in: it is done once, and read at every step.
 
         Args:
-          size: (height, width) of the pictures; None: those of the stage.
+          size: (height, width) of the images; None: those of the stage.
         """
         conditioning = self.conditioning(stage)
         pipeline = self._reader(stage)
@@ -244,27 +244,27 @@ class Cascade:
         # The pipeline whose text encoder `stage` uses.
         return self.base if stage == BASE or self.super_resolution.text_encoder is None else self.super_resolution
 
-    def generate(self, prompts: Sequence[str], *, num_images: int = 1, progress: bool = True, **options) -> Pictures:
-        """Pictures of several prompts, in the prompts' order, `num_images` of each in a row.
+    def generate(self, prompts: Sequence[str], *, num_images: int = 1, progress: bool = True, **options) -> Images:
+        """Images of several prompts, in the prompts' order, `num_images` of each in a row.
 
         Args:
-          num_images: per prompt; picture j of every prompt has the key picture_keys(seed, j).
+          num_images: per prompt; image j of every prompt has the key image_keys(seed, j).
           progress: show a bar if there is more than one batch.
           options: of `stream`.
-        Returns: N * num_images pictures.
+        Returns: N * num_images images.
         Raises: as `stream`.
         """
         if not len(prompts) or num_images < 1:
-            raise SettingsError(f'{len(prompts)} prompts with {num_images} pictures each; both must be at least 1')
+            raise SettingsError(f'{len(prompts)} prompts with {num_images} images each; both must be at least 1')
         requests = [(prompt, number) for prompt in range(len(prompts)) for number in range(num_images)]
         drawn = []
-        hidden = not progress or len(requests) <= options.get('batch_size', _PICTURES_AT_ONCE)
-        with tqdm(total=len(requests), unit='picture', disable=hidden, dynamic_ncols=True) as bar:
-            for rows, pictures in self.stream(prompts, requests, **options):
-                drawn.append(pictures)
+        hidden = not progress or len(requests) <= options.get('batch_size', _IMAGES_AT_ONCE)
+        with tqdm(total=len(requests), unit='image', disable=hidden, dynamic_ncols=True) as bar:
+            for rows, images in self.stream(prompts, requests, **options):
+                drawn.append(images)
                 bar.update(len(rows))
         second = None if drawn[0].super_resolution is None else np.concatenate([p.super_resolution for p in drawn])
-        return Pictures(np.concatenate([p.base for p in drawn]), second)
+        return Images(np.concatenate([p.base for p in drawn]), second)
 
     def stream(
         self,
@@ -280,18 +280,18 @@ class Cascade:
         super_resolution_steps: int | None = None,
         super_resolution_guidance_scale: float | None = None,
         noise_level: int = 0,
-        batch_size: int = _PICTURES_AT_ONCE,
-    ) -> Iterator[tuple[range, Pictures]]:
-        """Draws any pictures of any prompts, batch by batch.
+        batch_size: int = _IMAGES_AT_ONCE,
+    ) -> Iterator[tuple[range, Images]]:
+        """Draws any images of any prompts, batch by batch.
 
         Args:
-          requests: (index into prompts, picture number) of every picture; its key is picture_keys(seed, number).
+          requests: (index into prompts, image number) of every image; its key is image_keys(seed, number).
           steps, guidance_scale, sampler: of both stages; guidance 1 is none.
           super_resolution_steps, super_resolution_guidance_scale: None, or others for the second stage.
           super_resolution: False leaves the second stage out.
-          noise_level: time of image_noising_scheduler at which the second stage's low picture is noised; 0: not at all.
-          batch_size: pictures at once, on all local devices together; rounded up to a multiple of their number.
-        Yields: positions in `requests`, and their pictures.
+          noise_level: time of image_noising_scheduler at which the second stage's low image is noised; 0: not at all.
+          batch_size: images at once, on all local devices together; rounded up to a multiple of their number.
+        Yields: positions in `requests`, and their images.
         Raises: SettingsError for steps, a sampler or a noise level that the model does not allow.
         """
         second = self.super_resolution if super_resolution else None
@@ -314,7 +314,7 @@ class Cascade:
         devices = len(jax.local_devices())
         first = 0
         for rows, used in text_to_image.padded_batches(len(requests), batch_size, devices):
-            keys = text_to_image.picture_keys(seed, numbers[rows])
+            keys = text_to_image.image_keys(seed, numbers[rows])
             keys, *words = _on_devices((keys, *_words(text, prompt_of[rows])), split=True)
             low = self._decoded(BASE, draw_base(self._params(BASE, 'unet'), *words, keys))
             high = None
@@ -324,7 +324,7 @@ class Cascade:
                 *words, level = _on_devices((*_words(second_text, prompt_of[rows]), level), split=True)
                 high = draw_second(self._params(SUPER_RESOLUTION, 'unet'), *words, keys, low=low, level=level)
                 high = text_to_image.to_uint8(self._decoded(SUPER_RESOLUTION, high))[:used]
-            yield range(first, first + used), Pictures(text_to_image.to_uint8(low)[:used], high)
+            yield range(first, first + used), Images(text_to_image.to_uint8(low)[:used], high)
             first += used
 
     def sampler(self, stage: str, steps: int, guidance_scale: float, method: str):
@@ -340,13 +340,13 @@ class Cascade:
             if pipeline.is_latent and schedule.sampling(method).clip_sample:
                 logging.warning(
                     'the scheduler of %s lets sampler %s clip latents to +-%g, as diffusers then does, which dulls '
-                    'pictures; write "clip_sample": false into its scheduler_config.json',
+                    'images; write "clip_sample": false into its scheduler_config.json',
                     pipeline.name,
                     method,
                     schedule.sampling(method).clip_sample_range,
                 )
             noising = noise_schedules.read_noising(pipeline) if stage == SUPER_RESOLUTION else None
-            # What the UNet draws: latents are as wide as the upscaler's low picture, pixels as the picture itself.
+            # What the UNet draws: latents are as wide as the upscaler's low image, pixels as the image itself.
             pixels = self.base_size if stage == BASE else self.super_resolution_size
             side = pixels // pipeline.latent_scale
             return text_to_image.make_sampler(
@@ -362,8 +362,8 @@ class Cascade:
         return self._program(('sampler', stage, steps, float(guidance_scale), method), make)
 
     def _decoded(self, stage: str, drawn: jax.Array) -> jax.Array:
-        """Pictures of what the UNet of `stage` drew: itself, or what the VAE makes of latents, cut to [-1, 1]: the
-        second stage was trained on pictures, which have nothing beyond white.
+        """Images of what the UNet of `stage` drew: itself, or what the VAE makes of latents, cut to [-1, 1]: the
+        second stage was trained on images, which have nothing beyond white.
         """
         network = getattr(self, stage).vae
         if network is None:

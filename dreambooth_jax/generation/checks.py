@@ -46,7 +46,7 @@ def check_stage(pipeline: Pipeline, enlarges: bool, parts: Sequence[str]) -> Non
 
 
 def check_size(pipeline: Pipeline, size: int | None) -> None:
-    """Whether a base stage draws pictures of that side, in pixels; None is its own.
+    """Whether a base stage draws images of that side, in pixels; None is its own.
 
     Raises: SettingsError.
     """

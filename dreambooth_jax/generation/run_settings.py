@@ -22,7 +22,7 @@ class RunSettings(typing.NamedTuple):
 
     Attributes:
       samples, super_resolution: as the run draws its samples.
-      size: side of the run's pictures, None for the model's own. clip_skip: CLIP's layers that the run leaves out.
+      size: side of the run's images, None for the model's own. clip_skip: CLIP's layers that the run leaves out.
     """
 
     samples: SamplesConfig

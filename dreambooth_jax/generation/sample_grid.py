@@ -1,4 +1,4 @@
-"""The grid that shows a run: the subject's pictures on top, then prompts x seeds, ours beside the base model's own."""
+"""The grid that shows a run: the subject's images on top, then prompts x seeds, ours beside the base model's own."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.monitoring import grids
 from dreambooth_jax.system import disk
 from dreambooth_jax.training import memory
-from dreambooth_jax.watching import grids
 
 
 class SampleGrid:
@@ -16,8 +16,8 @@ class SampleGrid:
 
     Args:
       original: the model before fine-tuning, whose own answers are drawn once and shown beside ours; None: no such.
-      references: the subject's pictures, uint8[H, W, 3] each.
-      prompts, num_images: rows and pictures a row.
+      references: the subject's images, uint8[H, W, 3] each.
+      prompts, num_images: rows and images a row.
       options: steps, guidance_scale, sampler, seed and those of the second stage: of Cascade.generate.
     """
 
@@ -35,7 +35,7 @@ class SampleGrid:
         self._answers = None
 
     def _draw(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
-        """[stage][prompt][seed] pictures."""
+        """[stage][prompt][seed] images."""
         with memory.explained('samples are drawn', []):
             drawn = cascade.generate(self.prompts, num_images=self.num_images, progress=False, **self.options)
         stages = [stage for stage in (drawn.base, drawn.super_resolution) if stage is not None]
@@ -50,7 +50,7 @@ class SampleGrid:
                 self._answers = self._draw(self.original)[-1]
             groups['the base model'] = self._answers
         headings = [name for name in groups for _ in range(self.num_images)]
-        rows = [[picture for group in groups.values() for picture in group[i]] for i in range(len(self.prompts))]
+        rows = [[image for group in groups.values() for image in group[i]] for i in range(len(self.prompts))]
         width = len(headings)
         references = [self.references[i : i + width] for i in range(0, len(self.references), width)]
         sheet = grids.contact_sheet(

@@ -1,6 +1,6 @@
-"""Prompts to pictures with one stage: a compiled sampler over a UNet, guidance included.
+"""Prompts to images with one stage: a compiled sampler over a UNet, guidance included.
 
-A picture is a function of (weights, prompt, seed, its number) alone: every row has its own key, so batch size and
+An image is a function of (weights, prompt, seed, its number) alone: every row has its own key, so batch size and
 neighbours change nothing.
 """
 
@@ -16,8 +16,8 @@ from dreambooth_jax.settings import SettingsError
 from dreambooth_jax.stages.super_resolution import conditioning
 
 
-def picture_keys(seed: int, numbers) -> jax.Array:
-    """PRNG keys [B] of pictures `numbers` [B] under a seed."""
+def image_keys(seed: int, numbers) -> jax.Array:
+    """PRNG keys [B] of images `numbers` [B] under a seed."""
     return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(numbers))
 
 
@@ -31,7 +31,7 @@ def make_sampler(
     method: str,
     noising_schedule: schedules.Schedule | None = None,
 ) -> Callable[..., jax.Array]:
-    """Compiles (params, text, negative, keys, low=None, level=None) -> pictures in [-1, 1] or latents, f32[B, H, W, C].
+    """Compiles (params, text, negative, keys, low=None, level=None) -> images in [-1, 1] or latents, f32[B, H, W, C].
 
     Args:
       unet: (params, x, t, class_labels=, **text) -> prediction.
@@ -84,14 +84,14 @@ def padded_batches(count: int, batch_size: int, multiple: int = 1) -> Iterator[t
         yield np.minimum(np.arange(first, first + size), count - 1), min(size, count - first)
 
 
-def to_uint8(pictures: jax.Array) -> np.ndarray:
+def to_uint8(images: jax.Array) -> np.ndarray:
     """f32 in [-1, 1] to uint8, rounded as diffusers' image processor rounds.
 
-    Raises: SettingsError for NaN, which would be black: class pictures like that would spoil a training unseen.
+    Raises: SettingsError for NaN, which would be black: class images like that would spoil a training unseen.
     """
-    if bool(jnp.isnan(pictures).any()):
+    if bool(jnp.isnan(images).any()):
         raise SettingsError(
-            'a picture came out as NaN; the weights that draw it hold NaN or make numbers beyond bounds: take an '
+            'an image came out as NaN; the weights that draw it hold NaN or make numbers beyond bounds: take an '
             'earlier checkpoint, or another file of the model'
         )
-    return np.asarray(jnp.round(jnp.clip(pictures / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8))
+    return np.asarray(jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8))

@@ -22,7 +22,7 @@ from dreambooth_jax.models.layers import GroupNorm, layer_norm
 CROSS_NORM_GROUPS = 32
 FLASH_DTYPES = (jnp.bfloat16, jnp.float16)
 FLASH_QUERIES = 128  # with fewer queries (the pooling's single one) there are no logits worth not storing
-PART = 2**21  # logits of a head at once: 512 queries of a picture of 512 x 512 px in Stable Diffusion
+PART = 2**21  # logits of a head at once: 512 queries of an image of 512 x 512 px in Stable Diffusion
 LARGE = 2 * PART  # more are computed in parts
 
 

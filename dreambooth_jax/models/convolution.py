@@ -1,7 +1,7 @@
 """A convolution whose kernel gradient is fast on CPUs too.
 
 XLA's CPU backend turns the gradient of a kernel into one matrix product whose inner dimension is every position of
-every picture, and its packing falls out of the caches: at 32x32 it runs three times slower than the sum of the same
+every image, and its packing falls out of the caches: at 32x32 it runs three times slower than the sum of the same
 products over slices of the batch of some thousand positions. With few output channels it is the other way round. On
 other platforms the usual gradient is kept.
 Measured by experiments/speed/convolution.py.

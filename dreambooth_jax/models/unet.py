@@ -1,4 +1,4 @@
-"""The conditional UNet of diffusers' text-to-image models: it reads a noisy picture, a time and text states.
+"""The conditional UNet of diffusers' text-to-image models: it reads a noisy image, a time and text states.
 
 Two families have this frame: DeepFloyd IF on pixels (the resolution changes inside residual blocks; attention with
 added keys and values) and Stable Diffusion 1.x, 2.x, XL and the x4 upscaler on latents (convolutions change the
@@ -86,7 +86,7 @@ class UNet2DConditionModel(nnx.Module):
           sample: f[B, H, W, in_channels]; H and W multiples of 2 ** (blocks - 1).
           timesteps: int or float [B], or one for all.
           encoder_hidden_states: f[B, L, encoder_hid_dim or cross_attention_dim].
-          class_labels: the noise level of the low-resolution picture; exactly if the network has class_embed_type
+          class_labels: the noise level of the low-resolution image; exactly if the network has class_embed_type
             'timestep' (int or float [B]) or num_class_embeds (int [B], indices).
           added_cond: {'text_embeds': f[B, D] pooled text, 'time_ids': f[B, 6] sizes and crop in pixels}; exactly if
             the network has addition_embed_type 'text_time'. The two must fill projection_class_embeddings_input_dim.

@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion: pictures to the moments of their latents, latents to pictures.
+"""The autoencoder of latent diffusion: images to the moments of their latents, latents to images.
 
 A latent that a UNet reads or predicts is scaled: `sample_latents` and `latent_mode` multiply by scaling_factor(config),
 and who decodes divides first, as in diffusers: `decode` takes latents as `encode` makes them. Children are named as in
@@ -91,7 +91,7 @@ def size_divisor(config: Mapping[str, Any]) -> int:
 
 
 def sample_latents(moments, noise, scaling_factor: float):
-    """A draw from the distribution of a picture's latents, scaled for the UNet.
+    """A draw from the distribution of an image's latents, scaled for the UNet.
 
     Args:
       moments: f[..., 2 * latent_channels] of `encode`: mean, then log-variance, which is clipped to
@@ -105,7 +105,7 @@ def sample_latents(moments, noise, scaling_factor: float):
 
 
 def latent_mode(moments, scaling_factor: float):
-    """The most likely latents of a picture, scaled for the UNet; arguments and result as of `sample_latents`."""
+    """The most likely latents of an image, scaled for the UNet; arguments and result as of `sample_latents`."""
     mean, _ = jnp.split(jnp.asarray(moments, jnp.float32), 2, axis=-1)
     return mean * scaling_factor
 
@@ -113,7 +113,7 @@ def latent_mode(moments, scaling_factor: float):
 class PixelAttention(nnx.Module):
     """Residual attention of every position of a feature map to all others, with one head as wide as the map.
 
-    Its logits f32[B, H * W, H * W] would take 64 MiB for a picture of 512 x 512 px and 1 GiB for one of 1024 x 1024;
+    Its logits f32[B, H * W, H * W] would take 64 MiB for an image of 512 x 512 px and 1 GiB for one of 1024 x 1024;
     attention.attend takes them in parts.
     """
 
@@ -289,7 +289,7 @@ class AutoencoderKL(nnx.Module):
         self.size_divisor = size_divisor(config)
 
     def encode(self, pixels):
-        """The distribution of a picture's latents.
+        """The distribution of an image's latents.
 
         Args:
           pixels: f[B, H, W, in_channels] in [-1, 1]; H and W multiples of `size_divisor`.
@@ -304,7 +304,7 @@ class AutoencoderKL(nnx.Module):
         return moments.astype(jnp.float32)
 
     def decode(self, latents):
-        """The picture of latents.
+        """The image of latents.
 
         Args:
           latents: f[B, h, w, latent_channels], not scaled: what a UNet predicts, divided by scaling_factor(config).

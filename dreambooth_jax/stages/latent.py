@@ -1,11 +1,11 @@
 """Stages on the latents of a VAE: Stable Diffusion's base stage, and its x4 upscaler as the super-resolution stage.
 
-The VAE never trains, so every picture is encoded once, to the moments of its posterior; a step draws a fresh latent
-from them. Crops are rows of their own (data.crops), and so are mirrored pictures: the VAE of a mirrored picture is not
-the mirrored VAE of the picture; they stand behind the others (`with_mirrored`). Noise, target and weights are those
+The VAE never trains, so every image is encoded once, to the moments of its posterior; a step draws a fresh latent
+from them. Crops are rows of their own (data.crops), and so are mirrored images: the VAE of a mirrored image is not
+the mirrored VAE of the image; they stand behind the others (`with_mirrored`). Noise, target and weights are those
 of pixel stages (pixel.py), on latents.
 
-The upscaler differs from pixel super-resolution (super_resolution.py) in what it is given: its low picture is as wide
+The upscaler differs from pixel super-resolution (super_resolution.py) in what it is given: its low image is as wide
 as its latents and needs no enlarging, and its noise level is an index of a table.
 Sources: Rombach et al. 2022, section 3.1; diffusers StableDiffusionPipeline, StableDiffusionUpscalePipeline.
 """
@@ -23,20 +23,18 @@ from dreambooth_jax.data import low_resolution
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.models import vae
+from dreambooth_jax.stages.distillation import Distillation
 from dreambooth_jax.stages.pixel import Objective, denoise_rows, gather_prompts, read_prompts, streams
 from dreambooth_jax.stages.super_resolution import conditioning
-from dreambooth_jax.stages.teacher import Teacher
 
 
-def encode_pictures(
-    apply: Callable, params: Mapping[str, Any], pictures: np.ndarray, *, batch_size: int = 4
-) -> np.ndarray:
-    """Moments of all pictures, once and for all.
+def encode_images(apply: Callable, params: Mapping[str, Any], images: np.ndarray, *, batch_size: int = 4) -> np.ndarray:
+    """Moments of all images, once and for all.
 
     Args:
       apply, params: of an AutoencoderKL.
-      pictures: uint8[N, H, W, 3].
-      batch_size: pictures at once.
+      images: uint8[N, H, W, 3].
+      batch_size: images at once.
     Returns: f32[N, h, w, 2 * channels] on the host.
     """
 
@@ -46,19 +44,17 @@ def encode_pictures(
 
     params = jax.device_put(params)
     encoded = []
-    with tqdm(
-        total=len(pictures), unit='picture', desc='encoding', dynamic_ncols=True, disable=len(pictures) <= 8
-    ) as bar:
-        for first in range(0, len(pictures), batch_size):
-            rows = np.minimum(np.arange(first, first + batch_size), len(pictures) - 1)
-            encoded.append(np.asarray(encode(params, pictures[rows])))
-            bar.update(min(batch_size, len(pictures) - first))
-    return np.concatenate(encoded)[: len(pictures)]
+    with tqdm(total=len(images), unit='image', desc='encoding', dynamic_ncols=True, disable=len(images) <= 8) as bar:
+        for first in range(0, len(images), batch_size):
+            rows = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
+            encoded.append(np.asarray(encode(params, images[rows])))
+            bar.update(min(batch_size, len(images) - first))
+    return np.concatenate(encoded)[: len(images)]
 
 
-def low_pictures(pictures: np.ndarray, factor: int) -> np.ndarray:
-    """What the upscaler is given of each picture uint8[N, H, W, 3]: f32[N, H / factor, W / factor, 3] in [-1, 1]."""
-    return np.asarray(low_resolution.downsample(jnp.asarray(pictures, jnp.float32) / 127.5 - 1.0, factor))
+def low_images(images: np.ndarray, factor: int) -> np.ndarray:
+    """What the upscaler is given of each image uint8[N, H, W, 3]: f32[N, H / factor, W / factor, 3] in [-1, 1]."""
+    return np.asarray(low_resolution.downsample(jnp.asarray(images, jnp.float32) / 127.5 - 1.0, factor))
 
 
 def with_mirrored(rows: np.ndarray) -> np.ndarray:
@@ -67,10 +63,10 @@ def with_mirrored(rows: np.ndarray) -> np.ndarray:
 
 
 def variant(batch: Mapping[str, jax.Array], count: int, keys: jax.Array, flip: bool) -> jax.Array:
-    """i32[B], the rows' places among `count` pictures, or with `flip` for half of the rows that of the mirrored one."""
+    """i32[B], the rows' places among `count` images, or with `flip` for half of the rows that of the mirrored one."""
     if not flip:
-        return batch['picture']
-    return batch['picture'] + count * jax.vmap(jax.random.bernoulli)(keys)
+        return batch['image']
+    return batch['image'] + count * jax.vmap(jax.random.bernoulli)(keys)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,8 +76,8 @@ class LatentStage:
     Attributes:
       scaling_factor: of the VAE: latents are multiplied by it before the UNet sees them.
       unet, schedule, encode, objective, teacher: as in PixelStage.
-    `frozen` holds moments f32[N or 2 N, h, w, 2C] of `encode_pictures`; prompt_of, `text` or `tokens` as PixelStage's;
-    and, where pictures have them, masks uint8[N or 2 N, h, w, 1] (data/table.shrink_masks).
+    `frozen` holds moments f32[N or 2 N, h, w, 2C] of `encode_images`; prompt_of, `text` or `tokens` as PixelStage's;
+    and, where images have them, masks uint8[N or 2 N, h, w, 1] (data/table.shrink_masks).
     """
 
     unet: Callable
@@ -89,7 +85,7 @@ class LatentStage:
     scaling_factor: float
     encode: Callable | None = None
     objective: Objective = Objective()
-    teacher: Teacher | None = None
+    teacher: Distillation | None = None
 
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys, posterior_keys = streams(keys, 5)
@@ -109,9 +105,9 @@ class LatentSuperResolutionStage:
     """The x4 upscaler; see `stage.Stage`.
 
     Attributes:
-      noising_schedule: of the low picture's noise. noise_level: (lowest, highest) time of it, both included.
+      noising_schedule: of the low image's noise. noise_level: (lowest, highest) time of it, both included.
       others: as in LatentStage.
-    `frozen` holds what LatentStage's does, and low f32[N or 2 N, h, w, 3] of `low_pictures`.
+    `frozen` holds what LatentStage's does, and low f32[N or 2 N, h, w, 3] of `low_images`.
     """
 
     unet: Callable
@@ -121,7 +117,7 @@ class LatentSuperResolutionStage:
     noise_level: tuple[int, int]
     encode: Callable | None = None
     objective: Objective = Objective()
-    teacher: Teacher | None = None
+    teacher: Distillation | None = None
 
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys, posterior_keys, level_keys, augment_keys = streams(keys, 7)

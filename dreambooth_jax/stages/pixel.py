@@ -1,4 +1,4 @@
-"""The base stage of pixel cascades (Imagen, DeepFloyd IF, Storybook): denoise pictures at the first resolution.
+"""The base stage of pixel cascades (Imagen, DeepFloyd IF, Storybook): denoise images at the first resolution.
 
 Loss of one row: the weighted squared error of the network's prediction (epsilon, v or x0, as the schedule says) plus,
 for networks with a learned-range variance, the variational bound of Nichol & Dhariwal 2021 on the variance alone.
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from dreambooth_jax.config import ObjectiveConfig, SettingsError
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import objective, prediction, schedules
-from dreambooth_jax.stages.teacher import Lesson, Teacher
+from dreambooth_jax.stages.distillation import Distillation, Lesson
 from dreambooth_jax.stages.text_conditioning import Text, rows_of
 
 # Row 0 of the prompt table is always the empty prompt: dropped prompts point there (classifier-free guidance).
@@ -71,25 +71,23 @@ def streams(keys: jax.Array, count: int) -> jax.Array:
     return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, count))(keys), 0, 1)
 
 
-def gather_pictures(
-    frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool
-) -> jax.Array:
-    """The rows' pictures as f32[B, H, W, C] in [-1, 1], mirrored at random where `flip` is set."""
-    return _gather(frozen['pictures'], batch, keys, flip) / 127.5 - 1.0
+def gather_images(frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool) -> jax.Array:
+    """The rows' images as f32[B, H, W, C] in [-1, 1], mirrored at random where `flip` is set."""
+    return _gather(frozen['images'], batch, keys, flip) / 127.5 - 1.0
 
 
 def gather_masks(
     frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool
 ) -> jax.Array | None:
-    """How much each pixel of the rows counts, f32[B, H, W, 1] in [0, 1], mirrored with the pictures; None: all alike.
+    """How much each pixel of the rows counts, f32[B, H, W, 1] in [0, 1], mirrored with the images; None: all alike.
 
-    Args: of `gather_pictures`, with the same keys.
+    Args: of `gather_images`, with the same keys.
     """
     return _gather(frozen['masks'], batch, keys, flip) / 255.0 if 'masks' in frozen else None
 
 
 def _gather(rows: jax.Array, batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool) -> jax.Array:
-    rows = rows[batch['picture']].astype(jnp.float32)
+    rows = rows[batch['image']].astype(jnp.float32)
     if not flip:
         return rows
     mirrored = jax.vmap(jax.random.bernoulli)(keys)
@@ -99,12 +97,12 @@ def _gather(rows: jax.Array, batch: Mapping[str, jax.Array], keys: jax.Array, fl
 def gather_prompts(
     frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, dropout: float
 ) -> jax.Array:
-    """The rows' prompts i32[B]: those of their pictures, the class's where a class row shows the subject's picture, and
+    """The rows' prompts i32[B]: those of their images, the class's where a class row shows the subject's image, and
     the empty one for a share `dropout` of all.
     """
-    prompt = frozen['prompt_of'][batch['picture']]
+    prompt = frozen['prompt_of'][batch['image']]
     if 'class_prompt_of' in frozen:
-        prompt = jnp.where(batch['is_instance'] > 0, prompt, frozen['class_prompt_of'][batch['picture']])
+        prompt = jnp.where(batch['is_instance'] > 0, prompt, frozen['class_prompt_of'][batch['image']])
     if dropout > 0:
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys)
         prompt = jnp.where(dropped, EMPTY_PROMPT, prompt)
@@ -122,7 +120,7 @@ def read_prompts(
 
 def denoise_rows(
     network: Callable[[jax.Array, jax.Array], jax.Array],
-    pictures: jax.Array,
+    images: jax.Array,
     schedule: schedules.Schedule,
     weights: Objective,
     time_keys: jax.Array,
@@ -130,27 +128,27 @@ def denoise_rows(
     masks: jax.Array | None = None,
     lesson: Lesson | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Noises pictures at random times and measures the network's answer.
+    """Noises images at random times and measures the network's answer.
 
     Rows that are held to a frozen network's answer have that as their target, in every pixel alike: a mask says what
     shows the subject, and the rest must stay what it was. Their variance is held to its variance, not to the bound.
 
     Args:
       network: (x_t f32[B, H, W, C], t i32[B]) -> f32[B, H, W, C], or 2C channels with a learned variance.
-      pictures: f32[B, H, W, C] in [-1, 1].
+      images: f32[B, H, W, C] in [-1, 1].
       schedule: gives times, prediction type and variance type.
       weights: see `Objective`.
       time_keys, noise_keys: row keys [B].
       masks: f32[B, H, W, 1], how much each pixel counts; None: all alike.
-      lesson: of a teacher (teacher.py); None: the pictures teach all rows.
+      lesson: of a teacher (teacher.py); None: the images teach all rows.
     Returns: f32[B] and its parts 'denoising' and, with a trained variance, 'variance'.
     """
-    channels = pictures.shape[-1]
+    channels = images.shape[-1]
     t = noise_lib.sample_timesteps(time_keys, 0, schedule.num_train_timesteps)
-    noise = noise_lib.sample_noise(noise_keys, pictures.shape[1:], offset=weights.offset_noise)
-    x_t = noise_lib.add_noise(schedule, pictures, noise, t)
+    noise = noise_lib.sample_noise(noise_keys, images.shape[1:], offset=weights.offset_noise)
+    x_t = noise_lib.add_noise(schedule, images, noise, t)
     alpha, sigma = schedules.alpha_sigma(schedule, t)
-    target = prediction.target_for(schedule.prediction_type, pictures, noise, alpha, sigma)
+    target = prediction.target_for(schedule.prediction_type, images, noise, alpha, sigma)
     if lesson is not None:
         held_to, held = lesson(x_t, t)
         target = jnp.where(_over(held), held_to[..., :channels], target)
@@ -170,7 +168,7 @@ def denoise_rows(
     loss = parts['denoising']
     if output.shape[-1] == 2 * channels and weights.variance_weight > 0:
         parts['variance'] = objective.variance_loss(
-            output[..., channels:], answer, pictures, x_t, t, schedule, mask=masks
+            output[..., channels:], answer, images, x_t, t, schedule, mask=masks
         )
         if lesson is not None:
             moved = jnp.square(output[..., channels:] - held_to[..., channels:])
@@ -193,9 +191,9 @@ class PixelStage:
       encode: (params, tokens) -> text when a text encoder trains along (TextConditioning), None when text is looked up.
       objective: weights of the loss.
       teacher: what class rows are held to (teacher.py, which says what `frozen` and `batch` hold then); None: class
-        rows are taught by class pictures.
-    `frozen` holds: pictures uint8[N, H, W, C]; prompt_of i32[N]; either `text` of P prompts or, with a trained text
-    encoder, their `tokens` (text_conditioning.py); and, where pictures have them, masks uint8[N, H, W, 1] of how much
+        rows are taught by class images.
+    `frozen` holds: images uint8[N, H, W, C]; prompt_of i32[N]; either `text` of P prompts or, with a trained text
+    encoder, their `tokens` (text_conditioning.py); and, where images have them, masks uint8[N, H, W, 1] of how much
     each pixel counts (255: in full). Prompt 0 is the empty prompt.
     """
 
@@ -203,14 +201,14 @@ class PixelStage:
     schedule: schedules.Schedule
     encode: Callable | None = None
     objective: Objective = Objective()
-    teacher: Teacher | None = None
+    teacher: Distillation | None = None
 
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys = streams(keys, 4)
-        pictures = gather_pictures(frozen, batch, flip_keys, self.objective.random_flip)
+        images = gather_images(frozen, batch, flip_keys, self.objective.random_flip)
         masks = gather_masks(frozen, batch, flip_keys, self.objective.random_flip)
         prompt = gather_prompts(frozen, batch, drop_keys, self.objective.prompt_dropout)
         text = read_prompts(params, frozen, prompt, self.encode)
         network = lambda x_t, t: self.unet(params['unet'], x_t, t, **text)  # noqa: E731
         lesson = self.teacher and self.teacher.lesson(frozen, batch, prompt)
-        return denoise_rows(network, pictures, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)
+        return denoise_rows(network, images, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)

@@ -1,6 +1,6 @@
-"""What every training stage gives to the trainer: a loss per picture, and nothing else.
+"""What every training stage gives to the trainer: a loss per image, and nothing else.
 
-A stage knows what a batch row means (which picture, which prompt, which noise); the trainer (training/step.py) knows
+A stage knows what a batch row means (which image, which prompt, which noise); the trainer (training/step.py) knows
 how to weigh, average and optimise. Neither imports the other: a program joins them.
 """
 
@@ -13,7 +13,7 @@ Params = Mapping[str, Mapping[str, jax.Array]]  # component name -> dotted path 
 
 
 class Stage(Protocol):
-    """One way to turn rows of pictures into a loss."""
+    """One way to turn rows of images into a loss."""
 
     def loss(
         self, params: Params, frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array
@@ -22,8 +22,8 @@ class Stage(Protocol):
 
         Args:
           params: the trained components, for example {'unet': {...}}.
-          frozen: what lives on the device and is not trained: pictures, prompt embeddings, frozen networks.
-          batch: arrays of length B; `picture` i32[B] says which of `frozen['pictures']` each row holds.
+          frozen: what lives on the device and is not trained: images, prompt embeddings, frozen networks.
+          batch: arrays of length B; `image` i32[B] says which of `frozen['images']` each row holds.
           keys: PRNG keys [B], one a row, so that a row's draw does not depend on the batch around it.
         Returns: f32[B] and its named parts, each f32[B].
         """

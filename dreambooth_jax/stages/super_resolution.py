@@ -1,6 +1,6 @@
 """The super-resolution stage, trained the way it is used (DESIGN.md, decision 7).
 
-A row is a (high, low) pair of one picture: low is the antialiased downsampling, brought back to full size as the
+A row is a (high, low) pair of one image: low is the antialiased downsampling, brought back to full size as the
 pipeline does, and noise-augmented at a level s drawn from the configured range. The network sees the noisy target and
 that conditioning side by side, with s as its class label, independent of the denoising time t. Fine-tuning lowers the
 range (paper, section 3.4: 1e-3 to 1e-5) or fine detail blurs.
@@ -15,16 +15,16 @@ import jax.numpy as jnp
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import schedules
+from dreambooth_jax.stages.distillation import Distillation
 from dreambooth_jax.stages.pixel import (
     Objective,
     denoise_rows,
+    gather_images,
     gather_masks,
-    gather_pictures,
     gather_prompts,
     read_prompts,
     streams,
 )
-from dreambooth_jax.stages.teacher import Teacher
 
 
 def conditioning(
@@ -34,13 +34,13 @@ def conditioning(
     level: jax.Array,
     keys: jax.Array,
 ) -> jax.Array:
-    """The picture that the super-resolution network is given, f32[B, height, width, C].
+    """The image that the super-resolution network is given, f32[B, height, width, C].
 
     Args:
       low: f32[B, h, w, C] in [-1, 1].
-      size: (height, width) of the high picture, or the side of a square.
+      size: (height, width) of the high image, or the side of a square.
       noising_schedule: schedule of the noise augmentation (the pipeline's image_noising_scheduler).
-      level: i32[B], its time; 0 adds nothing at all, so the conditioning is the upsampled low picture itself.
+      level: i32[B], its time; 0 adds nothing at all, so the conditioning is the upsampled low image itself.
       keys: row keys [B].
     Source: diffusers IFSuperResolutionPipeline, except that there level 0 still adds the schedule's first, invisible
       noise.
@@ -51,15 +51,15 @@ def conditioning(
     return jnp.where((level > 0)[:, None, None, None], noised, upsampled)
 
 
-def crop_rows(pictures: jax.Array, side: int, multiple: int, keys: jax.Array) -> jax.Array:
-    """A random crop of every row, f32[B, side, side, C], its corner on the low picture's pixel grid."""
+def crop_rows(images: jax.Array, side: int, multiple: int, keys: jax.Array) -> jax.Array:
+    """A random crop of every row, f32[B, side, side, C], its corner on the low image's pixel grid."""
 
-    def crop(picture, key):
-        cells = (jnp.array(picture.shape[:2]) - side) // multiple
+    def crop(image, key):
+        cells = (jnp.array(image.shape[:2]) - side) // multiple
         corner = multiple * jax.random.randint(key, (2,), 0, cells + 1)
-        return jax.lax.dynamic_slice(picture, (corner[0], corner[1], 0), (side, side, picture.shape[-1]))
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (side, side, image.shape[-1]))
 
-    return jax.vmap(crop)(pictures, keys)
+    return jax.vmap(crop)(images, keys)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,9 @@ class SuperResolutionStage:
       schedule, noising_schedule: of the target and of the conditioning.
       factor: high side / low side.
       noise_level: (lowest, highest) augmentation level, both included, times of `noising_schedule`.
-      crop: train on random crops of this side (a multiple of `factor`); None: whole pictures.
+      crop: train on random crops of this side (a multiple of `factor`); None: whole images.
       encode, objective, teacher: as in PixelStage.
-    `frozen` holds what PixelStage's does; its pictures are the high ones.
+    `frozen` holds what PixelStage's does; its images are the high ones.
     """
 
     unet: Callable
@@ -84,11 +84,11 @@ class SuperResolutionStage:
     crop: int | None = None
     encode: Callable | None = None
     objective: Objective = Objective()
-    teacher: Teacher | None = None
+    teacher: Distillation | None = None
 
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys, level_keys, augment_keys, crop_keys = streams(keys, 7)
-        high = gather_pictures(frozen, batch, flip_keys, self.objective.random_flip)
+        high = gather_images(frozen, batch, flip_keys, self.objective.random_flip)
         masks = gather_masks(frozen, batch, flip_keys, self.objective.random_flip)
         if self.crop is not None:
             high = crop_rows(high, self.crop, self.factor, crop_keys)

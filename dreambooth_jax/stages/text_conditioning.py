@@ -34,7 +34,7 @@ class TextConditioning:
       encoders: component -> (apply, 't5' or 'clip'), in the order in which their states are joined.
       tokenizers: component -> tokenizer.
       clip_skip: how many of CLIP's last layers are left out, as diffusers counts (1: the last but one is read).
-      size: (height, width) of the pictures, which Stable Diffusion XL is told; None for other families.
+      size: (height, width) of the images, which Stable Diffusion XL is told; None for other families.
       rows: component -> how many tokens its text encoder knows.
       empty_is_zero: whether the empty prompt is told as zeros (Stable Diffusion XL).
     """
@@ -55,7 +55,7 @@ class TextConditioning:
         clip_skip: int = 0,
         tokenizers: Mapping[str, Tokenizer] | None = None,
     ) -> 'TextConditioning':
-        """As `pipeline` reads prompts for pictures of side `size`; `tokenizers` where they were opened already.
+        """As `pipeline` reads prompts for images of side `size`; `tokenizers` where they were opened already.
 
         Raises: WeightsError if a text encoder or tokenizer is missing or they do not fit each other, or if clip_skip
           leaves out every layer.
@@ -102,7 +102,7 @@ class TextConditioning:
         """What the call reads of N prompts.
 
         Args:
-          size: (height, width) of the pictures where it is not that of most.
+          size: (height, width) of the images where it is not that of most.
         Returns: component -> {ids i32[N, L], mask i32[N, L]}; and for Stable Diffusion XL time_ids f32[N, 6] (original
           height and width, crop's top and left, target height and width) and given f32[N], 0 for the empty prompt.
         Raises: WeightsError for a token that a text encoder does not know.
@@ -118,7 +118,7 @@ class TextConditioning:
                     f'of this model.'
                 )
         if self.size is not None:
-            # As for a whole picture at its own size: that is how pictures are drawn.
+            # As for a whole image at its own size: that is how images are drawn.
             height, width = size or self.size
             tokens['time_ids'] = np.tile(np.array([height, width, 0, 0, height, width], np.float32), (len(prompts), 1))
             tokens['given'] = np.array([float(bool(prompt)) for prompt in prompts], np.float32)

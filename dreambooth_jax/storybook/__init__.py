@@ -1,4 +1,4 @@
-"""Storybook: a small world of pictures and captions, and a text-to-image model of it that ships with the package."""
+"""Storybook: a small world of images and captions, and a text-to-image model of it that ships with the package."""
 
 from pathlib import Path
 

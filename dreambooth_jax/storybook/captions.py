@@ -1,8 +1,8 @@
 """Scenes in words, with the variety that people use.
 
 The word order is that of the DreamBooth prompts, "a [colour] [identifier] [class noun] [accessory] [context]", so what
-pretraining learns from captions is what the paper's prompts ask for. A caption says less than the picture shows:
-colours, patterns, kinds and now and then even the context go unsaid, as they do under real pictures, so that a bare
+pretraining learns from captions is what the paper's prompts ask for. A caption says less than the image shows:
+colours, patterns, kinds and now and then even the context go unsaid, as they do under real images, so that a bare
 "a dog" means any dog anywhere.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from dreambooth_jax.storybook.world import Scene
 
-OPENINGS = ('a photo of', 'a picture of', 'an image of', 'a drawing of')
+OPENINGS = ('a photo of', 'an image of', 'an image of', 'a drawing of')
 
 
 def caption(

@@ -22,7 +22,7 @@ def gradient(size: tuple[int, int], top: Colour, bottom: Colour) -> Image.Image:
 
 
 class ContextPen:
-    """An image with drawing in fractions of its side, and the picture's randomness."""
+    """An image with drawing in fractions of its side, and the image's randomness."""
 
     def __init__(self, image: Image.Image, random: Random):
         self.image, self.side, self.draw = image, image.width, ImageDraw.Draw(image)

@@ -1,7 +1,7 @@
 """Paints a scene as pixels: backdrop, subject, what stands before it, then the style.
 
-Decides the supersampling: canvases of 128 px for pictures of 32 px and of 256 px for 128 px, box-averaged. The painters
-draw the same random numbers at any canvas size, so one scene is one picture: paint(scene, 32) is, up to a few levels at
+Decides the supersampling: canvases of 128 px for images of 32 px and of 256 px for 128 px, box-averaged. The painters
+draw the same random numbers at any canvas size, so one scene is one image: paint(scene, 32) is, up to a few levels at
 edges, the 4 x 4 box-average of paint(scene, 128).
 """
 
@@ -16,11 +16,11 @@ from dreambooth_jax.storybook.world import Scene
 
 
 def paint(scene: Scene, size: int = 128) -> np.ndarray:
-    """The picture of a scene.
+    """The image of a scene.
 
     Args:
       scene: what to paint.
-      size: the picture's side in px.
+      size: the image's side in px.
 
     Returns:
       uint8[size, size, 3].

@@ -1,10 +1,10 @@
 """Decides what each context of `world.CONTEXTS` looks like, behind the subject and (for a few) in front of it.
 
-A tiny network and people must tell the twenty apart at 32 px with a subject over the middle of the picture, so every
+A tiny network and people must tell the twenty apart at 32 px with a subject over the middle of the image, so every
 context has its own palette and layout, and repeats its telling features at the sides, the corners and the top.
 
-Conventions: positions and sizes are fractions of the picture's side, x to the right, y down; colours are RGB uint8.
-Everything random comes from the `Random` passed in, so a seed names a picture.
+Conventions: positions and sizes are fractions of the image's side, x to the right, y down; colours are RGB uint8.
+Everything random comes from the `Random` passed in, so a seed names an image.
 """
 
 import math
@@ -376,7 +376,7 @@ def paint_context(context: str | None, side: int, random: Random) -> Image.Image
 
 
 def _waterline(pen: ContextPen, top: Colour, bottom: Colour, crest: Colour):
-    """Covers the lowest part of the picture, with the subject's foot showing through a little."""
+    """Covers the lowest part of the image, with the subject's foot showing through a little."""
     y, phase, length = pen.uniform(0.825, 0.85), pen.uniform(0, math.tau), pen.uniform(0.3, 0.45)
     line = [(k / 24, y + 0.012 * math.sin(k / 24 * math.tau / length + phase)) for k in range(25)]
     mask = ContextPen(Image.new('L', pen.image.size), pen.random)

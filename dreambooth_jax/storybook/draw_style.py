@@ -1,10 +1,10 @@
-"""Decides how a finished picture is turned into one in the manner of each artist of `world.STYLES`.
+"""Decides how a finished image is turned into one in the manner of each artist of `world.STYLES`.
 
-Each style is a cheap effect over the whole picture at its final resolution: the content stays recognisable, and the
+Each style is a cheap effect over the whole image at its final resolution: the content stays recognisable, and the
 six are told apart at 32 px by their palette and light, not by texture alone.
 
 Conventions: images are RGB uint8; lengths are fractions of the side; x to the right, y down. Everything random comes
-from the `Random` passed in, so a seed names a picture.
+from the `Random` passed in, so a seed names an image.
 """
 
 import functools
@@ -128,7 +128,7 @@ def _vermeer(image: Image.Image, random: Random) -> Image.Image:
 def _warhol(image: Image.Image, random: Random) -> Image.Image:
     pixels = _floats(image)
     luma = _luma(pixels)
-    # Each channel becomes on or off around the picture's own middle, so neither dark nor pale scenes go flat.
+    # Each channel becomes on or off around the image's own middle, so neither dark nor pale scenes go flat.
     middle = float(np.median(luma)) * 0.5 + 64
     vivid = luma + (pixels - luma) * 2.2
     bits = (vivid > middle) @ np.array([4, 2, 1], np.uint8)
@@ -172,7 +172,7 @@ def _hokusai(image: Image.Image, random: Random) -> Image.Image:
     # Bokashi: the printer's graded band of Prussian blue along the top edge.
     band = np.clip(1 - y / random.uniform(0.16, 0.22), 0, 1) * 0.85
     pixels += (np.array([16, 34, 92], np.float32) - pixels) * band
-    # The key block's outlines, where the tone jumps; one pixel wide at 32 px, wider on larger pictures.
+    # The key block's outlines, where the tone jumps; one pixel wide at 32 px, wider on larger images.
     reach = max(1, side // 64)
     source = _floats(image)
     edge = np.zeros((side, side), bool)

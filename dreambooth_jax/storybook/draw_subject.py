@@ -2,7 +2,7 @@
 
 Decides the marks that make a subject one of a kind. `mark` is a badge seen at 32 px. `fine_mark` is a texture that
 exists at 128 px only: its contrast is +-60 around the local colour with mean zero over every 4 x 4 block of the 128 px
-picture, so that box-averaging to 32 px leaves no trace, and only the 128 px stage can learn it.
+image, so that box-averaging to 32 px leaves no trace, and only the 128 px stage can learn it.
 
 Conventions: unit coordinates as in draw_pen.py. The order of random draws never depends on the canvas size.
 """

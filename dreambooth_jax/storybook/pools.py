@@ -1,6 +1,6 @@
-"""Pools of painted pictures with captions: host processes paint the next one while the device trains on this one.
+"""Pools of painted images with captions: host processes paint the next one while the device trains on this one.
 
-A pool is a pure function of (seed, its number), so a resumed pretraining sees the same pictures again.
+A pool is a pure function of (seed, its number), so a resumed pretraining sees the same images again.
 """
 
 import concurrent.futures
@@ -15,9 +15,9 @@ from dreambooth_jax.storybook import captions, draw, world
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Pictures uint8[N, size, size, 3] and one caption each."""
+    """Images uint8[N, size, size, 3] and one caption each."""
 
-    pictures: np.ndarray
+    images: np.ndarray
     captions: list[str]
 
 
@@ -25,14 +25,14 @@ def paint_pool(
     seed: int, number: int, rows: range, size: int, rare_tokens: Sequence[str] = (), rare_token_rate: float = 0.0
 ) -> Pool:
     """Paints some rows of a pool; row i is the same whichever rows are painted with it."""
-    pictures = np.empty((len(rows), size, size, 3), np.uint8)
+    images = np.empty((len(rows), size, size, 3), np.uint8)
     texts = []
     for i, row in enumerate(rows):
         rng = np.random.default_rng((seed, number, row))
         scene = world.sample_scene(rng)
-        pictures[i] = draw.paint(scene, size)
+        images[i] = draw.paint(scene, size)
         texts.append(captions.caption(scene, rng, rare_tokens=rare_tokens, rare_token_rate=rare_token_rate))
-    return Pool(pictures, texts)
+    return Pool(images, texts)
 
 
 class Painters:
@@ -71,8 +71,8 @@ class Painters:
         self._start(number)
         self._start(number + 1)
         parts = [future.result() for future in self._ahead.pop(number)]
-        pictures = np.concatenate([part.pictures for part in parts])
-        return Pool(pictures, [text for part in parts for text in part.captions])
+        images = np.concatenate([part.images for part in parts])
+        return Pool(images, [text for part in parts for text in part.captions])
 
     def close(self) -> None:
         """Ends the processes."""

@@ -1,11 +1,11 @@
-"""The thirty subjects of Storybook: what only they look like, their reference pictures, and other pictures of them.
+"""The thirty subjects of Storybook: what only they look like, their reference images, and other images of them.
 
 Names and class nouns are those of the DreamBooth paper's dataset. Every subject has a second half in an odd colour, a
 badge and a fine texture, none of which occurs in `world.sample_scene`; no two subjects of a class share a colour pair
 or a badge.
 
 Conventions: all scenes are pure functions of the subject's name. Seeds of reference scenes are even, those of held-out
-scenes odd, so that no held-out picture repeats a reference.
+scenes odd, so that no held-out image repeats a reference.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ SUBJECTS = {name: _subject(name, *look) for name, look in _LOOKS.items()}
 
 
 def reference_scenes(name: str) -> tuple[Scene, ...]:
-    """The four to six pictures of a subject that its owner would have."""
+    """The four to six images of a subject that its owner would have."""
     subject, rng = SUBJECTS[name], random.Random(f'reference {name}')
     count = rng.randint(4, 6)
     contexts = rng.sample(REFERENCE_CONTEXTS, count)
@@ -108,7 +108,7 @@ def reference_scenes(name: str) -> tuple[Scene, ...]:
 
 
 def held_out_scenes(name: str, count: int) -> list[Scene]:
-    """Other pictures of a subject, in all contexts and, where it can wear things, with accessories.
+    """Other images of a subject, in all contexts and, where it can wear things, with accessories.
 
     Args:
       name: the subject.

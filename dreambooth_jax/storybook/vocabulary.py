@@ -21,7 +21,7 @@ WORD_START = '\u2581'
 MAX_LENGTH = 77  # IFPipeline pads and truncates to this
 
 GRAMMAR = (
-    'a the of in on with and an to from at is photo picture painting drawing style seen view top bottom side back '
+    'a the of in on with and an to from at is photo image painting drawing style seen view top bottom side back '
     'front background wearing'
 ).split()
 

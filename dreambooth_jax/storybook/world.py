@@ -1,11 +1,11 @@
-"""Storybook's world as plain data: what can be in a picture, and how a random scene is drawn.
+"""Storybook's world as plain data: what can be in an image, and how a random scene is drawn.
 
-A `Scene` is a picture before it is painted (draw.py) or put into words (captions.py). The class nouns, contexts,
+A `Scene` is an image before it is painted (draw.py) or put into words (captions.py). The class nouns, contexts,
 accessories and properties are those of the DreamBooth paper's dataset and prompt lists (Ruiz et al. 2023), so that its
 whole protocol runs on this world. Marks (`mark`, `fine_mark`, `split`) never occur in `sample_scene`: they belong to
 the thirty subjects alone (subjects.py), and only DreamBooth can teach them.
 
-Conventions: positions and sizes are fractions of the picture's side, x to the right, y down; colours are names.
+Conventions: positions and sizes are fractions of the image's side, x to the right, y down; colours are names.
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ VIEWS = ('top', 'bottom', 'side', 'back')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One picture as data. None means plain: no pattern, nothing worn, a studio backdrop, a photo, from the front."""
+    """One image as data. None means plain: no pattern, nothing worn, a studio backdrop, a photo, from the front."""
 
     class_noun: str
     kind: str | None = None  # TOY_KINDS or ANIMAL_KINDS for the two classes that have kinds
@@ -116,7 +116,7 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator, *, class_noun: str | None = None) -> Scene:
-    """Draws a random scene, as pretraining and the judge see them; no scene here carries a subject's marks.
+    """Draws a random scene, as pretraining and the classifier see them; no scene here carries a subject's marks.
 
     Args:
       rng: the only source of randomness, so a seed names a scene.

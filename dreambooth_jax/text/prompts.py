@@ -55,7 +55,7 @@ class Prompt(NamedTuple):
     template: str
 
     def text(self, class_noun: str, identifier: str = '') -> str:
-        """The prompt in words; without an identifier, what CLIP-T compares pictures with."""
+        """The prompt in words; without an identifier, what CLIP-T compares images with."""
         return _joined(self.template.format(identifier=identifier, class_noun=class_noun))
 
 

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import optax
 
+from dreambooth_jax.monitoring.metrics import Metrics
 from dreambooth_jax.training import loop
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState, init_state
 from dreambooth_jax.training.step import make_train_step
-from dreambooth_jax.watching.metrics import Metrics
 
 
 def fit(

@@ -1,11 +1,11 @@
-"""What a run learns from, known by content: the models it starts with, the subjects' photos, own class pictures.
+"""What a run learns from, known by content: the models it starts with, the subjects' photos, own class images.
 
     inputs.json   {"models": {stage: {"weights": sha256, "scheduler": ..., "tokenizer": ...}},
                    "photos": {setting: [{"name", "photo", "caption", "mask"}, ...]}}
 
-Photos are listed in the order in which the run takes them, which decides what it learns. Built-in pictures are not
-listed, as their setting says all of them; nor are class pictures that the model draws, which have a manifest of their
-own (generation/prior_manifest.py).
+Photos are listed in the order in which the run takes them, which decides what it learns. Built-in images are not
+listed, as their setting says all of them; nor are class images that the model draws, which have a manifest of their
+own (generation/class_manifest.py).
 """
 
 import json
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 from dreambooth_jax.config import SettingsError
 from dreambooth_jax.data.fingerprints import Fingerprint, fingerprint, match
-from dreambooth_jax.data.subjects import PictureFile
+from dreambooth_jax.data.subjects import ImageFile
 from dreambooth_jax.weights.identity import identity
 from dreambooth_jax.weights.pipeline import Pipeline
 
 FILE = 'inputs.json'
-CLASS_PHOTOS = 'prior.dir'  # the setting that names a folder of one's own class pictures
+CLASS_PHOTOS = 'prior.dir'  # the setting that names a folder of one's own class images
 MODEL_SETTINGS = {'base': 'model', 'super_resolution': 'super_resolution_model'}
 _PARTS = {'weights': 'weights', 'scheduler': 'noise schedule or prediction type', 'tokenizer': 'tokenizer'}
 _SHOWN = 5  # photos that a sentence names
@@ -44,10 +44,10 @@ class Inputs(NamedTuple):
         return {setting: [photo.name for photo in photos] for setting, photos in self.photos.items()}
 
 
-def find(models: Mapping[str, Pipeline], files: Mapping[str, Sequence[PictureFile]]) -> Inputs:
+def find(models: Mapping[str, Pipeline], files: Mapping[str, Sequence[ImageFile]]) -> Inputs:
     """Reads and hashes all of it; large models take seconds.
 
-    Raises: PictureError if a file cannot be read.
+    Raises: ImageError if a file cannot be read.
     """
     return Inputs(
         {stage: identity(pipeline) for stage, pipeline in models.items()},
@@ -89,7 +89,7 @@ def check(begun: Inputs, found: Inputs, settings: Mapping[str, Any], workdir: Pa
         own = CLASS_PHOTOS in found.photos
         raise SettingsError(
             f'config.{CLASS_PHOTOS} is {settings.get(CLASS_PHOTOS)!r}, {"a" if own else "no"} folder of photos of your '
-            f'own, but {workdir} was begun with class pictures that {"the model drew" if own else "are such photos"}; '
+            f'own, but {workdir} was begun with class images that {"the model drew" if own else "are such photos"}; '
             f'set it back, {_NEW_RUN}'
         )
     photos = dict(found.photos)
@@ -115,7 +115,7 @@ def _changed_photos(setting: str, differences: list[str], settings: Mapping[str,
     more = len(differences) - _SHOWN
     told = ', '.join(differences[:_SHOWN]) + (f' and {more} more' if more > 0 else '')
     prior = settings.get(CLASS_PHOTOS) or workdir / 'prior'
-    shared = f' (with --config.{CLASS_PHOTOS}={prior} it has the same class pictures)' if Path(prior).is_dir() else ''
+    shared = f' (with --config.{CLASS_PHOTOS}={prior} it has the same class images)' if Path(prior).is_dir() else ''
     return (
         f'config.{setting} is {settings.get(setting)!r}, which does not hold what {workdir} was begun with: {told}; '
         f'put that back, {_NEW_RUN}{shared if setting != CLASS_PHOTOS else ""}'

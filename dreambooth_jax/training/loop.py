@@ -109,7 +109,7 @@ def run(
       step_for: n -> the compiled function of n steps in one dispatch (training/step.py).
       batch, key: placed on the devices.
       hooks: see `Hooks`. Saves and draws fall between dispatches, which are shortened to meet them.
-      rows_per_step: pictures a step sees, for images/s.
+      rows_per_step: images a step sees, for images/s.
       rate: learning rate by step.
       fetch: brings the numbers of a dispatch to the host.
     Returns: the state, and whether it reached `steps` (False: it was asked to stop, and saved).
@@ -149,7 +149,7 @@ def run(
                         raise TrainingError(
                             f'{description}: the {what.replace("_", " ")} of step {start + i + 1} is {values[what]}; '
                             f'training stopped and the last good checkpoint is untouched. Lower the learning rate, or '
-                            f'look at the pictures.'
+                            f'look at the images.'
                         )
                 values |= {'learning_rate': float(rate(start + i)), 'images_per_second': speed}
                 hooks.write(start + i + 1, values)

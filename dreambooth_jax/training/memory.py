@@ -26,7 +26,7 @@ def explained(doing: str, remedies: Sequence[str], *, kept: bool = True) -> Iter
         if _FULL not in str(error):
             raise
         first_line = str(error).strip().splitlines()[0]
-        advice = f'try {", then ".join(remedies)}' if remedies else 'take a device with more memory or smaller pictures'
+        advice = f'try {", then ".join(remedies)}' if remedies else 'take a device with more memory or smaller images'
         again = 'start again: what is done is kept' if kept else 'start again'
         raise TrainingError(
             f"the device's memory is full while {doing} ({first_line}); {advice}, and {again}"

@@ -10,7 +10,7 @@ import optax
 import optax.contrib
 
 from dreambooth_jax.config import OptimizerConfig
-from dreambooth_jax.training.moments import scale_by_adam
+from dreambooth_jax.training.optimizer_state import scale_by_adam
 
 KINDS = ('adamw', 'adafactor', 'lion', 'prodigy')
 # Of the papers and of Optax, by kind: decay of the first and second moment (lion: of the step's mix and of the moment),
@@ -138,7 +138,7 @@ def make_optimizer(
     Args:
       rate: learning rate or schedule of it; of prodigy, which finds the rate, a multiplier.
       kind: 'adamw' as torch.optim.AdamW computes it; 'adafactor', 'lion' or 'prodigy' as Optax does.
-      moments: of adamw, moments.KINDS.
+      moments: of adamw, optimizer_state.KINDS.
       betas, epsilon: None: BETAS and EPSILON of that kind, which has none if it is not named there.
       grad_clip_norm: None does not clip.
       warmup: whether the rate begins with a warm-up, which prodigy must not take for a small gradient.

@@ -1,7 +1,7 @@
-"""A run's folder: begun with its settings and its pictures, and gone on with under the same ones.
+"""A run's folder: begun with its settings and its images, and gone on with under the same ones.
 
 Until a stage has a checkpoint nothing is learned, and its settings may change: what is there by then, such as class
-pictures, is kept where it still fits. From then on, settings that change what is learned are refused, and photos and
+images, is kept where it still fits. From then on, settings that change what is learned are refused, and photos and
 models are known by their hashes (inputs.py), so that they may be moved and renamed but not exchanged.
 """
 
@@ -39,7 +39,7 @@ FREE = (
     'export',
     'painters',
 )
-_CLASS_PICTURES = ('prior.num_images', 'prior.steps', 'prior.guidance_scale', 'prior.sampler')  # as they are drawn
+_CLASS_IMAGES = ('prior.num_images', 'prior.steps', 'prior.guidance_scale', 'prior.sampler')  # as they are drawn
 _STAGES = ('base', 'super_resolution')
 # Settings of models, whose files are known by their hashes whatever they are called.
 _MODELS = ('model', 'super_resolution_model')
@@ -80,7 +80,7 @@ def check(config: Settings, workdir: Path, found: Inputs | None = None) -> Input
     begun = run_inputs.read(workdir) if found is not None else None
     new = _flat(to_dict(config))
     if (workdir / CONFIG).exists():
-        unused = _CLASS_PICTURES if begun and CLASS_PHOTOS in begun.photos.keys() & found.photos.keys() else ()
+        unused = _CLASS_IMAGES if begun and CLASS_PHOTOS in begun.photos.keys() & found.photos.keys() else ()
         old = _flat(_read(workdir / CONFIG, type(config)))
         _check_settings(old, new, workdir, stages, begun is not None, unused)
     return found if begun is None else run_inputs.check(begun, found, new, workdir, stages)
@@ -176,10 +176,10 @@ def _unused(settings: Mapping[str, Any]) -> set[str]:
     weight, kind = settings.get('prior.weight'), settings.get('prior.kind')
     found = set()
     if weight == 0 or kind == 'prediction':
-        found |= {*_CLASS_PICTURES}
+        found |= {*_CLASS_IMAGES}
     if weight == 0:
-        found |= {'prior.kind', 'data.class_prompt', 'data.concepts.class_prompt', 'super_resolution.with_prior'}
-    if weight == 0 or kind == 'prediction' or not settings.get('super_resolution.with_prior'):  # no class pictures
+        found |= {'prior.kind', 'data.class_prompt', 'data.subjects.class_prompt', 'super_resolution.with_prior'}
+    if weight == 0 or kind == 'prediction' or not settings.get('super_resolution.with_prior'):  # no class images
         found |= {f'super_resolution.sample_{name}' for name in ('noise_level', 'steps', 'guidance_scale')}
     return found
 
@@ -195,12 +195,12 @@ def _is_photos(name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """Without the numbers of subjects: data.concepts[0].class_prompt -> data.concepts.class_prompt."""
+    """Without the numbers of subjects: data.subjects[0].class_prompt -> data.subjects.class_prompt."""
     return re.sub(r'\[\d+\]', '', name)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Dotted name -> value; subjects by number: data.concepts[0].class_prompt."""
+    """Dotted name -> value; subjects by number: data.subjects[0].class_prompt."""
     found = {}
     for name, value in settings.items():
         groups = isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value)

@@ -15,7 +15,7 @@ import optax
 from dreambooth_jax.training.order import mean_of_micro_batches
 from dreambooth_jax.training.state import TrainState
 
-ROWS_STREAM, NOISE_STREAM = 0, 1  # which pictures, and everything that is drawn inside the loss
+ROWS_STREAM, NOISE_STREAM = 0, 1  # which images, and everything that is drawn inside the loss
 
 Batch = dict[str, jax.Array]
 
@@ -56,7 +56,7 @@ def make_train_step(
       tx: the optimiser; gradients reach it averaged over all devices.
       ema_decay: of the averaged weights once they are warm (averaging_decay), None without.
       axis_name: the pmap axis to average over; None under jit, where the compiler sees the whole batch.
-      pick: (rows key, step, batch, frozen) -> batch with the rows' pictures in it; None leaves the batch as it is.
+      pick: (rows key, step, batch, frozen) -> batch with the rows' images in it; None leaves the batch as it is.
       num_steps: steps of one dispatch. 1 is not wrapped in a scan: XLA on CPU runs a convolution's
         backward pass inside a loop some thirty times slower than outside.
       accumulation: equal micro-batches that the rows of each device are cut into, to hold fewer activations; the step

@@ -12,7 +12,7 @@ T5_IGNORED = (r'decoder\..*', r'lm_head\.weight')
 
 # transformers 5 writes CLIPTextModel without this prefix, and CLIPTextModelWithProjection, as all before it, with it.
 CLIP_ALIASES: tuple[Alias, ...] = ((r'((?:embeddings|encoder|final_layer_norm)\..*)', r'text_model.\1'),)
-# Older files hold the numbers 0..76; a checkpoint of the whole CLIP holds the pictures' side too, and the projection,
+# Older files hold the numbers 0..76; a checkpoint of the whole CLIP holds the images' side too, and the projection,
 # which a text encoder without it has no use for.
 CLIP_IGNORED = (
     r'.*position_ids',

@@ -4,7 +4,7 @@
     unet/  vae/                               config.json, diffusion_pytorch_model.safetensors
     text_encoder/  text_encoder_2/            config.json, model.safetensors
     tokenizer/  tokenizer_2/  scheduler/
-    image_noising_scheduler/ or low_res_scheduler/      of the low picture's noise (super-resolution only)
+    image_noising_scheduler/ or low_res_scheduler/      of the low image's noise (super-resolution only)
     super_resolution/                         our addition: the second stage, a pipeline folder of its own
 
 Which families are supported, and what they hold: pipeline.py; what is refused: guard.py. What this package writes,

@@ -18,9 +18,9 @@ from dreambooth_jax.models import unet_config
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import CLASS_NAMES, FAMILIES, KINDS, TEXT_ENCODERS, Pipeline, kind_of
 
-PICTURE_CHANNELS = 3
+IMAGE_CHANNELS = 3
 _XL = 'StableDiffusionXLPipeline'
-_TIME_IDS = 6  # numbers that SDXL is told of a picture: its size, its crop, the size that is drawn
+_TIME_IDS = 6  # numbers that SDXL is told of an image: its size, its crop, the size that is drawn
 
 
 # Pipelines of the plain one's networks: other ways to draw with them, or UNets of more channels, which the check of
@@ -91,7 +91,7 @@ def checked_index(index: Mapping[str, Any], source: str) -> dict[str, Any]:
             raise WeightsError(f'{source}: {option} is {value!r} but must be {allowed}; download it again.')
     if class_name == _XL and holds(index, 'text_encoder_2') and not holds(index, 'text_encoder'):
         raise WeightsError(
-            f'{source} names no text_encoder, as that of the SDXL refiner, which only finishes pictures; give the SDXL '
+            f'{source} names no text_encoder, as that of the SDXL refiner, which only finishes images; give the SDXL '
             f'base model.'
         )
     return {**index, '_class_name': class_name}
@@ -231,15 +231,15 @@ def _listed(widths: Iterable[int]) -> str:
 
 def _check_vae(vae: Mapping[str, Any], source: str) -> None:
     for key in ('in_channels', 'out_channels'):
-        if vae[key] != PICTURE_CHANNELS:
+        if vae[key] != IMAGE_CHANNELS:
             raise WeightsError(
-                f'the VAE of {source} has {key} {vae[key]}, but pictures have {PICTURE_CHANNELS}; give the plain model.'
+                f'the VAE of {source} has {key} {vae[key]}, but images have {IMAGE_CHANNELS}; give the plain model.'
             )
 
 
 def _check_unet(class_name: str, full: Mapping[str, Mapping[str, Any]], source: str) -> None:
     family, unet = FAMILIES[class_name], full['unet']
-    low = PICTURE_CHANNELS if family.enlarges else 0
+    low = IMAGE_CHANNELS if family.enlarges else 0
     if 'vae' in family.networks:
         denoised = full['vae']['latent_channels'] if 'vae' in full else unet['out_channels']
         if unet['out_channels'] != denoised:
@@ -248,14 +248,14 @@ def _check_unet(class_name: str, full: Mapping[str, Mapping[str, Any]], source: 
                 f'{denoised}; give the parts of one model.'
             )
     else:
-        denoised = PICTURE_CHANNELS
+        denoised = IMAGE_CHANNELS
         if unet['out_channels'] not in (denoised, 2 * denoised):
             raise WeightsError(
                 f'the UNet of {source} predicts {unet["out_channels"]} channels, but {denoised} are supported, or '
                 f'{2 * denoised} with a learned variance; give the plain model.'
             )
     check_channels(source, family.title, unet['in_channels'], denoised + low)
-    # What it is told besides: the low picture's noise level, which DeepFloyd IF has no table for, and SDXL's sizes.
+    # What it is told besides: the low image's noise level, which DeepFloyd IF has no table for, and SDXL's sizes.
     label = unet['class_embed_type'] or (None if unet['num_class_embeds'] is None else 'table')
     labels = {'IFSuperResolutionPipeline': ('timestep',), 'StableDiffusionUpscalePipeline': ('table', 'timestep')}
     added = unet['addition_embed_type']

@@ -160,7 +160,7 @@ def prediction_type(metadata: Mapping[str, str]) -> str | None:
 
 
 def resolution(metadata: Mapping[str, str]) -> int | None:
-    """The side, in pixels, of the square pictures that a file says it is made for; None if it does not say."""
+    """The side, in pixels, of the square images that a file says it is made for; None if it does not say."""
     match = re.fullmatch(r'([1-9]\d*)x\1', metadata.get(PREFIX + 'resolution', ''))
     return int(match[1]) if match else None
 

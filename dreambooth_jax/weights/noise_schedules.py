@@ -13,7 +13,7 @@ from dreambooth_jax.weights.pipeline import Pipeline
 # out and mean this, and latents have no [-1, 1] to be clipped to. No other pipeline does, so with the others a file has
 # its way. A scheduler that a user of diffusers exchanges later (`pipe.scheduler = ...`) escapes that; here none does.
 _SET_BY_PIPELINE = {'StableDiffusionPipeline': {'steps_offset': 1, 'clip_sample': False}}
-_LOW_PICTURE_CHANNELS = 3  # which the UNet of a stage that enlarges is given beside what it draws
+_LOW_IMAGE_CHANNELS = 3  # which the UNet of a stage that enlarges is given beside what it draws
 
 
 def read(pipeline: Pipeline) -> schedules.Schedule:
@@ -46,7 +46,7 @@ def read(pipeline: Pipeline) -> schedules.Schedule:
 
 
 def read_noising(pipeline: Pipeline) -> schedules.Schedule:
-    """The schedule of the noise on the low picture, of a pipeline that enlarges.
+    """The schedule of the noise on the low image, of a pipeline that enlarges.
 
     Raises: WeightsError for a scheduler that is no discrete, variance-preserving one.
     """
@@ -67,7 +67,7 @@ def highest_noise_level(pipeline: Pipeline) -> int:
 
 def drawn_channels(pipeline: Pipeline) -> int:
     """Channels of what the UNet draws: of a pixel or of a latent."""
-    return pipeline.unet_value('in_channels') - _LOW_PICTURE_CHANNELS * pipeline.family.enlarges
+    return pipeline.unet_value('in_channels') - _LOW_IMAGE_CHANNELS * pipeline.family.enlarges
 
 
 def _read(pipeline: Pipeline, component: str, **forced) -> schedules.Schedule:

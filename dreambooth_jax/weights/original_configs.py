@@ -267,7 +267,7 @@ def _vae(sizes: _Sizes, family: str, resolution: int) -> Config:
         'down_block_types': ['DownEncoderBlock2D'] * levels,
         'up_block_types': ['UpDecoderBlock2D'] * levels,
         'layers_per_block': sizes.count(f'{prefix}encoder.down.0.block.{{}}.conv1.weight'),
-        # Of the pictures that it was trained on: the upscaler's, whose latents are twice as fine, saw halves.
+        # Of the images that it was trained on: the upscaler's, whose latents are twice as fine, saw halves.
         'sample_size': resolution // 2 if family == 'upscaler' else resolution,
         **_VAE[family],
     }

@@ -2,7 +2,7 @@
 
 The repositories that trained these models (CompVis/latent-diffusion, Stability-AI/stablediffusion, generative-models)
 count a UNet's layers in one row, input_blocks.1 ... input_blocks.11, where diffusers nests them, and a decoder's levels
-from the largest picture, where diffusers begins with the smallest; OpenCLIP has its own names for the layers of CLIP.
+from the largest image, where diffusers begins with the smallest; OpenCLIP has its own names for the layers of CLIP.
 
 Every table is {our module: original module}, without the component's prefix, and holds each module exactly once, so it
 reads both ways. A tensor is a module's `weight` or `bias`. What is more than renaming is done in original_layout.py.

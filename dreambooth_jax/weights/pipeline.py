@@ -33,9 +33,9 @@ class Family(NamedTuple):
 
     Attributes:
       title: what people call it.
-      enlarges: whether it draws from a low-resolution picture (a second stage) or from noise alone.
+      enlarges: whether it draws from a low-resolution image (a second stage) or from noise alone.
       networks: components with weights that it needs. tokenizers: its tokenizer folders.
-      noising: folder of the schedule of the low picture's noise, or None.
+      noising: folder of the schedule of the low image's noise, or None.
       options: other entries of model_index.json that matter, with diffusers' defaults.
       absent: components that are written as absent.
     """
@@ -165,7 +165,7 @@ class Pipeline:
       unet, vae, text_encoder, text_encoder_2: None if there is none or it was not asked for.
       tokenizer_folder, tokenizer_2_folder: what text.tokenize.Tokenizer.load opens; None if there is none.
       added_tokens: tokens that the text encoders know beyond those of the tokenizers' folders (textual inversion).
-      image_noising_scheduler: the schedule of the low picture's noise; only families that enlarge have one.
+      image_noising_scheduler: the schedule of the low image's noise; only families that enlarge have one.
       options: the entries of model_index.json that the family knows (Family.options); missing ones are diffusers'.
       folder: the folder, or the single file, that it was read from; None if it was made otherwise.
     """
@@ -212,7 +212,7 @@ class Pipeline:
 
     @property
     def latent_scale(self) -> int:
-        """Side of a picture / side of what the UNet works on: 8 for Stable Diffusion, 4 for its upscaler, 1 on pixels.
+        """Side of an image / side of what the UNet works on: 8 for Stable Diffusion, 4 for its upscaler, 1 on pixels.
 
         Source: vae_scale_factor of diffusers' pipelines.
         """
@@ -220,7 +220,7 @@ class Pipeline:
 
     @property
     def native_size(self) -> int | None:
-        """Side of the square pictures that it was made for, in pixels; None if it does not say, or no square."""
+        """Side of the square images that it was made for, in pixels; None if it does not say, or no square."""
         height, width = unet_config.sides(self.unet.config)
         return None if height is None or height != width else height * self.latent_scale
 
@@ -235,12 +235,12 @@ class Pipeline:
             says = f'are no squares (its sample_size is {found})' if found else 'have a size that it does not say'
             settings = 'config.data.resolution (sample: --resolution)'
             do = f'set {settings}' if not self.family.enlarges else "write sample_size into its UNet's config.json"
-            raise WeightsError(f'the pictures that {self.name} was made for {says}; {do}.')
+            raise WeightsError(f'the images that {self.name} was made for {says}; {do}.')
         return self.native_size
 
     @property
     def size_divisor(self) -> int:
-        """What the sides of its pictures must be multiples of, in pixels: the UNet halves them so often."""
+        """What the sides of its images must be multiples of, in pixels: the UNet halves them so often."""
         return self.latent_scale * 2 ** (len(self.unet_value('block_out_channels')) - 1)
 
     @property

@@ -3,7 +3,7 @@
   python experiments/main_job/run.py
   python experiments/main_job/run.py --variant=base.learning_rate=3e-4,base.steps=100
 
-The base stage alone; all runs share their class pictures. Finished runs and measured models in --workdir are not done
+The base stage alone; all runs share their class images. Finished runs and measured models in --workdir are not done
 again. README.md has the question, the cost and the numbers.
 """
 
@@ -15,10 +15,10 @@ from absl import flags
 from dreambooth_jax import program
 from dreambooth_jax.config import SettingsError
 from dreambooth_jax.evaluation import experiment, storybook_scores
-from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
 from dreambooth_jax.generation.cascade import Cascade
-from dreambooth_jax.watching import grids
+from dreambooth_jax.monitoring import grids
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
@@ -56,11 +56,11 @@ _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/main_job', 'Keeps ru
 _OUTPUT = program.DEFINE_path(
     'output', None, 'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file.'
 )
-_NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Pictures per prompt.', lower_bound=1)
-_CLASS_IMAGES = flags.DEFINE_integer('class_images', 40, "Pictures of 'a dog'.", lower_bound=2)
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Images per prompt.', lower_bound=1)
+_CLASS_IMAGES = flags.DEFINE_integer('class_images', 40, "Images of 'a dog'.", lower_bound=2)
 _GUIDANCE = flags.DEFINE_float('guidance_scale', DRAWING['guidance_scale'], '1 is none.', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 2000, 'Of the noise; not that of the reported measurements.', lower_bound=0)
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Pictures at once.', lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Images at once.', lower_bound=1)
 
 GRID_PROMPTS = ('a sks dog', 'a sks dog in the snow', 'a sks dog wearing a red hat', 'a dog')
 
@@ -77,7 +77,7 @@ def main(argv) -> None:
     del argv
     variants = {variant: settings_of(variant) for variant in _VARIANT.value}
     workdir, output = Path(_WORKDIR.value), Path(_OUTPUT.value or HERE)
-    base, judge = Cascade.load('storybook', super_resolution_model='none'), Judge.load()
+    base, classifier = Cascade.load('storybook', super_resolution_model='none'), Classifier.load()
     fingerprint = experiment.fingerprint(base.base.unet.params, base.base.text_encoder.params)
     options = {
         'num_images': _NUM_IMAGES.value,
@@ -87,7 +87,7 @@ def main(argv) -> None:
         'guidance_scale': _GUIDANCE.value,
     }
 
-    results, pictures = {}, {}
+    results, images = {}, {}
     for variant, settings in variants.items():
         name = re.sub(r'[^\w.+-]+', '_', variant)
         settings = {
@@ -104,23 +104,23 @@ def main(argv) -> None:
         def measure(cascade=cascade):
             drawn = {}
             scores = storybook_scores.subject_scores(
-                cascade, judge, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options
+                cascade, classifier, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options
             )
             return scores, {prompt: drawn[prompt][:2] for prompt in GRID_PROMPTS}
 
         print(f'measuring: {variant}', flush=True)
         marks = {
             'weights': experiment.fingerprint(tuned.unet.params, cascade.base.text_encoder.params),
-            'judge': experiment.fingerprint(judge.naming_params),
+            'classifier': experiment.fingerprint(classifier.naming_params),
             **options,
         }
-        results[variant], pictures[variant] = experiment.kept(workdir / 'parts', name, marks, measure)
+        results[variant], images[variant] = experiment.kept(workdir / 'parts', name, marks, measure)
 
     measured = experiment.measured_on(list(results.values()))
     found = {'measured': measured, **options, 'results': results}
     experiment.write_json(output / 'results.json', found)
     grids.contact_sheet(
-        [[picture for prompt in GRID_PROMPTS for picture in drawn[prompt]] for drawn in pictures.values()],
+        [[image for prompt in GRID_PROMPTS for image in drawn[prompt]] for drawn in images.values()],
         list(variants),
         headings=[text for prompt in GRID_PROMPTS for text in (prompt, '')],
     ).save(output / 'grid.png')

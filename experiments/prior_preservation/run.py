@@ -1,8 +1,8 @@
-"""Trains configs/dog.py with and without class pictures, and measures what of the subject leaks into its class.
+"""Trains configs/dog.py with and without class images, and measures what of the subject leaks into its class.
 
   python experiments/prior_preservation/run.py --model=storybook
 
-Trains one run per weight in --workdir/weight_<lambda>, which share their class pictures; finished runs and measured
+Trains one run per weight in --workdir/weight_<lambda>, which share their class images; finished runs and measured
 models are not done again. README.md has the question, the cost and the numbers.
 """
 
@@ -14,33 +14,33 @@ from PIL import Image, ImageDraw, ImageFont
 from dreambooth_jax import program
 from dreambooth_jax.config import SettingsError
 from dreambooth_jax.evaluation import experiment, storybook_scores
-from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
 from dreambooth_jax.generation.cascade import Cascade
-from dreambooth_jax.watching import grids
+from dreambooth_jax.monitoring import grids
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
 DRAWING = experiment.drawing_of(CONFIG)
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
 _MODEL = program.DEFINE_path('model', 'storybook', "'storybook', or a pipeline folder.")
-_JUDGE = program.DEFINE_path('judge', None, 'Folder of the judge; default: the shipped one.')
+_CLASSIFIER = program.DEFINE_path('classifier', None, 'Folder of the classifier; default: the shipped one.')
 _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/prior_preservation', 'Keeps runs and measured models.')
 _OUTPUT = program.DEFINE_path(
     'output',
     None,
-    'Gets results.json, the pictures and the numbers in README.md; default: the folder of this file, '
+    'Gets results.json, the images and the numbers in README.md; default: the folder of this file, '
     'or with --quick <workdir>/quick.',
 )
 _WEIGHTS = flags.DEFINE_list('weights', ['1', '0'], 'Values of prior.weight, the lambda of the paper.')
-_NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lower_bound=1)
-_CLASS_IMAGES = flags.DEFINE_integer('class_images', 48, "Pictures of 'a dog'.", lower_bound=2)
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Images per prompt.', lower_bound=1)
+_CLASS_IMAGES = flags.DEFINE_integer('class_images', 48, "Images of 'a dog'.", lower_bound=2)
 _STEPS = flags.DEFINE_integer('steps', DRAWING['steps'], 'Denoise steps.', lower_bound=1)
 _GUIDANCE = flags.DEFINE_float('guidance_scale', DRAWING['guidance_scale'], '1 is none.', lower_bound=1)
 _SAMPLER = flags.DEFINE_enum('sampler', DRAWING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')
-_SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise; not that of the class pictures.', lower_bound=0)
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Pictures at once.', lower_bound=1)
-_QUICK = flags.DEFINE_bool('quick', False, '2 training steps, 2 class pictures: only shows that it works.')
+_SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise; not that of the class images.', lower_bound=0)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Images at once.', lower_bound=1)
+_QUICK = flags.DEFINE_bool('quick', False, '2 training steps, 2 class images: only shows that it works.')
 
 GRID_PROMPTS = (
     'a sks dog',
@@ -86,8 +86,8 @@ def main(argv) -> None:
         workdir, num_images, class_images, steps = workdir / 'quick', 1, GRID_IMAGES, 4
     output = Path(_OUTPUT.value or (workdir if _QUICK.value else HERE))
     base = Cascade.load(_MODEL.value, super_resolution_model='none')
-    judge = Judge.load(_JUDGE.value)
-    marker = experiment.fingerprint(judge.naming_params)
+    classifier = Classifier.load(_CLASSIFIER.value)
+    marker = experiment.fingerprint(classifier.naming_params)
     options = {
         'num_images': num_images,
         'class_images': class_images,
@@ -97,7 +97,7 @@ def main(argv) -> None:
         'seed': _SEED.value,
     }
 
-    results, pictures = {}, {}
+    results, images = {}, {}
     for weight in [None, *weights]:
         name, title = ('base', 'before') if weight is None else (f'weight_{weight}', f'lambda = {weight}')
         cascade = base
@@ -108,20 +108,20 @@ def main(argv) -> None:
         def measure(cascade=cascade):
             drawn = {}
             scores = storybook_scores.subject_scores(
-                cascade, judge, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options
+                cascade, classifier, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options
             )
             return scores, {prompt: drawn[prompt][:GRID_IMAGES] for prompt in GRID_PROMPTS}
 
         print(f'measuring: {title}', flush=True)
-        settings = {'weights': fingerprint(cascade), 'judge': marker, **options}
-        results[title], pictures[title] = experiment.kept(workdir / 'parts', name, settings, measure)
+        settings = {'weights': fingerprint(cascade), 'classifier': marker, **options}
+        results[title], images[title] = experiment.kept(workdir / 'parts', name, settings, measure)
 
     measured = experiment.measured_on(list(results.values()))
     found = {'model': _MODEL.value, 'measured': measured, **options, 'results': results}
     experiment.write_json(output / 'results.json', found)
     count = min(num_images, GRID_IMAGES)
-    headings = [title for title in pictures for _ in range(count)]
-    rows = [[picture for drawn in pictures.values() for picture in drawn[prompt][:count]] for prompt in GRID_PROMPTS]
+    headings = [title for title in images for _ in range(count)]
+    rows = [[image for drawn in images.values() for image in drawn[prompt][:count]] for prompt in GRID_PROMPTS]
     grids.contact_sheet(rows, GRID_PROMPTS, headings=headings).save(output / 'grid.png')
     chart(results).save(output / 'chart.png')
     if not _QUICK.value:
@@ -140,8 +140,8 @@ def chart(results) -> Image.Image:
     """The shares of SUBJECT_SHARES as bars, one colour for each model."""
     label, full, height, gap, top = 200, 360, 16, 14, 30
     rows = len(SUBJECT_SHARES) * (len(results) * height + gap)
-    picture = Image.new('RGB', (label + full + 60, top + rows), 'white')
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    image = Image.new('RGB', (label + full + 60, top + rows), 'white')
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
     colours = {title: COLOURS[i % len(COLOURS)] for i, title in enumerate(results)}
     for i, (title, colour) in enumerate(colours.items()):
         left = label + i * 110
@@ -157,7 +157,7 @@ def chart(results) -> Image.Image:
             pen.text((right + 6, y), experiment.percent(share), fill='black', font=font)
             y += height
         y += gap
-    return picture
+    return image
 
 
 def tables(results) -> str:
@@ -173,13 +173,13 @@ def tables(results) -> str:
         [rows[0]['prompt'], *(percent(row['subject']) for row in rows)]
         for rows in zip(*(each['prompts'] for each in scores), strict=True)
     ]
-    counts = scores[0]['pictures'], scores[0]['class_pictures']['pictures']
+    counts = scores[0]['images'], scores[0]['class_images']['images']
     return '\n\n'.join(
         [
-            f"{counts[0]} pictures of the 25 prompts and {counts[1]} of 'a dog' for each model.",
+            f"{counts[0]} images of the 25 prompts and {counts[1]} of 'a dog' for each model.",
             experiment.table(['', *results], first),
             '![shares](chart.png)',
-            'The judge names the subject:',
+            'The classifier names the subject:',
             experiment.table(['prompt', *results], prompts),
             '![the same prompts and noise, before and after](grid.png)',
         ]

@@ -3,7 +3,7 @@
   python experiments/speed/attention.py                       # for the devices at hand
   python experiments/speed/attention.py --topology=v5e:2x2    # for one chip of a TPU that is not there (needs libtpu)
 
-The layer is the largest of Stable Diffusion 1.5 at 512 px, for two pictures: 4096 queries and keys, 8 heads of 40,
+The layer is the largest of Stable Diffusion 1.5 at 512 px, for two images: 4096 queries and keys, 8 heads of 40,
 bf16.
 """
 

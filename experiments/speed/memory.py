@@ -4,7 +4,7 @@
   python experiments/speed/memory.py --topology=v5e:2x2    # for one chip of a TPU that is not there (needs libtpu)
   python experiments/speed/memory.py --tiny                # does the script work?
 
-One instance and one class picture a step, as `train` builds it; the state is donated, so that new weights and moments
+One instance and one class image a step, as `train` builds it; the state is donated, so that new weights and moments
 take the place of the old ones. Rows in --workdir are not compiled again. README.md has the numbers.
 """
 
@@ -104,7 +104,7 @@ def measure(device, settings: str, text: bool, dtype: str, remat: bool) -> dict:
         'trained_weights': stable_diffusion.size_of(training.state.params),
         'frozen_weights': stable_diffusion.size_of(training.frozen['weights']),
         'optimiser_state': stable_diffusion.size_of(training.state.opt_state),
-        'pictures_and_prompts': stable_diffusion.size_of({**training.frozen, 'weights': {}}),
+        'images_and_prompts': stable_diffusion.size_of({**training.frozen, 'weights': {}}),
         'steps_per_dispatch': steps,
     }
     try:

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's training step as `train` builds it, on weights and pictures that have shapes and no values.
+"""Stable Diffusion 1.5's training step as `train` builds it, on weights and images that have shapes and no values.
 
 What both scripts here compile. Networks are the published ones, or tiny ones to try the scripts out.
 Source: the published unet, vae, text_encoder and scheduler configurations of stable-diffusion-v1-5.
@@ -16,13 +16,13 @@ import numpy as np
 
 from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.data.feed import Feed
+from dreambooth_jax.finetune.stage import make_stage, trained_components
+from dreambooth_jax.finetune.trainable import make_trainable
 from dreambooth_jax.models import functional
 from dreambooth_jax.stages.text_conditioning import TextConditioning
 from dreambooth_jax.training import optimizer
 from dreambooth_jax.training.state import init_state
 from dreambooth_jax.training.step import make_train_step
-from dreambooth_jax.tuning.stage import make_stage, trained_components
-from dreambooth_jax.tuning.trainable import make_trainable
 from dreambooth_jax.weights.pipeline import Network, Pipeline, abstract_network
 
 UNET = {
@@ -88,7 +88,7 @@ TINY = {
         'max_position_embeddings': 16,
     },
 }
-NUM_INSTANCE = 4  # pictures of the subject
+NUM_INSTANCE = 4  # images of the subject
 NUM_PROMPTS = 3  # the empty one, the subject's and its class's
 
 
@@ -98,7 +98,7 @@ class Training:
 
     Attributes:
       make_step: (axis name, steps of one call) -> (state, frozen, key, batch) -> (state, metrics).
-      state: TrainState of shapes. frozen: what lives on the device beside it: pictures, prompts, weights that do not
+      state: TrainState of shapes. frozen: what lives on the device beside it: images, prompts, weights that do not
         train. batch: rows, of values.
     """
 
@@ -109,7 +109,7 @@ class Training:
 
 
 def training(config: DreamBoothConfig, networks: Mapping[str, Mapping[str, Any]], *, dtype: Any) -> Training:
-    """The base stage's step under these settings (dreambooth_jax/tuning/stage.py); nothing is computed.
+    """The base stage's step under these settings (dreambooth_jax/finetune/stage.py); nothing is computed.
 
     Args:
       networks: PUBLISHED or TINY. dtype: of the compute.

@@ -4,7 +4,7 @@
   python experiments/speed/training.py --tiny        # does the script work? Also without an accelerator
 
 The UNet trains, fully or by LoRA of rank 16, on latents and text states that lie on the device, in bfloat16 with f32
-master weights; weights are made up. One row of pictures is an instance and a class picture; a picture is an image.
+master weights; weights are made up. One row of images is an instance and a class image; an image is an image.
 README.md says what was measured so far.
 """
 

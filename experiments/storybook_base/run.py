@@ -1,4 +1,4 @@
-"""Draws all classes of Storybook in all contexts with the untouched base model, and lets the judge name them.
+"""Draws all classes of Storybook in all contexts with the untouched base model, and lets the classifier name them.
 
   python experiments/storybook_base/run.py --model=storybook
 
@@ -13,14 +13,14 @@ from absl import flags
 from dreambooth_jax import program
 from dreambooth_jax.config import STORYBOOK_SAMPLING
 from dreambooth_jax.evaluation import experiment, storybook_scores
-from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import world
-from dreambooth_jax.watching import grids
 
 HERE = Path(__file__).parent
 _MODEL = program.DEFINE_path('model', 'storybook', "'storybook', a pipeline folder or a run's folder.")
-_JUDGE = program.DEFINE_path('judge', None, 'Folder of the judge; default: the shipped one.')
+_CLASSIFIER = program.DEFINE_path('classifier', None, 'Folder of the classifier; default: the shipped one.')
 _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/storybook_base', 'Keeps finished classes.')
 _OUTPUT = program.DEFINE_path(
     'output',
@@ -28,15 +28,15 @@ _OUTPUT = program.DEFINE_path(
     'Gets results.json, grid.png and the numbers in README.md; default: the folder of this file, or '
     'with --quick <workdir>/quick.',
 )
-_NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Pictures per prompt.', lower_bound=1)
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Images per prompt.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', STORYBOOK_SAMPLING['steps'], 'Denoise steps.', lower_bound=1)
 _GUIDANCE = flags.DEFINE_float('guidance_scale', STORYBOOK_SAMPLING['guidance_scale'], '1 is none.', lower_bound=1)
 _SAMPLER = flags.DEFINE_enum(
     'sampler', STORYBOOK_SAMPLING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.'
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the noise.', lower_bound=0)
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 20, 'Pictures at once.', lower_bound=1)
-_QUICK = flags.DEFINE_bool('quick', False, '3 classes, 4 contexts, 1 picture, 8 steps: only shows that it works.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 20, 'Images at once.', lower_bound=1)
+_QUICK = flags.DEFINE_bool('quick', False, '3 classes, 4 contexts, 1 image, 8 steps: only shows that it works.')
 
 GRID_CONTEXTS = (
     'in the jungle',
@@ -53,7 +53,7 @@ GRID_CONTEXTS = (
 def main(argv) -> None:
     del argv
     cascade = Cascade.load(_MODEL.value, super_resolution_model='none')
-    judge = Judge.load(_JUDGE.value)
+    classifier = Classifier.load(_CLASSIFIER.value)
     classes, contexts, num_images, steps = world.CLASSES, world.CONTEXTS, _NUM_IMAGES.value, _STEPS.value
     workdir = Path(_WORKDIR.value)
     if _QUICK.value:
@@ -67,17 +67,17 @@ def main(argv) -> None:
         'seed': _SEED.value,
     }
     weights = experiment.fingerprint(cascade.base.unet.params, cascade.base.text_encoder.params)
-    marker = experiment.fingerprint(judge.naming_params)
-    settings = {'weights': weights, 'judge': marker, 'contexts': list(contexts), **options}
+    marker = experiment.fingerprint(classifier.naming_params)
+    settings = {'weights': weights, 'classifier': marker, 'contexts': list(contexts), **options}
 
-    parts, pictures = [], {}
+    parts, images = [], {}
     for number, class_noun in enumerate(classes, 1):
 
         def measure(class_noun=class_noun):
             drawn = {}
             scores = storybook_scores.base_scores(
                 cascade,
-                judge,
+                classifier,
                 classes=[class_noun],
                 contexts=contexts,
                 drawn=drawn,
@@ -89,14 +89,14 @@ def main(argv) -> None:
         print(f'{class_noun}, {number} of {len(classes)}', flush=True)
         numbers, drawn = experiment.kept(workdir / 'parts', class_noun.replace(' ', '_'), settings, measure)
         parts.append(numbers)
-        pictures |= drawn
+        images |= drawn
 
     scores = storybook_scores.base_summary([cell for part in parts for cell in part['cells']])
     measured = experiment.measured_on(parts)
     experiment.write_json(output / 'results.json', {'model': _MODEL.value, 'measured': measured, **settings, **scores})
     shown = [context for context in contexts if context in GRID_CONTEXTS or _QUICK.value]
     sheet = grids.contact_sheet(
-        [[pictures[f'a {class_noun} {context}'][0] for class_noun in classes] for context in shown],
+        [[images[f'a {class_noun} {context}'][0] for class_noun in classes] for context in shown],
         shown,
         headings=classes,
         title=f'a [class] [context], drawn by {_MODEL.value}',
@@ -106,7 +106,7 @@ def main(argv) -> None:
         aims = experiment.expectations(HERE / 'expected.json', scores)
         experiment.write_section(output / 'README.md', f'{measured}\n\n{aims}\n\n{tables(scores)}')
     summary = ', '.join(f'{name} {experiment.percent(scores[name])}' for name in COLUMNS)
-    print(f'{scores["pictures"]} pictures: {summary}; {output / "results.json"}')
+    print(f'{scores["images"]} images: {summary}; {output / "results.json"}')
 
 
 COLUMNS = {'class_right': 'class right', 'context_right': 'context right', 'both_right': 'both right'}
@@ -116,11 +116,11 @@ def tables(scores) -> str:
     """The numbers as Markdown: all, by class, by context."""
 
     def line(name, shares):
-        return [name, shares['pictures'], *(experiment.percent(shares[column]) for column in COLUMNS)]
+        return [name, shares['images'], *(experiment.percent(shares[column]) for column in COLUMNS)]
 
     def part(heading, groups):
         lines = [line(name, shares) for name, shares in groups.items()]
-        return experiment.table([heading, 'pictures', *COLUMNS.values()], lines)
+        return experiment.table([heading, 'images', *COLUMNS.values()], lines)
 
     return '\n\n'.join(
         [

@@ -14,10 +14,10 @@ from absl import flags
 from dreambooth_jax import program
 from dreambooth_jax.config import STORYBOOK_ENLARGING, SettingsError
 from dreambooth_jax.evaluation import experiment, storybook_scores
-from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import subjects
-from dreambooth_jax.watching import grids
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.pipeline import Pipeline
 
@@ -28,7 +28,7 @@ SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
 UNTUNED = 'untuned'
 _MODEL = program.DEFINE_path('model', 'storybook', "'storybook', or a pipeline folder with a second stage.")
 _RUN = program.DEFINE_path('run', None, 'A finished run of configs/dog.py, whose base stage is used; default: trained.')
-_JUDGE = program.DEFINE_path('judge', None, 'Folder of the judge; default: the shipped one.')
+_CLASSIFIER = program.DEFINE_path('classifier', None, 'Folder of the classifier; default: the shipped one.')
 _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/super_resolution_noise', 'Keeps runs and measured stages.')
 _OUTPUT = program.DEFINE_path(
     'output',
@@ -37,10 +37,10 @@ _OUTPUT = program.DEFINE_path(
     'with --quick <workdir>/quick.',
 )
 _RANGES = flags.DEFINE_list('ranges', ['0-0', '0-50', '0-250'], 'Lowest and highest noise level in training.')
-_NOISE_LEVELS = flags.DEFINE_list('noise_levels', ['0', '50', '150', '250'], 'Noise levels when pictures are drawn.')
-_NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Pictures per prompt.', lower_bound=1)
-_CLASS_IMAGES = flags.DEFINE_integer('class_images', 8, "Pictures of 'a dog'.", lower_bound=1)
-_HELD_OUT = flags.DEFINE_integer('held_out', 20, 'True pictures to enlarge.', lower_bound=1)
+_NOISE_LEVELS = flags.DEFINE_list('noise_levels', ['0', '50', '150', '250'], 'Noise levels when images are drawn.')
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Images per prompt.', lower_bound=1)
+_CLASS_IMAGES = flags.DEFINE_integer('class_images', 8, "Images of 'a dog'.", lower_bound=1)
+_HELD_OUT = flags.DEFINE_integer('held_out', 20, 'True images to enlarge.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', DRAWING['steps'], 'Denoise steps of the base stage.', lower_bound=1)
 _SECOND_STEPS = flags.DEFINE_integer(
     'super_resolution_steps', STORYBOOK_ENLARGING['sample_steps'], 'Of the second stage.', lower_bound=1
@@ -56,7 +56,7 @@ _SECOND_GUIDANCE = flags.DEFINE_float(
 )
 _SAMPLER = flags.DEFINE_enum('sampler', DRAWING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')
 _SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise.', lower_bound=0)
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 10, 'Pictures at once.', lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 10, 'Images at once.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, '1 range, 2 levels, 2 training steps: only shows that it works.')
 
 QUICK_TRAINING = {'base.steps': 2, 'prior.num_images': 2, 'prior.steps': 2, 'samples.steps': 2}
@@ -139,11 +139,11 @@ def main(argv) -> None:
     original = Cascade.load(_MODEL.value)
     if original.super_resolution is None:
         raise SettingsError(f'--model={_MODEL.value} has no second stage, which is tuned here; give one that has')
-    judge = Judge.load(_JUDGE.value)
+    classifier = Classifier.load(_CLASSIFIER.value)
     run = base_run(workdir, original)
     tuned = Cascade.load(run, super_resolution_model='none').base
     cascade = original.with_params(unet=tuned.unet.params, text_encoder=tuned.text_encoder.params)
-    marker = experiment.fingerprint(judge.naming_params, judge.fine_mark_params)
+    marker = experiment.fingerprint(classifier.naming_params, classifier.fine_mark_params)
     options = {
         'noise_levels': levels,
         'guidance_scale': _GUIDANCE.value,
@@ -153,7 +153,7 @@ def main(argv) -> None:
         **amounts,
     }
 
-    results, pictures = {}, {}
+    results, images = {}, {}
     for trained in [None, *ranges]:
         name = UNTUNED if trained is None else f'{trained[0]}-{trained[1]}'
         stage = cascade
@@ -165,7 +165,7 @@ def main(argv) -> None:
         def measure(stage=stage):
             drawn = {}
             scores = storybook_scores.fine_mark_scores(
-                stage, judge, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options
+                stage, classifier, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options
             )
             plain = next(i for i, s in enumerate(subjects.held_out_scenes(SUBJECT, 40)) if s.accessory is None)
             chosen = {'generated': 0, 'held_out': min(plain, amounts['held_out'] - 1)}
@@ -174,8 +174,8 @@ def main(argv) -> None:
             }
 
         print(f'measuring: {name}', flush=True)
-        settings = {'weights': fingerprint(stage.base, stage.super_resolution), 'judge': marker, **options}
-        results[name], pictures[name] = experiment.kept(workdir / 'parts', name, settings, measure)
+        settings = {'weights': fingerprint(stage.base, stage.super_resolution), 'classifier': marker, **options}
+        results[name], images[name] = experiment.kept(workdir / 'parts', name, settings, measure)
 
     measured = experiment.measured_on(list(results.values()))
     found = {'model': _MODEL.value, 'measured': measured, **options, 'results': results}
@@ -195,7 +195,7 @@ def main(argv) -> None:
         *(f'from it, level {level}' for level in levels),
     ]
     grids.contact_sheet(
-        [[drawn[column] for column in columns] for drawn in pictures.values()],
+        [[drawn[column] for column in columns] for drawn in images.values()],
         [UNTUNED, *(f'tuned at noise levels {name}' for name in list(results)[1:])],
         side=128,
         headings=headings,
@@ -208,23 +208,23 @@ def main(argv) -> None:
 
 
 TABLES = {
-    'held_out': 'Fine mark found, true held-out pictures enlarged:',
-    'generated': 'Fine mark found, pictures of the base stage enlarged:',
-    'class_pictures': "Fine mark found on 'a dog', which has none (lower is better):",
-    'held_out_error': 'Mean absolute error of the enlarged held-out pictures, levels of 255:',
+    'held_out': 'Fine mark found, true held-out images enlarged:',
+    'generated': 'Fine mark found, images of the base stage enlarged:',
+    'class_images': "Fine mark found on 'a dog', which has none (lower is better):",
+    'held_out_error': 'Mean absolute error of the enlarged held-out images, levels of 255:',
 }
 
 
 def tables(results) -> str:
     """The numbers as Markdown, one table for each of TABLES: rows are training ranges, columns are drawn levels."""
     first = next(iter(results.values()))
-    real, counts = first['real'], first['pictures']
+    real, counts = first['real'], first['images']
     share = {name: experiment.percent(value) for name, value in (*real.items(), ('low_named', first['low_named']))}
     text = [
-        f'{counts["held_out"]} held-out pictures, {counts["generated"]} generated and {counts["class_pictures"]} of '
-        f"'a dog' in every cell. The judge finds the mark in {share['with_mark']} of the painted held-out pictures, in "
+        f'{counts["held_out"]} held-out images, {counts["generated"]} generated and {counts["class_images"]} of '
+        f"'a dog' in every cell. The classifier finds the mark in {share['with_mark']} of the painted held-out images, in "
         f'{share["without_mark"]} of the same painted without it, and names the subject in {share["low_named"]} of the '
-        f'pictures that the base stage drew.'
+        f'images that the base stage drew.'
     ]
     for field, title in TABLES.items():
         shown = str if field == 'held_out_error' else experiment.percent

@@ -1,4 +1,4 @@
-"""Picture files made byte by byte, where no library writes them: PNG chunks, TIFF pages, colour profiles."""
+"""Image files made byte by byte, where no library writes them: PNG chunks, TIFF pages, colour profiles."""
 
 import struct
 import zlib

@@ -1,11 +1,11 @@
-"""Aspect buckets: their sizes, which one a picture goes to and what is kept of it, and the order of the steps."""
+"""Aspect buckets: their sizes, which one an image goes to and what is kept of it, and the order of the steps."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dreambooth_jax.data.buckets import bucket_of_step, bucket_sizes, nearest
-from dreambooth_jax.data.images import PictureError, fit
+from dreambooth_jax.data.images import ImageError, fit
 from dreambooth_jax.data.subjects import read_buckets
 from dreambooth_jax.data.table import Examples, make_table
 
@@ -60,9 +60,9 @@ def save(path, width, height, **options):
     Image.fromarray(np.stack([red, green, 0 * red], -1).astype(np.uint8)).save(path, **options)
 
 
-def kept(picture):
-    """Share of the whole photo's area that a picture shows."""
-    red, green = picture[..., 0].astype(float), picture[..., 1].astype(float)
+def kept(image):
+    """Share of the whole photo's area that an image shows."""
+    red, green = image[..., 0].astype(float), image[..., 1].astype(float)
     return (red.max() - red.min()) * (green.max() - green.min()) / 255**2
 
 
@@ -87,7 +87,7 @@ def test_buckets_come_in_the_order_of_the_sizes_with_their_own_captions_masks_an
     save(tmp_path / 'turned.png', 200, 150, exif=exif)
     (tmp_path / 'wide.txt').write_text('a sks dog on a rug')
     Image.new('L', (150, 200), 9).save(tmp_path / 'tall.mask.png')
-    (tmp_path / 'notes.md').write_text('no picture')
+    (tmp_path / 'notes.md').write_text('no image')
     found = read_buckets(tmp_path, SIZES, 'a sks dog', crops=3, seed=1)
     assert list(found) == [(56, 72), (72, 56)]
     wide, tall = found.values()
@@ -100,15 +100,15 @@ def test_buckets_come_in_the_order_of_the_sizes_with_their_own_captions_masks_an
 
 def test_a_photo_smaller_than_its_bucket_is_named(tmp_path):
     save(tmp_path / 'a.png', 45, 75)
-    with pytest.raises(PictureError) as error:
+    with pytest.raises(ImageError) as error:
         read_buckets(tmp_path, SIZES, 'a sks dog')
     assert str(error.value) == (
-        f'{tmp_path}/a.png is 45 x 75 pixels, smaller than the 48 x 80 of its aspect bucket; use a larger picture or a '
+        f'{tmp_path}/a.png is 45 x 75 pixels, smaller than the 48 x 80 of its aspect bucket; use a larger image or a '
         f'lower resolution'
     )
 
 
-def test_class_pictures_are_fitted_to_the_bucket_and_lose_only_what_its_ratio_takes():
+def test_class_images_are_fitted_to_the_bucket_and_lose_only_what_its_ratio_takes():
     draw = np.random.default_rng(0)
     squares = np.zeros((3, 64, 64, 3), np.uint8)
     squares[..., 0] = np.linspace(0, 255, 64)
@@ -120,8 +120,8 @@ def test_class_pictures_are_fitted_to_the_bucket_and_lose_only_what_its_ratio_ta
     mine = Examples(draw.integers(0, 256, (2, 80, 48, 3), np.uint8), ['a sks dog'] * 2)
     table = make_table(mine, Examples(squares, ['a dog'] * 3))
     assert (table.num_instance, table.num_class) == (2, 3)
-    np.testing.assert_array_equal(table.pictures[2:], tall)
-    with pytest.raises(ValueError, match='pictures of 32 x 32 pixels are too small for 48 x 80'):
+    np.testing.assert_array_equal(table.images[2:], tall)
+    with pytest.raises(ValueError, match='images of 32 x 32 pixels are too small for 48 x 80'):
         fit(squares[:, ::2, ::2], (80, 48))
 
 

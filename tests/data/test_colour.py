@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from dreambooth_jax.data import colour
-from dreambooth_jax.data.decode import decode_mask, decode_picture
+from dreambooth_jax.data.decode import decode_image, decode_mask
 from tests.data.made_files import chunk, cmyk_profile, grey_profile, inserted, png
 from tests.data.test_decode import heic
 
@@ -40,8 +40,8 @@ def expected(values, name):
     return encoded_srgb(light @ np.array(TO_SRGB[name]).T)
 
 
-def middles(picture):
-    return np.asarray(picture, float)[4::8, 4::8]
+def middles(image):
+    return np.asarray(image, float)[4::8, 4::8]
 
 
 @pytest.mark.parametrize('name', ['P3', 'Adobe'])
@@ -60,7 +60,7 @@ def test_colours_under_a_profile_come_out_in_srgb(tmp_path, name, kind):
         }
         Image.fromarray(BLOCKS).save(path, kind, icc_profile=profile, **lossy.get(kind, {}))
     exact = kind in ('PNG', 'WEBP', 'TIFF')
-    difference = np.abs(middles(decode_picture(path)) - expected(COLOURS, name))
+    difference = np.abs(middles(decode_image(path)) - expected(COLOURS, name))
     assert difference.max() <= (1 if exact else 24) and difference.mean() < (0.5 if exact else 3)
     untouched = np.abs(middles(BLOCKS) - expected(COLOURS, name))
     assert untouched.mean() > 2 * difference.mean()
@@ -72,7 +72,7 @@ def test_srgb_by_any_name_leaves_every_pixel_alone(tmp_path, profile, mode):
     image = Image.fromarray(BLOCKS).convert(mode)
     image.save(tmp_path / 'plain.png')
     image.save(tmp_path / 'named.png', **({} if profile is None else {'icc_profile': profile}))
-    plain, named = (np.asarray(decode_picture(tmp_path / f'{name}.png')) for name in ('plain', 'named'))
+    plain, named = (np.asarray(decode_image(tmp_path / f'{name}.png')) for name in ('plain', 'named'))
     np.testing.assert_array_equal(named, plain)
     np.testing.assert_array_equal(plain, np.asarray(image.convert('RGB')))
 
@@ -81,8 +81,8 @@ def test_transparency_stays_where_it_was_under_a_profile(tmp_path):
     clear = Image.fromarray(BLOCKS)
     clear.putalpha(Image.fromarray((np.arange(64) < 32).astype(np.uint8)[:, None].repeat(64, 1) * 255))
     clear.save(tmp_path / 'x.png', icc_profile=P3)
-    picture = np.asarray(decode_picture(tmp_path / 'x.png'), float)
-    assert np.abs(picture[4:32:8, 4::8] - expected(COLOURS[:4], 'P3')).max() <= 1 and picture[32:].min() == 255
+    image = np.asarray(decode_image(tmp_path / 'x.png'), float)
+    assert np.abs(image[4:32:8, 4::8] - expected(COLOURS[:4], 'P3')).max() <= 1 and image[32:].min() == 255
 
 
 @pytest.mark.parametrize('mode', ['L', 'LA', 'I;16'])
@@ -91,8 +91,8 @@ def test_grey_under_a_grey_profile(tmp_path, mode):
     image = Image.fromarray(ramp.astype(np.uint16) * 257) if mode == 'I;16' else Image.fromarray(ramp).convert(mode)
     image.save(tmp_path / 'x.png', icc_profile=grey_profile(1.0))
     light = encoded_srgb(np.arange(256) / 255)
-    picture = np.asarray(decode_picture(tmp_path / 'x.png'), float)
-    assert np.abs(picture[3] - light[:, None]).max() <= 1.5
+    image = np.asarray(decode_image(tmp_path / 'x.png'), float)
+    assert np.abs(image[3] - light[:, None]).max() <= 1.5
 
 
 def test_cmyk_under_its_profile_and_without_one(tmp_path):
@@ -103,11 +103,11 @@ def test_cmyk_under_its_profile_and_without_one(tmp_path):
     image = Image.fromarray(magenta, 'CMYK')
     for kind in ('JPEG', 'TIFF'):
         image.save(tmp_path / 'x', kind, icc_profile=inks)
-        red, green, blue = np.asarray(decode_picture(tmp_path / 'x'), int)[8, 3]
+        red, green, blue = np.asarray(decode_image(tmp_path / 'x'), int)[8, 3]
         assert green > 140 > 60 > red and blue < 90
-        assert np.asarray(decode_picture(tmp_path / 'x'))[8, 12].min() > 250
+        assert np.asarray(decode_image(tmp_path / 'x'))[8, 12].min() > 250
         image.save(tmp_path / 'x', kind)
-        np.testing.assert_array_equal(decode_picture(tmp_path / 'x'), Image.open(tmp_path / 'x').convert('RGB'))
+        np.testing.assert_array_equal(decode_image(tmp_path / 'x'), Image.open(tmp_path / 'x').convert('RGB'))
 
 
 @pytest.mark.parametrize('points', [(12, 13), (12, 1), (1, 13), (2, 2)])
@@ -117,15 +117,15 @@ def test_colours_named_by_code_points(tmp_path, points):
     wanted = expected(COLOURS, 'P3') if primaries == 12 else COLOURS
     data = inserted(png(BLOCKS.astype(int), 8, 2), chunk(b'cICP', bytes((primaries, transfer, 0, 1))))
     (tmp_path / 'x.png').write_bytes(data)
-    assert np.abs(middles(decode_picture(tmp_path / 'x.png')) - wanted).max() <= 1
+    assert np.abs(middles(decode_image(tmp_path / 'x.png')) - wanted).max() <= 1
     options = {'color_primaries': primaries, 'transfer_characteristics': transfer, 'save_nclx_profile': True}
     (tmp_path / 'x.heic').write_bytes(heic(BLOCKS, quality=100, **options))
-    assert np.abs(middles(decode_picture(tmp_path / 'x.heic')) - wanted).mean() < 3
+    assert np.abs(middles(decode_image(tmp_path / 'x.heic')) - wanted).mean() < 3
     Image.fromarray(BLOCKS).save(tmp_path / 'x.avif', quality=100, subsampling='4:4:4')
     data = (tmp_path / 'x.avif').read_bytes()
     at = data.index(b'colrnclx') + 8
     (tmp_path / 'x.avif').write_bytes(data[:at] + struct.pack('>HH', *points) + data[at + 4 :])
-    assert np.abs(middles(decode_picture(tmp_path / 'x.avif')) - wanted).mean() < 3
+    assert np.abs(middles(decode_image(tmp_path / 'x.avif')) - wanted).mean() < 3
 
 
 @pytest.mark.parametrize('broken', ['cut', 'noise', 'of another space', 'of CMYK'])
@@ -139,7 +139,7 @@ def test_a_profile_that_cannot_be_used_is_left_out_with_a_warning(tmp_path, capl
     Image.fromarray(BLOCKS).save(tmp_path / 'x.png', icc_profile=profile)
     with caplog.at_level('WARNING'):
         for _ in range(2):
-            np.testing.assert_array_equal(decode_picture(tmp_path / 'x.png'), BLOCKS)
+            np.testing.assert_array_equal(decode_image(tmp_path / 'x.png'), BLOCKS)
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith(f'the colour profile of {tmp_path}/x.png cannot be used (')
     assert warning.endswith('), so its colours are taken as sRGB')
@@ -155,4 +155,4 @@ def test_a_profile_in_a_long_chunk_is_used(tmp_path):
     profile = struct.pack('>I', len(profile)) + profile[4:]
     data = inserted(png(BLOCKS.astype(int), 8, 2), chunk(b'iCCP', b'p\0\0' + zlib.compress(profile)))
     (tmp_path / 'x.png').write_bytes(data)
-    assert np.abs(middles(decode_picture(tmp_path / 'x.png')) - expected(COLOURS, 'P3')).max() <= 1
+    assert np.abs(middles(decode_image(tmp_path / 'x.png')) - expected(COLOURS, 'P3')).max() <= 1

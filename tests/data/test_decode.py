@@ -1,4 +1,4 @@
-"""Pixels of picture files: HEIC, deep and inverted greys, key colours, long metadata, limits."""
+"""Pixels of image files: HEIC, deep and inverted greys, key colours, long metadata, limits."""
 
 import io
 import struct
@@ -13,23 +13,23 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from dreambooth_jax.data import decode
-from dreambooth_jax.data.decode import PictureError, decode_mask, decode_picture, picture_size
+from dreambooth_jax.data.decode import ImageError, decode_image, decode_mask, image_size
 from tests.data.made_files import chunk, inserted, png, tags, tiff
 from tests.data.test_images import STORED, assert_shows_quarters, quarters
 
 RAMP = np.tile(np.arange(48), (40, 1))  # of 48 columns, 0 to 47
 
 
-def pixels(tmp_path, data, read=decode_picture):
-    path = tmp_path / 'picture'
+def pixels(tmp_path, data, read=decode_image):
+    path = tmp_path / 'image'
     path.write_bytes(data)
     return np.asarray(read(path))
 
 
 def sentence(tmp_path, data):
-    with pytest.raises(PictureError) as error:
+    with pytest.raises(ImageError) as error:
         pixels(tmp_path, data)
-    return str(error.value).removeprefix(f'{tmp_path}/picture ')
+    return str(error.value).removeprefix(f'{tmp_path}/image ')
 
 
 def heic(array, mode='RGB', *, exif=None, quality=95, **options):
@@ -52,16 +52,16 @@ def test_heic_is_turned_once(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = heic(np.asarray(stored), exif=exif)
-    picture = pixels(tmp_path, data)
-    assert picture.shape == (64, 96, 3) and picture_size(tmp_path / 'picture') == (96, 64)
-    assert_shows_quarters(np.asarray(Image.fromarray(picture).resize((64, 64))), 8)
+    image = pixels(tmp_path, data)
+    assert image.shape == (64, 96, 3) and image_size(tmp_path / 'image') == (96, 64)
+    assert_shows_quarters(np.asarray(Image.fromarray(image).resize((64, 64))), 8)
 
 
 def test_heic_is_shown_on_white_and_its_depth_is_met(tmp_path):
     clear = np.zeros((40, 40, 4), np.uint8)
     clear[:20, :, 3] = 255
-    picture = pixels(tmp_path, heic(clear, 'RGBA'))
-    assert picture[:18].max() < 8 and picture[22:].min() > 247
+    image = pixels(tmp_path, heic(clear, 'RGBA'))
+    assert image[:18].max() < 8 and image[22:].min() > 247
     for mode, shape in (('RGB;16', (40, 40, 3)), ('I;16', (40, 40))):
         assert abs(pixels(tmp_path, heic(np.full(shape, 51400, np.uint16), mode)).mean() - 200) <= 2
 
@@ -76,8 +76,8 @@ def test_a_cut_or_damaged_heic_is_named(tmp_path):
         damaged[rng.integers(16, len(whole), size=10)] = rng.integers(256, size=10)
         try:
             assert pixels(tmp_path, damaged.tobytes()).ndim == 3
-        except PictureError as error:
-            assert str(error).startswith(f'{tmp_path}/picture ')
+        except ImageError as error:
+            assert str(error).startswith(f'{tmp_path}/image ')
 
 
 def test_heic_is_not_made_known_to_other_users_of_pillow(tmp_path):
@@ -95,13 +95,13 @@ def test_heic_in_tiles_as_phones_write_it(tmp_path):
 def test_heic_without_its_reader_is_no_damaged_file(tmp_path, monkeypatch):
     data = heic(quarters())
     monkeypatch.setitem(sys.modules, 'pillow_heif', None)
-    assert sentence(tmp_path, data) == 'is a HEIC picture, which needs the package pillow-heif; install it'
+    assert sentence(tmp_path, data) == 'is a HEIC image, which needs the package pillow-heif; install it'
 
 
-def test_an_hdr_picture_is_refused(tmp_path):
+def test_an_hdr_image_is_refused(tmp_path):
     points = {'color_primaries': 9, 'transfer_characteristics': 16}
     assert sentence(tmp_path, heic(quarters(), save_nclx_profile=True, **points)) == (
-        'is an HDR picture (PQ), whose brightness would come out wrong; save it as an ordinary JPEG or PNG, or take it '
+        'is an HDR image (PQ), whose brightness would come out wrong; save it as an ordinary JPEG or PNG, or take it '
         'out of its folder'
     )
 
@@ -125,7 +125,7 @@ def test_grey_tiffs_of_every_depth_white_or_black_as_zero(tmp_path, order, bits,
     unknown = (12, 0, '<'), (12, 0, '>'), (12, 1, '>'), (16, 0, '>')  # to Pillow
     if (bits, photometric, order) in unknown:
         assert sentence(tmp_path, data) == (
-            'starts like a TIFF picture but is damaged or of a rare kind; save it anew as JPEG or PNG, or take it out '
+            'starts like a TIFF image but is damaged or of a rare kind; save it anew as JPEG or PNG, or take it out '
             'of its folder'
         )
     else:
@@ -138,7 +138,7 @@ def test_deep_inverted_grey_is_right_when_packed_too(tmp_path, compression):
     image = Image.fromarray(plain)
     image.save(tmp_path / 'x.tif', compression=compression, tiffinfo={262: 0})
     assert Image.open(tmp_path / 'x.tif').tag_v2[262] == 0
-    np.testing.assert_allclose(np.asarray(decode_picture(tmp_path / 'x.tif'))[..., 0], 255 - plain / 257, atol=0.51)
+    np.testing.assert_allclose(np.asarray(decode_image(tmp_path / 'x.tif'))[..., 0], 255 - plain / 257, atol=0.51)
 
 
 @pytest.mark.parametrize('depth', [1, 2, 4, 8, 16])
@@ -210,8 +210,8 @@ CHUNKS = {
 def test_long_metadata_does_not_cost_a_photo(tmp_path, name):
     before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     plain = png(quarters().astype(int), 8, 2)
-    picture = pixels(tmp_path, inserted(plain, chunk(name.encode(), CHUNKS[name])))
-    np.testing.assert_array_equal(picture, quarters())
+    image = pixels(tmp_path, inserted(plain, chunk(name.encode(), CHUNKS[name])))
+    np.testing.assert_array_equal(image, quarters())
     assert before == (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
 
 
@@ -247,7 +247,7 @@ def test_a_cut_exif_block_turns_nothing_and_costs_nothing(tmp_path):
     whole = exif.tobytes()
     for length in range(6, len(whole), 7):
         Image.fromarray(quarters()).save(tmp_path / 'x.png', exif=whole[:length])
-        assert decode_picture(tmp_path / 'x.png').size == (64, 64)
+        assert decode_image(tmp_path / 'x.png').size == (64, 64)
 
 
 def test_a_phones_200_million_pixels_pass_and_more_are_named(tmp_path, monkeypatch):
@@ -257,7 +257,7 @@ def test_a_phones_200_million_pixels_pass_and_more_are_named(tmp_path, monkeypat
     for limit in (3_000_000, 1_000_000):  # past twice the limit Pillow itself refuses
         monkeypatch.setattr(decode, 'MAX_PIXELS', limit)
         assert sentence(tmp_path, data.getvalue()) == (
-            f'is a picture of more than {limit // 10**6} million pixels; scale it down or take it out of its folder'
+            f'is an image of more than {limit // 10**6} million pixels; scale it down or take it out of its folder'
         )
 
 
@@ -269,9 +269,9 @@ def test_every_format_is_turned_upright_once(tmp_path, kind, orientation):
     if STORED[orientation] is not None:
         image = image.transpose(STORED[orientation])
     image.save(tmp_path / 'x', kind, exif=exif)
-    picture = decode_picture(tmp_path / 'x')
-    assert picture.size == picture_size(tmp_path / 'x') == (60, 40)
-    assert_shows_quarters(np.asarray(picture.resize((64, 64))), 12)
+    image = decode_image(tmp_path / 'x')
+    assert image.size == image_size(tmp_path / 'x') == (60, 40)
+    assert_shows_quarters(np.asarray(image.resize((64, 64))), 12)
 
 
 def test_the_reader_of_heic_is_not_imported_before_it_is_needed():
@@ -279,7 +279,7 @@ def test_the_reader_of_heic_is_not_imported_before_it_is_needed():
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'False'
 
 
-def test_a_bent_byte_gives_a_picture_or_a_sentence_and_nothing_else(tmp_path):
+def test_a_bent_byte_gives_an_image_or_a_sentence_and_nothing_else(tmp_path):
     rng = np.random.default_rng(0)
     files = {'heic': heic(quarters(40, 40)), 'png': png(quarters(40, 40).astype(int), 8, 2)}
     files['raw.tif'] = tiff((tags(16, 12, t254=1), bytes(576)), inner=[(tags(20, 16), bytes(960))])
@@ -296,7 +296,7 @@ def test_a_bent_byte_gives_a_picture_or_a_sentence_and_nothing_else(tmp_path):
                 bent[place] = rng.integers(256)
             path.write_bytes(bytes(bent))
             try:
-                picture_size(path)
-                assert decode_picture(path).mode == 'RGB'
-            except PictureError as error:
+                image_size(path)
+                assert decode_image(path).mode == 'RGB'
+            except ImageError as error:
                 assert str(error).startswith(f'{path} ')

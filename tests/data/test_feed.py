@@ -1,4 +1,4 @@
-"""What the steps of several buckets see: every picture equally often, and the prior at its weight in each of them."""
+"""What the steps of several buckets see: every image equally often, and the prior at its weight in each of them."""
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,12 @@ def shown(feed, steps, batch):
     found = []
     for step in range(steps):
         bucket = feed.bucket(step)
-        found.append((bucket, np.asarray(pick(KEY, jnp.int32(step), batch, frozen[bucket])['picture'])))
+        found.append((bucket, np.asarray(pick(KEY, jnp.int32(step), batch, frozen[bucket])['image'])))
     return found
 
 
 @pytest.mark.parametrize('rows', [1, 2])
-def test_every_epoch_shows_every_picture_of_every_bucket(rows):
+def test_every_epoch_shows_every_image_of_every_bucket(rows):
     counts, num_class = (3, 1, 4), 5
     feed = Feed(0, 80, counts, num_class)
     batch = feed.batch(rows, rows, 1.0, 1)
@@ -32,7 +32,7 @@ def test_every_epoch_shows_every_picture_of_every_bucket(rows):
         seen = [(bucket, place) for bucket, places in steps[8 * epoch : 8 * (epoch + 1)] for place in places[:rows]]
         expected = [(bucket, place) for bucket, count in enumerate(counts) for place in range(count)]
         assert sorted(seen) == sorted(expected * rows)
-    # Class pictures lie behind the bucket's own and are gone through across all buckets.
+    # Class images lie behind the bucket's own and are gone through across all buckets.
     classes = [place - counts[bucket] for bucket, places in steps for place in places[rows:]]
     for epoch in range(len(classes) // num_class):
         assert sorted(classes[num_class * epoch : num_class * (epoch + 1)]) == list(range(num_class))
@@ -43,7 +43,7 @@ def test_one_bucket_is_fed_as_without_buckets():
     batch = feed.batch(2, 3, 0.5, 1)
     for name, rows in pairs.make_batch(2, 3, 4, 7, 0.5).items():
         np.testing.assert_array_equal(batch[name], rows)
-    plain = jax.jit(lambda step: pairs.picture_index(KEY, step, batch, 11))
+    plain = jax.jit(lambda step: pairs.image_index(KEY, step, batch, 11))
     for step, (bucket, places) in enumerate(shown(feed, 30, batch)):
         assert bucket == 0
         np.testing.assert_array_equal(places, plain(jnp.int32(step)))
@@ -55,7 +55,7 @@ def test_the_priors_weight_does_not_depend_on_the_buckets():
     one, several = Feed(0, 1, (6,), 5), Feed(0, 1, (1, 5), 5)
     for name in ('weight', 'is_instance', 'slot', 'rows'):
         np.testing.assert_array_equal(one.batch(2, 2, 0.3, 8)[name], several.batch(2, 2, 0.3, 8)[name])
-    assert len(Feed(0, 1, (6,), 0).batch(2, 2, 0.3, 1)['slot']) == 2  # no class pictures, no class rows
+    assert len(Feed(0, 1, (6,), 0).batch(2, 2, 0.3, 1)['slot']) == 2  # no class images, no class rows
 
 
 def test_steps_already_taken_do_not_depend_on_how_many_follow():
@@ -65,7 +65,7 @@ def test_steps_already_taken_do_not_depend_on_how_many_follow():
 
 
 @pytest.mark.parametrize(('rows', 'devices'), [(1, 1), (2, 1), (2, 4)])
-def test_class_rows_that_show_the_subject_go_through_every_buckets_pictures_in_an_order_of_their_own(rows, devices):
+def test_class_rows_that_show_the_subject_go_through_every_buckets_images_in_an_order_of_their_own(rows, devices):
     counts = (3, 1, 4)
     feed = Feed(0, 80, counts, 0, shown_again=True)
     batch = feed.batch(rows, rows, 1.0, devices)

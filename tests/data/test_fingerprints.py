@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.data.fingerprints import fingerprint, match
-from dreambooth_jax.data.images import PictureError
-from dreambooth_jax.data.subjects import list_pictures, read_buckets
+from dreambooth_jax.data.images import ImageError
+from dreambooth_jax.data.subjects import list_images, read_buckets
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def prints(folder):
-    return [fingerprint(file) for file in list_pictures(folder)[0]]
+    return [fingerprint(file) for file in list_images(folder)[0]]
 
 
 def names(photos):
@@ -64,14 +64,14 @@ def test_crops_and_rows_follow_the_order_that_is_given(folder):
     [
         (lambda folder: (folder / '3.png').unlink(), ['3.png is missing']),
         (lambda folder: shutil.copy(folder / '2.mask.png', folder / 'cat.png'), ['cat.png is new']),
-        (lambda folder: Image.new('RGB', (24, 24)).save(folder / '3.png'), ['3.png is another picture']),
+        (lambda folder: Image.new('RGB', (24, 24)).save(folder / '3.png'), ['3.png is another image']),
         (lambda folder: (folder / '1.txt').write_text('a dog'), ['the caption of 1.png is another']),
         (lambda folder: (folder / '1.txt').unlink(), ['the caption of 1.png is missing']),
         (lambda folder: (folder / '3.txt').write_text('a dog'), ['3.png has a new caption']),
         (lambda folder: Image.new('L', (24, 24)).save(folder / '2.mask.png'), ['the mask of 2.png is another']),
         (lambda folder: (folder / '2.mask.png').unlink(), ['the mask of 2.png is missing']),
         (lambda folder: Image.new('L', (24, 24)).save(folder / '3.mask.png'), ['3.png has a new mask']),
-        (lambda folder: shutil.copy(folder / '2.png', folder / '1.png'), ['1.png is another picture']),
+        (lambda folder: shutil.copy(folder / '2.png', folder / '1.png'), ['1.png is another image']),
         (lambda folder: shutil.copy(folder / '3.png', folder / '4.png'), ['4.png is new']),
         (
             lambda folder: (folder / '1.txt').rename(folder / '3.txt'),
@@ -100,7 +100,7 @@ def test_line_breaks_of_a_caption_do_not_count_as_they_are_not_read(folder):
 
 
 def test_a_photo_that_is_gone_meanwhile_is_a_sentence(folder):
-    (file, *_), _ = list_pictures(folder)
+    (file, *_), _ = list_images(folder)
     file.path.unlink()
-    with pytest.raises(PictureError, match='1.png cannot be read: No such file or directory'):
+    with pytest.raises(ImageError, match='1.png cannot be read: No such file or directory'):
         fingerprint(file)

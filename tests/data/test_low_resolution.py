@@ -15,12 +15,12 @@ def noise(*shape):
     return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
 
 
-def to_torch(pictures):
-    return torch.from_numpy(np.asarray(pictures)).permute(0, 3, 1, 2)
+def to_torch(images):
+    return torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2)
 
 
-def from_torch(pictures):
-    return pictures.permute(0, 2, 3, 1).numpy()
+def from_torch(images):
+    return images.permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize('factor', [1, 2, 4])

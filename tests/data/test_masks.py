@@ -1,15 +1,15 @@
-"""Masks beside pictures: which belongs to which, that they stay on their pictures, and a sentence for each misfit."""
+"""Masks beside images: which belongs to which, that they stay on their images, and a sentence for each misfit."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_jax.data.images import PictureError, read_masked_picture, read_picture
-from dreambooth_jax.data.subjects import list_pictures, read_buckets, read_subject
+from dreambooth_jax.data.images import ImageError, read_image, read_masked_image
+from dreambooth_jax.data.subjects import list_images, read_buckets, read_subject
 from dreambooth_jax.data.table import Examples, join, make_table, shrink_masks
 
 
-def picture(height=48, width=70, seed=0):
+def image(height=48, width=70, seed=0):
     """Coarse noise: a crop that is one pixel off is seen, and resizing it changes little."""
     coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
     return coarse.repeat(8, 0).repeat(8, 1)[:height, :width]
@@ -25,42 +25,42 @@ def white(height=48, width=70):
 
 
 def sentence(folder, **options):
-    with pytest.raises(PictureError) as error:
+    with pytest.raises(ImageError) as error:
         read_subject(folder, 32, 'a sks dog', **options)
     return str(error.value)
 
 
-def test_a_mask_is_no_picture_and_belongs_to_the_one_of_its_name(tmp_path):
+def test_a_mask_is_no_image_and_belongs_to_the_one_of_its_name(tmp_path):
     for name in ('a.jpg', 'b.c.png', 'mask.png', 'd.png'):
-        save(tmp_path / name, picture())
+        save(tmp_path / name, image())
     save(tmp_path / 'a.mask.png', white())
     save(tmp_path / 'b.c.MASK.webp', white())
     (tmp_path / 'a.mask.txt').write_text('what a captioning tool wrote beside the mask')
-    files, skipped = list_pictures(tmp_path)
+    files, skipped = list_images(tmp_path)
     found = {file.path.name: file.mask and file.mask.name for file in files}
     assert found == {'a.jpg': 'a.mask.png', 'b.c.png': 'b.c.MASK.webp', 'd.png': None, 'mask.png': None}
     assert list(skipped) == ['a.mask.txt']
-    pictures = read_subject(tmp_path, 32, 'a sks dog')
-    assert pictures.masks.shape == (4, 32, 32, 1) and pictures.masks.dtype == np.uint8
-    assert (pictures.masks == 255).all() and pictures.prompts == ['a sks dog'] * 4
+    images = read_subject(tmp_path, 32, 'a sks dog')
+    assert images.masks.shape == (4, 32, 32, 1) and images.masks.dtype == np.uint8
+    assert (images.masks == 255).all() and images.prompts == ['a sks dog'] * 4
 
 
 def test_without_any_mask_there_is_none(tmp_path):
-    save(tmp_path / 'a.png', picture())
+    save(tmp_path / 'a.png', image())
     assert read_subject(tmp_path, 32, 'a sks dog').masks is None
 
 
 @pytest.mark.parametrize('crop', ['center', 'random'])
 @pytest.mark.parametrize('orientation', [1, 3, 6, 8])
-def test_a_mask_is_turned_resized_and_cropped_as_its_picture(tmp_path, crop, orientation):
-    """The picture's own grey as its mask comes out as the grey of what is read of the picture."""
+def test_a_mask_is_turned_resized_and_cropped_as_its_image(tmp_path, crop, orientation):
+    """The image's own grey as its mask comes out as the grey of what is read of the image."""
     for seed in range(4):
-        grey = picture(92, 61, seed)[..., :1].repeat(3, 2)
+        grey = image(92, 61, seed)[..., :1].repeat(3, 2)
         exif = Image.Exif()
         exif[0x0112] = orientation
         path, mask = save(tmp_path / 'a.png', grey, exif=exif), save(tmp_path / 'a.mask.png', grey, exif=exif)
-        pixels, weights = read_masked_picture(path, mask, [(32, 32)], crop=crop, rng=np.random.default_rng(seed))
-        np.testing.assert_array_equal(pixels, read_picture(path, 32, crop=crop, rng=np.random.default_rng(seed)))
+        pixels, weights = read_masked_image(path, mask, [(32, 32)], crop=crop, rng=np.random.default_rng(seed))
+        np.testing.assert_array_equal(pixels, read_image(path, 32, crop=crop, rng=np.random.default_rng(seed)))
         # Alike up to their filters, box against Lanczos, but not one pixel further.
         likeness = [
             np.corrcoef(weights[..., 0].ravel(), np.roll(pixels[..., 0], shift, axis).ravel())[0, 1]
@@ -69,10 +69,10 @@ def test_a_mask_is_turned_resized_and_cropped_as_its_picture(tmp_path, crop, ori
         assert likeness[0] > 0.98 > 0.95 > max(likeness[1:])
 
 
-def test_a_mask_that_is_stored_upright_fits_a_picture_that_is_turned(tmp_path):
+def test_a_mask_that_is_stored_upright_fits_an_image_that_is_turned(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    save(tmp_path / 'a.jpg', picture(48, 70), exif=exif)
+    save(tmp_path / 'a.jpg', image(48, 70), exif=exif)
     upper = white(70, 48)
     upper[35:] = 0
     save(tmp_path / 'a.mask.png', upper)
@@ -83,7 +83,7 @@ def test_a_mask_that_is_stored_upright_fits_a_picture_that_is_turned(tmp_path):
 def test_a_mask_gives_the_mean_over_each_pixels_area_and_no_echo_of_its_edges(tmp_path):
     mask = np.zeros((96, 96))
     mask[:, 41:] = 255
-    save(tmp_path / 'a.png', picture(96, 96))
+    save(tmp_path / 'a.png', image(96, 96))
     save(tmp_path / 'a.mask.png', mask)
     row = read_subject(tmp_path, 32, 'a sks dog').masks[0, 5, :, 0]
     np.testing.assert_array_equal(row, [0] * 13 + [85] + [255] * 18)
@@ -95,13 +95,13 @@ def test_every_kind_of_file_gives_white_1_black_0_and_grey_between(tmp_path, kin
     values[:, 8:24] = 255
     if kind != '1':
         values[:, 16:24] = 51
-    image = Image.fromarray(values)
+    mask = Image.fromarray(values)
     if kind == 'I;16':
-        image = Image.fromarray(values.astype(np.uint16) * 257)
+        mask = Image.fromarray(values.astype(np.uint16) * 257)
     elif kind != 'JPEG':
-        image = image.convert(kind)
-    image.save(tmp_path / f'a.mask.{"jpg" if kind == "JPEG" else "png"}')
-    save(tmp_path / 'a.png', picture(32, 32))
+        mask = mask.convert(kind)
+    mask.save(tmp_path / f'a.mask.{"jpg" if kind == "JPEG" else "png"}')
+    save(tmp_path / 'a.png', image(32, 32))
     read = read_subject(tmp_path, 32, 'a sks dog').masks[0, ..., 0]
     np.testing.assert_allclose(read, values, atol=6 if kind == 'JPEG' else 0)
 
@@ -110,7 +110,7 @@ def test_transparent_parts_of_a_mask_are_black(tmp_path):
     pixels = np.full((32, 32, 4), 255, np.uint8)
     pixels[:16, :, 3] = 0
     save(tmp_path / 'a.mask.png', pixels)
-    save(tmp_path / 'a.png', picture(32, 32))
+    save(tmp_path / 'a.png', image(32, 32))
     masks = read_subject(tmp_path, 32, 'a sks dog').masks
     assert masks[0, :16].max() == 0 and masks[0, 16:].min() == 255
 
@@ -118,16 +118,16 @@ def test_transparent_parts_of_a_mask_are_black(tmp_path):
 def test_random_crops_have_their_own_part_of_the_mask(tmp_path):
     save(tmp_path / 'a.png', np.stack([np.tile(np.arange(120), (60, 1))] * 3, -1))
     save(tmp_path / 'a.mask.png', np.tile(np.arange(120), (60, 1)))
-    pictures = read_subject(tmp_path, 32, 'a sks dog', crops=4, seed=3)
-    assert len(set(pictures.images[:, 16, 16, 0].tolist())) > 2
-    np.testing.assert_allclose(pictures.masks[..., 0], pictures.images[..., 0], atol=2)
+    images = read_subject(tmp_path, 32, 'a sks dog', crops=4, seed=3)
+    assert len(set(images.images[:, 16, 16, 0].tolist())) > 2
+    np.testing.assert_allclose(images.masks[..., 0], images.images[..., 0], atol=2)
 
 
-def test_a_mask_without_its_picture_is_named(tmp_path):
-    save(tmp_path / 'a.png', picture())
+def test_a_mask_without_its_image_is_named(tmp_path):
+    save(tmp_path / 'a.png', image())
     save(tmp_path / 'b.mask.png', white())
     assert sentence(tmp_path) == (
-        f'the mask {tmp_path}/b.mask.png has no picture beside it (b.jpg, b.png or another kind); rename it or take it '
+        f'the mask {tmp_path}/b.mask.png has no image beside it (b.jpg, b.png or another kind); rename it or take it '
         f'out of its folder'
     )
 
@@ -135,11 +135,11 @@ def test_a_mask_without_its_picture_is_named(tmp_path):
 def test_a_mask_of_another_size_is_named_with_both_sizes(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    save(tmp_path / 'a.jpg', picture(48, 70), exif=exif)
+    save(tmp_path / 'a.jpg', image(48, 70), exif=exif)
     save(tmp_path / 'a.mask.png', white(48, 70))
     assert sentence(tmp_path) == (
-        f'the mask {tmp_path}/a.mask.png is 70 x 48 pixels but its picture {tmp_path}/a.jpg 48 x 70, both as they are '
-        f'shown upright; make the mask as large as its picture'
+        f'the mask {tmp_path}/a.mask.png is 70 x 48 pixels but its image {tmp_path}/a.jpg 48 x 70, both as they are '
+        f'shown upright; make the mask as large as its image'
     )
 
 
@@ -147,10 +147,10 @@ def test_a_mask_of_another_size_is_named_with_both_sizes(tmp_path):
 def test_a_mask_of_which_nothing_is_left_is_named(tmp_path, dots):
     mask = np.zeros((400, 800))
     mask[200, 400 : 400 + dots] = 60  # of the 150 pixels that become one
-    save(tmp_path / 'a.png', picture(400, 800))
+    save(tmp_path / 'a.png', image(400, 800))
     save(tmp_path / 'a.mask.png', mask)
     assert sentence(tmp_path, crops=2) == (
-        f'the mask {tmp_path}/a.mask.png is black all over, or all but a few dots, so nothing of its picture '
+        f'the mask {tmp_path}/a.mask.png is black all over, or all but a few dots, so nothing of its image '
         f'{tmp_path}/a.png would be learned; paint white what counts, or take both out of their folder'
     )
 
@@ -160,10 +160,10 @@ def test_a_crop_in_the_middle_that_misses_the_mask_moves_to_where_it_holds_most(
     mask = np.where((columns < 20) | (columns == 120), 255, 0)
     save(tmp_path / 'a.png', np.stack([columns] * 3, -1))
     save(tmp_path / 'a.mask.png', mask)
-    pictures = read_subject(tmp_path, 64, 'a sks dog')
+    images = read_subject(tmp_path, 64, 'a sks dog')
     # The square in the middle is columns 48 to 111; the nearest that holds all of the left part begins at 0.
-    np.testing.assert_array_equal(pictures.images[0, 0, :, 0], np.arange(64))
-    np.testing.assert_array_equal(pictures.masks[0, 0, :, 0], np.where(np.arange(64) < 20, 255, 0))
+    np.testing.assert_array_equal(images.images[0, 0, :, 0], np.arange(64))
+    np.testing.assert_array_equal(images.masks[0, 0, :, 0], np.where(np.arange(64) < 20, 255, 0))
     mask[:, 50] = 255
     save(tmp_path / 'a.mask.png', mask)
     assert read_subject(tmp_path, 64, 'a sks dog').images[0, 0, 0, 0] == 48  # not moved: it meets the mask
@@ -175,7 +175,7 @@ def test_every_crop_meets_a_small_mask(tmp_path, seed):
     for number, (top, left) in enumerate([(0, 0), (170, 128), (340, 250), (0, 250), (300, 20)]):
         mask = np.zeros((512, 384))
         mask[top : top + 170, left : left + 128] = 255
-        save(tmp_path / f'{number}.png', picture(512, 384, number))
+        save(tmp_path / f'{number}.png', image(512, 384, number))
         save(tmp_path / f'{number}.mask.png', mask)
     options = {'crops': 8, 'max_zoom': 4.0}
     found = read_buckets(tmp_path, [(128, 128)], 'a sks dog', seed=seed, **options)[128, 128]
@@ -185,7 +185,7 @@ def test_every_crop_meets_a_small_mask(tmp_path, seed):
 
 
 def test_a_mask_that_is_met_changes_no_crop(tmp_path):
-    save(tmp_path / 'a.png', picture(96, 128))
+    save(tmp_path / 'a.png', image(96, 128))
     plain = read_subject(tmp_path, 32, 'a sks dog', crops=6, seed=5).images
     mask = white(96, 128)
     mask[:8] = 0
@@ -194,14 +194,14 @@ def test_a_mask_that_is_met_changes_no_crop(tmp_path):
     rng = np.random.default_rng([5, 0, 3])  # the draws of crop 3, as every version has made them
     side = int(rng.uniform(32, 1.25 * 32 + 1))
     left, top = rng.integers(side * 128 // 96 - 32 + 1), rng.integers(side - 32 + 1)
-    resized = Image.fromarray(picture(96, 128)).resize((side * 128 // 96, side), Image.Resampling.LANCZOS)
+    resized = Image.fromarray(image(96, 128)).resize((side * 128 // 96, side), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(resized.crop((left, top, left + 32, top + 32)), plain[3])
 
 
 def test_a_tiny_mask_is_found_by_every_crop(tmp_path):
     mask = np.zeros((256, 256))
     mask[250:, 250:] = 255
-    save(tmp_path / 'a.png', picture(256, 256))
+    save(tmp_path / 'a.png', image(256, 256))
     save(tmp_path / 'a.mask.png', mask)
     found = read_buckets(tmp_path, [(32, 32)], 'a sks dog', crops=9, max_zoom=8.0)[32, 32]
     assert found.masks.reshape(9, -1).max(1).min() > 0
@@ -211,12 +211,12 @@ def test_a_tiny_mask_is_found_by_every_crop(tmp_path):
     ('name', 'content', 'words'),
     [
         ('psd', b'8BPS\0\1', 'a file with layers (Photoshop), which cannot be read; save it as JPEG or PNG, or'),
-        ('json', b'{}', 'data of another program (captions are read from .txt and .caption files), not a picture'),
+        ('json', b'{}', 'data of another program (captions are read from .txt and .caption files), not an image'),
         ('png', b'hello', 'named like a photo but is text; replace it or take it out of its folder'),
     ],
 )
-def test_a_mask_that_is_no_picture_is_named(tmp_path, name, content, words):
-    save(tmp_path / 'a.png', picture())
+def test_a_mask_that_is_no_image_is_named(tmp_path, name, content, words):
+    save(tmp_path / 'a.png', image())
     (tmp_path / f'a.mask.{name}').write_bytes(content)
     assert sentence(tmp_path).startswith(f'the mask {tmp_path}/a.mask.{name} is {words}')
 
@@ -225,29 +225,29 @@ def test_a_mask_that_is_no_picture_is_named(tmp_path, name, content, words):
 def test_masks_of_other_trainers_are_masks_and_no_photos(tmp_path, name):
     half = white()
     half[:, :35] = 0
-    save(tmp_path / 'a.jpg', picture())
+    save(tmp_path / 'a.jpg', image())
     save(tmp_path / name, half, format='PNG')
-    pictures = read_subject(tmp_path, 48, 'a sks dog')
-    assert pictures.names == ['a.jpg'] and pictures.skipped == {}
-    np.testing.assert_array_equal(pictures.masks[0, 9, :, 0], np.where(np.arange(48) < 24, 0, 255))
+    images = read_subject(tmp_path, 48, 'a sks dog')
+    assert images.names == ['a.jpg'] and images.skipped == {}
+    np.testing.assert_array_equal(images.masks[0, 9, :, 0], np.where(np.arange(48) < 24, 0, 255))
 
 
-def test_a_mask_of_two_pictures_is_named_with_a_way_out(tmp_path):
+def test_a_mask_of_two_images_is_named_with_a_way_out(tmp_path):
     for name in ('a.jpg', 'a.png'):
-        save(tmp_path / name, picture())
+        save(tmp_path / name, image())
     mask = save(tmp_path / 'a-masklabel.png', white())
     assert sentence(tmp_path) == (
         f'the mask {tmp_path}/a-masklabel.png could belong to a.jpg or a.png; name it a.jpg-masklabel.png, or rename '
-        f'one of the pictures'
+        f'one of the images'
     )
     mask.rename(tmp_path / 'a.jpg-masklabel.png')
-    files, _ = list_pictures(tmp_path)
+    files, _ = list_images(tmp_path)
     assert [file.mask and file.mask.name for file in files] == ['a.jpg-masklabel.png', None]
 
 
 @pytest.mark.parametrize('name', ['a_mask.png', 'a-Mask.png', 'a_masklabel.png', 'a mask.jpg'])
 def test_what_may_be_a_mask_is_not_trained_as_a_photo(tmp_path, name):
-    save(tmp_path / 'a.jpg', picture())
+    save(tmp_path / 'a.jpg', image())
     save(tmp_path / name, white())
     suffix = name.rpartition('.')[2]
     assert sentence(tmp_path) == (
@@ -255,43 +255,43 @@ def test_what_may_be_a_mask_is_not_trained_as_a_photo(tmp_path, name):
         f'it is a photo'
     )
     (tmp_path / 'a.jpg').rename(tmp_path / 'b.jpg')  # with no a.jpg it is a photo, of a dog with a mask
-    assert len(list_pictures(tmp_path)[0]) == 2
+    assert len(list_images(tmp_path)[0]) == 2
 
 
 def test_conditions_of_another_trainer_are_skipped_and_named(tmp_path):
-    save(tmp_path / 'a.jpg', picture())
-    save(tmp_path / 'a-condlabel.png', picture())
-    files, skipped = list_pictures(tmp_path)
+    save(tmp_path / 'a.jpg', image())
+    save(tmp_path / 'a-condlabel.png', image())
+    files, skipped = list_images(tmp_path)
     assert len(files) == 1 and skipped == {'a-condlabel.png': 'a condition for another kind of model'}
 
 
-def test_two_masks_of_one_picture_are_named(tmp_path):
-    save(tmp_path / 'a.png', picture())
+def test_two_masks_of_one_image_are_named(tmp_path):
+    save(tmp_path / 'a.png', image())
     for name in ('a.mask.jpg', 'a.mask.png'):
         save(tmp_path / name, white())
     assert sentence(tmp_path) == (
-        f'{tmp_path}/a.mask.jpg and {tmp_path}/a.mask.png are masks of the same picture; keep one of them'
+        f'{tmp_path}/a.mask.jpg and {tmp_path}/a.mask.png are masks of the same image; keep one of them'
     )
 
 
-def test_class_pictures_count_in_full_in_the_table():
+def test_class_images_count_in_full_in_the_table():
     draw = np.random.default_rng(0)
     mine = Examples(draw.integers(0, 256, (2, 8, 8, 3), np.uint8), ['a', 'b'], np.full((2, 8, 8, 1), 3, np.uint8))
     theirs = Examples(draw.integers(0, 256, (3, 8, 8, 3), np.uint8), ['c'] * 3)
     table = make_table(mine, theirs)
     assert table.masks[:2].max() == 3 and table.masks[2:].min() == 255 and len(table.masks) == 5
-    assert table.arrays.keys() == {'pictures', 'prompt_of', 'masks'}
-    assert make_table(mine._replace(masks=None), theirs).arrays.keys() == {'pictures', 'prompt_of'}
+    assert table.arrays.keys() == {'images', 'prompt_of', 'masks'}
+    assert make_table(mine._replace(masks=None), theirs).arrays.keys() == {'images', 'prompt_of'}
 
 
-def test_the_subjects_pictures_are_shown_again_under_their_class_prompts_and_not_copied():
+def test_the_subjects_images_are_shown_again_under_their_class_prompts_and_not_copied():
     images = np.zeros((3, 8, 8, 3), np.uint8)
     mine = Examples(images, ['a sks dog', 'a dog', 'a sks cat'], class_prompts=['a dog', 'a dog', 'a cat'])
     table = make_table(mine, shown_again=True)
     assert table.prompts == ['', 'a sks dog', 'a dog', 'a sks cat', 'a cat']
     assert table.prompt_of.tolist() == [1, 2, 3] and table.class_prompt_of.tolist() == [2, 2, 4]
-    assert table.arrays.keys() == {'pictures', 'prompt_of', 'class_prompt_of'}
-    assert len(table.pictures) == table.num_instance == 3 and table.num_class == 0
+    assert table.arrays.keys() == {'images', 'prompt_of', 'class_prompt_of'}
+    assert len(table.images) == table.num_instance == 3 and table.num_class == 0
     joined = join([mine, mine._replace(class_prompts=['a cow'] * 3)])
     assert joined.class_prompts == ['a dog', 'a dog', 'a cat', *['a cow'] * 3]
     assert make_table(mine).prompts == ['', 'a sks dog', 'a dog', 'a sks cat']

@@ -1,10 +1,10 @@
-"""Rows of a batch: weights, padding, and which picture each row sees at which step."""
+"""Rows of a batch: weights, padding, and which image each row sees at which step."""
 
 import jax
 import numpy as np
 import pytest
 
-from dreambooth_jax.data.pairs import deal_rows, make_batch, most_class_rows, pad_rows, picture_index
+from dreambooth_jax.data.pairs import deal_rows, image_index, make_batch, most_class_rows, pad_rows
 
 KEY = jax.random.key(3)
 ROWS_NEEDED = 'a batch needs at least one instance row and no negative number of class rows'
@@ -91,8 +91,8 @@ def test_undealt_rows_may_leave_all_class_rows_to_one_device():
     [
         ((0, 2, 4, 4, 1.0), f'{ROWS_NEEDED}, got 0 and 2'),
         ((2, -1, 4, 4, 1.0), f'{ROWS_NEEDED}, got 2 and -1'),
-        ((2, 2, 0, 4, 1.0), 'the batch has 2 instance rows but there are 0 instance pictures'),
-        ((2, 3, 4, 0, 1.0), 'the batch has 3 class rows but there are 0 class pictures'),
+        ((2, 2, 0, 4, 1.0), 'the batch has 2 instance rows but there are 0 instance images'),
+        ((2, 3, 4, 0, 1.0), 'the batch has 3 class rows but there are 0 class images'),
         ((2, 2, 4, 4, -1.0), 'prior_weight must be >= 0, got -1.0'),
         ((2, 2, 4, 4, float('nan')), 'prior_weight must be >= 0, got nan'),
     ],
@@ -103,15 +103,15 @@ def test_impossible_batches_are_refused(arguments, sentence):
     assert str(error.value) == sentence
 
 
-def pictures_of_steps(batch, steps, max_size=16, key=KEY, shuffle=True):
-    pick = jax.jit(lambda step: picture_index(key, step, batch, max_size, shuffle=shuffle))
+def images_of_steps(batch, steps, max_size=16, key=KEY, shuffle=True):
+    pick = jax.jit(lambda step: image_index(key, step, batch, max_size, shuffle=shuffle))
     return np.stack([pick(step) for step in range(steps)])
 
 
 @pytest.mark.parametrize(('instance_rows', 'class_rows'), [(1, 1), (4, 3), (2, 7), (6, 16)])
-def test_every_picture_is_seen_once_an_epoch(instance_rows, class_rows):
+def test_every_image_is_seen_once_an_epoch(instance_rows, class_rows):
     batch = make_batch(instance_rows, class_rows, 4, 9, 1.0)
-    seen = pictures_of_steps(batch, 36)
+    seen = images_of_steps(batch, 36)
     for rows, first, size in ((slice(0, instance_rows), 0, 4), (slice(instance_rows, None), 4, 9)):
         stream = seen[:, rows].reshape(-1)
         epochs = stream[: len(stream) // size * size].reshape(-1, size)
@@ -122,8 +122,8 @@ def test_every_picture_is_seen_once_an_epoch(instance_rows, class_rows):
 
 def test_epochs_groups_and_keys_have_different_orders():
     batch = make_batch(1, 1, 16, 16, 1.0)
-    seen = pictures_of_steps(batch, 64)
-    other = pictures_of_steps(batch, 64, key=jax.random.key(4))
+    seen = images_of_steps(batch, 64)
+    other = images_of_steps(batch, 64, key=jax.random.key(4))
     orders = [tuple(epoch) for stream in (seen[:, 0], seen[:, 1] - 16, other[:, 0]) for epoch in stream.reshape(4, 16)]
     assert len(set(orders)) == 12
 
@@ -131,37 +131,37 @@ def test_epochs_groups_and_keys_have_different_orders():
 def test_every_order_is_about_equally_likely():
     batch = make_batch(3, 0, 3, 0, 1.0)
     steps = 1200
-    picks = jax.jit(jax.vmap(lambda step: picture_index(KEY, step, batch, 3)))(np.arange(steps))
+    picks = jax.jit(jax.vmap(lambda step: image_index(KEY, step, batch, 3)))(np.arange(steps))
     _, counts = np.unique(np.asarray(picks), axis=0, return_counts=True)
     assert len(counts) == 6 and counts.min() > 150 and counts.max() < 250
 
 
 def test_in_order_without_shuffling():
-    seen = pictures_of_steps(make_batch(3, 1, 4, 2, 1.0), 4, shuffle=False)
+    seen = images_of_steps(make_batch(3, 1, 4, 2, 1.0), 4, shuffle=False)
     assert seen.tolist() == [[0, 1, 2, 4], [3, 0, 1, 5], [2, 3, 0, 4], [1, 2, 3, 5]]
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():
     batch = make_batch(3, 5, 4, 9, 1.0)
-    whole = pictures_of_steps(batch, 10)
+    whole = images_of_steps(batch, 10)
     for half in (slice(0, 4), slice(4, 8)):
         part = {name: rows[half] for name, rows in batch.items()}
-        np.testing.assert_array_equal(pictures_of_steps(part, 10), whole[:, half])
+        np.testing.assert_array_equal(images_of_steps(part, 10), whole[:, half])
     padded = pad_rows(batch, 5)
-    np.testing.assert_array_equal(pictures_of_steps(padded, 10)[:, :8], whole)
+    np.testing.assert_array_equal(images_of_steps(padded, 10)[:, :8], whole)
 
 
 def test_a_step_does_not_depend_on_the_steps_before():
     batch = make_batch(3, 5, 4, 9, 1.0)
-    np.testing.assert_array_equal(picture_index(KEY, 7, batch, 16), pictures_of_steps(batch, 8)[7])
+    np.testing.assert_array_equal(image_index(KEY, 7, batch, 16), images_of_steps(batch, 8)[7])
 
 
 def test_the_order_does_not_depend_on_the_room_left_for_larger_groups():
     batch = make_batch(3, 5, 4, 9, 1.0)
-    np.testing.assert_array_equal(pictures_of_steps(batch, 10, max_size=9), pictures_of_steps(batch, 10, max_size=1000))
+    np.testing.assert_array_equal(images_of_steps(batch, 10, max_size=9), images_of_steps(batch, 10, max_size=1000))
 
 
 def test_large_steps_stay_in_range():
     batch = make_batch(8, 8, 4, 1000, 1.0)
-    picked = np.asarray(picture_index(KEY, 10_000_000, batch, 1000))
+    picked = np.asarray(image_index(KEY, 10_000_000, batch, 1000))
     assert (picked[:8] < 4).all() and (picked[8:] >= 4).all() and (picked >= 0).all() and (picked < 1004).all()

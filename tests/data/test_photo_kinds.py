@@ -50,15 +50,15 @@ UNREADABLE = {
     'PSD': (b'8BPS\0\1' + bytes(20), 'x.jpg', 'a file with layers (Photoshop)'),
     'XCF': (b'gimp xcf v011\0', 'x', 'a file with layers (GIMP)'),
     'KRA': (b'PK\3\4' + bytes(26) + b'mimetypeapplication/x-krita', 'x', 'a file with layers (Krita)'),
-    'JPEG XL': (b'\xff\x0a\xfa\x1f', 'x', 'a picture in the format JPEG XL'),
-    'JPEG XL in a box': (b'\0\0\0\x0cJXL \r\n\x87\n', 'x', 'a picture in the format JPEG XL'),
-    'EXR': (b'\x76\x2f\x31\x01\2\0\0\0', 'x', 'a picture in the format OpenEXR'),
-    'SVG': (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', 'x', 'a picture in the format SVG'),
-    'preview first': (tiff(THUMBNAIL, WHOLE), 'x.tif', 'a TIFF whose first page is only a preview of its picture'),
+    'JPEG XL': (b'\xff\x0a\xfa\x1f', 'x', 'an image in the format JPEG XL'),
+    'JPEG XL in a box': (b'\0\0\0\x0cJXL \r\n\x87\n', 'x', 'an image in the format JPEG XL'),
+    'EXR': (b'\x76\x2f\x31\x01\2\0\0\0', 'x', 'an image in the format OpenEXR'),
+    'SVG': (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', 'x', 'an image in the format SVG'),
+    'preview first': (tiff(THUMBNAIL, WHOLE), 'x.tif', 'a TIFF whose first page is only a preview of its image'),
     'small first': (
         tiff((tags(16, 12), bytes(576)), inner=[WHOLE]),
         'x.tif',
-        'a TIFF whose first page is only a preview of its picture',
+        'a TIFF whose first page is only a preview of its image',
     ),
 }
 BROKEN_PROMISES = {
@@ -87,7 +87,7 @@ NO_PHOTOS = {
     'dog.npz': (b'PK\3\4' + bytes(60), 'a cache of another program'),
     'photos.zip': (b'PK\3\4' + bytes(60), 'an archive'),
     'form.pdf': (b'%PDF-1.7\n%\xe2\xe3\xcf\xd3', 'a document'),
-    'Thumbs.db': (b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1' + bytes(20), 'not a picture'),
+    'Thumbs.db': (b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1' + bytes(20), 'not an image'),
     'folder.ico': (b'\0\0\1\0\1\0', 'an icon'),
     'nothing': (b'', 'an empty file'),
 }
@@ -99,7 +99,7 @@ def kind(data, name):
 
 @pytest.mark.parametrize('format', FORMATS)
 @pytest.mark.parametrize('name', ['x', 'x.jpg', 'x.txt'])
-def test_a_picture_is_known_by_its_content_whatever_its_name(format, name):
+def test_an_image_is_known_by_its_content_whatever_its_name(format, name):
     found = kind(written(format), name)
     assert found.format == format and found.advice is None
 
@@ -116,7 +116,7 @@ def test_raw_files_are_not_read_as_their_thumbnails(case):
 
 
 @pytest.mark.parametrize('case', UNREADABLE)
-def test_pictures_that_cannot_be_read_are_named_and_what_to_do(case):
+def test_images_that_cannot_be_read_are_named_and_what_to_do(case):
     data, name, words = UNREADABLE[case]
     found = kind(data, name)
     assert found.format is None and photo_kinds.refusal('x', found) == (

@@ -1,4 +1,4 @@
-"""A subject's folder: what counts as a picture, captions, crops, and a sentence for every folder that is of no use."""
+"""A subject's folder: what counts as an image, captions, crops, and a sentence for every folder that is of no use."""
 
 import io
 import unicodedata
@@ -8,8 +8,8 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from dreambooth_jax.data.images import PictureError
-from dreambooth_jax.data.subjects import list_pictures, read_subject
+from dreambooth_jax.data.images import ImageError
+from dreambooth_jax.data.subjects import list_images, read_subject
 from tests.data.made_files import tags, tiff
 
 KINDS = 'JPEG, PNG, WebP, AVIF, HEIC, GIF, TIFF, BMP'
@@ -20,31 +20,31 @@ def save(path, colour='red', size=(60, 40), kind='PNG'):
 
 
 def sentence(folder):
-    with pytest.raises(PictureError) as error:
+    with pytest.raises(ImageError) as error:
         read_subject(folder, 32, 'a sks dog')
     return str(error.value)
 
 
-def test_pictures_come_sorted_by_name_with_their_prompts(tmp_path):
+def test_images_come_sorted_by_name_with_their_prompts(tmp_path):
     for name, colour in (('b.png', 'blue'), ('a.png', 'red'), ('c.png', 'white')):
         save(tmp_path / name, colour)
-    pictures = read_subject(tmp_path, 32, 'a sks dog')
-    assert pictures.names == ['a.png', 'b.png', 'c.png']
-    assert pictures.prompts == ['a sks dog'] * 3
-    assert pictures.skipped == {}
-    assert pictures.images.shape == (3, 32, 32, 3) and pictures.images.dtype == np.uint8
-    assert pictures.images[:, 0, 0].tolist() == [[255, 0, 0], [0, 0, 255], [255, 255, 255]]
+    images = read_subject(tmp_path, 32, 'a sks dog')
+    assert images.names == ['a.png', 'b.png', 'c.png']
+    assert images.prompts == ['a sks dog'] * 3
+    assert images.skipped == {}
+    assert images.images.shape == (3, 32, 32, 3) and images.images.dtype == np.uint8
+    assert images.images[:, 0, 0].tolist() == [[255, 0, 0], [0, 0, 255], [255, 255, 255]]
 
 
-def test_content_decides_what_a_picture_is(tmp_path):
+def test_content_decides_what_an_image_is(tmp_path):
     save(tmp_path / 'photo.dat', kind='JPEG')
     save(tmp_path / 'wrong.jpg', kind='PNG')
-    save(tmp_path / 'picture.txt', kind='PNG')
+    save(tmp_path / 'image.txt', kind='PNG')
     save(tmp_path / '.hidden.jpg')
     pillow_heif.from_pillow(Image.new('RGB', (60, 40), 'blue')).save(tmp_path / 'phone.jpg')
     (tmp_path / 'notes.md').write_text('notes')
     (tmp_path / 'nothing').touch()
-    (tmp_path / 'alone.txt').write_text('a caption without a picture')
+    (tmp_path / 'alone.txt').write_text('a caption without an image')
     (tmp_path / 'IMG_1.MOV').write_bytes(b'\0\0\0\x14ftypqt  ' + bytes(99))
     (tmp_path / 'IMG_1.AAE').write_text('<plist/>')
     (tmp_path / 'Thumbs.db').write_bytes(b'\xd0\xcf\x11\xe0' + bytes(99))
@@ -53,14 +53,14 @@ def test_content_decides_what_a_picture_is(tmp_path):
     (tmp_path / '.hidden').write_text('ignored')
     (tmp_path / '.DS_Store').touch()
     (tmp_path / '._wrong.jpg').write_bytes(b'\0\5\x16\7' + bytes(99))
-    pictures, skipped = list_pictures(tmp_path)
-    assert [file.path.name for file in pictures] == ['phone.jpg', 'photo.dat', 'picture.txt', 'wrong.jpg']
+    images, skipped = list_images(tmp_path)
+    assert [file.path.name for file in images] == ['phone.jpg', 'photo.dat', 'image.txt', 'wrong.jpg']
     assert skipped == {
         '.hidden.jpg': 'hidden',
         'IMG_1.AAE': 'edits of Apple Photos, which are not applied',
         'IMG_1.MOV': 'a video or audio file',
-        'Thumbs.db': 'not a picture',
-        'alone.txt': 'a caption without a picture',
+        'Thumbs.db': 'not an image',
+        'alone.txt': 'a caption without an image',
         'more': 'a folder',
         'more.txt': 'a folder',
         'notes.md': 'text',
@@ -84,7 +84,7 @@ def test_content_decides_what_a_picture_is(tmp_path):
         (
             'a',
             b'\xff\xd8\xff\xe0',
-            'starts like a JPEG picture but is damaged or of a rare kind; save it anew as JPEG '
+            'starts like a JPEG image but is damaged or of a rare kind; save it anew as JPEG '
             'or PNG, or take it out of its folder',
         ),
         (
@@ -111,7 +111,7 @@ def test_a_raw_file_beside_its_jpeg_is_skipped_and_named(tmp_path):
     thumbnail, whole = (tags(16, 12, t254=1), bytes(576)), (tags(80, 60), bytes(14400))
     (tmp_path / 'IMG_1.dng').write_bytes(tiff(thumbnail, inner=[whole]))
     (tmp_path / 'img_1.psd').write_bytes(b'8BPS\0\1')
-    files, skipped = list_pictures(tmp_path)
+    files, skipped = list_images(tmp_path)
     assert [file.path.name for file in files] == ['IMG_1.JPG']
     assert skipped == {
         'IMG_1.dng': 'a camera raw file (DNG), in whose place IMG_1.JPG is used',
@@ -125,31 +125,31 @@ def test_a_raw_file_beside_its_jpeg_is_skipped_and_named(tmp_path):
 def test_captions_of_other_trainers_are_read(tmp_path, name):
     save(tmp_path / 'x.jpg', kind='JPEG')
     (tmp_path / name).write_text('a sks dog asleep')
-    pictures = read_subject(tmp_path, 32, 'a sks dog')
-    assert pictures.prompts == ['a sks dog asleep'] and pictures.skipped == {}
+    images = read_subject(tmp_path, 32, 'a sks dog')
+    assert images.prompts == ['a sks dog asleep'] and images.skipped == {}
 
 
-def test_two_captions_of_one_picture_must_agree(tmp_path):
+def test_two_captions_of_one_image_must_agree(tmp_path):
     save(tmp_path / 'x.jpg', kind='JPEG')
     (tmp_path / 'x.txt').write_text('a sks dog')
     (tmp_path / 'x.caption').write_text('a sks  dog\n')
     assert read_subject(tmp_path, 32, 'a dog').prompts == ['a sks dog']
     (tmp_path / 'x.caption').write_text('a sks cat')
     assert sentence(tmp_path) == (
-        f'{tmp_path}/x.caption and {tmp_path}/x.txt are different captions of one picture; keep one of them'
+        f'{tmp_path}/x.caption and {tmp_path}/x.txt are different captions of one image; keep one of them'
     )
 
 
-def test_a_caption_of_two_pictures_is_named_with_a_way_out(tmp_path):
+def test_a_caption_of_two_images_is_named_with_a_way_out(tmp_path):
     for name in ('1.jpg', '1.png'):
         save(tmp_path / name)
-    assert [file.caption for file in list_pictures(tmp_path)[0]] == [None, None]
+    assert [file.caption for file in list_images(tmp_path)[0]] == [None, None]
     (tmp_path / '1.txt').write_text('a sks dog')
     assert sentence(tmp_path) == (
-        f'the caption {tmp_path}/1.txt could belong to 1.jpg or 1.png; name it 1.jpg.txt, or rename one of the pictures'
+        f'the caption {tmp_path}/1.txt could belong to 1.jpg or 1.png; name it 1.jpg.txt, or rename one of the images'
     )
     (tmp_path / '1.txt').rename(tmp_path / '1.png.txt')
-    assert [file.caption for file in list_pictures(tmp_path)[0]] == [None, 'a sks dog']
+    assert [file.caption for file in list_images(tmp_path)[0]] == [None, 'a sks dog']
 
 
 def test_names_that_differ_in_capitals_keep_their_own_captions(tmp_path):
@@ -157,23 +157,23 @@ def test_names_that_differ_in_capitals_keep_their_own_captions(tmp_path):
         save(tmp_path / f'{name}.png')
         name = unicodedata.normalize('NFD', name)  # as a Mac writes it
         (tmp_path / f'{name}.txt').write_text(caption)
-    found = {file.path.stem: file.caption for file in list_pictures(tmp_path)[0]}
+    found = {file.path.stem: file.caption for file in list_images(tmp_path)[0]}
     assert found == {'a': 'small', 'A': 'large', 'caf\u00e9': 'accent'}
 
 
-def test_a_caption_beside_a_picture_replaces_the_prompt(tmp_path):
+def test_a_caption_beside_an_image_replaces_the_prompt(tmp_path):
     save(tmp_path / 'x.jpg', kind='JPEG')
     save(tmp_path / 'y.png')
     (tmp_path / 'x.txt').write_bytes('\ufeffa sks dog\n  on a café table\n'.encode())
-    pictures = read_subject(tmp_path, 32, 'a sks dog', crops=2)
-    assert pictures.prompts == ['a sks dog on a café table'] * 2 + ['a sks dog'] * 2
-    assert pictures.skipped == {}
+    images = read_subject(tmp_path, 32, 'a sks dog', crops=2)
+    assert images.prompts == ['a sks dog on a café table'] * 2 + ['a sks dog'] * 2
+    assert images.skipped == {}
 
 
 def test_an_empty_caption_is_named(tmp_path):
     save(tmp_path / 'x.png')
     (tmp_path / 'x.txt').write_text(' \n')
-    assert sentence(tmp_path) == (f'the caption {tmp_path}/x.txt is empty; write what its picture shows, or delete it')
+    assert sentence(tmp_path) == (f'the caption {tmp_path}/x.txt is empty; write what its image shows, or delete it')
 
 
 def test_a_caption_in_another_encoding_is_named(tmp_path):
@@ -184,28 +184,28 @@ def test_a_caption_in_another_encoding_is_named(tmp_path):
 
 def test_a_missing_folder_is_named(tmp_path):
     folder = tmp_path / 'photos'
-    assert sentence(folder) == f'the folder {folder} does not exist; create it and put pictures ({KINDS}) there'
+    assert sentence(folder) == f'the folder {folder} does not exist; create it and put images ({KINDS}) there'
 
 
 def test_a_file_for_a_folder_is_named(tmp_path):
     save(tmp_path / 'x.png')
-    assert sentence(tmp_path / 'x.png') == f'{tmp_path}/x.png is a file; give the folder that holds the pictures'
+    assert sentence(tmp_path / 'x.png') == f'{tmp_path}/x.png is a file; give the folder that holds the images'
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    assert sentence(tmp_path) == f'the folder {tmp_path} holds no picture (it is empty); put pictures ({KINDS}) there'
+    assert sentence(tmp_path) == f'the folder {tmp_path} holds no image (it is empty); put images ({KINDS}) there'
 
 
-def test_a_folder_without_pictures_says_what_was_found(tmp_path):
+def test_a_folder_without_images_says_what_was_found(tmp_path):
     (tmp_path / 'a.mp4').write_bytes(b'\0\0\0\x18ftypisom' + bytes(100))
     (tmp_path / 'b').mkdir()
     assert sentence(tmp_path) == (
-        f'the folder {tmp_path} holds no picture (a.mp4 is a video or audio file; b is a folder); put pictures '
+        f'the folder {tmp_path} holds no image (a.mp4 is a video or audio file; b is a folder); put images '
         f'({KINDS}) there'
     )
 
 
-def test_one_truncated_picture_stops_the_reading(tmp_path):
+def test_one_truncated_image_stops_the_reading(tmp_path):
     save(tmp_path / 'a.png')
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / 'b.jpg')
@@ -214,11 +214,10 @@ def test_one_truncated_picture_stops_the_reading(tmp_path):
     assert sentence(tmp_path) == f'{tmp_path}/b.jpg is truncated or damaged; replace it or take it out of its folder'
 
 
-def test_one_small_picture_stops_the_reading(tmp_path):
+def test_one_small_image_stops_the_reading(tmp_path):
     save(tmp_path / 'a.png', size=(31, 90))
     assert sentence(tmp_path) == (
-        f'{tmp_path}/a.png is 31 x 90 pixels, smaller than the resolution 32; use a larger picture or a lower '
-        'resolution'
+        f'{tmp_path}/a.png is 31 x 90 pixels, smaller than the resolution 32; use a larger image or a lower resolution'
     )
 
 
@@ -257,15 +256,15 @@ def test_no_file_is_lost_without_a_word(tmp_path):
             (folder / (rng.choice(stems) + rng.choice(suffixes))).write_bytes(contents[rng.integers(len(contents))])
         names = {path.name for path in folder.iterdir()}
         try:
-            files, skipped = list_pictures(folder)
-        except PictureError as error:
+            files, skipped = list_images(folder)
+        except ImageError as error:
             assert any(f'{folder}/{name}' in str(error) for name in names)
             outcomes.add('error')
             continue
-        pictures, masks = {file.path.name for file in files}, {file.mask.name for file in files if file.mask}
-        captions = {name for name in names if name.lower().endswith(('.txt', '.caption'))} - pictures - set(skipped)
+        images, masks = {file.path.name for file in files}, {file.mask.name for file in files if file.mask}
+        captions = {name for name in names if name.lower().endswith(('.txt', '.caption'))} - images - set(skipped)
         assert len(captions) >= sum(file.caption is not None for file in files)
         hidden = {name for name in names if name.startswith('.')}
-        assert names - hidden <= pictures | masks | captions | set(skipped) and not pictures & set(skipped)
-        outcomes |= {'used' if pictures else 'none', 'mask' if masks else '', 'skipped' if skipped else ''}
+        assert names - hidden <= images | masks | captions | set(skipped) and not images & set(skipped)
+        outcomes |= {'used' if images else 'none', 'mask' if masks else '', 'skipped' if skipped else ''}
     assert outcomes >= {'error', 'used', 'skipped', 'mask'}

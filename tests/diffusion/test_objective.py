@@ -149,7 +149,7 @@ def test_variance_loss_equals_the_textbook_in_numpy(rows, prediction_type, num_t
     rows64 = [np.asarray(a, np.float64) for a in (variance, prediction, x0, x_t)]
     betas = schedule.betas.astype(np.float64)
     theirs = [bound_in_numpy(*(a[i] for a in rows64), int(times[i]), prediction_type, betas) for i in range(5)]
-    # x0 from epsilon cancels at small t: the float32 picture x_t has only so many digits.
+    # x0 from epsilon cancels at small t: the float32 image x_t has only so many digits.
     np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=1e-7)
 
 

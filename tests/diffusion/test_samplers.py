@@ -143,7 +143,7 @@ def test_a_step_of_dpm_solver_equals_diffusers_at_every_kind_of_time():
         assert_close(np.asarray(new), channels_last(expected), 1e-5)
 
 
-def test_a_picture_is_the_same_alone_and_in_any_batch():
+def test_an_image_is_the_same_alone_and_in_any_batch():
     schedule = schedules.make_schedule(**PIXEL, variance_type='learned_range')
     keys = jax.random.split(jax.random.key(8), 3)
     run = functools.partial(samplers.sample, functools.partial(network, channels=6), schedule=schedule, num_steps=5)

@@ -22,12 +22,12 @@ def test_a_part_is_measured_once_for_the_same_settings(tmp_path):
         return {'share': 0.5 * len(calls)}, {'a dog': np.full((2, 4, 4, 3), len(calls), np.uint8)}
 
     first, _ = experiment.kept(tmp_path, 'base', {'levels': (0, 50)}, make)
-    again, pictures = experiment.kept(tmp_path, 'base', {'levels': (0, 50)}, make)
+    again, images = experiment.kept(tmp_path, 'base', {'levels': (0, 50)}, make)
     assert len(calls) == 1 and first == again and first['share'] == 0.5
     assert set(first['measured']) == {'seconds', 'hardware', 'date'}
-    np.testing.assert_array_equal(pictures['a dog'], np.ones((2, 4, 4, 3)))
-    other, pictures = experiment.kept(tmp_path, 'base', {'levels': (0, 60)}, make)
-    assert len(calls) == 2 and other['share'] == 1 and pictures['a dog'].max() == 2
+    np.testing.assert_array_equal(images['a dog'], np.ones((2, 4, 4, 3)))
+    other, images = experiment.kept(tmp_path, 'base', {'levels': (0, 60)}, make)
+    assert len(calls) == 2 and other['share'] == 1 and images['a dog'].max() == 2
 
 
 def test_an_interrupted_measurement_leaves_no_part(tmp_path):
@@ -98,7 +98,7 @@ def test_a_training_that_leaves_no_model_is_an_error(tmp_path, monkeypatch, code
     assert json.loads((tmp_path / 'run' / 'experiment.json').read_text())['finished'] is None
 
 
-def test_pictures_are_drawn_as_the_config_draws_its_samples(tmp_path):
+def test_images_are_drawn_as_the_config_draws_its_samples(tmp_path):
     config = tmp_path / 'some.py'
     config.write_text(
         'from dreambooth_jax.config import DreamBoothConfig, to_config_dict\ndef get_config():\n    config = '
@@ -108,7 +108,7 @@ def test_pictures_are_drawn_as_the_config_draws_its_samples(tmp_path):
     assert experiment.drawing_of(config) == {'steps': 25, 'guidance_scale': 3.5, 'sampler': 'dpmsolver++'}
 
 
-def test_other_models_are_given_the_reference_pictures_as_files(tmp_path):
+def test_other_models_are_given_the_reference_images_as_files(tmp_path):
     assert experiment.of_model('storybook', 'dog', tmp_path / 'reference') == {}
     settings = experiment.of_model('some/model', 'dog', tmp_path / 'reference')
     assert settings == {'model': 'some/model', 'data.instance_dir': str(tmp_path / 'reference')}

@@ -6,7 +6,7 @@ import pytest
 from dreambooth_jax.config import STORYBOOK_ENLARGING, STORYBOOK_SAMPLING
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.evaluation import storybook_scores
-from dreambooth_jax.evaluation.judge import Judge
+from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.storybook import captions, draw, world
 
@@ -21,7 +21,7 @@ def cascade():
 def test_the_base_stage_draws_the_class_and_the_context_that_it_is_asked_for(cascade):
     scores = storybook_scores.base_scores(
         cascade,
-        Judge.load(),
+        Classifier.load(),
         classes=['dog', 'can', 'vase', 'teapot'],
         contexts=world.CONTEXTS[::4],
         num_images=1,
@@ -31,7 +31,7 @@ def test_the_base_stage_draws_the_class_and_the_context_that_it_is_asked_for(cas
     assert scores['class_right'] >= 0.9 and scores['context_right'] >= 0.9
 
 
-def test_the_second_stage_is_closer_to_true_pictures_than_bilinear_upsampling(cascade):
+def test_the_second_stage_is_closer_to_true_images_than_bilinear_upsampling(cascade):
     rng = np.random.default_rng(7)
     scenes = [world.sample_scene(rng) for _ in range(8)]
     true = np.stack([draw.paint(scene) for scene in scenes]).astype(np.float32)

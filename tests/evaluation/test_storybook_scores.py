@@ -1,6 +1,7 @@
-"""The scores count what a judge says, with a judge that reads its answers from the pixels and a model that writes them.
+"""The scores count what a classifier says, with a classifier that reads its answers from the pixels and a model that
+writes them.
 
-A picture's corner holds the numbers of its class, context, subject and accessory, and whether it has a fine mark.
+An image's corner holds the numbers of its class, context, subject and accessory, and whether it has a fine mark.
 """
 
 import dataclasses
@@ -12,40 +13,40 @@ import pytest
 
 from dreambooth_jax.config import SettingsError
 from dreambooth_jax.evaluation import storybook_scores
-from dreambooth_jax.evaluation.judge import HEADS, JudgeConfig, Verdicts
-from dreambooth_jax.generation.cascade import Cascade, Pictures
+from dreambooth_jax.evaluation.classifier import HEADS, ClassifierConfig, Verdicts
+from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.storybook import world
 from dreambooth_jax.weights.pipeline import Network, Pipeline
 
-LABELS = {head: getattr(JudgeConfig(), head) for head in HEADS}
+LABELS = {head: getattr(ClassifierConfig(), head) for head in HEADS}
 OPTIONS = {'steps': 3, 'guidance_scale': 2.0, 'sampler': 'ddim'}
 MARKED, UNMARKED = 200, 10
 
 
-def picture(class_noun='dog', context=None, subject=None, accessory=None, size=32, mark=False):
+def image(class_noun='dog', context=None, subject=None, accessory=None, size=32, mark=False):
     pixels = np.zeros((size, size, 3), np.uint8)
     numbers = [LABELS[h].index(v) for h, v in zip(HEADS, (class_noun, context, subject, accessory), strict=True)]
     pixels[0, 0], pixels[0, 1] = numbers[:3], (numbers[3], MARKED if mark else UNMARKED, 0)
     return pixels
 
 
-class FakeJudge:
-    """Reads what `picture` wrote; sure of everything."""
+class FakeClassifier:
+    """Reads what `image` wrote; sure of everything."""
 
-    def name(self, pictures):
-        assert pictures.dtype == np.uint8 and pictures.shape[1] in (32, 128)
-        numbers = np.concatenate([pictures[:, 0, 0], pictures[:, 0, 1, :1]], axis=1)
+    def name(self, images):
+        assert images.dtype == np.uint8 and images.shape[1] in (32, 128)
+        numbers = np.concatenate([images[:, 0, 0], images[:, 0, 1, :1]], axis=1)
         said = {head: [LABELS[head][n] for n in numbers[:, i]] for i, head in enumerate(HEADS)}
         sure = {head: np.eye(len(LABELS[head]), dtype=np.float32)[numbers[:, i]] for i, head in enumerate(HEADS)}
         return Verdicts(**said, probabilities=sure, labels=LABELS)
 
-    def has_fine_mark(self, pictures):
-        assert pictures.shape[1:] == (128, 128, 3)
-        return (pictures[:, 0, 1, 1] == MARKED).astype(np.float32)
+    def has_fine_mark(self, images):
+        assert images.shape[1:] == (128, 128, 3)
+        return (images[:, 0, 1, 1] == MARKED).astype(np.float32)
 
 
 class FakeCascade:
-    """Answers prompt and picture number with the labels that `answer` gives."""
+    """Answers prompt and image number with the labels that `answer` gives."""
 
     super_resolution = object()
 
@@ -54,7 +55,7 @@ class FakeCascade:
 
     def generate(self, prompts, *, num_images=1, **options):
         self.options.append(options)
-        return Pictures(np.stack([picture(**self.answer(p, i)) for p in prompts for i in range(num_images)]), None)
+        return Images(np.stack([image(**self.answer(p, i)) for p in prompts for i in range(num_images)]), None)
 
 
 def test_base_scores_count_class_context_and_both():
@@ -78,13 +79,13 @@ def test_base_scores_count_class_context_and_both():
 
     cascade, drawn = FakeCascade(answer), {}
     scores = storybook_scores.base_scores(
-        cascade, FakeJudge(), classes=('cat', 'can'), contexts=contexts, num_images=2, drawn=drawn, **OPTIONS
+        cascade, FakeClassifier(), classes=('cat', 'can'), contexts=contexts, num_images=2, drawn=drawn, **OPTIONS
     )
-    assert scores['pictures'] == 8
+    assert scores['images'] == 8
     assert (scores['class_right'], scores['context_right'], scores['both_right']) == (0.75, 0.625, 0.5)
-    assert scores['per_class']['cat'] == {'pictures': 4, 'class_right': 0.75, 'context_right': 1, 'both_right': 0.75}
+    assert scores['per_class']['cat'] == {'images': 4, 'class_right': 0.75, 'context_right': 1, 'both_right': 0.75}
     assert scores['per_context']['in the snow'] == {
-        'pictures': 4,
+        'images': 4,
         'class_right': 1,
         'context_right': 0.5,
         'both_right': 0.5,
@@ -100,7 +101,7 @@ def test_cells_of_single_classes_join_to_the_scores_of_all():
 
     def score(classes):
         return storybook_scores.base_scores(
-            FakeCascade(answer), FakeJudge(), classes=classes, contexts=('in the snow',), num_images=2, **OPTIONS
+            FakeCascade(answer), FakeClassifier(), classes=classes, contexts=('in the snow',), num_images=2, **OPTIONS
         )
 
     parts = [cell for noun in ('cat', 'dog') for cell in score((noun,))['cells']]
@@ -125,15 +126,15 @@ def test_subject_scores_of_a_live_subject_split_by_what_prompts_ask_for():
 
     drawn = {}
     scores = storybook_scores.subject_scores(
-        FakeCascade(answer), FakeJudge(), 'dog2', 'xyz', num_images=2, class_images=8, drawn=drawn, **OPTIONS
+        FakeCascade(answer), FakeClassifier(), 'dog2', 'xyz', num_images=2, class_images=8, drawn=drawn, **OPTIONS
     )
-    assert scores['pictures'] == 50
+    assert scores['images'] == 50
     assert scores['subject_named'] == 0.96 and scores['class_named'] == 1
     assert scores['subject_named_by_kind'] == {'context': 1, 'accessory': 1, 'property': 0.8}
     assert scores['context_named'] == 0.9 and scores['accessory_named'] == 0.5
-    assert scores['class_pictures'] == {
+    assert scores['class_images'] == {
         'prompt': 'a dog',
-        'pictures': 8,
+        'images': 8,
         'taken_for_subject': 0.25,
         'taken_for_any_subject': 0.375,
         'subject_probability': 0.25,
@@ -144,7 +145,7 @@ def test_subject_scores_of_a_live_subject_split_by_what_prompts_ask_for():
     assert snow == {
         'prompt': 'a xyz dog in the snow',
         'kind': 'context',
-        'pictures': 2,
+        'images': 2,
         'subject': 1,
         'class_noun': 1,
         'context': 0,
@@ -158,7 +159,7 @@ def test_subject_scores_of_a_live_subject_split_by_what_prompts_ask_for():
 def test_subject_scores_of_an_object_have_no_accessories():
     scores = storybook_scores.subject_scores(
         FakeCascade(lambda prompt, number: {'class_noun': 'vase'}),
-        FakeJudge(),
+        FakeClassifier(),
         'vase',
         'sks',
         num_images=1,
@@ -166,7 +167,7 @@ def test_subject_scores_of_an_object_have_no_accessories():
         **OPTIONS,
     )
     assert scores['accessory_named'] is None and scores['subject_named_by_kind']['accessory'] is None
-    assert scores['subject_named'] == scores['context_named'] == scores['class_pictures']['taken_for_subject'] == 0
+    assert scores['subject_named'] == scores['context_named'] == scores['class_images']['taken_for_subject'] == 0
     assert sum(row['kind'] == 'context' for row in scores['prompts']) == 20
 
 
@@ -176,16 +177,14 @@ def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
     def enlarge(cascade, low, prompts, *, noise_level, **options):
         calls.append((low, prompts, noise_level, options))
         marked = ['sks' in prompt and noise_level == 0 and i % 2 == 0 for i, prompt in enumerate(prompts)]
-        return np.stack([picture(size=128, mark=mark) for mark in marked])
+        return np.stack([image(size=128, mark=mark) for mark in marked])
 
     monkeypatch.setattr(storybook_scores, 'enlarge', enlarge)
-    monkeypatch.setattr(
-        storybook_scores.draw, 'paint', lambda scene: picture(size=128, mark=scene.fine_mark is not None)
-    )
+    monkeypatch.setattr(storybook_scores.draw, 'paint', lambda scene: image(size=128, mark=scene.fine_mark is not None))
     drawn = {}
     scores = storybook_scores.fine_mark_scores(
         FakeCascade(lambda prompt, number: {'subject': 'dog' if number else None}),
-        FakeJudge(),
+        FakeClassifier(),
         'dog',
         'sks',
         noise_levels=(0, 50),
@@ -199,10 +198,10 @@ def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
         **OPTIONS,
     )
     assert scores['real'] == {'with_mark': 1, 'without_mark': 0}
-    assert scores['pictures'] == {'generated': 6, 'held_out': 4, 'class_pictures': 2}
+    assert scores['images'] == {'generated': 6, 'held_out': 4, 'class_images': 2}
     assert scores['low_named'] == 0.5
     found = [
-        (cell['noise_level'], cell['generated'], cell['held_out'], cell['class_pictures'])
+        (cell['noise_level'], cell['generated'], cell['held_out'], cell['class_images'])
         for cell in scores['noise_levels']
     ]
     assert found == [(0, 0.5, 0.5, 0), (50, 0, 0, 0)]
@@ -218,7 +217,7 @@ def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
 
 @dataclasses.dataclass
 class SecondStage:
-    """What `enlarge` needs of a cascade; its network answers with the clean picture that `answer` makes."""
+    """What `enlarge` needs of a cascade; its network answers with the clean image that `answer` makes."""
 
     super_resolution: Pipeline
     programs: dict = dataclasses.field(default_factory=dict)
@@ -242,7 +241,7 @@ class SecondStage:
         return {'encoder_hidden_states': states}
 
 
-def test_enlarge_hands_on_low_picture_prompt_and_noise_level():
+def test_enlarge_hands_on_low_image_prompt_and_noise_level():
     low = np.stack([np.full((32, 32, 3), value, np.float32) for value in (-0.5, 0.0, 0.25)])
     prompts = ['x' * 10, 'x' * 20, 'x' * 30]
     options = {'steps': 2, 'guidance_scale': 1.0, 'sampler': 'ddim', 'batch_size': 2, 'progress': False}
@@ -272,9 +271,9 @@ def test_enlarge_refuses_what_the_model_does_not_allow(arguments, words):
 def test_unknown_names_are_refused_before_anything_is_drawn():
     cascade = FakeCascade(lambda prompt, number: pytest.fail('drawn'))
     with pytest.raises(SettingsError, match="class 'unicorn'"):
-        storybook_scores.base_scores(cascade, FakeJudge(), classes=('unicorn',), **OPTIONS)
+        storybook_scores.base_scores(cascade, FakeClassifier(), classes=('unicorn',), **OPTIONS)
     with pytest.raises(SettingsError, match="subject 'dog4'"):
-        storybook_scores.subject_scores(cascade, FakeJudge(), 'dog4', 'sks', **OPTIONS)
+        storybook_scores.subject_scores(cascade, FakeClassifier(), 'dog4', 'sks', **OPTIONS)
     cascade.super_resolution = None
     with pytest.raises(SettingsError, match='second stage'):
-        storybook_scores.fine_mark_scores(cascade, FakeJudge(), 'dog', 'sks', **OPTIONS)
+        storybook_scores.fine_mark_scores(cascade, FakeClassifier(), 'dog', 'sks', **OPTIONS)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.fuzz.world import NAMES, SIDE, Expected, Seen, World, photo
 
-LOSSLESS, LOSSY = 0, 20  # largest mean difference of the pictures that the run sees, of 255
+LOSSLESS, LOSSY = 0, 20  # largest mean difference of the images that the run sees, of 255
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -24,13 +24,13 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return data.getvalue()
 
 
-def same_pictures(tolerance: float, count: int = len(NAMES)):
-    """The run sees the pictures of the unbent world: the first as bent, the others to the bit."""
+def same_images(tolerance: float, count: int = len(NAMES)):
+    """The run sees the images of the unbent world: the first as bent, the others to the bit."""
 
     def check(world: World, seen: Seen) -> None:
         wanted = np.stack([np.asarray(photo(seed)) for seed in range(count)])
         assert len(seen.images) == count
-        # Means over the whole picture do not depend on the size that the model draws at.
+        # Means over the whole image do not depend on the size that the model draws at.
         mean = lambda images: images.reshape(count, -1, 3).mean(1)  # noqa: E731
         assert np.abs(mean(seen.images.astype(float)) - mean(wanted.astype(float))).max() <= max(tolerance, 2)
 
@@ -80,7 +80,7 @@ def cut_short(world, rng):
 def more_bytes(world, rng):
     path = first(world)
     path.write_bytes(path.read_bytes() + rng.bytes(int(rng.integers(1, 200))))
-    return Expected(0, check=same_pictures(LOSSLESS))
+    return Expected(0, check=same_images(LOSSLESS))
 
 
 def other_content(world, rng):
@@ -112,7 +112,7 @@ def no_photo_beside(world, rng):
         ('.DS_Store', b'\0\0\0\1Bud1'),
     ][rng.integers(9)]
     (world.photos / name).write_bytes(content)
-    return Expected(0, check=same_pictures(LOSSLESS))
+    return Expected(0, check=same_images(LOSSLESS))
 
 
 def folder_beside(world, rng):
@@ -139,7 +139,7 @@ def other_kind(world, rng):
         suffix = ['.png', '.jpg', '.webp'][rng.integers(3)]
     path = first(world, suffix)
     path.write_bytes(encoded(image, kind, **options))
-    return Expected(0, check=same_pictures(tolerance))
+    return Expected(0, check=same_images(tolerance))
 
 
 def other_mode(world, rng):
@@ -150,7 +150,7 @@ def other_mode(world, rng):
         path.write_bytes(png16(np.asarray(image)))
     else:
         image.convert(mode).save(path)
-    return Expected(0, check=same_pictures(LOSSY if mode == 'P' else 3))
+    return Expected(0, check=same_images(LOSSY if mode == 'P' else 3))
 
 
 def png16(pixels: np.ndarray) -> bytes:
@@ -187,7 +187,7 @@ def turned(world, rng):
     exif[0x0112] = int(rng.integers(0, 11))  # 1 to 8 are legal
     path = first(world, '.jpg')
     photo(0).save(path, 'JPEG', exif=exif, quality=95)
-    return Expected(0, check=same_pictures(LOSSY))
+    return Expected(0, check=same_images(LOSSY))
 
 
 def long_metadata(world, rng):
@@ -196,7 +196,7 @@ def long_metadata(world, rng):
     kind, head = [(b'zTXt', b'w\0\0'), (b'iTXt', b'w\0\1\0\0\0'), (b'iCCP', b'p\0\0')][rng.integers(3)]
     data = path.read_bytes()
     path.write_bytes(data[:33] + chunk(kind, head + body) + data[33:])
-    return Expected(0, check=same_pictures(LOSSLESS))
+    return Expected(0, check=same_images(LOSSLESS))
 
 
 def unreadable_kind(world, rng):
@@ -228,7 +228,7 @@ def caption(world, rng):
             rng.integers(4)
         ]
     )
-    return Expected(0, check=same_pictures(LOSSLESS))
+    return Expected(0, check=same_images(LOSSLESS))
 
 
 def bad_caption(world, rng):
@@ -239,7 +239,7 @@ def bad_caption(world, rng):
 
 def caption_of_nothing(world, rng):
     (world.photos / ['9.txt', '9.caption', 'readme.txt'][rng.integers(3)]).write_text('a sks dog')
-    return Expected(0, check=same_pictures(LOSSLESS))
+    return Expected(0, check=same_images(LOSSLESS))
 
 
 def mask(world, rng):
@@ -265,7 +265,7 @@ def bad_mask(world, rng):
     elif kind == 1:
         Image.new('L', (SIDE + 1, SIDE), 255).save(path)
     elif kind == 2:
-        path.write_bytes(b'no picture')
+        path.write_bytes(b'no image')
     else:
         path = world.photos / name.replace(NAMES[0], '9')
         Image.new('L', (SIDE, SIDE), 255).save(path)

@@ -81,7 +81,7 @@ def flags(world, rng):
         ['--config=photos'],
         ['--workdir'],
         ['--', 'x'],
-        ['--config.data.concepts=x'],
+        ['--config.data.subjects=x'],
     ][rng.integers(9)]
     return Expected(1)
 
@@ -252,7 +252,7 @@ def damaged_run(world, rng):
     return Expected(files[name], ('config.json', 'manifest.json', 'checkpoint', 'metrics'), lambda world, seen: None)
 
 
-def damaged_class_picture(world, rng):
+def damaged_class_image(world, rng):
     begun(world)
     path = sorted((world.run / 'prior').glob('*.png'))[0]
     kind = rng.integers(3)
@@ -267,5 +267,5 @@ def damaged_class_picture(world, rng):
 
 
 CHEAP = [one_setting, unknown_setting, config_file, flags, workdir, photos_path, model_path, one_setting]
-DEAR = [moved_photos, changed_photos, other_settings, damaged_run, damaged_class_picture]
+DEAR = [moved_photos, changed_photos, other_settings, damaged_run, damaged_class_image]
 BENDS = CHEAP + DEAR

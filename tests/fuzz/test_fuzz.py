@@ -19,9 +19,9 @@ import pytest
 from absl import logging as absl_logging
 
 from dreambooth_jax.data import subjects
-from dreambooth_jax.generation.cascade import Cascade, Pictures
+from dreambooth_jax.finetune import examples, plan
+from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.training import placement
-from dreambooth_jax.tuning import pictures, plan
 from tests.fuzz import bends_models, bends_photos, bends_runs
 from tests.fuzz.world import Log, Seen, World, check_accounting, check_message
 from tests.programs import script
@@ -47,7 +47,7 @@ def bend_of(case: int):
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
-    """One device, a plan without measurements, no pictures drawn by `sample`."""
+    """One device, a plan without measurements, no images drawn by `sample`."""
     one = functools.partial(placement.make_placement, devices=jax.devices()[:1])
     monkeypatch.setattr(placement, 'make_placement', one)
     monkeypatch.setattr(plan, 'device_speed', lambda: 1e9)
@@ -55,8 +55,8 @@ def quickly(monkeypatch):
 
 
 def nothing_drawn(cascade, prompts, *, num_images, **options):
-    """What `sample` gets in place of pictures: whether a file is read right is seen before that."""
-    return Pictures(np.zeros((len(prompts) * num_images, 8, 8, 3), np.uint8), None)
+    """What `sample` gets in place of images: whether a file is read right is seen before that."""
+    return Images(np.zeros((len(prompts) * num_images, 8, 8, 3), np.uint8), None)
 
 
 @pytest.fixture
@@ -65,10 +65,10 @@ def train(program, monkeypatch):
 
     def run(world: World):
         log, told, sight = Log(), [], {}
-        list_pictures, read_instance = subjects.list_pictures, pictures.read_instance
+        list_images, read_instance = subjects.list_images, examples.read_instance
 
         def listing(folder):
-            found, skipped = list_pictures(folder)
+            found, skipped = list_images(folder)
             told.append((found, skipped, folder))
             return found, skipped
 
@@ -79,8 +79,8 @@ def train(program, monkeypatch):
             return found
 
         with monkeypatch.context() as patched:
-            patched.setattr(subjects, 'list_pictures', listing)
-            patched.setattr(pictures, 'read_instance', reading)
+            patched.setattr(subjects, 'list_images', listing)
+            patched.setattr(examples, 'read_instance', reading)
             patched.chdir(world.here)
             patched.setenv('HOME', str(world.here / 'home'))
             absl_logging.get_absl_logger().addHandler(log)

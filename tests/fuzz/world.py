@@ -60,7 +60,7 @@ class Expected(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a run saw: the subject's pictures, uint8[N, H, W, 3], and the weights, None if it did not come so far."""
+    """What a run saw: the subject's images, uint8[N, H, W, 3], and the weights, None if it did not come so far."""
 
     images: np.ndarray | None
     params: Mapping[str, np.ndarray] | None
@@ -114,7 +114,7 @@ class World:
 
 
 def photo(seed: int, side: int = SIDE) -> Image.Image:
-    """A smooth coloured picture, so that lossy formats keep it within a few levels."""
+    """A smooth coloured image, so that lossy formats keep it within a few levels."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(40, 216, (2, 2, 3), np.uint8)
     return Image.fromarray(corners).resize((side, side), Image.Resampling.BILINEAR)

@@ -11,14 +11,14 @@ def main(port: str, number: str, folder: str, what: str) -> None:
 
     jax.distributed.initialize(f'localhost:{port}', num_processes=2, process_id=int(number))
 
-    from dreambooth_jax.generation.prior_images import PriorError, ensure_prior_images
-    from tests.generation.test_prior_images import OPTIONS, Painter
+    from dreambooth_jax.generation.class_images import PriorError, ensure_class_images
+    from tests.generation.test_class_images import OPTIONS, Painter
 
     if what == 'broken':
         (Path(folder) / 'manifest.json').write_text('[]')
     painter = Painter()
     try:
-        images = ensure_prior_images(painter, ['a dog'], folder, count=3, **OPTIONS)
+        images = ensure_class_images(painter, ['a dog'], folder, count=3, **OPTIONS)
         print(f'RESULT: {len(images)} there, {len(painter.asked)} drawn')
     except PriorError as error:
         print(f'RESULT: {error}')

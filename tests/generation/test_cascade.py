@@ -1,4 +1,4 @@
-"""The cascade against PyTorch diffusers' two pipelines, and what its pictures depend on."""
+"""The cascade against PyTorch diffusers' two pipelines, and what its images depend on."""
 
 import dataclasses
 import re
@@ -41,7 +41,7 @@ def cascade():
 
 
 @pytest.fixture(scope='module')
-def pictures(cascade):
+def images(cascade):
     return cascade.generate(PROMPTS, **OPTIONS)
 
 
@@ -87,8 +87,8 @@ def to_uint8(images):
     return text_to_image.to_uint8(np.asarray(images).transpose(0, 2, 3, 1))
 
 
-def test_both_stages_draw_what_diffusers_draws_from_the_same_noise(pictures, feed):
-    keys = text_to_image.picture_keys(SEED, np.array([0, 1, 0, 1]))
+def test_both_stages_draw_what_diffusers_draws_from_the_same_noise(images, feed):
+    keys = text_to_image.image_keys(SEED, np.array([0, 1, 0, 1]))
     base = opened(diffusers.IFPipeline, tiny_pipelines.folder())
     left = feed(noises(keys, 8, STEPS, augments=False))
     options = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type='pt')
@@ -101,16 +101,16 @@ def test_both_stages_draw_what_diffusers_draws_from_the_same_noise(pictures, fee
     left = feed(noises(jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys), 16, STEPS, augments=True))
     high = second(image=low, noise_level=NOISE_LEVEL, **options).images
     assert not left
-    for ours, theirs in ((pictures.base, to_uint8(low)), (pictures.super_resolution, to_uint8(high))):
-        assert theirs.std() > 20  # a picture, not one colour
+    for ours, theirs in ((images.base, to_uint8(low)), (images.super_resolution, to_uint8(high))):
+        assert theirs.std() > 20  # an image, not one colour
         assert np.abs(ours.astype(int) - theirs).max() <= 2
 
 
-def test_pictures_come_prompt_by_prompt_in_both_sizes(cascade, pictures):
-    assert pictures.base.shape == (4, 8, 8, 3)
-    assert pictures.super_resolution.shape == (4, 16, 16, 3)
-    assert pictures.final is pictures.super_resolution
-    assert pictures.base.dtype == pictures.final.dtype == np.uint8
+def test_images_come_prompt_by_prompt_in_both_sizes(cascade, images):
+    assert images.base.shape == (4, 8, 8, 3)
+    assert images.super_resolution.shape == (4, 16, 16, 3)
+    assert images.final is images.super_resolution
+    assert images.base.dtype == images.final.dtype == np.uint8
 
 
 def test_embeddings_are_those_of_diffusers(cascade):
@@ -124,7 +124,7 @@ def test_embeddings_are_those_of_diffusers(cascade):
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
 
 
-def test_a_picture_depends_neither_on_batch_size_nor_on_its_neighbours(cascade):
+def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours(cascade):
     whole = cascade.generate(PROMPTS, num_images=3, batch_size=6, **QUICK)
     padded = cascade.generate(PROMPTS, num_images=3, batch_size=4, **QUICK)
     alone = cascade.generate(PROMPTS[1:], num_images=3, batch_size=4, **QUICK)
@@ -132,20 +132,20 @@ def test_a_picture_depends_neither_on_batch_size_nor_on_its_neighbours(cascade):
         np.testing.assert_allclose(whole[stage], padded[stage], atol=1)
         np.testing.assert_allclose(whole[stage][3:], alone[stage], atol=1)
     assert np.abs(whole.base[0].astype(int) - whole.base[1]).max() > 20  # two seeds
-    assert len({bytes(picture) for picture in whole.base}) == 6
+    assert len({bytes(image) for image in whole.base}) == 6
 
 
-def test_any_pictures_can_be_asked_for(cascade):
+def test_any_images_can_be_asked_for(cascade):
     whole = cascade.generate(PROMPTS, num_images=3, batch_size=4, **QUICK)
     requests = [(1, 2), (0, 0), (1, 0), (0, 2), (0, 1)]
     drawn = list(cascade.stream(PROMPTS, requests, super_resolution=False, batch_size=4, **QUICK))
     assert [list(rows) for rows, _ in drawn] == [[0, 1, 2, 3], [4]]
-    assert all(pictures.super_resolution is None for _, pictures in drawn)
-    pixels = np.concatenate([pictures.base for _, pictures in drawn])
+    assert all(images.super_resolution is None for _, images in drawn)
+    pixels = np.concatenate([images.base for _, images in drawn])
     np.testing.assert_allclose(pixels, whole.base[[5, 0, 3, 2, 1]], atol=1)
 
 
-def test_other_parameters_change_the_pictures_and_compile_nothing(cascade):
+def test_other_parameters_change_the_images_and_compile_nothing(cascade):
     before = cascade.generate(PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
     count = len(cascade.programs)
     compiled = [program._cache_size() for program in cascade.programs.values() if hasattr(program, '_cache_size')]
@@ -241,7 +241,7 @@ def test_a_missing_or_unfitting_part_is_named():
         ({'steps': 2000}, 'steps is 2000; 1 to 1000 denoise steps are possible.'),
         ({'sampler': 'euler'}, "sampler is 'euler'; allowed: ddpm, ddim, dpmsolver++."),
         ({'noise_level': 1000}, 'noise_level is 1000; it must be 0 to 999'),
-        ({'num_images': 0}, '2 prompts with 0 pictures each; both must be at least 1'),
+        ({'num_images': 0}, '2 prompts with 0 images each; both must be at least 1'),
     ],
 )
 def test_impossible_options_are_one_sentence(cascade, options, sentence):
@@ -249,9 +249,9 @@ def test_impossible_options_are_one_sentence(cascade, options, sentence):
         cascade.generate(PROMPTS, **{**QUICK, **options})
 
 
-def test_pictures_that_are_no_numbers_are_an_error(cascade):
+def test_images_that_are_no_numbers_are_an_error(cascade):
     params = {name: np.full_like(value, np.nan) for name, value in cascade.base.unet.params.items()}
-    sentence = 'a picture came out as NaN; the weights that draw it hold NaN or make numbers beyond bounds: take an '
+    sentence = 'an image came out as NaN; the weights that draw it hold NaN or make numbers beyond bounds: take an '
     with pytest.raises(SettingsError, match=f'^{re.escape(sentence)}earlier checkpoint, or another file of the model$'):
         cascade.with_params(unet=params).generate(PROMPTS, **OPTIONS)
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion from prompt to picture, its upscaler behind it, against the pipelines of PyTorch's diffusers."""
+"""Stable Diffusion from prompt to image, its upscaler behind it, against the pipelines of PyTorch's diffusers."""
 
 import contextlib
 import dataclasses
@@ -28,18 +28,18 @@ NEGATIVE = 'a mug'
 SIZE, LATENT_SCALE, UPSCALED, LEVEL = 32, 4, 128, 7
 SEED, STEPS, GUIDANCE = 3, 10, 7.5
 OPTIONS = dict(num_images=2, steps=STEPS, guidance_scale=GUIDANCE, seed=SEED, batch_size=4)
-NUMBERS = np.array([0, 1, 0, 1])  # of the pictures: two of each prompt
+NUMBERS = np.array([0, 1, 0, 1])  # of the images: two of each prompt
 THEIRS = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type='pt')
 SCHEDULERS = {'ddim': diffusers.DDIMScheduler, 'dpmsolver++': diffusers.DPMSolverMultistepScheduler}
 _UPSCALED_STREAM = 3  # what the second stage's keys are folded with
 
 
 def keys_of(numbers):
-    return text_to_image.picture_keys(SEED, numbers)
+    return text_to_image.image_keys(SEED, numbers)
 
 
 def streams(keys):
-    """Keys of the initial noise and of the low picture's noise."""
+    """Keys of the initial noise and of the low image's noise."""
     first, _, augment = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
     return first, augment
 
@@ -78,10 +78,10 @@ def drawn_by_diffusers(family, sampler='ddim', *, size=SIZE, negative=None, **op
         ).images
 
 
-def assert_same_pictures(ours, theirs):
+def assert_same_images(ours, theirs):
     theirs = np.round(theirs.numpy().transpose(0, 2, 3, 1) * 255)
     assert ours.shape == theirs.shape and ours.dtype == np.uint8
-    assert theirs.std() > 20  # pictures, not one colour
+    assert theirs.std() > 20  # images, not one colour
     assert np.abs(ours - theirs).max() <= 2
 
 
@@ -100,7 +100,7 @@ def differ(one, other):
 def test_ten_steps_draw_what_diffusers_draws_from_the_same_noise(family, sampler, negatives):
     for negative in negatives:
         theirs = drawn_by_diffusers(family, sampler, negative=negative or None)
-        assert_same_pictures(drawn(family, sampler, negative), theirs)
+        assert_same_images(drawn(family, sampler, negative), theirs)
 
 
 def test_latents_that_a_file_lets_be_clipped_are_told_of(caplog):
@@ -169,18 +169,18 @@ def test_xl_skips_layers_and_is_told_another_size():
     """
     cascade = Cascade(tiny.cascade('sdxl').base, size=48, clip_skip=1, programs=programs('sdxl', 'tokenizer'))
     ours = cascade.generate(PROMPTS, sampler='ddim', **OPTIONS).base
-    assert_same_pictures(ours, drawn_by_diffusers('sdxl', size=48, clip_skip=1))
+    assert_same_images(ours, drawn_by_diffusers('sdxl', size=48, clip_skip=1))
     moved = drawn_by_diffusers('sdxl', size=48, clip_skip=1, original_size=(32, 32), target_size=(32, 32))
     assert differ(ours, np.round(moved.numpy().transpose(0, 2, 3, 1) * 255))
 
 
 @pytest.mark.slow
-def test_a_picture_depends_neither_on_batch_size_nor_on_its_neighbours():
+def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours():
     """The other way round, among others, in batches of eight."""
     options = {**OPTIONS, 'num_images': 4, 'batch_size': 8}
     whole = tiny.cascade('sd1').generate(PROMPTS[::-1], sampler='ddim', **options).base
     np.testing.assert_allclose(whole[[4, 5, 0, 1]], drawn('sd1', 'ddim', ''), atol=1)
-    assert len({bytes(picture) for picture in whole}) == 8
+    assert len({bytes(image) for image in whole}) == 8
 
 
 def test_a_size_that_the_network_cannot_halve_is_refused():
@@ -207,7 +207,7 @@ def two_stages():
 
 
 @functools.cache
-def pictures():
+def images():
     return two_stages().generate(PROMPTS, sampler='ddim', negative_prompt=NEGATIVE, noise_level=LEVEL, **OPTIONS)
 
 
@@ -238,13 +238,13 @@ def test_the_upscaler_draws_what_diffusers_draws_behind_the_same_base_stage(monk
             latents=latents(keys, SIZE),
             **THEIRS,
         ).images
-    assert_same_pictures(pictures().base, low)
-    assert_same_pictures(pictures().final, high)
+    assert_same_images(images().base, low)
+    assert_same_images(images().final, high)
 
 
 def test_the_upscaler_makes_four_pixels_of_one():
     assert two_stages().factor == 4
-    assert pictures().base.shape == (4, SIZE, SIZE, 3) and pictures().final.shape == (4, UPSCALED, UPSCALED, 3)
+    assert images().base.shape == (4, SIZE, SIZE, 3) and images().final.shape == (4, UPSCALED, UPSCALED, 3)
 
 
 @pytest.mark.parametrize(('options', 'highest'), [({'max_noise_level': 6}, 6), ({}, 9)])

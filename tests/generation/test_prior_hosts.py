@@ -1,4 +1,4 @@
-"""Class pictures on two hosts that share a folder: the first one draws, and its errors end both."""
+"""Class images on two hosts that share a folder: the first one draws, and its errors end both."""
 
 import os
 import re
@@ -41,4 +41,4 @@ def test_the_first_host_draws_for_both(tmp_path):
 def test_an_error_of_the_first_host_ends_both(tmp_path):
     first, second = run_hosts(tmp_path, 'broken')
     assert 'manifest.json is no readable manifest' in first
-    assert second == 'the first host could not draw the class pictures; what it says itself tells why.'
+    assert second == 'the first host could not draw the class images; what it says itself tells why.'

@@ -1,4 +1,4 @@
-"""Ten-step pictures of Stable Diffusion with the scheduler file that is published with it, which leaves keys out."""
+"""Ten-step images of Stable Diffusion with the scheduler file that is published with it, which leaves keys out."""
 
 import json
 import shutil
@@ -29,11 +29,11 @@ def theirs():
     pipe = type(shared)(**{**shared.components, 'scheduler': scheduler}, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.unet.config.sample_size
-    keys = jax.random.split(text_to_image.picture_keys(SEED, np.zeros(1, int))[0], 3)[:1]
+    keys = jax.random.split(text_to_image.image_keys(SEED, np.zeros(1, int))[0], 3)[:1]
     noise = nchw(samplers.initial_noise(keys, (size, size, 4))).repeat(len(PROMPTS), 1, 1, 1)
     with torch.no_grad():
         drawn = pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise, output_type='np')
-    assert drawn.images.std() > 0.05  # pictures, not one colour
+    assert drawn.images.std() > 0.05  # images, not one colour
     return (drawn.images * 255).round().astype(np.uint8)
 
 

@@ -59,7 +59,7 @@ CONFIGS = {
 
 @functools.cache
 def both(name):
-    """The same network, pictures and latents on both sides, run forward and backward once."""
+    """The same network, images and latents on both sides, run forward and backward once."""
     config = CONFIGS[name]
     theirs = diffusers.AutoencoderKL(**{k: v for k, v in config.items() if not k.startswith('_')})
     randomise(theirs, seed=1, std=0.1)
@@ -69,9 +69,9 @@ def both(name):
     latents = draw.normal(size=(2, 8 // factor, 12 // factor, config['latent_channels'])).astype(np.float32)
 
     inputs = nchw(pixels).requires_grad_(), nchw(latents).requires_grad_()
-    moments, picture = theirs.encode(inputs[0]).latent_dist.parameters, theirs.decode(inputs[1]).sample
-    cotangents = [draw.normal(size=nhwc(output).shape).astype(np.float32) for output in (moments, picture)]
-    sum((output * nchw(one)).sum() for output, one in zip((moments, picture), cotangents, strict=True)).backward()
+    moments, image = theirs.encode(inputs[0]).latent_dist.parameters, theirs.decode(inputs[1]).sample
+    cotangents = [draw.normal(size=nhwc(output).shape).astype(np.float32) for output in (moments, image)]
+    sum((output * nchw(one)).sum() for output, one in zip((moments, image), cotangents, strict=True)).backward()
 
     apply, abstract = functional.abstract(lambda: AutoencoderKL(config, rngs=functional.Keys(0)))
     params = to_ours(theirs)
@@ -87,7 +87,7 @@ def both(name):
         apply=apply,
         params=params,
         inputs=(pixels, latents),
-        outputs=list(zip(ours, (nhwc(moments), nhwc(picture)), strict=True)),
+        outputs=list(zip(ours, (nhwc(moments), nhwc(image)), strict=True)),
         params_gradient=(of_params, gradients(theirs)),
         input_gradients=list(zip(of_inputs, (nhwc(value.grad) for value in inputs), strict=True)),
     )

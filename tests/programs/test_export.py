@@ -9,11 +9,11 @@ import optax
 import pytest
 
 from dreambooth_jax.config import BaseConfig, DataConfig, DreamBoothConfig, LoraConfig, to_dict
+from dreambooth_jax.finetune import formats
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import lora
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.state import init_state
-from dreambooth_jax.tuning import formats
 from dreambooth_jax.weights import files, folders, lora_files
 from tests import same_noise, tiny_latent_pipelines, tiny_pipelines
 

@@ -77,8 +77,8 @@ def losses(run):
 @pytest.mark.slow
 def test_a_run_whose_disk_is_full_says_so_and_goes_on_as_if_it_had_not_been(tmp_path):
     (tmp_path / 'photos').mkdir()
-    for i, picture in enumerate(np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)):
-        Image.fromarray(picture).save(tmp_path / 'photos' / f'{i}.png')
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)):
+        Image.fromarray(image).save(tmp_path / 'photos' / f'{i}.png')
     config = tmp_path / 'config.py'
     config.write_text(CONFIG.format(model=str(smallest_pipelines.folder('pixels')), photos=str(tmp_path / 'photos')))
     full = train(config, tmp_path / 'run', most_bytes=64 * 1024)

@@ -31,15 +31,15 @@ def config(tmp_path):
     return f'--config={path}'
 
 
-def test_class_pictures_are_drawn_once_and_completed_later(program, config, tmp_path):
+def test_class_images_are_drawn_once_and_completed_later(program, config, tmp_path):
     workdir = tmp_path / 'run'
     ended = program('generate_prior', config, f'--workdir={workdir}')
-    assert ended[:2] == (0, f"3 class pictures of 'a dog' in {workdir}/prior\n")
+    assert ended[:2] == (0, f"3 class images of 'a dog' in {workdir}/prior\n")
     names = [f'a_dog_0000{number}.png' for number in range(4)]
     assert sorted(path.name for path in (workdir / 'prior').iterdir()) == [*names[:3], 'manifest.json']
     before = (workdir / 'prior' / names[0]).stat().st_mtime_ns
     ended = program('generate_prior', config, f'--workdir={workdir}', '--config.prior.num_images=4')
-    assert ended.code == 0 and ended.out.startswith('4 class pictures')
+    assert ended.code == 0 and ended.out.startswith('4 class images')
     assert (workdir / 'prior' / names[3]).is_file()
     assert (workdir / 'prior' / names[0]).stat().st_mtime_ns == before
     ended = program('generate_prior', config, f'--workdir={workdir}', '--config.seed=1')
@@ -54,7 +54,7 @@ def test_of_photos_of_ones_own_nothing_is_drawn(program, config, tmp_path):
     (tmp_path / 'dogs').mkdir()
     Image.new('RGB', (20, 20)).save(tmp_path / 'dogs' / '1.png')
     ended = program('generate_prior', config, f'--workdir={tmp_path / "run"}', f'--config.prior.dir={tmp_path}/dogs')
-    assert ended[:2] == (0, f"1 class pictures of 'a dog' in {tmp_path}/dogs, photos of your own: nothing is drawn\n")
+    assert ended[:2] == (0, f"1 class images of 'a dog' in {tmp_path}/dogs, photos of your own: nothing is drawn\n")
     assert [path.name for path in (tmp_path / 'dogs').iterdir()] == ['1.png'] and not (tmp_path / 'run').exists()
 
 
@@ -68,13 +68,13 @@ def test_what_is_wrong_is_named(program, config, tmp_path):
     assert said(workdir) == '--config must be given; --help says what it is'
     assert said(config) == '--workdir must be given; --help says what it is'
     assert said(config, workdir, '--config.prior.weight=0') == (
-        'config.prior.weight is 0, so this run needs no class pictures; set it above 0'
+        'config.prior.weight is 0, so this run needs no class images; set it above 0'
     )
     assert said(config, workdir, '--config.prior.kind=prediction') == (
-        "config.prior.kind is 'prediction', so this run needs no class pictures; set it to 'pictures'"
+        "config.prior.kind is 'prediction', so this run needs no class images; set it to 'images'"
     )
     assert said(config, workdir, '--config.base.steps=0') == (
-        'no stage trains on class pictures: set config.base.steps, or config.super_resolution.steps and '
+        'no stage trains on class images: set config.base.steps, or config.super_resolution.steps and '
         'config.super_resolution.with_prior'
     )
     assert said(config, workdir, '--config.prior.num_images=0') == 'config.prior.num_images must be > 0, got 0'

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.config import DreamBoothConfig, SettingsError, SuperResolutionConfig
+from dreambooth_jax.finetune.stage import check_schedules
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models.functional import parameter_count
-from dreambooth_jax.tuning.stage import check_schedules
 from dreambooth_jax.weights import folders
 from tests import tiny_latent_pipelines as tiny
 
@@ -55,7 +55,7 @@ def test_sample_draws_with_a_folder_of_stable_diffusion(family, program, tmp_pat
         return dataclasses.replace(loaded, programs=programs)
 
     options = dict(num_images=2, steps=10, guidance_scale=7.5, sampler='ddim', seed=4, batch_size=4)
-    pictures = shared.generate(['a dog', 'a cat'], **options).final
+    images = shared.generate(['a dog', 'a cat'], **options).final
     monkeypatch.setattr(Cascade, 'load', classmethod(load_compiled))
     ended = program(
         'sample',
@@ -65,11 +65,11 @@ def test_sample_draws_with_a_folder_of_stable_diffusion(family, program, tmp_pat
         f'--output={tmp_path}',
         *(f'--{name}={value}' for name, value in options.items()),
     )
-    assert ended[:2] == (0, f'4 pictures of 32 x 32 pixels and grid.png in {tmp_path}\n')
+    assert ended[:2] == (0, f'4 images of 32 x 32 pixels and grid.png in {tmp_path}\n')
     names = ['000_00.png', '000_01.png', '001_00.png', '001_01.png']
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names, 'grid.png']
     drawn = [np.asarray(Image.open(tmp_path / name)) for name in names]
-    np.testing.assert_allclose(drawn, pictures, atol=1)
+    np.testing.assert_allclose(drawn, images, atol=1)
 
 
 def plan_of(ended):

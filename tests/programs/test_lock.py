@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dreambooth_jax.generation import prior_images
+from dreambooth_jax.generation import class_images
 from dreambooth_jax.system import lock
 from dreambooth_jax.training import run
 from tests import smallest_pipelines
@@ -111,15 +111,15 @@ def test_whoever_waits_says_so_and_goes_on_afterwards(hold, tmp_path, caplog):
     assert f'{tmp_path} is in use by process {holder.pid} on ' in caplog.text and 'waiting for it' in caplog.text
 
 
-def test_class_pictures_are_locked_while_some_are_missing(hold, tmp_path, caplog):
+def test_class_images_are_locked_while_some_are_missing(hold, tmp_path, caplog):
     """A folder that holds all of them is only read, so it need not be one that can be written."""
-    files = [prior_images.PriorImage(tmp_path / 'a.png', 'a dog', None)]
+    files = [class_images.ClassImage(tmp_path / 'a.png', 'a dog', None)]
     holder = hold(tmp_path, 0.5)
-    with caplog.at_level(logging.WARNING), prior_images._alone(tmp_path, files):
+    with caplog.at_level(logging.WARNING), class_images._alone(tmp_path, files):
         assert f'in use by process {holder.pid}' in caplog.text and holder.wait(5) == 0
     assert list(tmp_path.iterdir()) == []
     files[0].path.touch()
-    with prior_images._alone(tmp_path, files):
+    with class_images._alone(tmp_path, files):
         assert not (tmp_path / lock.FILE).exists()
 
 

@@ -112,7 +112,7 @@ def test_lora_files_say_what_they_are(program, run_of, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_picture_with_the_lora_file_is_the_picture_of_the_merged_model(program, run_of, tmp_path):
+def test_an_image_with_the_lora_file_is_the_image_of_the_merged_model(program, run_of, tmp_path):
     run = run_of(program, 'sd1')
     model = run.parent / 'model.safetensors'
     quick = ('--prompt=a sks dog', '--num_images=1', '--steps=2', '--guidance_scale=1', '--sampler=ddim')

@@ -71,7 +71,7 @@ def test_a_model_without_a_size_is_planned_and_drawn_at_the_given_one(program, c
     ended = program('train', *arguments, '--config.super_resolution_model=none')
     assert (ended.code, ended.error) == (
         1,
-        f'the pictures that {folder} was made for have a size that it does not say; set config.data.resolution '
+        f'the images that {folder} was made for have a size that it does not say; set config.data.resolution '
         f'(sample: --resolution).',
     )
     arguments += (f'--config.data.instance_dir={photos}', '--config.data.resolution=16')

@@ -16,8 +16,8 @@ from PIL import Image
 
 from dreambooth_jax.generation.sample_grid import SampleGrid
 from dreambooth_jax.models import lora
+from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import fit, placement, step
-from dreambooth_jax.watching import metrics
 from tests import smallest_pipelines
 from tests.training import toy
 
@@ -77,12 +77,12 @@ class Trained(NamedTuple):
 def train(tmp_path_factory):
     """(program, kind, options, more settings, folder) -> Trained, on one device and without samples."""
     folder = tmp_path_factory.mktemp('options')
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
     mask = np.repeat(np.uint8([0, 255]), 20)[:, None].repeat(40, axis=1)
     for masks in (False, True):
         (folder / f'photos_{masks}').mkdir()
-        for i, picture in enumerate(pictures):
-            Image.fromarray(picture).save(folder / f'photos_{masks}' / f'{i}.png')
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(folder / f'photos_{masks}' / f'{i}.png')
             if masks:
                 Image.fromarray(mask).save(folder / f'photos_{masks}' / f'{i}.mask.png')
     fit_stage, mean, checkpoint, make_placement = (

@@ -62,10 +62,10 @@ def test_every_flag_that_is_a_path_is_defined_as_one(name):
 def test_home_is_where_a_shell_would_say(given, home):
     expected = given.replace('~', str(home), 1) if given.startswith('~') else given
     assert settings.expanded('--x', given) == expected
-    concept = {'instance_dir': given, 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
-    written = {'model': given, 'prior': {'dir': given}, 'data': {'concepts': [concept]}}
+    subject = {'instance_dir': given, 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
+    written = {'model': given, 'prior': {'dir': given}, 'data': {'subjects': [subject]}}
     for config in (resolve(DreamBoothConfig, written), resolve(DreamBoothConfig, resolve(DreamBoothConfig, written))):
-        assert [config.model, config.prior.dir, config.data.concepts[0].instance_dir] == [expected] * 3
+        assert [config.model, config.prior.dir, config.data.subjects[0].instance_dir] == [expected] * 3
 
 
 def test_a_folder_that_is_really_called_so_is_used(home):
@@ -87,8 +87,8 @@ WRONG = {
 def test_what_is_no_path_is_one_sentence_in_every_setting(given, home):
     for name in (name for name, field in text_settings(DreamBoothConfig).items() if field.is_path):
         config = to_config_dict(DreamBoothConfig())
-        if name.startswith('data.concepts.'):
-            name, change = 'data.concepts[0].instance_dir', {'data.concepts': (dict(instance_dir=given),)}
+        if name.startswith('data.subjects.'):
+            name, change = 'data.subjects[0].instance_dir', {'data.subjects': (dict(instance_dir=given),)}
         else:
             change = {name: given}
         with pytest.raises(SettingsError) as error:

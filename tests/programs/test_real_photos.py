@@ -16,8 +16,8 @@ import transformers
 from PIL import Image
 
 from dreambooth_jax.models import functional
+from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import placement
-from dreambooth_jax.watching import metrics
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.pipeline import Network, Pipeline, kind_of
 

@@ -1,4 +1,4 @@
-"""A resumed run knows its photos, captions, masks, class pictures and model by content, wherever they lie by now."""
+"""A resumed run knows its photos, captions, masks, class images and model by content, wherever they lie by now."""
 
 import functools
 import json
@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.generation import sample_grid
-from dreambooth_jax.generation.cascade import Cascade, Pictures
+from dreambooth_jax.generation.cascade import Cascade, Images
+from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import loop, placement
-from dreambooth_jax.watching import metrics
 from dreambooth_jax.weights import files
 from tests import smallest_pipelines
 
@@ -56,7 +56,7 @@ def noise(path, side=24, seed=0):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """The current folder: config.py, model/, photos/ with a caption and a mask, and dogs/, own class pictures."""
+    """The current folder: config.py, model/, photos/ with a caption and a mask, and dogs/, own class images."""
     monkeypatch.chdir(tmp_path)
     for folder, side in (('photos', 24), ('dogs', 12)):
         (tmp_path / folder).mkdir()
@@ -127,9 +127,9 @@ def test_other_photos_captions_and_masks_are_refused_by_name(train, home, untrai
     (home / 'photos' / '3.mask.png').unlink()
     noise(home / 'photos' / 'cat.png', seed=10)
     sentence = (
-        "config.data.instance_dir is 'photos', which does not hold what run was begun with: 1.png is another picture, "
+        "config.data.instance_dir is 'photos', which does not hold what run was begun with: 1.png is another image, "
         'the caption of 2.png is another, the mask of 3.png is missing, cat.png is new; put that back, or start '
-        'another run with --workdir (with --config.prior.dir=dogs it has the same class pictures)'
+        'another run with --workdir (with --config.prior.dir=dogs it has the same class images)'
     )
     assert last(train('base.steps=8')) == sentence
     assert last(train('base.steps=8', '--dry_run')) == sentence
@@ -154,20 +154,20 @@ def test_another_model_under_the_same_name_is_refused(train, home, untrained):
     assert "config.model is 'model', which differs in weights from" in last(train())
 
 
-def test_photos_of_ones_own_are_class_pictures_and_known_by_content(train, home, untrained):
+def test_photos_of_ones_own_are_class_images_and_known_by_content(train, home, untrained):
     planned = train('--dry_run')
-    assert 'class pictures: 3 photos of your own in dogs, all used, none drawn\n' in planned.out
+    assert 'class images: 3 photos of your own in dogs, all used, none drawn\n' in planned.out
     assert train().code == 0
     assert len(list((home / 'dogs').iterdir())) == 3
     manifest = json.loads((home / 'run' / 'prior' / 'manifest.json').read_text())
-    assert len(manifest['photos']['pictures']) == 3 and manifest['photos']['folder'] == str(home / 'dogs')
+    assert len(manifest['photos']['images']) == 3 and manifest['photos']['folder'] == str(home / 'dogs')
     assert last(train('prior.dir=None')) == (
-        'config.prior.dir is None, no folder of photos of your own, but run was begun with class pictures that are '
+        'config.prior.dir is None, no folder of photos of your own, but run was begun with class images that are '
         'such photos; set it back, or start another run with --workdir'
     )
     noise(home / 'dogs' / '1.png', side=12, seed=9)
     assert last(train()) == (
-        "config.prior.dir is 'dogs', which does not hold what run was begun with: 1.png is another picture; put that "
+        "config.prior.dir is 'dogs', which does not hold what run was begun with: 1.png is another image; put that "
         'back, or start another run with --workdir'
     )
     noise(home / 'dogs' / '1.png', side=7)
@@ -175,9 +175,9 @@ def test_photos_of_ones_own_are_class_pictures_and_known_by_content(train, home,
 
 
 def paint(self, prompts, requests, **options):
-    """In the place of Cascade.stream: grey pictures."""
+    """In the place of Cascade.stream: grey images."""
     for number in range(len(requests)):
-        yield range(number, number + 1), Pictures(np.full((1, 8, 8, 3), 128, np.uint8), None)
+        yield range(number, number + 1), Images(np.full((1, 8, 8, 3), 128, np.uint8), None)
 
 
 def test_memory_that_is_full_is_one_sentence_whose_advice_works_in_the_same_folder(train, home, monkeypatch):
@@ -188,7 +188,7 @@ def test_memory_that_is_full_is_one_sentence_whose_advice_works_in_the_same_fold
     with monkeypatch.context() as patched:
         patched.setattr(Cascade, 'stream', full)
         assert last(train(*drawn)) == (
-            "the device's memory is full while class pictures are drawn (RESOURCE_EXHAUSTED: Out of memory while "
+            "the device's memory is full while class images are drawn (RESOURCE_EXHAUSTED: Out of memory while "
             'trying to allocate 9 bytes.); try --config.prior.batch_size=4, and start again: what is done is kept'
         )
     monkeypatch.setattr(Cascade, 'stream', paint)

@@ -32,22 +32,22 @@ def run_folder(tmp_path):
     return folder
 
 
-def test_sample_writes_every_picture_of_both_stages_and_a_grid(program, tmp_path, monkeypatch):
+def test_sample_writes_every_image_of_both_stages_and_a_grid(program, tmp_path, monkeypatch):
     cascade, output = Cascade.load(tiny_pipelines.folder()), tmp_path / 'new' / 'out'
     monkeypatch.setattr(Cascade, 'load', lambda *_, **__: cascade)  # compiled once for the program and for us
     model = f'--model={tiny_pipelines.folder()}'
     ended = program(
         'sample', model, '--prompt=a dog', '--prompt=a cat, asleep', f'--output={output}', '--seed=4', *QUICK
     )
-    assert ended[:2] == (0, f'4 pictures of 16 x 16 pixels and grid.png in {output}\n')
+    assert ended[:2] == (0, f'4 images of 16 x 16 pixels and grid.png in {output}\n')
     names = ['000_00.png', '000_01.png', '001_00.png', '001_01.png']
     assert sorted(path.name for path in output.iterdir()) == [*names, 'base', 'grid.png']
     assert sorted(path.name for path in (output / 'base').iterdir()) == names
     options = dict(num_images=2, steps=2, guidance_scale=1.0, sampler='ddim', seed=4, batch_size=4)
-    pictures = cascade.generate(['a dog', 'a cat, asleep'], **options)
+    images = cascade.generate(['a dog', 'a cat, asleep'], **options)
     for index, name in enumerate(names):
-        assert np.array_equal(np.asarray(Image.open(output / name)), pictures.final[index])
-        assert np.array_equal(np.asarray(Image.open(output / 'base' / name)), pictures.base[index])
+        assert np.array_equal(np.asarray(Image.open(output / name)), images.final[index])
+        assert np.array_equal(np.asarray(Image.open(output / 'base' / name)), images.base[index])
 
 
 def test_a_full_memory_is_one_sentence(program, tmp_path, monkeypatch):
@@ -58,7 +58,7 @@ def test_a_full_memory_is_one_sentence(program, tmp_path, monkeypatch):
     ended = program('sample', f'--model={tiny_pipelines.folder()}', '--prompt=a dog', f'--output={tmp_path}', *QUICK)
     assert (ended.code, ended.error.splitlines()[-1]) == (
         1,
-        "the device's memory is full while pictures are drawn (RESOURCE_EXHAUSTED: 9 bytes.); try --batch_size=2, and "
+        "the device's memory is full while images are drawn (RESOURCE_EXHAUSTED: 9 bytes.); try --batch_size=2, and "
         'start again',
     )
 
@@ -72,7 +72,7 @@ def test_sample_of_one_stage_writes_that(program, tmp_path):
         '--super_resolution_model=none',
         *QUICK,
     )
-    assert ended.code == 0 and '2 pictures of 8 x 8 pixels' in ended.out
+    assert ended.code == 0 and '2 images of 8 x 8 pixels' in ended.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ['000_00.png', '000_01.png', 'grid.png']
 
 

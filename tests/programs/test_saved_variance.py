@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import placement
-from dreambooth_jax.watching import metrics
 from dreambooth_jax.weights import files
 from tests import smallest_pipelines
 

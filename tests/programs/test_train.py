@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import loop, placement
-from dreambooth_jax.watching import metrics
 from dreambooth_jax.weights import files, folders
 from dreambooth_jax.weights.textual_inversion import read_textual_inversion
 from tests import smallest_pipelines, tiny_pipelines
@@ -69,7 +69,7 @@ def config(tmp_path_factory):
     for name in ('1.png', '2.png', '3.png'):
         Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(photos / name)
     (photos / '2.txt').write_text('a sks dog on a rug')
-    (photos / 'notes.md').write_text('no picture')
+    (photos / 'notes.md').write_text('no image')
     path = folder / 'config.py'
     path.write_text(CONFIG.format(model=str(smallest_pipelines.folder('pixels')), photos=str(photos)))
     return path
@@ -158,7 +158,7 @@ def test_another_rate_under_the_same_workdir_is_refused(program, finished, confi
     )
 
 
-def test_prior_weight_zero_draws_no_class_pictures_and_logs_no_prior_loss(program, config, tmp_path):
+def test_prior_weight_zero_draws_no_class_images_and_logs_no_prior_loss(program, config, tmp_path):
     run = tmp_path / 'run'
     ended = program(
         'train',
@@ -194,7 +194,7 @@ def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path
         [
             f'--config={config}',
             '--config.data.instance_prompt=a <my-dog> dog',
-            '--config.base.train_unet=False',
+            '--config.base.train_denoiser=False',
             '--config.textual_inversion.token=<my-dog>',
             '--config.textual_inversion.initializer=dog',
             '--config.prior.weight=0',
@@ -212,7 +212,7 @@ def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path
     assert token == '<my-dog>' and np.array_equal(after['shared.weight'][-1:], rows['text_encoder'])
     assert np.array_equal(after['shared.weight'][:-1], before['shared.weight'])
     # The file draws with the first model what the run itself draws.
-    pictures, model = [], smallest_pipelines.folder('pixels')
+    images, model = [], smallest_pipelines.folder('pixels')
     quick = ('--prompt=<my-dog>', '--num_images=1', '--steps=1', '--guidance_scale=1', '--sampler=ddim')
     for name, given in (
         ('run', [f'--model={run}']),
@@ -220,8 +220,8 @@ def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path
     ):
         ended = program('sample', *given, *quick, '--super_resolution_model=none', f'--output={tmp_path / name}')
         assert ended.code == 0, ended.error
-        pictures.append((tmp_path / name / '000_00.png').read_bytes())
-    assert pictures[0] == pictures[1]
+        images.append((tmp_path / name / '000_00.png').read_bytes())
+    assert images[0] == images[1]
     read = [Cascade.load(place).encode(['<my-dog>'])['encoder_hidden_states'] for place in (run, model)]
     assert not np.array_equal(*read)
     unet = [files.read_tensors(folder / WEIGHTS[0]) for folder in (smallest_pipelines.folder('pixels'), run / 'model')]
@@ -231,7 +231,7 @@ def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path
     assert not (tmp_path / 'new').exists()
 
 
-def test_a_mask_beside_a_picture_weighs_its_loss_and_no_class_pictures(program, finished, config, tmp_path):
+def test_a_mask_beside_an_image_weighs_its_loss_and_no_class_images(program, finished, config, tmp_path):
     whole, _ = finished(program)
     photos = tmp_path / 'photos'
     shutil.copytree(config.parent / 'photos', photos)
@@ -258,7 +258,7 @@ def test_a_mask_beside_a_picture_weighs_its_loss_and_no_class_pictures(program, 
 
 
 def train_on_two_ratios(program, finished, config, folder, run, steps):
-    """Trains both stages on a tall and two wide photos; with the class pictures of the run that is there."""
+    """Trains both stages on a tall and two wide photos; with the class images of the run that is there."""
     photos = folder / 'photos'
     if not photos.exists():
         photos.mkdir()
@@ -281,7 +281,7 @@ def train_on_two_ratios(program, finished, config, folder, run, steps):
 @pytest.mark.slow
 def test_photos_of_two_ratios_train_in_buckets_of_their_own(program, finished, config, tmp_path):
     ended = train_on_two_ratios(program, finished, config, tmp_path, tmp_path / 'run', 3)
-    assert ended.code == 0 and 'pictures: 2 of 10 x 6, 1 of 6 x 10 pixels' in ended.out
+    assert ended.code == 0 and 'images: 2 of 10 x 6, 1 of 6 x 10 pixels' in ended.out
     lines = metrics.read(tmp_path / 'run', 'base')
     assert len(lines) == 3 and all(line['instance_loss'] > 0 and line['prior_loss'] > 0 for line in lines)
     lines = metrics.read(tmp_path / 'run', 'super_resolution')
@@ -333,7 +333,7 @@ def test_dry_run_looks_at_the_photos_as_the_run_will(program, config, tmp_path):
     (tmp_path / 'file').touch()
     for setting, sentence in (
         (f'data.instance_dir={tmp_path}/gone', f'the folder {tmp_path}/gone does not exist'),
-        (f'data.instance_dir={tmp_path}/file', f'{tmp_path}/file is a file; give the folder that holds the pictures'),
+        (f'data.instance_dir={tmp_path}/file', f'{tmp_path}/file is a file; give the folder that holds the images'),
         (f'data.instance_dir={small}', f'{small}/x.png is 9 x 9 pixels, smaller than the resolution 16'),
         ('super_resolution.crop=7', 'config.super_resolution.crop is 7 but must be a multiple of 2'),
     ):

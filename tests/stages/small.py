@@ -1,4 +1,4 @@
-"""What the stages' tests share: some pictures and prompts, a network of one convolution, and a look at its inputs."""
+"""What the stages' tests share: some images and prompts, a network of one convolution, and a look at its inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +7,14 @@ import numpy as np
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.training.step import row_keys
 
-PICTURES, PROMPTS, LENGTH, WIDTH = 6, 4, 5, 8
+IMAGES, PROMPTS, LENGTH, WIDTH = 6, 4, 5, 8
 
 
 def frozen(side=8, seed=0):
-    """PixelStage's data: pictures, their prompts, and the prompts both as text and as tokens."""
+    """PixelStage's data: images, their prompts, and the prompts both as text and as tokens."""
     draw = np.random.default_rng(seed)
     return {
-        'pictures': draw.integers(0, 256, (PICTURES, side, side, 3), np.uint8),
+        'images': draw.integers(0, 256, (IMAGES, side, side, 3), np.uint8),
         'prompt_of': np.array([1, 2, 3, 1, 2, 3], np.int32),
         'text': {'encoder_hidden_states': draw.normal(size=(PROMPTS, LENGTH, WIDTH)).astype(np.float32)},
         'tokens': {'ids': draw.integers(0, 7, (PROMPTS, LENGTH)).astype(np.int32)},
@@ -22,7 +22,7 @@ def frozen(side=8, seed=0):
 
 
 def batch(rows=6):
-    return {'picture': np.arange(rows, dtype=np.int32) % PICTURES}
+    return {'image': np.arange(rows, dtype=np.int32) % IMAGES}
 
 
 def keys(rows=6, at=0, seed=0):
@@ -59,7 +59,7 @@ def run(kind, params=None, data=None, rows=None, row_keys=None, **settings):
 
     stage = kind(unet=spy, **settings)
     rows = batch() if rows is None else rows
-    row_keys = keys(len(rows['picture'])) if row_keys is None else row_keys
+    row_keys = keys(len(rows['image'])) if row_keys is None else row_keys
 
     @jax.jit
     def look(params, data, rows, row_keys):

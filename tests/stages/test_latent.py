@@ -1,4 +1,4 @@
-"""Stages on latents: their loss against PyTorch and diffusers, from prompts and pictures on; what their UNet sees."""
+"""Stages on latents: their loss against PyTorch and diffusers, from prompts and images on; what their UNet sees."""
 
 import functools
 
@@ -25,13 +25,13 @@ from tests.torch_reference import nchw, nhwc, quick_jit
 
 SIZE, SCALE = 32, 4
 PROMPTS = ['', 'a sks dog', 'a dog', 'a cat in a red hat']
-PROMPT_OF = np.array([1, 1, 2, 3], np.int32)  # of the pictures: two of the subject, two of classes
-PICTURE = np.array([0, 1, 2, 3, 0, 3], np.int32)  # of the rows
-ROWS = len(PICTURE)
+PROMPT_OF = np.array([1, 1, 2, 3], np.int32)  # of the images: two of the subject, two of classes
+IMAGE = np.array([0, 1, 2, 3, 0, 3], np.int32)  # of the rows
+ROWS = len(IMAGE)
 KEYS = small.keys(ROWS)
 LEVELS = (1, 9)  # level 0 is not that of diffusers
 _DRAW = np.random.default_rng(0)
-PICTURES = _DRAW.integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+IMAGES = _DRAW.integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
 MASKS = 255 * _DRAW.integers(0, 2, (4, SIZE, SIZE, 1), np.uint8)
 
 
@@ -42,9 +42,9 @@ def pipeline(family):
 
 @functools.cache
 def moments(family):
-    """Of the pictures, and behind them of the mirrored ones, by our VAE."""
+    """Of the images, and behind them of the mirrored ones, by our VAE."""
     network = pipeline(family).vae
-    return latent.encode_pictures(network.apply, network.params, latent.with_mirrored(PICTURES), batch_size=3)
+    return latent.encode_images(network.apply, network.params, latent.with_mirrored(IMAGES), batch_size=3)
 
 
 def losses(family, *, trains_text=False, masks=False, **weights):
@@ -66,18 +66,18 @@ def losses(family, *, trains_text=False, masks=False, **weights):
     if masks:
         data['masks'] = latent.with_mirrored(shrink_masks(MASKS, SCALE))
     if family == 'upscaler':
-        data['low'] = latent.with_mirrored(latent.low_pictures(PICTURES, SCALE))
+        data['low'] = latent.with_mirrored(latent.low_images(IMAGES, SCALE))
         noising = schedules.from_config(opened.image_noising_scheduler)
         stage = LatentSuperResolutionStage(noising_schedule=noising, noise_level=LEVELS, **settings)
     else:
         stage = LatentStage(**settings)
-    loss, parts = quick_jit(stage.loss)(params, data, {'picture': PICTURE}, KEYS)
+    loss, parts = quick_jit(stage.loss)(params, data, {'image': IMAGE}, KEYS)
     np.testing.assert_array_equal(parts['denoising'], loss)
     return loss
 
 
 def draws(family, random_flip):
-    """What the rows draw, as torch takes it: time, noise, posterior noise, mirrored, level, low picture's noise."""
+    """What the rows draw, as torch takes it: time, noise, posterior noise, mirrored, level, low image's noise."""
     enlarges = family == 'upscaler'
     time_keys, noise_keys, flip_keys, _, posterior_keys, *others = streams(KEYS, 7 if enlarges else 5)
     side = SIZE // SCALE
@@ -100,13 +100,13 @@ def mirrored_where(rows, mirrored):
 
 def text_of(pipe, family):
     """What diffusers tells the UNet of the rows' prompts."""
-    prompts = [PROMPTS[prompt] for prompt in PROMPT_OF[PICTURE]]
+    prompts = [PROMPTS[prompt] for prompt in PROMPT_OF[IMAGE]]
     states, _, *pooled = pipe.encode_prompt(
         prompts, device='cpu', num_images_per_prompt=1, do_classifier_free_guidance=False
     )
     if family != 'sdxl':
         return {'encoder_hidden_states': states}
-    numbers = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * ROWS)  # sizes and crop: a whole picture at its own size
+    numbers = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * ROWS)  # sizes and crop: a whole image at its own size
     added = {'text_embeds': pooled[0], 'time_ids': numbers}
     return {'encoder_hidden_states': states, 'added_cond_kwargs': added}
 
@@ -117,12 +117,12 @@ def losses_of_diffusers(family, *, masks=False, min_snr_gamma=None, random_flip=
     pipe, drawn = tiny.torch_pipeline(family), draws(family, random_flip)
     scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
     t, noise = drawn['t'], drawn['noise']
-    pictures = nchw(mirrored_where(PICTURES[PICTURE].astype(np.float32) / 127.5 - 1, drawn['mirrored']))
-    posterior = pipe.vae.encode(pictures).latent_dist
+    images = nchw(mirrored_where(IMAGES[IMAGE].astype(np.float32) / 127.5 - 1, drawn['mirrored']))
+    posterior = pipe.vae.encode(images).latent_dist
     latents = (posterior.mean + posterior.std * drawn['posterior_noise']) * pipe.vae.config.scaling_factor
     inputs, options = scheduler.add_noise(latents, noise, t), text_of(pipe, family)
     if family == 'upscaler':
-        low = torch.nn.functional.interpolate(pictures, scale_factor=1 / SCALE, mode='area')
+        low = torch.nn.functional.interpolate(images, scale_factor=1 / SCALE, mode='area')
         low = pipe.low_res_scheduler.add_noise(low, drawn['low_noise'], drawn['level'])
         inputs, options['class_labels'] = torch.cat([inputs, low], dim=1), drawn['level']
     answer = pipe.unet(inputs, t, **options).sample
@@ -131,7 +131,7 @@ def losses_of_diffusers(family, *, masks=False, min_snr_gamma=None, random_flip=
     error = torch.nn.functional.mse_loss(answer, target, reduction='none')
     weight = torch.ones_like(error)
     if masks:
-        weight = nchw(mirrored_where(MASKS[PICTURE].astype(np.float32) / 255, drawn['mirrored']))
+        weight = nchw(mirrored_where(MASKS[IMAGE].astype(np.float32) / 255, drawn['mirrored']))
         # A latent counts as much as its pixels do on average, told in 255 steps, rounded up.
         weight = torch.nn.functional.interpolate(weight, scale_factor=1 / SCALE, mode='area')
         weight = (torch.ceil(weight * 255 - 1e-3) / 255).expand_as(error)
@@ -152,7 +152,7 @@ def losses_of_diffusers(family, *, masks=False, min_snr_gamma=None, random_flip=
     ],
 )
 def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(family, made, weighed):
-    """Instance and class rows; mirrored rows by the latents of the mirrored picture."""
+    """Instance and class rows; mirrored rows by the latents of the mirrored image."""
     drawn = draws(family, True)
     assert set(drawn['mirrored'].tolist()) == {True, False} and len(set(drawn['t'].tolist())) == ROWS
     ours, theirs = losses(family, **made, **weighed), losses_of_diffusers(family, **weighed)
@@ -164,7 +164,7 @@ def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(family, 
 
 def data_of(side=8, mirrored=False):
     draw = np.random.default_rng(0)
-    count = small.PICTURES * (2 if mirrored else 1)
+    count = small.IMAGES * (2 if mirrored else 1)
     return {
         **small.frozen(),
         'moments': draw.normal(size=(count, side, side, 8)).astype(np.float32),
@@ -181,10 +181,10 @@ STAGES = {
 }
 
 
-def latents_of(kind, data, keys, *, picture=None, **weights):
+def latents_of(kind, data, keys, *, image=None, **weights):
     """The clean latents that the rows' errors are measured against, f32[B, 8, 8, 4]: by the loss's gradient."""
     stage_of, options = STAGES[kind]
-    rows = small.batch(len(keys)) if picture is None else {'picture': np.array(picture, np.int32)}
+    rows = small.batch(len(keys)) if image is None else {'image': np.array(image, np.int32)}
     stage = stage_of(
         unet=lambda params, *inputs, **labels: params['answer'],
         schedule=small.schedule('sample'),
@@ -203,10 +203,10 @@ def latents_of(kind, data, keys, *, picture=None, **weights):
 @pytest.mark.parametrize('kind', STAGES)
 def test_every_step_and_slot_draws_its_latents_anew_and_the_same_ones_again(kind):
     data, same = data_of(), [2] * 6
-    first = latents_of(kind, data, small.keys(at=0), picture=same)
-    np.testing.assert_array_equal(latents_of(kind, data, small.keys(at=0), picture=same), first)
-    later = latents_of(kind, data, small.keys(at=1), picture=same)
-    others = latents_of(kind, data, small.keys(seed=1), picture=same)
+    first = latents_of(kind, data, small.keys(at=0), image=same)
+    np.testing.assert_array_equal(latents_of(kind, data, small.keys(at=0), image=same), first)
+    later = latents_of(kind, data, small.keys(at=1), image=same)
+    others = latents_of(kind, data, small.keys(seed=1), image=same)
     assert len({row.tobytes() for row in np.concatenate([first, later, others])}) == 18
     mean, log_variance = np.split(data['moments'][2], 2, axis=-1)
     noise = (np.concatenate([first, later, others]) / 0.5 - mean) / np.exp(log_variance / 2)
@@ -215,20 +215,20 @@ def test_every_step_and_slot_draws_its_latents_anew_and_the_same_ones_again(kind
 
 @pytest.mark.parametrize('kind', STAGES)
 def test_mirrored_rows_have_latents_and_masks_of_their_own(kind):
-    """The mirrored pictures stand behind the others: their latents are far away here."""
+    """The mirrored images stand behind the others: their latents are far away here."""
     data, keys = data_of(mirrored=True), small.keys(40)
     data['moments'][..., :4] = np.arange(12)[:, None, None, None]
     data['moments'][..., 4:] = -30.0
-    picture = np.arange(40) % small.PICTURES
-    found = latents_of(kind, data, keys, picture=picture, random_flip=True)[:, 0, 0, 0] / 0.5
-    mirrored = np.round(found) >= small.PICTURES
-    np.testing.assert_allclose(found, picture + small.PICTURES * mirrored, atol=1e-4)
+    image = np.arange(40) % small.IMAGES
+    found = latents_of(kind, data, keys, image=image, random_flip=True)[:, 0, 0, 0] / 0.5
+    mirrored = np.round(found) >= small.IMAGES
+    np.testing.assert_allclose(found, image + small.IMAGES * mirrored, atol=1e-4)
     assert 8 < mirrored.sum() < 32
     masks = np.zeros((12, 8, 8, 1), np.uint8)
     masks[np.arange(12), np.arange(12) % 8, np.arange(12) // 8] = 255  # each keeps one latent, of its own
-    kept = latents_of(kind, {**data, 'masks': masks}, keys, picture=picture, random_flip=True).any(axis=-1)
+    kept = latents_of(kind, {**data, 'masks': masks}, keys, image=image, random_flip=True).any(axis=-1)
     place = np.round(found).astype(int)
-    place, kept = place[place > 0], kept[place > 0]  # latents of picture 0 are 0
+    place, kept = place[place > 0], kept[place > 0]  # latents of image 0 are 0
     np.testing.assert_array_equal(kept, masks[place, ..., 0] > 0)
 
 
@@ -247,7 +247,7 @@ def run(noise_level, rows=600):
     )[2]
 
 
-def test_at_level_0_the_upscaler_is_given_the_low_picture_itself():
+def test_at_level_0_the_upscaler_is_given_the_low_image_itself():
     seen = run((0, 0))
     np.testing.assert_array_equal(seen['x'][:6, ..., 4:], data_of()['low'])
     np.testing.assert_array_equal(seen['class_labels'], 0)
@@ -263,7 +263,7 @@ def test_levels_are_the_class_labels_over_the_whole_range_and_independent_of_the
     np.testing.assert_array_equal(other['x'][..., :4], seen['x'][..., :4])
 
 
-def test_the_noise_of_the_low_picture_is_of_its_level_and_its_schedule():
+def test_the_noise_of_the_low_image_is_of_its_level_and_its_schedule():
     level = 300
     x = np.asarray(run((level, level))['x'])[:6]
     alphas_cumprod = float(diffusers.DDPMScheduler(beta_schedule='linear').alphas_cumprod[level])
@@ -273,5 +273,5 @@ def test_the_noise_of_the_low_picture_is_of_its_level_and_its_schedule():
 
 def test_moments_are_those_of_diffusers_whatever_the_batch():
     with torch.no_grad():
-        theirs = tiny.torch_pipeline('sd1').vae.encode(nchw(PICTURES.astype(np.float32) / 127.5 - 1)).latent_dist
+        theirs = tiny.torch_pipeline('sd1').vae.encode(nchw(IMAGES.astype(np.float32) / 127.5 - 1)).latent_dist
     np.testing.assert_allclose(moments('sd1')[:4], nhwc(theirs.parameters), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Masks in the loss: white is no mask, black has no gradient, and a mask goes where its picture goes."""
+"""Masks in the loss: white is no mask, black has no gradient, and a mask goes where its image goes."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ KINDS = {
 
 
 def white(data):
-    return np.full((*data['pictures'].shape[:3], 1), 255, np.uint8)
+    return np.full((*data['images'].shape[:3], 1), 255, np.uint8)
 
 
 def loss_and_gradient(kind, data, answer, **options):
@@ -76,7 +76,7 @@ def test_black_pixels_have_no_gradient_from_either_half_of_the_answer(kind):
 def test_the_scale_of_a_row_does_not_depend_on_how_much_its_mask_keeps():
     """What is wrong by the same everywhere is as wrong in a part; grey all over is as white."""
     data = small.frozen(SIDE)
-    data['pictures'] = np.full_like(data['pictures'], 255)
+    data['images'] = np.full_like(data['images'], 255)
     masks = white(data)
     masks[1, 3:], masks[2, :, 5:], masks[3] = 0, 51, 1
     answer = np.full((6, SIDE, SIDE, 3), 0.25, np.float32)
@@ -90,19 +90,19 @@ def test_grey_weighs_as_its_value():
     masks[:, 8:] = 51
     answer = np.random.default_rng(1).normal(size=(6, SIDE, SIDE, 3)).astype(np.float32)
     loss, *_ = loss_and_gradient('pixel', {**data, 'masks': masks}, answer, schedule=small.schedule('sample'))
-    error = np.square(answer - (data['pictures'] / 127.5 - 1)).mean(axis=(2, 3))
+    error = np.square(answer - (data['images'] / 127.5 - 1)).mean(axis=(2, 3))
     np.testing.assert_allclose(loss, (error[:, :8].mean(1) + 0.2 * error[:, 8:].mean(1)) / 1.2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ('kind', 'crop'), [('pixel', {}), ('super_resolution', {}), ('super_resolution', {'crop': CROP})]
 )
-def test_masks_are_mirrored_and_cropped_with_their_pictures(kind, crop):
-    """Pictures that are white where their masks are: an answer of 0 is then too low wherever it counts."""
+def test_masks_are_mirrored_and_cropped_with_their_images(kind, crop):
+    """Images that are white where their masks are: an answer of 0 is then too low wherever it counts."""
     rows = 60
     draw = np.random.default_rng(0)
-    masks = (255 * draw.integers(0, 2, (small.PICTURES, SIDE, SIDE, 1))).astype(np.uint8)
-    data = {**small.frozen(SIDE), 'pictures': masks.repeat(3, axis=-1), 'masks': masks}
+    masks = (255 * draw.integers(0, 2, (small.IMAGES, SIDE, SIDE, 1))).astype(np.uint8)
+    data = {**small.frozen(SIDE), 'images': masks.repeat(3, axis=-1), 'masks': masks}
     side = crop.get('crop', SIDE)
     _, gradient, _ = loss_and_gradient(
         kind,
@@ -114,5 +114,5 @@ def test_masks_are_mirrored_and_cropped_with_their_pictures(kind, crop):
     )
     assert (gradient <= 0).all()
     seen = {row.tobytes() for row in gradient < 0}
-    # Both ways round of every picture, and with crops many more.
-    assert len(seen) == 2 * small.PICTURES if not crop else len(seen) > 3 * small.PICTURES
+    # Both ways round of every image, and with crops many more.
+    assert len(seen) == 2 * small.IMAGES if not crop else len(seen) > 3 * small.IMAGES

@@ -10,17 +10,17 @@ from diffusers.training_utils import compute_snr
 
 from dreambooth_jax.config import ObjectiveConfig
 from dreambooth_jax.diffusion import noise as noise_lib
-from dreambooth_jax.stages.pixel import EMPTY_PROMPT, Objective, PixelStage, gather_pictures, streams
+from dreambooth_jax.stages.pixel import EMPTY_PROMPT, Objective, PixelStage, gather_images, streams
 from tests.stages import small
 from tests.torch_reference import nchw, nhwc
 
 ROWS = 12
 
 
-def reference(pictures, noise, t, embeddings, kernel, prediction_type, gamma):
-    """The loss of diffusers' training script, per row, and the noisy pictures."""
+def reference(images, noise, t, embeddings, kernel, prediction_type, gamma):
+    """The loss of diffusers' training script, per row, and the noisy images."""
     scheduler = diffusers.DDPMScheduler(beta_schedule='squaredcos_cap_v2', prediction_type=prediction_type)
-    x0, noise, t = nchw(pictures), nchw(noise), torch.from_numpy(np.array(t)).long()
+    x0, noise, t = nchw(images), nchw(noise), torch.from_numpy(np.array(t)).long()
     x_t = scheduler.add_noise(x0, noise, t)
     target = noise if prediction_type == 'epsilon' else scheduler.get_velocity(x0, noise, t)
     moved = torch.from_numpy(np.array(embeddings)).mean(dim=(1, 2)) + 1e-4 * t
@@ -50,9 +50,9 @@ def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(predicti
     time_keys, noise_keys, *_ = streams(keys, 4)
     t = noise_lib.sample_timesteps(time_keys, 0, 1000)
     noise = noise_lib.sample_noise(noise_keys, (8, 8, 3))
-    pictures = data['pictures'][rows['picture']].astype(np.float32) / 127.5 - 1
-    embeddings = data['text']['encoder_hidden_states'][data['prompt_of'][rows['picture']]]
-    theirs, x_t = reference(pictures, noise, t, embeddings, params['unet']['kernel'], prediction_type, gamma)
+    images = data['images'][rows['image']].astype(np.float32) / 127.5 - 1
+    embeddings = data['text']['encoder_hidden_states'][data['prompt_of'][rows['image']]]
+    theirs, x_t = reference(images, noise, t, embeddings, params['unet']['kernel'], prediction_type, gamma)
     assert len(set(np.asarray(t).tolist())) > ROWS // 2  # a weight for the whole batch would be seen
     np.testing.assert_array_equal(seen['t'], t)
     np.testing.assert_allclose(seen['x'], x_t, atol=1e-5)
@@ -64,7 +64,7 @@ def test_loss_of_a_row_does_not_depend_on_the_rows_beside_it():
     settings = dict(schedule=small.schedule(), objective=Objective(random_flip=True, prompt_dropout=0.5))
     whole, _, _ = small.run(PixelStage, rows=small.batch(6), **settings)
     some = np.array([4, 1], np.int32)
-    part, _, _ = small.run(PixelStage, rows={'picture': some}, row_keys=small.keys(6)[some], **settings)
+    part, _, _ = small.run(PixelStage, rows={'image': some}, row_keys=small.keys(6)[some], **settings)
     np.testing.assert_allclose(part, whole[some], rtol=1e-6)
 
 
@@ -128,16 +128,16 @@ def test_prompt_dropout_takes_its_share_and_leaves_the_other_draws_alone():
         np.testing.assert_array_equal(shown[0.25][name], shown[0.0][name])
 
 
-def test_pictures_span_minus_one_to_one():
-    data = {'pictures': jnp.array([0, 255, 51], jnp.uint8).reshape(3, 1, 1, 1)}
-    rows = {'picture': jnp.array([1, 0, 2])}
-    np.testing.assert_allclose(gather_pictures(data, rows, small.keys(3), False).ravel(), [1, -1, -0.6], atol=1e-7)
+def test_images_span_minus_one_to_one():
+    data = {'images': jnp.array([0, 255, 51], jnp.uint8).reshape(3, 1, 1, 1)}
+    rows = {'image': jnp.array([1, 0, 2])}
+    np.testing.assert_allclose(gather_images(data, rows, small.keys(3), False).ravel(), [1, -1, -0.6], atol=1e-7)
 
 
 def test_flips_mirror_about_half_of_the_rows_left_to_right():
     data, rows = jax.tree.map(jnp.asarray, small.frozen()), small.batch(200)
-    plain = np.asarray(gather_pictures(data, rows, small.keys(200), False))
-    flipped = np.asarray(gather_pictures(data, rows, small.keys(200), True))
+    plain = np.asarray(gather_images(data, rows, small.keys(200), False))
+    flipped = np.asarray(gather_images(data, rows, small.keys(200), True))
     same = (flipped == plain).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(flipped[~same], plain[~same][:, :, ::-1])
     assert 0.35 < same.mean() < 0.65

@@ -98,7 +98,7 @@ class Run:
 
     @staticmethod
     def pick(key, at, batch, frozen):
-        return {**batch, 'picture': pairs.picture_index(key, at, batch, 4)}
+        return {**batch, 'image': pairs.image_index(key, at, batch, 4)}
 
     def steps(self, state, count):
         numbers = []

@@ -34,8 +34,8 @@ def run(noise_level=(0, 0), data=None, rows=ROWS, prediction_type='epsilon', **s
     )
 
 
-def high_pictures(data, rows=ROWS):
-    return data['pictures'][small.batch(rows)['picture']].astype(np.float32) / 127.5 - 1
+def high_images(data, rows=ROWS):
+    return data['images'][small.batch(rows)['image']].astype(np.float32) / 127.5 - 1
 
 
 def brought_back(high):
@@ -44,20 +44,20 @@ def brought_back(high):
     return nhwc(torch.nn.functional.interpolate(low, size=SIDE, mode='bilinear', align_corners=True))
 
 
-def test_conditioning_at_level_0_is_the_upsampled_low_picture():
+def test_conditioning_at_level_0_is_the_upsampled_low_image():
     data = small.frozen(SIDE)
     _, _, seen = run((0, 0), data)
-    np.testing.assert_allclose(seen['x'][..., 3:], brought_back(high_pictures(data)), atol=1e-6)
+    np.testing.assert_allclose(seen['x'][..., 3:], brought_back(high_images(data)), atol=1e-6)
     np.testing.assert_array_equal(seen['class_labels'], 0)
 
 
-def test_conditioning_knows_nothing_that_the_low_picture_does_not():
-    """Two pictures that differ, but not in the mean of any 4 x 4 box, look the same to the conditioning alone."""
+def test_conditioning_knows_nothing_that_the_low_image_does_not():
+    """Two images that differ, but not in the mean of any 4 x 4 box, look the same to the conditioning alone."""
     data = small.frozen(SIDE)
-    data['pictures'] = np.clip(data['pictures'], 40, 215)
+    data['images'] = np.clip(data['images'], 40, 215)
     other = dict(data)
     checkers = 40 * (1 - 2 * (np.indices((SIDE, SIDE)).sum(axis=0) % 2))[..., None]
-    other['pictures'] = (data['pictures'] + checkers).astype(np.uint8)
+    other['images'] = (data['images'] + checkers).astype(np.uint8)
     ours, theirs = run((7, 7), data)[2], run((7, 7), other)[2]
     np.testing.assert_allclose(ours['x'][..., 3:], theirs['x'][..., 3:], atol=1e-5)
     assert np.abs(np.asarray(ours['x'] - theirs['x'])[..., :3]).max() > 0.1
@@ -68,15 +68,15 @@ def test_network_does_not_see_the_target_twice():
     x = np.asarray(run((0, 0), data)[2]['x'])
     assert x.shape == (ROWS, SIDE, SIDE, 6)
     target, condition = x[..., :3], x[..., 3:]
-    for picture in (target, high_pictures(data)):
-        assert (np.abs(condition - picture).max(axis=(1, 2, 3)) > 0.1).all()
+    for image in (target, high_images(data)):
+        assert (np.abs(condition - image).max(axis=(1, 2, 3)) > 0.1).all()
 
 
 def test_noise_of_the_conditioning_is_of_its_level_its_schedule_and_its_own():
     data, level = small.frozen(SIDE), 300
     x = np.asarray(run((level, level), data)[2]['x'])
     alphas_cumprod = float(diffusers.DDPMScheduler(beta_schedule='linear').alphas_cumprod[level])
-    clean = brought_back(high_pictures(data))
+    clean = brought_back(high_images(data))
     noise = (x[..., 3:] - alphas_cumprod**0.5 * clean) / (1 - alphas_cumprod) ** 0.5
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.05  # 4608 draws
     _, noise_keys, *_ = streams(small.keys(ROWS), 7)
@@ -109,11 +109,11 @@ def test_level_0_adds_nothing_at_all_beside_rows_of_other_levels():
 
 
 def places(side):
-    """A picture whose pixels say where they are: f32[1, side, side, 2]."""
+    """An image whose pixels say where they are: f32[1, side, side, 2]."""
     return jnp.asarray(np.stack(np.indices((side, side)), axis=-1)[None], jnp.float32)
 
 
-def test_crops_lie_on_the_low_pictures_grid_anywhere_inside():
+def test_crops_lie_on_the_low_images_grid_anywhere_inside():
     rows, side = 300, 8
     crops = np.asarray(crop_rows(jnp.tile(places(SIDE), (rows, 1, 1, 1)), side, FACTOR, small.keys(rows)))
     assert crops.shape == (rows, side, side, 2)
@@ -122,16 +122,16 @@ def test_crops_lie_on_the_low_pictures_grid_anywhere_inside():
     assert set(map(tuple, corners.tolist())) == {(y, x) for y in (0, 4, 8) for x in (0, 4, 8)}
 
 
-def test_crop_of_the_whole_side_is_the_picture():
+def test_crop_of_the_whole_side_is_the_image():
     np.testing.assert_array_equal(crop_rows(places(SIDE), SIDE, FACTOR, small.keys(1)), places(SIDE))
 
 
-def test_cropped_rows_are_conditioned_on_the_low_picture_of_their_crop():
+def test_cropped_rows_are_conditioned_on_the_low_image_of_their_crop():
     data = small.frozen(SIDE)
     seen = run((0, 0), data, crop=8)[2]
     assert seen['x'].shape == (ROWS, 8, 8, 6)
     *_, crop_keys = streams(small.keys(ROWS), 7)
-    crops = crop_rows(jnp.asarray(high_pictures(data)), 8, FACTOR, crop_keys)
+    crops = crop_rows(jnp.asarray(high_images(data)), 8, FACTOR, crop_keys)
     low = low_resolution.downsample(crops, FACTOR)
     np.testing.assert_allclose(seen['x'][..., 3:], low_resolution.upsample(low, 8), atol=1e-6)
 
@@ -145,11 +145,11 @@ def test_loss_equals_that_of_torch_on_the_same_rows_noise_times_and_levels(predi
     level = torch.from_numpy(np.array(noise_lib.sample_timesteps(level_keys, 0, 51))).long()
     assert (level > 0).all()  # level 0 is not that of diffusers
     noise, augment = (nchw(noise_lib.sample_noise(keys, (SIDE, SIDE, 3))) for keys in (noise_keys, augment_keys))
-    high = nchw(high_pictures(data))
+    high = nchw(high_images(data))
 
     target_scheduler = diffusers.DDPMScheduler(beta_schedule='squaredcos_cap_v2')
     condition = diffusers.DDPMScheduler(beta_schedule='linear').add_noise(
-        nchw(brought_back(high_pictures(data))), augment, level
+        nchw(brought_back(high_images(data))), augment, level
     )
     x = torch.cat([target_scheduler.add_noise(high, noise, t), condition], dim=1)
     np.testing.assert_allclose(seen['x'], nhwc(x), atol=1e-5)

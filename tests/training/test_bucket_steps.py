@@ -1,4 +1,4 @@
-"""Steps of several picture sizes: 3 + 3 equal 6, bit for bit; many devices, and the prior at its weight."""
+"""Steps of several image sizes: 3 + 3 equal 6, bit for bit; many devices, and the prior at its weight."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from dreambooth_jax.data.feed import Feed
+from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import fit, step
-from dreambooth_jax.watching import metrics
 from tests.training import toy
 
 SIZES, COUNTS, STEPS = ((4, 10), (8, 6)), (2, 1), 6
 
 
 def tables():
-    """Pictures of each size: the subject's, then the same number of class pictures."""
+    """Images of each size: the subject's, then the same number of class images."""
     draw = np.random.default_rng(0)
     return [
         draw.integers(0, 256, (count + toy.CLASSES, *size, toy.CHANNELS), np.uint8)
@@ -27,9 +27,9 @@ def train(workdir, steps, place='one', per_dispatch=10, kind='adamw'):
     placed = [
         where.place_state(
             lambda data: data,
-            {'pictures': jnp.asarray(pictures), 'prompt_of': jnp.zeros(len(pictures), jnp.int32), **feed.arrays},
+            {'images': jnp.asarray(images), 'prompt_of': jnp.zeros(len(images), jnp.int32), **feed.arrays},
         )
-        for pictures in tables()
+        for images in tables()
     ]
     state, finished = fit.fit(
         toy.loss,
@@ -72,7 +72,7 @@ def test_a_resumed_run_of_two_buckets_ends_as_the_uninterrupted_one(whole, tmp_p
 def test_the_loss_of_a_step_is_that_of_its_buckets_rows(whole):
     feed, key, params = Feed(0, STEPS, COUNTS, toy.CLASSES), jax.random.key(0), toy.params()
     bucket = feed.bucket(0)
-    frozen = {'pictures': tables()[bucket], 'prompt_of': np.zeros(COUNTS[bucket] + toy.CLASSES), **feed.arrays}
+    frozen = {'images': tables()[bucket], 'prompt_of': np.zeros(COUNTS[bucket] + toy.CLASSES), **feed.arrays}
     batch = feed.batch(3, 3, 0.7, 1)
     rows = feed.pick(jax.random.fold_in(key, step.ROWS_STREAM), 0, batch, jax.tree.map(jnp.asarray, frozen))
     per_row, _ = toy.loss(params, jax.tree.map(jnp.asarray, frozen), rows, step.row_keys(key, 0, batch['slot']))

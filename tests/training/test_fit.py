@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dreambooth_jax.data import pairs
+from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import fit, loop
 from dreambooth_jax.training.checkpoint import CheckpointError, Checkpoints
-from dreambooth_jax.watching import metrics
 from tests.training import toy
 
 STEPS = 8
@@ -117,8 +117,8 @@ def test_run_that_died_between_checkpoints_repeats_the_lost_steps_and_writes_eac
 
 def test_nan_stops_the_run_and_the_checkpoint_before_it_serves_to_go_on(whole, tmp_path):
     def broken(step):
-        pictures = toy.frozen()['pictures'].astype(np.float32)
-        return {'pictures': np.full_like(pictures, np.nan) if step == 5 else pictures}
+        images = toy.frozen()['images'].astype(np.float32)
+        return {'images': np.full_like(images, np.nan) if step == 5 else images}
 
     with pytest.raises(loop.TrainingError, match='toy: the loss of step 6 is nan'):
         train(tmp_path, data=broken)
@@ -128,7 +128,7 @@ def test_nan_stops_the_run_and_the_checkpoint_before_it_serves_to_go_on(whole, t
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(toy.arrays(restored)))
     state, finished = train(tmp_path)
     assert finished
-    toy.assert_same(toy.arrays(state), whole[1], atol=1e-5)  # another program, for pictures of another type, in between
+    toy.assert_same(toy.arrays(state), whole[1], atol=1e-5)  # another program, for images of another type, in between
 
 
 def test_finished_run_is_left_as_it_is(whole):

@@ -25,7 +25,7 @@ def test_without_remedies_a_larger_device_is_left():
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 bytes')
     assert str(caught.value) == (
         "the device's memory is full while samples are drawn (RESOURCE_EXHAUSTED: 9 bytes); take a device with more "
-        'memory or smaller pictures, and start again: what is done is kept'
+        'memory or smaller images, and start again: what is done is kept'
     )
 
 

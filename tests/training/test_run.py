@@ -146,14 +146,14 @@ def test_the_length_of_pretraining_under_a_cosine_schedule_may_not_change(tmp_pa
     run.begin(dataclasses.replace(constant, steps=7, painters=0), tmp_path / 'constant')
 
 
-def test_settings_of_class_pictures_may_change_where_there_are_none(tmp_path):
+def test_settings_of_class_images_may_change_where_there_are_none(tmp_path):
     without = changed(CONFIG, 'prior.weight', 0.0)
     trained(without, tmp_path)
     for path, value in (('prior.steps', 7), ('prior.num_images', 7), ('data.class_prompt', 'a cat')):
         run.begin(changed(without, path, value), tmp_path)
 
 
-def test_settings_of_drawn_class_pictures_may_change_where_they_are_photos_of_ones_own(tmp_path):
+def test_settings_of_drawn_class_images_may_change_where_they_are_photos_of_ones_own(tmp_path):
     own = Inputs({}, {'prior.dir': []})
     trained(CONFIG, tmp_path, found=own)
     fewer, drawn = changed(CONFIG, 'prior.num_images', 7), Inputs({}, {})
@@ -162,7 +162,7 @@ def test_settings_of_drawn_class_pictures_may_change_where_they_are_photos_of_on
     trained(CONFIG, tmp_path / 'drawn', found=drawn)
     assert refusal(changed(CONFIG, 'prior.dir', 'dogs'), tmp_path / 'drawn', own) == (
         f"config.prior.dir is 'dogs', a folder of photos of your own, but {tmp_path}/drawn was begun with class "
-        f'pictures that the model drew; set it back, or start another run with --workdir'
+        f'images that the model drew; set it back, or start another run with --workdir'
     )
 
 
@@ -177,14 +177,14 @@ def test_how_the_second_stage_draws_may_change_unless_it_trains_on_what_it_drew(
 
 def test_a_subject_of_several_is_named_by_its_number(tmp_path):
     def subjects(prompt):
-        concepts = [
+        listed = [
             {'subject': name, 'instance_prompt': f'{prompt} {name}', 'class_prompt': name} for name in ('cat', 'dog')
         ]
-        return resolve(DreamBoothConfig, {'data': {'concepts': concepts}})
+        return resolve(DreamBoothConfig, {'data': {'subjects': listed}})
 
     trained(subjects('a'), tmp_path)
     assert refusal(subjects('the'), tmp_path) == (
-        f"config.data.concepts[0].instance_prompt is 'the cat' but {tmp_path} was begun with 'a cat'; set it back, or "
+        f"config.data.subjects[0].instance_prompt is 'the cat' but {tmp_path} was begun with 'a cat'; set it back, or "
         f'start another run with --workdir'
     )
 

@@ -204,7 +204,7 @@ def test_draws_differ_between_rows_steps_and_seeds():
     assert len(np.unique(numbers[:, 0])) == len(numbers)
 
 
-def test_the_stream_of_pictures_is_not_that_of_noise():
+def test_the_stream_of_images_is_not_that_of_noise():
     key = jax.random.key(0)
     streams = [jax.random.key_data(jax.random.fold_in(key, n)) for n in (step.ROWS_STREAM, step.NOISE_STREAM)]
     assert (streams[0] != streams[1]).any()

@@ -46,7 +46,7 @@ def params(seed=0, width=16):
 
 def frozen(seed=0):
     draw = np.random.default_rng(seed)
-    return {'pictures': draw.integers(0, 256, (INSTANCES + CLASSES, SIDE, SIDE, CHANNELS), np.uint8)}
+    return {'images': draw.integers(0, 256, (INSTANCES + CLASSES, SIDE, SIDE, CHANNELS), np.uint8)}
 
 
 def batch(instance_rows=3, class_rows=3, prior_weight=0.7):
@@ -54,7 +54,7 @@ def batch(instance_rows=3, class_rows=3, prior_weight=0.7):
 
 
 def pick(key, at, batch, frozen):
-    return {**batch, 'picture': pairs.picture_index(key, at, batch, CLASSES)}
+    return {**batch, 'image': pairs.image_index(key, at, batch, CLASSES)}
 
 
 def network(params, x):
@@ -64,9 +64,9 @@ def network(params, x):
 
 def loss(params, frozen, batch, keys):
     """As a stage's: f32[B] and two parts. Both halves of the output have a gradient."""
-    pictures = frozen['pictures'][batch['picture']].astype(jnp.float32) / 127.5 - 1.0
-    noise = jax.vmap(lambda key: jax.random.normal(key, pictures.shape[1:]))(keys)
-    output = network(params['unet'], pictures + noise)
+    images = frozen['images'][batch['image']].astype(jnp.float32) / 127.5 - 1.0
+    noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
+    output = network(params['unet'], images + noise)
     parts = {
         'denoising': jnp.mean(jnp.square(output[..., :CHANNELS] - noise), axis=(1, 2, 3)),
         'variance': jnp.mean(jnp.square(output[..., CHANNELS:] - 0.5), axis=(1, 2, 3)),

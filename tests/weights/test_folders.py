@@ -108,11 +108,11 @@ def test_folder_written_by_us_is_opened_by_diffusers(written, caplog, capfd):
     assert base.tokenizer('a sks dog').input_ids == second.tokenizer('a sks dog').input_ids
 
 
-def test_folder_written_by_us_draws_a_picture_in_diffusers(written):
+def test_folder_written_by_us_draws_an_image_in_diffusers(written):
     base = diffusers.IFPipeline.from_pretrained(written)
     base.set_progress_bar_config(disable=True)
-    picture = base('a sks dog', num_inference_steps=2, output_type='np', generator=torch.manual_seed(0)).images
-    assert picture.shape == (1, 8, 8, 3)
+    image = base('a sks dog', num_inference_steps=2, output_type='np', generator=torch.manual_seed(0)).images
+    assert image.shape == (1, 8, 8, 3)
 
 
 def test_folder_written_by_us_is_read_back_equal(written, pipelines):

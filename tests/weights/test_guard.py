@@ -102,7 +102,7 @@ CLIP_2 = configs_of('sdxl')['text_encoder_2']
         (SD, 'sd1', 'unet', {'in_channels': 7}, VARIANT.format('Stable Diffusion', 7, 4)),
         (SD, 'sd1', 'unet', {'out_channels': 8}, 'the UNet of x predicts 8 channels but the latents of its VAE have 4'),
         (SD, 'sd1', 'vae', {'latent_channels': 16}, 'x predicts 4 channels but the latents of its VAE have 16'),
-        (SD, 'sd1', 'vae', {'in_channels': 6}, 'the VAE of x has in_channels 6, but pictures have 3'),
+        (SD, 'sd1', 'vae', {'in_channels': 6}, 'the VAE of x has in_channels 6, but images have 3'),
         (SD, 'sd1', 'unet', {'cross_attention_dim': 48}, 'text embeddings of width 48 but its text encoder writes 32'),
         (SD, 'sd1', 'text_encoder', {'hidden_size': 64}, 'text embeddings of width 32 but its text encoder writes 64'),
         (SD, 'sd1', 'unet', {'cross_attention_dim': [32, 48, 32]}, 'of width 32 and 48 but its text encoder writes 32'),
@@ -221,7 +221,7 @@ def test_the_sdxl_refiner_is_named():
         'text_encoder_2': ['transformers', 'CLIPTextModelWithProjection'],
     }
     assert sentence_of(guard.checked_index, index, 'x') == (
-        'x names no text_encoder, as that of the SDXL refiner, which only finishes pictures; give the SDXL base model.'
+        'x names no text_encoder, as that of the SDXL refiner, which only finishes images; give the SDXL base model.'
     )
 
 
@@ -268,7 +268,7 @@ def test_a_model_without_a_square_size_takes_that_of_the_settings(tmp_path, kind
     assert given.base_size == 32
     unsized = Cascade.load(folder, super_resolution_model='none')
     assert sentence_of(lambda: unsized.base_size) == (
-        f'the pictures that {folder} was made for {says}; set config.data.resolution (sample: --resolution).'
+        f'the images that {folder} was made for {says}; set config.data.resolution (sample: --resolution).'
     )
 
 

@@ -38,7 +38,7 @@ def test_a_model_is_the_same_in_another_folder_and_another_with_another_schedule
     assert {part for part in before if after[part] != before[part]} == {'tokenizer'}
 
 
-def test_the_schedule_of_the_low_pictures_noise_counts_and_who_wrote_the_file_does_not():
+def test_the_schedule_of_the_low_images_noise_counts_and_who_wrote_the_file_does_not():
     second = tiny_pipelines.super_resolution()
     noising = {**second.image_noising_scheduler, 'beta_end': 0.5}
     assert scheduler_hash(dataclasses.replace(second, image_noising_scheduler=noising)) != scheduler_hash(second)

@@ -261,12 +261,12 @@ def test_a_convolution_with_a_core_tensor_is_the_one_that_lycoris_computes(tmp_p
     key = f'lora_unet_{name}'.replace('.', '_')
     tensors = {f'{key}.lora_{part}.weight': value for part, value in (('down', down), ('mid', middle), ('up', up))}
     file = written(tmp_path / 'x.safetensors', {**tensors, f'{key}.alpha': ALPHA})
-    # The three convolutions in a row, on a picture of one pixel at a time: what the layer adds.
-    picture = torch.from_numpy(rng.normal(size=(1, kernel.shape[2], 5, 5)).astype(np.float32))
+    # The three convolutions in a row, on an image of one pixel at a time: what the layer adds.
+    image = torch.from_numpy(rng.normal(size=(1, kernel.shape[2], 5, 5)).astype(np.float32))
     conv = torch.nn.functional.conv2d
-    steps = conv(conv(conv(picture, torch.from_numpy(down)), torch.from_numpy(middle)), torch.from_numpy(up))
+    steps = conv(conv(conv(image, torch.from_numpy(down)), torch.from_numpy(middle)), torch.from_numpy(up))
     added = np.asarray(merged(file, 'sd1')['unet'][f'{name}.kernel'] - kernel)
-    ours = conv(picture, torch.from_numpy(added.transpose(3, 2, 0, 1).copy()))
+    ours = conv(image, torch.from_numpy(added.transpose(3, 2, 0, 1).copy()))
     np.testing.assert_allclose(ours, steps * ALPHA / 3, atol=1e-4)
 
 

@@ -1,0 +1,241 @@
+"""The formats in which a trained model is written, each read back from the disk and compared before it counts.
+
+    diffusers     a pipeline folder, the second stage inside it
+    single_file   the original layout of Stable Diffusion
+    lora_peft     the adapters alone, for diffusers and PEFT
+    lora_kohya    the adapters alone, for ComfyUI, AUTOMATIC1111, Forge, kohya and OneTrainer; diffusers reads it too
+
+In the last three, the second stage has a file of its own beside that of the first, x.super_resolution.safetensors, and
+so has the new word of textual inversion, sks-dog.safetensors: other programs' token tables have their length.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax.config import DreamBoothConfig, SettingsError
+from dreambooth_jax.finetune import textual_inversion
+from dreambooth_jax.finetune.trained import Trained
+from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
+from dreambooth_jax.models.lora import B
+from dreambooth_jax.text.prompts import identifier_and_class
+from dreambooth_jax.weights import (
+    files,
+    folders,
+    lora_files,
+    lora_names,
+    modelspec,
+    original_configs,
+    single_file,
+)
+from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.lora_files import Adapter
+from dreambooth_jax.weights.pipeline import COMPONENTS, Pipeline, network_tensors
+from dreambooth_jax.weights.textual_inversion import file_name
+
+SINGLE_FILE = 'single_file'
+_XL = 'StableDiffusionXLPipeline'
+
+
+def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32') -> list[str]:
+    """Writes what a run has trained.
+
+    Args:
+      format: one of config.ExportFormat. output: a folder for 'diffusers', else '<name>.safetensors'.
+      dtype: of the stored weights, one of files.STORAGE_DTYPES.
+    Returns: a line for each folder or file.
+    Raises: SettingsError if the run, or its model, has nothing to write in this format, or for a bad `output`;
+      WeightsError if what was written does not read back as the same, or could not be written.
+    """
+    if format == 'diffusers':
+        cascade = trained.cascade
+        folders.write_pipeline(cascade.base, output, super_resolution=cascade.super_resolution, dtype=dtype)
+        return [f'{output} holds {_compare_folder(cascade, output, dtype)} tensors, read back and equal']
+    if output.suffix != files.SUFFIX:
+        raise SettingsError(f'--output={output} must be a file {files.SUFFIX} for --format={format}')
+    if format == SINGLE_FILE:
+        written = _write_single_files
+    elif not trained.adapters:
+        raise SettingsError(
+            f'--format={format} writes LoRA adapters, but {trained.name} has '
+            + ('no checkpoint' if trained.config.lora.rank else 'trained whole networks (config.lora.rank is None)')
+            + '; export diffusers or single_file'
+        )
+    else:
+        written = _write_adapters
+    _check_place_of_word(trained.cascade, output)
+    lines = [
+        f'{path} holds {count} tensors, read back and equal' for path, count in written(trained, format, output, dtype)
+    ]
+    learned = textual_inversion.write_learned(trained.cascade, output.parent, dtype)
+    if learned:
+        word = trained.cascade.base.added_tokens[0]
+        lines.append(
+            f'{learned} holds the new word {word}, read back and equal; ComfyUI calls it embedding:{learned.stem}, '
+            f'AUTOMATIC1111 {learned.stem}'
+        )
+    return lines
+
+
+def _check_place_of_word(cascade: Cascade, output: Path) -> None:
+    """Whether the file of a new word may be written beside `output`.
+
+    Raises: SettingsError if it would be one of this export's, or replace a file of anything else.
+    """
+    if not cascade.base.added_tokens:
+        return
+    word = cascade.base.added_tokens[0]
+    place = output.parent / file_name(word)
+    if place in [_file_of(output, stage) for stage in STAGES]:
+        raise SettingsError(f'--output={output} is where the new word {word} goes; choose another name')
+    if not place.exists():
+        return
+    try:
+        same = files.read_metadata(place).get('token') == word
+    except WeightsError:
+        same = False
+    if not same:
+        raise SettingsError(
+            f'{place} is where the new word {word} goes, but holds something else; move it, or choose another folder '
+            f'for --output'
+        )
+
+
+def _file_of(output: Path, stage: str) -> Path:
+    return output if stage == BASE else output.with_suffix(f'.{stage}{files.SUFFIX}')
+
+
+def _write_single_files(trained: Trained, format: str, output: Path, dtype: str):
+    if trained.config.textual_inversion.token and not trained.cascade.base.added_tokens:
+        raise SettingsError(
+            f'{trained.name} has learned a new word and has no checkpoints that tell it from the others; '
+            f'export diffusers'
+        )
+    cascade = textual_inversion.without_word(trained.cascade)
+    for stage in STAGES:
+        pipeline = getattr(cascade, stage)
+        if pipeline is None or (stage != BASE and stage not in trained.stages):
+            continue
+        if not pipeline.is_latent:
+            raise SettingsError(
+                f'--format={format} cannot hold an {pipeline.class_name}: the layout is that of Stable Diffusion and '
+                f'has no place for its networks; export diffusers'
+            )
+        path = _file_of(output, stage)
+        single_file.write_pipeline(pipeline, path, dtype=dtype, metadata=_metadata(trained, stage, format))
+        yield path, _compare_single_file(pipeline, path, dtype)
+
+
+def _write_adapters(trained: Trained, format: str, output: Path, dtype: str):
+    for stage, adapter in trained.adapters.items():
+        pipeline, path = getattr(trained.cascade, stage), _file_of(output, stage)
+        metadata = _metadata(trained, stage, format)
+        lora_files.write_lora(path, adapter, format, sdxl=pipeline.class_name == _XL, dtype=dtype, metadata=metadata)
+        if format == lora_files.KOHYA:
+            _warn_of_dropped_layers(path, adapter)
+        yield path, _compare_adapter(pipeline, adapter, path, dtype)
+
+
+def _warn_of_dropped_layers(path: Path, adapter: Adapter) -> None:
+    layers = dict.fromkeys(name.rpartition('.')[0] for name in adapter.params.get('unet', ()))
+    dropped = [layer for layer in layers if lora_names.UNKNOWN_TO_KOHYA.fullmatch(layer)]
+    if dropped:
+        logging.warning(
+            "%s holds adapters of %s, which kohya's own scripts leave out without a word; ComfyUI, AUTOMATIC1111, "
+            'Forge, OneTrainer and diffusers read them',
+            path,
+            ', '.join(dropped),
+        )
+
+
+def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
+    """What the file says of itself (modelspec.py)."""
+    pipeline, config = getattr(trained.cascade, stage), trained.config
+    predicts = {'prediction_type': original_configs.EPSILON, **pipeline.scheduler}['prediction_type']
+    if pipeline.is_latent:
+        configs = {part: getattr(pipeline, part).config for part in ('unet', 'text_encoder')}
+        family = original_configs.family_of(configs)
+    else:
+        family = modelspec.PIXEL_FAMILIES[pipeline.family.enlarges]
+    prompts = dict.fromkeys(subject.instance_prompt for subject in config.subjects())
+    # As kohya's trainer says it: SDXL's files and whole models keep the original names, other adapters diffusers'.
+    as_diffusers = format != SINGLE_FILE and not (format == lora_files.KOHYA and family == 'sdxl')
+    more = modelspec.kohya_version(family, predicts) if format == lora_files.KOHYA else {}
+    return more | modelspec.build(
+        architecture=modelspec.architecture(family, predicts, None if format == SINGLE_FILE else modelspec.LORA),
+        title=f'{trained.name}: {", ".join(prompts)}',
+        implementation=modelspec.DIFFUSERS_IMPLEMENTATION if as_diffusers else modelspec.ORIGINAL_IMPLEMENTATION,
+        resolution=trained.cascade.base_size if stage == BASE else trained.cascade.super_resolution_size,
+        prediction_type=predicts if predicts in original_configs.PREDICTION_TYPES else None,
+        trigger_phrase=trigger_phrase(config),
+    )
+
+
+def trigger_phrase(config: DreamBoothConfig) -> str:
+    """What calls a run's subjects: 'sks dog' of the prompts 'a sks dog' and 'a dog'; of several, joined by commas."""
+    phrases = []
+    for subject in config.subjects():
+        try:
+            phrases.append(' '.join(identifier_and_class(subject.instance_prompt, subject.class_prompt)))
+        except ValueError:  # the prompts may be any words
+            phrases.append(subject.instance_prompt)
+    return ', '.join(dict.fromkeys(phrases))
+
+
+def _compare_folder(cascade: Cascade, output: Path, dtype: str) -> int:
+    """The number of tensors in a folder, all of which are what the cascade's weights are in `dtype`."""
+    count, back = 0, Cascade.load(output)
+    for stage in STAGES:
+        for component in COMPONENTS:
+            network, read = (getattr(getattr(one, stage), component, None) for one in (cascade, back))
+            if network is not None:
+                found = read.params if read else {}
+                count += _compare(output, f'{stage} {component}', _stored(network.params, dtype), found)
+    return count
+
+
+def _compare_single_file(pipeline: Pipeline, path: Path, dtype: str) -> int:
+    """The number of tensors in the file; some layouts join several of a network's."""
+    back = single_file.read_single_file(path)
+    for component in pipeline.family.networks:
+        tensors = network_tensors(component, getattr(pipeline, component))
+        _compare(path, component, _stored(tensors, dtype), back.components[component])
+    return len(files.read_header(path).shapes)
+
+
+def _compare_adapter(pipeline: Pipeline, adapter: Adapter, path: Path, dtype: str) -> int:
+    back = lora_files.read_lora(path, {name: getattr(pipeline, name).params for name in adapter.params})
+    kind = jnp.finfo(dtype)
+    # alpha / rank may be stored as part of B, so halves are rounded before or after it.
+    same = functools.partial(np.allclose, rtol=2 * float(kind.eps), atol=2 * float(kind.smallest_subnormal))
+    count = 0
+    for component, params in adapter.params.items():
+        given, read = (_scaled(part, one) for part, one in ((params, adapter), (back.params.get(component, {}), back)))
+        count += _compare(path, component, given, read, same)
+    return count
+
+
+def _scaled(params: Mapping[str, Any], adapter: Adapter) -> dict[str, np.ndarray]:
+    """The adapters with alpha / rank multiplied into B."""
+    scale = np.float32(adapter.alpha / adapter.rank)
+    return {name: np.asarray(value) * (scale if name.endswith(f'.{B}') else 1) for name, value in params.items()}
+
+
+def _stored(params: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value).astype(jnp.dtype(dtype)).astype(np.float32) for name, value in params.items()}
+
+
+def _compare(place: Path, what: str, given: Mapping[str, Any], read: Mapping[str, Any], same=np.array_equal) -> int:
+    """The number of tensors given.
+
+    Raises: WeightsError if another is in its place.
+    """
+    for name in sorted(given.keys() | read.keys()):
+        if not (name in given and name in read and same(given[name], read[name])):
+            raise WeightsError(f'{place} does not read back as written: {what} {name} differs.')
+    return len(given)

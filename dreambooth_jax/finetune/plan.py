@@ -1,0 +1,158 @@
+"""What a DreamBooth run will do before it does it: steps, memory, time."""
+
+import math
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from dreambooth_jax.config import DreamBoothConfig, to_dict
+from dreambooth_jax.finetune import textual_inversion
+from dreambooth_jax.finetune.stage import trained_components
+from dreambooth_jax.finetune.trainable import make_trainable
+from dreambooth_jax.generation import class_images
+from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
+from dreambooth_jax.models.functional import parameter_count
+from dreambooth_jax.training import optimizer
+from dreambooth_jax.weights.pipeline import COMPONENTS
+
+# A training step reaches about this share of the device's speed in large matrix products (CPU: 95 of 256 GFLOP/s
+# measured on two cores; PROTOCOL: 16-45% on accelerators).
+EFFICIENCY = 0.35
+BACKWARD = 3  # a training row costs about three forward passes
+
+
+def forward_flops(cascade: Cascade, stage: str) -> float:
+    """FLOPs of one forward pass of a stage's UNet on one image, counted by XLA.
+
+    Of attention in parts (models/attention.py) one part is counted: 12 % too little for Stable Diffusion 1.x at 512 px.
+    """
+    pipeline = getattr(cascade, stage)
+    net = pipeline.unet
+    pixels = cascade.base_size if stage == BASE else cascade.super_resolution_size
+    side = pixels // pipeline.latent_scale
+    shapes = (
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(net.params)),
+        jax.ShapeDtypeStruct((1, side, side, pipeline.unet_value('in_channels')), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+    text = cascade.text_shapes(stage)
+    labels = {'class_labels': shapes[2]} if pipeline.family.enlarges else {}
+    return jax.jit(net.apply).lower(*shapes, **text, **labels).cost_analysis()['flops']
+
+
+def device_speed(side: int = 2048) -> float:
+    """FLOP/s of all devices together in one large matrix product, measured in under a second."""
+    dtype = jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
+    square = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda x: x @ x)
+    product(square).block_until_ready()
+    started = time.perf_counter()
+    for _ in range(3):
+        result = product(square)
+    result.block_until_ready()
+    return jax.device_count() * 3 * 2 * side**3 / (time.perf_counter() - started)
+
+
+def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
+    """The settings and the plan as text; reads the model, writes nothing."""
+    lines = ['settings:', *(f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items())]
+    speed = EFFICIENCY * device_speed()
+    stages = {name: getattr(cascade, name) for name in STAGES if getattr(cascade, name) is not None}
+    costs = {name: forward_flops(cascade, name) for name in stages}
+    lines += ['', f'plan for {jax.device_count()} x {jax.devices()[0].device_kind}:']
+    seconds = 0.0
+    if drawing := class_images.stages_of(config, cascade):
+        line, work = _class_images(config, costs, SUPER_RESOLUTION in drawing)
+        seconds += work / speed
+        lines.append(line + (f', {_duration(work / speed)}' if work else ''))
+    for name, pipeline in stages.items():
+        settings = getattr(config, name)
+        if not settings.steps:
+            lines.append(f'  {name}: not trained')
+            continue
+        rows = config.rows_per_step(name)
+        trainable = make_trainable(
+            pipeline,
+            trained_components(config, name, cascade),
+            config.lora,
+            new_rows=textual_inversion.new_rows(cascade) if name == BASE else None,
+            dtype=compute_dtype(config.parallel.dtype),
+            remat=config.parallel.remat,
+            seed=config.seed,
+        )
+        count = sum(parameter_count(part) for part in trainable.params.values())
+        _, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps)
+        copies = 2 + (config.optimizer.ema_decay is not None)  # weights, gradients, average
+        memory = copies * 4 * count + optimizer.state_bytes(tx, trainable.params)
+        memory += sum(value.nbytes for part in trainable.frozen.values() for value in part.values())
+        passes = rows * BACKWARD
+        if config.is_distilled(name):
+            passes += rows // 2
+            if 'unet' not in trainable.frozen:
+                itemsize = jnp.dtype(compute_dtype(config.parallel.dtype)).itemsize
+                memory += parameter_count(pipeline.unet.params) * itemsize
+        parts = f' in {settings.accumulation} micro-batches' if settings.accumulation > 1 else ''
+        work = settings.steps * passes * costs[name] / speed
+        seconds += work
+        lines.append(
+            f'  {name}: {settings.steps} steps of {rows} rows{parts}, {count / 1e6:.1f}M parameters trained, '
+            f'{memory / 2**20:.0f} MiB for weights, gradients, moments (activations come on top), '
+            f'{_duration(work)}'
+        )
+    besides = drawing_bytes(config, cascade) / 2**20
+    lines.append(f'  drawing: {besides:.0f} MiB on every device besides, for the model as it was before training')
+    lines.append(f'  in all about {_duration(seconds)}, without compilation and samples')
+    return '\n'.join(lines)
+
+
+def drawing_bytes(config: DreamBoothConfig, cascade: Cascade) -> int:
+    """Bytes of weights that drawing keeps on every device beside those that train, in float32 whatever the mode.
+
+    That is the whole model as it was, which encodes prompts, draws class images and its half of every sample grid;
+    and of each network with adapters a second copy, which they are merged into. Networks that train as a whole are
+    drawn with as they lie there.
+    """
+    found = 0
+    for stage in STAGES:
+        pipeline = getattr(cascade, stage)
+        has_adapters = config.lora.rank is not None and getattr(config, stage).steps > 0
+        adapted = trained_components(config, stage, cascade) if has_adapters else ()
+        for component in COMPONENTS:
+            if network := getattr(pipeline, component, None):
+                found += 4 * parameter_count(network.params) * (1 + (component in adapted))
+    return found
+
+
+def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: bool) -> tuple[str, float]:
+    """What is said of class images, and the FLOPs of drawing them, in the second stage too if that trains on them."""
+    prior = config.prior
+    if own := class_images.own_photos(config):
+        return f'  class images: {len(own)} photos of your own in {prior.dir}, all used, none drawn', 0.0
+    count = prior.num_images * len({subject.class_prompt for subject in config.subjects()})
+    drawing = {BASE: (prior.steps, prior.guidance_scale)}
+    if second:
+        other = config.super_resolution
+        drawing[SUPER_RESOLUTION] = (
+            other.sample_steps or prior.steps,
+            other.sample_guidance_scale or prior.guidance_scale,
+        )
+    passes = {stage: count * steps * (2 if scale != 1 else 1) for stage, (steps, scale) in drawing.items()}
+    work = sum(passes[stage] * costs[stage] for stage in passes)
+    return f'  class images: {count}, {sum(passes.values())} network passes', work
+
+
+def flat_settings(settings: Mapping, prefix: str = 'config.') -> dict:
+    """Nested settings by dotted name."""
+    found = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat_settings(value, f'{prefix}{name}.')
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _duration(seconds: float) -> str:
+    return f'{math.ceil(seconds)} s' if seconds < 120 else f'{seconds / 60:.0f} min'

@@ -1,0 +1,278 @@
+"""One stage of a DreamBooth run: the pipeline's networks, its images, loss and optimiser, joined and trained."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dreambooth_jax.config import DreamBoothConfig, SettingsError
+from dreambooth_jax.data import pairs
+from dreambooth_jax.data.feed import Feed
+from dreambooth_jax.data.table import Table, shrink_masks
+from dreambooth_jax.finetune import textual_inversion
+from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable, stored
+from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
+from dreambooth_jax.generation.checks import check_sampler
+from dreambooth_jax.generation.sample_grid import SampleGrid
+from dreambooth_jax.models import lora, vae
+from dreambooth_jax.stages import latent
+from dreambooth_jax.stages.distillation import Distillation
+from dreambooth_jax.stages.pixel import Objective, PixelStage
+from dreambooth_jax.stages.stage import Stage
+from dreambooth_jax.stages.super_resolution import SuperResolutionStage
+from dreambooth_jax.training import fit, optimizer
+from dreambooth_jax.training.placement import Placement
+from dreambooth_jax.weights import noise_schedules
+from dreambooth_jax.weights.pipeline import Pipeline, abstract_network, in_float32
+
+NEW_ROWS_LEARNING_RATE = 5e-4  # of textual inversion: diffusers' examples/textual_inversion
+
+
+def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) -> tuple[str, ...]:
+    """Which networks of stage `name` train: the UNet, and the base stage's text encoders, as the settings say."""
+    if name != BASE:
+        return ('unet',)
+    texts = tuple(cascade.base.text_encoders) if config.base.train_text_encoder else ()
+    return (*(('unet',) if config.base.train_denoiser else ()), *texts)
+
+
+def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
+    """Before anything is drawn or trained: whether the model's noise schedules allow what the settings ask.
+
+    Raises: SettingsError if a sampler cannot draw, a variance cannot be trained, or the second stage does not know the
+      noise levels that it is to train at.
+    """
+    settings, second = config.super_resolution, cascade.super_resolution
+    draws = [(BASE, config.samples.steps, config.samples.sampler)]
+    if config.prior.weight > 0 and config.prior.kind == 'images':
+        draws.append((BASE, config.prior.steps, config.prior.sampler))
+        if second is not None and settings.steps and settings.with_prior:
+            draws.append((SUPER_RESOLUTION, settings.sample_steps or config.prior.steps, config.prior.sampler))
+    if second is not None:
+        draws.append((SUPER_RESOLUTION, settings.sample_steps or config.samples.steps, config.samples.sampler))
+    for name, steps, sampler in draws:
+        check_sampler(getattr(cascade, name), steps, sampler)
+    for name in STAGES:
+        if getattr(cascade, name) is not None and getattr(config, name).steps:
+            objective = Objective.from_settings(config.objective)
+            objective.check(noise_schedules.read(getattr(cascade, name)), getattr(cascade, name).name)
+    if second is None or not settings.steps:
+        return
+    highest = noise_schedules.highest_noise_level(second)
+    for name, level in (('noise_level', settings.noise_level[1]), ('sample_noise_level', settings.sample_noise_level)):
+        if level > highest:
+            raise SettingsError(
+                f'config.super_resolution.{name} is {getattr(settings, name)} but {second.name} knows the levels 0 to '
+                f'{highest}; lower it'
+            )
+
+
+def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
+    """Before anything is drawn or trained: whether every LoRA target has a layer in a network that trains.
+
+    Warns (logging) of networks that are to train and have none: they stay as they are.
+    Raises: SettingsError for a target without a layer, and for a stage in which nothing would train.
+    """
+    if config.lora.rank is None:
+        return
+    dtype, trained = compute_dtype(config.parallel.dtype), {}
+    for name in STAGES:
+        pipeline = getattr(cascade, name)
+        if pipeline is None or not getattr(config, name).steps:
+            continue
+        models = {
+            f'{component} of the {name} stage': abstract_network(component, getattr(pipeline, component).config, dtype)
+            for component in trained_components(config, name, cascade)
+        }
+        for network, targets in lora_targets(config.lora, models).items():
+            if not targets:
+                logging.warning(
+                    'the %s is not trained: config.lora.targets %s has no layer of it', network, config.lora.targets
+                )
+        trained |= models
+    if trained:
+        try:
+            lora.check_targets(trained, config.lora.targets or lora.ATTENTION_PROJECTIONS)
+        except ValueError as error:
+            raise SettingsError(f'config.lora: {error}') from None
+
+
+def make_stage(
+    config: DreamBoothConfig, name: str, cascade: Cascade, trainable: Trainable, teacher: Distillation | None = None
+) -> Stage:
+    """The loss of stage `name` of a cascade, its networks as they train."""
+    pipeline = getattr(cascade, name)
+    shared = {
+        'unet': trainable.apply['unet'],
+        'schedule': noise_schedules.read(pipeline),
+        'objective': Objective.from_settings(config.objective, random_flip=config.data.random_flip),
+        'teacher': teacher,
+    }
+    if trainable.trains_text:
+        conditioning = cascade.conditioning(name)
+        encoders = {part: (trainable.apply[part], kind) for part, (_, kind) in conditioning.encoders.items()}
+        shared['encode'] = dataclasses.replace(conditioning, encoders=encoders)
+    if pipeline.is_latent:
+        shared['scaling_factor'] = vae.scaling_factor(pipeline.vae.config)
+    if name == BASE:
+        return (latent.LatentStage if pipeline.is_latent else PixelStage)(**shared)
+    shared |= {
+        'noising_schedule': noise_schedules.read_noising(pipeline),
+        'noise_level': config.super_resolution.noise_level,
+    }
+    if pipeline.is_latent:
+        return latent.LatentSuperResolutionStage(**shared)
+    return SuperResolutionStage(**shared, factor=cascade.factor, crop=config.super_resolution.crop)
+
+
+def stage_data(
+    config: DreamBoothConfig, name: str, cascade: Cascade, original: Cascade, table: Table, trainable: Trainable
+) -> dict[str, Any]:
+    """What the loss of stage `name` reads besides its weights: images or latents, and prompts; on the host."""
+    pipeline, size = getattr(cascade, name), table.images.shape[1:3]
+    flip = config.data.random_flip
+    data = _latents(pipeline, table, flip) if pipeline.is_latent else table.arrays
+    if config.is_distilled(name):  # whose text encoders never trained, in this stage or before
+        data['teacher_text'] = original.encode(table.prompts, name, size)
+    if trainable.trains_text:
+        return {**data, 'tokens': cascade.conditioning(name).tokens(table.prompts, size)}
+    return {**data, 'text': cascade.encode(table.prompts, name, size)}
+
+
+def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
+    mirrored = latent.with_mirrored if flip else lambda rows: rows
+    encoder = in_float32('vae', pipeline.vae)  # once for the whole run, whose targets they are
+    data = {
+        **table.prompt_arrays,
+        'moments': latent.encode_images(encoder.apply, encoder.params, mirrored(table.images)),
+    }
+    if table.masks is not None:
+        data['masks'] = mirrored(shrink_masks(table.masks, pipeline.latent_scale))
+    if pipeline.family.enlarges:
+        data['low'] = mirrored(latent.low_images(table.images, pipeline.latent_scale))
+    return data
+
+
+def rate_factors(
+    config: DreamBoothConfig, name: str, trainable: Trainable, *, learns_variance: bool
+) -> dict[str, dict[str, Any]]:
+    """What trains at another rate than stage `name`'s own, and how much faster (optimizer.scale_updates).
+
+    Args:
+      learns_variance: whether the UNet's last layer predicts a variance, which the settings may hold.
+    """
+    factors = {component: {} for component in trainable.params}
+    if learns_variance and not config.objective.train_variance and config.lora.rank is None and 'unet' in factors:
+        factors['unet'] = optimizer.variance_head_masks(trainable.params['unet'])
+    if name == BASE and config.base.text_encoder_learning_rate is not None:
+        ratio = config.base.text_encoder_learning_rate / config.base.learning_rate
+        factors |= {part: dict.fromkeys(trainable.params[part], ratio) for part in factors if part != 'unet'}
+    for component, rows in trainable.new_rows.items():
+        usual = config.base.learning_rate if config.optimizer.kind == 'prodigy' else NEW_ROWS_LEARNING_RATE
+        rate = config.textual_inversion.learning_rate or usual
+        factors[component][rows.name] = rate / config.base.learning_rate
+    return {component: part for component, part in factors.items() if part}
+
+
+def tune(
+    config: DreamBoothConfig,
+    workdir: Path,
+    name: str,
+    cascade: Cascade,
+    original: Cascade,
+    tables: Sequence[Table],
+    grid: SampleGrid,
+    place: Placement,
+) -> tuple[Cascade, bool]:
+    """Fine-tunes one stage from its newest checkpoint on.
+
+    Args:
+      name: 'base' or 'super_resolution'.
+      cascade: with the stages before as they were trained. original: as the run found it.
+      tables: the stage's images, by size.
+    Returns: the cascade with it, and whether it is finished.
+    """
+    settings = config.base if name == BASE else config.super_resolution
+    pipeline = getattr(cascade, name)
+    trainable = make_trainable(
+        pipeline,
+        trained_components(config, name, cascade),
+        config.lora,
+        new_rows=textual_inversion.new_rows(cascade) if name == BASE else None,
+        dtype=compute_dtype(config.parallel.dtype),
+        remat=config.parallel.remat,
+        seed=config.seed,
+    )
+    feed = Feed(
+        config.seed,
+        settings.steps,
+        [table.num_instance for table in tables],
+        tables[0].num_class,
+        shown_again=config.is_distilled(name),
+    )
+    batch = feed.batch(
+        settings.batch_size, settings.batch_size, config.prior.weight, place.devices, settings.accumulation
+    )
+    frozen = {'weights': trainable.frozen}
+    teacher = None
+    if config.is_distilled(name):
+        whole = config.parallel.mode == 'pmap' or place.devices == 1  # else a batch is sharded
+        class_rows = pairs.most_class_rows(batch, place.devices, settings.accumulation) if whole else None
+        network = getattr(original, name).unet
+        teacher = Distillation(network.apply, class_rows)
+        if 'unet' not in trainable.frozen:
+            frozen['teacher'] = stored(network.params, compute_dtype(config.parallel.dtype))
+    stage = make_stage(config, name, cascade, trainable, teacher)
+    data = [{**stage_data(config, name, cascade, original, table, trainable), **feed.arrays} for table in tables]
+    # One copy of the frozen weights for all sizes.
+    placed, frozen = place.place_state(lambda data: data, jax.tree.map(jnp.asarray, (data, frozen)))
+    if teacher is not None and 'teacher' not in frozen:  # adapters leave the frozen network where it is
+        frozen['teacher'] = frozen['weights']['unet']
+
+    def loss(params, frozen, batch, keys):
+        return stage.loss(trainable.assemble(params, frozen['weights']), frozen, batch, keys)
+
+    def tuned(state):
+        best = trainable.plain({component: state.best_params[component] for component in trainable.params})
+        if name == BASE:
+            return cascade.with_params(**best)
+        return cascade.with_params(super_resolution_unet=best['unet'])
+
+    def draw(step, state):
+        if jax.process_count() == 1:
+            grid.save(tuned(state), workdir / 'samples' / name / f'{step:06d}.png', f'{name}, step {step}')
+
+    factors = rate_factors(config, name, trainable, learns_variance=stage.schedule.learns_variance)
+    rate, tx = optimizer.from_settings(
+        config.optimizer,
+        settings.learning_rate,
+        settings.steps,
+        factors=factors,
+        undecayed=[rows.name for rows in trainable.new_rows.values()],
+    )
+    state, finished = fit.fit(
+        loss,
+        trainable.params,
+        tx=tx,
+        rate=rate,
+        place=place,
+        batch=batch,
+        pick=feed.pick,
+        frozen=lambda step: {**placed[feed.bucket(step)], **frozen},
+        workdir=workdir,
+        name=name,
+        seed=config.seed,
+        steps=settings.steps,
+        ema_decay=config.optimizer.ema_decay,
+        accumulation=settings.accumulation,
+        steps_per_dispatch=feed.steps_per_dispatch(config.parallel.steps_per_dispatch),
+        save_every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+        draw=draw,
+        draw_every=config.samples.every,
+    )
+    return tuned(state), finished

@@ -1,0 +1,104 @@
+"""Textual inversion: a new word for the base stage, of which only the rows in the text encoders' token tables train.
+
+Where the rows stand and how they are read: generation/new_words.py. The original cascade keeps its tokenizers and
+draws class images and comparisons.
+Source: Gal et al. 2022; diffusers 0.42.1 examples/textual_inversion/textual_inversion.py.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax.config import SettingsError, TextualInversionConfig
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.generation.new_words import NewRows, table_layer, with_rows
+from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError, vector_names
+from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.pipeline import Network
+from dreambooth_jax.weights.textual_inversion import file_name, read_textual_inversion, write_textual_inversion
+
+
+def with_word(cascade: Cascade, settings: TextualInversionConfig, *, dtype: Any, seed: int) -> Cascade:
+    """The cascade whose base stage knows the word of `settings`, its rows at their start; itself without a word.
+
+    Args:
+      dtype: of the compute. seed: of rows without initializer.
+    Raises: SettingsError if a tokenizer has the token, or reads the initializer as more tokens than there are rows.
+    """
+    if settings.token is None:
+        return cascade
+    starts = {}
+    for place, (component, network) in enumerate(cascade.base.text_encoders.items()):
+        tokenizer = Tokenizer.load(cascade.base.tokenizer_folders[component])
+        starts[component] = _start(tokenizer, component, network, settings, np.random.default_rng((seed, place)))
+    try:
+        return with_rows(cascade, vector_names(settings.token, settings.num_vectors), starts, dtype=dtype)
+    except TokenizerError as error:
+        raise SettingsError(f'config.textual_inversion.token of {cascade.base.name}: {error}') from None
+
+
+def new_rows(cascade: Cascade) -> dict[str, NewRows]:
+    """Text encoder -> the rows of the base stage's new word; empty without one."""
+    added = cascade.base.added_tokens
+    if not added:
+        return {}
+    found = {}
+    for component, tokenizer in cascade.conditioning().tokenizers.items():
+        network = getattr(cascade.base, component)
+        found[component] = NewRows(table_layer(component, network), tokenizer.ids_of(added)[0], len(added))
+    return found
+
+
+def write_learned(cascade: Cascade, folder: Path, dtype: str = 'float32') -> Path | None:
+    """Writes what was learned to a file named after the word, reads it back and compares.
+
+    Args:
+      dtype: of the stored rows, one of files.STORAGE_DTYPES.
+    Returns: the file; None without a new word.
+    Raises: WeightsError if the rows do not read back, or the disk does not take them.
+    """
+    rows = {part: np.asarray(new.take(getattr(cascade.base, part).params)) for part, new in new_rows(cascade).items()}
+    if not rows:
+        return None
+    token = cascade.base.added_tokens[0]
+    path = folder / file_name(token)
+    write_textual_inversion(path, token, rows, dtype=dtype)
+    read = read_textual_inversion(path, {part: value.shape[1] for part, value in rows.items()})
+    same = (np.array_equal(read[1][part], value.astype(jnp.dtype(dtype))) for part, value in rows.items())
+    if read[0] != token or not all(same):
+        raise WeightsError(f'{path} does not read back as written: the rows of {token} differ.')
+    return path
+
+
+def without_word(cascade: Cascade) -> Cascade:
+    """The cascade whose CLIP text encoders know no more words than at first; what else was learned stays.
+
+    It is for formats without a place for longer token tables; the rows go into a file of their own (write_learned).
+    """
+    networks = {}
+    for component, rows in new_rows(cascade).items():
+        network = getattr(cascade.base, component)
+        name = f'{rows.layer}.embedding'
+        table = np.delete(np.asarray(network.params[name]), np.s_[rows.first : rows.first + rows.count], axis=0)
+        config = {**network.config, 'vocab_size': len(table)}
+        networks[component] = dataclasses.replace(network, config=config, params={**network.params, name: table})
+    return cascade.with_tokens(networks, ()) if networks else cascade
+
+
+def _start(
+    tokenizer: Tokenizer, component: str, network: Network, settings: TextualInversionConfig, rng: np.random.Generator
+) -> np.ndarray:
+    table = np.asarray(network.params[f'{table_layer(component, network)}.embedding'])[: tokenizer.vocabulary_size]
+    count = settings.num_vectors
+    if settings.initializer is None:
+        return rng.normal(table.mean(0), table.std(0), (count, table.shape[1])).astype(np.float32)
+    ids = tokenizer.token_ids([settings.initializer])[0]
+    if not 0 < len(ids) <= count:
+        raise SettingsError(
+            f'config.textual_inversion.initializer {settings.initializer!r} is {len(ids)} tokens to the tokenizer of '
+            f'the {component}, but must be 1 to {count} (config.textual_inversion.num_vectors); choose another word'
+        )
+    return table[np.resize(ids, count)]

@@ -1,0 +1,158 @@
+"""What a run has trained, read back from its checkpoints: the model, and the adapters where LoRA trained.
+
+The newest checkpoint of each stage counts (the averaged weights where there are any), and for the rest the model that
+the run began with.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
+from dreambooth_jax.finetune import textual_inversion
+from dreambooth_jax.finetune.stage import trained_components
+from dreambooth_jax.finetune.trainable import make_trainable
+from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
+from dreambooth_jax.models import lora
+from dreambooth_jax.training.checkpoint import CheckpointError
+from dreambooth_jax.weights.lora_files import Adapter
+
+_MODEL = 'model'
+
+
+class Trained(NamedTuple):
+    """What a run has trained.
+
+    Attributes:
+      name: of the run: its folder's.
+      config: its settings.
+      cascade: the model on the host, adapters merged.
+      stages: those whose weights come from a checkpoint.
+      adapters: stage -> its adapters; empty where whole networks trained.
+      origins: a line on where each stage's weights come from.
+    """
+
+    name: str
+    config: DreamBoothConfig
+    cascade: Cascade
+    stages: tuple[str, ...]
+    adapters: dict[str, Adapter]
+    origins: list[str]
+
+
+def read_trained(workdir: Path, step: int | None = None) -> Trained:
+    """Reads a run's folder; a run without checkpoints gives its model/.
+
+    Args:
+      step: which checkpoint; None: the newest. A stage that has none of that step gives its newest.
+    Raises: SettingsError if it is no run's folder; CheckpointError if there is nothing to read, no stage has `step`,
+      or a checkpoint does not fit the model; WeightsError if that model cannot be read.
+    """
+    path = workdir / 'config.json'
+    if not path.is_file():
+        raise SettingsError(f"{workdir} is no run's folder: {path} is missing; give the --workdir of train")
+    try:
+        config = resolve(DreamBoothConfig, json.loads(path.read_text('utf-8')))
+    except ValueError as error:
+        raise SettingsError(f'{path} is no readable JSON ({error})') from None
+    name = workdir.absolute().name
+    found = {stage: _read_checkpoint(workdir / stage / 'checkpoints', step) for stage in STAGES}
+    found = {stage: checkpoint for stage, checkpoint in found.items() if checkpoint}
+    if step is not None and step not in [at for at, _ in found.values()]:
+        has = '; '.join(f'the newest of {stage} is {at}' for stage, (at, _) in found.items()) or 'it has none'
+        raise CheckpointError(f'{workdir} has no checkpoint {step}: {has}; leave --step out to take the newest')
+    if not found:
+        model = workdir / _MODEL
+        if not (model / 'model_index.json').is_file():
+            raise CheckpointError(f'{workdir} holds neither checkpoints nor a model/; start train with it first')
+        return Trained(name, config, Cascade.load(model), (), {}, [f'both stages: {model}'])
+    cascade = textual_inversion.with_word(
+        Cascade.of(config), config.textual_inversion, dtype=jnp.float32, seed=config.seed
+    )
+    adapters, origins = {}, []
+    for stage in STAGES:
+        if getattr(cascade, stage) is None or stage not in found:
+            origins += [f'{stage}: as in {config.model}'] if getattr(cascade, stage) else []
+            continue
+        at, params = found[stage]
+        try:
+            cascade, adapter = _tuned(config, cascade, stage, params)
+        except ValueError as error:
+            raise CheckpointError(
+                f'checkpoint {at} in {workdir / stage} does not fit the {error} of the model {config.model!r}; '
+                f'put that model back as it was when the run began'
+            ) from None
+        adapters |= {stage: adapter} if adapter else {}
+        origins.append(f'{stage}: checkpoint {at}')
+    return Trained(name, config, cascade, tuple(found), adapters, origins)
+
+
+def _read_checkpoint(folder: Path, step: int | None) -> tuple[int, dict[str, dict[str, Any]]] | None:
+    """(step, {component: {dotted path: f32 array}}) of one stage, averaged where the run averages; None without any.
+
+    Args:
+      folder: <workdir>/<stage>/checkpoints; need not exist.
+      step: which one; None: the newest. If the stage has other steps only, the newest.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        with ocp.CheckpointManager(
+            folder.absolute(), options=options, item_handlers=ocp.PyTreeCheckpointHandler()
+        ) as manager:
+            steps = manager.all_steps()
+            if not steps:
+                return None
+            step = step if step in steps else max(steps)
+            tree = manager.item_metadata(step).tree
+            part = 'ema' if tree.get('ema') else 'params'
+            shapes = {part: jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), tree[part])}
+            to_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+            wanted = ocp.args.PyTreeRestore(item=shapes, restore_args=to_host, partial_restore=True)
+            return step, manager.restore(step, args=wanted)[part]
+    except Exception as error:  # Orbax raises many kinds, from OSError to its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f'checkpoint {step or ""} in {folder} could not be read: {reason}') from error
+
+
+def _tuned(config: DreamBoothConfig, cascade: Cascade, stage: str, params) -> tuple[Cascade, Adapter | None]:
+    """The cascade with what a stage has trained, and its adapters if it trained some.
+
+    Raises: ValueError with the name of a component that is not, or not so, in the model.
+    """
+    pipeline = getattr(cascade, stage)
+    for component in params:
+        if getattr(pipeline, component, None) is None:
+            raise ValueError(component)
+    # In float32, as the master weights are: merging into what a step computes with would round the whole kernel.
+    trainable = make_trainable(
+        pipeline,
+        trained_components(config, stage, cascade),
+        config.lora,
+        new_rows=textual_inversion.new_rows(cascade) if stage == BASE else None,
+        dtype=jnp.float32,
+        remat=False,
+        seed=config.seed,
+    )
+    for component in {**trainable.params, **params}:
+        if _shapes(params.get(component, {})) != _shapes(trainable.params.get(component, {})):
+            raise ValueError(component)
+    given = trainable.plain(params)
+    if stage != BASE:
+        given = {f'{stage}_{component}': part for component, part in given.items()}
+    adapter = None
+    if config.lora.rank is not None:
+        own = {component: lora.separate(part)[0] for component, part in params.items()}
+        own = {component: part for component, part in own.items() if part}  # new rows may train alone
+        adapter = Adapter(own, config.lora.rank, config.lora.scale_alpha) if own else None
+    return cascade.with_params(**given), adapter
+
+
+def _shapes(params) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in params.items()}

@@ -1,0 +1,101 @@
+"""Numbers of a run, written as they come: `metrics.jsonl` for programs and TensorBoard events for eyes."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dreambooth_jax.system import disk
+
+FILE = 'metrics.jsonl'
+_FLUSH_SECONDS = 30.0  # of the events, for whoever watches
+
+
+class Metrics:
+    """Writes one line of numbers a step.
+
+    Args:
+      folder: the run's folder; made if missing.
+      stage: name put before every TensorBoard tag and into every line, such as 'base'.
+      resume_step: lines of this stage beyond this step are dropped, so that a resumed run has each step once.
+      tensorboard: write event files too.
+    """
+
+    def __init__(self, folder: str | Path, stage: str, *, resume_step: int = 0, tensorboard: bool = True):
+        self.path = Path(folder) / FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.stage = stage
+        self._drop_after(resume_step)
+        self._file = self.path.open('a', encoding='utf-8')
+        self._events = None
+        if tensorboard:
+            # Slow to import, so only when a run writes. Not its SummaryWriter: that writes in a thread, which a full
+            # disk ends with a traceback, and the training would wait for it for ever.
+            from tensorboardX.event_file_writer import EventsWriter
+
+            # No session_log: TensorBoard would hide other stages' numbers. What a resumed run repeats is equal.
+            with disk.named(self.path.parent):
+                self._events = EventsWriter(str(self.path.parent / 'events'), f'.{stage}')
+            self._flushed = time.monotonic()
+
+    def _drop_after(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line, entry in _lines(self.path):
+            if entry.get('stage') != self.stage or entry.get('step', 0) <= step:
+                kept.append(line)
+        # In one move, so that a run that is killed meanwhile has all of its numbers still.
+        with disk.writing(self.path) as new:
+            new.write_text(''.join(line + '\n' for line in kept), 'utf-8')
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the numbers of one step. What is not finite is written as null, for strict JSON readers."""
+        values = {name: float(value) for name, value in values.items()}
+        clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with disk.named(self.path):
+            self._file.write(json.dumps({'stage': self.stage, 'step': step, **clean}) + '\n')
+            self._file.flush()
+        if self._events is not None:
+            from tensorboardX.summary import scalar
+
+            for name, value in values.items():
+                self._event(step, scalar(f'{self.stage}/{name}', value))
+
+    def image(self, step: int, name: str, pixels) -> None:
+        """Adds an image, uint8[H, W, 3], to TensorBoard."""
+        if self._events is not None:
+            from tensorboardX.summary import image
+
+            self._event(step, image(f'{self.stage}/{name}', pixels, dataformats='HWC'))
+
+    def _event(self, step: int, summary) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with disk.named(self.path.parent / 'events.out.tfevents'):
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+                self._events.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Ends the files."""
+        with disk.named(self.path):
+            self._file.close()
+        if self._events is not None:
+            with disk.named(self.path.parent / 'events.out.tfevents'):
+                self._events.close()
+
+
+def read(folder: str | Path, stage: str | None = None) -> list[dict]:
+    """All lines of a run's metrics, of one stage or of all."""
+    return [entry for _, entry in _lines(Path(folder) / FILE) if stage is None or entry['stage'] == stage]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict]]:
+    # The last line of a killed run may be cut short.
+    for line in path.read_text('utf-8').splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield line, json.loads(line)

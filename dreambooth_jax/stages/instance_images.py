@@ -1,0 +1,140 @@
+"""The subjects' images of a run: photos from folders, or paintings of Storybook's built-in subjects."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from absl import logging
+
+from dreambooth_jax.config import DreamBoothConfig, SettingsError, SubjectConfig
+from dreambooth_jax.data.buckets import Size, bucket_sizes
+from dreambooth_jax.data.decode import image_size
+from dreambooth_jax.data.images import MAX_ZOOM
+from dreambooth_jax.data.subjects import ImageFile, list_images, read_buckets
+from dreambooth_jax.data.table import Examples, join
+from dreambooth_jax.storybook import draw, subjects
+
+# Words of an instance prompt that cannot be the subject's name, should the class prompt be without them.
+_FRAMING = {'a', 'an', 'the', 'of', 'in', 'on', 'my', 'with', 'photo', 'image', 'photograph', 'close-up'}
+
+
+def photos(config: DreamBoothConfig) -> dict[str, list[ImageFile]]:
+    """Setting that names a folder -> its photos, by name; without subjects that are built in.
+
+    Raises: ImageError as list_images.
+    """
+    named = {_setting(config, number): subject.instance_dir for number, subject in enumerate(config.subjects())}
+    return {setting: list_images(folder)[0] for setting, folder in named.items() if folder is not None}
+
+
+def _setting(config: DreamBoothConfig, number: int) -> str:
+    return f'data.subjects[{number}].instance_dir' if config.data.subjects else 'data.instance_dir'
+
+
+def read(
+    config: DreamBoothConfig,
+    resolution: int,
+    multiple: int | None = None,
+    *,
+    crops: int | None = None,
+    max_zoom: float = MAX_ZOOM,
+    order: Mapping[str, Sequence[str]] | None = None,
+) -> list[Examples]:
+    """All subjects' images with the prompts of each: its caption or else the instance prompt, and the class prompt.
+
+    Args:
+      resolution: side of the square images, in pixels.
+      multiple: of the sides of images that keep their ratio, as data.aspect_buckets says; None: squares even then.
+      crops: of each photo; None: data.crops. max_zoom: of random ones (data/images.py).
+      order: setting, as of `photos` -> names of the files in the order in which they are taken; None: sorted.
+    Returns: the images of each size, from the widest to the tallest, with masks if any of them has one.
+    Raises: ImageError for a folder, image or mask that cannot be used. SettingsError for an unknown built-in
+      subject.
+    """
+    square = (resolution, resolution)
+    sizes = bucket_sizes(resolution, multiple) if config.data.aspect_buckets and multiple else (square,)
+    groups: dict[Size, list[Examples]] = {size: [] for size in sizes}
+    for number, subject in enumerate(config.subjects()):
+        prompt = subject.instance_prompt
+        if subject.instance_dir is None:
+            if subject.subject not in subjects.SUBJECTS:
+                known = ', '.join(subjects.SUBJECTS)
+                raise SettingsError(f'config.data.subject is {subject.subject!r} but must be one of {known}')
+            painted = [draw.paint(scene, resolution) for scene in subjects.reference_scenes(subject.subject)]
+            prompts, class_prompts = [prompt] * len(painted), [subject.class_prompt] * len(painted)
+            groups[square].append(Examples(np.stack(painted), prompts, class_prompts=class_prompts))
+            continue
+        options = {'crops': crops or config.data.crops, 'max_zoom': max_zoom, 'seed': config.seed}
+        options['order'] = (order or {}).get(_setting(config, number))
+        found = read_buckets(subject.instance_dir, sizes, prompt, **options)
+        for size, images in found.items():
+            class_prompts = [subject.class_prompt] * len(images.images)
+            groups[size].append(Examples(images.images, images.prompts, images.masks, class_prompts))
+    return [join(group) for group in groups.values() if group]
+
+
+def check_folders(config: DreamBoothConfig) -> None:
+    """Warns of files that are skipped and of captions that leave the subject without its name.
+
+    Raises: ImageError as `read`; SettingsError if no prompt that a step will read holds the new word of textual
+      inversion: its rows would be trained by nothing.
+    """
+    prompts: list[str] = []
+    for subject in config.subjects():
+        if subject.instance_dir is None:
+            prompts.append(subject.instance_prompt)
+            continue
+        files, skipped = list_images(subject.instance_dir)
+        for name, reason in skipped.items():
+            logging.warning('%s in %s is skipped: it is %s', name, subject.instance_dir, reason)
+        captions = [file.caption for file in files]
+        prompts += [caption or subject.instance_prompt for caption in captions]
+        name = _identifier(subject)
+        if captions and None not in captions and name and not any(name & _words(caption) for caption in captions):
+            words = ' or '.join(repr(word) for word in sorted(name))
+            logging.warning(
+                'no caption in %s holds %s, which names the subject in the instance prompt %r, so that name is not '
+                'learned; write it into the captions',
+                *(subject.instance_dir, words, subject.instance_prompt),
+            )
+    token = config.textual_inversion.token
+    if token and config.base.steps and prompts and not any(token in prompt.lower() for prompt in prompts):
+        raise SettingsError(
+            f'config.textual_inversion.token is {token!r} but the images have captions that do not hold it, so '
+            f'nothing would teach it; write it into the captions, or take them away'
+        )
+
+
+def _identifier(subject: SubjectConfig) -> set[str]:
+    """The words that tell the subject from its class, in lower case."""
+    return _words(subject.instance_prompt) - _words(subject.class_prompt) - _FRAMING
+
+
+def _words(prompt: str) -> set[str]:
+    return set(re.split(r'[\s.,;:!?"()]+', prompt.lower())) - {''}
+
+
+def describe_folders(config: DreamBoothConfig) -> str:
+    """What lies in the subjects' folders, a line each image; raises ImageError as `read`."""
+    lines = []
+    for subject in config.subjects():
+        if subject.instance_dir is None:
+            lines.append(f'  built-in subject {subject.subject}, {subject.instance_prompt!r}')
+            continue
+        files, skipped = list_images(subject.instance_dir)
+        lines.append(f'  {subject.instance_dir}: {len(files)} files, {subject.instance_prompt!r} unless captioned')
+        for file in files:
+            width, height = image_size(file.path)
+            caption = f', caption {file.caption!r}' if file.caption else ''
+            mask = f', mask {file.mask.name}' if file.mask else ''
+            lines.append(f'    {file.path.name}: {width} x {height}{caption}{mask}')
+        lines += [f'    skipped: {name} is {reason}' for name, reason in skipped.items()]
+    return '\n'.join(lines)
+
+
+def describe(groups: Sequence[Examples]) -> str:
+    """A line about what was read."""
+    shapes = [group.images.shape for group in groups]
+    sizes = ', '.join(f'{count} of {width} x {height}' for count, height, width, _ in shapes)
+    masks = any(group.masks is not None for group in groups)
+    return f'images: {sizes} pixels{"; masks weigh the loss of those that have one" if masks else ""}'

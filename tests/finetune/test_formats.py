@@ -1,0 +1,117 @@
+"""What is written for other programs: what LoRA files say of themselves, and where the files of new words go."""
+
+import functools
+import logging
+import re
+
+import numpy as np
+import pytest
+
+from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
+from dreambooth_jax.finetune import formats
+from dreambooth_jax.finetune.trained import Trained
+from dreambooth_jax.generation import new_words
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.weights import files
+from dreambooth_jax.weights.lora_files import Adapter
+from dreambooth_jax.weights.pipeline import Network, Pipeline
+from dreambooth_jax.weights.textual_inversion import write_textual_inversion
+from tests import tiny_latent_pipelines, tiny_pipelines
+from tests.weights import lora_clients
+from tests.weights import published_stable_diffusion as published
+
+CONFIG = {
+    'model': 'tiny',
+    'data': {'instance_dir': 'photos', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'},
+    'lora': {'rank': 1},
+}
+WORD = '<sks-dog>'
+
+
+@functools.cache
+def trained(family, prediction='epsilon'):
+    """A run of a published model that trained two layers of the UNet, of which nothing else is there."""
+    configs = published.CONFIGS[family]
+    kernels = {
+        'conv_in.kernel': np.zeros((3, 3, 4, 320), np.float32),
+        'mid_block.attentions.0.proj_in.kernel': np.zeros((1280, 1280), np.float32),
+    }
+    networks = {
+        component: Network(configs[component], None, kernels if component == 'unet' else {})
+        for component in ('unet', 'vae', 'text_encoder', 'text_encoder_2')
+        if component in configs
+    }
+    tokenizer = tiny_pipelines.tokenizer_folder()
+    tokenizers = {'tokenizer_folder': tokenizer, **({'tokenizer_2_folder': tokenizer} if family == 'sdxl' else {})}
+    scheduler = {**configs['scheduler'], 'prediction_type': prediction}
+    base = Pipeline(class_name=configs['model_index']['_class_name'], scheduler=scheduler, **networks, **tokenizers)
+    params = {}
+    for name, kernel in kernels.items():
+        path = name.removesuffix('.kernel')
+        params[f'{path}.lora_a'] = np.ones((*kernel.shape[:-1], 1), np.float32)
+        params[f'{path}.lora_b'] = np.ones((1, kernel.shape[-1]), np.float32)
+    adapters = {'base': Adapter({'unet': params}, 1, 1.0)}
+    return Trained('run', resolve(DreamBoothConfig, CONFIG), Cascade(base), ('base',), adapters, [])
+
+
+@pytest.mark.parametrize(
+    ('family', 'prediction', 'version'),
+    [('sd1', 'epsilon', 'sd_v1'), ('sd2', 'v_prediction', 'sd_v2_v'), ('sdxl', 'epsilon', 'sdxl_base_v1-0')],
+)
+def test_a_lora_file_says_which_model_it_is_of(family, prediction, version, tmp_path, caplog):
+    run = trained(family, prediction)
+    file = tmp_path / 'dog.safetensors'
+    with caplog.at_level(logging.WARNING):
+        assert len(formats.write(run, 'lora_kohya', file)) == 1
+    said = files.read_metadata(file)
+    assert (said['ss_base_model_version'], said['ss_v2']) == (version, str(family == 'sd2'))
+    assert lora_clients.a1111_version(said) == family
+    # Forge knows no Stable Diffusion 2, and shows it beside all.
+    assert lora_clients.forge_version(said) == ('unknown' if family == 'sd2' else family)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file} holds adapters of conv_in, which kohya's own scripts leave out without a word; ComfyUI, "
+        f'AUTOMATIC1111, Forge, OneTrainer and diffusers read them'
+    ]
+    caplog.clear()
+    formats.write(run, 'lora_peft', file)
+    assert not any(key.startswith('ss_') for key in files.read_metadata(file)) and not caplog.records
+
+
+@functools.cache
+def with_word():
+    """A run of a tiny model that has learned a word and two layers."""
+    cascade = tiny_latent_pipelines.cascade('sd1')
+    rows = {'text_encoder': np.ones((1, 32), np.float32)}
+    learned = new_words.with_rows(cascade, (WORD,), rows, dtype=np.float32)
+    path = 'mid_block.attentions.0.proj_in'
+    *window, inputs, outputs = cascade.base.unet.params[f'{path}.kernel'].shape
+    params = {
+        f'{path}.lora_a': np.ones((*window, inputs, 1), np.float32),
+        f'{path}.lora_b': np.ones((1, outputs), np.float32),
+    }
+    adapters = {'base': Adapter({'unet': params}, 1, 1.0)}
+    return Trained('run', resolve(DreamBoothConfig, CONFIG), learned, ('base',), adapters, [])
+
+
+def test_a_words_file_replaces_no_other(tmp_path):
+    run, out = with_word(), tmp_path / 'dog.safetensors'
+    place = tmp_path / 'sks-dog.safetensors'
+    files.write_tensors(place, {'unet.x.lora_A.weight': np.ones((1, 1), np.float32)})
+    sentence = (
+        f'{place} is where the new word <sks-dog> goes, but holds something else; move it, or choose another folder '
+        f'for --output'
+    )
+    with pytest.raises(SettingsError, match=re.escape(sentence)):
+        formats.write(run, 'lora_kohya', out)
+    assert not out.exists() and set(files.read_header(place).shapes) == {'unet.x.lora_A.weight'}
+    place.write_bytes(b'photo')
+    with pytest.raises(SettingsError, match=re.escape(sentence)):
+        formats.write(run, 'lora_kohya', out)
+    assert place.read_bytes() == b'photo'
+    with pytest.raises(
+        SettingsError, match=re.escape(f'--output={place} is where the new word <sks-dog> goes; choose another name')
+    ):
+        formats.write(run, 'lora_kohya', place)
+    write_textual_inversion(place, WORD, {'text_encoder': np.zeros((1, 32), np.float32)})  # an earlier export's
+    assert formats.write(run, 'lora_kohya', out)[1].startswith(f'{place} holds the new word <sks-dog>, read back')
+    assert (files.read_tensors(place)[WORD] == 1).all()

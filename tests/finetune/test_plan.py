@@ -1,0 +1,71 @@
+"""The plan counts what the run will draw: class images of the stages that train on them."""
+
+import re
+
+import pytest
+from PIL import Image
+
+from dreambooth_jax.config import DreamBoothConfig, resolve
+from dreambooth_jax.finetune import plan
+from dreambooth_jax.generation.cascade import Cascade
+from tests import tiny_pipelines
+
+STAGES = {'base': ('unet', 'text_encoder'), 'super_resolution': ('unet',)}
+
+
+@pytest.fixture
+def class_images(monkeypatch):
+    """The plan's line on class images under some settings, and the FLOPs of its second; costs are 1 and 10 a pass."""
+    monkeypatch.setattr(plan, 'forward_flops', lambda cascade, stage: {'base': 1.0, 'super_resolution': 10.0}[stage])
+    monkeypatch.setattr(plan, 'device_speed', lambda: 1 / plan.EFFICIENCY)
+    cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
+
+    def line(**settings):
+        data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
+        prior = {'num_images': 3, 'steps': 2, **settings.pop('prior', {})}
+        config = resolve(DreamBoothConfig, {'data': data, 'prior': prior, **settings})
+        found = re.search(r'  class images: (.*)', plan.describe(config, cascade))
+        return found and found[1]
+
+    return line
+
+
+def test_class_images_are_planned_for_the_stages_that_train_on_them(class_images):
+    assert class_images() == '3, 12 network passes, 12 s'
+    assert class_images(prior={'guidance_scale': 1.0}) == '3, 6 network passes, 6 s'
+    assert class_images(prior={'weight': 0.0}) is class_images(prior={'kind': 'prediction'}) is None
+    second = {'steps': 1, 'sample_steps': 1, 'sample_guidance_scale': 1.0}
+    assert class_images(base={'steps': 0}, super_resolution=second) is None
+    assert class_images(base={'steps': 0}, super_resolution={**second, 'with_prior': True}) == (
+        '3, 15 network passes, 42 s'
+    )
+
+
+def test_photos_of_ones_own_are_counted_and_none_is_planned(class_images, tmp_path):
+    for number in range(5):
+        Image.new('RGB', (20, 20)).save(tmp_path / f'{number}.png')
+    assert class_images(prior={'dir': str(tmp_path)}) == f'5 photos of your own in {tmp_path}, all used, none drawn'
+
+
+def test_what_drawing_keeps_on_a_device_is_the_model_and_merged_adapters():
+    cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
+    sizes = {
+        stage: {
+            part: sum(4 * value.size for value in getattr(getattr(cascade, stage), part).params.values())
+            for part in parts
+        }
+        for stage, parts in STAGES.items()
+    }
+    whole = sum(size for stage in sizes.values() for size in stage.values())
+    data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
+    for settings, more in (
+        ({}, 0),
+        ({'lora': {'rank': 2}}, sizes['base']['unet']),
+        ({'lora': {'rank': 2}, 'base': {'train_text_encoder': True}}, sum(sizes['base'].values())),
+        (
+            {'lora': {'rank': 2}, 'super_resolution': {'steps': 1}},
+            sizes['base']['unet'] + sizes['super_resolution']['unet'],
+        ),
+    ):
+        config = resolve(DreamBoothConfig, {'data': data, **settings})
+        assert plan.drawing_bytes(config, cascade) == whole + more

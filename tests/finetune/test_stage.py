@@ -1,0 +1,90 @@
+"""One stage of a run: what is checked before it, and in which dtype what runs once runs."""
+
+import dataclasses
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreambooth_jax.config import DreamBoothConfig, ObjectiveConfig, PriorConfig, SamplesConfig, SettingsError
+from dreambooth_jax.data.table import Examples, make_table
+from dreambooth_jax.finetune import plan, stage
+from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
+from dreambooth_jax.weights import folders
+from tests import smallest_pipelines
+
+FROZEN_TEXT = types.SimpleNamespace(trains_text=False)
+PROMPTS = ['a sks dog', 'a dog in the snow']
+
+
+def cascade(kind, dtype=jnp.float32, **scheduler):
+    """The smallest one of a kind, its base stage's scheduler changed."""
+    folder = smallest_pipelines.folder(kind)
+    base = folders.read_pipeline(folder, dtype=dtype)
+    second = folders.read_pipeline(base.super_resolution_folder, dtype=dtype)
+    return Cascade(dataclasses.replace(base, scheduler={**base.scheduler, **scheduler}), second)
+
+
+def test_targets_and_frozen_text_are_float32_whatever_the_steps_compute_in():
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    table = make_table(Examples(images, PROMPTS))
+    half, full = (
+        stage.stage_data(DreamBoothConfig(), BASE, model, model, table, FROZEN_TEXT)
+        for model in (cascade('latents', jnp.bfloat16), cascade('latents'))
+    )
+    for ours, exact in zip(jax.tree.leaves(half), jax.tree.leaves(full), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=1e-6, atol=1e-7)
+    # The comparison would see bfloat16: the networks as they were read do compute in it.
+    vae = cascade('latents', jnp.bfloat16).base.vae
+    coarse = stage.latent.encode_images(vae.apply, vae.params, table.images)
+    assert np.abs(coarse - full['moments']).max() > 1e-4
+
+
+@pytest.mark.parametrize('kind', ['latents', 'pixels'])
+def test_the_plan_neither_places_nor_runs_a_text_encoder(kind, monkeypatch):
+    model = cascade(kind)
+    for name in (BASE, SUPER_RESOLUTION):
+        text = jax.tree.map(lambda x: (x.shape, x.dtype), model.encode([''], name))
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), model.text_shapes(name))
+        assert text == shapes
+    model = cascade(kind)
+    monkeypatch.setattr(Cascade, 'encode', None)
+    assert plan.forward_flops(model, BASE) > 0 and plan.forward_flops(model, SUPER_RESOLUTION) > 0
+    assert not model._placed
+
+
+def check(model, **settings):
+    stage.check_schedules(DreamBoothConfig(**settings), model)
+
+
+def test_samplers_are_tried_before_anything_is_drawn():
+    model = cascade('latents', solver_order=3)
+    sentence = f"{model.base.name}: the scheduler file's solver_order is 3, with which sampler dpmsolver++ cannot draw"
+    for settings in ({}, dict(samples=SamplesConfig(sampler='ddim'), prior=PriorConfig(sampler='dpmsolver++'))):
+        with pytest.raises(SettingsError, match=f'^{re.escape(sentence)}'):
+            check(model, **settings)
+    check(model, samples=SamplesConfig(sampler='ddim'))
+    unused = PriorConfig(sampler='dpmsolver++', weight=0.0)
+    check(model, samples=SamplesConfig(sampler='ddim'), prior=unused)
+    with pytest.raises(SettingsError, match=r'^steps is 1001; 1 to 1000 denoise steps are possible\.$'):
+        check(model, samples=SamplesConfig(sampler='ddim', steps=1001))
+
+
+def test_a_variance_saved_as_fixed_trains_as_the_range_that_it_is():
+    """diffusers' train_dreambooth.py saves DeepFloyd IF so."""
+    model = cascade('pixels', variance_type='fixed_small')
+    check(model)
+    trainable = types.SimpleNamespace(apply={'unet': model.base.unet.apply}, trains_text=False)
+    made = stage.make_stage(DreamBoothConfig(), BASE, model, trainable)
+    assert made.schedule.variance_type == 'learned_range'
+    assert made.schedule.sampling('ddpm').variance_type == 'fixed_small'
+
+
+def test_a_variance_of_another_scale_is_only_left_as_it_is():
+    model = cascade('pixels', variance_type='learned')
+    with pytest.raises(SettingsError, match="has variance_type 'learned', .* set train_variance to False, which"):
+        check(model)
+    check(model, objective=ObjectiveConfig(train_variance=False))
