@@ -104,7 +104,7 @@ def deepfloyd_if(config):
     config.model = 'DeepFloyd/IF-I-XL-v1.0'  # behind a licence: accept it on its page and log in
     config.super_resolution_model = 'DeepFloyd/IF-II-L-v1.0'
     config.parallel.mode = 'fsdp'
-    config.optimizer.moments = 'int8'  # 4.3 billion parameters
+    config.optimizer.state_dtype = 'int8'  # 4.3 billion parameters
     config.prior.num_images = 200
     config.prior.steps = 50
     # The paper's 1e-5 is for Imagen; by diffusers' notes IF's whole networks need 1e-7, and the second stage less.

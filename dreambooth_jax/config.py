@@ -107,7 +107,7 @@ class DataConfig(SubjectConfig):
     # crops from all over the photo, whatever its ratio.) False: the square in the middle of every photo.
     aspect_buckets: bool = False
     # Several subjects in one run, instead of the four settings above, which then stay empty.
-    subjects: tuple[SubjectConfig, ...] = ()
+    subjects: tuple[SubjectConfig, ...] = setting((), formerly='concepts')
 
     def check(self, path: str) -> None:
         if self.subjects:
@@ -126,10 +126,12 @@ class PriorConfig(Settings):
     # lambda of the loss mean(instance) + lambda * mean(class); 0 trains without class rows.
     weight: float = setting(1.0, '>= 0')
     # What class rows are. 'images', the paper's: class images that the frozen model draws before training.
-    # 'prediction': the subject's images under the class prompt, where the model is held to what the frozen model
+    # 'distillation': the subject's images under the class prompt, where the model is held to what the frozen model
     # predicts. Nothing is drawn, so the settings below have no use; a step takes another forward pass of its class rows
     # (under fsdp, of all rows) and, unless adapters leave the frozen UNet in place, a copy of it in the compute dtype.
-    kind: Literal['images', 'prediction'] = 'images'
+    kind: Literal['images', 'distillation'] = setting(
+        'images', former_values={'pictures': 'images', 'prediction': 'distillation'}
+    )
     # Class images per class prompt; the paper takes about 1000, "but less can be used".
     num_images: int = setting(200, '> 0')
     # Folder of the class images, filled where it holds too few. None: prior/ in the run's folder. A folder of photos
@@ -147,9 +149,9 @@ class PriorConfig(Settings):
 
     def check(self, path: str) -> None:
         # The other settings of class images stand at defaults that say nothing of whether they were set.
-        if self.kind == 'prediction' and self.dir is not None:
+        if self.kind == 'distillation' and self.dir is not None:
             raise SettingsError(
-                f"{path}.dir is {self.dir!r} but {path}.kind is 'prediction', which has no class images to keep; "
+                f"{path}.dir is {self.dir!r} but {path}.kind is 'distillation', which has no class images to keep; "
                 f"leave dir None, or set kind to 'images'"
             )
 
@@ -163,11 +165,11 @@ class BaseConfig(Settings):
     # Instance rows per step, on all devices together; as many class rows come on top while prior.weight > 0.
     batch_size: int = setting(1, '> 0')
     # Micro-batches that a step's rows are cut into, one after the other: the same step in less memory, rounding aside.
-    accumulation: int = setting(1, '> 0')
+    gradient_accumulation_steps: int = setting(1, '> 0', formerly='accumulation')
     # The paper: 1e-5 for Imagen, 5e-6 for Stable Diffusion.
     learning_rate: float = setting(5e-6, '> 0')
     # False: the UNet is frozen, as in textual inversion alone.
-    train_denoiser: bool = True
+    train_denoiser: bool = setting(True, formerly='train_unet')
     # Train the text encoder along: closer to the subject, more memory.
     train_text_encoder: bool = False
     # Its own learning rate. None: that of the UNet.
@@ -194,7 +196,7 @@ class SuperResolutionConfig(Settings):
     # Instance rows per step, on all devices together.
     batch_size: int = setting(1, '> 0')
     # As in BaseConfig.
-    accumulation: int = setting(1, '> 0')
+    gradient_accumulation_steps: int = setting(1, '> 0', formerly='accumulation')
     # The paper gives none for this stage; that of the base stage is a good start.
     learning_rate: float = setting(1e-5, '> 0')
     # Lowest and highest noise augmentation of the low image in training: times of the image_noising schedule, both
@@ -213,7 +215,7 @@ class SuperResolutionConfig(Settings):
     sample_steps: int | None = setting(None, '> 0')
     sample_guidance_scale: float | None = setting(None, '>= 1')
 
-    def drawing(self) -> dict[str, int | float | None]:
+    def sampling_options(self) -> dict[str, int | float | None]:
         """How this stage draws, as options of Cascade.generate."""
         return {
             'noise_level': self.sample_noise_level,
@@ -336,20 +338,20 @@ class DreamBoothConfig(Settings):
             )
         for index, subject in enumerate(self.subjects()):
             where = f'{path}.data.subjects[{index}]' if self.data.subjects else f'{path}.data'
-            subject.check_complete(where, self.model, uses_class=bool(self._class_row_stages()))
+            subject.check_complete(where, self.model, uses_class=bool(self._class_example_stages()))
         self.textual_inversion.check_prompts(self.subjects(), f'{path}.textual_inversion')
         self._check_what_trains(path)
-        if (rate := self.textual_inversion.learning_rate) is not None:
-            self.optimizer.check_learning_rate(rate, f'{path}.textual_inversion.learning_rate')
+        if (learning_rate := self.textual_inversion.learning_rate) is not None:
+            self.optimizer.check_learning_rate(learning_rate, f'{path}.textual_inversion.learning_rate')
         for name in ('base', 'super_resolution'):
-            stage, rows = getattr(self, name), self.rows_per_step(name)
+            stage, examples = getattr(self, name), self.examples_per_step(name)
             if stage.steps:
                 self.optimizer.check_learning_rate(stage.learning_rate, f'{path}.{name}.learning_rate')
-            if stage.accumulation > rows:
+            if stage.gradient_accumulation_steps > examples:
                 raise SettingsError(
-                    f'{path}.{name}.accumulation is {stage.accumulation} but a step has only {rows} rows to cut into '
-                    f'micro-batches ({path}.{name}.batch_size, and as many class rows if there are some); set it to '
-                    f'at most {rows}'
+                    f'{path}.{name}.gradient_accumulation_steps is {stage.gradient_accumulation_steps} but a step '
+                    f'has only {examples} rows to cut into micro-batches ({path}.{name}.batch_size, and as many '
+                    f'class rows if there are some); set it to at most {examples}'
                 )
         if self.data.aspect_buckets and (self.parallel.steps_per_dispatch or 1) > 1:
             raise SettingsError(
@@ -366,25 +368,25 @@ class DreamBoothConfig(Settings):
         if self.prior.weight > 0:
             raise SettingsError(f'{frozen}, so class images teach nothing; set {path}.prior.weight to 0')
 
-    def rows_per_step(self, name: str) -> int:
+    def examples_per_step(self, name: str) -> int:
         """Instance and class rows of one step of the stage 'base' or 'super_resolution', on all devices together."""
-        return getattr(self, name).batch_size * (2 if self.has_class_rows(name) else 1)
+        return getattr(self, name).batch_size * (2 if self.has_class_examples(name) else 1)
 
-    def has_class_rows(self, name: str) -> bool:
+    def has_class_examples(self, name: str) -> bool:
         """Whether that stage trains with prior preservation."""
         return self.prior.weight > 0 and (name == 'base' or self.super_resolution.with_prior)
 
-    def _class_row_stages(self) -> tuple[str, ...]:
+    def _class_example_stages(self) -> tuple[str, ...]:
         stages = ('base', 'super_resolution')
-        return tuple(name for name in stages if getattr(self, name).steps and self.has_class_rows(name))
+        return tuple(name for name in stages if getattr(self, name).steps and self.has_class_examples(name))
 
     def class_image_stages(self) -> tuple[str, ...]:
         """The stages that train on class images."""
-        return tuple(name for name in self._class_row_stages() if not self.is_distilled(name))
+        return tuple(name for name in self._class_example_stages() if not self.is_distilled(name))
 
     def is_distilled(self, name: str) -> bool:
         """Whether class rows of that stage show no class images but are held to the frozen model's prediction."""
-        return self.prior.kind == 'prediction' and self.has_class_rows(name)
+        return self.prior.kind == 'distillation' and self.has_class_examples(name)
 
     def subjects(self) -> tuple[SubjectConfig, ...]:
         """Every subject of the run: data.subjects, or the one that `data` itself describes."""

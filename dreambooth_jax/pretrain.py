@@ -29,9 +29,10 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.stages.pixel import Objective, PixelStage
     from dreambooth_jax.stages.super_resolution import SuperResolutionStage
-    from dreambooth_jax.stages.text_conditioning import TextConditioning, rows_of
+    from dreambooth_jax.stages.text_conditioning import TextConditioning, take
     from dreambooth_jax.storybook import pools, vocabulary
-    from dreambooth_jax.training import fit, optimizer, placement, run
+    from dreambooth_jax.training import fit, optimizer, run
+    from dreambooth_jax.training.placement import make_placement
     from dreambooth_jax.weights import folders, noise_schedules
 
     run.begin(config, workdir)
@@ -64,7 +65,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         rare_tokens=vocabulary.RARE_TOKENS,
         rare_token_rate=config.rare_token_rate,
     )
-    place = placement.make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
+    placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
     encode = functools.partial(jax.jit(conditioning), {'text_encoder': pipeline.text_encoder.params})
 
     @functools.lru_cache(maxsize=1)
@@ -76,9 +77,9 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
             data['tokens'] = tokens
         else:
             slices = [slice(i, i + 256) for i in range(0, config.pool_size + 1, 256)]
-            parts = [jax.tree.map(np.asarray, encode(rows_of(tokens, rows))) for rows in slices]
+            parts = [jax.tree.map(np.asarray, encode(take(tokens, examples))) for examples in slices]
             data['text'] = jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
-        return place.place_state(lambda data: data, data)
+        return placement.place_state(lambda data: data, data)
 
     def pick(key, step, batch, frozen):
         return {**batch, 'image': pairs.image_index(key, step, batch, config.pool_size, shuffle=False)}
@@ -100,20 +101,20 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     )
     programs = {}
 
-    def draw(step, state):
+    def sample(step, state):
         if is_base and samples.prompts and jax.process_count() == 1:
             path = workdir / 'samples' / config.stage / f'{step:06d}.png'
             grid.save(Cascade(trained(state.best_params), programs=programs), path, f'{config.stage}, step {step}')
 
-    factors = {} if config.train_variance else {'unet': optimizer.variance_head_masks(params['unet'])}
-    rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, factors=factors)
-    batch = pairs.pad_rows(pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0), place.devices)
+    multipliers = {} if config.train_variance else {'unet': optimizer.variance_head_masks(params['unet'])}
+    learning_rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, multipliers=multipliers)
+    batch = pairs.pad_examples(pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0), placement.devices)
     state, finished = fit.fit(
         stage.loss,
         params,
         tx=tx,
-        rate=rate,
-        place=place,
+        learning_rate=learning_rate,
+        placement=placement,
         batch=batch,
         pick=pick,
         frozen=lambda step: pool_data(step // steps_per_pool),
@@ -125,8 +126,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         steps_per_dispatch=config.parallel.steps_per_dispatch,
         save_every=config.checkpoint.every,
         keep=config.checkpoint.keep,
-        draw=draw,
-        draw_every=samples.every,
+        sample=sample,
+        sample_every=samples.every,
         description=f'pretrain {config.stage}',
     )
     painters.close()

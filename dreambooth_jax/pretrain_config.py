@@ -7,10 +7,10 @@ from dreambooth_jax.config import LAST_TIMESTEP, SettingsError, Timestep, check_
 from dreambooth_jax.settings import path_setting
 from dreambooth_jax.training_config import (
     CheckpointConfig,
+    LearningRateSchedule,
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
-    RateSchedule,
     SamplesConfig,
 )
 
@@ -29,7 +29,7 @@ class PretrainConfig(OptimizerConfig, ObjectiveConfig):
     batch_size: int = setting(64, '> 0')
     learning_rate: float = setting(3e-4, '> 0')
     # As in OptimizerConfig and ObjectiveConfig, with what pretraining needs.
-    schedule: RateSchedule = 'cosine'
+    schedule: LearningRateSchedule = 'cosine'
     warmup_steps: int = setting(500, '>= 0')
     ema_decay: float | None = setting(0.999, 'in (0, 1)')
     prompt_dropout: float = setting(0.1, 'in [0, 1]')

@@ -128,9 +128,9 @@ def main(argv) -> None:
     folders = {output: images.final}
     if images.super_resolution is not None:
         folders[output / 'base'] = images.base
-    for folder, drawn in folders.items():
+    for folder, of_stage in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
-        for index, pixels in enumerate(drawn):
+        for index, pixels in enumerate(of_stage):
             prompt, number = divmod(index, _NUM_IMAGES.value)
             with disk.writing(folder / f'{prompt:03d}_{number:02d}.png') as new:
                 Image.fromarray(pixels).save(new, format='PNG')

@@ -43,10 +43,24 @@ class UnknownSettingError(SettingsError, AttributeError, KeyError):
         return self.args[0]
 
 
-def setting(default: Any, allowed: str) -> Any:
-    """A field with a range: '>= 0', '> 0' or an interval such as 'in [0, 1)'; each entry of a tuple must be inside."""
-    _is_within(0, allowed)
-    return dataclasses.field(default=default, metadata={'allowed': allowed})
+def setting(
+    default: Any,
+    allowed: str | None = None,
+    *,
+    formerly: str | None = None,
+    former_values: Mapping[str, str] | None = None,
+) -> Any:
+    """A field with a range, or with names that it had before.
+
+    Args:
+      allowed: '>= 0', '> 0' or an interval such as 'in [0, 1)'; each entry of a tuple must be inside. None: any value.
+      formerly: what the setting was called in its group. former_values: what its values were called -> what they are.
+        The old names are errors that say the new ones, but in the config.json of a run that was begun with them.
+    """
+    if allowed is not None:
+        _is_within(0, allowed)
+    names = {'formerly': formerly, 'former_values': former_values or {}}
+    return dataclasses.field(default=default, metadata={'allowed': allowed, **names})
 
 
 def path_setting(default: str | None) -> Any:
@@ -101,12 +115,14 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class _Field:
-    """One setting: its type without None, whether None is allowed, its range, and whether it is a path."""
+    """One setting: its type without None, whether None is allowed, its range, whether it is a path, and old names."""
 
     kind: Any
     optional: bool
-    allowed: str | None
+    allowed: str | None = None
     is_path: bool = False
+    formerly: str | None = None
+    former_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def convert(self, path: str, value: Any) -> Any:
         if value is None and self.optional:
@@ -125,11 +141,11 @@ def _fields(cls: type) -> dict[str, _Field]:
     return {field.name: _field(hints[field.name], **field.metadata) for field in dataclasses.fields(cls)}
 
 
-def _field(hint: Any, allowed: str | None = None, is_path: bool = False) -> _Field:
+def _field(hint: Any, **metadata: Any) -> _Field:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # the latter of a Literal and None
         kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-        return _Field(kinds[0], len(kinds) < len(typing.get_args(hint)), allowed, is_path)
-    return _Field(hint, False, allowed, is_path)
+        return _Field(kinds[0], len(kinds) < len(typing.get_args(hint)), **metadata)
+    return _Field(hint, False, **metadata)
 
 
 def _describe(kind: Any) -> str:
@@ -155,6 +171,8 @@ def _convert(path: str, field: _Field, value: Any) -> Any:
         return _free_form(path, value)
     if typing.get_origin(kind) is typing.Literal:
         if value not in typing.get_args(kind):
+            if isinstance(value, str) and value in field.former_values:
+                raise SettingsError(f'{path} is {value!r}, which is now called {field.former_values[value]!r}')
             none = ' or None' if field.optional else ''
             raise SettingsError(f'{path} must be {_describe(kind)}{none}, got {value!r}')
         return value
@@ -163,7 +181,7 @@ def _convert(path: str, field: _Field, value: Any) -> Any:
         endless = entries[-1] is ...
         if not isinstance(value, tuple | list) or not (endless or len(value) == len(entries)):
             raise field.wrong(path, value)
-        entry = _field(entries[0], field.allowed)
+        entry = _field(entries[0], allowed=field.allowed)
         return tuple(entry.convert(f'{path}[{index}]', item) for index, item in enumerate(value))
     if kind is float and type(value) is int:
         value = float(value)
@@ -196,6 +214,31 @@ def _free_form(path: str, value: Any) -> Any:
     raise SettingsError(f'{path} must be a number, string, bool or None, or tuples or dicts of them, got {value!r}')
 
 
+def with_new_names(cls: type[Settings], written: Any) -> Any:
+    """What a file of settings holds, with the names and values of today in the place of those before (`setting`).
+
+    Args:
+      cls: the group that it stands for. written: plain dicts, as JSON gives them; may be wrong in any other way.
+    """
+    if not isinstance(written, Mapping):
+        return written
+    fields = _fields(cls)
+    today = {field.formerly: name for name, field in fields.items() if field.formerly}
+    renamed = {today.get(name, name): value for name, value in written.items()}
+    for name, value in renamed.items():
+        field = fields.get(name)
+        if field is None:
+            continue
+        entry = typing.get_args(field.kind)[0] if _holds_groups(field) else None
+        if isinstance(value, str):
+            renamed[name] = field.former_values.get(value, value)
+        elif dataclasses.is_dataclass(field.kind):
+            renamed[name] = with_new_names(field.kind, value)
+        elif isinstance(value, list | tuple) and entry is not None:
+            renamed[name] = tuple(with_new_names(entry, one) for one in value)
+    return renamed
+
+
 def _leaves(cls: type, path: str) -> Iterator[str]:
     for name, field in _fields(cls).items():
         if dataclasses.is_dataclass(field.kind):
@@ -212,6 +255,9 @@ def _unknown(path: str, name: str, names: list[str], leaves: Iterable[str] = ())
 
 
 def _unknown_of(cls: type, path: str, name: str) -> UnknownSettingError:
+    for new, field in _fields(cls).items():
+        if field.formerly == name:
+            return UnknownSettingError(f'{path}.{name} is now called {path}.{new}')
     return _unknown(path, name, list(_fields(cls)), _leaves(cls, path))
 
 

@@ -49,10 +49,10 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     print(instance_images.describe(instance['base']))
     with run.alone(workdir):
         run.begin(config, workdir, learned_from)
-        tune_stages(config, workdir, original, cascade, instance, order.get(inputs.CLASS_PHOTOS))
+        finetune_stages(config, workdir, original, cascade, instance, order.get(inputs.CLASS_PHOTOS))
 
 
-def tune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, instance, class_photos) -> None:
+def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, instance, class_photos) -> None:
     """Draws class images, tunes one stage after the other and exports: all that writes into the run's folder.
 
     Args:
@@ -62,10 +62,11 @@ def tune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, inst
     import jax
 
     from dreambooth_jax.finetune import examples, textual_inversion
-    from dreambooth_jax.finetune.stage import tune
+    from dreambooth_jax.finetune.stage import finetune
     from dreambooth_jax.generation import class_images
     from dreambooth_jax.generation.sample_grid import SampleGrid
-    from dreambooth_jax.training import memory, placement, run
+    from dreambooth_jax.training import memory, run
+    from dreambooth_jax.training.placement import make_placement
     from dreambooth_jax.weights import folders
 
     images = class_images.class_images_of(config, original, workdir, class_photos)
@@ -80,16 +81,16 @@ def tune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, inst
         guidance_scale=samples.guidance_scale,
         sampler=samples.sampler,
         seed=samples.seed,
-        **config.super_resolution.drawing(),
+        **config.super_resolution.sampling_options(),
     )
-    place = placement.make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
+    placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
     for name in instance:
         if getattr(config, name).steps == 0:
             continue
         tables = examples.stage_tables(config, cascade, name, instance[name], images)
         less = memory.remedies(config, name, begun=name in run.trained_stages(workdir))
         with memory.explained(f'the {name} stage trains', less):
-            cascade, finished = tune(config, workdir, name, cascade, original, tables, grid, place)
+            cascade, finished = finetune(config, workdir, name, cascade, original, tables, grid, placement)
         if not finished:
             print(f'stopped in the {name} stage, saved; start the same command again to go on')
             return

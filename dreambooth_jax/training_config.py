@@ -6,7 +6,7 @@ from typing import Literal
 from dreambooth_jax.settings import Settings, SettingsError, setting
 
 Sampler = Literal['ddpm', 'ddim', 'dpmsolver++']
-RateSchedule = Literal['constant', 'warmup', 'cosine']
+LearningRateSchedule = Literal['constant', 'warmup', 'cosine']
 LOWEST_MULTIPLIER = 0.01  # of prodigy's rate: below it stands a learning rate that was meant for another kind
 
 
@@ -21,7 +21,7 @@ class OptimizerConfig(Settings):
     kind: Literal['adamw', 'adafactor', 'lion', 'prodigy'] = 'adamw'
     # Numbers that adamw's two moments are stored in, 8, 4 or 2 bytes a weight; each step computes in float32.
     # 'int8': with a scale for every row of an array; arrays below 4096 weights stay float32.
-    moments: Literal['float32', 'bfloat16', 'int8'] = 'float32'
+    state_dtype: Literal['float32', 'bfloat16', 'int8'] = setting('float32', formerly='moments')
     # Decay of the first and second moment. None: (0.9, 0.999), of lion (0.9, 0.99); adafactor has none.
     betas: tuple[float, float] | None = setting(None, 'in [0, 1)')
     # Decoupled weight decay, times the learning rate.
@@ -34,15 +34,15 @@ class OptimizerConfig(Settings):
     # is reached slowly: step t (from 0) decays by min(ema_decay, (1 + t) / (10 + t)), 0.99 from step 890 on.
     ema_decay: float | None = setting(None, 'in (0, 1)')
     # 'constant'; 'warmup': linear, then constant; 'cosine': linear, then to 0 at the stage's last step.
-    schedule: RateSchedule = 'constant'
+    schedule: LearningRateSchedule = 'constant'
     # Steps of the linear rise of 'warmup' and 'cosine'.
     warmup_steps: int = setting(0, '>= 0')
 
     def check(self, path: str) -> None:
-        if self.moments != 'float32' and self.kind != 'adamw':
+        if self.state_dtype != 'float32' and self.kind != 'adamw':
             raise SettingsError(
-                f"{path}.moments is {self.moments!r} but only kind 'adamw' has moments to compress; {path}.kind is "
-                f"{self.kind!r}, so leave moments at 'float32'"
+                f"{path}.state_dtype is {self.state_dtype!r} but only kind 'adamw' has moments to compress; "
+                f"{path}.kind is {self.kind!r}, so leave state_dtype at 'float32'"
             )
         for name, without in (('betas', ('adafactor',)), ('epsilon', ('adafactor', 'lion'))):
             if getattr(self, name) is not None and self.kind in without:
@@ -55,12 +55,12 @@ class OptimizerConfig(Settings):
                 f"set the schedule to 'warmup' or 'cosine'"
             )
 
-    def check_learning_rate(self, rate: float, path: str) -> None:
+    def check_learning_rate(self, learning_rate: float, path: str) -> None:
         """Raises SettingsError if `rate`, the setting of that name, is one that this kind cannot mean."""
-        if self.kind == 'prodigy' and rate < LOWEST_MULTIPLIER:
+        if self.kind == 'prodigy' and learning_rate < LOWEST_MULTIPLIER:
             raise SettingsError(
-                f"{path} is {rate} but the optimiser's kind is 'prodigy', which finds the rate and multiplies it by "
-                f'this; set it to 1.0 (at least {LOWEST_MULTIPLIER})'
+                f"{path} is {learning_rate} but the optimiser's kind is 'prodigy', which finds the rate and "
+                f'multiplies it by this; set it to 1.0 (at least {LOWEST_MULTIPLIER})'
             )
 
 

@@ -34,11 +34,11 @@ def cascade(family: str) -> Cascade:
 
 def ours(family: str, pipeline=None) -> np.ndarray:
     """uint8[N, H, W, 3] of the tiny pipeline or, with its configurations, of another one's parameters."""
-    drawn = cascade(family)
+    generated = cascade(family)
     if pipeline is not None:
         parts = {'unet': pipeline.unet, **pipeline.text_encoders}
-        drawn = drawn.with_params(**{component: network.params for component, network in parts.items()})
-    return drawn.generate(PROMPTS, **OPTIONS).final
+        generated = generated.with_params(**{component: network.params for component, network in parts.items()})
+    return generated.generate(PROMPTS, **OPTIONS).final
 
 
 def theirs(pipe) -> np.ndarray:

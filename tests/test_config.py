@@ -67,8 +67,12 @@ WRONG = [
         'sgd',
         "config.optimizer.kind must be one of 'adamw', 'adafactor', 'lion', 'prodigy', got 'sgd'",
     ),
-    ('optimizer.moments', 'int4', "config.optimizer.moments must be one of 'float32', 'bfloat16', 'int8', got 'int4'"),
-    ('base.accumulation', 0, 'config.base.accumulation must be > 0, got 0'),
+    (
+        'optimizer.state_dtype',
+        'int4',
+        "config.optimizer.state_dtype must be one of 'float32', 'bfloat16', 'int8', got 'int4'",
+    ),
+    ('base.gradient_accumulation_steps', 0, 'config.base.gradient_accumulation_steps must be > 0, got 0'),
     ('optimizer.ema_decay', 1.0, 'config.optimizer.ema_decay must be in (0, 1), got 1.0'),
     ('optimizer.ema_decay', 'x', "config.optimizer.ema_decay must be a number or None, got 'x' (str)"),
     ('data.resolution', 0, 'config.data.resolution must be > 0, got 0'),
@@ -127,10 +131,10 @@ BETWEEN = [
     ),
     (
         'optimizer',
-        {'kind': 'lion', 'moments': 'int8'},
+        {'kind': 'lion', 'state_dtype': 'int8'},
         (
-            "config.optimizer.moments is 'int8' but only kind 'adamw' has moments to compress; config.optimizer.kind "
-            "is 'lion', so leave moments at 'float32'"
+            "config.optimizer.state_dtype is 'int8' but only kind 'adamw' has moments to compress; "
+            "config.optimizer.kind is 'lion', so leave state_dtype at 'float32'"
         ),
     ),
     (
@@ -153,26 +157,27 @@ BETWEEN = [
     ),
     (
         'prior',
-        {'kind': 'prediction', 'dir': 'class_dogs'},
+        {'kind': 'distillation', 'dir': 'class_dogs'},
         (
-            "config.prior.dir is 'class_dogs' but config.prior.kind is 'prediction', which has no class images to "
+            "config.prior.dir is 'class_dogs' but config.prior.kind is 'distillation', which has no class images to "
             "keep; leave dir None, or set kind to 'images'"
         ),
     ),
     (
-        'base.accumulation',
+        'base.gradient_accumulation_steps',
         3,
         (
-            'config.base.accumulation is 3 but a step has only 2 rows to cut into micro-batches '
+            'config.base.gradient_accumulation_steps is 3 but a step has only 2 rows to cut into micro-batches '
             '(config.base.batch_size, and as many class rows if there are some); set it to at most 2'
         ),
     ),
     (
-        'super_resolution.accumulation',
+        'super_resolution.gradient_accumulation_steps',
         2,
         (
-            'config.super_resolution.accumulation is 2 but a step has only 1 rows to cut into micro-batches '
-            '(config.super_resolution.batch_size, and as many class rows if there are some); set it to at most 1'
+            'config.super_resolution.gradient_accumulation_steps is 2 but a step has only 1 rows to cut into '
+            'micro-batches (config.super_resolution.batch_size, and as many class rows if there are some); set it to '
+            'at most 1'
         ),
     ),
     (
@@ -341,18 +346,18 @@ def test_several_subjects_in_one_run():
 
 def test_rows_of_a_step_are_instance_and_class_rows():
     given = nest('base.batch_size', 3)
-    assert resolve(DreamBoothConfig, given).rows_per_step('base') == 6
-    assert resolve(DreamBoothConfig, nest('prior.weight', 0, given)).rows_per_step('base') == 3
-    assert resolve(DreamBoothConfig, given).rows_per_step('super_resolution') == 1
+    assert resolve(DreamBoothConfig, given).examples_per_step('base') == 6
+    assert resolve(DreamBoothConfig, nest('prior.weight', 0, given)).examples_per_step('base') == 3
+    assert resolve(DreamBoothConfig, given).examples_per_step('super_resolution') == 1
     with_prior = nest('super_resolution.with_prior', True, given)
-    assert resolve(DreamBoothConfig, with_prior).rows_per_step('super_resolution') == 2
+    assert resolve(DreamBoothConfig, with_prior).examples_per_step('super_resolution') == 2
 
 
 def test_the_class_prompt_is_asked_for_where_class_rows_train_and_left_out_of_samples_elsewhere():
     empty = nest('data.class_prompt', '')
     for name, value in (('prior.weight', 0.0), ('base.steps', 0)):
         assert resolve(DreamBoothConfig, nest(name, value, empty)).sample_prompts() == ('a sks dog',)
-    for given in ({'kind': 'prediction'}, {'kind': 'images'}):
+    for given in ({'kind': 'distillation'}, {'kind': 'images'}):
         with pytest.raises(SettingsError, match='config.data.class_prompt must be given'):
             resolve(DreamBoothConfig, nest('prior', given, empty))
     second = nest('super_resolution', {'steps': 5, 'with_prior': True}, nest('base.steps', 0, empty))
@@ -369,7 +374,7 @@ def test_class_images_are_for_stages_that_train_on_them():
     assert stages(1, {'steps': 1, 'with_prior': True}) == ('base', 'super_resolution')
     assert stages(0, {'steps': 1, 'with_prior': True}) == ('super_resolution',)
     assert stages(0, {'steps': 1}) == stages(0, {'with_prior': True}) == ()
-    assert stages(1, {}, prior={'weight': 0.0}) == stages(1, {}, prior={'kind': 'prediction'}) == ()
+    assert stages(1, {}, prior={'weight': 0.0}) == stages(1, {}, prior={'kind': 'distillation'}) == ()
 
 
 def test_class_rows_have_a_teacher_where_there_are_any():
@@ -378,9 +383,9 @@ def test_class_rows_have_a_teacher_where_there_are_any():
         resolved = resolve(DreamBoothConfig, given)
         return [name for name in ('base', 'super_resolution') if resolved.is_distilled(name)]
 
-    assert stages() == stages(kind='prediction', weight=0.0) == []
-    assert stages(kind='prediction') == ['base']
-    assert stages(kind='prediction', both=True) == ['base', 'super_resolution']
+    assert stages() == stages(kind='distillation', weight=0.0) == []
+    assert stages(kind='distillation') == ['base']
+    assert stages(kind='distillation', both=True) == ['base', 'super_resolution']
 
 
 def test_an_incomplete_subject_is_named():

@@ -31,7 +31,7 @@ def from_command_line(*arguments, file=ROOT / 'configs/dog.py'):
         ('model_prediction_type=None', 'model_prediction_type', None),
         ('optimizer.betas=0.8,0.9', 'optimizer.betas', (0.8, 0.9)),
         ('optimizer.betas=None', 'optimizer.betas', None),
-        ('optimizer.moments=int8', 'optimizer.moments', 'int8'),
+        ('optimizer.state_dtype=int8', 'optimizer.state_dtype', 'int8'),
         ('data.resolution=64', 'data.resolution', 64),
         ('data.random_flip=true', 'data.random_flip', True),
         ('super_resolution.noise_level=3,7', 'super_resolution.noise_level', (3, 7)),
@@ -71,3 +71,26 @@ def test_a_missing_config_file_is_one_sentence():
     assert str(error.value) == (
         'the file given to --config=configs/dgo.py is not there; give the path of a config file, such as configs/dog.py'
     )
+
+
+@pytest.mark.parametrize(
+    ('argument', 'name'),
+    [
+        ('base.accumulation=2', 'base.gradient_accumulation_steps'),
+        ('super_resolution.accumulation=2', 'super_resolution.gradient_accumulation_steps'),
+        ('base.train_unet=False', 'base.train_denoiser'),
+        ('optimizer.moments=int8', 'optimizer.state_dtype'),
+        ('data.concepts=()', 'data.subjects'),
+    ],
+)
+def test_an_old_name_is_an_error_that_says_the_new_one(argument, name):
+    with pytest.raises(SettingsError) as error:
+        from_command_line(f'--config.{argument}')
+    assert str(error.value) == f'config.{argument.partition("=")[0]} is now called config.{name}'
+
+
+@pytest.mark.parametrize(('old', 'new'), [('pictures', 'images'), ('prediction', 'distillation')])
+def test_an_old_value_is_an_error_that_says_the_new_one(old, new):
+    with pytest.raises(SettingsError) as error:
+        from_command_line(f'--config.prior.kind={old}')
+    assert str(error.value) == f'config.prior.kind is {old!r}, which is now called {new!r}'

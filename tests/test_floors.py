@@ -134,7 +134,7 @@ def test_programs_only_compose():
 
 
 @pytest.mark.parametrize(
-    'place, line, is_wrong',
+    'where, line, is_wrong',
     [
         ('models', 'from dreambooth_jax.stages.pixel import PixelStage', True),  # up
         ('models', 'import dreambooth_jax.text.tokenize', True),  # sideways
@@ -149,10 +149,10 @@ def test_programs_only_compose():
         ('', 'from dreambooth_jax.generation import cascade', False),
     ],
 )
-def test_walls_hold(place, line, is_wrong, tmp_path, monkeypatch):
+def test_walls_hold(where, line, is_wrong, tmp_path, monkeypatch):
     """These tests would see a wrong import."""
     monkeypatch.setattr('tests.test_floors.ROOT', tmp_path)
-    path = tmp_path / 'dreambooth_jax' / place / 'new.py'
+    path = tmp_path / 'dreambooth_jax' / where / 'new.py'
     path.parent.mkdir(parents=True)
     path.write_text(line)
     assert bool(wrong_imports(path)) == is_wrong

@@ -53,9 +53,9 @@ def bucket_of_step(seed: int, step: int, counts: Sequence[int]) -> tuple[int, in
       counts: instance images of every bucket, each > 0: in sum(counts) steps each bucket has that many turns.
     Returns: bucket in [0, len(counts)) and its turn, counted from 0. With one bucket the turn is the step.
     """
-    epoch, place = divmod(step, sum(counts))
+    epoch, index = divmod(step, sum(counts))
     bucket, before = _epoch(seed, epoch, tuple(counts))
-    return int(bucket[place]), epoch * counts[bucket[place]] + int(before[place])
+    return int(bucket[index]), epoch * counts[bucket[index]] + int(before[index])
 
 
 @functools.lru_cache(maxsize=4)

@@ -67,8 +67,8 @@ def matrix_profile(primaries: tuple, curve: tuple[float, ...] = _SRGB_CURVE, whi
     columns = np.linalg.inv(_BRADFORD) @ np.diag(cones) @ _BRADFORD @ columns
     name = b'mluc' + struct.pack('>4xII4sII', 1, 12, b'enUS', 8, 28) + 'CICP'.encode('utf-16-be')
     tags = {b'desc': name, b'cprt': name, b'wtpt': b'XYZ ' + bytes(4) + _fixed(_D50)}
-    for place, colour in enumerate((b'r', b'g', b'b')):
-        tags[colour + b'XYZ'] = b'XYZ ' + bytes(4) + _fixed(columns[:, place])
+    for index, colour in enumerate((b'r', b'g', b'b')):
+        tags[colour + b'XYZ'] = b'XYZ ' + bytes(4) + _fixed(columns[:, index])
         tags[colour + b'TRC'] = b'para' + struct.pack('>4xHH', 0 if len(curve) == 1 else 3, 0) + _fixed(curve)
     table, data, start = struct.pack('>I', len(tags)), b'', 128 + 4 + 12 * len(tags)
     for tag, value in tags.items():

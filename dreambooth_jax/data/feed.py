@@ -48,7 +48,7 @@ class Feed:
         return {'turns': np.array(turns, np.int32)}
 
     def batch(
-        self, instance_rows: int, class_rows: int, prior_weight: float, devices: int, parts: int = 1
+        self, instance_examples: int, class_examples: int, prior_weight: float, devices: int, parts: int = 1
     ) -> dict[str, np.ndarray]:
         """The rows of every step (pairs.make_batch), padded for the devices; no class rows without class images.
 
@@ -56,11 +56,11 @@ class Feed:
           parts: micro-batches that the rows of each device are cut into.
         """
         num_class = sum(self.counts) if self.shown_again else self.num_class
-        rows = class_rows if num_class else 0
-        batch = pairs.make_batch(instance_rows, rows, sum(self.counts), num_class, prior_weight)
-        batch = pairs.pad_rows(batch, devices * parts)
+        examples = class_examples if num_class else 0
+        batch = pairs.make_batch(instance_examples, examples, sum(self.counts), num_class, prior_weight)
+        batch = pairs.pad_examples(batch, devices * parts)
         # Class rows that cost more than others are shared out evenly.
-        return pairs.deal_rows(batch, devices) if self.shown_again else batch
+        return pairs.deal_examples(batch, devices) if self.shown_again else batch
 
     def pick(self, key, step, batch, frozen):
         """The rows of a step with their `image`, a place in the bucket's own array; see training.make_train_step.
@@ -73,8 +73,8 @@ class Feed:
         """
         num_instance = len(frozen['prompt_of']) - self.num_class
         own = (batch['is_instance'] > 0) | self.shown_again
-        rows = {**batch, 'size': jnp.where(own, num_instance, batch['size'])}
+        examples = {**batch, 'size': jnp.where(own, num_instance, batch['size'])}
         at = jnp.where(own, frozen['turns'][step], step)
-        place = pairs.image_index(key, at, rows, max(self.counts) + self.num_class)
+        index = pairs.image_index(key, at, examples, max(self.counts) + self.num_class)
         # The description counts the instance images of all buckets before the class images.
-        return {**batch, 'image': place - batch['first'] + jnp.where(own, 0, num_instance)}
+        return {**batch, 'image': index - batch['first'] + jnp.where(own, 0, num_instance)}

@@ -18,7 +18,7 @@ from dreambooth_jax.data.decode import ImageError, decode_image, decode_mask
 __all__ = ['MAX_ZOOM', 'Photo', 'ImageError', 'fit', 'open_photo', 'read_masked_image', 'read_image']
 
 MAX_ZOOM = 1.25  # of random crops
-_DRAWS = 20  # of a random crop until one meets the mask
+_TRIES = 20  # of a random crop until one meets the mask
 
 
 def read_image(
@@ -100,19 +100,19 @@ class Photo:
             raise ValueError(f"crop must be 'center' or 'random', got {crop!r}")
         target = nearest(*self.image.size, sizes)
 
-        def draw() -> _Frame:
+        def try_crop() -> _Frame:
             return _frame(self.path, self.image.size, target, rng if crop == 'random' else None, max_zoom)
 
-        frame = draw()
+        frame = try_crop()
         if self.weights is None:
             image = frame.apply(self.image, Image.Resampling.LANCZOS)
             return image, np.full((*image.shape[:2], 1), 255, np.uint8)
         # A mean over areas, since Lanczos would put light echoes of a white edge into the black beside it.
         kept = frame.apply(self.weights, Image.Resampling.BOX)
-        for _ in range(_DRAWS if crop == 'random' else 0):
+        for _ in range(_TRIES if crop == 'random' else 0):
             if kept.any():
                 break
-            frame = draw()
+            frame = try_crop()
             kept = frame.apply(self.weights, Image.Resampling.BOX)
         if not kept.any():
             frame = frame.moved_to(np.array(self.weights.resize(frame.resized, Image.Resampling.BOX)))

@@ -15,8 +15,8 @@ import numpy as np
 
 
 def make_batch(
-    num_instance_rows: int,
-    num_class_rows: int,
+    num_instance_examples: int,
+    num_class_examples: int,
     num_instance_images: int,
     num_class_images: int,
     prior_weight: float,
@@ -37,39 +37,39 @@ def make_batch(
       position i32, rows i32: place of the row among its group's rows, and how many these are.
     Raises: ValueError if a number is out of range.
     """
-    if num_instance_rows < 1 or num_class_rows < 0:
+    if num_instance_examples < 1 or num_class_examples < 0:
         raise ValueError(
-            f'a batch needs at least one instance row and no negative number of class rows, got {num_instance_rows} '
-            f'and {num_class_rows}'
+            'a batch needs at least one instance row and no negative number of class rows, got '
+            f'{num_instance_examples} and {num_class_examples}'
         )
-    for kind, rows, images in (
-        ('instance', num_instance_rows, num_instance_images),
-        ('class', num_class_rows, num_class_images),
+    for kind, examples, images in (
+        ('instance', num_instance_examples, num_instance_images),
+        ('class', num_class_examples, num_class_images),
     ):
-        if rows and images < 1:
-            raise ValueError(f'the batch has {rows} {kind} rows but there are {images} {kind} images')
+        if examples and images < 1:
+            raise ValueError(f'the batch has {examples} {kind} rows but there are {images} {kind} images')
     if not prior_weight >= 0:
         raise ValueError(f'prior_weight must be >= 0, got {prior_weight}')
-    total = num_instance_rows + num_class_rows
-    groups = [(num_instance_rows, 0, num_instance_images, 1.0, 1.0)]
-    if num_class_rows:
-        groups.append((num_class_rows, num_instance_images, num_class_images, prior_weight, 0.0))
+    total = num_instance_examples + num_class_examples
+    groups = [(num_instance_examples, 0, num_instance_images, 1.0, 1.0)]
+    if num_class_examples:
+        groups.append((num_class_examples, num_instance_images, num_class_images, prior_weight, 0.0))
     parts = [
         {
-            'weight': np.full(rows, weight * total / rows, np.float32),
-            'is_instance': np.full(rows, is_instance, np.float32),
-            'first': np.full(rows, first, np.int32),
-            'size': np.full(rows, size, np.int32),
-            'position': np.arange(rows, dtype=np.int32),
-            'rows': np.full(rows, rows, np.int32),
+            'weight': np.full(examples, weight * total / examples, np.float32),
+            'is_instance': np.full(examples, is_instance, np.float32),
+            'first': np.full(examples, first, np.int32),
+            'size': np.full(examples, size, np.int32),
+            'position': np.arange(examples, dtype=np.int32),
+            'examples': np.full(examples, examples, np.int32),
         }
-        for rows, first, size, weight, is_instance in groups
+        for examples, first, size, weight, is_instance in groups
     ]
     batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {'slot': np.arange(total, dtype=np.int32), **batch}
 
 
-def pad_rows(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarray]:
+def pad_examples(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarray]:
     """Repeats rows with weight 0 until their number divides by `multiple`, such as the number of devices.
 
     The other weights grow by padded / unpadded, so that mean(weight * loss) over all rows stays what it was.
@@ -78,22 +78,22 @@ def pad_rows(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarra
     padding = -count % multiple
     if not padding:
         return batch
-    padded = {name: np.concatenate([rows, np.resize(rows, padding)]) for name, rows in batch.items()}
+    padded = {name: np.concatenate([examples, np.resize(examples, padding)]) for name, examples in batch.items()}
     padded['weight'] = padded['weight'] * np.float32((count + padding) / count)
     padded['weight'][count:] = 0.0
     return padded
 
 
-def deal_rows(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
+def deal_examples(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
     """The same rows in the order in which each device gets every `devices`-th, so that each has its share of a group.
 
     Args:
       batch: rows, of whose number `devices` is a divisor. They keep their slots, and so their draws.
     """
-    return {name: rows.reshape(-1, devices).T.reshape(-1) for name, rows in batch.items()}
+    return {name: examples.reshape(-1, devices).T.reshape(-1) for name, examples in batch.items()}
 
 
-def most_class_rows(batch: dict[str, np.ndarray], devices: int, parts: int = 1) -> int:
+def most_class_examples(batch: dict[str, np.ndarray], devices: int, parts: int = 1) -> int:
     """How many class rows the micro-batch has that has most of them.
 
     Args:
@@ -118,16 +118,16 @@ def image_index(
     Returns: i32[B], places in the image array.
     """
     size = batch['size']
-    seen = step * batch['rows'] + batch['position']  # rows of the group before this one, since the first step
-    epoch, place = seen // size, seen % size
+    seen = step * batch['examples'] + batch['position']  # rows of the group before this one, since the first step
+    epoch, index = seen // size, seen % size
     if not shuffle:
-        return batch['first'] + place
+        return batch['first'] + index
 
-    def pick(first, size, epoch, place):
+    def pick(first, size, epoch, index):
         order_key = jax.random.fold_in(jax.random.fold_in(key, first), epoch)
         lots = jax.random.bits(order_key, (max_size,), jnp.uint32) >> 1
         # Places beyond the group sort behind every lot, so the first `size` entries are a permutation of the group.
         lots = jnp.where(jnp.arange(max_size) < size, lots, jnp.uint32(2**32 - 1))
-        return first + jnp.argsort(lots)[place].astype(jnp.int32)
+        return first + jnp.argsort(lots)[index].astype(jnp.int32)
 
-    return jax.vmap(pick)(batch['first'], size, epoch, place)
+    return jax.vmap(pick)(batch['first'], size, epoch, index)

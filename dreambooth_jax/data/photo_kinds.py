@@ -226,7 +226,7 @@ def _by_content(file: BinaryIO, head: bytes, suffix: str) -> Kind | None:
 def _boxed(head: bytes) -> Kind:
     """Of a file that starts with ISO's ftyp box: the brands in it tell what may be read."""
     end = min(int.from_bytes(head[:4]), len(head))
-    brands = {head[8:12], *(head[place : place + 4] for place in range(16, end, 4))}
+    brands = {head[8:12], *(head[offset : offset + 4] for offset in range(16, end, 4))}
     if b'crx ' in brands:
         return _raw('Canon CR3')
     if brands & {b'avif', b'avis'}:

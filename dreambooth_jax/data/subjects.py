@@ -119,10 +119,10 @@ def read_buckets(
     if order is not None:
         files.sort(key=lambda file: order.index(file.path.name))
     found: dict[Size, list] = {size: [] for size in sizes}
-    for place, file in enumerate(files):
+    for index, file in enumerate(files):
         photo = open_photo(file.path, file.mask)
         for crop in range(crops):
-            rng = np.random.default_rng([seed, place, crop])
+            rng = np.random.default_rng([seed, index, crop])
             image, mask = photo.cut(sizes, crop='random' if crop else 'center', rng=rng, max_zoom=max_zoom)
             found[image.shape[:2]].append((file, image, mask))
     return {

@@ -73,20 +73,20 @@ def make_table(instance: Examples, class_images: Examples | None = None, *, show
     Args:
       shown_again: class rows show the instance images, under their class prompts; there are no class images then.
     """
-    rows = instance
+    examples = instance
     if class_images is not None:
         fitted = fit(class_images.images, instance.images.shape[1:3])
-        rows = join([instance, class_images._replace(images=fitted)])
+        examples = join([instance, class_images._replace(images=fitted)])
     under = instance.class_prompts if shown_again else ()
-    prompts = ['', *dict.fromkeys(text for text in (*rows.prompts, *under) if text)]
-    place = {text: i for i, text in enumerate(prompts)}
+    prompts = ['', *dict.fromkeys(text for text in (*examples.prompts, *under) if text)]
+    index = {text: i for i, text in enumerate(prompts)}
     return Table(
-        images=rows.images,
-        prompt_of=np.array([place[text] for text in rows.prompts], np.int32),
+        images=examples.images,
+        prompt_of=np.array([index[text] for text in examples.prompts], np.int32),
         prompts=prompts,
         num_instance=len(instance.images),
-        masks=rows.masks,
-        class_prompt_of=np.array([place[text] for text in under], np.int32) if shown_again else None,
+        masks=examples.masks,
+        class_prompt_of=np.array([index[text] for text in under], np.int32) if shown_again else None,
     )
 
 

@@ -26,7 +26,7 @@ def sample_noise(keys: jax.Array, shape: Sequence[int], *, offset: float = 0.0) 
     """
     shape = tuple(shape)
 
-    def draw(key: jax.Array) -> jax.Array:
+    def sample(key: jax.Array) -> jax.Array:
         pixel_key, channel_key = jax.random.split(key)
         noise = jax.random.normal(pixel_key, shape, jnp.float32)
         if isinstance(offset, (int, float)) and offset == 0:
@@ -34,7 +34,7 @@ def sample_noise(keys: jax.Array, shape: Sequence[int], *, offset: float = 0.0) 
         channels = (1,) * (len(shape) - 1) + shape[-1:]
         return noise + offset * jax.random.normal(channel_key, channels, jnp.float32)
 
-    return jax.vmap(draw)(keys)
+    return jax.vmap(sample)(keys)
 
 
 def sample_timesteps(keys: jax.Array, low: int, high: int) -> jax.Array:

@@ -57,7 +57,7 @@ def denoising_loss(
     if min_snr_gamma is not None and min_snr_gamma <= 0:
         raise ValueError(f'min_snr_gamma is {min_snr_gamma}; it must be above 0, or None for no weighting.')
     error = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32))
-    loss = _mean_per_row(error, mask)
+    loss = _mean_per_example(error, mask)
     if min_snr_gamma is None:
         return loss
     snr = jnp.asarray(snr, jnp.float32)
@@ -126,7 +126,7 @@ def variance_loss(
     )
     mean = x0_coefficient * predicted_x0 + x_t_coefficient * x_t
     surprise = -_log_probability_of_levels(x0, mean, 0.5 * log_variance)
-    nats = jnp.where(t == 0, _mean_per_row(surprise, mask), _mean_per_row(divergence, mask))
+    nats = jnp.where(t == 0, _mean_per_example(surprise, mask), _mean_per_example(divergence, mask))
     return nats / math.log(2.0) * (schedule.num_train_timesteps / 1000.0)
 
 
@@ -164,7 +164,7 @@ def _gaussian_cdf(x: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(math.sqrt(8.0 / math.pi) * (x + 0.044715 * x**3))
 
 
-def _mean_per_row(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def _mean_per_example(values: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     axes = tuple(range(1, values.ndim))
     if mask is None:
         return jnp.mean(values, axis=axes)

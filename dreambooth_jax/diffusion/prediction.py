@@ -67,10 +67,14 @@ def target_for(prediction_type: str, x0: jax.Array, noise: jax.Array, alpha: jax
     return _TARGETS[prediction_type](x0, noise, over_trailing(alpha, x0), over_trailing(sigma, x0))
 
 
-def over_trailing(per_row: jax.Array, like: jax.Array) -> jax.Array:
+def over_trailing(per_example: jax.Array, like: jax.Array) -> jax.Array:
     """f32[B] (or f32[]) with axes of size 1 behind, so that it broadcasts over `like`, [B, ...]."""
-    per_row = jnp.asarray(per_row, jnp.float32)
-    return per_row.reshape(per_row.shape + (1,) * (like.ndim - per_row.ndim)) if per_row.ndim else per_row
+    per_example = jnp.asarray(per_example, jnp.float32)
+    return (
+        per_example.reshape(per_example.shape + (1,) * (like.ndim - per_example.ndim))
+        if per_example.ndim
+        else per_example
+    )
 
 
 def _check(prediction_type: str) -> None:

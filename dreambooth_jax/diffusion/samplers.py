@@ -60,7 +60,7 @@ def sample(
     keys: jax.Array,
     *,
     schedule: Schedule,
-    method: str = 'ddpm',
+    sampler: str = 'ddpm',
     num_steps: int,
     eta: float = 0.0,
     noise: jax.Array | None = None,
@@ -82,21 +82,21 @@ def sample(
     Returns: f32[B, H, W, C], x0, not clipped further.
     Raises: ValueError for an unknown method, a bad number of steps, eta or shape.
     """
-    table = step_table(schedule, method, num_steps, eta)
+    table = step_table(schedule, sampler, num_steps, eta)
     x_T = jnp.asarray(x_T, jnp.float32)
     if noise is not None and noise.shape != (len(table.t), *x_T.shape):
         raise ValueError(f'noise has shape {noise.shape}; {(len(table.t), *x_T.shape)} is needed.')
-    draws = bool(table.is_noisy.any())
+    adds_noise = bool(table.is_noisy.any())
 
     def step(carry, inputs):
         x, previous_x0 = carry
         row, index, fresh = inputs
-        if draws and fresh is None:
+        if adds_noise and fresh is None:
             fresh = sample_noise(_fold(keys, index + 1), x.shape[1:])  # 0 is the initial noise.
         answer = denoise(x, jnp.full((x.shape[0],), row.t, jnp.int32))
-        return denoise_step(answer, x, previous_x0, row, fresh, schedule=schedule, method=method), None
+        return denoise_step(answer, x, previous_x0, row, fresh, schedule=schedule, sampler=sampler), None
 
-    inputs = (jax.tree.map(jnp.asarray, table), jnp.arange(len(table.t)), noise if draws else None)
+    inputs = (jax.tree.map(jnp.asarray, table), jnp.arange(len(table.t)), noise if adds_noise else None)
     (x, _), _ = jax.lax.scan(step, (x_T, jnp.zeros_like(x_T)), inputs)
     return x
 
@@ -109,7 +109,7 @@ def denoise_step(
     fresh_noise: jax.Array | None,
     *,
     schedule: Schedule,
-    method: str,
+    sampler: str,
 ) -> tuple[jax.Array, jax.Array]:
     """One step of any method.
 
@@ -122,15 +122,15 @@ def denoise_step(
     Returns: (next x, x0), each f32[B, H, W, C].
     Raises: ValueError if the network's channels do not fit.
     """
-    sampling = schedule.sampling(method)
-    learns_variance = method == 'ddpm' and sampling.variance_type in ('learned', 'learned_range')
+    sampling = schedule.sampling(sampler)
+    learns_variance = sampler == 'ddpm' and sampling.variance_type in ('learned', 'learned_range')
     prediction, variance = _split_channels(answer.astype(jnp.float32), x.shape[-1], learns_variance)
     known = dict(source=schedule.prediction_type, x_t=x, alpha=row.alpha, sigma=row.sigma)
     x0 = _limit(convert(prediction, target='sample', **known), sampling)
     new = row.x * x + row.x0 * x0
-    if method == 'dpmsolver++':
+    if sampler == 'dpmsolver++':
         new = new + row.previous_x0 * previous_x0
-    if method == 'ddim':
+    if sampler == 'ddim':
         # The noise that belongs to the limited x0 (diffusers' use_clipped_model_output): with the noise of the
         # prediction as it was, the two no longer add up to x, and guided pixel models drift into clashing colours.
         if sampling.thresholding or sampling.clip_sample:
@@ -142,20 +142,20 @@ def denoise_step(
     return new, x0
 
 
-def step_table(schedule: Schedule, method: str, num_steps: int, eta: float = 0.0) -> StepTable:
+def step_table(schedule: Schedule, sampler: str, num_steps: int, eta: float = 0.0) -> StepTable:
     """Coefficients of every step, NumPy; arguments and errors as `sample`."""
-    sampling = schedule.sampling(method)
-    if not 0.0 <= eta <= 1.0 or (eta and method != 'ddim'):
-        raise ValueError(f'eta is {eta} with sampler {method}; ddim takes 0 to 1, the others 0.')
-    if method == 'dpmsolver++':
+    sampling = schedule.sampling(sampler)
+    if not 0.0 <= eta <= 1.0 or (eta and sampler != 'ddim'):
+        raise ValueError(f'eta is {eta} with sampler {sampler}; ddim takes 0 to 1, the others 0.')
+    if sampler == 'dpmsolver++':
         return _multistep(*_solver_path(schedule, sampling, num_steps), sampling)
-    times = timesteps(schedule, method, num_steps)
+    times = timesteps(schedule, sampler, num_steps)
     if schedule.prediction_type == 'epsilon' and schedule.alphas_cumprod[times[0]] == 0:
         raise ValueError(
-            f'sampler {method} starts at time {times[0]}, where this schedule leaves nothing of the image '
+            f'sampler {sampler} starts at time {times[0]}, where this schedule leaves nothing of the image '
             f'(rescale_betas_zero_snr), which a prediction of noise cannot find again; take dpmsolver++.'
         )
-    if method == 'ddpm':
+    if sampler == 'ddpm':
         return _ancestral(schedule, times, sampling)
     return _implicit(schedule, times, sampling, num_steps, eta)
 
@@ -165,7 +165,7 @@ def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return sample_noise(_fold(keys, 0), shape)
 
 
-def timesteps(schedule: Schedule, method: str, num_steps: int) -> np.ndarray:
+def timesteps(schedule: Schedule, sampler: str, num_steps: int) -> np.ndarray:
     """Times at which `method` calls the network, i64[N], falling; equal to diffusers' set_timesteps.
 
     N is num_steps; less when dpmsolver++ leaves out the times below lambda_min_clipped from 'trailing' spacing. Times
@@ -178,17 +178,17 @@ def timesteps(schedule: Schedule, method: str, num_steps: int) -> np.ndarray:
     Raises: ValueError for an unknown method or when the times would repeat or leave [0, T).
     Source: Lin et al. 2023, table 2; set_timesteps of DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler.
     """
-    sampling = schedule.sampling(method)
-    if method == 'dpmsolver++':
+    sampling = schedule.sampling(sampler)
+    if sampler == 'dpmsolver++':
         return _solver_path(schedule, sampling, num_steps)[0]
-    return _spread_times(schedule, sampling, method, num_steps)
+    return _spread_times(schedule, sampling, sampler, num_steps)
 
 
-def _spread_times(schedule: Schedule, sampling: Sampling, method: str, num_steps: int) -> np.ndarray:
+def _spread_times(schedule: Schedule, sampling: Sampling, sampler: str, num_steps: int) -> np.ndarray:
     total = schedule.num_train_timesteps
     _check_steps(num_steps, total)
     # DPM-Solver++ spreads one time more and leaves out t = 0, since it ends at sigma zero by itself.
-    extra = method == 'dpmsolver++'
+    extra = sampler == 'dpmsolver++'
     last = _num_usable_times(schedule, sampling.lambda_min_clipped) if extra else total
     if sampling.timestep_spacing == 'linspace':
         rising = np.linspace(0, last - 1, num_steps + extra).round()[extra:]
@@ -200,7 +200,7 @@ def _spread_times(schedule: Schedule, sampling: Sampling, method: str, num_steps
     times = rising[::-1].astype(np.int64)
     if len(times) == 0 or times[0] >= total or np.any(np.diff(times) >= 0):
         raise ValueError(
-            f'steps is {num_steps}: sampler {method} cannot spread that many different times over [0, {last}) '
+            f'steps is {num_steps}: sampler {sampler} cannot spread that many different times over [0, {last}) '
             f'({sampling.timestep_spacing}, offset {sampling.steps_offset}); take fewer.'
         )
     return times
@@ -259,7 +259,7 @@ def _spread_ratios(ratios: np.ndarray, sampling: Sampling, num_steps: int) -> np
 
         return lowest + stats.beta.ppf(1 - ramp, 0.6, 0.6) * (highest - lowest)
     if sampling.sigma_spacing == 'lu':
-        start, end = (float(np.log(ratios)[place]) for place in (-1, 0))
+        start, end = (float(np.log(ratios)[index]) for index in (-1, 0))
         return np.exp(start + ramp * (end - start))
     return np.exp(np.linspace(math.log(highest), math.log(lowest), num_steps))
 

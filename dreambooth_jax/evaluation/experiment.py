@@ -106,7 +106,7 @@ def train_once(workdir: Path, config: Path, settings: Mapping[str, Any], *, weig
     return workdir
 
 
-def drawing_of(config: Path) -> dict[str, Any]:
+def sampling_of(config: Path) -> dict[str, Any]:
     """How the runs of a file in configs/ draw their samples, as options of Cascade.generate."""
     samples = runpy.run_path(str(config))['get_config']().samples
     return {name: samples[name] for name in ('steps', 'guidance_scale', 'sampler')}

@@ -25,7 +25,7 @@ from dreambooth_jax.data import low_resolution
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
-from dreambooth_jax.stages.text_conditioning import rows_of
+from dreambooth_jax.stages.text_conditioning import take
 from dreambooth_jax.storybook import draw, subjects, world
 from dreambooth_jax.text import prompts as prompt_lists
 from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT, PROPERTY, Prompt
@@ -51,7 +51,7 @@ def base_scores(
     classes: Sequence[str] = world.CLASSES,
     contexts: Sequence[str] = world.CONTEXTS,
     num_images: int = 4,
-    drawn: dict[str, np.ndarray] | None = None,
+    made: dict[str, np.ndarray] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """How often 'a {class} {context}' is drawn as asked, without any identifier.
@@ -65,7 +65,7 @@ def base_scores(
     _check('context', contexts, world.CONTEXTS)
     asked = [(class_noun, context) for class_noun in classes for context in contexts]
     texts = [f'a {class_noun} {context}' for class_noun, context in asked]
-    images = _generate(cascade, texts, num_images, drawn, options)
+    images = _generate(cascade, texts, num_images, made, options)
     verdicts = classifier.name(images)
     cells = []
     for i, (class_noun, context) in enumerate(asked):
@@ -122,7 +122,7 @@ def subject_scores(
     *,
     num_images: int = 4,
     class_images: int = 32,
-    drawn: dict[str, np.ndarray] | None = None,
+    made: dict[str, np.ndarray] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """How well a model draws one subject by its identifier, and how much of it leaked into its class.
@@ -147,7 +147,7 @@ def subject_scores(
     plain = Prompt(INSTANCE, 'a {identifier} {class_noun}')
     asked = [plain, *prompt_lists.evaluation_prompts(class_noun)]
     texts = [prompt.text(class_noun, identifier) for prompt in asked]
-    verdicts = classifier.name(_generate(cascade, texts, num_images, drawn, options))
+    verdicts = classifier.name(_generate(cascade, texts, num_images, made, options))
     probability = verdicts.probability('subject', subject_name)
     table = []
     for i, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
@@ -180,14 +180,14 @@ def subject_scores(
         'context_named': mean('context', CONTEXT),
         'accessory_named': mean('accessory', ACCESSORY),
         'prompts': table,
-        'class_images': _class_scores(cascade, classifier, subject_name, class_images, drawn, options),
+        'class_images': _class_scores(cascade, classifier, subject_name, class_images, made, options),
     }
 
 
-def _class_scores(cascade, classifier, subject_name, class_images, drawn, options):
+def _class_scores(cascade, classifier, subject_name, class_images, made, options):
     class_noun = subjects.SUBJECTS[subject_name].class_noun
     text = prompt_lists.class_prompt(class_noun)
-    verdicts = classifier.name(_generate(cascade, [text], class_images, drawn, options))
+    verdicts = classifier.name(_generate(cascade, [text], class_images, made, options))
     return {
         'prompt': text,
         'images': class_images,
@@ -211,7 +211,7 @@ def fine_mark_scores(
     held_out: int = 20,
     super_resolution_steps: int | None = None,
     super_resolution_guidance_scale: float | None = None,
-    drawn: dict[str, np.ndarray] | None = None,
+    made: dict[str, np.ndarray] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """How often the second stage draws the subject's fine mark, which 32 px do not show.
@@ -260,9 +260,9 @@ def fine_mark_scores(
             ' '.join(filter(None, (f'a {identifier} {class_noun}', scene.accessory, scene.context))) for scene in scenes
         ],
     }
-    if drawn is not None:
-        drawn.update({f'{kind} low': _to_uint8(images) for kind, images in low.items()})
-        drawn['held_out true'] = true
+    if made is not None:
+        made.update({f'{kind} low': _to_uint8(images) for kind, images in low.items()})
+        made['held_out true'] = true
     ends = np.cumsum([len(images) for images in low.values()])[:-1]
     shared = ('sampler', 'seed', 'batch_size', 'progress', 'negative_prompt')
     shared = {name: options[name] for name in shared if name in options}
@@ -278,8 +278,8 @@ def fine_mark_scores(
             **shared,
         )
         parts = dict(zip(low, np.split(enlarged, ends), strict=True))
-        if drawn is not None:
-            drawn.update({f'{kind} {level}': images for kind, images in parts.items()})
+        if made is not None:
+            made.update({f'{kind} {level}': images for kind, images in parts.items()})
         error = np.abs(parts['held_out'].astype(np.float32) - true).mean()
         levels.append(
             {
@@ -330,28 +330,28 @@ def enlarge(
     text = cascade.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
     keys = text_to_image.image_keys(seed, np.arange(len(low)))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, _SECOND_STAGE_STREAM))(keys)
-    drawn = []
+    made = []
     with tqdm(total=len(low), unit='image', desc='enlarging', disable=not progress, dynamic_ncols=True) as bar:
         for rows, used in text_to_image.padded_batches(len(low), batch_size):
             level = np.full(len(rows), noise_level, np.int32)
             images = sampler(
                 cascade.super_resolution.unet.params,
-                rows_of(text, 1 + rows),
-                rows_of(text, np.zeros_like(rows)),
+                take(text, 1 + rows),
+                take(text, np.zeros_like(rows)),
                 keys[rows],
                 low=low[rows],
                 level=level,
             )
-            drawn.append(text_to_image.to_uint8(images)[:used])
+            made.append(text_to_image.to_uint8(images)[:used])
             bar.update(used)
-    return np.concatenate(drawn)
+    return np.concatenate(made)
 
 
-def _generate(cascade, texts, num_images, drawn, options) -> np.ndarray:
+def _generate(cascade, texts, num_images, made, options) -> np.ndarray:
     """uint8[N * num_images, H, W, 3] of the last stage that is asked for."""
     images = cascade.generate(texts, num_images=num_images, **{'super_resolution': False, **options}).final
-    if drawn is not None:
-        drawn.update(zip(texts, images.reshape(len(texts), num_images, *images.shape[1:]), strict=True))
+    if made is not None:
+        made.update(zip(texts, images.reshape(len(texts), num_images, *images.shape[1:]), strict=True))
     return images
 
 

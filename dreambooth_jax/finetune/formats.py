@@ -90,18 +90,18 @@ def _check_place_of_word(cascade: Cascade, output: Path) -> None:
     if not cascade.base.added_tokens:
         return
     word = cascade.base.added_tokens[0]
-    place = output.parent / file_name(word)
-    if place in [_file_of(output, stage) for stage in STAGES]:
+    path = output.parent / file_name(word)
+    if path in [_file_of(output, stage) for stage in STAGES]:
         raise SettingsError(f'--output={output} is where the new word {word} goes; choose another name')
-    if not place.exists():
+    if not path.exists():
         return
     try:
-        same = files.read_metadata(place).get('token') == word
+        same = files.read_metadata(path).get('token') == word
     except WeightsError:
         same = False
     if not same:
         raise SettingsError(
-            f'{place} is where the new word {word} goes, but holds something else; move it, or choose another folder '
+            f'{path} is where the new word {word} goes, but holds something else; move it, or choose another folder '
             f'for --output'
         )
 
@@ -161,7 +161,7 @@ def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
         configs = {part: getattr(pipeline, part).config for part in ('unet', 'text_encoder')}
         family = original_configs.family_of(configs)
     else:
-        family = modelspec.PIXEL_FAMILIES[pipeline.family.enlarges]
+        family = modelspec.PIXEL_FAMILIES[pipeline.family.is_super_resolution]
     prompts = dict.fromkeys(subject.instance_prompt for subject in config.subjects())
     # As kohya's trainer says it: SDXL's files and whole models keep the original names, other adapters diffusers'.
     as_diffusers = format != SINGLE_FILE and not (format == lora_files.KOHYA and family == 'sdxl')
@@ -230,12 +230,12 @@ def _stored(params: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
     return {name: np.asarray(value).astype(jnp.dtype(dtype)).astype(np.float32) for name, value in params.items()}
 
 
-def _compare(place: Path, what: str, given: Mapping[str, Any], read: Mapping[str, Any], same=np.array_equal) -> int:
+def _compare(path: Path, what: str, given: Mapping[str, Any], read: Mapping[str, Any], same=np.array_equal) -> int:
     """The number of tensors given.
 
     Raises: WeightsError if another is in its place.
     """
     for name in sorted(given.keys() | read.keys()):
         if not (name in given and name in read and same(given[name], read[name])):
-            raise WeightsError(f'{place} does not read back as written: {what} {name} differs.')
+            raise WeightsError(f'{path} does not read back as written: {what} {name} differs.')
     return len(given)

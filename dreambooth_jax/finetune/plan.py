@@ -38,7 +38,7 @@ def forward_flops(cascade: Cascade, stage: str) -> float:
         jax.ShapeDtypeStruct((1,), jnp.int32),
     )
     text = cascade.text_shapes(stage)
-    labels = {'class_labels': shapes[2]} if pipeline.family.enlarges else {}
+    labels = {'class_labels': shapes[2]} if pipeline.family.is_super_resolution else {}
     return jax.jit(net.apply).lower(*shapes, **text, **labels).cost_analysis()['flops']
 
 
@@ -63,8 +63,8 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
     costs = {name: forward_flops(cascade, name) for name in stages}
     lines += ['', f'plan for {jax.device_count()} x {jax.devices()[0].device_kind}:']
     seconds = 0.0
-    if drawing := class_images.stages_of(config, cascade):
-        line, work = _class_images(config, costs, SUPER_RESOLUTION in drawing)
+    if generating := class_images.stages_of(config, cascade):
+        line, work = _class_images(config, costs, SUPER_RESOLUTION in generating)
         seconds += work / speed
         lines.append(line + (f', {_duration(work / speed)}' if work else ''))
     for name, pipeline in stages.items():
@@ -72,7 +72,7 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         if not settings.steps:
             lines.append(f'  {name}: not trained')
             continue
-        rows = config.rows_per_step(name)
+        examples = config.examples_per_step(name)
         trainable = make_trainable(
             pipeline,
             trained_components(config, name, cascade),
@@ -87,27 +87,31 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         copies = 2 + (config.optimizer.ema_decay is not None)  # weights, gradients, average
         memory = copies * 4 * count + optimizer.state_bytes(tx, trainable.params)
         memory += sum(value.nbytes for part in trainable.frozen.values() for value in part.values())
-        passes = rows * BACKWARD
+        passes = examples * BACKWARD
         if config.is_distilled(name):
-            passes += rows // 2
+            passes += examples // 2
             if 'unet' not in trainable.frozen:
                 itemsize = jnp.dtype(compute_dtype(config.parallel.dtype)).itemsize
                 memory += parameter_count(pipeline.unet.params) * itemsize
-        parts = f' in {settings.accumulation} micro-batches' if settings.accumulation > 1 else ''
+        parts = (
+            f' in {settings.gradient_accumulation_steps} micro-batches'
+            if settings.gradient_accumulation_steps > 1
+            else ''
+        )
         work = settings.steps * passes * costs[name] / speed
         seconds += work
         lines.append(
-            f'  {name}: {settings.steps} steps of {rows} rows{parts}, {count / 1e6:.1f}M parameters trained, '
+            f'  {name}: {settings.steps} steps of {examples} rows{parts}, {count / 1e6:.1f}M parameters trained, '
             f'{memory / 2**20:.0f} MiB for weights, gradients, moments (activations come on top), '
             f'{_duration(work)}'
         )
-    besides = drawing_bytes(config, cascade) / 2**20
+    besides = generation_bytes(config, cascade) / 2**20
     lines.append(f'  drawing: {besides:.0f} MiB on every device besides, for the model as it was before training')
     lines.append(f'  in all about {_duration(seconds)}, without compilation and samples')
     return '\n'.join(lines)
 
 
-def drawing_bytes(config: DreamBoothConfig, cascade: Cascade) -> int:
+def generation_bytes(config: DreamBoothConfig, cascade: Cascade) -> int:
     """Bytes of weights that drawing keeps on every device beside those that train, in float32 whatever the mode.
 
     That is the whole model as it was, which encodes prompts, draws class images and its half of every sample grid;
@@ -131,14 +135,14 @@ def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: 
     if own := class_images.own_photos(config):
         return f'  class images: {len(own)} photos of your own in {prior.dir}, all used, none drawn', 0.0
     count = prior.num_images * len({subject.class_prompt for subject in config.subjects()})
-    drawing = {BASE: (prior.steps, prior.guidance_scale)}
+    generating = {BASE: (prior.steps, prior.guidance_scale)}
     if second:
         other = config.super_resolution
-        drawing[SUPER_RESOLUTION] = (
+        generating[SUPER_RESOLUTION] = (
             other.sample_steps or prior.steps,
             other.sample_guidance_scale or prior.guidance_scale,
         )
-    passes = {stage: count * steps * (2 if scale != 1 else 1) for stage, (steps, scale) in drawing.items()}
+    passes = {stage: count * steps * (2 if scale != 1 else 1) for stage, (steps, scale) in generating.items()}
     work = sum(passes[stage] * costs[stage] for stage in passes)
     return f'  class images: {count}, {sum(passes.values())} network passes', work
 

@@ -47,14 +47,14 @@ def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
       noise levels that it is to train at.
     """
     settings, second = config.super_resolution, cascade.super_resolution
-    draws = [(BASE, config.samples.steps, config.samples.sampler)]
+    samplings = [(BASE, config.samples.steps, config.samples.sampler)]
     if config.prior.weight > 0 and config.prior.kind == 'images':
-        draws.append((BASE, config.prior.steps, config.prior.sampler))
+        samplings.append((BASE, config.prior.steps, config.prior.sampler))
         if second is not None and settings.steps and settings.with_prior:
-            draws.append((SUPER_RESOLUTION, settings.sample_steps or config.prior.steps, config.prior.sampler))
+            samplings.append((SUPER_RESOLUTION, settings.sample_steps or config.prior.steps, config.prior.sampler))
     if second is not None:
-        draws.append((SUPER_RESOLUTION, settings.sample_steps or config.samples.steps, config.samples.sampler))
-    for name, steps, sampler in draws:
+        samplings.append((SUPER_RESOLUTION, settings.sample_steps or config.samples.steps, config.samples.sampler))
+    for name, steps, sampler in samplings:
         check_sampler(getattr(cascade, name), steps, sampler)
     for name in STAGES:
         if getattr(cascade, name) is not None and getattr(config, name).steps:
@@ -144,7 +144,7 @@ def stage_data(
 
 
 def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
-    mirrored = latent.with_mirrored if flip else lambda rows: rows
+    mirrored = latent.with_mirrored if flip else lambda examples: examples
     encoder = in_float32('vae', pipeline.vae)  # once for the whole run, whose targets they are
     data = {
         **table.prompt_arrays,
@@ -152,12 +152,12 @@ def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
     }
     if table.masks is not None:
         data['masks'] = mirrored(shrink_masks(table.masks, pipeline.latent_scale))
-    if pipeline.family.enlarges:
+    if pipeline.family.is_super_resolution:
         data['low'] = mirrored(latent.low_images(table.images, pipeline.latent_scale))
     return data
 
 
-def rate_factors(
+def lr_multipliers(
     config: DreamBoothConfig, name: str, trainable: Trainable, *, learns_variance: bool
 ) -> dict[str, dict[str, Any]]:
     """What trains at another rate than stage `name`'s own, and how much faster (optimizer.scale_updates).
@@ -165,20 +165,20 @@ def rate_factors(
     Args:
       learns_variance: whether the UNet's last layer predicts a variance, which the settings may hold.
     """
-    factors = {component: {} for component in trainable.params}
-    if learns_variance and not config.objective.train_variance and config.lora.rank is None and 'unet' in factors:
-        factors['unet'] = optimizer.variance_head_masks(trainable.params['unet'])
+    multipliers = {component: {} for component in trainable.params}
+    if learns_variance and not config.objective.train_variance and config.lora.rank is None and 'unet' in multipliers:
+        multipliers['unet'] = optimizer.variance_head_masks(trainable.params['unet'])
     if name == BASE and config.base.text_encoder_learning_rate is not None:
         ratio = config.base.text_encoder_learning_rate / config.base.learning_rate
-        factors |= {part: dict.fromkeys(trainable.params[part], ratio) for part in factors if part != 'unet'}
-    for component, rows in trainable.new_rows.items():
+        multipliers |= {part: dict.fromkeys(trainable.params[part], ratio) for part in multipliers if part != 'unet'}
+    for component, examples in trainable.new_rows.items():
         usual = config.base.learning_rate if config.optimizer.kind == 'prodigy' else NEW_ROWS_LEARNING_RATE
-        rate = config.textual_inversion.learning_rate or usual
-        factors[component][rows.name] = rate / config.base.learning_rate
-    return {component: part for component, part in factors.items() if part}
+        learning_rate = config.textual_inversion.learning_rate or usual
+        multipliers[component][examples.name] = learning_rate / config.base.learning_rate
+    return {component: part for component, part in multipliers.items() if part}
 
 
-def tune(
+def finetune(
     config: DreamBoothConfig,
     workdir: Path,
     name: str,
@@ -186,7 +186,7 @@ def tune(
     original: Cascade,
     tables: Sequence[Table],
     grid: SampleGrid,
-    place: Placement,
+    placement: Placement,
 ) -> tuple[Cascade, bool]:
     """Fine-tunes one stage from its newest checkpoint on.
 
@@ -215,51 +215,57 @@ def tune(
         shown_again=config.is_distilled(name),
     )
     batch = feed.batch(
-        settings.batch_size, settings.batch_size, config.prior.weight, place.devices, settings.accumulation
+        settings.batch_size,
+        settings.batch_size,
+        config.prior.weight,
+        placement.devices,
+        settings.gradient_accumulation_steps,
     )
     frozen = {'weights': trainable.frozen}
     teacher = None
     if config.is_distilled(name):
-        whole = config.parallel.mode == 'pmap' or place.devices == 1  # else a batch is sharded
-        class_rows = pairs.most_class_rows(batch, place.devices, settings.accumulation) if whole else None
+        whole = config.parallel.mode == 'pmap' or placement.devices == 1  # else a batch is sharded
+        class_examples = (
+            pairs.most_class_examples(batch, placement.devices, settings.gradient_accumulation_steps) if whole else None
+        )
         network = getattr(original, name).unet
-        teacher = Distillation(network.apply, class_rows)
+        teacher = Distillation(network.apply, class_examples)
         if 'unet' not in trainable.frozen:
             frozen['teacher'] = stored(network.params, compute_dtype(config.parallel.dtype))
     stage = make_stage(config, name, cascade, trainable, teacher)
     data = [{**stage_data(config, name, cascade, original, table, trainable), **feed.arrays} for table in tables]
     # One copy of the frozen weights for all sizes.
-    placed, frozen = place.place_state(lambda data: data, jax.tree.map(jnp.asarray, (data, frozen)))
+    placed, frozen = placement.place_state(lambda data: data, jax.tree.map(jnp.asarray, (data, frozen)))
     if teacher is not None and 'teacher' not in frozen:  # adapters leave the frozen network where it is
         frozen['teacher'] = frozen['weights']['unet']
 
     def loss(params, frozen, batch, keys):
         return stage.loss(trainable.assemble(params, frozen['weights']), frozen, batch, keys)
 
-    def tuned(state):
+    def finetuned(state):
         best = trainable.plain({component: state.best_params[component] for component in trainable.params})
         if name == BASE:
             return cascade.with_params(**best)
         return cascade.with_params(super_resolution_unet=best['unet'])
 
-    def draw(step, state):
+    def sample(step, state):
         if jax.process_count() == 1:
-            grid.save(tuned(state), workdir / 'samples' / name / f'{step:06d}.png', f'{name}, step {step}')
+            grid.save(finetuned(state), workdir / 'samples' / name / f'{step:06d}.png', f'{name}, step {step}')
 
-    factors = rate_factors(config, name, trainable, learns_variance=stage.schedule.learns_variance)
-    rate, tx = optimizer.from_settings(
+    multipliers = lr_multipliers(config, name, trainable, learns_variance=stage.schedule.learns_variance)
+    learning_rate, tx = optimizer.from_settings(
         config.optimizer,
         settings.learning_rate,
         settings.steps,
-        factors=factors,
-        undecayed=[rows.name for rows in trainable.new_rows.values()],
+        multipliers=multipliers,
+        undecayed=[examples.name for examples in trainable.new_rows.values()],
     )
     state, finished = fit.fit(
         loss,
         trainable.params,
         tx=tx,
-        rate=rate,
-        place=place,
+        learning_rate=learning_rate,
+        placement=placement,
         batch=batch,
         pick=feed.pick,
         frozen=lambda step: {**placed[feed.bucket(step)], **frozen},
@@ -268,11 +274,11 @@ def tune(
         seed=config.seed,
         steps=settings.steps,
         ema_decay=config.optimizer.ema_decay,
-        accumulation=settings.accumulation,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
         steps_per_dispatch=feed.steps_per_dispatch(config.parallel.steps_per_dispatch),
         save_every=config.checkpoint.every,
         keep=config.checkpoint.keep,
-        draw=draw,
-        draw_every=config.samples.every,
+        sample=sample,
+        sample_every=config.samples.every,
     )
-    return tuned(state), finished
+    return finetuned(state), finished

@@ -31,9 +31,9 @@ def with_word(cascade: Cascade, settings: TextualInversionConfig, *, dtype: Any,
     if settings.token is None:
         return cascade
     starts = {}
-    for place, (component, network) in enumerate(cascade.base.text_encoders.items()):
+    for index, (component, network) in enumerate(cascade.base.text_encoders.items()):
         tokenizer = Tokenizer.load(cascade.base.tokenizer_folders[component])
-        starts[component] = _start(tokenizer, component, network, settings, np.random.default_rng((seed, place)))
+        starts[component] = _start(tokenizer, component, network, settings, np.random.default_rng((seed, index)))
     try:
         return with_rows(cascade, vector_names(settings.token, settings.num_vectors), starts, dtype=dtype)
     except TokenizerError as error:

@@ -93,7 +93,7 @@ def make_trainable(
         targets = lora_targets(settings, {component: models[component] for component in components})
         if not any(targets.get(component) for component in components if component != 'unet') and not new_rows:
             models = {'unet': models['unet']}  # prompts are read once
-    for place, (component, model) in enumerate(models.items()):
+    for index, (component, model) in enumerate(models.items()):
         network = getattr(pipeline, component)
         adapted = bool(targets.get(component))
         whole = component in components and settings.rank is None
@@ -101,7 +101,7 @@ def make_trainable(
         start[component] = network.params
         trained = {}
         if adapted:
-            rngs = functional.Keys(jax.random.key(seed + place))
+            rngs = functional.Keys(jax.random.key(seed + index))
             trained = jax.tree.map(np.asarray, lora.init_adapter(shapes, network.params, rngs=rngs))
         elif whole:
             trained = dict(network.params)

@@ -19,6 +19,7 @@ from dreambooth_jax.finetune.stage import trained_components
 from dreambooth_jax.finetune.trainable import make_trainable
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
 from dreambooth_jax.models import lora
+from dreambooth_jax.settings import with_new_names
 from dreambooth_jax.training.checkpoint import CheckpointError
 from dreambooth_jax.weights.lora_files import Adapter
 
@@ -57,7 +58,7 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
     if not path.is_file():
         raise SettingsError(f"{workdir} is no run's folder: {path} is missing; give the --workdir of train")
     try:
-        config = resolve(DreamBoothConfig, json.loads(path.read_text('utf-8')))
+        config = resolve(DreamBoothConfig, with_new_names(DreamBoothConfig, json.loads(path.read_text('utf-8'))))
     except ValueError as error:
         raise SettingsError(f'{path} is no readable JSON ({error})') from None
     name = workdir.absolute().name
@@ -81,7 +82,7 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
             continue
         at, params = found[stage]
         try:
-            cascade, adapter = _tuned(config, cascade, stage, params)
+            cascade, adapter = _finetuned(config, cascade, stage, params)
         except ValueError as error:
             raise CheckpointError(
                 f'checkpoint {at} in {workdir / stage} does not fit the {error} of the model {config.model!r}; '
@@ -121,7 +122,7 @@ def _read_checkpoint(folder: Path, step: int | None) -> tuple[int, dict[str, dic
         raise CheckpointError(f'checkpoint {step or ""} in {folder} could not be read: {reason}') from error
 
 
-def _tuned(config: DreamBoothConfig, cascade: Cascade, stage: str, params) -> tuple[Cascade, Adapter | None]:
+def _finetuned(config: DreamBoothConfig, cascade: Cascade, stage: str, params) -> tuple[Cascade, Adapter | None]:
     """The cascade with what a stage has trained, and its adapters if it trained some.
 
     Raises: ValueError with the name of a component that is not, or not so, in the model.

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dreambooth_jax.config import NO_MODEL, DreamBoothConfig, SettingsError
 from dreambooth_jax.generation import checks, text_to_image
 from dreambooth_jax.models import vae
-from dreambooth_jax.stages.text_conditioning import Text, TextConditioning, rows_of
+from dreambooth_jax.stages.text_conditioning import Text, TextConditioning, take
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import folders, guard, noise_schedules
 from dreambooth_jax.weights.errors import WeightsError
@@ -68,7 +68,7 @@ class Cascade:
     size: int | None = None
     clip_skip: int = 0
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
-    _placed: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+    _on_device: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self):
         base, second = self.base, self.super_resolution
@@ -184,8 +184,8 @@ class Cascade:
         for (stage, component), params in given.items():
             network = dataclasses.replace(getattr(stages[stage], component), params=params)
             stages[stage] = dataclasses.replace(stages[stage], **{component: network})
-        placed = {part: params for part, params in self._placed.items() if part not in given}
-        return dataclasses.replace(self, **stages, _placed=placed)
+        on_device = {part: params for part, params in self._on_device.items() if part not in given}
+        return dataclasses.replace(self, **stages, _on_device=on_device)
 
     def with_tokens(self, text_encoders: Mapping[str, Network], added_tokens: tuple[str, ...]) -> 'Cascade':
         """The same cascade, its base stage with more words; what draws is not compiled again.
@@ -194,8 +194,8 @@ class Cascade:
           text_encoders: component -> network whose token table has a row for each. added_tokens: of Pipeline.
         """
         base = dataclasses.replace(self.base, added_tokens=added_tokens, **text_encoders)
-        placed = {part: params for part, params in self._placed.items() if part[1] not in text_encoders}
-        return dataclasses.replace(self, base=base, _placed=placed)
+        on_device = {part: params for part, params in self._on_device.items() if part[1] not in text_encoders}
+        return dataclasses.replace(self, base=base, _on_device=on_device)
 
     def conditioning(self, stage: str = BASE) -> TextConditioning:
         """How `stage` reads prompts, in float32."""
@@ -236,8 +236,8 @@ class Cascade:
         tokens = conditioning.tokens(prompts, size)
         encoded = []
         for first in range(0, len(prompts), _PROMPTS_AT_ONCE):
-            rows = np.minimum(np.arange(first, first + _PROMPTS_AT_ONCE), len(prompts) - 1)
-            encoded.append(jax.tree.map(np.asarray, encoder(params, rows_of(tokens, rows))))
+            examples = np.minimum(np.arange(first, first + _PROMPTS_AT_ONCE), len(prompts) - 1)
+            encoded.append(jax.tree.map(np.asarray, encoder(params, take(tokens, examples))))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(prompts)], *encoded)
 
     def _reader(self, stage: str) -> Pipeline:
@@ -257,14 +257,16 @@ class Cascade:
         if not len(prompts) or num_images < 1:
             raise SettingsError(f'{len(prompts)} prompts with {num_images} images each; both must be at least 1')
         requests = [(prompt, number) for prompt in range(len(prompts)) for number in range(num_images)]
-        drawn = []
+        generated = []
         hidden = not progress or len(requests) <= options.get('batch_size', _IMAGES_AT_ONCE)
         with tqdm(total=len(requests), unit='image', disable=hidden, dynamic_ncols=True) as bar:
-            for rows, images in self.stream(prompts, requests, **options):
-                drawn.append(images)
-                bar.update(len(rows))
-        second = None if drawn[0].super_resolution is None else np.concatenate([p.super_resolution for p in drawn])
-        return Images(np.concatenate([p.base for p in drawn]), second)
+            for examples, images in self.stream(prompts, requests, **options):
+                generated.append(images)
+                bar.update(len(examples))
+        second = (
+            None if generated[0].super_resolution is None else np.concatenate([p.super_resolution for p in generated])
+        )
+        return Images(np.concatenate([p.base for p in generated]), second)
 
     def stream(
         self,
@@ -295,10 +297,10 @@ class Cascade:
         Raises: SettingsError for steps, a sampler or a noise level that the model does not allow.
         """
         second = self.super_resolution if super_resolution else None
-        draw_base = self.sampler(BASE, steps, guidance_scale, sampler)
+        sample_base = self.sampler(BASE, steps, guidance_scale, sampler)
         text = self.encode([negative_prompt, *prompts])
         if second is not None:
-            draw_second = self.sampler(
+            sample_second = self.sampler(
                 SUPER_RESOLUTION,
                 super_resolution_steps or steps,
                 super_resolution_guidance_scale or guidance_scale,
@@ -313,21 +315,21 @@ class Cascade:
         prompt_of, numbers = np.asarray(requests, np.int64).reshape(-1, 2).T
         devices = len(jax.local_devices())
         first = 0
-        for rows, used in text_to_image.padded_batches(len(requests), batch_size, devices):
-            keys = text_to_image.image_keys(seed, numbers[rows])
-            keys, *words = _on_devices((keys, *_words(text, prompt_of[rows])), split=True)
-            low = self._decoded(BASE, draw_base(self._params(BASE, 'unet'), *words, keys))
+        for examples, used in text_to_image.padded_batches(len(requests), batch_size, devices):
+            keys = text_to_image.image_keys(seed, numbers[examples])
+            keys, *words = _on_devices((keys, *_words(text, prompt_of[examples])), split=True)
+            low = self._decoded(BASE, sample_base(self._params(BASE, 'unet'), *words, keys))
             high = None
             if second is not None:
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, _SUPER_RESOLUTION_STREAM))(keys)
-                level = np.full(len(rows), noise_level, np.int32)
-                *words, level = _on_devices((*_words(second_text, prompt_of[rows]), level), split=True)
-                high = draw_second(self._params(SUPER_RESOLUTION, 'unet'), *words, keys, low=low, level=level)
+                level = np.full(len(examples), noise_level, np.int32)
+                *words, level = _on_devices((*_words(second_text, prompt_of[examples]), level), split=True)
+                high = sample_second(self._params(SUPER_RESOLUTION, 'unet'), *words, keys, low=low, level=level)
                 high = text_to_image.to_uint8(self._decoded(SUPER_RESOLUTION, high))[:used]
             yield range(first, first + used), Images(text_to_image.to_uint8(low)[:used], high)
             first += used
 
-    def sampler(self, stage: str, steps: int, guidance_scale: float, method: str):
+    def sampler(self, stage: str, steps: int, guidance_scale: float, sampler: str):
         """The compiled sampler of a stage (text_to_image.make_sampler).
 
         Raises: as checks.check_sampler.
@@ -335,15 +337,15 @@ class Cascade:
 
         def make():
             pipeline = getattr(self, stage)
-            checks.check_sampler(pipeline, steps, method)
+            checks.check_sampler(pipeline, steps, sampler)
             schedule = noise_schedules.read(pipeline)
-            if pipeline.is_latent and schedule.sampling(method).clip_sample:
+            if pipeline.is_latent and schedule.sampling(sampler).clip_sample:
                 logging.warning(
                     'the scheduler of %s lets sampler %s clip latents to +-%g, as diffusers then does, which dulls '
                     'images; write "clip_sample": false into its scheduler_config.json',
                     pipeline.name,
-                    method,
-                    schedule.sampling(method).clip_sample_range,
+                    sampler,
+                    schedule.sampling(sampler).clip_sample_range,
                 )
             noising = noise_schedules.read_noising(pipeline) if stage == SUPER_RESOLUTION else None
             # What the UNet draws: latents are as wide as the upscaler's low image, pixels as the image itself.
@@ -352,29 +354,29 @@ class Cascade:
             return text_to_image.make_sampler(
                 pipeline.unet.apply,
                 schedule,
-                shape=(side, side, noise_schedules.drawn_channels(pipeline)),
+                shape=(side, side, noise_schedules.sampled_channels(pipeline)),
                 steps=steps,
-                method=method,
+                sampler=sampler,
                 guidance_scale=guidance_scale,
                 noising_schedule=noising,
             )
 
-        return self._program(('sampler', stage, steps, float(guidance_scale), method), make)
+        return self._program(('sampler', stage, steps, float(guidance_scale), sampler), make)
 
-    def _decoded(self, stage: str, drawn: jax.Array) -> jax.Array:
+    def _decoded(self, stage: str, generated: jax.Array) -> jax.Array:
         """Images of what the UNet of `stage` drew: itself, or what the VAE makes of latents, cut to [-1, 1]: the
         second stage was trained on images, which have nothing beyond white.
         """
         network = getattr(self, stage).vae
         if network is None:
-            return drawn
+            return generated
         scale = vae.scaling_factor(network.config)
 
         def decode(params, latents):
             return jnp.clip(network.apply(params, latents / scale, method='decode'), -1.0, 1.0)
 
         compiled = self._program(('decode', stage), lambda: jax.jit(decode))
-        return compiled(self._params(stage, 'vae'), drawn)
+        return compiled(self._params(stage, 'vae'), generated)
 
     def _tokenizer(self, stage: str) -> Tokenizer:
         pipeline = getattr(self, stage) if getattr(self, stage).tokenizer_folder else self.base
@@ -390,9 +392,9 @@ class Cascade:
 
     def _params(self, stage: str, component: str):
         part = (stage, component)
-        if part not in self._placed:
-            self._placed[part] = _on_devices(getattr(getattr(self, stage), component).params)
-        return self._placed[part]
+        if part not in self._on_device:
+            self._on_device[part] = _on_devices(getattr(getattr(self, stage), component).params)
+        return self._on_device[part]
 
 
 def compute_dtype(dtype: Any = 'auto'):
@@ -404,7 +406,7 @@ def compute_dtype(dtype: Any = 'auto'):
 
 def _words(text: Text, prompt_of: np.ndarray) -> tuple[Text, Text]:
     # Text and negative text of some rows; the first prompt is the negative one.
-    return rows_of(text, 1 + prompt_of), rows_of(text, np.zeros_like(prompt_of))
+    return take(text, 1 + prompt_of), take(text, np.zeros_like(prompt_of))
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline
 
 
-def check_sampler(pipeline: Pipeline, steps: int, method: str) -> None:
+def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
     """Before anything is drawn: whether a stage's scheduler lets `method` draw in so many steps.
 
     Raises: SettingsError for steps or a method that the model's schedule does not allow; WeightsError for a scheduler
@@ -18,30 +18,31 @@ def check_sampler(pipeline: Pipeline, steps: int, method: str) -> None:
     """
     schedule = noise_schedules.read(pipeline)
     try:
-        samplers.step_table(schedule, method, steps)
+        samplers.step_table(schedule, sampler, steps)
     except ValueError as error:
-        place = f'{pipeline.name}: ' if isinstance(error, SchedulerFileError) else ''
-        raise SettingsError(f'{place}{error}') from None
+        prefix = f'{pipeline.name}: ' if isinstance(error, SchedulerFileError) else ''
+        raise SettingsError(f'{prefix}{error}') from None
 
 
-def check_stage(pipeline: Pipeline, enlarges: bool, parts: Sequence[str]) -> None:
+def check_stage(pipeline: Pipeline, is_super_resolution: bool, parts: Sequence[str]) -> None:
     """Whether a pipeline is complete and of the stage that it was given for.
 
     Args:
       enlarges: whether it is to be the second stage. parts: the networks and tokenizers that it needs.
     Raises: WeightsError.
     """
-    if pipeline.family.enlarges != enlarges:
+    if pipeline.family.is_super_resolution != is_super_resolution:
         kinds, settings = ('base', 'second'), ('model', 'super_resolution_model')
         raise WeightsError(
-            f'{pipeline.name}, an {pipeline.class_name}, is a {kinds[not enlarges]} stage, but {settings[enlarges]} '
-            f'must be a {kinds[enlarges]} stage; this one can be given as {settings[not enlarges]}.'
+            f'{pipeline.name}, an {pipeline.class_name}, is a {kinds[not is_super_resolution]} stage, but '
+            f'{settings[is_super_resolution]} must be a {kinds[is_super_resolution]} stage; this one can be given as '
+            f'{settings[not is_super_resolution]}.'
         )
     for part in parts:
         if getattr(pipeline, f'{part}_folder' if part.startswith('tokenizer') else part) is None:
             raise WeightsError(f'{pipeline.name} has no {part}; give a complete pipeline.')
     noise_schedules.read(pipeline)
-    if enlarges:
+    if is_super_resolution:
         noise_schedules.read_noising(pipeline)
 
 

@@ -68,9 +68,9 @@ def _list_own(config: DreamBoothConfig) -> tuple[list[ImageFile], dict[str, str]
     if prior.dir is None or prior.weight == 0 or not folder.is_dir() or (folder / MANIFEST).exists():
         return [], {}
     prompts = list(dict.fromkeys(subject.class_prompt for subject in config.subjects()))
-    drawn = re.compile(f'({"|".join(re.escape(_words(prompt)) for prompt in prompts)})_[0-9]{{5}}.png')
+    generated = re.compile(f'({"|".join(re.escape(_words(prompt)) for prompt in prompts)})_[0-9]{{5}}.png')
     files, skipped = list_images(folder)
-    if not files or any(drawn.fullmatch(file.path.name) for file in files):  # drawn ones, whose manifest is lost
+    if not files or any(generated.fullmatch(file.path.name) for file in files):  # drawn ones, whose manifest is lost
         return [], {}
     masks = [file.mask for file in files if file.mask is not None]
     if masks:
@@ -125,7 +125,7 @@ def class_images_of(
             seed=config.seed,
             batch_size=prior.batch_size,
             super_resolution=SUPER_RESOLUTION in stages,
-            **config.super_resolution.drawing(),
+            **config.super_resolution.sampling_options(),
         )
 
 
@@ -134,8 +134,8 @@ def _own_images(config: DreamBoothConfig, second: bool, order: Sequence[str] | N
     for name, reason in skipped.items():
         logging.warning('%s in %s is skipped: it is %s', name, config.prior.dir, reason)
     if order is not None:
-        place = {name: number for number, name in enumerate(order)}
-        files.sort(key=lambda file: place[file.path.name])
+        index = {name: number for number, name in enumerate(order)}
+        files.sort(key=lambda file: index[file.path.name])
     class_prompt = config.subjects()[0].class_prompt
     return [ClassImage(file.path, file.caption or class_prompt, file.path if second else None) for file in files]
 
@@ -183,7 +183,7 @@ def ensure_class_images(
         'super_resolution_guidance_scale': super_resolution_guidance_scale,
     }
 
-    def draw():
+    def generate():
         wanted = {
             'model': cascade.base.weights_hash,
             'scheduler': scheduler_hash(cascade.base),
@@ -235,7 +235,7 @@ def ensure_class_images(
     if jax.process_index() == 0:
         try:
             with _alone(folder, files):
-                draw()
+                generate()
         except BaseException as caught:  # Ctrl-C too: the other hosts must hear of it
             error = caught
     _end_together(folder, files, error)
@@ -256,13 +256,13 @@ def read(
     paths = {BASE: [image.path for image in images], SUPER_RESOLUTION: [image.super_resolution for image in images]}
     prompts = [image.prompt for image in images]
 
-    def one(path, size, place):
+    def one(path, size, index):
         if crop_seed is None:
             return read_image(path, size)
-        return read_image(path, size, crop='random', rng=np.random.default_rng([crop_seed, place]), max_zoom=max_zoom)
+        return read_image(path, size, crop='random', rng=np.random.default_rng([crop_seed, index]), max_zoom=max_zoom)
 
     return {
-        stage: Examples(np.stack([one(path, size, place) for place, path in enumerate(paths[stage])]), prompts)
+        stage: Examples(np.stack([one(path, size, index) for index, path in enumerate(paths[stage])]), prompts)
         for stage, size in sizes.items()
         if images and None not in paths[stage]
     }

@@ -18,6 +18,7 @@ from dreambooth_jax.generation.cascade import SUPER_RESOLUTION
 from dreambooth_jax.system import disk
 
 MANIFEST = 'manifest.json'
+_FORMERLY = 'pictures'  # what older versions called the images in it
 # What all images of a folder have in common; manifests older than the last three have only images of one size.
 _SHARED = ('sampler', 'steps', 'guidance_scale', 'seed', 'size', 'clip_skip')
 _IMAGES = ('.png', '.jpg', '.jpeg', '.webp')
@@ -55,8 +56,9 @@ def open_manifest(folder: Path, wanted: Mapping[str, Any], count: int) -> dict[s
         return {**wanted, 'images': {}}
     try:
         found = json.loads(path.read_text('utf-8'))
+        found['images'] = found.pop(_FORMERLY) if _FORMERLY in found else found['images']
         images = {name: entry for name, entry in found['images'].items() if (folder / name).is_file()}
-        differences = _differences(found, wanted) if images else []
+        differences = [] if 'photos' in found and not images else _differences(found, wanted)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PriorError(f'{path} is no readable manifest ({type(error).__name__}: {error}); {WAY_OUT}.') from None
     if not images:

@@ -15,6 +15,7 @@ from dreambooth_jax.config import (
     SuperResolutionConfig,
     resolve,
 )
+from dreambooth_jax.settings import with_new_names
 
 
 class RunSettings(typing.NamedTuple):
@@ -62,8 +63,8 @@ def settings_of(model: str) -> RunSettings:
         raise SettingsError(f'{path} is damaged: its base.clip_skip is {clip_skip!r}; restore it')
     try:
         return RunSettings(
-            resolve(SamplesConfig, groups['samples']),
-            resolve(SuperResolutionConfig, groups['super_resolution']),
+            resolve(SamplesConfig, with_new_names(SamplesConfig, groups['samples'])),
+            resolve(SuperResolutionConfig, with_new_names(SuperResolutionConfig, groups['super_resolution'])),
             size,
             clip_skip,
         )

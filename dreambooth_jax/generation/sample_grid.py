@@ -34,20 +34,20 @@ class SampleGrid:
         self.num_images, self.options = num_images, options
         self._answers = None
 
-    def _draw(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
+    def _generate(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
         """[stage][prompt][seed] images."""
         with memory.explained('samples are drawn', []):
-            drawn = cascade.generate(self.prompts, num_images=self.num_images, progress=False, **self.options)
-        stages = [stage for stage in (drawn.base, drawn.super_resolution) if stage is not None]
+            generated = cascade.generate(self.prompts, num_images=self.num_images, progress=False, **self.options)
+        stages = [stage for stage in (generated.base, generated.super_resolution) if stage is not None]
         shape = (len(self.prompts), self.num_images)
         return [list(stage.reshape(*shape, *stage.shape[1:])) for stage in stages]
 
     def save(self, cascade: Cascade, path: Path, title: str) -> np.ndarray:
         """Draws with the model as it is now, writes the PNG, and returns the sheet's pixels uint8[H, W, 3]."""
-        groups = dict(zip(('ours, base stage', 'ours, super-resolution'), self._draw(cascade), strict=False))
+        groups = dict(zip(('ours, base stage', 'ours, super-resolution'), self._generate(cascade), strict=False))
         if self.original is not None:
             if self._answers is None:
-                self._answers = self._draw(self.original)[-1]
+                self._answers = self._generate(self.original)[-1]
             groups['the base model'] = self._answers
         headings = [name for name in groups for _ in range(self.num_images)]
         rows = [[image for group in groups.values() for image in group[i]] for i in range(len(self.prompts))]

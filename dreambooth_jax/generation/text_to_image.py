@@ -28,7 +28,7 @@ def make_sampler(
     shape: tuple[int, int, int],
     steps: int,
     guidance_scale: float,
-    method: str,
+    sampler: str,
     noising_schedule: schedules.Schedule | None = None,
 ) -> Callable[..., jax.Array]:
     """Compiles (params, text, negative, keys, low=None, level=None) -> images in [-1, 1] or latents, f32[B, H, W, C].
@@ -47,7 +47,7 @@ def make_sampler(
     def sample(params, text, negative, keys, low=None, level=None):
         noise_keys, step_keys, augment_keys = jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 0, 1)
         x = samplers.initial_noise(noise_keys, shape)
-        rows, channels = len(x), shape[-1]
+        examples, channels = len(x), shape[-1]
         if guided:
             text = jax.tree.map(lambda *both: jnp.concatenate(both), text, negative)
         condition, options = None, text
@@ -63,10 +63,10 @@ def make_sampler(
             if not guided:
                 return answer
             return guidance.classifier_free_guidance(
-                answer[:rows], answer[rows:], guidance_scale, learned_variance=answer.shape[-1] == 2 * channels
+                answer[:examples], answer[examples:], guidance_scale, learned_variance=answer.shape[-1] == 2 * channels
             )
 
-        return samplers.sample(denoise, x, step_keys, schedule=schedule, method=method, num_steps=steps)
+        return samplers.sample(denoise, x, step_keys, schedule=schedule, sampler=sampler, num_steps=steps)
 
     return jax.jit(sample)
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreambooth_jax.stages.text_conditioning import rows_of
+from dreambooth_jax.stages.text_conditioning import take
 
 # (x_t, t) -> what the frozen network answers, and bool[B]: the rows that are held to it; others hold anything finite.
 Lesson = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -33,7 +33,7 @@ class Distillation:
     """
 
     unet: Callable
-    class_rows: int | None = None
+    class_examples: int | None = None
 
     def lesson(
         self,
@@ -56,15 +56,15 @@ class Distillation:
         def answer(x_t, t):
             x = x_t if beside is None else jnp.concatenate([x_t, beside], axis=-1)
             inputs = {'x': x, 't': t, 'prompt': prompt, 'labels': labels}
-            if self.class_rows is None:
+            if self.class_examples is None:
                 return self._answer(frozen, **inputs), is_class
-            places = jnp.argsort(~is_class)[: self.class_rows]
-            some = self._answer(frozen, **rows_of(inputs, places))
-            return jnp.zeros((len(x), *some.shape[1:])).at[places].set(some), is_class
+            indices = jnp.argsort(~is_class)[: self.class_examples]
+            some = self._answer(frozen, **take(inputs, indices))
+            return jnp.zeros((len(x), *some.shape[1:])).at[indices].set(some), is_class
 
         return answer
 
     def _answer(self, frozen, x, t, prompt, labels):
-        text = rows_of(frozen['teacher_text'], prompt)
+        text = take(frozen['teacher_text'], prompt)
         output = self.unet(frozen['teacher'], x, t, **text, **labels)
         return jax.lax.stop_gradient(output.astype(jnp.float32))

@@ -24,7 +24,7 @@ from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.models import vae
 from dreambooth_jax.stages.distillation import Distillation
-from dreambooth_jax.stages.pixel import Objective, denoise_rows, gather_prompts, read_prompts, streams
+from dreambooth_jax.stages.pixel import Objective, denoise_examples, gather_prompts, read_prompts, streams
 from dreambooth_jax.stages.super_resolution import conditioning
 
 
@@ -46,8 +46,8 @@ def encode_images(apply: Callable, params: Mapping[str, Any], images: np.ndarray
     encoded = []
     with tqdm(total=len(images), unit='image', desc='encoding', dynamic_ncols=True, disable=len(images) <= 8) as bar:
         for first in range(0, len(images), batch_size):
-            rows = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
-            encoded.append(np.asarray(encode(params, images[rows])))
+            examples = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
+            encoded.append(np.asarray(encode(params, images[examples])))
             bar.update(min(batch_size, len(images) - first))
     return np.concatenate(encoded)[: len(images)]
 
@@ -57,9 +57,9 @@ def low_images(images: np.ndarray, factor: int) -> np.ndarray:
     return np.asarray(low_resolution.downsample(jnp.asarray(images, jnp.float32) / 127.5 - 1.0, factor))
 
 
-def with_mirrored(rows: np.ndarray) -> np.ndarray:
+def with_mirrored(examples: np.ndarray) -> np.ndarray:
     """[N, H, W, C] -> [2 N, H, W, C], the mirrored ones behind."""
-    return np.concatenate([rows, rows[:, :, ::-1]])
+    return np.concatenate([examples, examples[:, :, ::-1]])
 
 
 def variant(batch: Mapping[str, jax.Array], count: int, keys: jax.Array, flip: bool) -> jax.Array:
@@ -90,14 +90,14 @@ class LatentStage:
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys, posterior_keys = streams(keys, 5)
         count = len(frozen['prompt_of'])
-        place = variant(batch, count, flip_keys, self.objective.random_flip)
-        latents = draw_latents(frozen['moments'][place], posterior_keys, self.scaling_factor)
+        index = variant(batch, count, flip_keys, self.objective.random_flip)
+        latents = sample_latents(frozen['moments'][index], posterior_keys, self.scaling_factor)
         prompt = gather_prompts(frozen, batch, drop_keys, self.objective.prompt_dropout)
         text = read_prompts(params, frozen, prompt, self.encode)
         network = lambda x_t, t: self.unet(params['unet'], x_t, t, **text)  # noqa: E731
-        masks = masks_of(frozen, place)
+        masks = masks_of(frozen, index)
         lesson = self.teacher and self.teacher.lesson(frozen, batch, prompt)
-        return denoise_rows(network, latents, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)
+        return denoise_examples(network, latents, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,11 +122,11 @@ class LatentSuperResolutionStage:
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys, posterior_keys, level_keys, augment_keys = streams(keys, 7)
         count = len(frozen['prompt_of'])
-        place = variant(batch, count, flip_keys, self.objective.random_flip)
-        latents = draw_latents(frozen['moments'][place], posterior_keys, self.scaling_factor)
+        index = variant(batch, count, flip_keys, self.objective.random_flip)
+        latents = sample_latents(frozen['moments'][index], posterior_keys, self.scaling_factor)
         lowest, highest = self.noise_level
         level = noise_lib.sample_timesteps(level_keys, lowest, highest + 1)
-        low = frozen['low'][place]
+        low = frozen['low'][index]
         condition = conditioning(low, low.shape[1:3], self.noising_schedule, level, augment_keys)
         prompt = gather_prompts(frozen, batch, drop_keys, self.objective.prompt_dropout)
         text = read_prompts(params, frozen, prompt, self.encode)
@@ -134,17 +134,17 @@ class LatentSuperResolutionStage:
         def network(x_t, t):
             return self.unet(params['unet'], jnp.concatenate([x_t, condition], axis=-1), t, class_labels=level, **text)
 
-        masks = masks_of(frozen, place)
+        masks = masks_of(frozen, index)
         lesson = self.teacher and self.teacher.lesson(frozen, batch, prompt, beside=condition, class_labels=level)
-        return denoise_rows(network, latents, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)
+        return denoise_examples(network, latents, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)
 
 
-def masks_of(frozen: Mapping[str, Any], place: jax.Array) -> jax.Array | None:
+def masks_of(frozen: Mapping[str, Any], index: jax.Array) -> jax.Array | None:
     """How much each latent of the rows counts, f32[B, h, w, 1] in [0, 1]; None: all alike."""
-    return frozen['masks'][place].astype(jnp.float32) / 255.0 if 'masks' in frozen else None
+    return frozen['masks'][index].astype(jnp.float32) / 255.0 if 'masks' in frozen else None
 
 
-def draw_latents(moments: jax.Array, keys: jax.Array, scaling_factor: float) -> jax.Array:
+def sample_latents(moments: jax.Array, keys: jax.Array, scaling_factor: float) -> jax.Array:
     """A fresh latent of every row's posterior, f32[B, h, w, C], as the UNet sees it.
 
     Args:

@@ -18,7 +18,7 @@ from dreambooth_jax.config import ObjectiveConfig, SettingsError
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import objective, prediction, schedules
 from dreambooth_jax.stages.distillation import Distillation, Lesson
-from dreambooth_jax.stages.text_conditioning import Text, rows_of
+from dreambooth_jax.stages.text_conditioning import Text, take
 
 # Row 0 of the prompt table is always the empty prompt: dropped prompts point there (classifier-free guidance).
 EMPTY_PROMPT = 0
@@ -86,12 +86,12 @@ def gather_masks(
     return _gather(frozen['masks'], batch, keys, flip) / 255.0 if 'masks' in frozen else None
 
 
-def _gather(rows: jax.Array, batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool) -> jax.Array:
-    rows = rows[batch['image']].astype(jnp.float32)
+def _gather(examples: jax.Array, batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool) -> jax.Array:
+    examples = examples[batch['image']].astype(jnp.float32)
     if not flip:
-        return rows
+        return examples
     mirrored = jax.vmap(jax.random.bernoulli)(keys)
-    return jnp.where(mirrored[:, None, None, None], rows[:, :, ::-1], rows)
+    return jnp.where(mirrored[:, None, None, None], examples[:, :, ::-1], examples)
 
 
 def gather_prompts(
@@ -114,11 +114,11 @@ def read_prompts(
 ) -> Text:
     """The text of prompts i32[B]: computed when a text encoder trains, looked up when none does."""
     if encode is None:
-        return rows_of(frozen['text'], prompt)
-    return encode(params, rows_of(frozen['tokens'], prompt))
+        return take(frozen['text'], prompt)
+    return encode(params, take(frozen['tokens'], prompt))
 
 
-def denoise_rows(
+def denoise_examples(
     network: Callable[[jax.Array, jax.Array], jax.Array],
     images: jax.Array,
     schedule: schedules.Schedule,
@@ -177,8 +177,8 @@ def denoise_rows(
     return loss, parts
 
 
-def _over(rows: jax.Array) -> jax.Array:
-    return rows[:, None, None, None]
+def _over(examples: jax.Array) -> jax.Array:
+    return examples[:, None, None, None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,4 +211,4 @@ class PixelStage:
         text = read_prompts(params, frozen, prompt, self.encode)
         network = lambda x_t, t: self.unet(params['unet'], x_t, t, **text)  # noqa: E731
         lesson = self.teacher and self.teacher.lesson(frozen, batch, prompt)
-        return denoise_rows(network, images, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)
+        return denoise_examples(network, images, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)

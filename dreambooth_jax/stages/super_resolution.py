@@ -18,7 +18,7 @@ from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.stages.distillation import Distillation
 from dreambooth_jax.stages.pixel import (
     Objective,
-    denoise_rows,
+    denoise_examples,
     gather_images,
     gather_masks,
     gather_prompts,
@@ -51,7 +51,7 @@ def conditioning(
     return jnp.where((level > 0)[:, None, None, None], noised, upsampled)
 
 
-def crop_rows(images: jax.Array, side: int, multiple: int, keys: jax.Array) -> jax.Array:
+def crop_examples(images: jax.Array, side: int, multiple: int, keys: jax.Array) -> jax.Array:
     """A random crop of every row, f32[B, side, side, C], its corner on the low image's pixel grid."""
 
     def crop(image, key):
@@ -91,8 +91,8 @@ class SuperResolutionStage:
         high = gather_images(frozen, batch, flip_keys, self.objective.random_flip)
         masks = gather_masks(frozen, batch, flip_keys, self.objective.random_flip)
         if self.crop is not None:
-            high = crop_rows(high, self.crop, self.factor, crop_keys)
-            masks = None if masks is None else crop_rows(masks, self.crop, self.factor, crop_keys)
+            high = crop_examples(high, self.crop, self.factor, crop_keys)
+            masks = None if masks is None else crop_examples(masks, self.crop, self.factor, crop_keys)
         low = low_resolution.downsample(high, self.factor)
         lowest, highest = self.noise_level
         level = noise_lib.sample_timesteps(level_keys, lowest, highest + 1)
@@ -104,4 +104,4 @@ class SuperResolutionStage:
             return self.unet(params['unet'], jnp.concatenate([x_t, condition], axis=-1), t, class_labels=level, **text)
 
         lesson = self.teacher and self.teacher.lesson(frozen, batch, prompt, beside=condition, class_labels=level)
-        return denoise_rows(network, high, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)
+        return denoise_examples(network, high, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)

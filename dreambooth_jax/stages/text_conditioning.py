@@ -44,7 +44,7 @@ class TextConditioning:
     clip_skip: int = 0
     size: tuple[int, int] | None = None
     empty_is_zero: bool = False
-    rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    examples: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -60,11 +60,13 @@ class TextConditioning:
         Raises: WeightsError if a text encoder or tokenizer is missing or they do not fit each other, or if clip_skip
           leaves out every layer.
         """
-        encoders, rows = {}, {}
+        encoders, examples = {}, {}
         for component, network in pipeline.text_encoders.items():
             is_t5 = kind_of(component, network.config).model_type == 't5'
             encoders[component] = (network.apply, 't5' if is_t5 else 'clip')
-            rows[component] = next(len(value) for name, value in network.params.items() if name.endswith(_TOKEN_TABLES))
+            examples[component] = next(
+                len(value) for name, value in network.params.items() if name.endswith(_TOKEN_TABLES)
+            )
             layers = network.config.get('num_hidden_layers', 12)
             if not is_t5 and clip_skip >= layers:
                 raise WeightsError(
@@ -95,7 +97,7 @@ class TextConditioning:
             clip_skip,
             (size, size) if is_xl else None,
             is_xl and bool(pipeline.option('force_zeros_for_empty_prompt')),
-            rows,
+            examples,
         )
 
     def tokens(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Tokens:
@@ -111,7 +113,7 @@ class TextConditioning:
             component: dict(zip(('ids', 'mask'), self.tokenizers[component](prompts), strict=True))
             for component in self.encoders
         }
-        for component, known in self.rows.items():
+        for component, known in self.examples.items():
             if (highest := tokens[component]['ids'].max(initial=0)) >= known:
                 raise WeightsError(
                     f'the tokenizer makes the token {highest}, but the {component} knows {known}; give the tokenizer '
@@ -152,6 +154,6 @@ class TextConditioning:
         return jax.tree.map(lambda array: array.astype(jnp.float32), text)
 
 
-def rows_of(tree: Any, places: Any) -> Any:
+def take(tree: Any, indices: Any) -> Any:
     """Rows `places` i[B] of every array of a text, or of tokens."""
-    return jax.tree.map(lambda array: array[places], tree)
+    return jax.tree.map(lambda array: array[indices], tree)

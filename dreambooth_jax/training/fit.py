@@ -26,8 +26,8 @@ def fit(
     params: Any,
     *,
     tx: optax.GradientTransformation,
-    rate: Callable[[int], float],
-    place: Placement,
+    learning_rate: Callable[[int], float],
+    placement: Placement,
     batch: dict[str, np.ndarray],
     pick: Callable,
     frozen: Callable[[int], Any],
@@ -37,11 +37,11 @@ def fit(
     steps: int,
     ema_decay: float | None = None,
     steps_per_dispatch: int | None = None,
-    accumulation: int = 1,
+    gradient_accumulation_steps: int = 1,
     save_every: int = 0,
     keep: int = 2,
-    draw: Callable[[int, TrainState], None] | None = None,
-    draw_every: int = 0,
+    sample: Callable[[int, TrainState], None] | None = None,
+    sample_every: int = 0,
     description: str | None = None,
 ) -> tuple[TrainState, bool]:
     """Trains, or goes on from the newest checkpoint in <workdir>/<name>/checkpoints.
@@ -58,7 +58,7 @@ def fit(
     Returns: the state, and whether it reached `steps` (False: SIGTERM; it is saved).
     Raises: CheckpointError, TrainingError.
     """
-    state = place.place_state(lambda params: init_state(params, tx, ema=ema_decay is not None), params)
+    state = placement.place_state(lambda params: init_state(params, tx, ema=ema_decay is not None), params)
     checkpoints = Checkpoints(workdir / name / 'checkpoints', keep=keep)
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
@@ -66,16 +66,22 @@ def fit(
     writer = Metrics(workdir, name, resume_step=int(state.step)) if jax.process_index() == 0 else None
     on_cpu = jax.default_backend() == 'cpu'  # where convolutions inside a loop run slowly
     make = functools.partial(
-        make_train_step, loss, tx, ema_decay=ema_decay, pick=pick, accumulation=accumulation, unroll=on_cpu
+        make_train_step,
+        loss,
+        tx,
+        ema_decay=ema_decay,
+        pick=pick,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        unroll=on_cpu,
     )
-    step_for = functools.cache(lambda count: place.compile(lambda axis: make(axis_name=axis, num_steps=count)))
+    step_for = functools.cache(lambda count: placement.compile(lambda axis: make(axis_name=axis, num_steps=count)))
     hooks = loop.Hooks(
-        save=lambda step, state: checkpoints.save(step, place.to_global(state)),
+        save=lambda step, state: checkpoints.save(step, placement.to_global(state)),
         frozen=frozen,
         write=writer.write if writer else lambda step, values: None,
-        draw=draw or (lambda step, state: None),
+        sample=sample or (lambda step, state: None),
         save_every=save_every,
-        draw_every=draw_every,
+        sample_every=sample_every,
     )
     # A group without rows has no loss; a curve of zeros would say that it was measured.
     absent = tuple(
@@ -85,7 +91,7 @@ def fit(
     )
 
     def fetch(metrics):
-        return {name: value for name, value in place.fetch(metrics).items() if not name.startswith(absent)}
+        return {name: value for name, value in placement.fetch(metrics).items() if not name.startswith(absent)}
 
     # The signals are listened to until all is on the disk: the last checkpoint may still be on its way there.
     with loop.Stop().listening() as stop, contextlib.ExitStack() as closing:
@@ -95,13 +101,13 @@ def fit(
         return loop.run(
             state,
             step_for,
-            place.place_batch(batch),
-            place.place_state(lambda: jax.random.key(seed)),
+            placement.place_batch(batch),
+            placement.place_state(lambda: jax.random.key(seed)),
             hooks,
             steps=steps,
             steps_per_dispatch=steps_per_dispatch or (1 if on_cpu else 10),
-            rows_per_step=int((batch['weight'] > 0).sum()),
-            rate=rate,
+            examples_per_step=int((batch['weight'] > 0).sum()),
+            learning_rate=learning_rate,
             fetch=fetch,
             stop=stop,
             description=description or name,

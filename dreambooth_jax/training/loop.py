@@ -82,9 +82,9 @@ class Hooks:
     save: Callable[[int, TrainState], None]
     frozen: Callable[[int], Any]
     write: Callable[[int, dict[str, float]], None]
-    draw: Callable[[int, TrainState], None] = lambda step, state: None
+    sample: Callable[[int, TrainState], None] = lambda step, state: None
     save_every: int = 0
-    draw_every: int = 0
+    sample_every: int = 0
 
 
 def run(
@@ -96,8 +96,8 @@ def run(
     *,
     steps: int,
     steps_per_dispatch: int,
-    rows_per_step: int,
-    rate: Callable[[int], float],
+    examples_per_step: int,
+    learning_rate: Callable[[int], float],
     fetch: Callable[[Any], Any],
     stop: Stop,
     description: str,
@@ -120,7 +120,7 @@ def run(
     alone = jax.process_count() == 1
     stopping = False
     clock = time.perf_counter()
-    drawn = saved = step
+    sampled = saved = step
     bar = tqdm(
         total=steps,
         initial=step,
@@ -139,7 +139,7 @@ def run(
             stopping = bool(asked)
             now = time.perf_counter()
             count = len(metrics['loss'])
-            speed = rows_per_step * count / (now - clock)
+            speed = examples_per_step * count / (now - clock)
             clock = now
             for i in range(count):
                 values = {name: float(value[i]) for name, value in metrics.items()}
@@ -151,7 +151,7 @@ def run(
                             f'training stopped and the last good checkpoint is untouched. Lower the learning rate, or '
                             f'look at the images.'
                         )
-                values |= {'learning_rate': float(rate(start + i)), 'images_per_second': speed}
+                values |= {'learning_rate': float(learning_rate(start + i)), 'images_per_second': speed}
                 hooks.write(start + i + 1, values)
             bar.set_postfix(loss=f'{float(np.mean(metrics["loss"])):.4f}', images_per_s=f'{speed:.1f}', refresh=False)
             bar.update(count)
@@ -169,10 +169,10 @@ def run(
                 settle()
                 hooks.save(step, state)
                 saved, clock = step, time.perf_counter()
-            if hooks.draw_every and step % hooks.draw_every == 0 and step > drawn:
+            if hooks.sample_every and step % hooks.sample_every == 0 and step > sampled:
                 settle()
-                hooks.draw(step, state)
-                drawn, clock = step, time.perf_counter()
+                hooks.sample(step, state)
+                sampled, clock = step, time.perf_counter()
             count = min([steps_per_dispatch, steps - step] + [every - step % every for every in _due(hooks)])
             frozen = hooks.frozen(step)  # may compute, and bring to the host, what it places
             with jax.transfer_guard_device_to_host('disallow'):
@@ -185,10 +185,10 @@ def run(
         if step > saved or step == first:
             hooks.save(step, state)
         if step >= steps:
-            hooks.draw(step, state)
+            hooks.sample(step, state)
     stop.heeded = step < steps
     return state, step >= steps
 
 
 def _due(hooks: Hooks) -> list[int]:
-    return [every for every in (hooks.save_every, hooks.draw_every) if every]
+    return [every for every in (hooks.save_every, hooks.sample_every) if every]

@@ -39,14 +39,13 @@ def remedies(config: DreamBoothConfig, stage: str, *, begun: bool) -> list[str]:
     Args:
       begun: whether the stage has a checkpoint, which fits one optimiser and one kind of weights alone.
     """
-    accumulation, rows = getattr(config, stage).accumulation, config.rows_per_step(stage)
+    parts, examples = getattr(config, stage).gradient_accumulation_steps, config.examples_per_step(stage)
     whole = config.lora.rank is None and not begun
+    compressible = config.optimizer.kind == 'adamw' and config.optimizer.state_dtype != 'int8'
     flags = {
         '--config.parallel.remat=True': not config.parallel.remat,
-        '--config.optimizer.moments=int8': whole
-        and config.optimizer.kind == 'adamw'
-        and config.optimizer.moments != 'int8',
-        f'--config.{stage}.accumulation={min(2 * accumulation, rows)}': accumulation < rows,
+        '--config.optimizer.state_dtype=int8': whole and compressible,
+        f'--config.{stage}.gradient_accumulation_steps={min(2 * parts, examples)}': parts < examples,
         '--config.lora.rank=16': whole,
     }
     return [flag for flag, helps in flags.items() if helps]

@@ -19,16 +19,16 @@ BETAS = {'adamw': (0.9, 0.999), 'lion': (0.9, 0.99), 'prodigy': (0.9, 0.999)}
 EPSILON = {'adamw': 1e-8, 'prodigy': 1e-8}
 
 
-def learning_rate_schedule(kind: str, rate: float, *, steps: int, warmup_steps: int = 0) -> optax.Schedule:
+def learning_rate_schedule(kind: str, learning_rate: float, *, steps: int, warmup_steps: int = 0) -> optax.Schedule:
     """The rate by step: 'constant', 'warmup' (linear, then constant) or 'cosine' (linear, then to 0 at `steps`).
 
     Raises: ValueError for another kind.
     """
-    warmup = optax.linear_schedule(rate / max(warmup_steps, 1), rate, max(warmup_steps - 1, 1))
+    warmup = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, max(warmup_steps - 1, 1))
     after = {
-        'constant': optax.constant_schedule(rate),
-        'warmup': optax.constant_schedule(rate),
-        'cosine': optax.cosine_decay_schedule(rate, max(steps - warmup_steps, 1)),
+        'constant': optax.constant_schedule(learning_rate),
+        'warmup': optax.constant_schedule(learning_rate),
+        'cosine': optax.cosine_decay_schedule(learning_rate, max(steps - warmup_steps, 1)),
     }
     if kind not in after:
         raise ValueError(f'learning-rate schedule is {kind!r} but must be one of {tuple(after)}')
@@ -37,7 +37,7 @@ def learning_rate_schedule(kind: str, rate: float, *, steps: int, warmup_steps: 
     return optax.join_schedules([warmup, after[kind]], [warmup_steps])
 
 
-def scale_updates(factors: Mapping[str, Any]) -> optax.GradientTransformation:
+def scale_updates(multipliers: Mapping[str, Any]) -> optax.GradientTransformation:
     """Scales the updates of chosen components, or of tensors in them, or of parts of those.
 
     Args:
@@ -52,7 +52,7 @@ def scale_updates(factors: Mapping[str, Any]) -> optax.GradientTransformation:
         return {path: update * factor[path] if path in factor else update for path, update in updates.items()}
 
     def update(updates, state, params=None):
-        return {name: scaled(part, factors.get(name, {})) for name, part in updates.items()}, state
+        return {name: scaled(part, multipliers.get(name, {})) for name, part in updates.items()}, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -77,26 +77,26 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def _adamw(rate, betas, epsilon, weight_decay, moments):
+def _adamw(learning_rate, betas, epsilon, weight_decay, state_dtype):
     """optax.adamw, in the same order, on compressed moments."""
     return optax.chain(
-        scale_by_adam(*betas, epsilon, moments),
+        scale_by_adam(*betas, epsilon, state_dtype),
         optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(rate),
+        optax.scale_by_learning_rate(learning_rate),
     )
 
 
-def _adafactor(rate, weight_decay):
+def _adafactor(learning_rate, weight_decay):
     """Without the scaling by each array's size, so that a rate means what it means for the others."""
 
     def decay(count):  # Optax's own is not scaled by the rate
-        return weight_decay * (rate(count) if callable(rate) else rate)
+        return weight_decay * (learning_rate(count) if callable(learning_rate) else learning_rate)
 
-    return optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=decay)
+    return optax.adafactor(learning_rate, multiply_by_parameter_scale=False, weight_decay_rate=decay)
 
 
-def _prodigy(rate, betas, epsilon, weight_decay, warmup):
-    tx = optax.contrib.prodigy(rate, betas, eps=epsilon, weight_decay=weight_decay, safeguard_warmup=warmup)
+def _prodigy(learning_rate, betas, epsilon, weight_decay, warmup):
+    tx = optax.contrib.prodigy(learning_rate, betas, eps=epsilon, weight_decay=weight_decay, safeguard_warmup=warmup)
     # It keeps the weights it began with: a copy, since the weights themselves are donated.
     return tx._replace(init=lambda params: tx.init(jax.tree.map(jnp.copy, params)))
 
@@ -121,16 +121,16 @@ def _undecayed(tx, without_decay, paths):
 
 
 def make_optimizer(
-    rate: optax.Schedule | float,
+    learning_rate: optax.Schedule | float,
     *,
     kind: str = 'adamw',
-    moments: str = 'float32',
+    state_dtype: str = 'float32',
     betas: tuple[float, float] | None = None,
     epsilon: float | None = None,
     weight_decay: float = 0.01,
     grad_clip_norm: float | None = 1.0,
     warmup: bool = False,
-    factors: Mapping[str, Any] | None = None,
+    multipliers: Mapping[str, Any] | None = None,
     undecayed: Container[str] = (),
 ) -> optax.GradientTransformation:
     """An optimiser after clipping by the global norm; the decay of weights is decoupled and scaled by the rate.
@@ -138,7 +138,7 @@ def make_optimizer(
     Args:
       rate: learning rate or schedule of it; of prodigy, which finds the rate, a multiplier.
       kind: 'adamw' as torch.optim.AdamW computes it; 'adafactor', 'lion' or 'prodigy' as Optax does.
-      moments: of adamw, optimizer_state.KINDS.
+      state_dtype: of adamw's moments, optimizer_state.KINDS.
       betas, epsilon: None: BETAS and EPSILON of that kind, which has none if it is not named there.
       grad_clip_norm: None does not clip.
       warmup: whether the rate begins with a warm-up, which prodigy must not take for a small gradient.
@@ -147,28 +147,30 @@ def make_optimizer(
     Raises: ValueError for another kind, or moments that it does not have.
     """
     betas, epsilon = betas or BETAS.get(kind), epsilon or EPSILON.get(kind)
-    if moments != 'float32' and kind != 'adamw':
-        raise ValueError(f'moments are {moments!r} but only adamw has them in other numbers than float32, not {kind}')
+    if state_dtype != 'float32' and kind != 'adamw':
+        raise ValueError(
+            f'moments are {state_dtype!r} but only adamw has them in other numbers than float32, not {kind}'
+        )
 
     def of_decay(weight_decay):
-        if kind == 'adamw' and moments == 'float32':
-            return optax.adamw(rate, *betas, epsilon, weight_decay=weight_decay)
+        if kind == 'adamw' and state_dtype == 'float32':
+            return optax.adamw(learning_rate, *betas, epsilon, weight_decay=weight_decay)
         if kind == 'adamw':
-            return _adamw(rate, betas, epsilon, weight_decay, moments)
+            return _adamw(learning_rate, betas, epsilon, weight_decay, state_dtype)
         if kind == 'adafactor':
-            return _adafactor(rate, weight_decay)
+            return _adafactor(learning_rate, weight_decay)
         if kind == 'lion':
-            return optax.lion(rate, *betas, weight_decay=weight_decay)
+            return optax.lion(learning_rate, *betas, weight_decay=weight_decay)
         if kind == 'prodigy':
-            return _prodigy(rate, betas, epsilon, weight_decay, warmup)
+            return _prodigy(learning_rate, betas, epsilon, weight_decay, warmup)
         raise ValueError(f'optimizer.kind is {kind!r} but must be one of {KINDS}')
 
     parts = [] if grad_clip_norm is None else [clip_by_global_norm(grad_clip_norm)]
     parts.append(of_decay(weight_decay))
     if undecayed:
         parts[-1] = _undecayed(parts[-1], of_decay(0.0), undecayed)
-    if factors:
-        parts.append(scale_updates(factors))
+    if multipliers:
+        parts.append(scale_updates(multipliers))
     return optax.chain(*parts)
 
 
@@ -177,24 +179,24 @@ def from_settings(
     learning_rate: float,
     steps: int,
     *,
-    factors: Mapping[str, Any] | None = None,
+    multipliers: Mapping[str, Any] | None = None,
     undecayed: Container[str] = (),
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """(learning rate by step, optimiser) of one stage of `steps` steps; `factors`, `undecayed`: see make_optimizer."""
-    rate = learning_rate_schedule(settings.schedule, learning_rate, steps=steps, warmup_steps=settings.warmup_steps)
+    schedule = learning_rate_schedule(settings.schedule, learning_rate, steps=steps, warmup_steps=settings.warmup_steps)
     tx = make_optimizer(
-        rate,
+        schedule,
         kind=settings.kind,
-        moments=settings.moments,
+        state_dtype=settings.state_dtype,
         betas=settings.betas,
         epsilon=settings.epsilon,
         weight_decay=settings.weight_decay,
         grad_clip_norm=settings.grad_clip_norm,
         warmup=settings.warmup_steps > 0,
-        factors=factors,
+        multipliers=multipliers,
         undecayed=undecayed,
     )
-    return rate, tx
+    return schedule, tx
 
 
 def state_bytes(tx: optax.GradientTransformation, params: Any) -> int:

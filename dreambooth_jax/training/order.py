@@ -28,7 +28,7 @@ def after(x: Any, done: Any) -> Any:
     return jax.tree.map(waiting, x)
 
 
-def mean_of_micro_batches(function: Callable[[Any], Any], rows: Any, count: int, *, unroll: bool = False) -> Any:
+def mean_of_micro_batches(function: Callable[[Any], Any], examples: Any, count: int, *, unroll: bool = False) -> Any:
     """function(rows), a pytree of means over the rows, computed from `count` equal parts of them one after the other.
 
     Args:
@@ -38,11 +38,11 @@ def mean_of_micro_batches(function: Callable[[Any], Any], rows: Any, count: int,
     Raises: ValueError if `count` does not divide B.
     """
     if count == 1:
-        return function(rows)
-    size = len(jax.tree.leaves(rows)[0])
+        return function(examples)
+    size = len(jax.tree.leaves(examples)[0])
     if size % count:
         raise ValueError(f'{size} rows (under pmap, of a device) cannot be cut into {count} equal micro-batches; pad')
-    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), rows)
+    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), examples)
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     if unroll:

@@ -38,7 +38,7 @@ class Placement(Protocol):
         """Metrics as numpy arrays on every host; waits for the step that made them."""
 
 
-def _local_rows(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
+def _local_examples(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
     """This host's part of the global batch: hosts hold equal, consecutive runs of rows."""
     size = len(next(iter(batch.values())))
     if size % devices:
@@ -66,11 +66,11 @@ class Pmap:
         return jax.jit(init, out_shardings=self._replicated)(*arguments)
 
     def place_batch(self, batch):
-        rows = _local_rows(batch, self.devices)
+        examples = _local_examples(batch, self.devices)
         if self.devices == 1:
-            return jax.device_put(rows, self._replicated)
+            return jax.device_put(examples, self._replicated)
         local = self._mesh.local_mesh
-        stacked = {name: value.reshape(local.size, -1, *value.shape[1:]) for name, value in rows.items()}
+        stacked = {name: value.reshape(local.size, -1, *value.shape[1:]) for name, value in examples.items()}
         return jax.device_put(stacked, NamedSharding(local, PartitionSpec(AXIS)))
 
     def compile(self, make_step):
@@ -124,8 +124,8 @@ class Fsdp:
 
     def place_batch(self, batch):
         sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
-        rows = _local_rows(batch, self.devices)
-        return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in rows.items()}
+        examples = _local_examples(batch, self.devices)
+        return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in examples.items()}
 
     def compile(self, make_step):
         step = make_step(None)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from dreambooth_jax.config import Settings, SettingsError, resolve, to_dict
+from dreambooth_jax.settings import with_new_names
 from dreambooth_jax.system import disk, lock
 from dreambooth_jax.training import inputs as run_inputs
 from dreambooth_jax.training.inputs import CLASS_PHOTOS, Inputs
@@ -24,9 +25,9 @@ CONFIG = 'config.json'
 # Settings that may always change: how long, how often, how much at once, and where, but not what is learned.
 FREE = (
     'base.steps',
-    'base.accumulation',
+    'base.gradient_accumulation_steps',
     'super_resolution.steps',
-    'super_resolution.accumulation',
+    'super_resolution.gradient_accumulation_steps',
     'steps',
     'prior.batch_size',
     CLASS_PHOTOS,
@@ -125,7 +126,7 @@ def _read(path: Path, cls: type[Settings]) -> dict:
     if not isinstance(before, dict):
         raise SettingsError(f'{path} is damaged; restore it, or start another run with --workdir')
     try:
-        return to_dict(resolve(cls, before))
+        return to_dict(resolve(cls, with_new_names(cls, before)))
     except SettingsError:  # a setting that is no more: compared as it stands there
         return before
 
@@ -175,11 +176,11 @@ def _unused(settings: Mapping[str, Any]) -> set[str]:
     """Names of settings that nothing is learned from, whatever they are, under the others."""
     weight, kind = settings.get('prior.weight'), settings.get('prior.kind')
     found = set()
-    if weight == 0 or kind == 'prediction':
+    if weight == 0 or kind == 'distillation':
         found |= {*_CLASS_IMAGES}
     if weight == 0:
         found |= {'prior.kind', 'data.class_prompt', 'data.subjects.class_prompt', 'super_resolution.with_prior'}
-    if weight == 0 or kind == 'prediction' or not settings.get('super_resolution.with_prior'):  # no class images
+    if weight == 0 or kind == 'distillation' or not settings.get('super_resolution.with_prior'):  # no class images
         found |= {f'super_resolution.sample_{name}' for name in ('noise_level', 'steps', 'guidance_scale')}
     return found
 

@@ -15,15 +15,15 @@ import optax
 from dreambooth_jax.training.order import mean_of_micro_batches
 from dreambooth_jax.training.state import TrainState
 
-ROWS_STREAM, NOISE_STREAM = 0, 1  # which images, and everything that is drawn inside the loss
+EXAMPLES_STREAM, NOISE_STREAM = 0, 1  # which images, and everything that is drawn inside the loss
 
 Batch = dict[str, jax.Array]
 
 
-def row_keys(key: jax.Array, step: jax.Array, slot: jax.Array) -> jax.Array:
+def example_keys(key: jax.Array, step: jax.Array, slot: jax.Array) -> jax.Array:
     """One PRNG key a row [B], from the run's key, the step i32[] and the rows' global places i32[B]."""
     step_key = jax.random.fold_in(jax.random.fold_in(key, NOISE_STREAM), step)
-    return jax.vmap(lambda place: jax.random.fold_in(step_key, place))(slot)
+    return jax.vmap(lambda index: jax.random.fold_in(step_key, index))(slot)
 
 
 def averaging_decay(step: jax.Array, highest: float) -> jax.Array:
@@ -46,7 +46,7 @@ def make_train_step(
     axis_name: str | None = None,
     pick: Callable[[jax.Array, jax.Array, Batch, Any], Batch] | None = None,
     num_steps: int = 1,
-    accumulation: int = 1,
+    gradient_accumulation_steps: int = 1,
     unroll: bool = False,
 ) -> Callable[[TrainState, Any, jax.Array, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes (state, frozen, key, batch) -> (state, metrics), `num_steps` optimiser steps in one call.
@@ -68,29 +68,33 @@ def make_train_step(
     mean = (lambda tree: jax.lax.pmean(tree, axis_name)) if axis_name else (lambda tree: tree)
 
     def one_step(state: TrainState, frozen, key, batch):
-        rows = batch
+        examples = batch
         if pick is not None:
-            rows = pick(jax.random.fold_in(key, ROWS_STREAM), state.step, batch, frozen)
+            examples = pick(jax.random.fold_in(key, EXAMPLES_STREAM), state.step, batch, frozen)
 
-        def means(rows):
-            keys = row_keys(key, state.step, rows['slot'])
+        def means(examples):
+            keys = example_keys(key, state.step, examples['slot'])
 
             def weighted(params):
-                per_row, parts = loss(params, frozen, rows, keys)
-                if per_row.shape != rows['weight'].shape:  # a mean would broadcast, and the weights mean nothing
-                    wanted = rows['weight'].shape
-                    raise ValueError(f'the loss has shape {per_row.shape} but must be one number a row, {wanted}')
-                return jnp.mean(rows['weight'] * per_row), {'loss': per_row, **parts}
+                per_example, parts = loss(params, frozen, examples, keys)
+                if (
+                    per_example.shape != examples['weight'].shape
+                ):  # a mean would broadcast, and the weights mean nothing
+                    wanted = examples['weight'].shape
+                    raise ValueError(f'the loss has shape {per_example.shape} but must be one number a row, {wanted}')
+                return jnp.mean(examples['weight'] * per_example), {'loss': per_example, **parts}
 
             (value, parts), gradients = jax.value_and_grad(weighted, has_aux=True)(state.params)
-            groups = {'instance': rows['is_instance'], 'prior': 1.0 - rows['is_instance']}
+            groups = {'instance': examples['is_instance'], 'prior': 1.0 - examples['is_instance']}
             sums = {}
             for group, member in groups.items():
-                member = member * (rows['weight'] > 0)
+                member = member * (examples['weight'] > 0)
                 sums[group] = jnp.mean(member), {name: jnp.mean(member * part) for name, part in parts.items()}
             return gradients, value, sums
 
-        gradients, value, sums = mean(mean_of_micro_batches(means, rows, accumulation, unroll=unroll))
+        gradients, value, sums = mean(
+            mean_of_micro_batches(means, examples, gradient_accumulation_steps, unroll=unroll)
+        )
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

@@ -70,15 +70,15 @@ def read_pipeline(
     unknown = [component for component in components if component not in COMPONENTS]
     if unknown:
         raise WeightsError(f'components holds {unknown[0]!r}; it may hold {COMPONENTS}.')
-    place = hub.find(name, folders=hub.COMMON_FOLDERS + tuple(components), revision=revision)
-    if place.is_file():
+    found = hub.find(name, folders=hub.COMMON_FOLDERS + tuple(components), revision=revision)
+    if found.is_file():
         options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir}
-        return single_file.read_pipeline(place, dtype=dtype, components=components, **options)
+        return single_file.read_pipeline(found, dtype=dtype, components=components, **options)
     if tokenizer_dir is not None:
         raise WeightsError(
-            f'tokenizer_dir is {str(tokenizer_dir)!r} but {place} is a folder, which holds its own; leave it out.'
+            f'tokenizer_dir is {str(tokenizer_dir)!r} but {found} is a folder, which holds its own; leave it out.'
         )
-    pipeline = _read_folder(place, dtype, components)
+    pipeline = _read_folder(found, dtype, components)
     if prediction_type is None:
         return pipeline
     return dataclasses.replace(pipeline, scheduler={**pipeline.scheduler, 'prediction_type': prediction_type})

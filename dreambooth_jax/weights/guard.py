@@ -239,7 +239,7 @@ def _check_vae(vae: Mapping[str, Any], source: str) -> None:
 
 def _check_unet(class_name: str, full: Mapping[str, Mapping[str, Any]], source: str) -> None:
     family, unet = FAMILIES[class_name], full['unet']
-    low = IMAGE_CHANNELS if family.enlarges else 0
+    low = IMAGE_CHANNELS if family.is_super_resolution else 0
     if 'vae' in family.networks:
         denoised = full['vae']['latent_channels'] if 'vae' in full else unet['out_channels']
         if unet['out_channels'] != denoised:

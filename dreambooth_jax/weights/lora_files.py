@@ -311,11 +311,11 @@ def _from_torch(layer, kernel):
 
 def _settings(path, tensors, header, layers) -> dict[str, Any]:
     """PEFT's settings, {'<component>.<name>': value}: from the header or, of PEFT's own files, from beside them."""
-    place = _PEFT_METADATA
+    source = _PEFT_METADATA
     try:
         if _PEFT_METADATA in header:
             return json.loads(header[_PEFT_METADATA])
-        place = _PEFT_CONFIG
+        source = _PEFT_CONFIG
         if not any(PEFT_PREFIX in key for key in tensors) or any(ALPHA in layer for layer in layers.values()):
             return {}
         beside = path.parent / _PEFT_CONFIG
@@ -327,7 +327,7 @@ def _settings(path, tensors, header, layers) -> dict[str, Any]:
         config = json.loads(beside.read_text('utf-8'))
         return {f'{component}.{name}': value for component, _ in layers for name, value in config.items()}
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise WeightsError(f'{path} has an unreadable {place} ({error!r}); export it again.') from None
+        raise WeightsError(f'{path} has an unreadable {source} ({error!r}); export it again.') from None
 
 
 def _scales(path, layers, settings) -> dict[tuple[str, str], float]:

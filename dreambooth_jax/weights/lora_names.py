@@ -148,18 +148,18 @@ def _original(path: str) -> str | None:
         return _ORIGINAL[path]
     if not _UNET.fullmatch(path):
         return None
-    place, rest = re.fullmatch(r'(down_blocks|up_blocks|mid_block)\.(.*)', path).groups()
+    group, rest = re.fullmatch(r'(down_blocks|up_blocks|mid_block)\.(.*)', path).groups()
     block, kind, layer, rest = re.fullmatch(r'(\d*)\.?(\w+)\.(\d+)\.(.*)', rest).groups()
     block, layer = int(block or 0), int(layer)
     inside = 1 if kind == 'attentions' else 0
     if kind == 'resnets':
         rest = _ORIGINAL_RESNET[rest]
-    if place == 'mid_block':
+    if group == 'mid_block':
         return f'middle_block.{1 if inside else 2 * layer}.{rest}'
     if kind == 'downsamplers':
         return f'input_blocks.{3 * block + 3}.0.op'
     if kind == 'upsamplers':
         return f'output_blocks.{3 * block + 2}.2.conv'
-    if place == 'down_blocks':
+    if group == 'down_blocks':
         return f'input_blocks.{3 * block + layer + 1}.{inside}.{rest}'
     return f'output_blocks.{3 * block + layer}.{inside}.{rest}'

@@ -28,14 +28,14 @@ def read(pipeline: Pipeline) -> schedules.Schedule:
     schedule = _read(pipeline, 'scheduler', **_SET_BY_PIPELINE.get(pipeline.class_name, {}))
     if pipeline.unet is None:
         return schedule
-    drawn = drawn_channels(pipeline)
+    sampled = sampled_channels(pipeline)
     answered = pipeline.unet_value('out_channels')
-    if answered == 2 * drawn:
+    if answered == 2 * sampled:
         return schedule if schedule.learns_variance else dataclasses.replace(schedule, variance_type='learned_range')
-    if answered != drawn:
+    if answered != sampled:
         raise WeightsError(
-            f'the UNet of {pipeline.name} draws {drawn} channels but answers with {answered}; it must answer with '
-            f'{drawn}, or with {2 * drawn} where it learned a variance.'
+            f'the UNet of {pipeline.name} draws {sampled} channels but answers with {answered}; it must answer with '
+            f'{sampled}, or with {2 * sampled} where it learned a variance.'
         )
     if schedule.learns_variance:
         raise WeightsError(
@@ -65,9 +65,9 @@ def highest_noise_level(pipeline: Pipeline) -> int:
     return min(last, pipeline.option('max_noise_level'), known - 1)
 
 
-def drawn_channels(pipeline: Pipeline) -> int:
+def sampled_channels(pipeline: Pipeline) -> int:
     """Channels of what the UNet draws: of a pixel or of a latent."""
-    return pipeline.unet_value('in_channels') - _LOW_IMAGE_CHANNELS * pipeline.family.enlarges
+    return pipeline.unet_value('in_channels') - _LOW_IMAGE_CHANNELS * pipeline.family.is_super_resolution
 
 
 def _read(pipeline: Pipeline, component: str, **forced) -> schedules.Schedule:

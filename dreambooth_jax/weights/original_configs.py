@@ -214,11 +214,11 @@ def _single(values: Sequence) -> Any:
 def _unet(sizes: _Sizes, family: str, sample_size: int) -> Config:
     prefix = original_names.UNET_PREFIX
     blocks: list[list[int]] = [[]]  # which input_blocks make up each down block
-    for place in itertools.count(1):
-        if f'{prefix}input_blocks.{place}.0.op.weight' in sizes.shapes:
+    for index in itertools.count(1):
+        if f'{prefix}input_blocks.{index}.0.op.weight' in sizes.shapes:
             blocks.append([])
-        elif f'{prefix}input_blocks.{place}.0.in_layers.2.weight' in sizes.shapes:
-            blocks[-1].append(place)
+        elif f'{prefix}input_blocks.{index}.0.in_layers.2.weight' in sizes.shapes:
+            blocks[-1].append(index)
         else:
             break
     if not all(blocks):

@@ -134,32 +134,32 @@ def unet_modules(config: Config) -> dict[str, str]:
     if config['addition_embed_type'] == 'text_time':
         table |= {'add_embedding.linear_1': 'label_emb.0.0', 'add_embedding.linear_2': 'label_emb.0.2'}
 
-    place = 0
+    index = 0
     for i, kind in enumerate(down):
         for j in range(layers[i]):
-            place += 1
-            table |= _inside(f'down_blocks.{i}.resnets.{j}', f'input_blocks.{place}.0', _RESNET)
+            index += 1
+            table |= _inside(f'down_blocks.{i}.resnets.{j}', f'input_blocks.{index}.0', _RESNET)
             if 'CrossAttn' in kind:
-                table |= _transformer(f'down_blocks.{i}.attentions.{j}', f'input_blocks.{place}.1', depths[i])
+                table |= _transformer(f'down_blocks.{i}.attentions.{j}', f'input_blocks.{index}.1', depths[i])
         if i < blocks - 1:
-            place += 1
-            table[f'down_blocks.{i}.downsamplers.0.conv'] = f'input_blocks.{place}.0.op'
+            index += 1
+            table[f'down_blocks.{i}.downsamplers.0.conv'] = f'input_blocks.{index}.0.op'
 
     table |= _inside('mid_block.resnets.0', 'middle_block.0', _RESNET)
     table |= _transformer('mid_block.attentions.0', 'middle_block.1', depths[-1])
     table |= _inside('mid_block.resnets.1', 'middle_block.2', _RESNET)
 
-    place = -1
+    index = -1
     for i, kind in enumerate(up):
         level, attends = blocks - 1 - i, 'CrossAttn' in kind
         for j in range(layers[level] + 1):
-            place += 1
-            table |= _inside(f'up_blocks.{i}.resnets.{j}', f'output_blocks.{place}.0', _RESNET)
+            index += 1
+            table |= _inside(f'up_blocks.{i}.resnets.{j}', f'output_blocks.{index}.0', _RESNET)
             if attends:
-                table |= _transformer(f'up_blocks.{i}.attentions.{j}', f'output_blocks.{place}.1', depths[level])
+                table |= _transformer(f'up_blocks.{i}.attentions.{j}', f'output_blocks.{index}.1', depths[level])
         if i < blocks - 1:
             # It follows what is there: the ResNet alone, or the ResNet and its attention.
-            table[f'up_blocks.{i}.upsamplers.0.conv'] = f'output_blocks.{place}.{1 + attends}.conv'
+            table[f'up_blocks.{i}.upsamplers.0.conv'] = f'output_blocks.{index}.{1 + attends}.conv'
     return table
 
 

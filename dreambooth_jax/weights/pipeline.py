@@ -41,7 +41,7 @@ class Family(NamedTuple):
     """
 
     title: str
-    enlarges: bool
+    is_super_resolution: bool
     networks: tuple[str, ...]
     tokenizers: tuple[str, ...]
     noising: str | None
@@ -57,13 +57,13 @@ _IF = {
     'absent': (*_CHECKER, 'watermarker'),
 }
 FAMILIES = {
-    'IFPipeline': Family(title='DeepFloyd IF', enlarges=False, noising=None, **_IF),
+    'IFPipeline': Family(title='DeepFloyd IF', is_super_resolution=False, noising=None, **_IF),
     'IFSuperResolutionPipeline': Family(
-        title="DeepFloyd IF's second stage", enlarges=True, noising='image_noising_scheduler', **_IF
+        title="DeepFloyd IF's second stage", is_super_resolution=True, noising='image_noising_scheduler', **_IF
     ),
     'StableDiffusionPipeline': Family(
         title='Stable Diffusion',
-        enlarges=False,
+        is_super_resolution=False,
         networks=('unet', 'vae', 'text_encoder'),
         tokenizers=('tokenizer',),
         noising=None,
@@ -72,7 +72,7 @@ FAMILIES = {
     ),
     'StableDiffusionXLPipeline': Family(
         title='Stable Diffusion XL',
-        enlarges=False,
+        is_super_resolution=False,
         networks=('unet', 'vae', 'text_encoder', 'text_encoder_2'),
         tokenizers=('tokenizer', 'tokenizer_2'),
         noising=None,
@@ -81,7 +81,7 @@ FAMILIES = {
     ),
     'StableDiffusionUpscalePipeline': Family(
         title='the Stable Diffusion x4 upscaler',
-        enlarges=True,
+        is_super_resolution=True,
         networks=('unet', 'vae', 'text_encoder'),
         tokenizers=('tokenizer',),
         noising='low_res_scheduler',
@@ -234,7 +234,11 @@ class Pipeline:
             found = self.unet_value('sample_size')
             says = f'are no squares (its sample_size is {found})' if found else 'have a size that it does not say'
             settings = 'config.data.resolution (sample: --resolution)'
-            do = f'set {settings}' if not self.family.enlarges else "write sample_size into its UNet's config.json"
+            do = (
+                f'set {settings}'
+                if not self.family.is_super_resolution
+                else "write sample_size into its UNet's config.json"
+            )
             raise WeightsError(f'the images that {self.name} was made for {says}; {do}.')
         return self.native_size
 

@@ -23,34 +23,37 @@ from dreambooth_jax.monitoring import grids
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
-DRAWING = experiment.drawing_of(CONFIG)
-RATES = (
+SAMPLING = experiment.sampling_of(CONFIG)
+LEARNING_RATES = (
     'base.learning_rate=2e-4,base.train_text_encoder=False,base.text_encoder_learning_rate=None',
     *(
-        f'base.learning_rate=2e-4,base.train_text_encoder=True,base.text_encoder_learning_rate={rate}'
-        for rate in ('2e-4', '5e-4', '7e-4', '2e-3')
+        f'base.learning_rate=2e-4,base.train_text_encoder=True,base.text_encoder_learning_rate={learning_rate}'
+        for learning_rate in ('2e-4', '5e-4', '7e-4', '2e-3')
     ),
     *(
-        f'base.learning_rate={rate},base.train_text_encoder=True,base.text_encoder_learning_rate=5e-4'
-        for rate in ('1e-4', '3e-4')
+        f'base.learning_rate={learning_rate},base.train_text_encoder=True,base.text_encoder_learning_rate=5e-4'
+        for learning_rate in ('1e-4', '3e-4')
     ),
     'base.learning_rate=2e-4,base.train_text_encoder=True,base.text_encoder_learning_rate=5e-4,base.steps=300',
 )
 WAYS = (
-    'optimizer.moments=bfloat16',
-    'optimizer.moments=int8',
+    'optimizer.state_dtype=bfloat16',
+    'optimizer.state_dtype=int8',
     'optimizer.kind=adafactor',
     'optimizer.kind=lion,base.learning_rate=4e-5,base.text_encoder_learning_rate=1e-4',
     'optimizer.kind=prodigy,base.learning_rate=1.0,base.text_encoder_learning_rate=2.5',
-    'prior.kind=prediction,prior.dir=None',
+    'prior.kind=distillation,prior.dir=None',
     'lora.rank=16,base.learning_rate=1e-3,base.text_encoder_learning_rate=2.5e-3',
     *(
-        f"lora.rank=16,lora.targets=('.*',),base.learning_rate={rate}"
-        for rate in ('1e-3,base.text_encoder_learning_rate=2.5e-3', '2e-3,base.text_encoder_learning_rate=5e-3')
+        f"lora.rank=16,lora.targets=('.*',),base.learning_rate={learning_rate}"
+        for learning_rate in (
+            '1e-3,base.text_encoder_learning_rate=2.5e-3',
+            '2e-3,base.text_encoder_learning_rate=5e-3',
+        )
     ),
 )
 _VARIANT = flags.DEFINE_multi_string(
-    'variant', RATES + WAYS, 'Settings that differ from configs/dog.py: name=value,name=value. Several times.'
+    'variant', LEARNING_RATES + WAYS, 'Settings that differ from configs/dog.py: name=value,name=value. Several times.'
 )
 _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/main_job', 'Keeps runs and measured models.')
 _OUTPUT = program.DEFINE_path(
@@ -58,7 +61,7 @@ _OUTPUT = program.DEFINE_path(
 )
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Images per prompt.', lower_bound=1)
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 40, "Images of 'a dog'.", lower_bound=2)
-_GUIDANCE = flags.DEFINE_float('guidance_scale', DRAWING['guidance_scale'], '1 is none.', lower_bound=1)
+_GUIDANCE = flags.DEFINE_float('guidance_scale', SAMPLING['guidance_scale'], '1 is none.', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 2000, 'Of the noise; not that of the reported measurements.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Images at once.', lower_bound=1)
 
@@ -83,7 +86,7 @@ def main(argv) -> None:
         'num_images': _NUM_IMAGES.value,
         'class_images': _CLASS_IMAGES.value,
         'seed': _SEED.value,
-        **DRAWING,
+        **SAMPLING,
         'guidance_scale': _GUIDANCE.value,
     }
 
@@ -98,19 +101,19 @@ def main(argv) -> None:
             **settings,
         }
         run = experiment.train_once(workdir / name, CONFIG, settings, weights=fingerprint)
-        tuned = Cascade.load(run).base
-        cascade = base.with_params(unet=tuned.unet.params, text_encoder=tuned.text_encoder.params)
+        finetuned = Cascade.load(run).base
+        cascade = base.with_params(unet=finetuned.unet.params, text_encoder=finetuned.text_encoder.params)
 
         def measure(cascade=cascade):
-            drawn = {}
+            generated = {}
             scores = storybook_scores.subject_scores(
-                cascade, classifier, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options
+                cascade, classifier, SUBJECT, IDENTIFIER, generated=generated, batch_size=_BATCH_SIZE.value, **options
             )
-            return scores, {prompt: drawn[prompt][:2] for prompt in GRID_PROMPTS}
+            return scores, {prompt: generated[prompt][:2] for prompt in GRID_PROMPTS}
 
         print(f'measuring: {variant}', flush=True)
         marks = {
-            'weights': experiment.fingerprint(tuned.unet.params, cascade.base.text_encoder.params),
+            'weights': experiment.fingerprint(finetuned.unet.params, cascade.base.text_encoder.params),
             'classifier': experiment.fingerprint(classifier.naming_params),
             **options,
         }
@@ -120,7 +123,7 @@ def main(argv) -> None:
     found = {'measured': measured, **options, 'results': results}
     experiment.write_json(output / 'results.json', found)
     grids.contact_sheet(
-        [[image for prompt in GRID_PROMPTS for image in drawn[prompt]] for drawn in images.values()],
+        [[image for prompt in GRID_PROMPTS for image in generated[prompt]] for generated in images.values()],
         list(variants),
         headings=[text for prompt in GRID_PROMPTS for text in (prompt, '')],
     ).save(output / 'grid.png')

@@ -21,7 +21,7 @@ from dreambooth_jax.monitoring import grids
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
-DRAWING = experiment.drawing_of(CONFIG)
+SAMPLING = experiment.sampling_of(CONFIG)
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
 _MODEL = program.DEFINE_path('model', 'storybook', "'storybook', or a pipeline folder.")
 _CLASSIFIER = program.DEFINE_path('classifier', None, 'Folder of the classifier; default: the shipped one.')
@@ -35,9 +35,11 @@ _OUTPUT = program.DEFINE_path(
 _WEIGHTS = flags.DEFINE_list('weights', ['1', '0'], 'Values of prior.weight, the lambda of the paper.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Images per prompt.', lower_bound=1)
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 48, "Images of 'a dog'.", lower_bound=2)
-_STEPS = flags.DEFINE_integer('steps', DRAWING['steps'], 'Denoise steps.', lower_bound=1)
-_GUIDANCE = flags.DEFINE_float('guidance_scale', DRAWING['guidance_scale'], '1 is none.', lower_bound=1)
-_SAMPLER = flags.DEFINE_enum('sampler', DRAWING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')
+_STEPS = flags.DEFINE_integer('steps', SAMPLING['steps'], 'Denoise steps.', lower_bound=1)
+_GUIDANCE = flags.DEFINE_float('guidance_scale', SAMPLING['guidance_scale'], '1 is none.', lower_bound=1)
+_SAMPLER = flags.DEFINE_enum(
+    'sampler', SAMPLING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.'
+)
 _SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise; not that of the class images.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Images at once.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, '2 training steps, 2 class images: only shows that it works.')
@@ -102,15 +104,15 @@ def main(argv) -> None:
         name, title = ('base', 'before') if weight is None else (f'weight_{weight}', f'lambda = {weight}')
         cascade = base
         if weight is not None:
-            tuned = Cascade.load(train(weight, workdir, fingerprint(base))).base
-            cascade = base.with_params(unet=tuned.unet.params, text_encoder=tuned.text_encoder.params)
+            finetuned = Cascade.load(train(weight, workdir, fingerprint(base))).base
+            cascade = base.with_params(unet=finetuned.unet.params, text_encoder=finetuned.text_encoder.params)
 
         def measure(cascade=cascade):
-            drawn = {}
+            generated = {}
             scores = storybook_scores.subject_scores(
-                cascade, classifier, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options
+                cascade, classifier, SUBJECT, IDENTIFIER, generated=generated, batch_size=_BATCH_SIZE.value, **options
             )
-            return scores, {prompt: drawn[prompt][:GRID_IMAGES] for prompt in GRID_PROMPTS}
+            return scores, {prompt: generated[prompt][:GRID_IMAGES] for prompt in GRID_PROMPTS}
 
         print(f'measuring: {title}', flush=True)
         settings = {'weights': fingerprint(cascade), 'classifier': marker, **options}
@@ -121,7 +123,7 @@ def main(argv) -> None:
     experiment.write_json(output / 'results.json', found)
     count = min(num_images, GRID_IMAGES)
     headings = [title for title in images for _ in range(count)]
-    rows = [[image for drawn in images.values() for image in drawn[prompt][:count]] for prompt in GRID_PROMPTS]
+    rows = [[image for generated in images.values() for image in generated[prompt][:count]] for prompt in GRID_PROMPTS]
     grids.contact_sheet(rows, GRID_PROMPTS, headings=headings).save(output / 'grid.png')
     chart(results).save(output / 'chart.png')
     if not _QUICK.value:

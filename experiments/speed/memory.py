@@ -27,8 +27,8 @@ HERE = Path(__file__).parent
 GB = 1e9
 SETTINGS = {
     'f32 moments': {},
-    'bf16 moments': {'optimizer': OptimizerConfig(moments='bfloat16')},
-    'int8 moments': {'optimizer': OptimizerConfig(moments='int8')},
+    'bf16 moments': {'optimizer': OptimizerConfig(state_dtype='bfloat16')},
+    'int8 moments': {'optimizer': OptimizerConfig(state_dtype='int8')},
     'LoRA rank 16': {'lora': LoraConfig(rank=16)},
 }
 AIMS = {

@@ -152,7 +152,7 @@ def training(config: DreamBoothConfig, networks: Mapping[str, Mapping[str, Any]]
             axis_name=axis_name,
             pick=feed.pick,
             num_steps=num_steps,
-            accumulation=config.base.accumulation,
+            gradient_accumulation_steps=config.base.gradient_accumulation_steps,
             unroll=jax.default_backend() == 'cpu',
         )
 

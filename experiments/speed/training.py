@@ -69,7 +69,7 @@ def repeat(run, wait) -> list[float]:
     return found[1:]
 
 
-def measure_jax(method: str, batch_size: int) -> list[float]:
+def measure_jax(program: str, batch_size: int) -> list[float]:
     """Seconds per step of this package."""
     import jax
     import jax.numpy as jnp
@@ -80,15 +80,15 @@ def measure_jax(method: str, batch_size: int) -> list[float]:
     config = DreamBoothConfig(
         model='stable-diffusion-v1-5',
         base=BaseConfig(batch_size=batch_size, train_text_encoder=False),
-        lora=LoraConfig(rank=RANK if method == 'lora' else None),
+        lora=LoraConfig(rank=RANK if program == 'lora' else None),
         parallel=ParallelConfig(remat=_REMAT.value),
     )
     training = stable_diffusion.training(config, networks(), dtype=jnp.bfloat16)
-    place = Pmap(jax.local_devices()[:1])
+    placement = Pmap(jax.local_devices()[:1])
     at_once = min(_STEPS.value, _STEPS_PER_DISPATCH.value or (1 if jax.default_backend() == 'cpu' else 10))
-    step = place.compile(lambda axis: training.make_step(axis, at_once))
-    state, frozen = place.place_state(lambda: stable_diffusion.values(training))
-    key, batch = place.place_state(lambda: jax.random.key(0)), place.place_batch(training.batch)
+    step = placement.compile(lambda axis: training.make_step(axis, at_once))
+    state, frozen = placement.place_state(lambda: stable_diffusion.values(training))
+    key, batch = placement.place_state(lambda: jax.random.key(0)), placement.place_batch(training.batch)
     calls = -(-_STEPS.value // at_once)
 
     def run():
@@ -100,7 +100,7 @@ def measure_jax(method: str, batch_size: int) -> list[float]:
     return repeat(run, lambda: jax.block_until_ready(state))
 
 
-def measure_torch(method: str, batch_size: int, compiled: bool) -> list[float]:
+def measure_torch(program: str, batch_size: int, compiled: bool) -> list[float]:
     """Seconds per step of the loop of diffusers' train_dreambooth.py or its LoRA variant, on prepared latents."""
     import diffusers
     import torch
@@ -108,7 +108,7 @@ def measure_torch(method: str, batch_size: int, compiled: bool) -> list[float]:
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(**networks()['unet']).to(device)
-    if method == 'lora':
+    if program == 'lora':
         import peft
 
         unet.requires_grad_(False).to(dtype=torch.bfloat16)
@@ -158,12 +158,12 @@ def networks() -> dict:
     return stable_diffusion.TINY if _TINY.value else stable_diffusion.PUBLISHED
 
 
-def measure(framework: str, method: str, batch_size: int) -> list[float] | str:
+def measure(framework: str, program: str, batch_size: int) -> list[float] | str:
     """Seconds per step of every repeat, or why there are none."""
     try:
         if framework == 'jax':
-            return measure_jax(method, batch_size)
-        return measure_torch(method, batch_size, framework == 'torch compiled')
+            return measure_jax(program, batch_size)
+        return measure_torch(program, batch_size, framework == 'torch compiled')
     except Exception as error:
         if 'RESOURCE_EXHAUSTED' in str(error) or type(error).__name__ == 'OutOfMemoryError':
             return 'out of memory'
@@ -211,16 +211,16 @@ def main(argv) -> None:
         frameworks = [name for name in frameworks if name == 'jax']
     rows = []
     for choice in itertools.product(_METHOD.value, _BATCH_SIZE.value, frameworks):
-        method, batch_size, framework = choice
-        row = {'framework': framework, 'method': method, 'batch_size': batch_size}
-        found = measure(framework, method, batch_size)
+        program, batch_size, framework = choice
+        row = {'framework': framework, 'method': program, 'batch_size': batch_size}
+        found = measure(framework, program, batch_size)
         if isinstance(found, str):
             rows.append({**row, 'failed': found})
         else:
             low, middle, high = (
                 2 * batch_size / seconds for seconds in (max(found), statistics.median(found), min(found))
             )
-            mfu = None if peak is None else middle * TFLOP[method] / peak
+            mfu = None if peak is None else middle * TFLOP[program] / peak
             row |= {'seconds_per_step': found, 'images_per_second': (low, middle, high), 'mfu': mfu}
             rows.append(row)
         print('  '.join(row_of(rows[-1])), flush=True)

@@ -74,22 +74,22 @@ def main(argv) -> None:
     for number, class_noun in enumerate(classes, 1):
 
         def measure(class_noun=class_noun):
-            drawn = {}
+            generated = {}
             scores = storybook_scores.base_scores(
                 cascade,
                 classifier,
                 classes=[class_noun],
                 contexts=contexts,
-                drawn=drawn,
+                generated=generated,
                 batch_size=_BATCH_SIZE.value,
                 **options,
             )
-            return scores, drawn
+            return scores, generated
 
         print(f'{class_noun}, {number} of {len(classes)}', flush=True)
-        numbers, drawn = experiment.kept(workdir / 'parts', class_noun.replace(' ', '_'), settings, measure)
+        numbers, generated = experiment.kept(workdir / 'parts', class_noun.replace(' ', '_'), settings, measure)
         parts.append(numbers)
-        images |= drawn
+        images |= generated
 
     scores = storybook_scores.base_summary([cell for part in parts for cell in part['cells']])
     measured = experiment.measured_on(parts)

@@ -47,7 +47,7 @@ _FINE_STEPS = flags.DEFINE_integer('fine_steps', 700, 'Steps of the fine-mark ne
 _TRAIN = flags.DEFINE_list('train', ['naming', 'fine_mark'], 'Networks to train; the weights of others are kept.')
 
 NAMING_BATCH, FINE_BATCH = 64, 64
-NAMING_RATE, FINE_RATE = 2e-3, 2e-3
+NAMING_LEARNING_RATE, FINE_LEARNING_RATE = 2e-3, 2e-3
 TRAIN, TEST = 0, 1  # the second number of every seed
 SHARES = {'ordinary': 0.38, 'various': 0.20, 'subject': 0.28, 'lookalike': 0.14}
 # Classes whose images differ most among themselves, and how the 'various' scenes are shared out to them.
@@ -226,9 +226,11 @@ def moved(images, rows, rng, reach: int):
 # Training
 
 
-def train(apply_loss, params, batches, steps: int, rate: float, description: str):
+def train(apply_loss, params, batches, steps: int, learning_rate: float, description: str):
     """AdamW with a one-cycle rate; a plain jitted step, since a scan's convolutions are slow on CPUs."""
-    tx = optax.adamw(optax.warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 20), steps), weight_decay=1e-3)
+    tx = optax.adamw(
+        optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps), weight_decay=1e-3
+    )
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, opt_state, key, *batch):
@@ -263,7 +265,7 @@ def train_naming(config):
         error = optax.softmax_cross_entropy_with_integer_labels
         return sum(error(logits[head], labels[:, i]).mean() for i, head in enumerate(classifier.HEADS))
 
-    return train(loss, params, batches, _NAMING_STEPS.value, NAMING_RATE, 'naming network')
+    return train(loss, params, batches, _NAMING_STEPS.value, NAMING_LEARNING_RATE, 'naming network')
 
 
 def train_fine_mark(config):
@@ -295,7 +297,7 @@ def train_fine_mark(config):
         logits = apply(params, jnp.concatenate([seen, failed]))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    return train(loss, params, batches, _FINE_STEPS.value, FINE_RATE, 'fine-mark network')
+    return train(loss, params, batches, _FINE_STEPS.value, FINE_LEARNING_RATE, 'fine-mark network')
 
 
 # Measuring

@@ -23,9 +23,9 @@ from dreambooth_jax.weights.pipeline import Pipeline
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
-DRAWING = experiment.drawing_of(CONFIG)
+SAMPLING = experiment.sampling_of(CONFIG)
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
-UNTUNED = 'untuned'
+ORIGINAL = 'untuned'
 _MODEL = program.DEFINE_path('model', 'storybook', "'storybook', or a pipeline folder with a second stage.")
 _RUN = program.DEFINE_path('run', None, 'A finished run of configs/dog.py, whose base stage is used; default: trained.')
 _CLASSIFIER = program.DEFINE_path('classifier', None, 'Folder of the classifier; default: the shipped one.')
@@ -41,12 +41,12 @@ _NOISE_LEVELS = flags.DEFINE_list('noise_levels', ['0', '50', '150', '250'], 'No
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Images per prompt.', lower_bound=1)
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 8, "Images of 'a dog'.", lower_bound=1)
 _HELD_OUT = flags.DEFINE_integer('held_out', 20, 'True images to enlarge.', lower_bound=1)
-_STEPS = flags.DEFINE_integer('steps', DRAWING['steps'], 'Denoise steps of the base stage.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', SAMPLING['steps'], 'Denoise steps of the base stage.', lower_bound=1)
 _SECOND_STEPS = flags.DEFINE_integer(
     'super_resolution_steps', STORYBOOK_ENLARGING['sample_steps'], 'Of the second stage.', lower_bound=1
 )
 _GUIDANCE = flags.DEFINE_float(
-    'guidance_scale', DRAWING['guidance_scale'], 'Of the base stage; 1 is none.', lower_bound=1
+    'guidance_scale', SAMPLING['guidance_scale'], 'Of the base stage; 1 is none.', lower_bound=1
 )
 _SECOND_GUIDANCE = flags.DEFINE_float(
     'super_resolution_guidance_scale',
@@ -54,7 +54,9 @@ _SECOND_GUIDANCE = flags.DEFINE_float(
     'Of the second stage.',
     lower_bound=1,
 )
-_SAMPLER = flags.DEFINE_enum('sampler', DRAWING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.')
+_SAMPLER = flags.DEFINE_enum(
+    'sampler', SAMPLING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.'
+)
 _SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 10, 'Images at once.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, '1 range, 2 levels, 2 training steps: only shows that it works.')
@@ -141,8 +143,8 @@ def main(argv) -> None:
         raise SettingsError(f'--model={_MODEL.value} has no second stage, which is tuned here; give one that has')
     classifier = Classifier.load(_CLASSIFIER.value)
     run = base_run(workdir, original)
-    tuned = Cascade.load(run, super_resolution_model='none').base
-    cascade = original.with_params(unet=tuned.unet.params, text_encoder=tuned.text_encoder.params)
+    finetuned = Cascade.load(run, super_resolution_model='none').base
+    cascade = original.with_params(unet=finetuned.unet.params, text_encoder=finetuned.text_encoder.params)
     marker = experiment.fingerprint(classifier.naming_params, classifier.fine_mark_params)
     options = {
         'noise_levels': levels,
@@ -155,7 +157,7 @@ def main(argv) -> None:
 
     results, images = {}, {}
     for trained in [None, *ranges]:
-        name = UNTUNED if trained is None else f'{trained[0]}-{trained[1]}'
+        name = ORIGINAL if trained is None else f'{trained[0]}-{trained[1]}'
         stage = cascade
         if trained is not None:
             second = train(trained, run, cascade, workdir) / 'model' / 'super_resolution'
@@ -163,14 +165,16 @@ def main(argv) -> None:
             stage = cascade.with_params(super_resolution_unet=params)
 
         def measure(stage=stage):
-            drawn = {}
+            generated = {}
             scores = storybook_scores.fine_mark_scores(
-                stage, classifier, SUBJECT, IDENTIFIER, drawn=drawn, batch_size=_BATCH_SIZE.value, **options
+                stage, classifier, SUBJECT, IDENTIFIER, generated=generated, batch_size=_BATCH_SIZE.value, **options
             )
             plain = next(i for i, s in enumerate(subjects.held_out_scenes(SUBJECT, 40)) if s.accessory is None)
             chosen = {'generated': 0, 'held_out': min(plain, amounts['held_out'] - 1)}
             return scores, {
-                label: shown[chosen[label.split()[0]]] for label, shown in drawn.items() if label.split()[0] in chosen
+                label: shown[chosen[label.split()[0]]]
+                for label, shown in generated.items()
+                if label.split()[0] in chosen
             }
 
         print(f'measuring: {name}', flush=True)
@@ -195,8 +199,8 @@ def main(argv) -> None:
         *(f'from it, level {level}' for level in levels),
     ]
     grids.contact_sheet(
-        [[drawn[column] for column in columns] for drawn in images.values()],
-        [UNTUNED, *(f'tuned at noise levels {name}' for name in list(results)[1:])],
+        [[generated[column] for column in columns] for generated in images.values()],
+        [ORIGINAL, *(f'tuned at noise levels {name}' for name in list(results)[1:])],
         side=128,
         headings=headings,
     ).save(output / 'grid.png')

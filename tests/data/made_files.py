@@ -39,18 +39,18 @@ def tiff(*pages, inner=(), order='<', magic=None):
             kind = 4 if tag in (273, 279, 330) else 3
             packed = struct.pack(f'{order}{len(values)}{"I" if kind == 4 else "H"}', *values)
             if len(packed) > 4:
-                packed, place = struct.pack(order + 'I', len(data)), packed
-                data.extend(place + bytes(len(place) % 2))
+                packed, offset = struct.pack(order + 'I', len(data)), packed
+                data.extend(offset + bytes(len(offset) % 2))
             fields.append(struct.pack(order + 'HHI', tag, kind, len(values)) + packed.ljust(4, b'\0'))
-        place = len(data)
+        offset = len(data)
         data.extend(struct.pack(order + 'H', len(fields)) + b''.join(fields) + bytes(4))
-        return place, len(data) - 4
+        return offset, len(data) - 4
 
-    places = tuple(page(*content)[0] for content in inner)
+    offsets = tuple(page(*content)[0] for content in inner)
     link = 4
     for number, (tags, pixels) in enumerate(pages):
-        place, after = page({**tags, 330: places} if places and not number else tags, pixels)
-        data[link : link + 4] = struct.pack(order + 'I', place)
+        offset, after = page({**tags, 330: offsets} if offsets and not number else tags, pixels)
+        data[link : link + 4] = struct.pack(order + 'I', offset)
         link = after
     return bytes(data)
 
@@ -80,8 +80,8 @@ def grey_profile(gamma):
 def cmyk_profile(lab_of):
     """lab_of(c, m, y, k), each 0 or 1, -> L, a, b; between the corners it is mixed."""
     _, white = _icc(b'CMYK', b'Lab ', b'prtr', {})
-    corners = [lab_of(*(place >> shift & 1 for shift in (3, 2, 1, 0))) for place in range(16)]
+    corners = [lab_of(*(offset >> shift & 1 for shift in (3, 2, 1, 0))) for offset in range(16)]
     grid = b''.join(bytes((round(L * 2.55), a + 128, b + 128)) for L, a, b in corners)
-    matrix = struct.pack('>9i', *(65536 * (place % 4 == 0) for place in range(9)))
+    matrix = struct.pack('>9i', *(65536 * (offset % 4 == 0) for offset in range(9)))
     table = b'mft1' + bytes(4) + bytes((4, 3, 2, 0)) + matrix + bytes(range(256)) * 4 + grid + bytes(range(256)) * 3
     return _icc(b'CMYK', b'Lab ', b'prtr', {b'wtpt': b'XYZ ' + bytes(4) + white, b'A2B0': table})[0]

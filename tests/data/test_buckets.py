@@ -109,7 +109,7 @@ def test_a_photo_smaller_than_its_bucket_is_named(tmp_path):
 
 
 def test_class_images_are_fitted_to_the_bucket_and_lose_only_what_its_ratio_takes():
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     squares = np.zeros((3, 64, 64, 3), np.uint8)
     squares[..., 0] = np.linspace(0, 255, 64)
     squares[..., 1] = np.linspace(0, 255, 64)[:, None]
@@ -117,7 +117,7 @@ def test_class_images_are_fitted_to_the_bucket_and_lose_only_what_its_ratio_take
     tall = fit(squares, (80, 48))
     assert tall.shape == (3, 80, 48, 3)
     assert 0.57 < kept(tall[0]) < 0.62  # 48 / 80
-    mine = Examples(draw.integers(0, 256, (2, 80, 48, 3), np.uint8), ['a sks dog'] * 2)
+    mine = Examples(rng.integers(0, 256, (2, 80, 48, 3), np.uint8), ['a sks dog'] * 2)
     table = make_table(mine, Examples(squares, ['a dog'] * 3))
     assert (table.num_instance, table.num_class) == (2, 3)
     np.testing.assert_array_equal(table.images[2:], tall)

@@ -115,8 +115,8 @@ def test_an_hdr_image_is_refused(tmp_path):
 def test_grey_tiffs_of_every_depth_white_or_black_as_zero(tmp_path, order, bits, photometric):
     top = 2**bits - 1
     values = RAMP * top // 47
-    places = (values[..., None] >> np.arange(bits)[::-1]) & 1
-    packed = np.packbits(places.reshape(40, -1).astype(np.uint8), axis=1).tobytes()
+    planes = (values[..., None] >> np.arange(bits)[::-1]) & 1
+    packed = np.packbits(planes.reshape(40, -1).astype(np.uint8), axis=1).tobytes()
     if bits == 16 and order == '<':
         packed = values.astype('<u2').tobytes()
     data = tiff((tags(48, 40, bits=(bits,), photometric=photometric), packed), order=order)
@@ -292,8 +292,8 @@ def test_a_bent_byte_gives_an_image_or_a_sentence_and_nothing_else(tmp_path):
         path = tmp_path / name
         for _ in range(12):
             bent = bytearray(whole[: rng.integers(1, len(whole))] if rng.random() < 0.3 else whole)
-            for place in rng.integers(min(len(bent), rng.choice([64, len(bent)])), size=3):
-                bent[place] = rng.integers(256)
+            for index in rng.integers(min(len(bent), rng.choice([64, len(bent)])), size=3):
+                bent[index] = rng.integers(256)
             path.write_bytes(bytes(bent))
             try:
                 image_size(path)

@@ -22,18 +22,20 @@ def shown(feed, steps, batch):
     return found
 
 
-@pytest.mark.parametrize('rows', [1, 2])
-def test_every_epoch_shows_every_image_of_every_bucket(rows):
+@pytest.mark.parametrize('examples', [1, 2])
+def test_every_epoch_shows_every_image_of_every_bucket(examples):
     counts, num_class = (3, 1, 4), 5
     feed = Feed(0, 80, counts, num_class)
-    batch = feed.batch(rows, rows, 1.0, 1)
+    batch = feed.batch(examples, examples, 1.0, 1)
     steps = shown(feed, 80, batch)
     for epoch in range(10):
-        seen = [(bucket, place) for bucket, places in steps[8 * epoch : 8 * (epoch + 1)] for place in places[:rows]]
-        expected = [(bucket, place) for bucket, count in enumerate(counts) for place in range(count)]
-        assert sorted(seen) == sorted(expected * rows)
+        seen = [
+            (bucket, index) for bucket, indices in steps[8 * epoch : 8 * (epoch + 1)] for index in indices[:examples]
+        ]
+        expected = [(bucket, index) for bucket, count in enumerate(counts) for index in range(count)]
+        assert sorted(seen) == sorted(expected * examples)
     # Class images lie behind the bucket's own and are gone through across all buckets.
-    classes = [place - counts[bucket] for bucket, places in steps for place in places[rows:]]
+    classes = [index - counts[bucket] for bucket, indices in steps for index in indices[examples:]]
     for epoch in range(len(classes) // num_class):
         assert sorted(classes[num_class * epoch : num_class * (epoch + 1)]) == list(range(num_class))
 
@@ -41,19 +43,19 @@ def test_every_epoch_shows_every_image_of_every_bucket(rows):
 def test_one_bucket_is_fed_as_without_buckets():
     feed = Feed(5, 30, (4,), 7)
     batch = feed.batch(2, 3, 0.5, 1)
-    for name, rows in pairs.make_batch(2, 3, 4, 7, 0.5).items():
-        np.testing.assert_array_equal(batch[name], rows)
+    for name, examples in pairs.make_batch(2, 3, 4, 7, 0.5).items():
+        np.testing.assert_array_equal(batch[name], examples)
     plain = jax.jit(lambda step: pairs.image_index(KEY, step, batch, 11))
-    for step, (bucket, places) in enumerate(shown(feed, 30, batch)):
+    for step, (bucket, indices) in enumerate(shown(feed, 30, batch)):
         assert bucket == 0
-        np.testing.assert_array_equal(places, plain(jnp.int32(step)))
+        np.testing.assert_array_equal(indices, plain(jnp.int32(step)))
     assert feed.steps_per_dispatch(10) == 10 and feed.steps_per_dispatch(None) is None
     assert Feed(5, 30, (3, 1), 7).steps_per_dispatch(10) == 1
 
 
 def test_the_priors_weight_does_not_depend_on_the_buckets():
     one, several = Feed(0, 1, (6,), 5), Feed(0, 1, (1, 5), 5)
-    for name in ('weight', 'is_instance', 'slot', 'rows'):
+    for name in ('weight', 'is_instance', 'slot', 'examples'):
         np.testing.assert_array_equal(one.batch(2, 2, 0.3, 8)[name], several.batch(2, 2, 0.3, 8)[name])
     assert len(Feed(0, 1, (6,), 0).batch(2, 2, 0.3, 1)['slot']) == 2  # no class images, no class rows
 
@@ -64,19 +66,19 @@ def test_steps_already_taken_do_not_depend_on_how_many_follow():
     assert [long.bucket(step) for step in range(10)] == [short.bucket(step) for step in range(10)]
 
 
-@pytest.mark.parametrize(('rows', 'devices'), [(1, 1), (2, 1), (2, 4)])
-def test_class_rows_that_show_the_subject_go_through_every_buckets_images_in_an_order_of_their_own(rows, devices):
+@pytest.mark.parametrize(('examples', 'devices'), [(1, 1), (2, 1), (2, 4)])
+def test_class_rows_that_show_the_subject_go_through_every_buckets_images_in_an_order_of_their_own(examples, devices):
     counts = (3, 1, 4)
     feed = Feed(0, 80, counts, 0, shown_again=True)
-    batch = feed.batch(rows, rows, 1.0, devices)
+    batch = feed.batch(examples, examples, 1.0, devices)
     steps = shown(feed, 80, batch)
-    member = {group: np.flatnonzero(batch['is_instance'] == group)[:rows] for group in (0, 1)}
+    member = {group: np.flatnonzero(batch['is_instance'] == group)[:examples] for group in (0, 1)}
     for epoch in range(10):
-        expected = [(bucket, place) for bucket, count in enumerate(counts) for place in range(count)]
-        for places in member.values():
-            seen = [(bucket, place) for bucket, shown in steps[8 * epoch : 8 * (epoch + 1)] for place in shown[places]]
-            assert sorted(seen) == sorted(expected * rows)
-    assert any((places[member[0]] != places[member[1]]).any() for _, places in steps)
+        expected = [(bucket, index) for bucket, count in enumerate(counts) for index in range(count)]
+        for indices in member.values():
+            seen = [(bucket, index) for bucket, shown in steps[8 * epoch : 8 * (epoch + 1)] for index in shown[indices]]
+            assert sorted(seen) == sorted(expected * examples)
+    assert any((indices[member[0]] != indices[member[1]]).any() for _, indices in steps)
 
 
 def test_without_class_rows_there_is_nothing_to_show_again():

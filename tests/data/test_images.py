@@ -162,9 +162,9 @@ def test_the_centre_is_cropped_and_nothing_is_squashed(tmp_path, height, width):
     Image.fromarray(np.where(disc, 255, 0).astype(np.uint8)).save(tmp_path / 'disc.png')
     image = read_image(tmp_path / 'disc.png', 32)[..., 0].astype(float)
     rows, columns = image.sum(axis=1), image.sum(axis=0)
-    places = np.arange(32)
+    ramp = np.arange(32)
     for profile in (rows, columns):
-        assert abs((profile * places).sum() / profile.sum() - 15.5) < 0.6
+        assert abs((profile * ramp).sum() / profile.sum() - 15.5) < 0.6
     assert abs((image[:, 16] > 127).sum() - (image[16] > 127).sum()) <= 1
 
 

@@ -275,9 +275,9 @@ def test_two_masks_of_one_image_are_named(tmp_path):
 
 
 def test_class_images_count_in_full_in_the_table():
-    draw = np.random.default_rng(0)
-    mine = Examples(draw.integers(0, 256, (2, 8, 8, 3), np.uint8), ['a', 'b'], np.full((2, 8, 8, 1), 3, np.uint8))
-    theirs = Examples(draw.integers(0, 256, (3, 8, 8, 3), np.uint8), ['c'] * 3)
+    rng = np.random.default_rng(0)
+    mine = Examples(rng.integers(0, 256, (2, 8, 8, 3), np.uint8), ['a', 'b'], np.full((2, 8, 8, 1), 3, np.uint8))
+    theirs = Examples(rng.integers(0, 256, (3, 8, 8, 3), np.uint8), ['c'] * 3)
     table = make_table(mine, theirs)
     assert table.masks[:2].max() == 3 and table.masks[2:].min() == 255 and len(table.masks) == 5
     assert table.arrays.keys() == {'images', 'prompt_of', 'masks'}

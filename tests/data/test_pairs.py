@@ -4,22 +4,22 @@ import jax
 import numpy as np
 import pytest
 
-from dreambooth_jax.data.pairs import deal_rows, image_index, make_batch, most_class_rows, pad_rows
+from dreambooth_jax.data.pairs import deal_examples, image_index, make_batch, most_class_examples, pad_examples
 
 KEY = jax.random.key(3)
-ROWS_NEEDED = 'a batch needs at least one instance row and no negative number of class rows'
+EXAMPLES_NEEDED = 'a batch needs at least one instance row and no negative number of class rows'
 
 
-def two_means(loss, instance_rows, prior_weight):
-    return loss[:instance_rows].mean() + prior_weight * loss[instance_rows:].mean()
+def two_means(loss, instance_examples, prior_weight):
+    return loss[:instance_examples].mean() + prior_weight * loss[instance_examples:].mean()
 
 
-@pytest.mark.parametrize(('instance_rows', 'class_rows'), [(1, 1), (4, 4), (3, 5), (7, 2)])
+@pytest.mark.parametrize(('instance_examples', 'class_examples'), [(1, 1), (4, 4), (3, 5), (7, 2)])
 @pytest.mark.parametrize('prior_weight', [0.0, 0.3, 1.0, 2.5])
-def test_weighted_mean_is_instance_mean_plus_lambda_class_mean(instance_rows, class_rows, prior_weight):
-    batch = make_batch(instance_rows, class_rows, 4, 100, prior_weight)
-    loss = np.random.default_rng(0).random(instance_rows + class_rows)
-    expected = two_means(loss, instance_rows, prior_weight)
+def test_weighted_mean_is_instance_mean_plus_lambda_class_mean(instance_examples, class_examples, prior_weight):
+    batch = make_batch(instance_examples, class_examples, 4, 100, prior_weight)
+    loss = np.random.default_rng(0).random(instance_examples + class_examples)
+    expected = two_means(loss, instance_examples, prior_weight)
     np.testing.assert_allclose((batch['weight'] * loss).mean(), expected, rtol=1e-6)
 
 
@@ -32,65 +32,65 @@ def test_without_class_rows_the_loss_is_the_plain_mean(prior_weight):
 
 def test_fields_of_a_batch():
     batch = make_batch(2, 3, 4, 10, 1.0)
-    assert {name: rows.tolist() for name, rows in batch.items() if name != 'weight'} == {
+    assert {name: examples.tolist() for name, examples in batch.items() if name != 'weight'} == {
         'slot': [0, 1, 2, 3, 4],
         'is_instance': [1, 1, 0, 0, 0],
         'first': [0, 0, 4, 4, 4],
         'size': [4, 4, 10, 10, 10],
         'position': [0, 1, 0, 1, 2],
-        'rows': [2, 2, 3, 3, 3],
+        'examples': [2, 2, 3, 3, 3],
     }
-    assert {str(rows.dtype) for rows in batch.values()} == {'int32', 'float32'}
+    assert {str(examples.dtype) for examples in batch.values()} == {'int32', 'float32'}
 
 
 @pytest.mark.parametrize('multiple', [1, 2, 4, 8, 64])
 def test_padding_divides_and_leaves_the_loss_unchanged(multiple):
     batch = make_batch(3, 2, 4, 10, 0.5)
-    padded = pad_rows(batch, multiple)
+    padded = pad_examples(batch, multiple)
     count = len(padded['slot'])
     assert count % multiple == 0 and count - 5 < multiple
     loss = np.random.default_rng(0).random(5)
-    loss_of_rows = loss[padded['slot']]  # a repeated row is the same row
-    np.testing.assert_allclose((padded['weight'] * loss_of_rows).mean(), two_means(loss, 3, 0.5), rtol=1e-6)
-    loss_of_rows[5:] = 1e6
-    np.testing.assert_allclose((padded['weight'] * loss_of_rows).mean(), two_means(loss, 3, 0.5), rtol=1e-6)
-    for name, rows in padded.items():
-        assert rows.dtype == batch[name].dtype
+    loss_of_examples = loss[padded['slot']]  # a repeated row is the same row
+    np.testing.assert_allclose((padded['weight'] * loss_of_examples).mean(), two_means(loss, 3, 0.5), rtol=1e-6)
+    loss_of_examples[5:] = 1e6
+    np.testing.assert_allclose((padded['weight'] * loss_of_examples).mean(), two_means(loss, 3, 0.5), rtol=1e-6)
+    for name, examples in padded.items():
+        assert examples.dtype == batch[name].dtype
         if name != 'weight':
-            np.testing.assert_array_equal(rows[:5], batch[name])
+            np.testing.assert_array_equal(examples[:5], batch[name])
 
 
 def test_padding_does_not_change_its_input():
     batch = make_batch(3, 2, 4, 10, 0.5)
-    before = {name: rows.copy() for name, rows in batch.items()}
-    pad_rows(batch, 8)
-    for name, rows in batch.items():
-        np.testing.assert_array_equal(rows, before[name])
+    before = {name: examples.copy() for name, examples in batch.items()}
+    pad_examples(batch, 8)
+    for name, examples in batch.items():
+        np.testing.assert_array_equal(examples, before[name])
 
 
 @pytest.mark.parametrize(
-    ('rows', 'devices', 'parts', 'most'),
+    ('examples', 'devices', 'parts', 'most'),
     [(4, 1, 1, 4), (4, 2, 1, 2), (4, 4, 1, 1), (4, 2, 2, 1), (4, 1, 4, 1), (1, 2, 1, 1), (1, 1, 2, 1), (3, 4, 1, 1)],
 )
-def test_dealt_rows_give_every_device_its_share_of_class_rows(rows, devices, parts, most):
-    batch = pad_rows(make_batch(rows, rows, 4, 10, 0.5), devices * parts)
-    dealt = deal_rows(batch, devices)
-    assert most_class_rows(dealt, devices, parts) == most
-    assert [dict(zip(dealt, row, strict=True)) for row in sorted(zip(*dealt.values(), strict=True))] == [
-        dict(zip(batch, row, strict=True)) for row in sorted(zip(*batch.values(), strict=True))
+def test_dealt_rows_give_every_device_its_share_of_class_rows(examples, devices, parts, most):
+    batch = pad_examples(make_batch(examples, examples, 4, 10, 0.5), devices * parts)
+    dealt = deal_examples(batch, devices)
+    assert most_class_examples(dealt, devices, parts) == most
+    assert [dict(zip(dealt, example, strict=True)) for example in sorted(zip(*dealt.values(), strict=True))] == [
+        dict(zip(batch, example, strict=True)) for example in sorted(zip(*batch.values(), strict=True))
     ]
 
 
 def test_undealt_rows_may_leave_all_class_rows_to_one_device():
     batch = make_batch(4, 4, 4, 10, 0.5)
-    assert most_class_rows(batch, 2) == 4 and most_class_rows(deal_rows(batch, 2), 2) == 2
+    assert most_class_examples(batch, 2) == 4 and most_class_examples(deal_examples(batch, 2), 2) == 2
 
 
 @pytest.mark.parametrize(
     ('arguments', 'sentence'),
     [
-        ((0, 2, 4, 4, 1.0), f'{ROWS_NEEDED}, got 0 and 2'),
-        ((2, -1, 4, 4, 1.0), f'{ROWS_NEEDED}, got 2 and -1'),
+        ((0, 2, 4, 4, 1.0), f'{EXAMPLES_NEEDED}, got 0 and 2'),
+        ((2, -1, 4, 4, 1.0), f'{EXAMPLES_NEEDED}, got 2 and -1'),
         ((2, 2, 0, 4, 1.0), 'the batch has 2 instance rows but there are 0 instance images'),
         ((2, 3, 4, 0, 1.0), 'the batch has 3 class rows but there are 0 class images'),
         ((2, 2, 4, 4, -1.0), 'prior_weight must be >= 0, got -1.0'),
@@ -108,12 +108,12 @@ def images_of_steps(batch, steps, max_size=16, key=KEY, shuffle=True):
     return np.stack([pick(step) for step in range(steps)])
 
 
-@pytest.mark.parametrize(('instance_rows', 'class_rows'), [(1, 1), (4, 3), (2, 7), (6, 16)])
-def test_every_image_is_seen_once_an_epoch(instance_rows, class_rows):
-    batch = make_batch(instance_rows, class_rows, 4, 9, 1.0)
+@pytest.mark.parametrize(('instance_examples', 'class_examples'), [(1, 1), (4, 3), (2, 7), (6, 16)])
+def test_every_image_is_seen_once_an_epoch(instance_examples, class_examples):
+    batch = make_batch(instance_examples, class_examples, 4, 9, 1.0)
     seen = images_of_steps(batch, 36)
-    for rows, first, size in ((slice(0, instance_rows), 0, 4), (slice(instance_rows, None), 4, 9)):
-        stream = seen[:, rows].reshape(-1)
+    for examples, first, size in ((slice(0, instance_examples), 0, 4), (slice(instance_examples, None), 4, 9)):
+        stream = seen[:, examples].reshape(-1)
         epochs = stream[: len(stream) // size * size].reshape(-1, size)
         assert len(epochs) >= 4
         for epoch in epochs:
@@ -145,9 +145,9 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
     batch = make_batch(3, 5, 4, 9, 1.0)
     whole = images_of_steps(batch, 10)
     for half in (slice(0, 4), slice(4, 8)):
-        part = {name: rows[half] for name, rows in batch.items()}
+        part = {name: examples[half] for name, examples in batch.items()}
         np.testing.assert_array_equal(images_of_steps(part, 10), whole[:, half])
-    padded = pad_rows(batch, 5)
+    padded = pad_examples(batch, 5)
     np.testing.assert_array_equal(images_of_steps(padded, 10)[:, :8], whole)
 
 

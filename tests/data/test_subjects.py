@@ -54,7 +54,7 @@ def test_content_decides_what_an_image_is(tmp_path):
     (tmp_path / '.DS_Store').touch()
     (tmp_path / '._wrong.jpg').write_bytes(b'\0\5\x16\7' + bytes(99))
     images, skipped = list_images(tmp_path)
-    assert [file.path.name for file in images] == ['phone.jpg', 'photo.dat', 'image.txt', 'wrong.jpg']
+    assert [file.path.name for file in images] == ['image.txt', 'phone.jpg', 'photo.dat', 'wrong.jpg']
     assert skipped == {
         '.hidden.jpg': 'hidden',
         'IMG_1.AAE': 'edits of Apple Photos, which are not applied',

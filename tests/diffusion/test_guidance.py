@@ -21,9 +21,11 @@ def test_scale_one_is_conditional_and_zero_is_unconditional():
 
 def test_scale_may_differ_per_row():
     guided = guidance.classifier_free_guidance(CONDITIONAL, UNCONDITIONAL, jnp.array([1.0, 4.0, 7.5]))
-    for row, scale in enumerate((1.0, 4.0, 7.5)):
-        alone = guidance.classifier_free_guidance(CONDITIONAL[row : row + 1], UNCONDITIONAL[row : row + 1], scale)
-        np.testing.assert_allclose(guided[row], alone[0], atol=1e-5)
+    for example, scale in enumerate((1.0, 4.0, 7.5)):
+        alone = guidance.classifier_free_guidance(
+            CONDITIONAL[example : example + 1], UNCONDITIONAL[example : example + 1], scale
+        )
+        np.testing.assert_allclose(guided[example], alone[0], atol=1e-5)
 
 
 def test_learned_variance_is_kept_from_the_conditional_answer():

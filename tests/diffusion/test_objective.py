@@ -14,7 +14,7 @@ TIMES = jnp.array([0, 1, 37, 500, 990])
 
 
 @pytest.fixture(scope='module')
-def rows():
+def examples():
     """x0, noise, a prediction and variance channels for one row per time."""
     random = np.random.default_rng(2)
     shape = (len(TIMES), 4, 4, 3)
@@ -25,15 +25,15 @@ def rows():
     return tuple(map(jnp.asarray, (x0, eps, prediction, variance)))
 
 
-def test_plain_loss_is_the_mean_square_of_each_row(rows):
-    _, eps, prediction, _ = rows
+def test_plain_loss_is_the_mean_square_of_each_row(examples):
+    _, eps, prediction, _ = examples
     loss = objective.denoising_loss(prediction, eps, jnp.ones(5), prediction_type='epsilon')
     np.testing.assert_allclose(loss, np.square(prediction - eps).mean((1, 2, 3)), rtol=1e-6)
 
 
 @pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction', 'sample'])
-def test_min_snr_weights_each_row_by_its_own_time(rows, prediction_type):
-    _, eps, prediction, _ = rows
+def test_min_snr_weights_each_row_by_its_own_time(examples, prediction_type):
+    _, eps, prediction, _ = examples
     snr = np.asarray(schedules.snr(SCHEDULE, TIMES))
     assert snr.min() < 5 < snr.max()
     plain = objective.denoising_loss(prediction, eps, snr, prediction_type=prediction_type)
@@ -59,8 +59,8 @@ def test_min_snr_is_finite_without_signal_and_without_noise(prediction_type, end
     np.testing.assert_array_equal(loss, ends)
 
 
-def test_mask_gives_the_mean_over_what_it_keeps(rows):
-    _, eps, prediction, _ = rows
+def test_mask_gives_the_mean_over_what_it_keeps(examples):
+    _, eps, prediction, _ = examples
     mask = np.zeros((5, 4, 4, 1), np.float32)
     mask[:4, :2] = 1.0
     loss = objective.denoising_loss(prediction, eps, jnp.ones(5), prediction_type='epsilon', mask=jnp.asarray(mask))
@@ -72,14 +72,14 @@ def test_mask_gives_the_mean_over_what_it_keeps(rows):
     np.testing.assert_allclose(ones, plain, rtol=1e-6)
 
 
-def test_loss_is_float32_for_half_precision_predictions(rows):
-    _, eps, prediction, _ = rows
+def test_loss_is_float32_for_half_precision_predictions(examples):
+    _, eps, prediction, _ = examples
     loss = objective.denoising_loss(prediction.astype(jnp.bfloat16), eps, jnp.ones(5), prediction_type='epsilon')
     assert loss.dtype == jnp.float32
 
 
-def test_bad_arguments_are_named(rows):
-    _, eps, prediction, _ = rows
+def test_bad_arguments_are_named(examples):
+    _, eps, prediction, _ = examples
     with pytest.raises(ValueError, match=r'\(5, 4, 4, 3\) but target \(4, 4, 4, 3\)'):
         objective.denoising_loss(prediction, eps[:4], jnp.ones(5), prediction_type='epsilon')
     with pytest.raises(ValueError, match='min_snr_gamma is 0'):
@@ -133,8 +133,8 @@ def bound_in_numpy(variance, prediction, x0, x_t, t, prediction_type, betas):
 
 @pytest.mark.parametrize('num_train_timesteps', [1000, 250])
 @pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction', 'sample'])
-def test_variance_loss_equals_the_textbook_in_numpy(rows, prediction_type, num_train_timesteps):
-    x0, eps, prediction, variance = rows
+def test_variance_loss_equals_the_textbook_in_numpy(examples, prediction_type, num_train_timesteps):
+    x0, eps, prediction, variance = examples
     schedule = schedules.make_schedule(
         'squaredcos_cap_v2',
         num_train_timesteps=num_train_timesteps,
@@ -161,8 +161,8 @@ def test_bound_is_zero_for_the_true_posterior():
     np.testing.assert_allclose(loss, 0.0, atol=1e-4)
 
 
-def test_only_the_variance_learns_from_the_bound(rows):
-    x0, eps, prediction, variance = rows
+def test_only_the_variance_learns_from_the_bound(examples):
+    x0, eps, prediction, variance = examples
     x_t = noise.add_noise(SCHEDULE, x0, eps, TIMES)
 
     def total(variance, prediction):
@@ -186,17 +186,17 @@ def test_every_time_has_a_finite_bound_and_gradient():
     assert np.all(np.isfinite(loss)) and np.all(np.isfinite(gradient))
 
 
-def test_rows_do_not_see_their_neighbours(rows):
-    x0, eps, prediction, variance = rows
+def test_rows_do_not_see_their_neighbours(examples):
+    x0, eps, prediction, variance = examples
     x_t = noise.add_noise(SCHEDULE, x0, eps, TIMES)
     snr = schedules.snr(SCHEDULE, TIMES)
 
-    def hybrid(rows):
+    def hybrid(examples):
         plain = objective.denoising_loss(
-            prediction[rows], eps[rows], snr[rows], prediction_type='epsilon', min_snr_gamma=5.0
+            prediction[examples], eps[examples], snr[examples], prediction_type='epsilon', min_snr_gamma=5.0
         )
         return plain + objective.variance_loss(
-            variance[rows], prediction[rows], x0[rows], x_t[rows], TIMES[rows], SCHEDULE
+            variance[examples], prediction[examples], x0[examples], x_t[examples], TIMES[examples], SCHEDULE
         )
 
     together = hybrid(jnp.arange(5))

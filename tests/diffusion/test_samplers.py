@@ -28,37 +28,37 @@ PIXEL = dict(beta_schedule='squaredcos_cap_v2')
 IMAGEN = dict(**PIXEL, thresholding=True, dynamic_thresholding_ratio=0.95, sample_max_value=1.5)
 
 
-def both(method, settings, **more):
+def both(sampler, settings, **more):
     """(our Schedule, diffusers' scheduler) from the same settings."""
     settings = {**settings, **more}
-    if method != 'dpmsolver++':
+    if sampler != 'dpmsolver++':
         settings.pop('lambda_min_clipped', None)
-    ours = schedules.from_config({'_class_name': CLASSES[method].__name__, **settings})
-    known = {k: v for k, v in settings.items() if k not in ('clip_sample', 'variance_type') or method != 'dpmsolver++'}
-    if method == 'ddim':
+    ours = schedules.from_config({'_class_name': CLASSES[sampler].__name__, **settings})
+    known = {k: v for k, v in settings.items() if k not in ('clip_sample', 'variance_type') or sampler != 'dpmsolver++'}
+    if sampler == 'ddim':
         known.pop('variance_type', None)
-    if method == 'dpmsolver++' and 'learned' in settings.get('variance_type', ''):
+    if sampler == 'dpmsolver++' and 'learned' in settings.get('variance_type', ''):
         known['variance_type'] = settings['variance_type']
-    return ours, CLASSES[method](**known)
+    return ours, CLASSES[sampler](**known)
 
 
 @pytest.mark.parametrize('offset', [0, 1])
 @pytest.mark.parametrize('spacing', scheduler_files.TIMESTEP_SPACINGS)
 @pytest.mark.parametrize(
-    ('method', 'limit'),
+    ('sampler', 'limit'),
     [('ddpm', {}), ('ddim', {}), ('dpmsolver++', {}), ('dpmsolver++', {'lambda_min_clipped': -5.1})],
 )
-def test_times_equal_diffusers(method, limit, spacing, offset):
-    ours, theirs = both(method, PIXEL, timestep_spacing=spacing, steps_offset=offset, **limit)
+def test_times_equal_diffusers(sampler, limit, spacing, offset):
+    ours, theirs = both(sampler, PIXEL, timestep_spacing=spacing, steps_offset=offset, **limit)
     for num_steps in (1, 2, 3, 7, 10, 20, 25, 30, 50, 61, 100, 999):
         theirs.set_timesteps(num_steps)
         expected = theirs.timesteps.numpy()
         expected = expected[expected >= 0]  # diffusers returns -1 for 61 trailing steps: a rounding error.
         if len(set(expected)) < len(expected) or expected[0] >= 1000:
             with pytest.raises(ValueError, match=f'steps is {num_steps}: .* take fewer'):
-                samplers.timesteps(ours, method, num_steps)
+                samplers.timesteps(ours, sampler, num_steps)
         else:
-            np.testing.assert_array_equal(samplers.timesteps(ours, method, num_steps), expected)
+            np.testing.assert_array_equal(samplers.timesteps(ours, sampler, num_steps), expected)
 
 
 CASES = [
@@ -76,12 +76,12 @@ CASES = [
 
 
 @pytest.mark.parametrize('prediction_type', schedules.PREDICTION_TYPES)
-@pytest.mark.parametrize(('method', 'settings', 'more'), CASES)
-def test_ten_steps_equal_diffusers(monkeypatch, method, settings, more, prediction_type):
-    ours, theirs = both(method, settings, prediction_type=prediction_type, **more)
+@pytest.mark.parametrize(('sampler', 'settings', 'more'), CASES)
+def test_ten_steps_equal_diffusers(monkeypatch, sampler, settings, more, prediction_type):
+    ours, theirs = both(sampler, settings, prediction_type=prediction_type, **more)
     channels = 2 * CHANNELS if ours.learns_variance else CHANNELS
-    expected = trajectory_there(monkeypatch, method, theirs, 10, channels=channels)
-    assert_close(trajectory_here(method, ours, 10, channels=channels), expected)
+    expected = trajectory_there(monkeypatch, sampler, theirs, 10, channels=channels)
+    assert_close(trajectory_here(sampler, ours, 10, channels=channels), expected)
 
 
 @pytest.mark.parametrize(('settings', 'eta'), [(LATENT, 1.0), (PIXEL, 0.4)])
@@ -91,11 +91,11 @@ def test_ddim_with_fresh_noise_equals_diffusers(monkeypatch, settings, eta):
     assert_close(trajectory_here('ddim', ours, 10, eta=eta), expected)
 
 
-@pytest.mark.parametrize('method', CLASSES)
-def test_zero_terminal_snr_equals_diffusers(monkeypatch, method):
+@pytest.mark.parametrize('sampler', CLASSES)
+def test_zero_terminal_snr_equals_diffusers(monkeypatch, sampler):
     more = dict(rescale_betas_zero_snr=True, timestep_spacing='trailing', prediction_type='v_prediction')
-    ours, theirs = both(method, LATENT, **more)
-    assert_close(trajectory_here(method, ours, 5), trajectory_there(monkeypatch, method, theirs, 5))
+    ours, theirs = both(sampler, LATENT, **more)
+    assert_close(trajectory_here(sampler, ours, 5), trajectory_there(monkeypatch, sampler, theirs, 5))
 
 
 @pytest.mark.parametrize('num_steps', [1, 2, 20])
@@ -103,26 +103,26 @@ def test_dpm_solver_equals_diffusers_for_few_and_many_steps(monkeypatch, num_ste
     ours, theirs = both('dpmsolver++', LATENT)
     expected = trajectory_there(monkeypatch, 'dpmsolver++', theirs, num_steps)
     keys = jax.random.split(jax.random.key(0), ROWS)
-    x = samplers.sample(network, START, keys, schedule=ours, method='dpmsolver++', num_steps=num_steps)
+    x = samplers.sample(network, START, keys, schedule=ours, sampler='dpmsolver++', num_steps=num_steps)
     assert_close(np.asarray(x), expected)
 
 
-@pytest.mark.parametrize('method', ['ddpm', 'ddim'])
+@pytest.mark.parametrize('sampler', ['ddpm', 'ddim'])
 @pytest.mark.parametrize('prediction_type', schedules.PREDICTION_TYPES)
-def test_single_steps_equal_diffusers_at_every_kind_of_time(monkeypatch, method, prediction_type):
-    variance_type = {'variance_type': 'learned_range'} if method == 'ddpm' else {}
-    ours, theirs = both(method, PIXEL, prediction_type=prediction_type, **variance_type)
-    channels = 2 * CHANNELS if method == 'ddpm' else CHANNELS
-    table = samplers.step_table(ours, method, 50)
+def test_single_steps_equal_diffusers_at_every_kind_of_time(monkeypatch, sampler, prediction_type):
+    variance_type = {'variance_type': 'learned_range'} if sampler == 'ddpm' else {}
+    ours, theirs = both(sampler, PIXEL, prediction_type=prediction_type, **variance_type)
+    channels = 2 * CHANNELS if sampler == 'ddpm' else CHANNELS
+    table = samplers.step_table(ours, sampler, 50)
     theirs.set_timesteps(50)
     monkeypatch.setattr(scheduling_ddpm, 'randn_tensor', lambda *_, **__: channels_first(FRESH[0]))
-    step = jax.jit(functools.partial(samplers.denoise_step, schedule=ours, method=method))
+    step = jax.jit(functools.partial(samplers.denoise_step, schedule=ours, sampler=sampler))
     for index in (0, 1, 10, 25, 40, 48, 49):
         row = jax.tree.map(lambda column, index=index: column[index], table)
         answer = network(jnp.asarray(START), jnp.full(ROWS, row.t), channels)
-        fresh = jnp.asarray(FRESH[0]) if method == 'ddpm' else None
+        fresh = jnp.asarray(FRESH[0]) if sampler == 'ddpm' else None
         new, x0 = step(answer, START, jnp.zeros_like(START), row, fresh)
-        more = {'use_clipped_model_output': True} if method == 'ddim' else {}
+        more = {'use_clipped_model_output': True} if sampler == 'ddim' else {}
         expected = theirs.step(channels_first(answer), int(row.t), channels_first(START), **more)
         np.testing.assert_allclose(new, channels_last(expected.prev_sample), atol=1e-5)
         np.testing.assert_allclose(x0, channels_last(expected.pred_original_sample), atol=1e-4)
@@ -131,7 +131,7 @@ def test_single_steps_equal_diffusers_at_every_kind_of_time(monkeypatch, method,
 def test_a_step_of_dpm_solver_equals_diffusers_at_every_kind_of_time():
     ours, theirs = both('dpmsolver++', LATENT)
     table = samplers.step_table(ours, 'dpmsolver++', 20)
-    step = jax.jit(functools.partial(samplers.denoise_step, schedule=ours, method='dpmsolver++'))
+    step = jax.jit(functools.partial(samplers.denoise_step, schedule=ours, sampler='dpmsolver++'))
     for index in (1, 5, 12, 18, 19):
         theirs.set_timesteps(20)
         theirs.set_begin_index(index)
@@ -167,17 +167,17 @@ def test_drawn_noise_is_standard_normal_and_fresh_at_every_step():
     samplers.sample(denoise, initial, keys, schedule=schedule, num_steps=4).block_until_ready()
     jax.effects_barrier()
     table = samplers.step_table(schedule, 'ddpm', 4)
-    drawn = [(seen[i + 1] - table.x[i] * seen[i]) / table.std[i] for i in range(3)]
-    correlation = np.corrcoef([each.ravel() for each in (initial, *map(np.asarray, drawn))])
+    noise = [(seen[i + 1] - table.x[i] * seen[i]) / table.std[i] for i in range(3)]
+    correlation = np.corrcoef([each.ravel() for each in (initial, *map(np.asarray, noise))])
     assert np.all(np.abs(correlation - np.eye(4)) < 0.1)
-    for each in drawn:
+    for each in noise:
         assert abs(each.mean()) < 0.1 and abs(each.std() - 1) < 0.05
 
 
 def test_unlearned_samplers_drop_variance_channels():
     schedule = schedules.make_schedule('linear')
     keys = jax.random.split(jax.random.key(0), ROWS)
-    run = functools.partial(samplers.sample, x_T=START, keys=keys, schedule=schedule, method='ddim', num_steps=3)
+    run = functools.partial(samplers.sample, x_T=START, keys=keys, schedule=schedule, sampler='ddim', num_steps=3)
     np.testing.assert_allclose(run(functools.partial(network, channels=6)), run(network), atol=1e-6)
 
 
@@ -189,7 +189,7 @@ def test_sampling_runs_inside_jit_and_traces_the_network_once():
         calls.append(1)
         return network(x, t)
 
-    run = functools.partial(samplers.sample, denoise, schedule=schedule, method='ddim', num_steps=20)
+    run = functools.partial(samplers.sample, denoise, schedule=schedule, sampler='ddim', num_steps=20)
     keys = jax.random.split(jax.random.key(0), ROWS)
     x = jax.jit(run)(START, keys)
     assert x.shape == START.shape and len(calls) == 1
@@ -198,11 +198,11 @@ def test_sampling_runs_inside_jit_and_traces_the_network_once():
 @pytest.mark.parametrize(
     ('arguments', 'sentence'),
     [
-        (dict(method='euler'), "sampler is 'euler'; allowed: ddpm, ddim, dpmsolver"),
+        (dict(sampler='euler'), "sampler is 'euler'; allowed: ddpm, ddim, dpmsolver"),
         (dict(num_steps=0), 'steps is 0; 1 to 1000'),
         (dict(num_steps=1001), 'steps is 1001; 1 to 1000'),
         (dict(eta=0.5), 'eta is 0.5 with sampler ddpm'),
-        (dict(eta=-1.0, method='ddim'), 'eta is -1.0 with sampler ddim; ddim takes 0 to 1'),
+        (dict(eta=-1.0, sampler='ddim'), 'eta is -1.0 with sampler ddim; ddim takes 0 to 1'),
         (dict(noise=FRESH[:3]), r'noise has shape \(3, 2, 4, 4, 3\); \(10, 2, 4, 4, 3\)'),
         (dict(schedule=schedules.make_schedule(variance_type='learned_range')), 'answers with 3 channels; .* 6'),
         (dict(denoise=functools.partial(network, channels=4)), 'answers with 4 channels; .* 3 or 6'),
@@ -211,6 +211,6 @@ def test_sampling_runs_inside_jit_and_traces_the_network_once():
 )
 def test_bad_arguments_are_named(arguments, sentence):
     keys = jax.random.split(jax.random.key(0), ROWS)
-    good = dict(denoise=network, x_T=START, keys=keys, schedule=schedules.make_schedule(), method='ddpm', num_steps=10)
+    good = dict(denoise=network, x_T=START, keys=keys, schedule=schedules.make_schedule(), sampler='ddpm', num_steps=10)
     with pytest.raises(ValueError, match=sentence):
         samplers.sample(**{**good, **arguments})

@@ -41,27 +41,27 @@ def channels_last(x):
     return x.movedim(1, -1).numpy()
 
 
-def trajectory_there(monkeypatch, method, scheduler, num_steps, eta=0.0, channels=CHANNELS):
+def trajectory_there(monkeypatch, sampler, scheduler, num_steps, eta=0.0, channels=CHANNELS):
     """diffusers' loop, with FRESH as its random numbers."""
-    drawn = iter(FRESH)
-    give = lambda *_, **__: channels_first(next(drawn))  # noqa: E731
+    fresh = iter(FRESH)
+    give = lambda *_, **__: channels_first(next(fresh))  # noqa: E731
     for module in (scheduling_ddpm, scheduling_ddim, scheduling_dpmsolver_multistep):
         monkeypatch.setattr(module, 'randn_tensor', give)
     scheduler.set_timesteps(num_steps)
-    if method == 'dpmsolver++':
+    if sampler == 'dpmsolver++':
         scheduler.set_begin_index(0)  # as pipelines do; else it takes the second of two first times that are the same
     x = channels_first(START)
-    more = {'eta': eta, 'use_clipped_model_output': True} if method == 'ddim' else {}
+    more = {'eta': eta, 'use_clipped_model_output': True} if sampler == 'ddim' else {}
     for t in scheduler.timesteps:
         x = scheduler.step(torch_network(x, t, channels), t, x, **more).prev_sample
     return channels_last(x)
 
 
-def trajectory_here(method, schedule, num_steps, eta=0.0, channels=CHANNELS):
+def trajectory_here(sampler, schedule, num_steps, eta=0.0, channels=CHANNELS):
     """Ours, with the same random numbers; not compiled, since a few small steps cost less than compiling them."""
     denoise = functools.partial(network, channels=channels)
     keys = jax.random.split(jax.random.key(0), ROWS)
-    options = dict(schedule=schedule, method=method, num_steps=num_steps, eta=eta, noise=FRESH[:num_steps])
+    options = dict(schedule=schedule, sampler=sampler, num_steps=num_steps, eta=eta, noise=FRESH[:num_steps])
     with jax.disable_jit():
         return np.asarray(samplers.sample(denoise, START, keys, **options))
 

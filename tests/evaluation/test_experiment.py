@@ -105,7 +105,7 @@ def test_images_are_drawn_as_the_config_draws_its_samples(tmp_path):
         'to_config_dict(DreamBoothConfig())\n    config.samples.guidance_scale = 3.5\n    return config\n',
         'utf-8',
     )
-    assert experiment.drawing_of(config) == {'steps': 25, 'guidance_scale': 3.5, 'sampler': 'dpmsolver++'}
+    assert experiment.sampling_of(config) == {'steps': 25, 'guidance_scale': 3.5, 'sampler': 'dpmsolver++'}
 
 
 def test_other_models_are_given_the_reference_images_as_files(tmp_path):

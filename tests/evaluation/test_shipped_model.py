@@ -37,7 +37,7 @@ def test_the_second_stage_is_closer_to_true_images_than_bilinear_upsampling(casc
     true = np.stack([draw.paint(scene) for scene in scenes]).astype(np.float32)
     texts = [captions.caption(scene, rng) for scene in scenes]
     low = np.asarray(low_resolution.downsample(true / 127.5 - 1, cascade.factor))
-    drawn = storybook_scores.enlarge(
+    generated = storybook_scores.enlarge(
         cascade,
         low,
         texts,
@@ -47,6 +47,6 @@ def test_the_second_stage_is_closer_to_true_images_than_bilinear_upsampling(casc
         progress=False,
     )
     smooth = (np.asarray(low_resolution.upsample(low, true.shape[1])) + 1) * 127.5
-    error = {'ours': np.abs(drawn - true).mean(), 'bilinear': np.abs(smooth - true).mean()}
+    error = {'ours': np.abs(generated - true).mean(), 'bilinear': np.abs(smooth - true).mean()}
     print(f'mean absolute error in levels of 255: {error}')  # the model card quotes it
     assert error['ours'] < error['bilinear']

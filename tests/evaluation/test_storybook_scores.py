@@ -77,9 +77,15 @@ def test_base_scores_count_class_context_and_both():
             class_noun, context = 'vase', 'in the snow'
         return {'class_noun': class_noun, 'context': context}
 
-    cascade, drawn = FakeCascade(answer), {}
+    cascade, generated = FakeCascade(answer), {}
     scores = storybook_scores.base_scores(
-        cascade, FakeClassifier(), classes=('cat', 'can'), contexts=contexts, num_images=2, drawn=drawn, **OPTIONS
+        cascade,
+        FakeClassifier(),
+        classes=('cat', 'can'),
+        contexts=contexts,
+        num_images=2,
+        generated=generated,
+        **OPTIONS,
     )
     assert scores['images'] == 8
     assert (scores['class_right'], scores['context_right'], scores['both_right']) == (0.75, 0.625, 0.5)
@@ -91,7 +97,7 @@ def test_base_scores_count_class_context_and_both():
         'both_right': 0.5,
     }
     assert cascade.options == [{'super_resolution': False, **OPTIONS}]
-    assert list(drawn) == list(asked) and drawn['a cat in the snow'].shape == (2, 32, 32, 3)
+    assert list(generated) == list(asked) and generated['a cat in the snow'].shape == (2, 32, 32, 3)
     json.dumps(scores)
 
 
@@ -124,9 +130,16 @@ def test_subject_scores_of_a_live_subject_split_by_what_prompts_ask_for():
             said['class_noun'] = 'cat' if number == 7 else 'dog'
         return said
 
-    drawn = {}
+    generated = {}
     scores = storybook_scores.subject_scores(
-        FakeCascade(answer), FakeClassifier(), 'dog2', 'xyz', num_images=2, class_images=8, drawn=drawn, **OPTIONS
+        FakeCascade(answer),
+        FakeClassifier(),
+        'dog2',
+        'xyz',
+        num_images=2,
+        class_images=8,
+        generated=generated,
+        **OPTIONS,
     )
     assert scores['images'] == 50
     assert scores['subject_named'] == 0.96 and scores['class_named'] == 1
@@ -152,7 +165,7 @@ def test_subject_scores_of_a_live_subject_split_by_what_prompts_ask_for():
         'accessory': None,
         'subject_probability': 1,
     }
-    assert drawn['a dog'].shape[0] == 8
+    assert generated['a dog'].shape[0] == 8
     json.dumps(scores)
 
 
@@ -181,7 +194,7 @@ def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
 
     monkeypatch.setattr(storybook_scores, 'enlarge', enlarge)
     monkeypatch.setattr(storybook_scores.draw, 'paint', lambda scene: image(size=128, mark=scene.fine_mark is not None))
-    drawn = {}
+    generated = {}
     scores = storybook_scores.fine_mark_scores(
         FakeCascade(lambda prompt, number: {'subject': 'dog' if number else None}),
         FakeClassifier(),
@@ -194,7 +207,7 @@ def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
         held_out=4,
         super_resolution_steps=7,
         super_resolution_guidance_scale=1.0,
-        drawn=drawn,
+        generated=generated,
         **OPTIONS,
     )
     assert scores['real'] == {'with_mark': 1, 'without_mark': 0}
@@ -211,7 +224,7 @@ def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
     assert prompts[0] == prompts[1] == 'a sks dog' and prompts[6:8] == ['a dog', 'a dog']
     assert prompts[8].startswith('a sks dog ') and any(prompts[8].endswith(c) for c in world.CONTEXTS)
     assert options == {'steps': 7, 'guidance_scale': 1.0, 'sampler': 'ddim'}
-    assert drawn['held_out 50'].shape == (4, 128, 128, 3) and drawn['class low'].shape == (2, 32, 32, 3)
+    assert generated['held_out 50'].shape == (4, 128, 128, 3) and generated['class low'].shape == (2, 32, 32, 3)
     json.dumps(scores)
 
 

@@ -95,23 +95,23 @@ def with_word():
 
 def test_a_words_file_replaces_no_other(tmp_path):
     run, out = with_word(), tmp_path / 'dog.safetensors'
-    place = tmp_path / 'sks-dog.safetensors'
-    files.write_tensors(place, {'unet.x.lora_A.weight': np.ones((1, 1), np.float32)})
+    path = tmp_path / 'sks-dog.safetensors'
+    files.write_tensors(path, {'unet.x.lora_A.weight': np.ones((1, 1), np.float32)})
     sentence = (
-        f'{place} is where the new word <sks-dog> goes, but holds something else; move it, or choose another folder '
+        f'{path} is where the new word <sks-dog> goes, but holds something else; move it, or choose another folder '
         f'for --output'
     )
     with pytest.raises(SettingsError, match=re.escape(sentence)):
         formats.write(run, 'lora_kohya', out)
-    assert not out.exists() and set(files.read_header(place).shapes) == {'unet.x.lora_A.weight'}
-    place.write_bytes(b'photo')
+    assert not out.exists() and set(files.read_header(path).shapes) == {'unet.x.lora_A.weight'}
+    path.write_bytes(b'photo')
     with pytest.raises(SettingsError, match=re.escape(sentence)):
         formats.write(run, 'lora_kohya', out)
-    assert place.read_bytes() == b'photo'
+    assert path.read_bytes() == b'photo'
     with pytest.raises(
-        SettingsError, match=re.escape(f'--output={place} is where the new word <sks-dog> goes; choose another name')
+        SettingsError, match=re.escape(f'--output={path} is where the new word <sks-dog> goes; choose another name')
     ):
-        formats.write(run, 'lora_kohya', place)
-    write_textual_inversion(place, WORD, {'text_encoder': np.zeros((1, 32), np.float32)})  # an earlier export's
-    assert formats.write(run, 'lora_kohya', out)[1].startswith(f'{place} holds the new word <sks-dog>, read back')
-    assert (files.read_tensors(place)[WORD] == 1).all()
+        formats.write(run, 'lora_kohya', path)
+    write_textual_inversion(path, WORD, {'text_encoder': np.zeros((1, 32), np.float32)})  # an earlier export's
+    assert formats.write(run, 'lora_kohya', out)[1].startswith(f'{path} holds the new word <sks-dog>, read back')
+    assert (files.read_tensors(path)[WORD] == 1).all()

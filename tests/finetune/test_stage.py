@@ -53,7 +53,7 @@ def test_the_plan_neither_places_nor_runs_a_text_encoder(kind, monkeypatch):
     model = cascade(kind)
     monkeypatch.setattr(Cascade, 'encode', None)
     assert plan.forward_flops(model, BASE) > 0 and plan.forward_flops(model, SUPER_RESOLUTION) > 0
-    assert not model._placed
+    assert not model._on_device
 
 
 def check(model, **settings):

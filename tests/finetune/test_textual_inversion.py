@@ -24,10 +24,10 @@ from dreambooth_jax.finetune.trained import Trained
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import lora
 from dreambooth_jax.monitoring import metrics
-from dreambooth_jax.stages.latent import draw_latents
+from dreambooth_jax.stages.latent import sample_latents
 from dreambooth_jax.stages.pixel import streams
 from dreambooth_jax.training.placement import Pmap
-from dreambooth_jax.training.step import row_keys
+from dreambooth_jax.training.step import example_keys
 from dreambooth_jax.weights import folders, single_file
 from dreambooth_jax.weights.pipeline import COMPONENTS
 from dreambooth_jax.weights.textual_inversion import file_name, read_textual_inversion
@@ -86,19 +86,21 @@ def tables(config, cascade):
     return examples.stage_tables(config, cascade, 'base', examples.read_instance(config, cascade)['base'], [])
 
 
-def tune(config, family, workdir):
+def finetune(config, family, workdir):
     cascade = begun(config, family)
-    place = Pmap(jax.devices()[:1])
-    tuned, finished = stage.tune(config, workdir, 'base', cascade, cascade, tables(config, cascade), NoGrid(), place)
+    placement = Pmap(jax.devices()[:1])
+    finetuned, finished = stage.finetune(
+        config, workdir, 'base', cascade, cascade, tables(config, cascade), NoGrid(), placement
+    )
     assert finished
-    return tuned
+    return finetuned
 
 
 @functools.cache
 def alone(family):
     """(the cascade before, after 3 steps of the rows alone, the run's folder), once per session."""
     config, workdir = settings(**ALONE, checkpoint={'every': 2}), Path(_ROOT.name) / family
-    return begun(config, family), tune(config, family, workdir), workdir
+    return begun(config, family), finetune(config, family, workdir), workdir
 
 
 @functools.cache
@@ -187,7 +189,7 @@ def row_gradients(family, config, at=0):
     new, trainable = textual_inversion.new_rows(cascade), trainable_of(config, cascade)
     made = stage.make_stage(config, 'base', cascade, trainable)
     data = stage.stage_data(config, 'base', cascade, cascade, tables(config, cascade)[0], trainable)
-    keys = row_keys(jax.random.key(0), jnp.int32(at), jnp.arange(2, dtype=jnp.int32))
+    keys = example_keys(jax.random.key(0), jnp.int32(at), jnp.arange(2, dtype=jnp.int32))
 
     def loss(params, frozen, data):
         return made.loss(trainable.assemble(params, frozen), data, {'image': jnp.arange(2)}, keys)[0].mean()
@@ -204,7 +206,7 @@ def test_loss_and_gradient_of_the_rows_are_those_of_pytorch():
     table = theirs.text_encoder.get_input_embeddings().weight
     table.data = torch.tensor(start)
     time_keys, noise_keys, _, _, posterior_keys = streams(keys, 5)
-    latents = draw_latents(data['moments'], posterior_keys, 0.18215)
+    latents = sample_latents(data['moments'], posterior_keys, 0.18215)
     t = torch.from_numpy(np.array(noise_lib.sample_timesteps(time_keys, 0, 1000))).long()
     noise = nchw(noise_lib.sample_noise(noise_keys, latents.shape[1:]))
     ids = theirs.tokenizer(
@@ -245,7 +247,7 @@ def encoded(pipeline, prompt):
     return found[0].numpy(), found[2].numpy() if len(found) > 2 else None
 
 
-def drawn(pipeline, prompt):
+def generated(pipeline, prompt):
     side = pipeline.unet.config.sample_size
     latents = torch.randn((1, 4, side, side), generator=torch.Generator().manual_seed(0))
     images = pipeline(prompt, latents=latents, num_inference_steps=3, guidance_scale=4.0, output_type='np').images
@@ -254,42 +256,42 @@ def drawn(pipeline, prompt):
 
 def test_diffusers_draws_the_exported_folder_as_the_original_with_the_learned_file():
     _, workdir = learned('sd1')
-    exported = drawn(opened('sd1', workdir / 'model'), PROMPT)
-    assert np.abs(exported - drawn(inverted('sd1', workdir), PROMPT)).max() < 2
-    without = drawn(opened('sd1', tiny_latent_pipelines.folder('sd1')), PROMPT)
+    exported = generated(opened('sd1', workdir / 'model'), PROMPT)
+    assert np.abs(exported - generated(inverted('sd1', workdir), PROMPT)).max() < 2
+    without = generated(opened('sd1', tiny_latent_pipelines.folder('sd1')), PROMPT)
     assert np.abs(exported - without).max() > 4
 
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_diffusers_reads_the_word_in_the_exported_folder_as_we_do(family):
-    tuned, workdir = learned(family)
+    finetuned, workdir = learned(family)
     again = Cascade.load(workdir / 'model')
     # IFPipeline does not write a word's tokens out.
     theirs = PROMPT.replace(WORD, f'{WORD} {WORD}_1') if family == 'if' else PROMPT
     states, pooled = encoded(opened(family, workdir / 'model'), theirs)
-    for cascade, prompt in ((tuned, PROMPT), (again, PROMPT), (again, theirs)):
+    for cascade, prompt in ((finetuned, PROMPT), (again, PROMPT), (again, theirs)):
         ours = cascade.encode([prompt])
         length = np.flatnonzero(cascade.tokenizer([prompt])[1][0])[-1] + 1  # T5's states of padding are of no use
         assert np.abs(ours['encoder_hidden_states'][0, :length] - states[0, :length]).max() < 1e-4
         if pooled is not None:
             assert np.abs(ours['added_cond']['text_embeds'] - pooled).max() < 1e-4
-    for component in tuned.base.text_encoders:
-        _, table = table_of(tuned, component)
+    for component in finetuned.base.text_encoders:
+        _, table = table_of(finetuned, component)
         assert getattr(again.base, component).config['vocab_size'] == len(table)
 
 
 def test_the_original_cascade_reads_prompts_as_before():
     before = Cascade.load(tiny_latent_pipelines.folder('sd1')).tokenizer([PROMPT])[0]
-    tuned, _ = learned('sd1')
+    finetuned, _ = learned('sd1')
     assert np.array_equal(original('sd1').tokenizer([PROMPT])[0], before)
-    assert not np.array_equal(tuned.tokenizer([PROMPT])[0], before)
-    assert tuned.programs is original('sd1').programs  # what draws is compiled once for both
+    assert not np.array_equal(finetuned.tokenizer([PROMPT])[0], before)
+    assert finetuned.programs is original('sd1').programs  # what draws is compiled once for both
 
 
 def test_sdxls_pooled_state_hears_what_follows_the_word():
     """And so it does in diffusers once a pipeline that loads the file knows where texts end."""
-    tuned, workdir = learned('sdxl')
-    pooled = lambda prompt: tuned.encode([prompt])['added_cond']['text_embeds']  # noqa: E731
+    finetuned, workdir = learned('sdxl')
+    pooled = lambda prompt: finetuned.encode([prompt])['added_cond']['text_embeds']  # noqa: E731
     assert np.abs(pooled(PROMPT) - pooled(f'a {WORD}')).max() > 1e-3
     theirs = inverted('sdxl', workdir)
     at_the_word = encoded(theirs, PROMPT)[1]
@@ -312,7 +314,7 @@ def test_sdxls_pooled_state_hears_what_follows_the_word():
 )
 def test_the_rows_train_beside_lora_and_whole_networks(changes, moving, tmp_path):
     config = settings(steps=1, **changes)
-    before, after = begun(config, 'if'), tune(config, 'if', tmp_path)
+    before, after = begun(config, 'if'), finetune(config, 'if', tmp_path)
     found = changed(before, after)
     assert [component for component in found if component != 'text_encoder' and found[component]] == [
         component for component in [moving] if component == 'unet'
@@ -330,7 +332,7 @@ def test_the_rows_train_beside_lora_and_whole_networks(changes, moving, tmp_path
 def test_two_and_one_step_equal_three_bit_for_bit(tmp_path):
     _, whole, workdir = alone('if')
     shutil.copytree(workdir / 'base' / 'checkpoints' / '2', tmp_path / 'base' / 'checkpoints' / '2')
-    parts = tune(settings(**ALONE), 'if', tmp_path)
+    parts = finetune(settings(**ALONE), 'if', tmp_path)
     assert not any(changed(whole, parts).values())
     assert [line['step'] for line in metrics.read(tmp_path, 'base')] == [3]
 
@@ -361,18 +363,18 @@ def test_a_single_file_has_the_tables_that_other_programs_expect_and_the_word_be
 
 
 @pytest.mark.parametrize(
-    ('own', 'optimizer', 'rate'), [(1e-2, {}, 1e-2), (None, {}, 5e-4), (None, {'kind': 'prodigy'}, 1.0)]
+    ('own', 'optimizer', 'learning_rate'), [(1e-2, {}, 1e-2), (None, {}, 5e-4), (None, {'kind': 'prodigy'}, 1.0)]
 )
-def test_the_rows_have_a_rate_of_their_own(own, optimizer, rate):
+def test_the_rows_have_a_rate_of_their_own(own, optimizer, learning_rate):
     word = {'token': WORD, 'learning_rate': own}
     base = 1.0 if optimizer else 1e-5
     config = settings(
         textual_inversion=word, optimizer=optimizer, base={'train_denoiser': False, 'learning_rate': base}
     )
     cascade = begun(config, 'if')
-    factors = stage.rate_factors(config, 'base', trainable_of(config, cascade), learns_variance=True)
+    multipliers = stage.lr_multipliers(config, 'base', trainable_of(config, cascade), learns_variance=True)
     name = textual_inversion.new_rows(cascade)['text_encoder'].name
-    assert factors == {'text_encoder': {name: pytest.approx(rate / base)}}
+    assert multipliers == {'text_encoder': {name: pytest.approx(learning_rate / base)}}
 
 
 def test_rows_start_as_the_initializers_tokens_in_turn():
@@ -381,8 +383,8 @@ def test_rows_start_as_the_initializers_tokens_in_turn():
     rows, table = table_of(cascade, 'text_encoder')
     red, dog = original('if').tokenizer.token_ids(['red dog'])[0]
     assert np.array_equal(table[rows.first :], table[[red, dog, red]])
-    drawn = table_of(begun(settings(textual_inversion={'token': WORD}), 'if'), 'text_encoder')[1][rows.first :]
-    assert drawn.shape == (1, 24) and 0.3 < drawn.std() / table[: rows.first].std() < 3
+    generated = table_of(begun(settings(textual_inversion={'token': WORD}), 'if'), 'text_encoder')[1][rows.first :]
+    assert generated.shape == (1, 24) and 0.3 < generated.std() / table[: rows.first].std() < 3
 
 
 def test_a_table_that_is_longer_than_the_vocabulary_keeps_its_length():

@@ -56,8 +56,8 @@ def flipped_bytes(world, rng):
     ]
     path = first(world, suffix)
     data = bytearray(encoded(photo(0), kind))
-    for place in rng.integers(0, len(data), rng.integers(1, 6)):
-        data[place] ^= 1 << rng.integers(8)
+    for index in rng.integers(0, len(data), rng.integers(1, 6)):
+        data[index] ^= 1 << rng.integers(8)
     path.write_bytes(data)
     return Expected(None, (path.name,), all_counted)
 

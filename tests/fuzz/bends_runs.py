@@ -46,8 +46,8 @@ def one_setting(world, rng):
 
 def unknown_setting(world, rng):
     leaf = LEAVES[rng.integers(len(LEAVES))]
-    place = int(rng.integers(8, len(leaf)))
-    bent = [leaf[:place] + leaf[place + 1 :], f'{leaf}s', f'{leaf}.x', leaf.upper()][rng.integers(4)]
+    index = int(rng.integers(8, len(leaf)))
+    bent = [leaf[:index] + leaf[index + 1 :], f'{leaf}s', f'{leaf}.x', leaf.upper()][rng.integers(4)]
     world.arguments.append(f'--{bent}=1')
     return Expected(None, ('known setting', 'flag', 'config'), accepted)
 
@@ -116,8 +116,8 @@ def workdir(world, rng):
     world.new = ('here/other/new',)
 
     def check(world, seen):
-        place = home[0] / 'run' if text.startswith('~') else world.here / text
-        assert (place / 'config.json').is_file() and (place / 'model' / 'model_index.json').is_file()
+        index = home[0] / 'run' if text.startswith('~') else world.here / text
+        assert (index / 'config.json').is_file() and (index / 'model' / 'model_index.json').is_file()
 
     return Expected(code, ('workdir', text or 'empty'), check)
 

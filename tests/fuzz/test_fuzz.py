@@ -51,10 +51,10 @@ def quickly(monkeypatch):
     one = functools.partial(placement.make_placement, devices=jax.devices()[:1])
     monkeypatch.setattr(placement, 'make_placement', one)
     monkeypatch.setattr(plan, 'device_speed', lambda: 1e9)
-    monkeypatch.setattr(Cascade, 'generate', nothing_drawn)
+    monkeypatch.setattr(Cascade, 'generate', nothing_generated)
 
 
-def nothing_drawn(cascade, prompts, *, num_images, **options):
+def nothing_generated(cascade, prompts, *, num_images, **options):
     """What `sample` gets in place of images: whether a file is read right is seen before that."""
     return Images(np.zeros((len(prompts) * num_images, 8, 8, 3), np.uint8), None)
 

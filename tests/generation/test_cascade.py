@@ -62,9 +62,9 @@ def feed(monkeypatch):
     queue = []
 
     def given(shape, **_):
-        drawn = nchw(queue.pop(0))
-        assert drawn.shape == tuple(shape)
-        return drawn
+        generated = nchw(queue.pop(0))
+        assert generated.shape == tuple(shape)
+        return generated
 
     for module in (pipeline_if, pipeline_if_superresolution, scheduling_ddpm):
         monkeypatch.setattr(module, 'randn_tensor', given)
@@ -138,10 +138,10 @@ def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours(cascade):
 def test_any_images_can_be_asked_for(cascade):
     whole = cascade.generate(PROMPTS, num_images=3, batch_size=4, **QUICK)
     requests = [(1, 2), (0, 0), (1, 0), (0, 2), (0, 1)]
-    drawn = list(cascade.stream(PROMPTS, requests, super_resolution=False, batch_size=4, **QUICK))
-    assert [list(rows) for rows, _ in drawn] == [[0, 1, 2, 3], [4]]
-    assert all(images.super_resolution is None for _, images in drawn)
-    pixels = np.concatenate([images.base for _, images in drawn])
+    generated = list(cascade.stream(PROMPTS, requests, super_resolution=False, batch_size=4, **QUICK))
+    assert [list(rows) for rows, _ in generated] == [[0, 1, 2, 3], [4]]
+    assert all(images.super_resolution is None for _, images in generated)
+    pixels = np.concatenate([images.base for _, images in generated])
     np.testing.assert_allclose(pixels, whole.base[[5, 0, 3, 2, 1]], atol=1)
 
 

@@ -327,17 +327,17 @@ def test_photos_of_ones_own_are_all_used_and_their_folder_is_left_alone(own, tmp
 
 
 def test_photos_of_ones_own_and_drawn_images_are_noted_beside_each_other(own, tmp_path):
-    drawn = dataclasses.replace(with_dir(own), prior=PriorConfig(num_images=1))
+    generated = dataclasses.replace(with_dir(own), prior=PriorConfig(num_images=1))
     prior = tmp_path / 'prior'
     class_images.class_images_of(with_dir(own), Painter(), tmp_path)  # a manifest of photos alone is no drawn image's
     painter = Painter()
-    images = class_images.class_images_of(drawn, painter, tmp_path)
+    images = class_images.class_images_of(generated, painter, tmp_path)
     assert len(images) == 1 and painter.asked and 'photos' not in manifest_of(prior)
     before = manifest_of(prior)
     class_images.class_images_of(with_dir(own), Painter(), tmp_path)
     assert {**before, 'photos': manifest_of(prior)['photos']} == manifest_of(prior)
     painter = Painter()
-    assert class_images.class_images_of(drawn, painter, tmp_path) == images and painter.asked == []
+    assert class_images.class_images_of(generated, painter, tmp_path) == images and painter.asked == []
 
 
 def test_a_host_that_does_not_see_photos_of_ones_own_says_so(own, tmp_path, monkeypatch):

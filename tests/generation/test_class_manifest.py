@@ -51,6 +51,7 @@ def test_a_manifest_of_an_older_version_is_accepted_but_for_dpmsolver(tmp_path):
         del manifest['scheduler'], manifest['size'], manifest['clip_skip']
         for entry in manifest['images'].values():
             del entry['sha256']
+        manifest['pictures'] = manifest.pop('images')
         (folder / 'manifest.json').write_text(json.dumps(manifest))
         return folder
 

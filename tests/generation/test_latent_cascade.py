@@ -62,11 +62,11 @@ def torch_pipeline(family, sampler='ddim', **options):
 
 
 @functools.cache
-def drawn(family, sampler, negative):
+def generated(family, sampler, negative):
     return tiny.cascade(family).generate(PROMPTS, sampler=sampler, negative_prompt=negative, **OPTIONS).base
 
 
-def drawn_by_diffusers(family, sampler='ddim', *, size=SIZE, negative=None, **options):
+def images_of_diffusers(family, sampler='ddim', *, size=SIZE, negative=None, **options):
     text = dict(prompt=PROMPTS, negative_prompt=negative and [negative] * len(PROMPTS), num_images_per_prompt=2)
     with torch.no_grad():
         return torch_pipeline(family, sampler)(
@@ -99,8 +99,8 @@ def differ(one, other):
 )
 def test_ten_steps_draw_what_diffusers_draws_from_the_same_noise(family, sampler, negatives):
     for negative in negatives:
-        theirs = drawn_by_diffusers(family, sampler, negative=negative or None)
-        assert_same_images(drawn(family, sampler, negative), theirs)
+        theirs = images_of_diffusers(family, sampler, negative=negative or None)
+        assert_same_images(generated(family, sampler, negative), theirs)
 
 
 def test_latents_that_a_file_lets_be_clipped_are_told_of(caplog):
@@ -169,8 +169,8 @@ def test_xl_skips_layers_and_is_told_another_size():
     """
     cascade = Cascade(tiny.cascade('sdxl').base, size=48, clip_skip=1, programs=programs('sdxl', 'tokenizer'))
     ours = cascade.generate(PROMPTS, sampler='ddim', **OPTIONS).base
-    assert_same_images(ours, drawn_by_diffusers('sdxl', size=48, clip_skip=1))
-    moved = drawn_by_diffusers('sdxl', size=48, clip_skip=1, original_size=(32, 32), target_size=(32, 32))
+    assert_same_images(ours, images_of_diffusers('sdxl', size=48, clip_skip=1))
+    moved = images_of_diffusers('sdxl', size=48, clip_skip=1, original_size=(32, 32), target_size=(32, 32))
     assert differ(ours, np.round(moved.numpy().transpose(0, 2, 3, 1) * 255))
 
 
@@ -179,7 +179,7 @@ def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours():
     """The other way round, among others, in batches of eight."""
     options = {**OPTIONS, 'num_images': 4, 'batch_size': 8}
     whole = tiny.cascade('sd1').generate(PROMPTS[::-1], sampler='ddim', **options).base
-    np.testing.assert_allclose(whole[[4, 5, 0, 1]], drawn('sd1', 'ddim', ''), atol=1)
+    np.testing.assert_allclose(whole[[4, 5, 0, 1]], generated('sd1', 'ddim', ''), atol=1)
     assert len({bytes(image) for image in whole}) == 8
 
 
@@ -224,7 +224,7 @@ def made_louder(layer):
 @pytest.mark.slow
 def test_the_upscaler_draws_what_diffusers_draws_behind_the_same_base_stage(monkeypatch):
     with made_louder(tiny.torch_pipeline('sd1').vae.decoder.conv_out):
-        low = drawn_by_diffusers('sd1', negative=NEGATIVE)
+        low = images_of_diffusers('sd1', negative=NEGATIVE)
     assert (low == 0).any() and (low == 1).any()
     keys = jax.vmap(lambda key: jax.random.fold_in(key, _UPSCALED_STREAM))(keys_of(NUMBERS))
     noise = nchw(noise_lib.sample_noise(streams(keys)[1], (SIZE, SIZE, 3)))

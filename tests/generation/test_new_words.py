@@ -27,7 +27,7 @@ def original(family):
     return Cascade(tiny_pipelines.base()) if family == 'if' else tiny_latent_pipelines.cascade(family)
 
 
-def rows_of(family, count=2, seed=0):
+def take(family, count=2, seed=0):
     rng = np.random.default_rng(seed)
     found = {}
     for component, network in original(family).base.text_encoders.items():
@@ -43,7 +43,7 @@ def same(one, other):
 
 @pytest.mark.parametrize('family', ['sd1', 'if', pytest.param('sdxl', marks=pytest.mark.slow)])
 def test_our_file_gives_the_model_that_learned_its_word(family, tmp_path):
-    rows = rows_of(family)
+    rows = take(family)
     learned = new_words.with_rows(original(family), vector_names(WORD, 2), rows, dtype=jnp.float32)
     path = write_textual_inversion(tmp_path / 'any.safetensors', WORD, rows)
     ours = new_words.with_embedding(original(family), path, [f'a {WORD}'])
@@ -66,7 +66,7 @@ def test_our_file_gives_the_model_that_learned_its_word(family, tmp_path):
 )
 def test_files_of_other_programs_are_called_by_their_key_or_their_name(key, word, tmp_path):
     path = tmp_path / 'EasyNegative.safetensors'
-    rows = rows_of('sd1', 3)['text_encoder']
+    rows = take('sd1', 3)['text_encoder']
     files.write_tensors(path, {key: rows})
     cascade = new_words.with_embedding(original('sd1'), path)
     assert cascade.base.added_tokens == vector_names(word, 3)
@@ -76,7 +76,7 @@ def test_files_of_other_programs_are_called_by_their_key_or_their_name(key, word
 
 
 def test_several_files_each_add_their_word(tmp_path):
-    first, second = rows_of('sd1', 2), rows_of('sd1', 1, seed=1)
+    first, second = take('sd1', 2), take('sd1', 1, seed=1)
     cascade = original('sd1')
     for word, rows in ((WORD, first), ('<rex>', second)):
         cascade = new_words.with_embedding(cascade, write_textual_inversion(tmp_path / 'x.safetensors', word, rows))
@@ -88,7 +88,7 @@ def test_several_files_each_add_their_word(tmp_path):
 
 
 def test_a_word_and_a_lora_of_the_text_encoder_go_together(tmp_path):
-    word = write_textual_inversion(tmp_path / 'x.safetensors', WORD, rows_of('sd1'))
+    word = write_textual_inversion(tmp_path / 'x.safetensors', WORD, take('sd1'))
     path, rng = 'text_model.encoder.layers.0.mlp.fc1', np.random.default_rng(0)
     inputs, outputs = original('sd1').base.text_encoder.params[f'{path}.kernel'].shape
     params = {f'{path}.lora_a': rng.normal(size=(inputs, 2)), f'{path}.lora_b': rng.normal(size=(2, outputs))}
@@ -102,7 +102,7 @@ def test_a_word_and_a_lora_of_the_text_encoder_go_together(tmp_path):
 
 
 def test_a_word_that_no_prompt_holds_is_told(tmp_path, caplog):
-    path = write_textual_inversion(tmp_path / 'x.safetensors', WORD, rows_of('sd1'))
+    path = write_textual_inversion(tmp_path / 'x.safetensors', WORD, take('sd1'))
     with caplog.at_level(logging.WARNING):
         new_words.with_embedding(original('sd1'), path, [f'A {WORD.upper()}', ''])
         assert not caplog.records
@@ -113,7 +113,7 @@ def test_a_word_that_no_prompt_holds_is_told(tmp_path, caplog):
 
 
 def test_what_is_no_word_of_this_model_is_one_sentence(tmp_path):
-    cascade, rows = original('sd1'), rows_of('sd1')['text_encoder']
+    cascade, rows = original('sd1'), take('sd1')['text_encoder']
 
     def said(tensors, name='x', error=SettingsError):
         path = tmp_path / f'{name}.safetensors'

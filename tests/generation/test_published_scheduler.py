@@ -32,9 +32,9 @@ def theirs():
     keys = jax.random.split(text_to_image.image_keys(SEED, np.zeros(1, int))[0], 3)[:1]
     noise = nchw(samplers.initial_noise(keys, (size, size, 4))).repeat(len(PROMPTS), 1, 1, 1)
     with torch.no_grad():
-        drawn = pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise, output_type='np')
-    assert drawn.images.std() > 0.05  # images, not one colour
-    return (drawn.images * 255).round().astype(np.uint8)
+        generated = pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=noise, output_type='np')
+    assert generated.images.std() > 0.05  # images, not one colour
+    return (generated.images * 255).round().astype(np.uint8)
 
 
 @pytest.mark.parametrize('source', ['folder', pytest.param('single file', marks=pytest.mark.slow)])

@@ -52,8 +52,8 @@ def test_attend_asks_jax_for_the_implementation_that_fits(monkeypatch, backend, 
 
 def test_an_odd_number_of_keys_is_padded_for_flash_attention_without_effect(monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    draw = np.random.default_rng(0)
-    parts = [jnp.asarray(draw.normal(size=(2, length, 3, 8)), jnp.bfloat16) for length in (128, 5, 5)]
+    rng = np.random.default_rng(0)
+    parts = [jnp.asarray(rng.normal(size=(2, length, 3, 8)), jnp.bfloat16) for length in (128, 5, 5)]
 
     def run(capability):
         monkeypatch.setattr(attention, '_cuda_capability', lambda: capability)
@@ -75,9 +75,9 @@ def test_an_odd_number_of_keys_is_padded_for_flash_attention_without_effect(monk
 
 @pytest.mark.parametrize('with_bias', [False, True])
 def test_the_form_for_cpus_equals_the_form_for_accelerators(monkeypatch, with_bias):
-    draw = np.random.default_rng(0)
-    query, key, value = (draw.normal(size=(2, length, 3, 8)).astype(np.float32) for length in (7, 5, 5))
-    bias = draw.normal(size=(1, 3, 7, 5)).astype(np.float32) if with_bias else None
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.normal(size=(2, length, 3, 8)).astype(np.float32) for length in (7, 5, 5))
+    bias = rng.normal(size=(1, 3, 7, 5)).astype(np.float32) if with_bias else None
 
     def run():
         def attend(parts):
@@ -96,8 +96,8 @@ def test_the_form_for_cpus_equals_the_form_for_accelerators(monkeypatch, with_bi
 def test_attention_in_parts_equals_attention_at_once_and_stores_fewer_logits(monkeypatch, backend):
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
     monkeypatch.setattr(attention, '_cuda_capability', lambda: None)
-    draw = np.random.default_rng(0)
-    parts = [jnp.asarray(draw.normal(size=(2, length, 3, 8)), jnp.float32) for length in (96, 80, 80)]
+    rng = np.random.default_rng(0)
+    parts = [jnp.asarray(rng.normal(size=(2, length, 3, 8)), jnp.float32) for length in (96, 80, 80)]
 
     def run():
         def attend(*parts):

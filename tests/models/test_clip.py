@@ -61,12 +61,12 @@ def network(config, projection, **options):
     return functional.abstract(lambda: CLIPTextModel(config, projection=projection, rngs=functional.Keys(0), **options))
 
 
-def texts(draw, length=20):
+def texts(rng, length=20):
     """Token ids as a tokenizer gives them: start, words, end, and padding of either kind."""
     ids = np.full((4, length), END)
     ids[1:3] = 0
     for row, words in enumerate((5, 7, 0, length - 2)):
-        ids[row, : words + 2] = START, *draw.integers(0, START, size=words), END
+        ids[row, : words + 2] = START, *rng.integers(0, START, size=words), END
     return ids
 
 
@@ -75,11 +75,11 @@ def both(name):
     """The same network and the same texts on both sides, run forward and backward once."""
     config, projection = CONFIGS[name]
     theirs = reference(config, projection)
-    draw = np.random.default_rng(2)
-    ids = texts(draw)
+    rng = np.random.default_rng(2)
+    ids = texts(rng)
     output = theirs(input_ids=torch.from_numpy(ids), output_hidden_states=True)
     expected = output.last_hidden_state, output.text_embeds if projection else output.pooler_output
-    cotangents = [draw.normal(size=part.shape).astype(np.float32) for part in expected]
+    cotangents = [rng.normal(size=part.shape).astype(np.float32) for part in expected]
     sum((part * torch.from_numpy(one)).sum() for part, one in zip(expected, cotangents, strict=True)).backward()
 
     apply, abstract = network(config, projection)

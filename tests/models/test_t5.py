@@ -31,10 +31,10 @@ TIED = ('encoder.embed_tokens.weight',)
 def both():
     """The same network and the same prompts on both sides, run forward and backward once."""
     theirs = randomise(transformers.T5EncoderModel(transformers.T5Config(**CONFIG)), seed=1, std=0.2)
-    draw = np.random.default_rng(2)
-    ids = draw.integers(0, 50, size=(3, 40))
+    rng = np.random.default_rng(2)
+    ids = rng.integers(0, 50, size=(3, 40))
     mask = (np.arange(40)[None, :] < np.array([[40], [7], [1]])).astype(np.int32)
-    cotangent = draw.normal(size=(3, 40, 32)).astype(np.float32)
+    cotangent = rng.normal(size=(3, 40, 32)).astype(np.float32)
 
     output = theirs(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).last_hidden_state
     (output * torch.from_numpy(cotangent)).sum().backward()

@@ -149,16 +149,16 @@ def both(name):
     config = CONFIGS[name]
     theirs = diffusers.UNet2DConditionModel(**{k: v for k, v in config.items() if not k.startswith('_')})
     randomise(theirs, seed=1)
-    draw = np.random.default_rng(2)
-    sample = draw.normal(size=(2, 8, 8, config['in_channels'])).astype(np.float32)
-    text = draw.normal(size=(2, 5, config.get('encoder_hid_dim') or config['cross_attention_dim'])).astype(np.float32)
-    cotangent = draw.normal(size=(2, 8, 8, config['out_channels'])).astype(np.float32)
+    rng = np.random.default_rng(2)
+    sample = rng.normal(size=(2, 8, 8, config['in_channels'])).astype(np.float32)
+    text = rng.normal(size=(2, 5, config.get('encoder_hid_dim') or config['cross_attention_dim'])).astype(np.float32)
+    cotangent = rng.normal(size=(2, 8, 8, config['out_channels'])).astype(np.float32)
     times = np.array([3, 997])
     conditions = {}
     if config.get('class_embed_type') or config.get('num_class_embeds'):
         conditions['class_labels'] = np.array([250, 40])
     if config.get('addition_embed_type') == 'text_time':
-        pooled = draw.normal(size=(2, 10)).astype(np.float32)
+        pooled = rng.normal(size=(2, 10)).astype(np.float32)
         conditions['added_cond'] = {'text_embeds': pooled, 'time_ids': np.array([[512, 640, 0, 7, 512, 512]] * 2)}
 
     torch_sample = nchw(sample).requires_grad_()
@@ -224,9 +224,9 @@ def test_the_one_rule_maps_the_weights_of_stable_diffusion_both_ways(name):
 def test_transformer_matches_diffusers_where_its_own_epsilon_counts():
     theirs = diffusers.Transformer2DModel(2, 4, in_channels=8, norm_num_groups=2, cross_attention_dim=6)
     randomise(theirs, seed=1, std=0.3)
-    draw = np.random.default_rng(2)
-    sample = 1e-3 * draw.normal(size=(2, 4, 4, 8)).astype(np.float32)  # variance 1e-6
-    text = draw.normal(size=(2, 5, 6)).astype(np.float32)
+    rng = np.random.default_rng(2)
+    sample = 1e-3 * rng.normal(size=(2, 4, 4, 8)).astype(np.float32)  # variance 1e-6
+    text = rng.normal(size=(2, 5, 6)).astype(np.float32)
     output = nhwc(theirs(nchw(sample), torch.from_numpy(text), return_dict=False)[0])
     shape = {'layers': 1, 'groups': 2, 'linear_projection': False, 'only_cross_attention': False}
     made = {'dtype': jnp.float32, 'rngs': functional.Keys(0)}
@@ -241,9 +241,9 @@ def test_full_size_stable_diffusion_1_5_matches_diffusers():
     with torch.device('meta'):
         theirs = diffusers.UNet2DConditionModel(**config)
     randomise(theirs.to_empty(device='cpu'), seed=1, std=0.02)
-    draw = np.random.default_rng(2)
-    sample = draw.normal(size=(1, 64, 64, 4)).astype(np.float32)
-    text = draw.normal(size=(1, 77, 768)).astype(np.float32)
+    rng = np.random.default_rng(2)
+    sample = rng.normal(size=(1, 64, 64, 4)).astype(np.float32)
+    text = rng.normal(size=(1, 77, 768)).astype(np.float32)
     with torch.no_grad():
         output = nhwc(theirs(nchw(sample), torch.tensor([500]), torch.from_numpy(text)).sample)
     params = to_ours(theirs)

@@ -64,13 +64,13 @@ def both(name):
     theirs = diffusers.AutoencoderKL(**{k: v for k, v in config.items() if not k.startswith('_')})
     randomise(theirs, seed=1, std=0.1)
     factor = vae.size_divisor(config)
-    draw = np.random.default_rng(2)
-    pixels = draw.uniform(-1, 1, size=(2, 8, 12, config['in_channels'])).astype(np.float32)
-    latents = draw.normal(size=(2, 8 // factor, 12 // factor, config['latent_channels'])).astype(np.float32)
+    rng = np.random.default_rng(2)
+    pixels = rng.uniform(-1, 1, size=(2, 8, 12, config['in_channels'])).astype(np.float32)
+    latents = rng.normal(size=(2, 8 // factor, 12 // factor, config['latent_channels'])).astype(np.float32)
 
     inputs = nchw(pixels).requires_grad_(), nchw(latents).requires_grad_()
     moments, image = theirs.encode(inputs[0]).latent_dist.parameters, theirs.decode(inputs[1]).sample
-    cotangents = [draw.normal(size=nhwc(output).shape).astype(np.float32) for output in (moments, image)]
+    cotangents = [rng.normal(size=nhwc(output).shape).astype(np.float32) for output in (moments, image)]
     sum((output * nchw(one)).sum() for output, one in zip((moments, image), cotangents, strict=True)).backward()
 
     apply, abstract = functional.abstract(lambda: AutoencoderKL(config, rngs=functional.Keys(0)))
@@ -109,10 +109,10 @@ def test_vae_gradients_match_diffusers(name):
 
 
 def test_latents_are_drawn_as_diffusers_draws_them():
-    draw = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     # Log-variances far outside the range that they are clipped to, on both sides.
-    moments = draw.normal(size=(2, 3, 5, 8)).astype(np.float32) * [1, 1, 1, 1, 1, 1, 30, 60]
-    noise = draw.normal(size=(2, 3, 5, 4)).astype(np.float32)
+    moments = rng.normal(size=(2, 3, 5, 8)).astype(np.float32) * [1, 1, 1, 1, 1, 1, 30, 60]
+    noise = rng.normal(size=(2, 3, 5, 4)).astype(np.float32)
     theirs = DiagonalGaussianDistribution(nchw(moments.astype(np.float32)))
     expected = 0.13025 * (nhwc(theirs.mean) + nhwc(theirs.std) * noise)
     np.testing.assert_allclose(vae.sample_latents(moments, noise, 0.13025), expected, rtol=1e-5)

@@ -70,8 +70,8 @@ def test_what_is_wrong_is_named(program, config, tmp_path):
     assert said(config, workdir, '--config.prior.weight=0') == (
         'config.prior.weight is 0, so this run needs no class images; set it above 0'
     )
-    assert said(config, workdir, '--config.prior.kind=prediction') == (
-        "config.prior.kind is 'prediction', so this run needs no class images; set it to 'images'"
+    assert said(config, workdir, '--config.prior.kind=distillation') == (
+        "config.prior.kind is 'distillation', so this run needs no class images; set it to 'images'"
     )
     assert said(config, workdir, '--config.base.steps=0') == (
         'no stage trains on class images: set config.base.steps, or config.super_resolution.steps and '

@@ -68,8 +68,8 @@ def test_sample_draws_with_a_folder_of_stable_diffusion(family, program, tmp_pat
     assert ended[:2] == (0, f'4 images of 32 x 32 pixels and grid.png in {tmp_path}\n')
     names = ['000_00.png', '000_01.png', '001_00.png', '001_01.png']
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names, 'grid.png']
-    drawn = [np.asarray(Image.open(tmp_path / name)) for name in names]
-    np.testing.assert_allclose(drawn, images, atol=1)
+    generated = [np.asarray(Image.open(tmp_path / name)) for name in names]
+    np.testing.assert_allclose(generated, images, atol=1)
 
 
 def plan_of(ended):

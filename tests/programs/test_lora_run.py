@@ -117,20 +117,20 @@ def test_an_image_with_the_lora_file_is_the_image_of_the_merged_model(program, r
     model = run.parent / 'model.safetensors'
     quick = ('--prompt=a sks dog', '--num_images=1', '--steps=2', '--guidance_scale=1', '--sampler=ddim')
 
-    def drawn(name, *arguments):
+    def generated(name, *arguments):
         ended = program('sample', f'--output={tmp_path / name}', *quick, *arguments)
         assert ended.code == 0, ended.error
         return np.asarray(Image.open(tmp_path / name / '000_00.png'))
 
-    merged = drawn('merged', f'--model={run}')
+    merged = generated('merged', f'--model={run}')
     for name in ('lora_peft', 'lora_kohya'):
         file = tmp_path / f'{name}.safetensors'
         assert program('export', f'--workdir={run}', f'--format={name}', f'--output={file}').code == 0
-        assert same_noise.difference(drawn(name, f'--model={model}', f'--lora={file}'), merged) <= 1
+        assert same_noise.difference(generated(name, f'--model={model}', f'--lora={file}'), merged) <= 1
     halves = (f'--lora={file}', '--lora_scale=0.5') * 2
-    assert same_noise.difference(drawn('halves', f'--model={model}', *halves), merged) <= 1
-    plain = drawn('plain', f'--model={model}')
-    assert same_noise.difference(drawn('off', f'--model={model}', f'--lora={file}', '--lora_scale=0'), plain) == 0
+    assert same_noise.difference(generated('halves', f'--model={model}', *halves), merged) <= 1
+    plain = generated('plain', f'--model={model}')
+    assert same_noise.difference(generated('off', f'--model={model}', f'--lora={file}', '--lora_scale=0'), plain) == 0
     assert same_noise.difference(plain, merged) > 20
 
 

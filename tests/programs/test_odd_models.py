@@ -52,12 +52,12 @@ def test_every_program_says_that_a_unet_inpaints(program, config, tmp_path):
         ('export', f'--workdir={run}', f'--output={output}'),
     ]
     for command in commands:
-        place = run / 'model' if command[0] == 'export' else folder
+        target = run / 'model' if command[0] == 'export' else folder
         assert program(*command) == (
             1,
             '',
-            f'{place} is a variant of Stable Diffusion that takes 9 channels (inpainting, editing or depth), but 4 are '
-            f'supported; give the plain model.',
+            f'{target} is a variant of Stable Diffusion that takes 9 channels (inpainting, editing or depth), but 4 '
+            'are supported; give the plain model.',
         )
     assert not output.exists() and not (tmp_path / 'new').exists()
 
@@ -78,11 +78,11 @@ def test_a_model_without_a_size_is_planned_and_drawn_at_the_given_one(program, c
     ended = program('train', *arguments, '--config.super_resolution_model=none')
     assert ended.code == 0 and 'config.data.resolution = 16' in ended.out
 
-    drawn = []
-    monkeypatch.setattr(Cascade, 'generate', lambda self, prompts, **options: drawn.append(self.base_size) or 1 / 0)
+    generated = []
+    monkeypatch.setattr(Cascade, 'generate', lambda self, prompts, **options: generated.append(self.base_size) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         program('sample', f'--model={folder}', '--prompt=a', f'--output={tmp_path / "out"}', '--resolution=32')
-    assert drawn == [32]
+    assert generated == [32]
 
 
 def test_sample_draws_from_a_run_of_pretrain(program, tmp_path, monkeypatch):
@@ -90,10 +90,10 @@ def test_sample_draws_from_a_run_of_pretrain(program, tmp_path, monkeypatch):
     run = tmp_path / 'run'
     run.mkdir()
     (run / 'model').symlink_to(tiny_pipelines.folder())
-    drawn = {}
+    generated = {}
 
     def generate(self, prompts, **options):
-        drawn.update(options, size=self.base_size)
+        generated.update(options, size=self.base_size)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Cascade, 'generate', generate)
@@ -101,7 +101,12 @@ def test_sample_draws_from_a_run_of_pretrain(program, tmp_path, monkeypatch):
     for base in (None, 'runs/storybook_base'):
         (run / 'config.json').write_text(json.dumps({'stage': 'base', 'base': base, 'steps': 9, 'samples': samples}))
         assert program('sample', f'--model={run}', '--prompt=a', f'--output={tmp_path / "out"}').code == 130
-        assert (drawn['steps'], drawn['guidance_scale'], drawn['sampler'], drawn['size']) == (3, 2.0, 'ddim', 8)
+        assert (generated['steps'], generated['guidance_scale'], generated['sampler'], generated['size']) == (
+            3,
+            2.0,
+            'ddim',
+            8,
+        )
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,16 @@ from tests.training import toy
 
 # Option -> its settings, and the runs in which it is on.
 OPTIONS = {
-    'accumulation': (('base.accumulation=2', 'super_resolution.accumulation=2'), (1, 2, 3)),
+    'accumulation': (
+        ('base.gradient_accumulation_steps=2', 'super_resolution.gradient_accumulation_steps=2'),
+        (1, 2, 3),
+    ),
     'text_encoder': (('base.train_text_encoder=True',), (1, 2, 4)),
     'average': (('optimizer.ema_decay=0.5',), (1, 2, 5)),
     'min_snr': (('objective.min_snr_gamma=0.01',), (1, 3, 4)),
     'masks': ((), (1, 3, 5)),
-    'prediction': (('prior.kind=prediction',), (1, 4, 5)),
-    'moments': (('optimizer.moments=bfloat16',), (2, 3, 4)),
+    'distillation': (('prior.kind=distillation',), (1, 4, 5)),
+    'moments': (('optimizer.state_dtype=bfloat16',), (2, 3, 4)),
     'lora': (('lora.rank=2',), (2, 3, 5)),
     'remat': (('parallel.remat=True',), (2, 4, 5)),
 }
@@ -98,7 +101,7 @@ def train(tmp_path_factory):
         config.write_text(CONFIG.format(model=str(smallest_pipelines.folder(kind)), photos=str(photos)))
         into = into or tmp_path_factory.mktemp('run') / 'run'
         settings = [setting for name in options for setting in OPTIONS[name][0]]
-        settings += [] if 'prediction' in options else [f'prior.dir={folder / kind}']
+        settings += [] if 'distillation' in options else [f'prior.dir={folder / kind}']
         seen = Trained(into, {}, {}, {}, set(), [])
 
         def spied_fit(*arguments, name, frozen, **given):
@@ -160,7 +163,7 @@ def test_options_do_what_they_say_in_every_stage(program, trained, run):
         same = first['instance_denoising'] == close(before['instance_denoising'])
         assert same == ('min_snr' not in options and 'masks' not in options)
         assert second['loss'] != close(first['loss'])
-        if 'prediction' in options:  # of the model as it was before any stage, its text encoder too
+        if 'distillation' in options:  # of the model as it was before any stage, its text encoder too
             assert (first['prior_loss'] < 1e-9) != moved and 1e-9 < second['prior_loss'] < 1
             assert (frozen['teacher'] is frozen['weights'].get('unet')) == ('lora' in options)
         else:
@@ -182,7 +185,7 @@ def test_a_resumed_run_is_held_to_the_model_as_it_was_at_first(program, train, t
     kind, options = RUNS[1]
     whole = trained(program, 1)
     for steps in (1, 2):
-        more = (f'base.steps={steps}', 'super_resolution_model=none', 'super_resolution.accumulation=1')
+        more = (f'base.steps={steps}', 'super_resolution_model=none', 'super_resolution.gradient_accumulation_steps=1')
         parts = train(program, kind, options, more, tmp_path / 'run')
     toy.assert_same(parts.state['base'], whole.state['base'])
     assert [line['prior_loss'] for line in parts.lines['base']] == [line['prior_loss'] for line in whole.lines['base']]

@@ -163,7 +163,7 @@ def test_a_run_remembers_the_whole_path(home, tmp_path):
     run.begin(config, tmp_path / 'run')
 
 
-def bad_place(kind, tmp_path):
+def bad_path(kind, tmp_path):
     if kind == 'below_a_file':
         (tmp_path / 'file').write_text('')
         return tmp_path / 'file' / 'run', 'Not a directory'
@@ -181,13 +181,13 @@ KINDS = ['below_a_file', 'broken_link', 'too_long'] + ['closed'] * (os.geteuid()
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_folder_that_cannot_be_made_is_one_sentence(program, kind, tmp_path):
-    place, reason = bad_place(kind, tmp_path)
-    with pytest.raises(SettingsError) as error, run.alone(place):
+    path, reason = bad_path(kind, tmp_path)
+    with pytest.raises(SettingsError) as error, run.alone(path):
         raise AssertionError
-    assert str(error.value) == f'--workdir={place} cannot be written: {reason}'
+    assert str(error.value) == f'--workdir={path} cannot be written: {reason}'
     before = sorted(tmp_path.rglob('*'))
-    ended = program('sample', f'--model={smallest_pipelines.folder("pixels")}', '--prompt=a dog', f'--output={place}')
-    assert (ended.code, ended.error.splitlines()[-1]) == (1, f'{place}: {reason}')
+    ended = program('sample', f'--model={smallest_pipelines.folder("pixels")}', '--prompt=a dog', f'--output={path}')
+    assert (ended.code, ended.error.splitlines()[-1]) == (1, f'{path}: {reason}')
     assert sorted(tmp_path.rglob('*')) == before
 
 

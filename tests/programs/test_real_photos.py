@@ -125,7 +125,7 @@ def test_every_program_runs_on_real_photos(program, model, optimised, tmp_path, 
     assert [line['step'] for line in lines] == list(range(1, STEPS + 1))
     assert all(np.isfinite(line['loss']) and line['prior_loss'] > 0 for line in lines)
     options = ['--prompt=a sks dog', '--num_images=1', '--steps=4', f'--output={tmp_path / "out"}']
-    drawn = program('sample', f'--model={run}', *options)
-    assert drawn.code == 0 and Image.open(tmp_path / 'out' / '000_00.png').size == (256, 256)
+    generated = program('sample', f'--model={run}', *options)
+    assert generated.code == 0 and Image.open(tmp_path / 'out' / '000_00.png').size == (256, 256)
     for format, output in (('diffusers', 'exported'), ('single_file', 'exported.safetensors')):
         assert program('export', f'--workdir={run}', f'--format={format}', f'--output={tmp_path / output}').code == 0

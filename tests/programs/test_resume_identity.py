@@ -184,26 +184,27 @@ def test_memory_that_is_full_is_one_sentence_whose_advice_works_in_the_same_fold
     def full(*arguments, **options):
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\n more')
 
-    drawn = ('prior.dir=None', 'prior.num_images=3', 'prior.batch_size=8')
+    generated = ('prior.dir=None', 'prior.num_images=3', 'prior.batch_size=8')
     with monkeypatch.context() as patched:
         patched.setattr(Cascade, 'stream', full)
-        assert last(train(*drawn)) == (
+        assert last(train(*generated)) == (
             "the device's memory is full while class images are drawn (RESOURCE_EXHAUSTED: Out of memory while "
             'trying to allocate 9 bytes.); try --config.prior.batch_size=4, and start again: what is done is kept'
         )
     monkeypatch.setattr(Cascade, 'stream', paint)
     with monkeypatch.context() as patched:
         patched.setattr(loop, 'run', full)
-        assert last(train(*drawn)) == (
+        assert last(train(*generated)) == (
             "the device's memory is full while the base stage trains (RESOURCE_EXHAUSTED: Out of memory while trying "
-            'to allocate 9 bytes.); try --config.parallel.remat=True, then --config.optimizer.moments=int8, then '
-            '--config.base.accumulation=2, then --config.lora.rank=16, and start again: what is done is kept'
+            'to allocate 9 bytes.); try --config.parallel.remat=True, then --config.optimizer.state_dtype=int8, then '
+            '--config.base.gradient_accumulation_steps=2, then --config.lora.rank=16, and start again: what is done '
+            'is kept'
         )
     before = {path: path.stat().st_mtime_ns for path in (home / 'run' / 'prior').iterdir()}
     assert len(before) == 4
     monkeypatch.setattr(loop, 'run', lambda state, *arguments, **options: (state, True))
-    less = ('parallel.remat=True', 'optimizer.moments=int8', 'base.accumulation=2', 'lora.rank=2')
-    ended = train(*drawn[:2], 'prior.batch_size=4', *less)
+    less = ('parallel.remat=True', 'optimizer.state_dtype=int8', 'base.gradient_accumulation_steps=2', 'lora.rank=2')
+    ended = train(*generated[:2], 'prior.batch_size=4', *less)
     assert ended.code == 0, ended.error
     assert {path: path.stat().st_mtime_ns for path in (home / 'run' / 'prior').iterdir()} == before
 

@@ -67,8 +67,8 @@ def test_it_is_planned_trained_and_drawn_with(program, tmp_path, monkeypatch):
     assert line['instance_variance'] > 0  # the head trains
     written = json.loads((tmp_path / 'run/model/scheduler/scheduler_config.json').read_text())
     assert written['variance_type'] == 'fixed_small'  # and is drawn with as before
-    drawn = program('sample', f'--model={tmp_path / "run"}', '--prompt=a dog', f'--output={tmp_path / "out"}')
-    assert drawn.code == 0 and np.asarray(Image.open(tmp_path / 'out/000_00.png')).std() > 0
+    generated = program('sample', f'--model={tmp_path / "run"}', '--prompt=a dog', f'--output={tmp_path / "out"}')
+    assert generated.code == 0 and np.asarray(Image.open(tmp_path / 'out/000_00.png')).std() > 0
 
 
 def test_a_variance_without_a_head_is_one_sentence_in_every_program(program, tmp_path):

@@ -180,9 +180,9 @@ def test_the_text_encoder_moves_only_if_it_is_trained(program, finished, config,
     frozen = files.read_tensors(run / 'model' / name)
     assert all(np.array_equal(frozen[key], before[key]) for key in before)
     # A rate of its own that is too low for float32 moves nothing, so the rate is the one used.
-    for run, rate, moves in ((tmp_path / 'run', None, True), (tmp_path / 'slow', '1e-30', False)):
+    for run, learning_rate, moves in ((tmp_path / 'run', None, True), (tmp_path / 'slow', '1e-30', False)):
         options = ['--config.base.train_text_encoder=True', '--config.super_resolution_model=none']
-        options += [] if rate is None else [f'--config.base.text_encoder_learning_rate={rate}']
+        options += [] if learning_rate is None else [f'--config.base.text_encoder_learning_rate={learning_rate}']
         assert program('train', f'--config={config}', f'--workdir={run}', *options).code == 0
         trained = files.read_tensors(run / 'model' / name)
         assert any(not np.array_equal(trained[key], before[key]) for key in before) == moves
@@ -222,7 +222,7 @@ def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path
         assert ended.code == 0, ended.error
         images.append((tmp_path / name / '000_00.png').read_bytes())
     assert images[0] == images[1]
-    read = [Cascade.load(place).encode(['<my-dog>'])['encoder_hidden_states'] for place in (run, model)]
+    read = [Cascade.load(path).encode(['<my-dog>'])['encoder_hidden_states'] for path in (run, model)]
     assert not np.array_equal(*read)
     unet = [files.read_tensors(folder / WEIGHTS[0]) for folder in (smallest_pipelines.folder('pixels'), run / 'model')]
     assert equal(unet[:1], unet[1:])
@@ -309,9 +309,9 @@ def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):
     many = [f'--config={config}', f'--workdir={run}', '--dry_run', f'--config.model={tiny_pipelines.folder()}']
     cheaper = (
         [],
-        ['--config.base.accumulation=2', '--config.optimizer.moments=int8'],
+        ['--config.base.gradient_accumulation_steps=2', '--config.optimizer.state_dtype=int8'],
         ['--config.lora.rank=2'],
-        ['--config.prior.kind=prediction'],
+        ['--config.prior.kind=distillation'],
     )
     plans = [program('train', *many, *options).out for options in cheaper]
     assert 'base: 4 steps of 4 rows in 2 micro-batches, ' in plans[1]

@@ -5,28 +5,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.training.step import row_keys
+from dreambooth_jax.training.step import example_keys
 
 IMAGES, PROMPTS, LENGTH, WIDTH = 6, 4, 5, 8
 
 
 def frozen(side=8, seed=0):
     """PixelStage's data: images, their prompts, and the prompts both as text and as tokens."""
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     return {
-        'images': draw.integers(0, 256, (IMAGES, side, side, 3), np.uint8),
+        'images': rng.integers(0, 256, (IMAGES, side, side, 3), np.uint8),
         'prompt_of': np.array([1, 2, 3, 1, 2, 3], np.int32),
-        'text': {'encoder_hidden_states': draw.normal(size=(PROMPTS, LENGTH, WIDTH)).astype(np.float32)},
-        'tokens': {'ids': draw.integers(0, 7, (PROMPTS, LENGTH)).astype(np.int32)},
+        'text': {'encoder_hidden_states': rng.normal(size=(PROMPTS, LENGTH, WIDTH)).astype(np.float32)},
+        'tokens': {'ids': rng.integers(0, 7, (PROMPTS, LENGTH)).astype(np.int32)},
     }
 
 
-def batch(rows=6):
-    return {'image': np.arange(rows, dtype=np.int32) % IMAGES}
+def batch(examples=6):
+    return {'image': np.arange(examples, dtype=np.int32) % IMAGES}
 
 
-def keys(rows=6, at=0, seed=0):
-    return row_keys(jax.random.key(seed), jnp.int32(at), jnp.arange(rows, dtype=jnp.int32))
+def keys(examples=6, at=0, seed=0):
+    return example_keys(jax.random.key(seed), jnp.int32(at), jnp.arange(examples, dtype=jnp.int32))
 
 
 def schedule(prediction_type='epsilon', variance_type='fixed_small'):
@@ -47,7 +47,7 @@ def unet(params, x, t, encoder_hidden_states, class_labels=None):
     return answer + moved[:, None, None, None]
 
 
-def run(kind, params=None, data=None, rows=None, row_keys=None, **settings):
+def run(kind, params=None, data=None, examples=None, example_keys=None, **settings):
     """The loss of a stage of that kind, its parts, and what its network saw: x, t, text, class_labels."""
     seen = {}
 
@@ -58,12 +58,12 @@ def run(kind, params=None, data=None, rows=None, row_keys=None, **settings):
         return unet(params, x, t, encoder_hidden_states, class_labels)
 
     stage = kind(unet=spy, **settings)
-    rows = batch() if rows is None else rows
-    row_keys = keys(len(rows['image'])) if row_keys is None else row_keys
+    examples = batch() if examples is None else examples
+    example_keys = keys(len(examples['image'])) if example_keys is None else example_keys
 
     @jax.jit
-    def look(params, data, rows, row_keys):
-        loss, parts = stage.loss(params, data, rows, row_keys)
+    def look(params, data, examples, example_keys):
+        loss, parts = stage.loss(params, data, examples, example_keys)
         return loss, parts, dict(seen)
 
-    return look(params or kernel(), data or frozen(), rows, row_keys)
+    return look(params or kernel(), data or frozen(), examples, example_keys)

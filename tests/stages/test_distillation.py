@@ -9,13 +9,13 @@ import optax
 import pytest
 
 from dreambooth_jax.data.feed import Feed
-from dreambooth_jax.data.pairs import most_class_rows
+from dreambooth_jax.data.pairs import most_class_examples
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.stages.distillation import Distillation
 from dreambooth_jax.stages.latent import LatentStage, LatentSuperResolutionStage
 from dreambooth_jax.stages.pixel import EMPTY_PROMPT, Objective, PixelStage
 from dreambooth_jax.stages.super_resolution import SuperResolutionStage
-from dreambooth_jax.training import placement
+from dreambooth_jax.training.placement import Fsdp, Pmap
 from dreambooth_jax.training.state import init_state
 from dreambooth_jax.training.step import make_train_step
 from tests.stages import small
@@ -30,18 +30,18 @@ KINDS = {
     'latent_super_resolution': (LatentSuperResolutionStage, dict(ENLARGING, scaling_factor=0.5), 7, 4),
 }
 CLASS_PROMPTS = np.array([3, 3, 3, 2, 2, 2], np.int32)
-ROWS = 6
-CLASS = np.arange(ROWS) >= 2  # two instance rows, then class rows
+EXAMPLES = 6
+CLASS = np.arange(EXAMPLES) >= 2  # two instance rows, then class rows
 
 
 def data(**changes):
     """What all stages together read; the last class prompts differ from the instance prompts."""
-    draw = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     made = small.frozen()
     return {
         **made,
-        'moments': draw.normal(size=(small.IMAGES, 8, 8, 8)).astype(np.float32),
-        'low': draw.uniform(-1, 1, (small.IMAGES, 8, 8, 3)).astype(np.float32),
+        'moments': rng.normal(size=(small.IMAGES, 8, 8, 8)).astype(np.float32),
+        'low': rng.uniform(-1, 1, (small.IMAGES, 8, 8, 3)).astype(np.float32),
         'class_prompt_of': CLASS_PROMPTS,
         'teacher_text': made['text'],
         **changes,
@@ -49,7 +49,7 @@ def data(**changes):
 
 
 def batch():
-    return {**small.batch(ROWS), 'is_instance': (~CLASS).astype(np.float32)}
+    return {**small.batch(EXAMPLES), 'is_instance': (~CLASS).astype(np.float32)}
 
 
 def kernels(kind, learned=False, seed=0):
@@ -57,42 +57,42 @@ def kernels(kind, learned=False, seed=0):
     return small.kernel(inputs, outputs * (1 + learned), seed)
 
 
-def row_losses(kind, params, frozen, *, unet=small.unet, class_rows=4, teacher=True, encode=None, **settings):
+def example_losses(kind, params, frozen, *, unet=small.unet, class_examples=4, teacher=True, encode=None, **settings):
     """f32[ROWS], their parts, and the gradient of the class rows' sum."""
     stage_of, options, *_ = KINDS[kind]
     stage = stage_of(
         **options,
         unet=unet,
         encode=encode,
-        teacher=Distillation(unet, class_rows) if teacher else None,
+        teacher=Distillation(unet, class_examples) if teacher else None,
         **{'schedule': small.schedule(), **settings},
     )
 
-    def total(params, frozen, rows, keys):
-        loss, parts = stage.loss(params, frozen, rows, keys)
+    def total(params, frozen, examples, keys):
+        loss, parts = stage.loss(params, frozen, examples, keys)
         return jnp.sum(CLASS * loss), (loss, parts)
 
     compute = quick_jit(jax.grad(total, has_aux=True))
-    made = compute(params, jax.tree.map(jnp.asarray, frozen), batch(), small.keys(ROWS))
+    made = compute(params, jax.tree.map(jnp.asarray, frozen), batch(), small.keys(EXAMPLES))
     gradient, (loss, parts) = jax.tree.map(np.asarray, made)
     return loss, parts, gradient
 
 
 def moved(params, by=0.01):
-    draw = np.random.default_rng(9)
-    return jax.tree.map(lambda x: x + by * draw.normal(size=x.shape).astype(np.float32), params)
+    rng = np.random.default_rng(9)
+    return jax.tree.map(lambda x: x + by * rng.normal(size=x.shape).astype(np.float32), params)
 
 
 @pytest.mark.parametrize(
-    ('kind', 'class_rows'), [*((kind, 4) for kind in KINDS), ('super_resolution', None), ('pixel', 5)]
+    ('kind', 'class_examples'), [*((kind, 4) for kind in KINDS), ('super_resolution', None), ('pixel', 5)]
 )
-def test_before_training_class_rows_have_no_loss_and_the_others_theirs(kind, class_rows):
+def test_before_training_class_rows_have_no_loss_and_the_others_theirs(kind, class_examples):
     params = kernels(kind)
     frozen = data(teacher=params['unet'])
     settings = dict(objective=Objective(random_flip=False, prompt_dropout=0.3, min_snr_gamma=5.0))
-    loss, _, gradient = row_losses(kind, params, frozen, class_rows=class_rows, **settings)
+    loss, _, gradient = example_losses(kind, params, frozen, class_examples=class_examples, **settings)
     assert loss[CLASS].max() < 1e-12 and np.abs(gradient['unet']['kernel']).max() < 1e-5
-    plain, _, pull = row_losses(kind, params, frozen, teacher=False, **settings)
+    plain, _, pull = example_losses(kind, params, frozen, teacher=False, **settings)
     np.testing.assert_allclose(loss[~CLASS], plain[~CLASS], rtol=1e-6)
     assert plain[CLASS].min() > 1e-3 and np.abs(pull['unet']['kernel']).max() > 1e-2
 
@@ -101,7 +101,7 @@ def test_before_training_class_rows_have_no_loss_and_the_others_theirs(kind, cla
 def test_after_training_class_rows_pull_back(kind):
     start = kernels(kind)
     params = moved(start)
-    loss, parts, gradient = row_losses(kind, params, data(teacher=start['unet']))
+    loss, parts, gradient = example_losses(kind, params, data(teacher=start['unet']))
     assert loss[CLASS].min() > 1e-6
     # The network is linear in its kernel, so the loss is a square of the way back.
     away = params['unet']['kernel'] - start['unet']['kernel']
@@ -110,7 +110,7 @@ def test_after_training_class_rows_pull_back(kind):
 
 
 def test_the_loss_of_a_class_row_is_the_weighted_distance_of_the_two_answers():
-    start, rows, gamma = kernels('pixel'), batch(), 5.0
+    start, examples, gamma = kernels('pixel'), batch(), 5.0
     params, schedule = moved(start), small.schedule('v_prediction')
     seen = []
 
@@ -120,7 +120,7 @@ def test_the_loss_of_a_class_row_is_the_weighted_distance_of_the_two_answers():
         jax.debug.callback(look, x, t, encoder_hidden_states, answer)
         return answer
 
-    loss, _, _ = row_losses(
+    loss, _, _ = example_losses(
         'pixel',
         params,
         data(teacher=start['unet']),
@@ -135,8 +135,8 @@ def test_the_loss_of_a_class_row_is_the_weighted_distance_of_the_two_answers():
     for teachers, students in ((x, all_x), (t, all_t), (text, all_text)):
         np.testing.assert_array_equal(teachers, students[CLASS])
     words = data()['text']['encoder_hidden_states']
-    np.testing.assert_array_equal(all_text[CLASS], words[CLASS_PROMPTS[rows['image'][CLASS]]])
-    np.testing.assert_array_equal(all_text[~CLASS], words[data()['prompt_of'][rows['image'][~CLASS]]])
+    np.testing.assert_array_equal(all_text[CLASS], words[CLASS_PROMPTS[examples['image'][CLASS]]])
+    np.testing.assert_array_equal(all_text[~CLASS], words[data()['prompt_of'][examples['image'][~CLASS]]])
     snr = np.asarray(schedules.snr(schedule, jnp.asarray(t)))
     distance = np.square(ours[CLASS] - theirs).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(loss[CLASS], distance * np.minimum(snr, gamma) / (snr + 1), rtol=1e-5)
@@ -147,17 +147,17 @@ def test_the_variance_of_a_class_row_is_held_to_that_of_the_frozen_model(weight)
     start = kernels('pixel', learned=True)
     frozen = data(teacher=start['unet'])
     settings = dict(schedule=small.schedule(variance_type='learned_range'), objective=Objective(variance_weight=weight))
-    loss, parts, _ = row_losses('pixel', start, frozen, **settings)
+    loss, parts, _ = example_losses('pixel', start, frozen, **settings)
     assert loss[CLASS].max() < 1e-12
     params = {'unet': {'kernel': start['unet']['kernel'] + np.float32([0, 0, 0, 0.1, 0.1, 0.1])}}
-    loss, parts, gradient = row_losses('pixel', params, frozen, **settings)
+    loss, parts, gradient = example_losses('pixel', params, frozen, **settings)
     assert parts['denoising'][CLASS].max() < 1e-12 and np.abs(gradient['unet']['kernel'][..., :3]).max() < 1e-5
     if weight == 0:  # a variance that does not train is not held either
         assert parts.keys() == {'denoising'} and loss[CLASS].max() < 1e-12
         return
     assert parts['variance'][CLASS].min() > 1e-4 and gradient['unet']['kernel'][..., 3:].max() > 1e-4
     np.testing.assert_allclose(loss, parts['denoising'] + weight * parts['variance'], rtol=1e-6)
-    _, plain, _ = row_losses('pixel', params, frozen, teacher=False, **settings)
+    _, plain, _ = example_losses('pixel', params, frozen, teacher=False, **settings)
     np.testing.assert_allclose(parts['variance'][~CLASS], plain['variance'][~CLASS], rtol=1e-6)
 
 
@@ -168,8 +168,8 @@ def test_masks_weigh_instance_rows_alone():
     masks[:, :4] = 0
     settings = dict(schedule=small.schedule(variance_type='learned_range'))
     frozen = data(teacher=start['unet'])
-    whole, _, _ = row_losses('pixel', params, frozen, **settings)
-    masked, _, _ = row_losses('pixel', params, {**frozen, 'masks': masks}, **settings)
+    whole, _, _ = example_losses('pixel', params, frozen, **settings)
+    masked, _, _ = example_losses('pixel', params, {**frozen, 'masks': masks}, **settings)
     np.testing.assert_allclose(masked[CLASS], whole[CLASS], rtol=1e-5)
     assert (np.abs(masked[~CLASS] - whole[~CLASS]) > 1e-3).all()
 
@@ -184,10 +184,10 @@ def test_a_trained_text_encoder_is_held_to_the_frozen_one():
     frozen = data(teacher=params['unet'])
     frozen['teacher_text'] = jax.tree.map(np.asarray, encode(params, frozen['tokens']))
     del frozen['text']
-    loss, _, _ = row_losses('pixel', params, frozen, encode=encode)
+    loss, _, _ = example_losses('pixel', params, frozen, encode=encode)
     assert loss[CLASS].max() < 1e-12
     params['text_encoder'] = moved(params['text_encoder'], 0.1)
-    loss, _, gradient = row_losses('pixel', params, frozen, encode=encode)
+    loss, _, gradient = example_losses('pixel', params, frozen, encode=encode)
     assert loss[CLASS].min() > 1e-8
     away = params['text_encoder']['table'] - table
     assert np.sum(away * gradient['text_encoder']['table']) > 0
@@ -199,49 +199,60 @@ def test_a_dropped_class_prompt_is_held_to_the_frozen_models_answer_to_none():
     empty = frozen['text']['encoder_hidden_states'].copy()
     empty[EMPTY_PROMPT] += 1.0
     settings = dict(objective=Objective(prompt_dropout=1.0))
-    loss, _, _ = row_losses('pixel', start, frozen, **settings)
+    loss, _, _ = example_losses('pixel', start, frozen, **settings)
     assert loss[CLASS].max() < 1e-12
-    loss, _, _ = row_losses('pixel', start, {**frozen, 'text': {'encoder_hidden_states': empty}}, **settings)
+    loss, _, _ = example_losses('pixel', start, {**frozen, 'text': {'encoder_hidden_states': empty}}, **settings)
     np.testing.assert_allclose(loss[CLASS], 1.0, rtol=1e-4)
 
 
-def steps(place, accumulation, count=3):
+def steps(placement, gradient_accumulation_steps, count=3):
     """Weights after some steps of SGD on three instance and three class rows, and the numbers of each."""
     feed = Feed(0, count, (small.IMAGES,), 0, shown_again=True)
-    rows = feed.batch(3, 3, 0.7, place.devices, accumulation)
+    examples = feed.batch(3, 3, 0.7, placement.devices, gradient_accumulation_steps)
     start = kernels('pixel')
-    class_rows = most_class_rows(rows, place.devices, accumulation) if isinstance(place, placement.Pmap) else None
-    stage = PixelStage(unet=small.unet, schedule=small.schedule(), teacher=Distillation(small.unet, class_rows))
+    class_examples = (
+        most_class_examples(examples, placement.devices, gradient_accumulation_steps)
+        if isinstance(placement, Pmap)
+        else None
+    )
+    stage = PixelStage(unet=small.unet, schedule=small.schedule(), teacher=Distillation(small.unet, class_examples))
     tx = optax.sgd(0.5)
-    make = functools.partial(make_train_step, stage.loss, tx, pick=feed.pick, accumulation=accumulation, unroll=True)
-    step = place.compile(lambda axis: make(axis_name=axis))
-    state = place.place_state(lambda params: init_state(params, tx, ema=False), start)
-    frozen = place.place_state(lambda data: data, {**data(teacher=start['unet']), **feed.arrays})
-    key, rows = place.place_state(lambda: jax.random.key(3)), place.place_batch(rows)
+    make = functools.partial(
+        make_train_step,
+        stage.loss,
+        tx,
+        pick=feed.pick,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        unroll=True,
+    )
+    step = placement.compile(lambda axis: make(axis_name=axis))
+    state = placement.place_state(lambda params: init_state(params, tx, ema=False), start)
+    frozen = placement.place_state(lambda data: data, {**data(teacher=start['unet']), **feed.arrays})
+    key, examples = placement.place_state(lambda: jax.random.key(3)), placement.place_batch(examples)
     numbers = []
     for _ in range(count):
-        state, metrics = step(state, frozen, key, rows)
-        numbers.append(place.fetch(metrics))
+        state, metrics = step(state, frozen, key, examples)
+        numbers.append(placement.fetch(metrics))
     return np.asarray(state.params['unet']['kernel']), numbers
 
 
 @functools.cache
 def on_one_device():
-    return steps(placement.Pmap(jax.devices()[:1]), 1)
+    return steps(Pmap(jax.devices()[:1]), 1)
 
 
 @pytest.mark.parametrize(
-    ('place', 'accumulation'),
+    ('placement', 'gradient_accumulation_steps'),
     [
-        (lambda: placement.Pmap(jax.devices()[:1]), 3),
-        (lambda: placement.Pmap(jax.devices()[:4]), 1),
-        (lambda: placement.Pmap(jax.devices()[:3]), 2),
-        (lambda: placement.Fsdp(128, jax.devices()[:4]), 1),
+        (lambda: Pmap(jax.devices()[:1]), 3),
+        (lambda: Pmap(jax.devices()[:4]), 1),
+        (lambda: Pmap(jax.devices()[:3]), 2),
+        (lambda: Fsdp(128, jax.devices()[:4]), 1),
     ],
     ids=['micro-batches', 'pmap', 'pmap and micro-batches', 'fsdp'],
 )
-def test_any_split_of_the_rows_takes_the_same_steps(place, accumulation):
-    kernel, numbers = steps(place(), accumulation)
+def test_any_split_of_the_rows_takes_the_same_steps(placement, gradient_accumulation_steps):
+    kernel, numbers = steps(placement(), gradient_accumulation_steps)
     expected, theirs = on_one_device()
     np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-6)
     for ours, other in zip(numbers, theirs, strict=True):

@@ -27,8 +27,8 @@ SIZE, SCALE = 32, 4
 PROMPTS = ['', 'a sks dog', 'a dog', 'a cat in a red hat']
 PROMPT_OF = np.array([1, 1, 2, 3], np.int32)  # of the images: two of the subject, two of classes
 IMAGE = np.array([0, 1, 2, 3, 0, 3], np.int32)  # of the rows
-ROWS = len(IMAGE)
-KEYS = small.keys(ROWS)
+EXAMPLES = len(IMAGE)
+KEYS = small.keys(EXAMPLES)
 LEVELS = (1, 9)  # level 0 is not that of diffusers
 _DRAW = np.random.default_rng(0)
 IMAGES = _DRAW.integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
@@ -76,10 +76,10 @@ def losses(family, *, trains_text=False, masks=False, **weights):
     return loss
 
 
-def draws(family, random_flip):
+def random_numbers(family, random_flip):
     """What the rows draw, as torch takes it: time, noise, posterior noise, mirrored, level, low image's noise."""
-    enlarges = family == 'upscaler'
-    time_keys, noise_keys, flip_keys, _, posterior_keys, *others = streams(KEYS, 7 if enlarges else 5)
+    is_super_resolution = family == 'upscaler'
+    time_keys, noise_keys, flip_keys, _, posterior_keys, *others = streams(KEYS, 7 if is_super_resolution else 5)
     side = SIZE // SCALE
     found = {
         't': torch.from_numpy(np.array(noise_lib.sample_timesteps(time_keys, 0, 1000))).long(),
@@ -87,15 +87,15 @@ def draws(family, random_flip):
         'posterior_noise': nchw(noise_lib.sample_noise(posterior_keys, (side, side, 4))),
         'mirrored': np.array(jax.vmap(jax.random.bernoulli)(flip_keys)) & random_flip,
     }
-    if enlarges:
+    if is_super_resolution:
         levels = noise_lib.sample_timesteps(others[0], LEVELS[0], LEVELS[1] + 1)
         found['level'] = torch.from_numpy(np.array(levels)).long()
         found['low_noise'] = nchw(noise_lib.sample_noise(others[1], (side, side, 3)))
     return found
 
 
-def mirrored_where(rows, mirrored):
-    return np.where(mirrored[:, None, None, None], rows[:, :, ::-1], rows)
+def mirrored_where(examples, mirrored):
+    return np.where(mirrored[:, None, None, None], examples[:, :, ::-1], examples)
 
 
 def text_of(pipe, family):
@@ -106,7 +106,7 @@ def text_of(pipe, family):
     )
     if family != 'sdxl':
         return {'encoder_hidden_states': states}
-    numbers = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * ROWS)  # sizes and crop: a whole image at its own size
+    numbers = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * EXAMPLES)  # sizes and crop: a whole image at its own size
     added = {'text_embeds': pooled[0], 'time_ids': numbers}
     return {'encoder_hidden_states': states, 'added_cond_kwargs': added}
 
@@ -114,24 +114,24 @@ def text_of(pipe, family):
 @torch.no_grad()
 def losses_of_diffusers(family, *, masks=False, min_snr_gamma=None, random_flip=False):
     """As diffusers' training scripts compute it, but for each row, and with the mean over what a mask keeps."""
-    pipe, drawn = tiny.torch_pipeline(family), draws(family, random_flip)
+    pipe, numbers = tiny.torch_pipeline(family), random_numbers(family, random_flip)
     scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
-    t, noise = drawn['t'], drawn['noise']
-    images = nchw(mirrored_where(IMAGES[IMAGE].astype(np.float32) / 127.5 - 1, drawn['mirrored']))
+    t, noise = numbers['t'], numbers['noise']
+    images = nchw(mirrored_where(IMAGES[IMAGE].astype(np.float32) / 127.5 - 1, numbers['mirrored']))
     posterior = pipe.vae.encode(images).latent_dist
-    latents = (posterior.mean + posterior.std * drawn['posterior_noise']) * pipe.vae.config.scaling_factor
+    latents = (posterior.mean + posterior.std * numbers['posterior_noise']) * pipe.vae.config.scaling_factor
     inputs, options = scheduler.add_noise(latents, noise, t), text_of(pipe, family)
     if family == 'upscaler':
         low = torch.nn.functional.interpolate(images, scale_factor=1 / SCALE, mode='area')
-        low = pipe.low_res_scheduler.add_noise(low, drawn['low_noise'], drawn['level'])
-        inputs, options['class_labels'] = torch.cat([inputs, low], dim=1), drawn['level']
+        low = pipe.low_res_scheduler.add_noise(low, numbers['low_noise'], numbers['level'])
+        inputs, options['class_labels'] = torch.cat([inputs, low], dim=1), numbers['level']
     answer = pipe.unet(inputs, t, **options).sample
     predicts_velocity = scheduler.config.prediction_type == 'v_prediction'
     target = scheduler.get_velocity(latents, noise, t) if predicts_velocity else noise
     error = torch.nn.functional.mse_loss(answer, target, reduction='none')
     weight = torch.ones_like(error)
     if masks:
-        weight = nchw(mirrored_where(MASKS[IMAGE].astype(np.float32) / 255, drawn['mirrored']))
+        weight = nchw(mirrored_where(MASKS[IMAGE].astype(np.float32) / 255, numbers['mirrored']))
         # A latent counts as much as its pixels do on average, told in 255 steps, rounded up.
         weight = torch.nn.functional.interpolate(weight, scale_factor=1 / SCALE, mode='area')
         weight = (torch.ceil(weight * 255 - 1e-3) / 255).expand_as(error)
@@ -153,8 +153,8 @@ def losses_of_diffusers(family, *, masks=False, min_snr_gamma=None, random_flip=
 )
 def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(family, made, weighed):
     """Instance and class rows; mirrored rows by the latents of the mirrored image."""
-    drawn = draws(family, True)
-    assert set(drawn['mirrored'].tolist()) == {True, False} and len(set(drawn['t'].tolist())) == ROWS
+    numbers = random_numbers(family, True)
+    assert set(numbers['mirrored'].tolist()) == {True, False} and len(set(numbers['t'].tolist())) == EXAMPLES
     ours, theirs = losses(family, **made, **weighed), losses_of_diffusers(family, **weighed)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -163,12 +163,12 @@ def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(family, 
 
 
 def data_of(side=8, mirrored=False):
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     count = small.IMAGES * (2 if mirrored else 1)
     return {
         **small.frozen(),
-        'moments': draw.normal(size=(count, side, side, 8)).astype(np.float32),
-        'low': draw.uniform(-1, 1, (count, side, side, 3)).astype(np.float32),
+        'moments': rng.normal(size=(count, side, side, 8)).astype(np.float32),
+        'low': rng.uniform(-1, 1, (count, side, side, 3)).astype(np.float32),
     }
 
 
@@ -184,7 +184,7 @@ STAGES = {
 def latents_of(kind, data, keys, *, image=None, **weights):
     """The clean latents that the rows' errors are measured against, f32[B, 8, 8, 4]: by the loss's gradient."""
     stage_of, options = STAGES[kind]
-    rows = small.batch(len(keys)) if image is None else {'image': np.array(image, np.int32)}
+    examples = small.batch(len(keys)) if image is None else {'image': np.array(image, np.int32)}
     stage = stage_of(
         unet=lambda params, *inputs, **labels: params['answer'],
         schedule=small.schedule('sample'),
@@ -194,7 +194,7 @@ def latents_of(kind, data, keys, *, image=None, **weights):
     )
 
     def total(answer):
-        return stage.loss({'unet': {'answer': answer}}, jax.tree.map(jnp.asarray, data), rows, keys)[0].sum()
+        return stage.loss({'unet': {'answer': answer}}, jax.tree.map(jnp.asarray, data), examples, keys)[0].sum()
 
     answer = jnp.zeros((len(keys), 8, 8, 4))
     return -np.asarray(quick_jit(jax.grad(total))(answer)) * answer[0].size / 2
@@ -207,7 +207,7 @@ def test_every_step_and_slot_draws_its_latents_anew_and_the_same_ones_again(kind
     np.testing.assert_array_equal(latents_of(kind, data, small.keys(at=0), image=same), first)
     later = latents_of(kind, data, small.keys(at=1), image=same)
     others = latents_of(kind, data, small.keys(seed=1), image=same)
-    assert len({row.tobytes() for row in np.concatenate([first, later, others])}) == 18
+    assert len({example.tobytes() for example in np.concatenate([first, later, others])}) == 18
     mean, log_variance = np.split(data['moments'][2], 2, axis=-1)
     noise = (np.concatenate([first, later, others]) / 0.5 - mean) / np.exp(log_variance / 2)
     assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05  # 4608 draws
@@ -227,21 +227,21 @@ def test_mirrored_rows_have_latents_and_masks_of_their_own(kind):
     masks = np.zeros((12, 8, 8, 1), np.uint8)
     masks[np.arange(12), np.arange(12) % 8, np.arange(12) // 8] = 255  # each keeps one latent, of its own
     kept = latents_of(kind, {**data, 'masks': masks}, keys, image=image, random_flip=True).any(axis=-1)
-    place = np.round(found).astype(int)
-    place, kept = place[place > 0], kept[place > 0]  # latents of image 0 are 0
-    np.testing.assert_array_equal(kept, masks[place, ..., 0] > 0)
+    index = np.round(found).astype(int)
+    index, kept = index[index > 0], kept[index > 0]  # latents of image 0 are 0
+    np.testing.assert_array_equal(kept, masks[index, ..., 0] > 0)
 
 
 @functools.cache
-def run(noise_level, rows=600):
+def run(noise_level, examples=600):
     stage_of, options = STAGES['super_resolution']
     options = {**options, 'noise_level': noise_level, 'schedule': small.schedule('v_prediction')}
     return small.run(
         stage_of,
         small.kernel(inputs=7, outputs=4),
         data_of(),
-        small.batch(rows),
-        small.keys(rows),
+        small.batch(examples),
+        small.keys(examples),
         scaling_factor=0.5,
         **options,
     )[2]

@@ -99,20 +99,20 @@ def test_grey_weighs_as_its_value():
 )
 def test_masks_are_mirrored_and_cropped_with_their_images(kind, crop):
     """Images that are white where their masks are: an answer of 0 is then too low wherever it counts."""
-    rows = 60
-    draw = np.random.default_rng(0)
-    masks = (255 * draw.integers(0, 2, (small.IMAGES, SIDE, SIDE, 1))).astype(np.uint8)
+    examples = 60
+    rng = np.random.default_rng(0)
+    masks = (255 * rng.integers(0, 2, (small.IMAGES, SIDE, SIDE, 1))).astype(np.uint8)
     data = {**small.frozen(SIDE), 'images': masks.repeat(3, axis=-1), 'masks': masks}
     side = crop.get('crop', SIDE)
     _, gradient, _ = loss_and_gradient(
         kind,
         data,
-        np.zeros((rows, side, side, 3), np.float32),
+        np.zeros((examples, side, side, 3), np.float32),
         schedule=small.schedule('sample'),
         objective=Objective(random_flip=True),
         **crop,
     )
     assert (gradient <= 0).all()
-    seen = {row.tobytes() for row in gradient < 0}
+    seen = {example.tobytes() for example in gradient < 0}
     # Both ways round of every image, and with crops many more.
     assert len(seen) == 2 * small.IMAGES if not crop else len(seen) > 3 * small.IMAGES

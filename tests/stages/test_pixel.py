@@ -14,7 +14,7 @@ from dreambooth_jax.stages.pixel import EMPTY_PROMPT, Objective, PixelStage, gat
 from tests.stages import small
 from tests.torch_reference import nchw, nhwc
 
-ROWS = 12
+EXAMPLES = 12
 
 
 def reference(images, noise, t, embeddings, kernel, prediction_type, gamma):
@@ -37,12 +37,12 @@ def reference(images, noise, t, embeddings, kernel, prediction_type, gamma):
 @pytest.mark.parametrize('gamma', [None, 5.0])
 @pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction'])
 def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(prediction_type, gamma):
-    data, rows, keys, params = small.frozen(), small.batch(ROWS), small.keys(ROWS), small.kernel()
+    data, examples, keys, params = small.frozen(), small.batch(EXAMPLES), small.keys(EXAMPLES), small.kernel()
     loss, parts, seen = small.run(
         PixelStage,
         params,
         data,
-        rows,
+        examples,
         keys,
         schedule=small.schedule(prediction_type),
         objective=Objective(min_snr_gamma=gamma),
@@ -50,21 +50,21 @@ def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(predicti
     time_keys, noise_keys, *_ = streams(keys, 4)
     t = noise_lib.sample_timesteps(time_keys, 0, 1000)
     noise = noise_lib.sample_noise(noise_keys, (8, 8, 3))
-    images = data['images'][rows['image']].astype(np.float32) / 127.5 - 1
-    embeddings = data['text']['encoder_hidden_states'][data['prompt_of'][rows['image']]]
+    images = data['images'][examples['image']].astype(np.float32) / 127.5 - 1
+    embeddings = data['text']['encoder_hidden_states'][data['prompt_of'][examples['image']]]
     theirs, x_t = reference(images, noise, t, embeddings, params['unet']['kernel'], prediction_type, gamma)
-    assert len(set(np.asarray(t).tolist())) > ROWS // 2  # a weight for the whole batch would be seen
+    assert len(set(np.asarray(t).tolist())) > EXAMPLES // 2  # a weight for the whole batch would be seen
     np.testing.assert_array_equal(seen['t'], t)
     np.testing.assert_allclose(seen['x'], x_t, atol=1e-5)
     np.testing.assert_allclose(loss, theirs, rtol=1e-5)
-    assert parts.keys() == {'denoising'} and loss.shape == (ROWS,)
+    assert parts.keys() == {'denoising'} and loss.shape == (EXAMPLES,)
 
 
 def test_loss_of_a_row_does_not_depend_on_the_rows_beside_it():
     settings = dict(schedule=small.schedule(), objective=Objective(random_flip=True, prompt_dropout=0.5))
-    whole, _, _ = small.run(PixelStage, rows=small.batch(6), **settings)
+    whole, _, _ = small.run(PixelStage, examples=small.batch(6), **settings)
     some = np.array([4, 1], np.int32)
-    part, _, _ = small.run(PixelStage, rows={'image': some}, row_keys=small.keys(6)[some], **settings)
+    part, _, _ = small.run(PixelStage, examples={'image': some}, example_keys=small.keys(6)[some], **settings)
     np.testing.assert_allclose(part, whole[some], rtol=1e-6)
 
 
@@ -115,11 +115,11 @@ def test_prompt_dropout_shows_the_empty_prompt(dropout):
 
 
 def test_prompt_dropout_takes_its_share_and_leaves_the_other_draws_alone():
-    data, rows = small.frozen(), small.batch(400)
+    data, examples = small.frozen(), small.batch(400)
     shown = {}
     for dropout in (0.0, 0.25):
         settings = dict(schedule=small.schedule(), objective=Objective(prompt_dropout=dropout))
-        _, _, shown[dropout] = small.run(PixelStage, data=data, rows=rows, **settings)
+        _, _, shown[dropout] = small.run(PixelStage, data=data, examples=examples, **settings)
     empty_prompt = data['text']['encoder_hidden_states'][EMPTY_PROMPT]
     empty = (np.asarray(shown[0.25]['text']) == empty_prompt).all(axis=(1, 2))
     assert 0.17 < empty.mean() < 0.33  # 4 standard deviations
@@ -130,14 +130,14 @@ def test_prompt_dropout_takes_its_share_and_leaves_the_other_draws_alone():
 
 def test_images_span_minus_one_to_one():
     data = {'images': jnp.array([0, 255, 51], jnp.uint8).reshape(3, 1, 1, 1)}
-    rows = {'image': jnp.array([1, 0, 2])}
-    np.testing.assert_allclose(gather_images(data, rows, small.keys(3), False).ravel(), [1, -1, -0.6], atol=1e-7)
+    examples = {'image': jnp.array([1, 0, 2])}
+    np.testing.assert_allclose(gather_images(data, examples, small.keys(3), False).ravel(), [1, -1, -0.6], atol=1e-7)
 
 
 def test_flips_mirror_about_half_of_the_rows_left_to_right():
-    data, rows = jax.tree.map(jnp.asarray, small.frozen()), small.batch(200)
-    plain = np.asarray(gather_images(data, rows, small.keys(200), False))
-    flipped = np.asarray(gather_images(data, rows, small.keys(200), True))
+    data, examples = jax.tree.map(jnp.asarray, small.frozen()), small.batch(200)
+    plain = np.asarray(gather_images(data, examples, small.keys(200), False))
+    flipped = np.asarray(gather_images(data, examples, small.keys(200), True))
     same = (flipped == plain).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(flipped[~same], plain[~same][:, :, ::-1])
     assert 0.35 < same.mean() < 0.65

@@ -12,8 +12,9 @@ from dreambooth_jax.models.t5 import T5EncoderModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
 from dreambooth_jax.stages.pixel import Objective, PixelStage
 from dreambooth_jax.stages.super_resolution import SuperResolutionStage
-from dreambooth_jax.training import optimizer, placement, step
+from dreambooth_jax.training import optimizer, step
 from dreambooth_jax.training.checkpoint import Checkpoints
+from dreambooth_jax.training.placement import Pmap
 from dreambooth_jax.training.state import init_state
 from tests.stages import small
 from tests.training import toy
@@ -86,15 +87,17 @@ class Run:
 
     def __init__(self, made):
         stage, params = made()
-        self.place = placement.Pmap(jax.devices()[:1])
-        rate = optimizer.learning_rate_schedule('cosine', 1e-3, steps=6, warmup_steps=2)
-        tx = optimizer.make_optimizer(rate)
-        self.new = functools.partial(self.place.place_state, lambda params: init_state(params, tx, ema=True), params)
-        self.batch = self.place.place_batch(pairs.make_batch(2, 2, 2, 4, 1.0))
-        self.data = self.place.place_state(lambda data: data, small.frozen(2 * SIDE))
-        self.key = self.place.place_state(lambda: jax.random.key(3))
+        self.placement = Pmap(jax.devices()[:1])
+        learning_rate = optimizer.learning_rate_schedule('cosine', 1e-3, steps=6, warmup_steps=2)
+        tx = optimizer.make_optimizer(learning_rate)
+        self.new = functools.partial(
+            self.placement.place_state, lambda params: init_state(params, tx, ema=True), params
+        )
+        self.batch = self.placement.place_batch(pairs.make_batch(2, 2, 2, 4, 1.0))
+        self.data = self.placement.place_state(lambda data: data, small.frozen(2 * SIDE))
+        self.key = self.placement.place_state(lambda: jax.random.key(3))
         make = functools.partial(step.make_train_step, stage.loss, tx, ema_decay=0.9, pick=self.pick)
-        self.step = self.place.compile(lambda axis: make(axis_name=axis))
+        self.step = self.placement.compile(lambda axis: make(axis_name=axis))
 
     @staticmethod
     def pick(key, at, batch, frozen):
@@ -104,7 +107,7 @@ class Run:
         numbers = []
         for _ in range(count):
             state, metrics = self.step(state, self.data, self.key, self.batch)
-            numbers.append(self.place.fetch(metrics))
+            numbers.append(self.placement.fetch(metrics))
         return state, numbers
 
 
@@ -115,7 +118,7 @@ def test_three_and_three_steps_equal_six_bit_for_bit(made, tmp_path):
     whole, numbers = run.steps(run.new(), 6)
     first, _ = run.steps(run.new(), 3)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, run.place.to_global(first))
+    checkpoints.save(3, run.placement.to_global(first))
     checkpoints.close()
     second = Checkpoints(tmp_path).restore(run.new())
     second, later = run.steps(second, 3)

@@ -11,21 +11,21 @@ from dreambooth_jax.data import low_resolution
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.stages.pixel import streams
-from dreambooth_jax.stages.super_resolution import SuperResolutionStage, conditioning, crop_rows
+from dreambooth_jax.stages.super_resolution import SuperResolutionStage, conditioning, crop_examples
 from tests.stages import small
 from tests.torch_reference import nchw, nhwc
 
-SIDE, FACTOR, ROWS = 16, 4, 6
+SIDE, FACTOR, EXAMPLES = 16, 4, 6
 NOISING = schedules.make_schedule('linear')  # another one than the target's, so that a mix-up shows
 
 
-def run(noise_level=(0, 0), data=None, rows=ROWS, prediction_type='epsilon', **settings):
+def run(noise_level=(0, 0), data=None, examples=EXAMPLES, prediction_type='epsilon', **settings):
     return small.run(
         SuperResolutionStage,
         small.kernel(inputs=6),
         data or small.frozen(SIDE),
-        small.batch(rows),
-        small.keys(rows),
+        small.batch(examples),
+        small.keys(examples),
         schedule=small.schedule(prediction_type),
         noising_schedule=NOISING,
         factor=FACTOR,
@@ -34,8 +34,8 @@ def run(noise_level=(0, 0), data=None, rows=ROWS, prediction_type='epsilon', **s
     )
 
 
-def high_images(data, rows=ROWS):
-    return data['images'][small.batch(rows)['image']].astype(np.float32) / 127.5 - 1
+def high_images(data, examples=EXAMPLES):
+    return data['images'][small.batch(examples)['image']].astype(np.float32) / 127.5 - 1
 
 
 def brought_back(high):
@@ -66,7 +66,7 @@ def test_conditioning_knows_nothing_that_the_low_image_does_not():
 def test_network_does_not_see_the_target_twice():
     data = small.frozen(SIDE)
     x = np.asarray(run((0, 0), data)[2]['x'])
-    assert x.shape == (ROWS, SIDE, SIDE, 6)
+    assert x.shape == (EXAMPLES, SIDE, SIDE, 6)
     target, condition = x[..., :3], x[..., 3:]
     for image in (target, high_images(data)):
         assert (np.abs(condition - image).max(axis=(1, 2, 3)) > 0.1).all()
@@ -79,13 +79,13 @@ def test_noise_of_the_conditioning_is_of_its_level_its_schedule_and_its_own():
     clean = brought_back(high_images(data))
     noise = (x[..., 3:] - alphas_cumprod**0.5 * clean) / (1 - alphas_cumprod) ** 0.5
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.05  # 4608 draws
-    _, noise_keys, *_ = streams(small.keys(ROWS), 7)
+    _, noise_keys, *_ = streams(small.keys(EXAMPLES), 7)
     of_target = np.asarray(noise_lib.sample_noise(noise_keys, (SIDE, SIDE, 3)))
     assert abs(np.corrcoef(noise.ravel(), of_target.ravel())[0, 1]) < 0.06
 
 
 def test_level_goes_in_as_the_class_label_over_its_whole_range_and_independent_of_the_time():
-    seen = run((2, 5), rows=600)[2]
+    seen = run((2, 5), examples=600)[2]
     levels, times = np.asarray(seen['class_labels']), np.asarray(seen['t'])
     assert levels.dtype == np.int32
     assert set(levels.tolist()) == {2, 3, 4, 5}
@@ -93,7 +93,7 @@ def test_level_goes_in_as_the_class_label_over_its_whole_range_and_independent_o
     assert abs(np.corrcoef(levels, times)[0, 1]) < 0.16  # 4 standard deviations
     assert times.min() < 20 and times.max() > 980
     # The range of levels does not touch the time or the target's noise.
-    other = run((0, 0), rows=600)[2]
+    other = run((0, 0), examples=600)[2]
     np.testing.assert_array_equal(other['t'], times)
     np.testing.assert_array_equal(other['x'][..., :3], seen['x'][..., :3])
 
@@ -108,30 +108,30 @@ def test_level_0_adds_nothing_at_all_beside_rows_of_other_levels():
     assert (made[1] != clean[1]).all()
 
 
-def places(side):
+def offsets(side):
     """An image whose pixels say where they are: f32[1, side, side, 2]."""
     return jnp.asarray(np.stack(np.indices((side, side)), axis=-1)[None], jnp.float32)
 
 
 def test_crops_lie_on_the_low_images_grid_anywhere_inside():
-    rows, side = 300, 8
-    crops = np.asarray(crop_rows(jnp.tile(places(SIDE), (rows, 1, 1, 1)), side, FACTOR, small.keys(rows)))
-    assert crops.shape == (rows, side, side, 2)
+    examples, side = 300, 8
+    crops = np.asarray(crop_examples(jnp.tile(offsets(SIDE), (examples, 1, 1, 1)), side, FACTOR, small.keys(examples)))
+    assert crops.shape == (examples, side, side, 2)
     corners = crops[:, 0, 0]
-    np.testing.assert_array_equal(crops - corners[:, None, None], np.tile(places(side), (rows, 1, 1, 1)))
+    np.testing.assert_array_equal(crops - corners[:, None, None], np.tile(offsets(side), (examples, 1, 1, 1)))
     assert set(map(tuple, corners.tolist())) == {(y, x) for y in (0, 4, 8) for x in (0, 4, 8)}
 
 
 def test_crop_of_the_whole_side_is_the_image():
-    np.testing.assert_array_equal(crop_rows(places(SIDE), SIDE, FACTOR, small.keys(1)), places(SIDE))
+    np.testing.assert_array_equal(crop_examples(offsets(SIDE), SIDE, FACTOR, small.keys(1)), offsets(SIDE))
 
 
 def test_cropped_rows_are_conditioned_on_the_low_image_of_their_crop():
     data = small.frozen(SIDE)
     seen = run((0, 0), data, crop=8)[2]
-    assert seen['x'].shape == (ROWS, 8, 8, 6)
-    *_, crop_keys = streams(small.keys(ROWS), 7)
-    crops = crop_rows(jnp.asarray(high_images(data)), 8, FACTOR, crop_keys)
+    assert seen['x'].shape == (EXAMPLES, 8, 8, 6)
+    *_, crop_keys = streams(small.keys(EXAMPLES), 7)
+    crops = crop_examples(jnp.asarray(high_images(data)), 8, FACTOR, crop_keys)
     low = low_resolution.downsample(crops, FACTOR)
     np.testing.assert_allclose(seen['x'][..., 3:], low_resolution.upsample(low, 8), atol=1e-6)
 
@@ -140,7 +140,7 @@ def test_cropped_rows_are_conditioned_on_the_low_image_of_their_crop():
 def test_loss_equals_that_of_torch_on_the_same_rows_noise_times_and_levels(prediction_type):
     data = small.frozen(SIDE)
     loss, _, seen = run((0, 50), data, prediction_type=prediction_type)
-    time_keys, noise_keys, _, _, level_keys, augment_keys, _ = streams(small.keys(ROWS), 7)
+    time_keys, noise_keys, _, _, level_keys, augment_keys, _ = streams(small.keys(EXAMPLES), 7)
     t = torch.from_numpy(np.array(noise_lib.sample_timesteps(time_keys, 0, 1000))).long()
     level = torch.from_numpy(np.array(noise_lib.sample_timesteps(level_keys, 0, 51))).long()
     assert (level > 0).all()  # level 0 is not that of diffusers

@@ -28,8 +28,8 @@ def test_every_word_and_rare_token_is_one_token(tokenizer):
 def test_prompts_and_captions_have_one_token_per_word(tokenizer):
     import numpy as np
 
-    draw = np.random.default_rng(0)
-    texts = [captions.caption(world.sample_scene(draw), draw) for _ in range(300)]
+    rng = np.random.default_rng(0)
+    texts = [captions.caption(world.sample_scene(rng), rng) for _ in range(300)]
     for noun in world.CLASSES:
         texts += prompts.prompts_for(noun, 'sks') + (prompts.class_prompt(noun),)
     for text, ids in zip(texts, tokenizer.token_ids(texts), strict=True):

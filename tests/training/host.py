@@ -8,16 +8,16 @@ from pathlib import Path
 import tests.conftest  # noqa: F401  before jax
 
 
-def main(place: str, port: str, number: str, hosts: str, folder: str) -> None:
+def main(placement_name: str, port: str, number: str, hosts: str, folder: str) -> None:
     import jax
 
     jax.distributed.initialize(f'localhost:{port}', num_processes=int(hosts), process_id=int(number))
 
-    from dreambooth_jax.training import placement
+    from dreambooth_jax.training.placement import make_placement
     from tests.training import test_fit, toy
 
     assert jax.process_count() == int(hosts) and jax.device_count() == 4
-    toy.PLACEMENTS['hosts'] = lambda: placement.make_placement(place, fsdp_min_bytes=128)
+    toy.PLACEMENTS['hosts'] = lambda: make_placement(placement_name, fsdp_min_bytes=128)
 
     def data(step):
         if asked and step == 1:

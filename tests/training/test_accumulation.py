@@ -15,12 +15,14 @@ from dreambooth_jax.training.state import init_state
 from tests.training import toy
 
 
-@pytest.mark.parametrize('place', toy.PLACEMENTS)
-@pytest.mark.parametrize('options', [{'accumulation': 2, 'unroll': True}, {'accumulation': 3}], ids=str)
-def test_step_in_micro_batches_equals_the_step_in_one(place, options):
-    rows = toy.batch(instance_rows=3, class_rows=3, prior_weight=0.7)
-    whole, parts = toy.Run('one', 'sgd', rows), toy.Run(place, 'sgd', rows, **options)
-    assert np.prod(parts.batch['slot'].shape) % (parts.place.devices * options['accumulation']) == 0
+@pytest.mark.parametrize('placement', toy.PLACEMENTS)
+@pytest.mark.parametrize(
+    'options', [{'gradient_accumulation_steps': 2, 'unroll': True}, {'gradient_accumulation_steps': 3}], ids=str
+)
+def test_step_in_micro_batches_equals_the_step_in_one(placement, options):
+    examples = toy.batch(instance_examples=3, class_examples=3, prior_weight=0.7)
+    whole, parts = toy.Run('one', 'sgd', examples), toy.Run(placement, 'sgd', examples, **options)
+    assert np.prod(parts.batch['slot'].shape) % (parts.placement.devices * options['gradient_accumulation_steps']) == 0
     ours, theirs = parts.steps(3), whole.steps(3)
     assert ours.keys() == theirs.keys() and 'prior_variance' in ours
     toy.assert_same(ours, theirs, rtol=1e-5)
@@ -30,9 +32,9 @@ def test_step_in_micro_batches_equals_the_step_in_one(place, options):
 
 @pytest.mark.parametrize('prior_weight', [0.7, 3.0])
 def test_loss_of_unequal_groups_is_still_the_two_means(prior_weight):
-    rows = toy.batch(instance_rows=5, class_rows=2, prior_weight=prior_weight)  # 7 rows, padded to 8
-    run = toy.Run(rows=rows, accumulation=2, unroll=True)
-    losses = np.asarray(toy.row_losses(toy.params(), toy.frozen(), rows, run.key, 0), np.float64)
+    examples = toy.batch(instance_examples=5, class_examples=2, prior_weight=prior_weight)  # 7 rows, padded to 8
+    run = toy.Run(examples=examples, gradient_accumulation_steps=2, unroll=True)
+    losses = np.asarray(toy.example_losses(toy.params(), toy.frozen(), examples, run.key, 0), np.float64)
     numbers = run.steps(1)
     assert numbers['loss'][0] == pytest.approx(losses[:5].mean() + prior_weight * losses[5:].mean(), rel=1e-6)
     assert numbers['instance_loss'][0] == pytest.approx(losses[:5].mean(), rel=1e-6)
@@ -40,35 +42,35 @@ def test_loss_of_unequal_groups_is_still_the_two_means(prior_weight):
 
 
 def test_several_steps_in_one_dispatch_accumulate_too():
-    whole, parts = toy.Run(kind='sgd'), toy.Run(kind='sgd', accumulation=2)
+    whole, parts = toy.Run(kind='sgd'), toy.Run(kind='sgd', gradient_accumulation_steps=2)
     toy.assert_same(parts.steps(4, count=4), whole.steps(4), rtol=1e-5)
     toy.assert_same(parts.state.params, whole.state.params, atol=1e-6)
 
 
 def test_each_micro_batch_has_its_share_of_both_groups_and_of_every_device():
-    rows = {'is_instance': jnp.array([1.0] * 4 + [0.0] * 4), 'device': jnp.repeat(jnp.arange(4), 2)}
+    examples = {'is_instance': jnp.array([1.0] * 4 + [0.0] * 4), 'device': jnp.repeat(jnp.arange(4), 2)}
     seen = []
 
     def function(part):
         seen.append(part)
         return jnp.mean(part['is_instance'])
 
-    assert float(mean_of_micro_batches(function, rows, 2, unroll=True)) == 0.5
+    assert float(mean_of_micro_batches(function, examples, 2, unroll=True)) == 0.5
     for part in seen[1:]:  # the first call asks for shapes
         assert part['is_instance'].tolist() == [1, 1, 0, 0] and part['device'].tolist() == [0, 1, 2, 3]
 
 
 def test_rows_that_do_not_divide_are_refused():
-    made = step.make_train_step(toy.loss, optax.sgd(0.1), pick=toy.pick, accumulation=4)
+    made = step.make_train_step(toy.loss, optax.sgd(0.1), pick=toy.pick, gradient_accumulation_steps=4)
     state = init_state(toy.params(), optax.sgd(0.1), ema=False)
     with pytest.raises(ValueError, match=r'6 rows .* cannot be cut into 4 equal micro-batches; pad'):
         made(state, toy.frozen(), jax.random.key(0), toy.batch())
 
 
 @functools.cache
-def temporary_bytes(place, accumulation, unroll):
+def temporary_bytes(placement, gradient_accumulation_steps, unroll):
     """Of the compiled step of a network whose activations outweigh its weights by far."""
-    where, width = toy.placed(place), 32
+    where, width = toy.placed(placement), 32
 
     def loss(params, frozen, batch, keys):
         x = jax.vmap(lambda key: jax.random.normal(key, (16, 16, width)))(keys)
@@ -80,12 +82,14 @@ def temporary_bytes(place, accumulation, unroll):
     tx = optax.sgd(0.1)
     state = where.place_state(lambda params: init_state(params, tx, ema=False), params)
     batch = where.place_batch(pairs.make_batch(8, 8, 4, 4, 1.0))
-    made = functools.partial(step.make_train_step, loss, tx, accumulation=accumulation, unroll=unroll)
-    compiled = jax.jit(made()) if place == 'fsdp' else where.compile(lambda axis: made(axis_name=axis))
+    made = functools.partial(
+        step.make_train_step, loss, tx, gradient_accumulation_steps=gradient_accumulation_steps, unroll=unroll
+    )
+    compiled = jax.jit(made()) if placement == 'fsdp' else where.compile(lambda axis: made(axis_name=axis))
     return compiled.lower(state, {}, jax.random.key(0), batch).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize(('place', 'unroll'), [('one', False), ('one', True), ('pmap', False), ('fsdp', False)])
-def test_memory_falls_with_the_number_of_micro_batches(place, unroll):
-    whole, quarter = temporary_bytes(place, 1, False), temporary_bytes(place, 4, unroll)
+@pytest.mark.parametrize(('placement', 'unroll'), [('one', False), ('one', True), ('pmap', False), ('fsdp', False)])
+def test_memory_falls_with_the_number_of_micro_batches(placement, unroll):
+    whole, quarter = temporary_bytes(placement, 1, False), temporary_bytes(placement, 4, unroll)
     assert quarter < 0.35 * whole

@@ -15,15 +15,15 @@ SIZES, COUNTS, STEPS = ((4, 10), (8, 6)), (2, 1), 6
 
 def tables():
     """Images of each size: the subject's, then the same number of class images."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     return [
-        draw.integers(0, 256, (count + toy.CLASSES, *size, toy.CHANNELS), np.uint8)
+        rng.integers(0, 256, (count + toy.CLASSES, *size, toy.CHANNELS), np.uint8)
         for size, count in zip(SIZES, COUNTS, strict=True)
     ]
 
 
-def train(workdir, steps, place='one', per_dispatch=10, kind='adamw'):
-    where, feed = toy.placed(place), Feed(0, steps, COUNTS, toy.CLASSES)
+def train(workdir, steps, placement='one', per_dispatch=10, kind='adamw'):
+    where, feed = toy.placed(placement), Feed(0, steps, COUNTS, toy.CLASSES)
     placed = [
         where.place_state(
             lambda data: data,
@@ -35,8 +35,8 @@ def train(workdir, steps, place='one', per_dispatch=10, kind='adamw'):
         toy.loss,
         toy.params(),
         tx=toy.transformation(kind),
-        rate=lambda step: toy.RATE,
-        place=where,
+        learning_rate=lambda step: toy.LEARNING_RATE,
+        placement=where,
         batch=feed.batch(3, 3, 0.7, where.devices),
         pick=feed.pick,
         workdir=workdir,
@@ -74,12 +74,14 @@ def test_the_loss_of_a_step_is_that_of_its_buckets_rows(whole):
     bucket = feed.bucket(0)
     frozen = {'images': tables()[bucket], 'prompt_of': np.zeros(COUNTS[bucket] + toy.CLASSES), **feed.arrays}
     batch = feed.batch(3, 3, 0.7, 1)
-    rows = feed.pick(jax.random.fold_in(key, step.ROWS_STREAM), 0, batch, jax.tree.map(jnp.asarray, frozen))
-    per_row, _ = toy.loss(params, jax.tree.map(jnp.asarray, frozen), rows, step.row_keys(key, 0, batch['slot']))
-    assert losses(whole[0])[0] == pytest.approx(float(per_row[:3].mean() + 0.7 * per_row[3:].mean()), rel=1e-5)
+    examples = feed.pick(jax.random.fold_in(key, step.EXAMPLES_STREAM), 0, batch, jax.tree.map(jnp.asarray, frozen))
+    per_example, _ = toy.loss(
+        params, jax.tree.map(jnp.asarray, frozen), examples, step.example_keys(key, 0, batch['slot'])
+    )
+    assert losses(whole[0])[0] == pytest.approx(float(per_example[:3].mean() + 0.7 * per_example[3:].mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize('place', ['pmap', pytest.param('fsdp', marks=pytest.mark.slow)])
-def test_four_devices_take_the_steps_of_one(place, whole, tmp_path):
-    train(tmp_path, 3, place=place)
+@pytest.mark.parametrize('placement', ['pmap', pytest.param('fsdp', marks=pytest.mark.slow)])
+def test_four_devices_take_the_steps_of_one(placement, whole, tmp_path):
+    train(tmp_path, 3, placement=placement)
     np.testing.assert_allclose(losses(tmp_path), losses(whole[0])[:3], rtol=1e-5)

@@ -45,17 +45,17 @@ def steps_in(folder):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
-@pytest.mark.parametrize('place', toy.PLACEMENTS)
-def test_three_and_three_steps_equal_six_bit_for_bit(place, tmp_path):
-    whole = toy.Run(place)
+@pytest.mark.parametrize('placement', toy.PLACEMENTS)
+def test_three_and_three_steps_equal_six_bit_for_bit(placement, tmp_path):
+    whole = toy.Run(placement)
     numbers = whole.steps(6)
-    first = toy.Run(place)
+    first = toy.Run(placement)
     first.steps(3)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, first.place.to_global(first.state))
+    checkpoints.save(3, first.placement.to_global(first.state))
     checkpoints.close()
 
-    second, checkpoints = toy.Run(place), Checkpoints(tmp_path)
+    second, checkpoints = toy.Run(placement), Checkpoints(tmp_path)
     second.state = checkpoints.restore(second.state)
     checkpoints.close()
     assert int(second.state.step) == 3

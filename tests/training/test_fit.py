@@ -16,17 +16,17 @@ from tests.training import toy
 STEPS = 8
 
 
-def train(workdir, place='one', data=lambda step: toy.frozen(), **options):
+def train(workdir, placement='one', data=lambda step: toy.frozen(), **options):
     """fit() of the toy stage; `data`: step -> what is frozen."""
-    where = toy.placed(place)
+    where = toy.placed(placement)
     settings = dict(steps=STEPS, ema_decay=toy.EMA, save_every=3, seed=0) | options
     return fit.fit(
         toy.loss,
         toy.params(),
         tx=toy.transformation('adamw'),
-        rate=lambda step: toy.RATE,
-        place=where,
-        batch=pairs.pad_rows(toy.batch(), where.devices),
+        learning_rate=lambda step: toy.LEARNING_RATE,
+        placement=where,
+        batch=pairs.pad_examples(toy.batch(), where.devices),
         pick=toy.pick,
         workdir=workdir,
         name='toy',
@@ -154,9 +154,9 @@ def test_run_with_other_shapes_is_refused_and_its_checkpoint_stays(tmp_path):
     assert steps_written(tmp_path) == [1, 2]
 
 
-@pytest.mark.parametrize('place', ['pmap', 'fsdp'])
-def test_run_begun_on_four_devices_goes_on_on_one(place, whole, tmp_path):
-    train(tmp_path, place=place, steps=4, steps_per_dispatch=2)
+@pytest.mark.parametrize('placement', ['pmap', 'fsdp'])
+def test_run_begun_on_four_devices_goes_on_on_one(placement, whole, tmp_path):
+    train(tmp_path, placement=placement, steps=4, steps_per_dispatch=2)
     state, finished = train(tmp_path)
     assert finished
     toy.assert_same(toy.arrays(state.params), whole[1].params, atol=1e-5)

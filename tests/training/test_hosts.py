@@ -15,14 +15,14 @@ from tests.training import test_fit, toy
 DEVICES_FLAG = '--xla_force_host_platform_device_count'
 
 
-def run_hosts(place, folder, hosts=2):
+def run_hosts(placement, folder, hosts=2):
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = str(free.getsockname()[1])
     flags = ' '.join(f'{name}={value}' for name, value in {**XLA_FLAGS, DEVICES_FLAG: str(4 // hosts)}.items())
     processes = [
         subprocess.Popen(
-            [sys.executable, '-m', 'tests.training.host', place, port, str(number), str(hosts), str(folder)],
+            [sys.executable, '-m', 'tests.training.host', placement, port, str(number), str(hosts), str(folder)],
             env={**os.environ, 'XLA_FLAGS': flags},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -39,9 +39,9 @@ def run_hosts(place, folder, hosts=2):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('place', ['pmap', 'fsdp'])
-def test_two_hosts_take_the_steps_of_one_stop_and_resume_together_and_write_each_step_once(place, tmp_path):
-    run_hosts(place, tmp_path / 'hosts')
+@pytest.mark.parametrize('placement', ['pmap', 'fsdp'])
+def test_two_hosts_take_the_steps_of_one_stop_and_resume_together_and_write_each_step_once(placement, tmp_path):
+    run_hosts(placement, tmp_path / 'hosts')
     state, _ = test_fit.train(tmp_path / 'one', steps=6)
     assert test_fit.saved(tmp_path / 'hosts') == [4, 6]
     assert test_fit.steps_written(tmp_path / 'hosts') == [1, 2, 3, 4, 5, 6]

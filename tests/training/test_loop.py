@@ -21,7 +21,7 @@ class Told:
     steps: int = 10
     per_dispatch: int = 1
     save_every: int = 0
-    draw_every: int = 0
+    sample_every: int = 0
     losses: dict = dataclasses.field(default_factory=dict)  # by the step that they end
     gradients: dict = dataclasses.field(default_factory=dict)
     act: dict = dataclasses.field(default_factory=dict)  # (event, step) -> what else happens then
@@ -61,9 +61,9 @@ class Told:
         assert step == state.step
         self.note('save', step)
 
-    def draw(self, step, state):
+    def sample(self, step, state):
         assert step == state.step
-        self.note('draw', step)
+        self.note('sample', step)
 
     def write(self, step, values):
         self.lines.append((step, values))
@@ -71,11 +71,11 @@ class Told:
     def run(self):
         hooks = loop.Hooks(
             save=self.save,
-            draw=self.draw,
+            sample=self.sample,
             frozen=self.frozen,
             write=self.write,
             save_every=self.save_every,
-            draw_every=self.draw_every,
+            sample_every=self.sample_every,
         )
         with loop.Stop().listening() as stop:
             state, finished = loop.run(
@@ -86,8 +86,8 @@ class Told:
                 hooks,
                 steps=self.steps,
                 steps_per_dispatch=self.per_dispatch,
-                rows_per_step=4,
-                rate=lambda step: step / 100,
+                examples_per_step=4,
+                learning_rate=lambda step: step / 100,
                 fetch=self.fetch,
                 stop=stop,
                 description='toy',
@@ -100,27 +100,27 @@ def terminate():
 
 
 def test_saves_and_draws_fall_on_their_steps_and_on_the_last():
-    told = Told(steps=10, save_every=4, draw_every=3)
+    told = Told(steps=10, save_every=4, sample_every=3)
     assert told.run() == (10, True)
     assert told.of('save') == [4, 8, 10]
-    assert told.of('draw') == [3, 6, 9, 10]
+    assert told.of('sample') == [3, 6, 9, 10]
 
 
 def test_without_a_rhythm_only_the_last_step_is_saved_and_drawn():
     told = Told(steps=3)
     told.run()
-    assert told.of('save') == told.of('draw') == [3]
+    assert told.of('save') == told.of('sample') == [3]
 
 
 def test_last_step_is_saved_and_drawn_once_where_the_rhythm_meets_it():
-    told = Told(steps=8, save_every=4, draw_every=4)
+    told = Told(steps=8, save_every=4, sample_every=4)
     told.run()
     assert told.of('save') == [4, 8]
-    assert told.of('draw') == [4, 8]
+    assert told.of('sample') == [4, 8]
 
 
 def test_dispatches_are_shortened_to_meet_saves_draws_and_the_end():
-    told = Told(steps=11, per_dispatch=4, save_every=5, draw_every=3)
+    told = Told(steps=11, per_dispatch=4, save_every=5, sample_every=3)
     told.run()
     assert [(step, count) for name, step, *more in told.events if name == 'dispatch' for count in more] == [
         (0, 3),
@@ -130,7 +130,7 @@ def test_dispatches_are_shortened_to_meet_saves_draws_and_the_end():
         (9, 1),
         (10, 1),
     ]
-    assert told.of('save') == [5, 10, 11] and told.of('draw') == [3, 6, 9, 11]
+    assert told.of('save') == [5, 10, 11] and told.of('sample') == [3, 6, 9, 11]
 
 
 def test_every_step_is_written_once_in_order_with_its_own_rate():
@@ -150,17 +150,17 @@ def test_numbers_are_fetched_while_the_next_dispatch_runs():
 
 
 def test_what_is_saved_or_drawn_is_known_to_be_sound_before():
-    told = Told(steps=4, save_every=2, draw_every=2)
+    told = Told(steps=4, save_every=2, sample_every=2)
     told.run()
-    for event in ('save', 'draw'):
+    for event in ('save', 'sample'):
         assert told.events.index(('fetch', 1)) < told.events.index((event, 2))
         assert told.events.index((event, 2)) < told.events.index(('dispatch', 2, 1))
 
 
 def test_resumed_run_goes_on_without_saving_or_drawing_its_first_state_again():
-    told = Told(first=4, steps=10, save_every=4, draw_every=4)
+    told = Told(first=4, steps=10, save_every=4, sample_every=4)
     assert told.run() == (10, True)
-    assert told.of('save') == [8, 10] and told.of('draw') == [8, 10]
+    assert told.of('save') == [8, 10] and told.of('sample') == [8, 10]
     assert told.of('dispatch') == [4, 5, 6, 7, 8, 9]
 
 
@@ -199,12 +199,12 @@ def test_gradient_that_is_no_number_stops_before_the_ruined_weights_are_saved():
 def test_sigterm_saves_where_the_run_is_and_ends_unfinished():
     told = Told(steps=20, per_dispatch=2, save_every=10, act={('dispatch', 4): terminate})
     assert told.run() == (6, False)
-    assert told.of('save') == [6] and told.of('draw') == []
+    assert told.of('save') == [6] and told.of('sample') == []
     assert [step for step, _ in told.lines] == [1, 2, 3, 4, 5, 6]
 
 
 def test_sigterm_while_drawing_is_heard_too():
-    told = Told(steps=20, draw_every=5, act={('draw', 5): terminate})
+    told = Told(steps=20, sample_every=5, act={('sample', 5): terminate})
     assert told.run() == (6, False)
     assert told.of('save') == [6]
 
@@ -225,7 +225,7 @@ def heard():
 def test_sigterm_after_the_last_step_leaves_a_finished_run_and_is_handed_on(heard):
     told = Told(steps=3, act={('dispatch', 2): terminate})
     assert told.run() == (3, True)
-    assert told.of('save') == told.of('draw') == [3]
+    assert told.of('save') == told.of('sample') == [3]
     assert heard == [signal.SIGTERM]
 
 
@@ -269,7 +269,7 @@ def test_only_the_dispatch_itself_may_not_bring_numbers_to_the_host():
     def look(event):
         return lambda: seen.setdefault(event, jax.config.jax_transfer_guard_device_to_host)
 
-    watched = ('frozen', 'dispatch', 'fetch', 'save', 'draw')
-    told = Told(steps=4, save_every=2, draw_every=2, act={(event, 2): look(event) for event in watched})
+    watched = ('frozen', 'dispatch', 'fetch', 'save', 'sample')
+    told = Told(steps=4, save_every=2, sample_every=2, act={(event, 2): look(event) for event in watched})
     told.run()
     assert seen == {event: 'disallow' if event == 'dispatch' else None for event in watched}

@@ -10,7 +10,7 @@ from dreambooth_jax.training import memory
 from dreambooth_jax.training.loop import TrainingError
 
 CONFIG = DreamBoothConfig()
-REMAT, INT8, LORA = '--config.parallel.remat=True', '--config.optimizer.moments=int8', '--config.lora.rank=16'
+REMAT, INT8, LORA = '--config.parallel.remat=True', '--config.optimizer.state_dtype=int8', '--config.lora.rank=16'
 
 
 def test_other_errors_pass():
@@ -32,14 +32,26 @@ def test_without_remedies_a_larger_device_is_left():
 @pytest.mark.parametrize(
     'changes, begun, flags',
     [
-        ({}, False, [REMAT, INT8, '--config.base.accumulation=2', LORA]),
-        ({}, True, [REMAT, '--config.base.accumulation=2']),
-        ({'parallel': ParallelConfig(remat=True)}, True, ['--config.base.accumulation=2']),
-        ({'lora': LoraConfig(rank=4)}, False, [REMAT, '--config.base.accumulation=2']),
-        ({'optimizer': OptimizerConfig(kind='lion')}, False, [REMAT, '--config.base.accumulation=2', LORA]),
-        ({'optimizer': OptimizerConfig(moments='int8')}, False, [REMAT, '--config.base.accumulation=2', LORA]),
-        ({'base': BaseConfig(batch_size=3, accumulation=4)}, True, [REMAT, '--config.base.accumulation=6']),
-        ({'base': BaseConfig(batch_size=3, accumulation=6)}, True, [REMAT]),
+        ({}, False, [REMAT, INT8, '--config.base.gradient_accumulation_steps=2', LORA]),
+        ({}, True, [REMAT, '--config.base.gradient_accumulation_steps=2']),
+        ({'parallel': ParallelConfig(remat=True)}, True, ['--config.base.gradient_accumulation_steps=2']),
+        ({'lora': LoraConfig(rank=4)}, False, [REMAT, '--config.base.gradient_accumulation_steps=2']),
+        (
+            {'optimizer': OptimizerConfig(kind='lion')},
+            False,
+            [REMAT, '--config.base.gradient_accumulation_steps=2', LORA],
+        ),
+        (
+            {'optimizer': OptimizerConfig(state_dtype='int8')},
+            False,
+            [REMAT, '--config.base.gradient_accumulation_steps=2', LORA],
+        ),
+        (
+            {'base': BaseConfig(batch_size=3, gradient_accumulation_steps=4)},
+            True,
+            [REMAT, '--config.base.gradient_accumulation_steps=6'],
+        ),
+        ({'base': BaseConfig(batch_size=3, gradient_accumulation_steps=6)}, True, [REMAT]),
     ],
 )
 def test_only_what_helps_and_may_be_changed_is_advised(changes, begun, flags):

@@ -12,23 +12,25 @@ from dreambooth_jax.training import optimizer
 from dreambooth_jax.training.checkpoint import Checkpoints
 from tests.training import toy
 
-RATE, DECAY = 0.02, 0.1
+LEARNING_RATE, DECAY = 0.02, 0.1
 DIRECT = {
-    'adafactor': optax.adafactor(RATE, multiply_by_parameter_scale=False, weight_decay_rate=RATE * DECAY),
-    'lion': optax.lion(RATE, 0.9, 0.99, weight_decay=DECAY),
-    'prodigy': optax.contrib.prodigy(RATE, (0.9, 0.999), eps=1e-8, weight_decay=DECAY),
+    'adafactor': optax.adafactor(
+        LEARNING_RATE, multiply_by_parameter_scale=False, weight_decay_rate=LEARNING_RATE * DECAY
+    ),
+    'lion': optax.lion(LEARNING_RATE, 0.9, 0.99, weight_decay=DECAY),
+    'prodigy': optax.contrib.prodigy(LEARNING_RATE, (0.9, 0.999), eps=1e-8, weight_decay=DECAY),
 }
 
 
 def normal(shapes, seed):
-    draw = np.random.default_rng(seed)
-    return {'unet': {name: np.float32(draw.normal(size=shape)) for name, shape in shapes.items()}}
+    rng = np.random.default_rng(seed)
+    return {'unet': {name: np.float32(rng.normal(size=shape)) for name, shape in shapes.items()}}
 
 
 @pytest.mark.parametrize('kind', DIRECT)
 def test_step_equals_that_of_optax(kind):
     shapes = {'kernel': (3, 3, 128, 130), 'bias': (130,)}  # large enough to be factored
-    ours = optimizer.make_optimizer(RATE, kind=kind, weight_decay=DECAY, grad_clip_norm=1.0)
+    ours = optimizer.make_optimizer(LEARNING_RATE, kind=kind, weight_decay=DECAY, grad_clip_norm=1.0)
     theirs = optax.chain(optax.clip_by_global_norm(1.0), DIRECT[kind])
     ends = []
     for tx in (ours, theirs):
@@ -53,9 +55,9 @@ def test_clipping_equals_optax_and_leaves_a_small_gradient_alone_bit_for_bit():
 @pytest.mark.parametrize(
     ('settings', 'bytes_per_weight'),
     [
-        ({'moments': 'float32'}, 8),
-        ({'moments': 'bfloat16'}, 4),
-        ({'moments': 'int8'}, 2 + 2 * 4 / 640),
+        ({'state_dtype': 'float32'}, 8),
+        ({'state_dtype': 'bfloat16'}, 4),
+        ({'state_dtype': 'int8'}, 2 + 2 * 4 / 640),
         ({'kind': 'lion'}, 4),
         ({'kind': 'prodigy'}, 16),
         ({'kind': 'adafactor'}, 4 / 320 + 4 / 640),
@@ -72,7 +74,7 @@ def test_factors_scale_every_kind():
     shapes = {'kernel': (4, 3), 'bias': (3,)}
     for kind in optimizer.KINDS:
         params, gradients = normal(shapes, 0), normal(shapes, 1)
-        tx = optimizer.make_optimizer(RATE, kind=kind, factors={'unet': {'bias': 0.0}})
+        tx = optimizer.make_optimizer(LEARNING_RATE, kind=kind, multipliers={'unet': {'bias': 0.0}})
         updates = jax.jit(lambda g, p, tx=tx: tx.update(g, tx.init(p), p)[0])(gradients, params)
         assert not np.any(updates['unet']['bias']) and np.all(updates['unet']['kernel'])
 
@@ -93,7 +95,7 @@ def test_prodigy_finds_a_rate():
 @pytest.mark.parametrize('kind', optimizer.KINDS)
 def test_state_shares_no_array_with_the_weights_which_a_step_donates(kind):
     params = jax.tree.map(jnp.asarray, normal({'a': (5, 3)}, 0))
-    state = optimizer.make_optimizer(RATE, kind=kind).init(params)
+    state = optimizer.make_optimizer(LEARNING_RATE, kind=kind).init(params)
     assert all(leaf is not params['unet']['a'] for leaf in jax.tree.leaves(state))
 
 
@@ -102,7 +104,9 @@ def test_what_is_named_does_not_decay_and_takes_the_same_step_otherwise(kind):
     params, gradient = normal({'rows': (2, 3), 'kernel': (3, 4)}, 0), normal({'rows': (2, 3), 'kernel': (3, 4)}, 1)
     updates = {}
     for decay, undecayed in ((DECAY, ['rows']), (DECAY, []), (0.0, [])):
-        tx = optimizer.make_optimizer(RATE, kind=kind, weight_decay=decay, undecayed=undecayed, grad_clip_norm=None)
+        tx = optimizer.make_optimizer(
+            LEARNING_RATE, kind=kind, weight_decay=decay, undecayed=undecayed, grad_clip_norm=None
+        )
         updates[decay, bool(undecayed)] = tx.update(gradient, tx.init(params), params)[0]['unet']
     held, decayed, plain = (updates[key] for key in ((DECAY, True), (DECAY, False), (0.0, False)))
     assert not np.allclose(decayed['rows'], plain['rows'], atol=0)
@@ -112,9 +116,9 @@ def test_what_is_named_does_not_decay_and_takes_the_same_step_otherwise(kind):
 
 def test_unknown_kinds_and_moments_without_adamw_are_refused():
     with pytest.raises(ValueError, match="optimizer.kind is 'sgd' but must be one of"):
-        optimizer.make_optimizer(RATE, kind='sgd')
+        optimizer.make_optimizer(LEARNING_RATE, kind='sgd')
     with pytest.raises(ValueError, match="moments are 'int8' but only adamw has them in other numbers"):
-        optimizer.make_optimizer(RATE, kind='lion', moments='int8')
+        optimizer.make_optimizer(LEARNING_RATE, kind='lion', state_dtype='int8')
 
 
 @pytest.mark.parametrize('kind', toy.OTHERS)
@@ -124,7 +128,7 @@ def test_three_and_three_steps_equal_six_bit_for_bit(kind, tmp_path):
     numbers = whole.steps(6)
     first.steps(3)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, first.place.to_global(first.state), wait=True)
+    checkpoints.save(3, first.placement.to_global(first.state), wait=True)
     second.state = checkpoints.restore(second.state)
     checkpoints.close()
     toy.assert_same(toy.arrays(second.state), toy.arrays(first.state))
@@ -142,11 +146,11 @@ def test_compressed_moments_are_what_is_saved():
     assert toy.Run(kind='bfloat16').state.opt_state[1][0].nu['unet']['conv_in.kernel'].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize('place', ['pmap', 'fsdp'])
-def test_int8_moments_on_four_devices_take_the_steps_of_one(place):
-    one, many = toy.Run('one', 'int8'), toy.Run(place, 'int8')
+@pytest.mark.parametrize('placement', ['pmap', 'fsdp'])
+def test_int8_moments_on_four_devices_take_the_steps_of_one(placement):
+    one, many = toy.Run('one', 'int8'), toy.Run(placement, 'int8')
     codes = many.state.opt_state[1][0].nu['unet']['conv_out.kernel'].codes
-    assert codes.sharding.is_fully_replicated == (place == 'pmap')
+    assert codes.sharding.is_fully_replicated == (placement == 'pmap')
     ours, theirs = many.steps(4), one.steps(4)
     np.testing.assert_allclose(ours['loss'], theirs['loss'], rtol=1e-4)
     # A number that rounding leaves between two codes may fall to either side: 1e-4 is a hundredth of a step.

@@ -48,15 +48,15 @@ def test_codes_are_small_floats():
 @pytest.mark.parametrize('kind', COMPRESSED)
 @pytest.mark.parametrize('signed', [True, False])
 def test_stored_numbers_are_neighbours_of_the_true_ones_and_right_on_average(kind, signed):
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     lowest = -6 if signed else -4  # the least of unsigned codes is 1.6e-5
-    x = (10.0 ** draw.uniform(lowest, 0, (10, 500)) * 10.0 ** np.arange(-5, 5)[:, None]).astype(np.float32)
-    x = x * draw.choice([-1.0, 1.0], x.shape).astype(np.float32) if signed else x
+    x = (10.0 ** rng.uniform(lowest, 0, (10, 500)) * 10.0 ** np.arange(-5, 5)[:, None]).astype(np.float32)
+    x = x * rng.choice([-1.0, 1.0], x.shape).astype(np.float32) if signed else x
     rounds = np.asarray(stored(jnp.asarray(x), kind, signed, 32))
     if kind == 'int8':
         scale = np.abs(x).max(axis=1, keepdims=True) / code(signed).max()
-        place = np.clip(np.searchsorted(code(signed), x / scale, side='right'), 1, len(code(signed)) - 1)
-        gap = (code(signed)[place] - code(signed)[place - 1]) * scale
+        index = np.clip(np.searchsorted(code(signed), x / scale, side='right'), 1, len(code(signed)) - 1)
+        gap = (code(signed)[index] - code(signed)[index - 1]) * scale
     else:
         gap = np.spacing(np.abs(x)) * 2**16
     assert np.all(np.abs(rounds - x) <= 1.001 * gap + 1e-7 * np.abs(x))
@@ -96,16 +96,16 @@ def test_compressed_arrays_keep_their_shape_and_small_ones_stay_float32():
 
 @pytest.mark.parametrize('kind', COMPRESSED)
 def test_first_step_equals_that_of_float32(kind):
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     shapes = {'kernel': (70, 60), 'bias': (60,), 'scale': ()}
 
     def normal():
-        return {'unet': {name: np.float32(draw.normal(size=shape)) for name, shape in shapes.items()}}
+        return {'unet': {name: np.float32(rng.normal(size=shape)) for name, shape in shapes.items()}}
 
     params, gradients = normal(), normal()
     steps = []
     for moments_kind in ('float32', kind):
-        tx = optimizer.make_optimizer(0.02, moments=moments_kind, weight_decay=0.1)
+        tx = optimizer.make_optimizer(0.02, state_dtype=moments_kind, weight_decay=0.1)
         steps.append(jax.jit(tx.update)(gradients, tx.init(params), params)[0])
     toy.assert_same(steps[1], steps[0], rtol=1e-5, atol=1e-8)
 
@@ -116,11 +116,11 @@ STEPS, WIDTH = 1000, 64
 @functools.cache
 def trained(kind):
     """(weights, their start, loss at the end) of a regression whose gradients span decades and shrink as it learns."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     shapes = {'in': (WIDTH, 96), 'out': (96, WIDTH)}
 
     def normal():
-        return {name: np.float32(0.1 * draw.normal(size=shape)) for name, shape in shapes.items()}
+        return {name: np.float32(0.1 * rng.normal(size=shape)) for name, shape in shapes.items()}
 
     true, start = normal(), normal()
     start['bias'] = np.zeros(WIDTH, np.float32)
@@ -128,7 +128,7 @@ def trained(kind):
     if kind == 'rounded bfloat16':
         tx = optax.chain(rounded(optax.scale_by_adam()), optax.add_decayed_weights(0.01), optax.scale(-3e-3))
     else:
-        tx = optimizer.make_optimizer(3e-3, moments=kind, grad_clip_norm=None)
+        tx = optimizer.make_optimizer(3e-3, state_dtype=kind, grad_clip_norm=None)
 
     def loss(params, key):
         x = jax.random.normal(key, (32, WIDTH)) * sizes

@@ -5,17 +5,19 @@ import numpy as np
 import pytest
 
 from dreambooth_jax.data import pairs
-from dreambooth_jax.training import placement
 from dreambooth_jax.training.checkpoint import Checkpoints
+from dreambooth_jax.training.placement import AXIS, Fsdp, Pmap, make_placement
 from tests.training import toy
 
 MANY = ('pmap', 'fsdp')
 
 
-@pytest.mark.parametrize('place', MANY)
-def test_four_devices_take_the_same_steps_as_one_also_with_padding(place):
-    rows = toy.batch(instance_rows=3, class_rows=3, prior_weight=0.7)  # 6 rows alone, 8 with padding on 4 devices
-    one, many = toy.Run('one', 'sgd', rows), toy.Run(place, 'sgd', rows)
+@pytest.mark.parametrize('placement', MANY)
+def test_four_devices_take_the_same_steps_as_one_also_with_padding(placement):
+    examples = toy.batch(
+        instance_examples=3, class_examples=3, prior_weight=0.7
+    )  # 6 rows alone, 8 with padding on 4 devices
+    one, many = toy.Run('one', 'sgd', examples), toy.Run(placement, 'sgd', examples)
     assert len(one.batch['slot']) == 6
     assert np.prod(many.batch['slot'].shape) == 8
     ours, theirs = many.steps(3), one.steps(3)
@@ -25,23 +27,23 @@ def test_four_devices_take_the_same_steps_as_one_also_with_padding(place):
     assert int(many.state.step) == 3
 
 
-@pytest.mark.parametrize('place', MANY)
-def test_four_devices_take_several_steps_in_one_dispatch(place):
-    one, many = toy.Run('one', 'sgd'), toy.Run(place, 'sgd')
+@pytest.mark.parametrize('placement', MANY)
+def test_four_devices_take_several_steps_in_one_dispatch(placement):
+    one, many = toy.Run('one', 'sgd'), toy.Run(placement, 'sgd')
     toy.assert_same(many.steps(4, count=4), one.steps(4), rtol=1e-5)
     toy.assert_same(many.state.params, one.state.params, atol=1e-6)
 
 
-@pytest.mark.parametrize('place', toy.PLACEMENTS)
-def test_state_has_no_device_axis_and_stays_where_it_was_placed(place):
-    run = toy.Run(place)
+@pytest.mark.parametrize('placement', toy.PLACEMENTS)
+def test_state_has_no_device_axis_and_stays_where_it_was_placed(placement):
+    run = toy.Run(placement)
     assert run.state.params['unet']['conv_in.kernel'].shape == (3, 16)
     before = [(leaf.shape, leaf.sharding) for leaf in jax.tree.leaves(run.state)]
     run.steps(1)
     for leaf, (shape, sharding) in zip(jax.tree.leaves(run.state), before, strict=True):
         assert leaf.shape == shape and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     devices = {device for leaf in jax.tree.leaves(run.state) for device in leaf.sharding.device_set}
-    assert len(devices) == run.place.devices == (1 if place == 'one' else 4)
+    assert len(devices) == run.placement.devices == (1 if placement == 'one' else 4)
 
 
 def test_fsdp_shards_large_arrays_with_their_moments_and_copies_small_ones():
@@ -54,33 +56,33 @@ def test_fsdp_shards_large_arrays_with_their_moments_and_copies_small_ones():
 
 
 def test_fsdp_copies_an_array_that_no_axis_can_share():
-    layout = placement.Fsdp(0, jax.devices()[:4]).shardings({'odd': np.zeros((3, 5)), 'even': np.zeros((3, 8))})
+    layout = Fsdp(0, jax.devices()[:4]).shardings({'odd': np.zeros((3, 5)), 'even': np.zeros((3, 8))})
     assert layout['odd'].is_fully_replicated
-    assert layout['even'].spec == jax.sharding.PartitionSpec(None, placement.AXIS)
+    assert layout['even'].spec == jax.sharding.PartitionSpec(None, AXIS)
 
 
-@pytest.mark.parametrize('place', toy.PLACEMENTS)
-def test_donation_leaves_the_arrays_alone_that_the_state_was_made_of(place):
+@pytest.mark.parametrize('placement', toy.PLACEMENTS)
+def test_donation_leaves_the_arrays_alone_that_the_state_was_made_of(placement):
     start = jax.tree.map(jax.numpy.asarray, toy.params())
-    made = toy.placed(place).place_state(lambda params: (params, jax.tree.map(jax.numpy.copy, params)), start)
+    made = toy.placed(placement).place_state(lambda params: (params, jax.tree.map(jax.numpy.copy, params)), start)
     jax.tree.map(lambda array: array.delete(), made[0])
     toy.assert_same(start, toy.params())
     toy.assert_same(made[1], toy.params())
 
 
-@pytest.mark.parametrize('place', MANY)
-def test_batch_that_devices_cannot_share_evenly_is_refused(place):
+@pytest.mark.parametrize('placement', MANY)
+def test_batch_that_devices_cannot_share_evenly_is_refused(placement):
     with pytest.raises(ValueError, match='6 rows, which 4 devices cannot share evenly; pad'):
-        toy.placed(place).place_batch(toy.batch())
+        toy.placed(placement).place_batch(toy.batch())
 
 
-@pytest.mark.parametrize('place', toy.PLACEMENTS)
-def test_batch_is_placed_once_and_its_rows_keep_their_order(place):
-    rows = pairs.pad_rows(toy.batch(), 8)
-    placed = toy.placed(place).place_batch(rows)
+@pytest.mark.parametrize('placement', toy.PLACEMENTS)
+def test_batch_is_placed_once_and_its_rows_keep_their_order(placement):
+    examples = pairs.pad_examples(toy.batch(), 8)
+    placed = toy.placed(placement).place_batch(examples)
     for name, value in placed.items():
-        assert isinstance(value, jax.Array) and len(value.sharding.device_set) == toy.placed(place).devices
-        np.testing.assert_array_equal(np.asarray(value).reshape(-1), rows[name])
+        assert isinstance(value, jax.Array) and len(value.sharding.device_set) == toy.placed(placement).devices
+        np.testing.assert_array_equal(np.asarray(value).reshape(-1), examples[name])
 
 
 @pytest.mark.parametrize('before, after', [('pmap', 'fsdp'), ('fsdp', 'one'), ('one', 'pmap')])
@@ -88,21 +90,21 @@ def test_state_saved_under_one_placement_goes_on_under_another(before, after, tm
     run = toy.Run(before)
     run.steps(2)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(2, run.place.to_global(run.state), wait=True)
+    checkpoints.save(2, run.placement.to_global(run.state), wait=True)
     other = toy.Run(after)
     other.state = checkpoints.restore(other.state)
     checkpoints.close()
     toy.assert_same(toy.arrays(other.state), toy.arrays(run.state))
     for leaf in jax.tree.leaves(other.state):
-        assert len(leaf.sharding.device_set) == other.place.devices
+        assert len(leaf.sharding.device_set) == other.placement.devices
     toy.assert_same(other.steps(1), run.steps(1), rtol=1e-5)
     toy.assert_same(toy.arrays(other.state.params), toy.arrays(run.state.params), atol=1e-6)
 
 
 def test_placements_are_made_by_name_over_all_devices():
-    assert isinstance(placement.make_placement('pmap'), placement.Pmap)
-    fsdp = placement.make_placement('fsdp', fsdp_min_bytes=7)
-    assert isinstance(fsdp, placement.Fsdp) and fsdp.min_bytes == 7
+    assert isinstance(make_placement('pmap'), Pmap)
+    fsdp = make_placement('fsdp', fsdp_min_bytes=7)
+    assert isinstance(fsdp, Fsdp) and fsdp.min_bytes == 7
     assert fsdp.devices == jax.device_count() == 4
     with pytest.raises(ValueError, match="'ddp' but must be one of"):
-        placement.make_placement('ddp')
+        make_placement('ddp')

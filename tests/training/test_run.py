@@ -54,7 +54,7 @@ def test_run_goes_on_with_the_same_settings(tmp_path):
         ('seed', 3),
         ('data.subject', 'dog'),
         ('lora.rank', 4),
-        ('optimizer.moments', 'int8'),
+        ('optimizer.state_dtype', 'int8'),
         ('parallel.dtype', 'bfloat16'),
         ('prior.steps', 7),
         ('model', 'other'),
@@ -76,8 +76,8 @@ def test_setting_that_changes_what_is_learned_is_refused_with_both_values(path, 
     'path, value',
     [
         ('base.steps', 7),
-        ('base.accumulation', 2),
-        ('super_resolution.accumulation', 2),
+        ('base.gradient_accumulation_steps', 2),
+        ('super_resolution.gradient_accumulation_steps', 2),
         ('prior.batch_size', 2),
         ('prior.dir', 'shared'),
         ('checkpoint.every', 7),
@@ -103,8 +103,8 @@ def test_until_there_is_a_checkpoint_every_setting_may_change(tmp_path):
     run.begin(CONFIG, tmp_path)
     (tmp_path / 'base' / 'checkpoints' / '2.orbax-checkpoint-tmp').mkdir(parents=True)  # killed while it was written
     (tmp_path / 'prior').mkdir()
-    run.begin(changed(CONFIG, 'optimizer.moments', 'int8'), tmp_path)
-    assert json.loads((tmp_path / 'config.json').read_text())['optimizer']['moments'] == 'int8'
+    run.begin(changed(CONFIG, 'optimizer.state_dtype', 'int8'), tmp_path)
+    assert json.loads((tmp_path / 'config.json').read_text())['optimizer']['state_dtype'] == 'int8'
 
 
 def test_a_stage_without_a_checkpoint_may_change_its_settings(tmp_path):
@@ -156,10 +156,10 @@ def test_settings_of_class_images_may_change_where_there_are_none(tmp_path):
 def test_settings_of_drawn_class_images_may_change_where_they_are_photos_of_ones_own(tmp_path):
     own = Inputs({}, {'prior.dir': []})
     trained(CONFIG, tmp_path, found=own)
-    fewer, drawn = changed(CONFIG, 'prior.num_images', 7), Inputs({}, {})
+    fewer, generated = changed(CONFIG, 'prior.num_images', 7), Inputs({}, {})
     run.begin(fewer, tmp_path, own)
-    assert 'config.prior.dir is None, no folder of photos of your own, but' in refusal(fewer, tmp_path, drawn)
-    trained(CONFIG, tmp_path / 'drawn', found=drawn)
+    assert 'config.prior.dir is None, no folder of photos of your own, but' in refusal(fewer, tmp_path, generated)
+    trained(CONFIG, tmp_path / 'drawn', found=generated)
     assert refusal(changed(CONFIG, 'prior.dir', 'dogs'), tmp_path / 'drawn', own) == (
         f"config.prior.dir is 'dogs', a folder of photos of your own, but {tmp_path}/drawn was begun with class "
         f'images that the model drew; set it back, or start another run with --workdir'
@@ -215,12 +215,36 @@ def test_settings_younger_than_the_run_have_their_defaults(tmp_path):
     trained(config, tmp_path)
     path = tmp_path / 'config.json'
     written = json.loads(path.read_text())
-    del written['lora'], written['optimizer']['moments']
+    del written['lora'], written['optimizer']['state_dtype']
     path.write_text(json.dumps(written))
     run.begin(config, tmp_path)
     path.write_text(json.dumps(written))
-    with pytest.raises(SettingsError, match="config.optimizer.moments is 'int8' but .* was begun with 'float32'"):
-        run.begin(changed(config, 'optimizer.moments', 'int8'), tmp_path)
+    with pytest.raises(SettingsError, match="config.optimizer.state_dtype is 'int8' but .* was begun with 'float32'"):
+        run.begin(changed(config, 'optimizer.state_dtype', 'int8'), tmp_path)
+
+
+def test_a_run_that_was_begun_under_old_names_goes_on(tmp_path):
+    cats = {'subject': 'cat', 'instance_prompt': 'a sks cat', 'class_prompt': 'a cat'}
+    changes = {
+        'data': {'subjects': [cats]},
+        'base': {'gradient_accumulation_steps': 2},
+        'prior': {'kind': 'distillation'},
+    }
+    config = resolve(DreamBoothConfig, changes)
+    trained(config, tmp_path)
+    path = tmp_path / 'config.json'
+    written = json.loads(path.read_text())
+    written['data']['concepts'] = written['data'].pop('subjects')
+    for stage in ('base', 'super_resolution'):
+        written[stage]['accumulation'] = written[stage].pop('gradient_accumulation_steps')
+    written['base']['train_unet'] = written['base'].pop('train_denoiser')
+    written['optimizer']['moments'] = written['optimizer'].pop('state_dtype')
+    written['prior']['kind'] = 'prediction'
+    path.write_text(json.dumps(written))
+    run.begin(config, tmp_path)
+    path.write_text(json.dumps(written))
+    with pytest.raises(SettingsError, match="config.prior.kind is 'images' but .* was begun with 'distillation'"):
+        run.begin(changed(config, 'prior.kind', 'images'), tmp_path)
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{"models": {}}', '{"models": {}, "photos": {"a": [{"name": 1}]}}'])

@@ -14,17 +14,17 @@ from dreambooth_jax.training.state import init_state
 from tests.training import toy
 
 
-def groups(rows, losses):
+def groups(examples, losses):
     """(mean over instance rows, mean over class rows) without any weights."""
-    losses, is_instance = np.asarray(losses, np.float64), np.asarray(rows['is_instance'])
+    losses, is_instance = np.asarray(losses, np.float64), np.asarray(examples['is_instance'])
     return losses[is_instance == 1].mean(), losses[is_instance == 0].mean()
 
 
 @pytest.mark.parametrize('prior_weight', [0.7, 1.0, 3.0])
 def test_loss_is_the_instance_mean_plus_lambda_times_the_class_mean(prior_weight):
-    rows = toy.batch(prior_weight=prior_weight)
-    run = toy.Run(rows=rows)
-    instance, prior = groups(rows, toy.row_losses(toy.params(), toy.frozen(), rows, run.key, 0))
+    examples = toy.batch(prior_weight=prior_weight)
+    run = toy.Run(examples=examples)
+    instance, prior = groups(examples, toy.example_losses(toy.params(), toy.frozen(), examples, run.key, 0))
     numbers = run.steps(1)
     assert numbers['loss'][0] == pytest.approx(instance + prior_weight * prior, rel=1e-6)
     assert numbers['instance_loss'][0] == pytest.approx(instance, rel=1e-6)
@@ -32,11 +32,11 @@ def test_loss_is_the_instance_mean_plus_lambda_times_the_class_mean(prior_weight
 
 
 def test_gradient_is_that_of_the_two_means():
-    rows = toy.batch(prior_weight=0.7)
-    run = toy.Run(kind='sgd', rows=rows)
+    examples = toy.batch(prior_weight=0.7)
+    run = toy.Run(kind='sgd', examples=examples)
 
     def two_means(params):
-        losses = toy.row_losses(params, toy.frozen(), rows, run.key, 0)
+        losses = toy.example_losses(params, toy.frozen(), examples, run.key, 0)
         return losses[:3].mean() + 0.7 * losses[3:].mean()
 
     gradient = jax.jit(jax.grad(two_means))(toy.params())
@@ -47,8 +47,8 @@ def test_gradient_is_that_of_the_two_means():
 
 
 def test_padding_changes_neither_the_loss_nor_what_is_logged_of_each_group():
-    rows = toy.batch(instance_rows=3, class_rows=3, prior_weight=0.7)
-    plain, padded = toy.Run(rows=rows), toy.Run(rows=pairs.pad_rows(rows, 8))
+    examples = toy.batch(instance_examples=3, class_examples=3, prior_weight=0.7)
+    plain, padded = toy.Run(examples=examples), toy.Run(examples=pairs.pad_examples(examples, 8))
     assert len(padded.batch['slot']) == 8
     ours, theirs = padded.steps(2), plain.steps(2)
     assert {'instance_denoising', 'prior_denoising', 'instance_variance', 'prior_variance'} <= ours.keys()
@@ -57,16 +57,16 @@ def test_padding_changes_neither_the_loss_nor_what_is_logged_of_each_group():
 
 
 def test_prior_weight_zero_equals_training_without_class_images():
-    zero = toy.Run(rows=toy.batch(class_rows=3, prior_weight=0.0))
-    without = toy.Run(rows=toy.batch(class_rows=0))
+    zero = toy.Run(examples=toy.batch(class_examples=3, prior_weight=0.0))
+    without = toy.Run(examples=toy.batch(class_examples=0))
     toy.assert_same(zero.steps(4)['loss'], without.steps(4)['loss'], rtol=1e-5)
     toy.assert_same(zero.state.params, without.state.params, atol=1e-6)
 
 
 def test_what_is_frozen_has_no_gradient_no_moments_and_does_not_move():
     def loss(params, frozen, batch, keys):
-        rows = batch['weight'] * 0 + (params['unet']['a'] * frozen['text_encoder']) ** 2
-        return rows, {}
+        examples = batch['weight'] * 0 + (params['unet']['a'] * frozen['text_encoder']) ** 2
+        return examples, {}
 
     tx = optimizer.make_optimizer(0.1, grad_clip_norm=None)
     state = init_state({'unet': {'a': jnp.float32(2.0)}}, tx, ema=False)
@@ -88,14 +88,14 @@ def test_loss_that_is_averaged_over_the_batch_is_refused():
 
 
 @pytest.mark.parametrize('scale', [0.01, 100.0], ids=['below_the_clip', 'clipped'])
-@pytest.mark.parametrize('text_rate', [0.02, 0.1], ids=['one_rate', 'text_encoder_at_its_own'])
-def test_adamw_step_equals_that_of_torch(scale, text_rate):
-    draw, rate = np.random.default_rng(0), 0.02
+@pytest.mark.parametrize('text_learning_rate', [0.02, 0.1], ids=['one_rate', 'text_encoder_at_its_own'])
+def test_adamw_step_equals_that_of_torch(scale, text_learning_rate):
+    rng, learning_rate = np.random.default_rng(0), 0.02
     shapes = {'unet': {'a': (5, 3), 'b': (7,)}, 'text_encoder': {'c': (), 'd': (2, 3)}}
 
     def normal(times=1.0):
         return {
-            part: {name: times * draw.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
+            part: {name: times * rng.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
             for part, tensors in shapes.items()
         }
 
@@ -106,22 +106,22 @@ def test_adamw_step_equals_that_of_torch(scale, text_rate):
         product = sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), params, frozen)))
         return jnp.broadcast_to(product, batch['weight'].shape), {}
 
-    factors = None if text_rate == rate else {'text_encoder': text_rate / rate}
-    tx = optimizer.make_optimizer(rate, epsilon=1e-6, grad_clip_norm=1.0, factors=factors, **settings)
+    multipliers = None if text_learning_rate == learning_rate else {'text_encoder': text_learning_rate / learning_rate}
+    tx = optimizer.make_optimizer(learning_rate, epsilon=1e-6, grad_clip_norm=1.0, multipliers=multipliers, **settings)
     made = jax.jit(step.make_train_step(loss, tx))
     state = init_state(start, tx, ema=False)
 
     theirs = jax.tree.map(lambda value: torch.nn.Parameter(torch.from_numpy(np.array(value))), start)
     adamw = torch.optim.AdamW(
         [
-            {'params': list(theirs['unet'].values()), 'lr': rate},
-            {'params': list(theirs['text_encoder'].values()), 'lr': text_rate},
+            {'params': list(theirs['unet'].values()), 'lr': learning_rate},
+            {'params': list(theirs['text_encoder'].values()), 'lr': text_learning_rate},
         ],
         eps=1e-6,
         **settings,
     )
     for gradient in gradients:
-        state, metrics = made(state, gradient, jax.random.key(0), toy.batch(class_rows=0))
+        state, metrics = made(state, gradient, jax.random.key(0), toy.batch(class_examples=0))
         for parameter, value in zip(jax.tree.leaves(theirs), jax.tree.leaves(gradient), strict=True):
             parameter.grad = torch.from_numpy(np.array(value))
         norm = torch.nn.utils.clip_grad_norm_(jax.tree.leaves(theirs), 1.0)
@@ -129,7 +129,9 @@ def test_adamw_step_equals_that_of_torch(scale, text_rate):
         assert float(metrics['gradient_norm'][0]) == pytest.approx(float(norm), rel=1e-5)  # logged before clipping
     for part, tensors in theirs.items():
         moved = {name: np.asarray(state.params[part][name]) - start[part][name] for name in tensors}
-        assert max(np.abs(value).max() for value in moved.values()) > (text_rate if part == 'text_encoder' else rate)
+        assert max(np.abs(value).max() for value in moved.values()) > (
+            text_learning_rate if part == 'text_encoder' else learning_rate
+        )
         for name, parameter in tensors.items():
             wanted = parameter.detach().numpy() - start[part][name]
             np.testing.assert_allclose(moved[name], wanted, rtol=1e-4, atol=1e-6)
@@ -187,48 +189,50 @@ def test_several_steps_in_one_dispatch_equal_single_ones():
     toy.assert_same(scanned.state.ema, single.state.ema, atol=1e-6)
 
 
-def draws(at, slots, seed=0):
-    keys = step.row_keys(jax.random.key(seed), jnp.int32(at), jnp.asarray(slots, jnp.int32))
+def random_numbers(at, slots, seed=0):
+    keys = step.example_keys(jax.random.key(seed), jnp.int32(at), jnp.asarray(slots, jnp.int32))
     return np.asarray(jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys))
 
 
 def test_a_rows_draws_do_not_depend_on_the_rows_beside_it():
-    whole = draws(3, range(8))
+    whole = random_numbers(3, range(8))
     # Not to the bit: newer JAX rounds the normal distribution's erf_inv by how many rows stand beside each other.
-    np.testing.assert_allclose(np.concatenate([draws(3, range(2)), draws(3, range(2, 8))]), whole, atol=1e-6)
-    np.testing.assert_allclose(draws(3, [5, 1])[1], whole[1], atol=1e-6)
+    np.testing.assert_allclose(
+        np.concatenate([random_numbers(3, range(2)), random_numbers(3, range(2, 8))]), whole, atol=1e-6
+    )
+    np.testing.assert_allclose(random_numbers(3, [5, 1])[1], whole[1], atol=1e-6)
 
 
 def test_draws_differ_between_rows_steps_and_seeds():
-    numbers = np.concatenate([draws(at, range(4), seed) for at in range(3) for seed in range(2)])
+    numbers = np.concatenate([random_numbers(at, range(4), seed) for at in range(3) for seed in range(2)])
     assert len(np.unique(numbers[:, 0])) == len(numbers)
 
 
 def test_the_stream_of_images_is_not_that_of_noise():
     key = jax.random.key(0)
-    streams = [jax.random.key_data(jax.random.fold_in(key, n)) for n in (step.ROWS_STREAM, step.NOISE_STREAM)]
+    streams = [jax.random.key_data(jax.random.fold_in(key, n)) for n in (step.EXAMPLES_STREAM, step.NOISE_STREAM)]
     assert (streams[0] != streams[1]).any()
 
 
-def rates(kind, steps=10, **options):
+def learning_rates(kind, steps=10, **options):
     schedule = optimizer.learning_rate_schedule(kind, 0.4, steps=steps, **options)
     return [float(schedule(at)) for at in range(steps + 1)]
 
 
 def test_constant_rate_stays():
-    assert rates('constant') == pytest.approx([0.4] * 11)
+    assert learning_rates('constant') == pytest.approx([0.4] * 11)
 
 
 def test_warm_up_is_linear_from_the_first_step_and_reaches_the_rate():
-    assert rates('warmup', warmup_steps=4) == pytest.approx([0.1, 0.2, 0.3] + [0.4] * 8)
-    assert rates('warmup', warmup_steps=1) == pytest.approx([0.4] * 11)
-    assert rates('cosine', warmup_steps=4)[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert learning_rates('warmup', warmup_steps=4) == pytest.approx([0.1, 0.2, 0.3] + [0.4] * 8)
+    assert learning_rates('warmup', warmup_steps=1) == pytest.approx([0.4] * 11)
+    assert learning_rates('cosine', warmup_steps=4)[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 def test_cosine_rate_falls_to_zero_at_the_last_step():
     half = [0.2 * (1 + np.cos(np.pi * at / 10)) for at in range(11)]
-    assert rates('cosine') == pytest.approx(half, abs=1e-7)
-    assert rates('cosine', warmup_steps=4)[-1] == pytest.approx(0.0, abs=1e-7)
+    assert learning_rates('cosine') == pytest.approx(half, abs=1e-7)
+    assert learning_rates('cosine', warmup_steps=4)[-1] == pytest.approx(0.0, abs=1e-7)
 
 
 def test_unknown_rate_schedule_is_refused():

@@ -8,23 +8,24 @@ import numpy as np
 import optax
 
 from dreambooth_jax.data import pairs
-from dreambooth_jax.training import optimizer, placement, step
+from dreambooth_jax.training import optimizer, step
+from dreambooth_jax.training.placement import Fsdp, Pmap
 from dreambooth_jax.training.state import init_state
 
 INSTANCES, CLASSES, SIDE = 4, 7, 8
 CHANNELS = 3
-RATE, DECAY, EMA = 1e-2, 0.1, 0.9
+LEARNING_RATE, DECAY, EMA = 1e-2, 0.1, 0.9
 
 PLACEMENTS = {
-    'one': lambda: placement.Pmap(jax.devices()[:1]),
-    'pmap': lambda: placement.Pmap(jax.devices()[:4]),
-    'fsdp': lambda: placement.Fsdp(128, jax.devices()[:4]),
+    'one': lambda: Pmap(jax.devices()[:1]),
+    'pmap': lambda: Pmap(jax.devices()[:4]),
+    'fsdp': lambda: Fsdp(128, jax.devices()[:4]),
 }
 
 # Optimisers besides 'sgd', 'adamw' and 'adamw_held', as make_optimizer's settings.
 OTHERS = {
-    'bfloat16': {'moments': 'bfloat16'},
-    'int8': {'moments': 'int8'},
+    'bfloat16': {'state_dtype': 'bfloat16'},
+    'int8': {'state_dtype': 'int8'},
     'adafactor': {'kind': 'adafactor'},
     'lion': {'kind': 'lion'},
     'prodigy': {'kind': 'prodigy', 'warmup': True},
@@ -34,23 +35,23 @@ WIDTH = {'int8': 1024}  # by optimiser: so that the last layer is large enough t
 
 def params(seed=0, width=16):
     """Of a network with a learned-variance half, under the names of a UNet."""
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     shapes = {
         'conv_in.kernel': (CHANNELS, width),
         'conv_in.bias': (width,),
         'conv_out.kernel': (width, 2 * CHANNELS),
         'conv_out.bias': (2 * CHANNELS,),
     }
-    return {'unet': {name: 0.1 * draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}}
+    return {'unet': {name: 0.1 * rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}}
 
 
 def frozen(seed=0):
-    draw = np.random.default_rng(seed)
-    return {'images': draw.integers(0, 256, (INSTANCES + CLASSES, SIDE, SIDE, CHANNELS), np.uint8)}
+    rng = np.random.default_rng(seed)
+    return {'images': rng.integers(0, 256, (INSTANCES + CLASSES, SIDE, SIDE, CHANNELS), np.uint8)}
 
 
-def batch(instance_rows=3, class_rows=3, prior_weight=0.7):
-    return pairs.make_batch(instance_rows, class_rows, INSTANCES, CLASSES, prior_weight)
+def batch(instance_examples=3, class_examples=3, prior_weight=0.7):
+    return pairs.make_batch(instance_examples, class_examples, INSTANCES, CLASSES, prior_weight)
 
 
 def pick(key, at, batch, frozen):
@@ -75,49 +76,51 @@ def loss(params, frozen, batch, keys):
 
 
 @jax.jit
-def row_losses(params, frozen, batch, key, at):
+def example_losses(params, frozen, batch, key, at):
     """What the step should see: every row's loss at step `at`."""
-    rows = pick(jax.random.fold_in(key, step.ROWS_STREAM), at, batch, frozen)
-    return loss(params, frozen, rows, step.row_keys(key, at, batch['slot']))[0]
+    examples = pick(jax.random.fold_in(key, step.EXAMPLES_STREAM), at, batch, frozen)
+    return loss(params, frozen, examples, step.example_keys(key, at, batch['slot']))[0]
 
 
 @functools.cache
 def transformation(kind):
     if kind == 'sgd':
         return optax.sgd(0.05)
-    rate = optimizer.learning_rate_schedule('cosine', RATE, steps=20, warmup_steps=2)
+    learning_rate = optimizer.learning_rate_schedule('cosine', LEARNING_RATE, steps=20, warmup_steps=2)
     if kind in OTHERS:
-        return optimizer.make_optimizer(rate, weight_decay=DECAY, **OTHERS[kind])
-    factors = {'unet': optimizer.variance_head_masks(params()['unet'])} if kind == 'adamw_held' else None
-    return optimizer.make_optimizer(rate, weight_decay=DECAY, factors=factors)
+        return optimizer.make_optimizer(learning_rate, weight_decay=DECAY, **OTHERS[kind])
+    multipliers = {'unet': optimizer.variance_head_masks(params()['unet'])} if kind == 'adamw_held' else None
+    return optimizer.make_optimizer(learning_rate, weight_decay=DECAY, multipliers=multipliers)
 
 
 @functools.cache
-def placed(place):
-    return PLACEMENTS[place]()
+def placed(placement):
+    return PLACEMENTS[placement]()
 
 
 @functools.cache
-def step_for(place='one', kind='adamw', count=1, **options):
+def step_for(placement='one', kind='adamw', count=1, **options):
     """The compiled step; made once, since compiling is what costs."""
     make = functools.partial(
         step.make_train_step, loss, transformation(kind), ema_decay=EMA, pick=pick, num_steps=count, **options
     )
-    return placed(place).compile(lambda axis: make(axis_name=axis))
+    return placed(placement).compile(lambda axis: make(axis_name=axis))
 
 
 class Run:
     """A state and what its step needs, placed."""
 
-    def __init__(self, place='one', kind='adamw', rows=None, seed=0, **options):
-        self.place, self.kind, self.place_name = placed(place), kind, place
+    def __init__(self, placement='one', kind='adamw', examples=None, seed=0, **options):
+        self.placement, self.kind, self.place_name = placed(placement), kind, placement
         self.options, start = options, params(width=WIDTH.get(kind, 16))
         tx = transformation(kind)
-        self.state = self.place.place_state(lambda params: init_state(params, tx, ema=True), start)
-        self.frozen = self.place.place_state(lambda data: data, frozen())
-        rows = batch() if rows is None else rows
-        self.batch = self.place.place_batch(pairs.pad_rows(rows, self.place.devices * options.get('accumulation', 1)))
-        self.key = self.place.place_state(lambda: jax.random.key(seed))
+        self.state = self.placement.place_state(lambda params: init_state(params, tx, ema=True), start)
+        self.frozen = self.placement.place_state(lambda data: data, frozen())
+        examples = batch() if examples is None else examples
+        self.batch = self.placement.place_batch(
+            pairs.pad_examples(examples, self.placement.devices * options.get('gradient_accumulation_steps', 1))
+        )
+        self.key = self.placement.place_state(lambda: jax.random.key(seed))
 
     def steps(self, steps, count=1):
         """Trains on in dispatches of `count`; returns the numbers of every step, {name: f32[steps]}."""
@@ -125,7 +128,7 @@ class Run:
         for _ in range(steps // count):
             function = step_for(self.place_name, self.kind, count, **self.options)
             self.state, metrics = function(self.state, self.frozen, self.key, self.batch)
-            numbers.append(self.place.fetch(metrics))
+            numbers.append(self.placement.fetch(metrics))
         return {name: np.concatenate([n[name] for n in numbers]) for name in numbers[0]}
 
 

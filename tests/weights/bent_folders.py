@@ -11,7 +11,7 @@ import numpy as np
 from dreambooth_jax.config import SettingsError
 from dreambooth_jax.diffusion import samplers, schedules
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
-from dreambooth_jax.stages.text_conditioning import rows_of
+from dreambooth_jax.stages.text_conditioning import take
 from dreambooth_jax.text.tokenize import TokenizerError
 from dreambooth_jax.weights import noise_schedules
 from dreambooth_jax.weights.errors import WeightsError
@@ -23,8 +23,8 @@ VALUES = (None, 'x', -1, 0, 1, 1.5, [], [8, 12], {}, True, ABSENT)
 def copied(source: Path, target: Path) -> Path:
     """The folder with weights as links and everything else as copies, which may be bent."""
 
-    def copy(file, place):
-        (os.link if file.endswith('.safetensors') else shutil.copyfile)(file, place)
+    def copy(file, destination):
+        (os.link if file.endswith('.safetensors') else shutil.copyfile)(file, destination)
 
     return Path(shutil.copytree(source, target, copy_function=copy))
 
@@ -63,17 +63,17 @@ def outcome(folder: Path, **options) -> str | None:
         cascade = Cascade.load(folder, **options)
         for stage in STAGES:
             if getattr(cascade, stage) is not None:
-                _draw(cascade, stage)
+                _trace(cascade, stage)
     except (WeightsError, SettingsError, TokenizerError) as error:
         return str(error)
     return None
 
 
-def _draw(cascade: Cascade, stage: str) -> None:
+def _trace(cascade: Cascade, stage: str) -> None:
     pipeline = getattr(cascade, stage)
     schedule = schedules.from_config(pipeline.scheduler)
-    for method in ('ddpm', 'ddim', 'dpmsolver++'):
-        assert np.isfinite(np.asarray(jax.tree.leaves(samplers.step_table(schedule, method, 3))[0])).all()
+    for sampler in ('ddpm', 'ddim', 'dpmsolver++'):
+        assert np.isfinite(np.asarray(jax.tree.leaves(samplers.step_table(schedule, sampler, 3))[0])).all()
     conditioning = cascade.conditioning(stage)
     reader = cascade._reader(stage)
     encoders = {component: shapes(network.params) for component, network in reader.text_encoders.items()}
@@ -85,7 +85,7 @@ def _draw(cascade: Cascade, stage: str) -> None:
             if k.endswith(('shared.embedding', 'token_embedding.embedding'))
         )
         assert tokens[component]['ids'].max() < rows
-    text = jax.eval_shape(conditioning, encoders, shapes(rows_of(tokens, np.array([1, 1]))))
+    text = jax.eval_shape(conditioning, encoders, shapes(take(tokens, np.array([1, 1]))))
     size = cascade.base_size if stage == BASE else cascade.super_resolution_size
     low = {}
     if stage != BASE:
@@ -96,13 +96,13 @@ def _draw(cascade: Cascade, stage: str) -> None:
             'level': jax.ShapeDtypeStruct((2,), 'int32'),
         }
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
-    draw = cascade.sampler(stage, 2, 4.0, 'ddim')
-    drawn = jax.eval_shape(draw, shapes(pipeline.unet.params), text, text, keys, **low)
+    sample = cascade.sampler(stage, 2, 4.0, 'ddim')
+    sampled = jax.eval_shape(sample, shapes(pipeline.unet.params), text, text, keys, **low)
     if pipeline.vae is not None:
         params = shapes(pipeline.vae.params)
-        drawn = jax.eval_shape(lambda p, x: pipeline.vae.apply(p, x, method='decode'), params, drawn)
-        jax.eval_shape(lambda p, x: pipeline.vae.apply(p, x, method='encode'), params, drawn)
-    assert drawn.shape == (2, size, size, 3)
+        sampled = jax.eval_shape(lambda p, x: pipeline.vae.apply(p, x, method='decode'), params, sampled)
+        jax.eval_shape(lambda p, x: pipeline.vae.apply(p, x, method='encode'), params, sampled)
+    assert sampled.shape == (2, size, size, 3)
 
 
 def shapes(tree):

@@ -79,8 +79,8 @@ def kohya(family):
         for path, original in unet(family).items()
         if re.search(r'\.(attentions|resnets|downsamplers|upsamplers)\.', path)
     }
-    for place, paths in enumerate(clips(family).values(), 1):
-        prefix = f'lora_te{place}' if family == 'sdxl' else 'lora_te'
+    for index, paths in enumerate(clips(family).values(), 1):
+        prefix = f'lora_te{index}' if family == 'sdxl' else 'lora_te'
         names |= {f'{prefix}_{path}'.replace('.', '_') for path in paths}
     return names
 
@@ -90,10 +90,10 @@ def a1111_modules(family):
     names = {f'diffusion_model_{original}'.replace('.', '_') for original in unet(family).values()}
     for component, paths in clips(family).items():
         open_clip = family == 'sd2' or component == 'text_encoder_2'
-        place = '' if family != 'sdxl' else '1_' if component == 'text_encoder_2' else '0_'
+        index = '' if family != 'sdxl' else '1_' if component == 'text_encoder_2' else '0_'
         for path in paths:
             path = _open_clip(path.replace('.', '_')) if open_clip else f'transformer_{path}'.replace('.', '_')
-            names.add(f'{place}{path}')
+            names.add(f'{index}{path}')
     return names
 
 
@@ -172,7 +172,7 @@ def onetrainer(family):
     """The layers' names that OneTrainer finds in a model of its own."""
     names = {f'unet.{path}' for path in unet(family)}
     names |= {f'lora_unet_{name}'.replace('.', '_') for pair in unet(family).items() for name in pair}
-    for place, (component, paths) in enumerate(clips(family).items(), 1):
-        prefix = f'lora_te{place}' if family == 'sdxl' else 'lora_te'
+    for index, (component, paths) in enumerate(clips(family).items(), 1):
+        prefix = f'lora_te{index}' if family == 'sdxl' else 'lora_te'
         names |= {f'{component}.{path}' for path in paths} | {f'{prefix}_{path}'.replace('.', '_') for path in paths}
     return names

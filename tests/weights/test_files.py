@@ -17,8 +17,8 @@ STEM = 'diffusion_pytorch_model'
 
 
 def some_tensors():
-    draw = np.random.default_rng(0)
-    tensors = {f'layer.{i}.weight': draw.normal(size=(4, 5)).astype(np.float32) for i in range(5)}
+    rng = np.random.default_rng(0)
+    tensors = {f'layer.{i}.weight': rng.normal(size=(4, 5)).astype(np.float32) for i in range(5)}
     return {**tensors, 'scalar': np.array(0.5, np.float32), 'ids': np.arange(3, dtype=np.int64)}
 
 

@@ -85,7 +85,7 @@ def test_what_cannot_be_used_is_one_sentence(found, sentence):
 def test_a_stage_that_enlarges_draws_what_is_left_of_its_inputs():
     unet = {'in_channels': 6, 'out_channels': 6}
     second = pipeline('IFSuperResolutionPipeline', unet=unet, noising={'_class_name': 'EulerScheduler'})
-    assert noise_schedules.drawn_channels(second) == 3 and noise_schedules.read(second).learns_variance
+    assert noise_schedules.sampled_channels(second) == 3 and noise_schedules.read(second).learns_variance
     with pytest.raises(WeightsError, match="^the image_noising_scheduler of this IFSuper.* 'EulerScheduler'; allowed"):
         noise_schedules.read_noising(second)
     latent = pipeline(
@@ -93,7 +93,7 @@ def test_a_stage_that_enlarges_draws_what_is_left_of_its_inputs():
         scheduler=PUBLISHED['stable-diffusion-x4-upscaler'],
         unet={'in_channels': 7, 'out_channels': 4},
     )
-    assert noise_schedules.drawn_channels(latent) == 4 and not noise_schedules.read(latent).learns_variance
+    assert noise_schedules.sampled_channels(latent) == 4 and not noise_schedules.read(latent).learns_variance
 
 
 @pytest.mark.parametrize('sampler', scheduler_files.SAMPLERS)

@@ -267,12 +267,12 @@ BENDS = {
 )
 def test_a_tensor_of_another_shape_is_an_error_for_people(family, count, tmp_path):
     original = original_layout.to_original(tiny.components(family), configs(family))
-    path, draw, errors = tmp_path / 'x.safetensors', random.Random(0), 0
+    path, rng, errors = tmp_path / 'x.safetensors', random.Random(0), 0
     # Those that sizes are taken from, and any.
     told = [name for name in original if name.endswith(('s.0.0.weight', 'in_proj_weight', 'embedding', 'to_k.weight'))]
     for case in range(count):
-        name = draw.choice(told if case % 2 else sorted(original))
-        bend = draw.choice(sorted(BENDS))
+        name = rng.choice(told if case % 2 else sorted(original))
+        bend = rng.choice(sorted(BENDS))
         bent = {**original, name: np.ascontiguousarray(BENDS[bend](original[name]))}
         safetensors.numpy.save_file(bent, path)
         try:

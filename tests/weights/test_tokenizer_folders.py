@@ -24,40 +24,40 @@ def ids(folder):
 
 
 @pytest.fixture
-def place(tmp_path):
+def written(tmp_path):
     """A folder with a tokenizer/ that pads with the end token."""
     shutil.copytree(tiny_latent_pipelines.folder('sd1') / 'tokenizer', tmp_path / 'tokenizer')
     return tmp_path
 
 
-def test_one_tokenizer_beside_the_file_pads_as_each_family_does(place):
+def test_one_tokenizer_beside_the_file_pads_as_each_family_does(written):
     """Only what fills up differs: 49 is the end token, 0 is '!'."""
     for family, pads in {'sd1': (49,), 'sd2': (0,), 'sdxl': (49, 0), 'upscaler': (0,)}.items():
-        found = tokenizer_folders.find(place / 'x.safetensors', family)
+        found = tokenizer_folders.find(written / 'x.safetensors', family)
         assert tuple(found) == ('tokenizer', 'tokenizer_2')[: len(pads)]
         for folder, pad in zip(found.values(), pads, strict=True):
             (row,) = ids(folder)
             end = list(row).index(49)
-            assert list(row[:end]) == list(ids(place / 'tokenizer')[0][:end]) and set(row[end + 1 :]) == {pad}
-    assert tokenizer_folders.find(place / 'x.safetensors', 'sd1') == {'tokenizer': place / 'tokenizer'}
+            assert list(row[:end]) == list(ids(written / 'tokenizer')[0][:end]) and set(row[end + 1 :]) == {pad}
+    assert tokenizer_folders.find(written / 'x.safetensors', 'sd1') == {'tokenizer': written / 'tokenizer'}
 
 
-def test_a_second_tokenizer_beside_the_file_is_taken(place):
-    shutil.copytree(tiny_latent_pipelines.folder('sdxl') / 'tokenizer_2', place / 'tokenizer_2')
-    found = tokenizer_folders.find(place / 'x.safetensors', 'sdxl')
-    assert found == {name: place / name for name in ('tokenizer', 'tokenizer_2')}
+def test_a_second_tokenizer_beside_the_file_is_taken(written):
+    shutil.copytree(tiny_latent_pipelines.folder('sdxl') / 'tokenizer_2', written / 'tokenizer_2')
+    found = tokenizer_folders.find(written / 'x.safetensors', 'sdxl')
+    assert found == {name: written / name for name in ('tokenizer', 'tokenizer_2')}
 
 
-def test_the_folder_that_is_given_comes_first(place, tmp_path, no_cache):
+def test_the_folder_that_is_given_comes_first(written, tmp_path, no_cache):
     file = tmp_path / 'models' / 'x.safetensors'
-    assert tokenizer_folders.find(file, 'sd1', place) == {'tokenizer': place / 'tokenizer'}
+    assert tokenizer_folders.find(file, 'sd1', written) == {'tokenizer': written / 'tokenizer'}
     with pytest.raises(WeightsError) as error:
         tokenizer_folders.find(file, 'sd1', tmp_path / 'models')
     assert str(error.value) == (
         f"tokenizer_dir is '{tmp_path / 'models'}', which holds no tokenizer/ folder; give one that does."
     )
     with pytest.raises(WeightsError, match=r'^tokenizer_dir is .* is a folder, which holds its own; leave it out\.$'):
-        folders.read_pipeline(tiny_latent_pipelines.folder('sd1'), components=(), tokenizer_dir=place)
+        folders.read_pipeline(tiny_latent_pipelines.folder('sd1'), components=(), tokenizer_dir=written)
 
 
 def test_without_a_tokenizer_and_without_the_hub_it_is_one_sentence(tmp_path, no_cache):
@@ -73,11 +73,11 @@ def test_without_a_tokenizer_and_without_the_hub_it_is_one_sentence(tmp_path, no
 
 
 @pytest.mark.parametrize('family', tiny_latent_pipelines.FAMILIES)
-def test_a_single_file_is_read_as_the_folder_that_it_was_made_of(family, place):
+def test_a_single_file_is_read_as_the_folder_that_it_was_made_of(family, written):
     made = folders.read_pipeline(tiny_latent_pipelines.folder(family))
     if family == 'upscaler':  # the tiny one has the schedule of Stable Diffusion, which a file cannot tell
         made.scheduler.update(beta_start=0.0001, beta_end=0.02)
-    file = single_file.write_pipeline(made, place / 'x.safetensors')
+    file = single_file.write_pipeline(made, written / 'x.safetensors')
     read = folders.read_pipeline(file)
     assert (read.class_name, read.size, read.folder) == (made.class_name, made.size, file)
     for component in made.family.networks:
@@ -87,13 +87,13 @@ def test_a_single_file_is_read_as_the_folder_that_it_was_made_of(family, place):
     assert {name: read.option(name) for name in made.family.options if name != 'requires_safety_checker'} == {
         name: made.option(name) for name in made.family.options if name != 'requires_safety_checker'
     }
-    written = folders.read_pipeline(folders.write_pipeline(read, place / 'folder'))
-    assert all((folder / 'tokenizer_config.json').is_file() for folder in written.tokenizer_folders.values())
+    again = folders.read_pipeline(folders.write_pipeline(read, written / 'folder'))
+    assert all((folder / 'tokenizer_config.json').is_file() for folder in again.tokenizer_folders.values())
 
 
-def test_networks_that_are_not_asked_for_are_not_read_from_the_file(place, monkeypatch):
+def test_networks_that_are_not_asked_for_are_not_read_from_the_file(written, monkeypatch):
     made = folders.read_pipeline(tiny_latent_pipelines.folder('sd2'))
-    file = single_file.write_pipeline(made, place / 'x.safetensors')
+    file = single_file.write_pipeline(made, written / 'x.safetensors')
     header = files.read_header(file)
     monkeypatch.setattr(files, 'read_header', lambda path: header._replace(metadata={}))  # does not say: epsilon or v
     read_tensors, asked = files.read_tensors, []
