@@ -19,8 +19,8 @@ from dreambooth_jax.config import (
     STORYBOOK,
     STORYBOOK_ENLARGING,
     STORYBOOK_SAMPLING,
+    ConfigError,
     DreamBoothConfig,
-    SettingsError,
     to_config_dict,
 )
 
@@ -28,7 +28,7 @@ from dreambooth_jax.config import (
 def get_config(model: str = STORYBOOK):
     """The experiment on base model `model`: --config=configs/dog.py:MODEL."""
     if model not in MODELS:
-        raise SettingsError(
+        raise ConfigError(
             f'--config=configs/dog.py:{model} names no base model; the name must be one of {tuple(MODELS)}'
         )
     config = to_config_dict(DreamBoothConfig())

@@ -7,8 +7,7 @@ weights: experiments/storybook_base. About 31 images/s on two CPU cores that do 
 Command: python -m dreambooth_jax.pretrain --config=configs/storybook_base.py --workdir=runs/storybook_base
 """
 
-from dreambooth_jax.config import to_config_dict
-from dreambooth_jax.pretrain_config import PretrainConfig
+from dreambooth_jax.config import PretrainConfig, to_config_dict
 from dreambooth_jax.storybook import vocabulary
 
 TEXT_WIDTH = 128

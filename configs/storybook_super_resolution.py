@@ -8,8 +8,7 @@ Command: python -m dreambooth_jax.pretrain --config=configs/storybook_super_reso
            --workdir=runs/storybook_super_resolution      (after storybook_base.py, whose text encoder it uses)
 """
 
-from dreambooth_jax.config import to_config_dict
-from dreambooth_jax.pretrain_config import PretrainConfig
+from dreambooth_jax.config import PretrainConfig, to_config_dict
 
 
 def get_config():

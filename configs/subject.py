@@ -9,14 +9,14 @@ Command: python -m dreambooth_jax.train --config=configs/subject.py:backpack --w
 import pathlib
 import runpy
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.storybook.subjects import SUBJECTS
 
 
 def get_config(subject: str = 'dog'):
     """The run of dog.py on `subject`: --config=configs/subject.py:SUBJECT."""
     if subject not in SUBJECTS:
-        raise SettingsError(
+        raise ConfigError(
             f'--config=configs/subject.py:{subject} names no subject; the name must be one of {tuple(SUBJECTS)}'
         )
     noun = SUBJECTS[subject].class_noun

@@ -8,7 +8,7 @@ They are prior.num_images per class prompt, in prior.dir or else runs/dog/prior.
 from pathlib import Path
 
 from dreambooth_jax import program
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 
 _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py.')
 _WORKDIR = program.DEFINE_path('workdir', None, "The run's folder.")
@@ -18,13 +18,13 @@ def main(argv) -> None:
     del argv
     config = resolve(DreamBoothConfig, _CONFIG.value)
     if config.prior.weight == 0:
-        raise SettingsError('config.prior.weight is 0, so this run needs no class images; set it above 0')
+        raise ConfigError('config.prior.weight is 0, so this run needs no class images; set it above 0')
     if config.prior.kind != 'images':
-        raise SettingsError(
+        raise ConfigError(
             f"config.prior.kind is {config.prior.kind!r}, so this run needs no class images; set it to 'images'"
         )
     if not config.class_image_stages():
-        raise SettingsError(
+        raise ConfigError(
             'no stage trains on class images: set config.base.steps, or config.super_resolution.steps and '
             'config.super_resolution.with_prior'
         )

@@ -11,8 +11,7 @@ import functools
 from pathlib import Path
 
 from dreambooth_jax import program
-from dreambooth_jax.config import resolve
-from dreambooth_jax.pretrain_config import PretrainConfig
+from dreambooth_jax.config import PretrainConfig, resolve
 
 _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/storybook_base.py.')
 _WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: checkpoints, metrics, samples and model.')

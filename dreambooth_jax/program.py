@@ -18,13 +18,13 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
-from dreambooth_jax.settings import SettingsError, expanded, is_unicode
+from dreambooth_jax.config.schema import ConfigError, expanded, is_unicode
 from dreambooth_jax.system import disk
 from dreambooth_jax.system.ending import end_on_signals
 
 # Errors whose message is a whole sentence about what to do. Of modules that are not imported none can be on its way.
 SENTENCES = (
-    ('dreambooth_jax.settings', 'SettingsError'),
+    ('dreambooth_jax.config.schema', 'ConfigError'),
     ('dreambooth_jax.system.lock', 'LockError'),
     ('dreambooth_jax.weights.errors', 'WeightsError'),
     ('dreambooth_jax.text.tokenize', 'TokenizerError'),
@@ -84,21 +84,21 @@ class _ConfigFileParser(flags.ArgumentParser):
             module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
             loader.exec_module(module)
             if not callable(getattr(module, 'get_config', None)):
-                raise SettingsError(f'{flag} has no function get_config(); give a config file, such as configs/dog.py')
+                raise ConfigError(f'{flag} has no function get_config(); give a config file, such as configs/dog.py')
             config = module.get_config(*([word] if colon else []))
-        except (SettingsError, KeyboardInterrupt):
+        except (ConfigError, KeyboardInterrupt):
             raise
         except OSError as error:
             if error.filename != path:
-                raise SettingsError(f'{flag}: {_in_file(error, path)}') from None
+                raise ConfigError(f'{flag}: {_in_file(error, path)}') from None
             reason = 'is not there' if isinstance(error, FileNotFoundError) else f'cannot be read: {error.strerror}'
-            raise SettingsError(
+            raise ConfigError(
                 f'the file given to {flag} {reason}; give the path of a config file, such as configs/dog.py'
             ) from None
         except Exception as error:  # it is Python, and may raise anything
-            raise SettingsError(f'{flag}: {_in_file(error, path)}') from None
+            raise ConfigError(f'{flag}: {_in_file(error, path)}') from None
         if not isinstance(config, config_dict.ConfigDict):
-            raise SettingsError(
+            raise ConfigError(
                 f'{flag}: get_config() returns {type(config).__name__} but must return what to_config_dict() gave'
             )
         config.lock()
@@ -142,14 +142,14 @@ def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None
     def checked(argv):
         _quiet()
         if len(argv) > 1:
-            raise SettingsError(f'{argv[1]!r} belongs to no flag; give flags as --name=value (--help lists them)')
+            raise ConfigError(f'{argv[1]!r} belongs to no flag; give flags as --name=value (--help lists them)')
         for name in required:
             if flags.FLAGS[name].value in (None, []):
-                raise SettingsError(f'--{name} must be given; --help says what it is')
+                raise ConfigError(f'--{name} must be given; --help says what it is')
         for name, value in flags.FLAGS.flag_values_dict().items():
             for text in value if isinstance(value, list) else [value]:
                 if isinstance(text, str) and not is_unicode(text) and not _is_path(name):
-                    raise SettingsError(f'--{name} is {text!r}, which is not UTF-8; set LC_ALL=C.UTF-8 first')
+                    raise ConfigError(f'--{name} is {text!r}, which is not UTF-8; set LC_ALL=C.UTF-8 first')
         main(argv)
 
     try:
@@ -187,7 +187,7 @@ def _is_path(flag: str) -> bool:
 def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except SettingsError:
+    except ConfigError:
         raise
     except (flags.Error, KeyError, ValueError, TypeError) as error:
         reason = ' '.join(str(error.args[0] if error.args else error).split())

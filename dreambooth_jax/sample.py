@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import PredictionType, Sampler, SettingsError
+from dreambooth_jax.config import ConfigError, PredictionType, Sampler
 
 _MODEL = program.DEFINE_path(
     'model', None, "A run's folder, a pipeline folder, a .safetensors file, 'storybook', or a hub id."
@@ -92,7 +92,7 @@ def main(argv) -> None:
 
     scales = _LORA_SCALE.value or [1.0] * len(_LORA.value)
     if len(scales) != len(_LORA.value):
-        raise SettingsError(f'--lora_scale is given {len(scales)} times, --lora {len(_LORA.value)}; give one for each')
+        raise ConfigError(f'--lora_scale is given {len(scales)} times, --lora {len(_LORA.value)}; give one for each')
     cascade = Cascade.load(
         _MODEL.value,
         super_resolution_model=_SUPER_RESOLUTION.value,

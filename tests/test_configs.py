@@ -5,10 +5,9 @@ import runpy
 
 import pytest
 
-from dreambooth_jax.config import STORYBOOK, DreamBoothConfig, SettingsError, resolve
+from dreambooth_jax.config import STORYBOOK, ConfigError, DreamBoothConfig, PretrainConfig, resolve
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.models import t5, unet_config
-from dreambooth_jax.pretrain_config import PretrainConfig
 from dreambooth_jax.storybook.subjects import SUBJECTS
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
@@ -35,7 +34,7 @@ BASE_MODELS = runpy.run_path(str(next(path for path in FILES if path.stem == 'do
 def test_every_base_model_resolves_once_it_has_photos(model):
     config = get_config(named('dog'), model)
     if model != STORYBOOK:
-        with pytest.raises(SettingsError, match=r'config\.data\.instance_dir must be given when config\.model is'):
+        with pytest.raises(ConfigError, match=r'config\.data\.instance_dir must be given when config\.model is'):
             resolve(DreamBoothConfig, config)
         config.data.instance_dir = 'photos'
     resolved = resolve(DreamBoothConfig, config)
@@ -85,7 +84,7 @@ def test_dog_is_the_subject_config_of_the_dog():
 
 
 def test_an_unknown_subject_lists_all():
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(ConfigError) as error:
         get_config(named('subject'), 'unicorn')
     assert str(error.value) == (
         f'--config=configs/subject.py:unicorn names no subject; the name must be one of {tuple(SUBJECTS)}'
@@ -93,7 +92,7 @@ def test_an_unknown_subject_lists_all():
 
 
 def test_an_unknown_base_model_is_one_sentence():
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(ConfigError) as error:
         get_config(named('dog'), 'imagen')
     assert str(error.value).startswith(
         "--config=configs/dog.py:imagen names no base model; the name must be one of ('storybook'"

@@ -11,10 +11,7 @@ PROGRAMS = 'programs'
 
 # From the ground up. A room imports itself and what lies below; rooms of one floor do not know of each other.
 FLOORS = (
-    ('settings', 'system'),
-    ('training_config',),
-    ('config',),
-    ('pretrain_config',),
+    ('config', 'system'),
     ('diffusion', 'models', 'text', 'data', 'storybook', 'monitoring'),
     ('weights',),
     ('stages', 'training'),
@@ -25,7 +22,7 @@ FLOORS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # What these do is given as plain arguments, so that it works in a notebook without a config.
-WITHOUT_CONFIG = FLOORS[4] + FLOORS[5]
+WITHOUT_CONFIG = FLOORS[1] + FLOORS[2]
 NOT_AT_RUN_TIME = ('torch', 'torchvision', 'diffusers', 'tensorflow')
 HOMELESS = ('utils', 'util', 'helpers', 'helper', 'common', 'misc')
 LONGEST_FILE, LONGEST_PROGRAM = 450, 150
@@ -98,7 +95,7 @@ def test_maths_networks_and_weights_know_no_settings():
         for path in FILES
         if room(module_of(path)) in WITHOUT_CONFIG
         for module in own(path)
-        if room(module) in ('training_config', 'config', 'pretrain_config', 'settings')
+        if room(module) == 'config'
     ]
     assert wrong == []
 

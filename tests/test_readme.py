@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig, resolve, to_config_dict
-from dreambooth_jax.pretrain_config import PretrainConfig
+from dreambooth_jax.config import DreamBoothConfig, PretrainConfig, resolve, to_config_dict
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text('utf-8')

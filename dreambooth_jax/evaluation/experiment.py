@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from dreambooth_jax.config import STORYBOOK, SettingsError
+from dreambooth_jax.config import STORYBOOK, ConfigError
 from dreambooth_jax.storybook import draw, subjects
 from dreambooth_jax.training.loop import TrainingError
 
@@ -154,14 +154,14 @@ def write_json(path: Path, content: Any) -> None:
 def write_section(readme: Path, text: str) -> None:
     """Puts Markdown between the two marks of a README; a README that is not there is made.
 
-    Raises: SettingsError if the README has not exactly one pair of marks.
+    Raises: ConfigError if the README has not exactly one pair of marks.
     """
     first, last = MARKS
     content = readme.read_text('utf-8') if readme.is_file() else f'{first}\n{last}\n'
     before, found, rest = content.partition(first)
     _, found_last, after = rest.partition(last)
     if not found or not found_last or first in after or last in after:
-        raise SettingsError(f'{readme} must hold {first} and, behind it, {last}, once each; put them where numbers go')
+        raise ConfigError(f'{readme} must hold {first} and, behind it, {last}, once each; put them where numbers go')
     temporary = readme.with_name(f'.{readme.name}.part')
     temporary.write_text(f'{before}{first}\n{text.strip()}\n{last}{after}', 'utf-8')
     os.replace(temporary, readme)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.generation import text_to_image
@@ -59,7 +59,7 @@ def base_scores(
     Args:
       num_images: images per prompt. Others: see the module.
     Returns: what `base_summary` makes of all prompts.
-    Raises: SettingsError for a class or context that is not of this world, and as Cascade.generate.
+    Raises: ConfigError for a class or context that is not of this world, and as Cascade.generate.
     """
     _check('class', classes, world.CLASSES)
     _check('context', contexts, world.CONTEXTS)
@@ -140,7 +140,7 @@ def subject_scores(
         subject_probability, the classifier's mean;
       class_images: of 'a dog': prompt, images, taken_for_subject (the drift), taken_for_any_subject,
         subject_probability, class_named.
-    Raises: SettingsError for an unknown subject, and as Cascade.generate.
+    Raises: ConfigError for an unknown subject, and as Cascade.generate.
     """
     _check('subject', [subject_name], tuple(subjects.SUBJECTS))
     class_noun = subjects.SUBJECTS[subject_name].class_noun
@@ -232,11 +232,11 @@ def fine_mark_scores(
       low_named: share of the base stage's images in which the classifier names the subject;
       noise_levels: per level noise_level, the shares generated, held_out and class_images in which the mark is found,
         and held_out_error, the mean absolute difference from the true image in levels of 255.
-    Raises: SettingsError for an unknown subject, a model without second stage, a bad level or number of steps.
+    Raises: ConfigError for an unknown subject, a model without second stage, a bad level or number of steps.
     """
     _check('subject', [subject_name], tuple(subjects.SUBJECTS))
     if cascade.super_resolution is None:
-        raise SettingsError('fine marks are drawn by the second stage and this model has none; give one that has')
+        raise ConfigError('fine marks are drawn by the second stage and this model has none; give one that has')
     class_noun = subjects.SUBJECTS[subject_name].class_noun
     asked = [Prompt(INSTANCE, 'a {identifier} {class_noun}'), *prompt_lists.evaluation_prompts(class_noun)[:10]]
     texts = [prompt.text(class_noun, identifier) for prompt in asked[:num_prompts]]
@@ -321,12 +321,12 @@ def enlarge(
       prompts: N, one for each.
       noise_level: time of image_noising_scheduler; 0 adds nothing. Others: as Cascade.generate.
     Returns: uint8[N, H, W, 3]; image i depends on its low image and prompt, on the seed, and on i.
-    Raises: SettingsError for a noise level, sampler or number of steps that the model does not allow.
+    Raises: ConfigError for a noise level, sampler or number of steps that the model does not allow.
     """
     sampler = cascade.sampler(SUPER_RESOLUTION, steps, guidance_scale, sampler)
     highest = noise_schedules.highest_noise_level(cascade.super_resolution)
     if not 0 <= noise_level <= highest:
-        raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {highest}')
+        raise ConfigError(f'noise_level is {noise_level}; it must be 0 to {highest}')
     text = cascade.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
     keys = text_to_image.image_keys(seed, np.arange(len(low)))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, _SECOND_STAGE_STREAM))(keys)
@@ -358,7 +358,7 @@ def _generate(cascade, texts, num_images, made, options) -> np.ndarray:
 def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:
-            raise SettingsError(f'{what} {name!r} is not of this world; it must be one of {known}')
+            raise ConfigError(f'{what} {name!r} is not of this world; it must be one of {known}')
 
 
 def _share(said: Sequence[str | None], right: str | None) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError
+from dreambooth_jax.config import ConfigError, DreamBoothConfig
 from dreambooth_jax.data.images import read_image
 from dreambooth_jax.data.table import Examples, Table, make_table
 from dreambooth_jax.generation import class_images
@@ -30,7 +30,7 @@ def read_instance(
 
     Args:
       order: of each folder's photos, see instance_images.read; None: sorted by name.
-    Raises: ImageError; SettingsError for a size that a stage cannot halve, a crop that it cannot take, or captions
+    Raises: ImageError; ConfigError for a size that a stage cannot halve, a crop that it cannot take, or captions
       that do not teach the new word.
     """
     instance_images.check_folders(config)
@@ -51,7 +51,7 @@ def read_instance(
         )
     shortest = min(side for examples in found[SUPER_RESOLUTION] for side in examples.images.shape[1:3])
     if crop is not None and crop > shortest:
-        raise SettingsError(
+        raise ConfigError(
             f'config.super_resolution.crop is {crop} but the second stage has images with a side of {shortest} '
             f'pixels; lower it, or leave it out to train on whole images'
         )
@@ -65,21 +65,21 @@ def _read_whole(
         return instance_images.read(config, resolution, multiple, order=order)
     except ValueError as error:
         if config.data.aspect_buckets and resolution % multiple:
-            raise SettingsError(f'config.data.aspect_buckets is True: {error}') from None
+            raise ConfigError(f'config.data.aspect_buckets is True: {error}') from None
         raise
 
 
 def crop_side(config: DreamBoothConfig, cascade: Cascade) -> int | None:
     """Side of the crops that the second stage trains on, in pixels; None: whole images.
 
-    Raises: SettingsError unless the UNet can halve it as often as it does, and the low image has whole pixels.
+    Raises: ConfigError unless the UNet can halve it as often as it does, and the low image has whole pixels.
     """
     second, side = cascade.super_resolution, config.super_resolution.crop
     if side is None:
         return min(UPSCALER_CROP, cascade.super_resolution_size) if second.is_latent else None
     multiple = math.lcm(second.size_divisor, cascade.factor)
     if side % multiple:
-        raise SettingsError(f'config.super_resolution.crop is {side} but must be a multiple of {multiple}')
+        raise ConfigError(f'config.super_resolution.crop is {side} but must be a multiple of {multiple}')
     return side
 
 

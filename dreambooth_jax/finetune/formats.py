@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError
+from dreambooth_jax.config import ConfigError, DreamBoothConfig
 from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.trained import Trained
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
@@ -49,7 +49,7 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
       format: one of config.ExportFormat. output: a folder for 'diffusers', else '<name>.safetensors'.
       dtype: of the stored weights, one of files.STORAGE_DTYPES.
     Returns: a line for each folder or file.
-    Raises: SettingsError if the run, or its model, has nothing to write in this format, or for a bad `output`;
+    Raises: ConfigError if the run, or its model, has nothing to write in this format, or for a bad `output`;
       WeightsError if what was written does not read back as the same, or could not be written.
     """
     if format == 'diffusers':
@@ -57,11 +57,11 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
         folders.write_pipeline(cascade.base, output, super_resolution=cascade.super_resolution, dtype=dtype)
         return [f'{output} holds {_compare_folder(cascade, output, dtype)} tensors, read back and equal']
     if output.suffix != files.SUFFIX:
-        raise SettingsError(f'--output={output} must be a file {files.SUFFIX} for --format={format}')
+        raise ConfigError(f'--output={output} must be a file {files.SUFFIX} for --format={format}')
     if format == SINGLE_FILE:
         written = _write_single_files
     elif not trained.adapters:
-        raise SettingsError(
+        raise ConfigError(
             f'--format={format} writes LoRA adapters, but {trained.name} has '
             + ('no checkpoint' if trained.config.lora.rank else 'trained whole networks (config.lora.rank is None)')
             + '; export diffusers or single_file'
@@ -85,14 +85,14 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
 def _check_place_of_word(cascade: Cascade, output: Path) -> None:
     """Whether the file of a new word may be written beside `output`.
 
-    Raises: SettingsError if it would be one of this export's, or replace a file of anything else.
+    Raises: ConfigError if it would be one of this export's, or replace a file of anything else.
     """
     if not cascade.base.added_tokens:
         return
     word = cascade.base.added_tokens[0]
     path = output.parent / file_name(word)
     if path in [_file_of(output, stage) for stage in STAGES]:
-        raise SettingsError(f'--output={output} is where the new word {word} goes; choose another name')
+        raise ConfigError(f'--output={output} is where the new word {word} goes; choose another name')
     if not path.exists():
         return
     try:
@@ -100,7 +100,7 @@ def _check_place_of_word(cascade: Cascade, output: Path) -> None:
     except WeightsError:
         same = False
     if not same:
-        raise SettingsError(
+        raise ConfigError(
             f'{path} is where the new word {word} goes, but holds something else; move it, or choose another folder '
             f'for --output'
         )
@@ -112,7 +112,7 @@ def _file_of(output: Path, stage: str) -> Path:
 
 def _write_single_files(trained: Trained, format: str, output: Path, dtype: str):
     if trained.config.textual_inversion.token and not trained.cascade.base.added_tokens:
-        raise SettingsError(
+        raise ConfigError(
             f'{trained.name} has learned a new word and has no checkpoints that tell it from the others; '
             f'export diffusers'
         )
@@ -122,7 +122,7 @@ def _write_single_files(trained: Trained, format: str, output: Path, dtype: str)
         if pipeline is None or (stage != BASE and stage not in trained.stages):
             continue
         if not pipeline.is_latent:
-            raise SettingsError(
+            raise ConfigError(
                 f'--format={format} cannot hold an {pipeline.class_name}: the layout is that of Stable Diffusion and '
                 f'has no place for its networks; export diffusers'
             )

@@ -3,10 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError, PretrainConfig
 from dreambooth_jax.generation.cascade import compute_dtype
 from dreambooth_jax.models import functional, t5, unet
-from dreambooth_jax.pretrain_config import PretrainConfig
 from dreambooth_jax.storybook import vocabulary
 from dreambooth_jax.weights import folders, guard
 from dreambooth_jax.weights.pipeline import Network, Pipeline
@@ -19,7 +18,7 @@ def start_pipeline(config: PretrainConfig, workdir: Path) -> Pipeline:
 
     Args:
       workdir: of the run; a fresh base stage's tokenizer/ is written there.
-    Raises: WeightsError, SettingsError for a model of another kind, or networks that do not fit each other.
+    Raises: WeightsError, ConfigError for a model of another kind, or networks that do not fit each other.
     """
     dtype, class_name = compute_dtype(config.parallel.dtype), CLASSES[config.stage]
 
@@ -34,11 +33,11 @@ def start_pipeline(config: PretrainConfig, workdir: Path) -> Pipeline:
         # In float32: it is frozen, and encodes every pool once.
         base = folders.read_pipeline(config.base, components=('text_encoder',))
         if base.class_name != CLASSES['base'] or base.text_encoder is None or base.tokenizer_folder is None:
-            raise SettingsError(_wrong('base', config.base, base, CLASSES['base']))
+            raise ConfigError(_wrong('base', config.base, base, CLASSES['base']))
     if config.init is not None:
         start = folders.read_pipeline(config.init, dtype=dtype)
         if start.class_name != class_name or start.unet is None:
-            raise SettingsError(_wrong('init', config.init, start, class_name))
+            raise ConfigError(_wrong('init', config.init, start, class_name))
         if base is None:
             return start
         return dataclasses.replace(start, text_encoder=base.text_encoder, tokenizer_folder=base.tokenizer_folder)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError
+from dreambooth_jax.config import ConfigError, DreamBoothConfig
 from dreambooth_jax.data import pairs
 from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.data.table import Table, shrink_masks
@@ -43,7 +43,7 @@ def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) ->
 def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
     """Before anything is drawn or trained: whether the model's noise schedules allow what the settings ask.
 
-    Raises: SettingsError if a sampler cannot draw, a variance cannot be trained, or the second stage does not know the
+    Raises: ConfigError if a sampler cannot draw, a variance cannot be trained, or the second stage does not know the
       noise levels that it is to train at.
     """
     settings, second = config.super_resolution, cascade.super_resolution
@@ -65,7 +65,7 @@ def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
     highest = noise_schedules.highest_noise_level(second)
     for name, level in (('noise_level', settings.noise_level[1]), ('sample_noise_level', settings.sample_noise_level)):
         if level > highest:
-            raise SettingsError(
+            raise ConfigError(
                 f'config.super_resolution.{name} is {getattr(settings, name)} but {second.name} knows the levels 0 to '
                 f'{highest}; lower it'
             )
@@ -75,7 +75,7 @@ def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
     """Before anything is drawn or trained: whether every LoRA target has a layer in a network that trains.
 
     Warns (logging) of networks that are to train and have none: they stay as they are.
-    Raises: SettingsError for a target without a layer, and for a stage in which nothing would train.
+    Raises: ConfigError for a target without a layer, and for a stage in which nothing would train.
     """
     if config.lora.rank is None:
         return
@@ -98,7 +98,7 @@ def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
         try:
             lora.check_targets(trained, config.lora.targets or lora.ATTENTION_PROJECTIONS)
         except ValueError as error:
-            raise SettingsError(f'config.lora: {error}') from None
+            raise ConfigError(f'config.lora: {error}') from None
 
 
 def make_stage(

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dreambooth_jax.config import SettingsError, TextualInversionConfig
+from dreambooth_jax.config import ConfigError, TextualInversionConfig
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.new_words import NewRows, table_layer, with_rows
 from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError, vector_names
@@ -26,7 +26,7 @@ def with_word(cascade: Cascade, settings: TextualInversionConfig, *, dtype: Any,
 
     Args:
       dtype: of the compute. seed: of rows without initializer.
-    Raises: SettingsError if a tokenizer has the token, or reads the initializer as more tokens than there are rows.
+    Raises: ConfigError if a tokenizer has the token, or reads the initializer as more tokens than there are rows.
     """
     if settings.token is None:
         return cascade
@@ -37,7 +37,7 @@ def with_word(cascade: Cascade, settings: TextualInversionConfig, *, dtype: Any,
     try:
         return with_rows(cascade, vector_names(settings.token, settings.num_vectors), starts, dtype=dtype)
     except TokenizerError as error:
-        raise SettingsError(f'config.textual_inversion.token of {cascade.base.name}: {error}') from None
+        raise ConfigError(f'config.textual_inversion.token of {cascade.base.name}: {error}') from None
 
 
 def new_rows(cascade: Cascade) -> dict[str, NewRows]:
@@ -97,7 +97,7 @@ def _start(
         return rng.normal(table.mean(0), table.std(0), (count, table.shape[1])).astype(np.float32)
     ids = tokenizer.token_ids([settings.initializer])[0]
     if not 0 < len(ids) <= count:
-        raise SettingsError(
+        raise ConfigError(
             f'config.textual_inversion.initializer {settings.initializer!r} is {len(ids)} tokens to the tokenizer of '
             f'the {component}, but must be 1 to {count} (config.textual_inversion.num_vectors); choose another word'
         )

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dreambooth_jax.config import LoraConfig, SettingsError
+from dreambooth_jax.config import ConfigError, LoraConfig
 from dreambooth_jax.generation.new_words import NewRows
 from dreambooth_jax.models import functional, lora
 from dreambooth_jax.weights.pipeline import Pipeline, abstract_network
@@ -78,7 +78,7 @@ def make_trainable(
       new_rows: text encoder -> rows that train as well, whether or not it is named.
       dtype: of the compute. remat: compute activations again in the backward pass instead of keeping them (the UNet's).
       seed: of the adapters' start.
-    Raises: SettingsError for targets that none of these networks has.
+    Raises: ConfigError for targets that none of these networks has.
     """
     new_rows = dict(new_rows or {})
     apply, params, frozen, start = {}, {}, {}, {}
@@ -120,7 +120,7 @@ def _adapted(model, settings: LoraConfig, targets):
     try:
         return nnx.eval_shape(lambda model: lora.adapt(model, rngs=functional.Keys(0), **options), model)
     except ValueError as error:
-        raise SettingsError(f'config.lora: {error}') from None
+        raise ConfigError(f'config.lora: {error}') from None
 
 
 def lora_targets(settings: LoraConfig, models: Mapping[str, nnx.Module]) -> dict[str, tuple[str, ...]]:
@@ -128,7 +128,7 @@ def lora_targets(settings: LoraConfig, models: Mapping[str, nnx.Module]) -> dict
 
     Args:
       models: {component: network} of those that are to train; empty if none is.
-    Raises: SettingsError if no target matches in any of them.
+    Raises: ConfigError if no target matches in any of them.
     """
     targets = settings.targets or lora.ATTENTION_PROJECTIONS
     try:
@@ -136,7 +136,7 @@ def lora_targets(settings: LoraConfig, models: Mapping[str, nnx.Module]) -> dict
         if found and not any(found.values()):
             lora.check_targets(models, targets)
     except ValueError as error:
-        raise SettingsError(f'config.lora: {error}') from None
+        raise ConfigError(f'config.lora: {error}') from None
     return found
 
 

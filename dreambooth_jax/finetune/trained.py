@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve, with_new_names
 from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.stage import trained_components
 from dreambooth_jax.finetune.trainable import make_trainable
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
 from dreambooth_jax.models import lora
-from dreambooth_jax.settings import with_new_names
 from dreambooth_jax.training.checkpoint import CheckpointError
 from dreambooth_jax.weights.lora_files import Adapter
 
@@ -51,16 +50,16 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
 
     Args:
       step: which checkpoint; None: the newest. A stage that has none of that step gives its newest.
-    Raises: SettingsError if it is no run's folder; CheckpointError if there is nothing to read, no stage has `step`,
+    Raises: ConfigError if it is no run's folder; CheckpointError if there is nothing to read, no stage has `step`,
       or a checkpoint does not fit the model; WeightsError if that model cannot be read.
     """
     path = workdir / 'config.json'
     if not path.is_file():
-        raise SettingsError(f"{workdir} is no run's folder: {path} is missing; give the --workdir of train")
+        raise ConfigError(f"{workdir} is no run's folder: {path} is missing; give the --workdir of train")
     try:
         config = resolve(DreamBoothConfig, with_new_names(DreamBoothConfig, json.loads(path.read_text('utf-8'))))
     except ValueError as error:
-        raise SettingsError(f'{path} is no readable JSON ({error})') from None
+        raise ConfigError(f'{path} is no readable JSON ({error})') from None
     name = workdir.absolute().name
     found = {stage: _read_checkpoint(workdir / stage / 'checkpoints', step) for stage in STAGES}
     found = {stage: checkpoint for stage, checkpoint in found.items() if checkpoint}

@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from dreambooth_jax.config import NO_MODEL, DreamBoothConfig, SettingsError
+from dreambooth_jax.config import NO_MODEL, ConfigError, DreamBoothConfig
 from dreambooth_jax.generation import checks, text_to_image
 from dreambooth_jax.models import vae
 from dreambooth_jax.stages.text_conditioning import Text, TextConditioning, take
@@ -60,7 +60,7 @@ class Cascade:
       clip_skip: of the base stage, see TextConditioning.
       programs: compiled functions; with_params hands them on.
     Raises: WeightsError if a part is missing, is of the other kind, does not fit the other stage, or has a scheduler of
-      another kind of noise (weights/noise_schedules.py); SettingsError for a size that the model cannot draw at.
+      another kind of noise (weights/noise_schedules.py); ConfigError for a size that the model cannot draw at.
     """
 
     base: Pipeline
@@ -255,7 +255,7 @@ class Cascade:
         Raises: as `stream`.
         """
         if not len(prompts) or num_images < 1:
-            raise SettingsError(f'{len(prompts)} prompts with {num_images} images each; both must be at least 1')
+            raise ConfigError(f'{len(prompts)} prompts with {num_images} images each; both must be at least 1')
         requests = [(prompt, number) for prompt in range(len(prompts)) for number in range(num_images)]
         generated = []
         hidden = not progress or len(requests) <= options.get('batch_size', _IMAGES_AT_ONCE)
@@ -294,7 +294,7 @@ class Cascade:
           noise_level: time of image_noising_scheduler at which the second stage's low image is noised; 0: not at all.
           batch_size: images at once, on all local devices together; rounded up to a multiple of their number.
         Yields: positions in `requests`, and their images.
-        Raises: SettingsError for steps, a sampler or a noise level that the model does not allow.
+        Raises: ConfigError for steps, a sampler or a noise level that the model does not allow.
         """
         second = self.super_resolution if super_resolution else None
         sample_base = self.sampler(BASE, steps, guidance_scale, sampler)
@@ -308,7 +308,7 @@ class Cascade:
             )
             highest = noise_schedules.highest_noise_level(second)
             if not 0 <= noise_level <= highest:
-                raise SettingsError(f'noise_level is {noise_level}; it must be 0 to {highest}')
+                raise ConfigError(f'noise_level is {noise_level}; it must be 0 to {highest}')
             second_text = text
             if second.text_encoder is not None:
                 second_text = self.encode([negative_prompt, *prompts], SUPER_RESOLUTION)

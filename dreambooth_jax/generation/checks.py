@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.diffusion.scheduler_files import SchedulerFileError
 from dreambooth_jax.weights import noise_schedules
@@ -13,7 +13,7 @@ from dreambooth_jax.weights.pipeline import Pipeline
 def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
     """Before anything is drawn: whether a stage's scheduler lets `method` draw in so many steps.
 
-    Raises: SettingsError for steps or a method that the model's schedule does not allow; WeightsError for a scheduler
+    Raises: ConfigError for steps or a method that the model's schedule does not allow; WeightsError for a scheduler
       that does not fit the model.
     """
     schedule = noise_schedules.read(pipeline)
@@ -21,7 +21,7 @@ def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
         samplers.step_table(schedule, sampler, steps)
     except ValueError as error:
         prefix = f'{pipeline.name}: ' if isinstance(error, SchedulerFileError) else ''
-        raise SettingsError(f'{prefix}{error}') from None
+        raise ConfigError(f'{prefix}{error}') from None
 
 
 def check_stage(pipeline: Pipeline, is_super_resolution: bool, parts: Sequence[str]) -> None:
@@ -49,17 +49,17 @@ def check_stage(pipeline: Pipeline, is_super_resolution: bool, parts: Sequence[s
 def check_size(pipeline: Pipeline, size: int | None) -> None:
     """Whether a base stage draws images of that side, in pixels; None is its own.
 
-    Raises: SettingsError.
+    Raises: ConfigError.
     """
     if size is None or size == pipeline.native_size:
         return
     if not pipeline.is_latent and pipeline.native_size is not None:
-        raise SettingsError(
+        raise ConfigError(
             f'config.data.resolution is {size} but the base stage of {pipeline.name} draws at {pipeline.size}; leave '
             f'it None'
         )
     if size % pipeline.size_divisor:
-        raise SettingsError(
+        raise ConfigError(
             f'config.data.resolution is {size} but the base stage of {pipeline.name} draws multiples of '
             f'{pipeline.size_divisor}'
         )

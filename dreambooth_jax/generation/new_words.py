@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.generation.cascade import Cascade, compute_dtype
 from dreambooth_jax.models import clip, functional
 from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError, vector_names
@@ -87,7 +87,7 @@ def with_embedding(cascade: Cascade, path: str | os.PathLike, prompts: Sequence[
     Args:
       path: of a file that weights/textual_inversion.py reads. The word is what the file says it is, else its name.
       prompts: all that are to be drawn or avoided; if none holds the word, a warning (logging) says so.
-    Raises: WeightsError for a file of anything else or of another model's text encoders; SettingsError for a word that
+    Raises: WeightsError for a file of anything else or of another model's text encoders; ConfigError for a word that
       the model knows already, or that is no word.
     """
     widths = {
@@ -99,16 +99,16 @@ def with_embedding(cascade: Cascade, path: str | os.PathLike, prompts: Sequence[
     # Tokenizers look for added tokens in a prompt that is in lower case by then.
     word = token.lower()
     if len(word.split()) != 1 or word != word.strip():
-        raise SettingsError(f'{path} holds the word {token!r}, which is not one word; {rename}')
+        raise ConfigError(f'{path} holds the word {token!r}, which is not one word; {rename}')
     count = len(rows['text_encoder'])
     if any(len(value) != count for value in rows.values()):
         found = {component: len(value) for component, value in rows.items()}
-        raise SettingsError(f'{path} holds {found} rows, but all text encoders must have the same number; {rename}')
+        raise ConfigError(f'{path} holds {found} rows, but all text encoders must have the same number; {rename}')
     try:
         cascade = with_rows(cascade, vector_names(word, count), rows, dtype=compute_dtype())
     except TokenizerError:
         name = cascade.base.name
-        raise SettingsError(f'{path} holds the word {token!r}, which {name} knows already; {rename}') from None
+        raise ConfigError(f'{path} holds the word {token!r}, which {name} knows already; {rename}') from None
     if prompts and not any(word in prompt.lower() for prompt in prompts):
         logging.warning('no prompt holds %s, the word of %s: it draws nothing else', word, path)
     return cascade

@@ -10,12 +10,12 @@ from dreambooth_jax.config import (
     STORYBOOK,
     STORYBOOK_ENLARGING,
     STORYBOOK_SAMPLING,
+    ConfigError,
     SamplesConfig,
-    SettingsError,
     SuperResolutionConfig,
     resolve,
+    with_new_names,
 )
-from dreambooth_jax.settings import with_new_names
 
 
 class RunSettings(typing.NamedTuple):
@@ -35,7 +35,7 @@ class RunSettings(typing.NamedTuple):
 def settings_of(model: str) -> RunSettings:
     """The settings of the run of train or pretrain in the folder `model`, or of the built-in model.
 
-    Raises: SettingsError, one sentence, if its config.json is damaged.
+    Raises: ConfigError, one sentence, if its config.json is damaged.
     """
     folder = Path(model).expanduser()
     path = folder / 'config.json'
@@ -53,14 +53,12 @@ def settings_of(model: str) -> RunSettings:
     }
     for name, group in groups.items():
         if not isinstance(group, Mapping):
-            raise SettingsError(
-                f'{path} is damaged: its {name} is {group!r} but must be a group of settings; restore it'
-            )
+            raise ConfigError(f'{path} is damaged: its {name} is {group!r} but must be a group of settings; restore it')
     size, clip_skip = groups['data'].get('resolution'), groups['base'].get('clip_skip', 0)
     if size is not None and (type(size) is not int or size < 1):
-        raise SettingsError(f'{path} is damaged: its data.resolution is {size!r}; restore it')
+        raise ConfigError(f'{path} is damaged: its data.resolution is {size!r}; restore it')
     if type(clip_skip) is not int or clip_skip < 0:
-        raise SettingsError(f'{path} is damaged: its base.clip_skip is {clip_skip!r}; restore it')
+        raise ConfigError(f'{path} is damaged: its base.clip_skip is {clip_skip!r}; restore it')
     try:
         return RunSettings(
             resolve(SamplesConfig, with_new_names(SamplesConfig, groups['samples'])),
@@ -68,15 +66,15 @@ def settings_of(model: str) -> RunSettings:
             size,
             clip_skip,
         )
-    except SettingsError as error:
-        raise SettingsError(f'{path} is damaged: {error}; restore it') from None
+    except ConfigError as error:
+        raise ConfigError(f'{path} is damaged: {error}; restore it') from None
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         written = json.loads(path.read_text('utf-8'))
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f'{path} is no readable JSON ({error})') from None
+        raise ConfigError(f'{path} is no readable JSON ({error})') from None
     if not isinstance(written, dict):
-        raise SettingsError(f"{path} holds a JSON {type(written).__name__} but must hold a run's settings; restore it")
+        raise ConfigError(f"{path} holds a JSON {type(written).__name__} but must hold a run's settings; restore it")
     return written

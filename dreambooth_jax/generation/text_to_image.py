@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.diffusion import guidance, samplers, schedules
-from dreambooth_jax.settings import SettingsError
 from dreambooth_jax.stages.super_resolution import conditioning
 
 
@@ -87,10 +87,10 @@ def padded_batches(count: int, batch_size: int, multiple: int = 1) -> Iterator[t
 def to_uint8(images: jax.Array) -> np.ndarray:
     """f32 in [-1, 1] to uint8, rounded as diffusers' image processor rounds.
 
-    Raises: SettingsError for NaN, which would be black: class images like that would spoil a training unseen.
+    Raises: ConfigError for NaN, which would be black: class images like that would spoil a training unseen.
     """
     if bool(jnp.isnan(images).any()):
-        raise SettingsError(
+        raise ConfigError(
             'an image came out as NaN; the weights that draw it hold NaN or make numbers beyond bounds: take an '
             'earlier checkpoint, or another file of the model'
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, SubjectConfig
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, SubjectConfig
 from dreambooth_jax.data.buckets import Size, bucket_sizes
 from dreambooth_jax.data.decode import image_size
 from dreambooth_jax.data.images import MAX_ZOOM
@@ -48,7 +48,7 @@ def read(
       crops: of each photo; None: data.crops. max_zoom: of random ones (data/images.py).
       order: setting, as of `photos` -> names of the files in the order in which they are taken; None: sorted.
     Returns: the images of each size, from the widest to the tallest, with masks if any of them has one.
-    Raises: ImageError for a folder, image or mask that cannot be used. SettingsError for an unknown built-in
+    Raises: ImageError for a folder, image or mask that cannot be used. ConfigError for an unknown built-in
       subject.
     """
     square = (resolution, resolution)
@@ -59,7 +59,7 @@ def read(
         if subject.instance_dir is None:
             if subject.subject not in subjects.SUBJECTS:
                 known = ', '.join(subjects.SUBJECTS)
-                raise SettingsError(f'config.data.subject is {subject.subject!r} but must be one of {known}')
+                raise ConfigError(f'config.data.subject is {subject.subject!r} but must be one of {known}')
             painted = [draw.paint(scene, resolution) for scene in subjects.reference_scenes(subject.subject)]
             prompts, class_prompts = [prompt] * len(painted), [subject.class_prompt] * len(painted)
             groups[square].append(Examples(np.stack(painted), prompts, class_prompts=class_prompts))
@@ -76,7 +76,7 @@ def read(
 def check_folders(config: DreamBoothConfig) -> None:
     """Warns of files that are skipped and of captions that leave the subject without its name.
 
-    Raises: ImageError as `read`; SettingsError if no prompt that a step will read holds the new word of textual
+    Raises: ImageError as `read`; ConfigError if no prompt that a step will read holds the new word of textual
       inversion: its rows would be trained by nothing.
     """
     prompts: list[str] = []
@@ -99,7 +99,7 @@ def check_folders(config: DreamBoothConfig) -> None:
             )
     token = config.textual_inversion.token
     if token and config.base.steps and prompts and not any(token in prompt.lower() for prompt in prompts):
-        raise SettingsError(
+        raise ConfigError(
             f'config.textual_inversion.token is {token!r} but the images have captions that do not hold it, so '
             f'nothing would teach it; write it into the captions, or take them away'
         )

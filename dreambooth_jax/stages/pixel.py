@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreambooth_jax.config import ObjectiveConfig, SettingsError
+from dreambooth_jax.config import ConfigError, ObjectiveConfig
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import objective, prediction, schedules
 from dreambooth_jax.stages.distillation import Distillation, Lesson
@@ -54,13 +54,13 @@ class Objective:
         )
 
     def check(self, schedule: schedules.Schedule, name: str) -> None:
-        """Raises SettingsError if the variance that a model learned is of a kind that the loss does not know.
+        """Raises ConfigError if the variance that a model learned is of a kind that the loss does not know.
 
         Args:
           schedule: of the model `name`.
         """
         if self.variance_weight > 0 and schedule.variance_type == 'learned':
-            raise SettingsError(
+            raise ConfigError(
                 f"{name} has variance_type 'learned', a variance of its own scale, but only 'learned_range' can be "
                 f'trained; set train_variance to False, which leaves it as it is'
             )

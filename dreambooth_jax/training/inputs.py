@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.data.fingerprints import Fingerprint, fingerprint, match
 from dreambooth_jax.data.subjects import ImageFile
 from dreambooth_jax.weights.identity import identity
@@ -65,7 +65,7 @@ def read(workdir: Path) -> Inputs | None:
         photos = {setting: [Fingerprint(**one) for one in listed] for setting, listed in found['photos'].items()}
         return Inputs({stage: dict(hashes) for stage, hashes in found['models'].items()}, photos)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise SettingsError(f'{path} is damaged; restore it, or start another run with --workdir') from None
+        raise ConfigError(f'{path} is damaged; restore it, or start another run with --workdir') from None
 
 
 def to_json(inputs: Inputs) -> str:
@@ -80,14 +80,14 @@ def check(begun: Inputs, found: Inputs, settings: Mapping[str, Any], workdir: Pa
     Args:
       settings: dotted name -> value now. stages: those that have trained already.
     Returns: `found`, its photos in the order in which the run was begun, and what is known of other stages.
-    Raises: SettingsError that names what differs.
+    Raises: ConfigError that names what differs.
     """
     for stage in stages:
         if stage in begun.models and stage in found.models:
             _check_model(begun.models[stage], found.models[stage], MODEL_SETTINGS[stage], settings, workdir)
     if (CLASS_PHOTOS in begun.photos) != (CLASS_PHOTOS in found.photos):
         own = CLASS_PHOTOS in found.photos
-        raise SettingsError(
+        raise ConfigError(
             f'config.{CLASS_PHOTOS} is {settings.get(CLASS_PHOTOS)!r}, {"a" if own else "no"} folder of photos of your '
             f'own, but {workdir} was begun with class images that {"the model drew" if own else "are such photos"}; '
             f'set it back, {_NEW_RUN}'
@@ -96,7 +96,7 @@ def check(begun: Inputs, found: Inputs, settings: Mapping[str, Any], workdir: Pa
     for setting in sorted(begun.photos.keys() & found.photos.keys()):
         photos[setting], differences = match(begun.photos[setting], found.photos[setting])
         if differences:
-            raise SettingsError(_changed_photos(setting, differences, settings, workdir))
+            raise ConfigError(_changed_photos(setting, differences, settings, workdir))
     return Inputs({**begun.models, **found.models}, photos)
 
 
@@ -105,7 +105,7 @@ def _check_model(
 ) -> None:
     parts = [text for part, text in _PARTS.items() if before.get(part) != now.get(part)]
     if parts:
-        raise SettingsError(
+        raise ConfigError(
             f'config.{setting} is {settings.get(setting)!r}, which differs in {" and ".join(parts)} from the model '
             f'that {workdir} was begun with; put that model back, {_NEW_RUN}'
         )

@@ -15,8 +15,7 @@ from typing import Any
 
 import jax
 
-from dreambooth_jax.config import Settings, SettingsError, resolve, to_dict
-from dreambooth_jax.settings import with_new_names
+from dreambooth_jax.config import Config, ConfigError, resolve, to_dict, with_new_names
 from dreambooth_jax.system import disk, lock
 from dreambooth_jax.training import inputs as run_inputs
 from dreambooth_jax.training.inputs import CLASS_PHOTOS, Inputs
@@ -52,7 +51,7 @@ _PATHS = ('model', 'model_tokenizer_dir', 'super_resolution_model', 'init', 'bas
 def alone(workdir: Path) -> Iterator[None]:
     """Keeps other processes from working in the run's folder, which is made if missing; hosts of one run share it.
 
-    Raises: LockError if one does; SettingsError if the folder cannot be written.
+    Raises: LockError if one does; ConfigError if the folder cannot be written.
     """
     with contextlib.ExitStack() as held:
         if jax.process_index() == 0:
@@ -63,17 +62,17 @@ def alone(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _unwritable(workdir: Path, error: OSError) -> SettingsError:
-    return SettingsError(f'--workdir={workdir} cannot be written: {disk.reason(error)}')
+def _unwritable(workdir: Path, error: OSError) -> ConfigError:
+    return ConfigError(f'--workdir={workdir} cannot be written: {disk.reason(error)}')
 
 
-def check(config: Settings, workdir: Path, found: Inputs | None = None) -> Inputs | None:
+def check(config: Config, workdir: Path, found: Inputs | None = None) -> Inputs | None:
     """Whether a run may go on, or begin, in a folder; writes nothing.
 
     Args:
       found: what is there to learn from; None if the settings say all of it.
     Returns: `found`, its photos in the order in which the run takes them.
-    Raises: SettingsError if another setting, photo or model would change what is learned, naming both.
+    Raises: ConfigError if another setting, photo or model would change what is learned, naming both.
     """
     stages = trained_stages(workdir)
     if not stages:
@@ -87,10 +86,10 @@ def check(config: Settings, workdir: Path, found: Inputs | None = None) -> Input
     return found if begun is None else run_inputs.check(begun, found, new, workdir, stages)
 
 
-def begin(config: Settings, workdir: Path, found: Inputs | None = None) -> None:
+def begin(config: Config, workdir: Path, found: Inputs | None = None) -> None:
     """Makes the folder and writes config.json and, if anything was found, inputs.json.
 
-    Raises: as `check`; SettingsError if the folder cannot be written.
+    Raises: as `check`; ConfigError if the folder cannot be written.
     """
     found = check(config, workdir, found)
     if jax.process_index() != 0:
@@ -117,17 +116,17 @@ def _write(path: Path, text: str) -> None:
         new.write_text(text, 'utf-8')
 
 
-def _read(path: Path, cls: type[Settings]) -> dict:
+def _read(path: Path, cls: type[Config]) -> dict:
     """The settings in a file; those younger than it have their defaults, which do what was done without them."""
     try:
         before = json.loads(path.read_text('utf-8'))
     except ValueError:
         before = None
     if not isinstance(before, dict):
-        raise SettingsError(f'{path} is damaged; restore it, or start another run with --workdir')
+        raise ConfigError(f'{path} is damaged; restore it, or start another run with --workdir')
     try:
         return to_dict(resolve(cls, with_new_names(cls, before)))
-    except SettingsError:  # a setting that is no more: compared as it stands there
+    except ConfigError:  # a setting that is no more: compared as it stands there
         return before
 
 
@@ -156,7 +155,7 @@ def _check_settings(
         if by_content and (name.startswith(_MODELS) or (_is_photos(name) and None not in (before, value))):
             continue
         length = ', the length of its cosine schedule' if _is_length(name) else ''
-        raise SettingsError(
+        raise ConfigError(
             f'config.{name} is {value!r} but {workdir} was begun with {before!r}{length}; set it back, or start '
             f'another run with --workdir'
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
@@ -72,7 +72,7 @@ def settings_of(variant: str) -> dict[str, str]:
     """'base.steps=100,seed=1' -> {'base.steps': '100', 'seed': '1'}."""
     pairs = [part.partition('=') for part in re.split(r',(?=[\w.]+=)', variant)]  # a value may have commas
     if not all(name and value for name, _, value in pairs):
-        raise SettingsError(f'--variant={variant} must look like base.learning_rate=2e-4,base.steps=100')
+        raise ConfigError(f'--variant={variant} must look like base.learning_rate=2e-4,base.steps=100')
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 

@@ -12,7 +12,7 @@ from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth_jax import program
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
@@ -81,7 +81,7 @@ def main(argv) -> None:
     try:
         weights = [f'{float(weight):g}' for weight in _WEIGHTS.value]
     except ValueError:
-        raise SettingsError(f'--weights={",".join(_WEIGHTS.value)} must be numbers, such as 1,0') from None
+        raise ConfigError(f'--weights={",".join(_WEIGHTS.value)} must be numbers, such as 1,0') from None
     workdir = Path(_WORKDIR.value)
     num_images, class_images, steps = _NUM_IMAGES.value, _CLASS_IMAGES.value, _STEPS.value
     if _QUICK.value:

@@ -19,9 +19,8 @@ from unittest import mock
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import BaseConfig, DreamBoothConfig, LoraConfig, OptimizerConfig, ParallelConfig
+from dreambooth_jax.config import BaseConfig, ConfigError, DreamBoothConfig, LoraConfig, OptimizerConfig, ParallelConfig
 from dreambooth_jax.evaluation import experiment
-from dreambooth_jax.settings import SettingsError
 
 HERE = Path(__file__).parent
 GB = 1e9
@@ -71,7 +70,7 @@ def target():
         found = topologies.get_topology_desc(_TOPOLOGY.value, platform='tpu')
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise SettingsError(f'--topology={_TOPOLOGY.value} cannot be compiled for ({reason}); install libtpu') from None
+        raise ConfigError(f'--topology={_TOPOLOGY.value} cannot be compiled for ({reason}); install libtpu') from None
     # The package chooses its attention by the backend that it finds.
     with mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
         yield found.devices[0], f'{_TOPOLOGY.value} ({found.devices[0].device_kind}), ahead of time'

@@ -23,9 +23,8 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import BaseConfig, DreamBoothConfig, LoraConfig, ParallelConfig
+from dreambooth_jax.config import BaseConfig, ConfigError, DreamBoothConfig, LoraConfig, ParallelConfig
 from dreambooth_jax.evaluation import experiment
-from dreambooth_jax.settings import SettingsError
 
 HERE = Path(__file__).parent
 RANK = 16
@@ -203,7 +202,7 @@ def main(argv) -> None:
 
     kind = jax.local_devices()[0].device_kind
     if jax.default_backend() == 'cpu' and not _TINY.value:
-        raise SettingsError('JAX found no accelerator, and on CPU a step takes minutes; give --tiny to try the script')
+        raise ConfigError('JAX found no accelerator, and on CPU a step takes minutes; give --tiny to try the script')
     peak = next((peak for name, peak in PEAKS.items() if name in kind and not _TINY.value), None)
     frameworks, skipped = _FRAMEWORK.value, without_torch()
     if skipped:

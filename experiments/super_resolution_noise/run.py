@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import STORYBOOK_ENLARGING, SettingsError
+from dreambooth_jax.config import STORYBOOK_ENLARGING, ConfigError
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.generation.cascade import Cascade
@@ -69,7 +69,7 @@ def numbers_of(flag: str, values, count: int) -> tuple[int, ...]:
     parts = values.split('-')
     if len(parts) != count or not all(part.strip().isdigit() for part in parts):
         example = '0-50' if count == 2 else '50'
-        raise SettingsError(f'--{flag} holds {values!r}; every entry must look like {example}')
+        raise ConfigError(f'--{flag} holds {values!r}; every entry must look like {example}')
     return tuple(int(part) for part in parts)
 
 
@@ -86,10 +86,10 @@ def base_run(workdir: Path, original: Cascade) -> Path:
         return experiment.train_once(workdir / 'base', CONFIG, settings, weights=fingerprint(original.base))
     run = Path(_RUN.value)
     if not (run / 'config.json').is_file() or not (run / 'model' / 'model_index.json').is_file():
-        raise SettingsError(f'--run={run} is no finished run; give the --workdir of a training, or leave it out')
+        raise ConfigError(f'--run={run} is no finished run; give the --workdir of a training, or leave it out')
     data = json.loads((run / 'config.json').read_text('utf-8'))['data']
     if data['subject'] != SUBJECT or data['instance_prompt'] != f'a {IDENTIFIER} {SUBJECT}':
-        raise SettingsError(f'--run={run} taught {data["instance_prompt"]!r} but must be a run of configs/dog.py')
+        raise ConfigError(f'--run={run} taught {data["instance_prompt"]!r} but must be a run of configs/dog.py')
     return run
 
 
@@ -140,7 +140,7 @@ def main(argv) -> None:
     output = Path(_OUTPUT.value or (workdir if _QUICK.value else HERE))
     original = Cascade.load(_MODEL.value)
     if original.super_resolution is None:
-        raise SettingsError(f'--model={_MODEL.value} has no second stage, which is tuned here; give one that has')
+        raise ConfigError(f'--model={_MODEL.value} has no second stage, which is tuned here; give one that has')
     classifier = Classifier.load(_CLASSIFIER.value)
     run = base_run(workdir, original)
     finetuned = Cascade.load(run, super_resolution_model='none').base

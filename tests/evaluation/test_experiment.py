@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.evaluation import experiment
 from dreambooth_jax.training.loop import TrainingError
 
@@ -66,7 +66,7 @@ def test_only_the_section_between_the_marks_is_replaced(tmp_path):
 def test_a_readme_without_its_marks_is_left_alone(tmp_path, text):
     readme = tmp_path / 'README.md'
     readme.write_text(text)
-    with pytest.raises(SettingsError, match='README.md must hold'):
+    with pytest.raises(ConfigError, match='README.md must hold'):
         experiment.write_section(readme, 'new')
     assert readme.read_text() == text
 

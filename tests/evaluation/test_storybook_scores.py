@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.evaluation import storybook_scores
 from dreambooth_jax.evaluation.classifier import HEADS, ClassifierConfig, Verdicts
 from dreambooth_jax.generation.cascade import Cascade, Images
@@ -277,16 +277,16 @@ def test_enlarge_hands_on_low_image_prompt_and_noise_level():
 def test_enlarge_refuses_what_the_model_does_not_allow(arguments, words):
     options = {'steps': 2, 'guidance_scale': 1.0, 'sampler': 'ddim', **arguments}
     cascade, low = SecondStage.answering(lambda low, level, text: low), np.zeros((1, 32, 32, 3), np.float32)
-    with pytest.raises(SettingsError, match=words):
+    with pytest.raises(ConfigError, match=words):
         storybook_scores.enlarge(cascade, low, ['a'], **options)
 
 
 def test_unknown_names_are_refused_before_anything_is_drawn():
     cascade = FakeCascade(lambda prompt, number: pytest.fail('drawn'))
-    with pytest.raises(SettingsError, match="class 'unicorn'"):
+    with pytest.raises(ConfigError, match="class 'unicorn'"):
         storybook_scores.base_scores(cascade, FakeClassifier(), classes=('unicorn',), **OPTIONS)
-    with pytest.raises(SettingsError, match="subject 'dog4'"):
+    with pytest.raises(ConfigError, match="subject 'dog4'"):
         storybook_scores.subject_scores(cascade, FakeClassifier(), 'dog4', 'sks', **OPTIONS)
     cascade.super_resolution = None
-    with pytest.raises(SettingsError, match='second stage'):
+    with pytest.raises(ConfigError, match='second stage'):
         storybook_scores.fine_mark_scores(cascade, FakeClassifier(), 'dog', 'sks', **OPTIONS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_jax.config import DataConfig, DreamBoothConfig, SettingsError, SuperResolutionConfig
+from dreambooth_jax.config import ConfigError, DataConfig, DreamBoothConfig, SuperResolutionConfig
 from dreambooth_jax.finetune import examples
 from dreambooth_jax.generation.cascade import Cascade
 from tests import smallest_pipelines
@@ -85,11 +85,11 @@ def test_what_each_stage_will_see_is_told(photos, cascades):
     ],
 )
 def test_crops_that_cannot_be_taken_are_refused(photos, cascades, kind, options, sentence):
-    with pytest.raises(SettingsError, match=sentence):
+    with pytest.raises(ConfigError, match=sentence):
         sizes(photos, cascades[kind], **options)
 
 
 def test_a_resolution_that_has_no_buckets_is_refused(photos, cascades):
     cascade = dataclasses.replace(cascades['latents'], size=48)
-    with pytest.raises(SettingsError, match='aspect_buckets is True: the resolution .* a multiple of 64, got 48'):
+    with pytest.raises(ConfigError, match='aspect_buckets is True: the resolution .* a multiple of 64, got 48'):
         sizes(photos, cascade)

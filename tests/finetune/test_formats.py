@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 from dreambooth_jax.finetune import formats
 from dreambooth_jax.finetune.trained import Trained
 from dreambooth_jax.generation import new_words
@@ -101,15 +101,15 @@ def test_a_words_file_replaces_no_other(tmp_path):
         f'{path} is where the new word <sks-dog> goes, but holds something else; move it, or choose another folder '
         f'for --output'
     )
-    with pytest.raises(SettingsError, match=re.escape(sentence)):
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
         formats.write(run, 'lora_kohya', out)
     assert not out.exists() and set(files.read_header(path).shapes) == {'unet.x.lora_A.weight'}
     path.write_bytes(b'photo')
-    with pytest.raises(SettingsError, match=re.escape(sentence)):
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
         formats.write(run, 'lora_kohya', out)
     assert path.read_bytes() == b'photo'
     with pytest.raises(
-        SettingsError, match=re.escape(f'--output={path} is where the new word <sks-dog> goes; choose another name')
+        ConfigError, match=re.escape(f'--output={path} is where the new word <sks-dog> goes; choose another name')
     ):
         formats.write(run, 'lora_kohya', path)
     write_textual_inversion(path, WORD, {'text_encoder': np.zeros((1, 32), np.float32)})  # an earlier export's

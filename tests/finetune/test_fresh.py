@@ -2,9 +2,8 @@
 
 import pytest
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError, PretrainConfig
 from dreambooth_jax.finetune.fresh import start_pipeline
-from dreambooth_jax.pretrain_config import PretrainConfig
 from dreambooth_jax.weights.errors import WeightsError
 from tests import smallest_pipelines, tiny_pipelines
 from tests.weights import tiny
@@ -65,5 +64,5 @@ def test_what_cannot_be_trained_is_one_sentence(tmp_path, settings, sentence):
     settings = {'unet': {'in_channels': 3}, 'text_encoder': {'d_model': 8}, **settings}
     if settings.get('stage') == 'super_resolution':
         settings['text_encoder'] = {}
-    with pytest.raises((SettingsError, WeightsError), match=sentence):
+    with pytest.raises((ConfigError, WeightsError), match=sentence):
         start_pipeline(PretrainConfig(**settings), tmp_path)

@@ -6,7 +6,7 @@ import shutil
 import huggingface_hub
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError
+from dreambooth_jax.config import ConfigError, DreamBoothConfig
 from dreambooth_jax.finetune.pinned import read_pinned
 from dreambooth_jax.training import run
 from dreambooth_jax.weights import hub
@@ -56,7 +56,7 @@ def test_a_branch_or_tag_that_is_asked_for_is_recorded_as_its_commit(main, tmp_p
     (workdir / 'base' / 'checkpoints' / '1').mkdir(parents=True)  # until then settings may change
     run.begin(read_pinned(tagged, workdir)[0], workdir)
     moved, _ = read_pinned(DreamBoothConfig(model='owner/model', model_revision='main'), workdir)
-    with pytest.raises(SettingsError, match=f"config.model_revision is '{NEW}' but .* was begun with '{OLD}'"):
+    with pytest.raises(ConfigError, match=f"config.model_revision is '{NEW}' but .* was begun with '{OLD}'"):
         run.begin(moved, workdir)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig, ObjectiveConfig, PriorConfig, SamplesConfig, SettingsError
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, ObjectiveConfig, PriorConfig, SamplesConfig
 from dreambooth_jax.data.table import Examples, make_table
 from dreambooth_jax.finetune import plan, stage
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
@@ -64,12 +64,12 @@ def test_samplers_are_tried_before_anything_is_drawn():
     model = cascade('latents', solver_order=3)
     sentence = f"{model.base.name}: the scheduler file's solver_order is 3, with which sampler dpmsolver++ cannot draw"
     for settings in ({}, dict(samples=SamplesConfig(sampler='ddim'), prior=PriorConfig(sampler='dpmsolver++'))):
-        with pytest.raises(SettingsError, match=f'^{re.escape(sentence)}'):
+        with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}'):
             check(model, **settings)
     check(model, samples=SamplesConfig(sampler='ddim'))
     unused = PriorConfig(sampler='dpmsolver++', weight=0.0)
     check(model, samples=SamplesConfig(sampler='ddim'), prior=unused)
-    with pytest.raises(SettingsError, match=r'^steps is 1001; 1 to 1000 denoise steps are possible\.$'):
+    with pytest.raises(ConfigError, match=r'^steps is 1001; 1 to 1000 denoise steps are possible\.$'):
         check(model, samples=SamplesConfig(sampler='ddim', steps=1001))
 
 
@@ -85,6 +85,6 @@ def test_a_variance_saved_as_fixed_trains_as_the_range_that_it_is():
 
 def test_a_variance_of_another_scale_is_only_left_as_it_is():
     model = cascade('pixels', variance_type='learned')
-    with pytest.raises(SettingsError, match="has variance_type 'learned', .* set train_variance to False, which"):
+    with pytest.raises(ConfigError, match="has variance_type 'learned', .* set train_variance to False, which"):
         check(model)
     check(model, objective=ObjectiveConfig(train_variance=False))

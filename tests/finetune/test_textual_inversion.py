@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.finetune import examples, formats, stage, textual_inversion
 from dreambooth_jax.finetune.trainable import make_trainable
@@ -358,7 +358,7 @@ def test_a_single_file_has_the_tables_that_other_programs_expect_and_the_word_be
         assert all(np.array_equal(found[name], value) for name, value in network.params.items())
         new, table = table_of(cascade, component)
         assert np.array_equal(rows[component], table[new.first :].astype(np.float16))
-    with pytest.raises(SettingsError, match='^run has learned a new word and has no checkpoints that tell it from the'):
+    with pytest.raises(ConfigError, match='^run has learned a new word and has no checkpoints that tell it from the'):
         formats.write(trained._replace(cascade=cascade.with_tokens({}, ())), 'single_file', file)
 
 
@@ -420,6 +420,6 @@ def test_a_table_that_is_longer_than_the_vocabulary_keeps_its_length():
 )
 def test_what_the_tokenizer_cannot_do_is_one_sentence(changes, sentence):
     inversion = dataclasses.replace(settings().textual_inversion, **changes)
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(ConfigError) as error:
         textual_inversion.with_word(original('if'), inversion, dtype=jnp.float32, seed=0)
     assert sentence in str(error.value)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 from dreambooth_jax.finetune.stage import check_lora_targets, trained_components
 from dreambooth_jax.finetune.trainable import make_trainable
 from dreambooth_jax.generation.cascade import Cascade
@@ -151,6 +151,6 @@ def test_a_target_may_be_of_another_stage():
     ],
 )
 def test_a_target_that_matches_nowhere_is_named_before_the_run_begins(config, sentence):
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(ConfigError) as caught:
         check_lora_targets(config, cascade_of(second=True))
     assert str(caught.value).startswith(sentence) and '\n' not in str(caught.value)

@@ -3,11 +3,10 @@
 import json
 import shutil
 
-from dreambooth_jax import settings
-from dreambooth_jax.config import DreamBoothConfig
+from dreambooth_jax.config import DreamBoothConfig, schema
 from tests.fuzz.world import NAMES, Expected, Seen, World, photo
 
-LEAVES = sorted(settings._leaves(DreamBoothConfig, 'config'))
+LEAVES = sorted(schema._leaves(DreamBoothConfig, 'config'))
 TEXTS = (
     '-1',
     '0',

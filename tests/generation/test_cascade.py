@@ -10,7 +10,7 @@ import pytest
 from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresolution
 from diffusers.schedulers import scheduling_ddpm
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.generation import text_to_image
@@ -245,14 +245,14 @@ def test_a_missing_or_unfitting_part_is_named():
     ],
 )
 def test_impossible_options_are_one_sentence(cascade, options, sentence):
-    with pytest.raises(SettingsError, match=f'^{re.escape(sentence)}$'):
+    with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}$'):
         cascade.generate(PROMPTS, **{**QUICK, **options})
 
 
 def test_images_that_are_no_numbers_are_an_error(cascade):
     params = {name: np.full_like(value, np.nan) for name, value in cascade.base.unet.params.items()}
     sentence = 'an image came out as NaN; the weights that draw it hold NaN or make numbers beyond bounds: take an '
-    with pytest.raises(SettingsError, match=f'^{re.escape(sentence)}earlier checkpoint, or another file of the model$'):
+    with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}earlier checkpoint, or another file of the model$'):
         cascade.with_params(unet=params).generate(PROMPTS, **OPTIONS)
 
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_upscale
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.generation import text_to_image
@@ -186,7 +186,7 @@ def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours():
 def test_a_size_that_the_network_cannot_halve_is_refused():
     base = tiny.cascade('sd1').base
     sentence = f'config.data.resolution is 24 but the base stage of {base.name} draws multiples of 16'
-    with pytest.raises(SettingsError, match=f'^{re.escape(sentence)}$'):
+    with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}$'):
         Cascade(base, size=24)
 
 
@@ -253,7 +253,7 @@ def test_a_noise_level_that_the_upscaler_does_not_know_is_refused(options, highe
     second = dataclasses.replace(two_stages().super_resolution, options=options)
     cascade = Cascade(tiny.cascade('sd1').base, second)
     sentence = f'noise_level is {highest + 1}; it must be 0 to {highest}'
-    with pytest.raises(SettingsError, match=f'^{re.escape(sentence)}$'):
+    with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}$'):
         cascade.generate(PROMPTS, sampler='ddim', **OPTIONS, noise_level=highest + 1)
 
 

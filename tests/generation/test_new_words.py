@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.generation import new_words
 from dreambooth_jax.generation.adapters import with_lora
 from dreambooth_jax.generation.cascade import Cascade
@@ -115,7 +115,7 @@ def test_a_word_that_no_prompt_holds_is_told(tmp_path, caplog):
 def test_what_is_no_word_of_this_model_is_one_sentence(tmp_path):
     cascade, rows = original('sd1'), take('sd1')['text_encoder']
 
-    def said(tensors, name='x', error=SettingsError):
+    def said(tensors, name='x', error=ConfigError):
         path = tmp_path / f'{name}.safetensors'
         files.write_tensors(path, tensors)
         with pytest.raises(error) as caught:

@@ -16,7 +16,7 @@ NARROW = {
 
 @pytest.mark.parametrize('name', NARROW)
 def test_output_that_the_console_cannot_show_is_escaped(name):
-    body = "print('a sks \\u72ac \\udcff'); raise program.SettingsError('no \\u72ac')"
+    body = "print('a sks \\u72ac \\udcff'); raise program.ConfigError('no \\u72ac')"
     ended = script.run(body, **NARROW[name])
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, b'a sks \\u72ac \\udcff\n', b'no \\u72ac\n')
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, SuperResolutionConfig
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, SuperResolutionConfig
 from dreambooth_jax.finetune.stage import check_schedules
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models.functional import parameter_count
@@ -133,5 +133,5 @@ def test_samples_at_an_unknown_noise_level_are_refused_where_the_upscaler_trains
 
     check(steps=1, noise_level=(0, 9), sample_noise_level=9)
     check(steps=0, sample_noise_level=20)
-    with pytest.raises(SettingsError, match=r'^config\.super_resolution\.sample_noise_level is 20 but '):
+    with pytest.raises(ConfigError, match=r'^config\.super_resolution\.sample_noise_level is 20 but '):
         check(steps=1, noise_level=(0, 9), sample_noise_level=20)

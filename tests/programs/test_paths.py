@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_jax import settings
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve, to_config_dict
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, PretrainConfig, resolve, schema, to_config_dict
 from dreambooth_jax.generation.cascade import Cascade
-from dreambooth_jax.pretrain_config import PretrainConfig
 from dreambooth_jax.training import run
 from tests import smallest_pipelines
 
@@ -33,9 +31,9 @@ def home(tmp_path, monkeypatch):
 def text_settings(cls, prefix=''):
     """{dotted name: its field} of all settings that are texts."""
     found = {}
-    for name, field in settings._fields(cls).items():
-        kinds = {field.kind, *settings.typing.get_args(field.kind)}
-        groups = [kind for kind in kinds if settings.dataclasses.is_dataclass(kind)]
+    for name, field in schema._fields(cls).items():
+        kinds = {field.kind, *schema.typing.get_args(field.kind)}
+        groups = [kind for kind in kinds if schema.dataclasses.is_dataclass(kind)]
         for group in groups:
             found |= text_settings(group, f'{prefix}{name}.')
         if field.kind is str:
@@ -61,7 +59,7 @@ def test_every_flag_that_is_a_path_is_defined_as_one(name):
 @pytest.mark.parametrize('given', ['~/x', '~', '~/a b/犬', 'x/~/y', './~', 'owner/model-1.0', 'storybook', '/a/b'])
 def test_home_is_where_a_shell_would_say(given, home):
     expected = given.replace('~', str(home), 1) if given.startswith('~') else given
-    assert settings.expanded('--x', given) == expected
+    assert schema.expanded('--x', given) == expected
     subject = {'instance_dir': given, 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
     written = {'model': given, 'prior': {'dir': given}, 'data': {'subjects': [subject]}}
     for config in (resolve(DreamBoothConfig, written), resolve(DreamBoothConfig, resolve(DreamBoothConfig, written))):
@@ -70,7 +68,7 @@ def test_home_is_where_a_shell_would_say(given, home):
 
 def test_a_folder_that_is_really_called_so_is_used(home):
     (home.parent / 'here' / '~nobody-here').mkdir()
-    assert settings.expanded('--x', '~nobody-here') == '~nobody-here'
+    assert schema.expanded('--x', '~nobody-here') == '~nobody-here'
 
 
 WRONG = {
@@ -91,7 +89,7 @@ def test_what_is_no_path_is_one_sentence_in_every_setting(given, home):
             name, change = 'data.subjects[0].instance_dir', {'data.subjects': (dict(instance_dir=given),)}
         else:
             change = {name: given}
-        with pytest.raises(SettingsError) as error:
+        with pytest.raises(ConfigError) as error:
             config.update_from_flattened_dict(change)
         assert str(error.value) == f'config.{name} {WRONG[given]}'
 
@@ -145,7 +143,7 @@ def test_a_run_named_by_its_home_is_drawn_with_its_own_settings(program, home, m
 
     def generate(self, prompts, **options):
         seen.append(options)
-        raise SettingsError('enough')
+        raise ConfigError('enough')
 
     monkeypatch.setattr(Cascade, 'generate', generate)
     for model in ('~/run', home / 'run'):
@@ -182,7 +180,7 @@ KINDS = ['below_a_file', 'broken_link', 'too_long'] + ['closed'] * (os.geteuid()
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_folder_that_cannot_be_made_is_one_sentence(program, kind, tmp_path):
     path, reason = bad_path(kind, tmp_path)
-    with pytest.raises(SettingsError) as error, run.alone(path):
+    with pytest.raises(ConfigError) as error, run.alone(path):
         raise AssertionError
     assert str(error.value) == f'--workdir={path} cannot be written: {reason}'
     before = sorted(tmp_path.rglob('*'))

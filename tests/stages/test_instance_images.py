@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve, to_config_dict
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve, to_config_dict
 from dreambooth_jax.stages import instance_images
 from dreambooth_jax.storybook import draw, subjects
 
@@ -102,7 +102,7 @@ def test_the_line_about_images_tells_of_masks(tmp_path):
 
 def test_an_unknown_subject_is_answered_with_those_there_are():
     config = config_with(subject='unicorn', instance_prompt='a sks horse', class_prompt='a horse')
-    with pytest.raises(SettingsError, match="data.subject is 'unicorn' but must be one of backpack, backpack_dog,"):
+    with pytest.raises(ConfigError, match="data.subject is 'unicorn' but must be one of backpack, backpack_dog,"):
         squares(config, 32)
 
 
@@ -157,7 +157,7 @@ def with_word(tmp_path, captions, subjects=1):
 
 
 def test_captions_that_leave_a_new_word_untaught_are_refused(tmp_path):
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(ConfigError) as error:
         instance_images.check_folders(with_word(tmp_path, ['a sleeping dog', 'a dog'], 2))
     assert str(error.value) == (
         "config.textual_inversion.token is '<rex>' but the images have captions that do not hold it, so nothing "

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from dreambooth_jax.config import DataConfig, DreamBoothConfig, SettingsError, resolve, to_dict
-from dreambooth_jax.pretrain_config import PretrainConfig
+from dreambooth_jax.config import ConfigError, DataConfig, DreamBoothConfig, PretrainConfig, resolve, to_dict
 from dreambooth_jax.training import run
 from dreambooth_jax.training.inputs import Inputs
 
@@ -28,7 +27,7 @@ def trained(config, folder, stage='base', found=None):
 
 def refusal(config, folder, found=None):
     before = {path: path.read_bytes() for path in folder.glob('*.json')}
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(ConfigError) as caught:
         run.begin(config, folder, found)
     assert {path: path.read_bytes() for path in folder.glob('*.json')} == before
     return str(caught.value)
@@ -219,7 +218,7 @@ def test_settings_younger_than_the_run_have_their_defaults(tmp_path):
     path.write_text(json.dumps(written))
     run.begin(config, tmp_path)
     path.write_text(json.dumps(written))
-    with pytest.raises(SettingsError, match="config.optimizer.state_dtype is 'int8' but .* was begun with 'float32'"):
+    with pytest.raises(ConfigError, match="config.optimizer.state_dtype is 'int8' but .* was begun with 'float32'"):
         run.begin(changed(config, 'optimizer.state_dtype', 'int8'), tmp_path)
 
 
@@ -243,7 +242,7 @@ def test_a_run_that_was_begun_under_old_names_goes_on(tmp_path):
     path.write_text(json.dumps(written))
     run.begin(config, tmp_path)
     path.write_text(json.dumps(written))
-    with pytest.raises(SettingsError, match="config.prior.kind is 'images' but .* was begun with 'distillation'"):
+    with pytest.raises(ConfigError, match="config.prior.kind is 'images' but .* was begun with 'distillation'"):
         run.begin(changed(config, 'prior.kind', 'images'), tmp_path)
 
 
@@ -290,5 +289,5 @@ def test_damaged_settings_are_a_sentence(text, tmp_path):
 
 def test_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / 'a_file').write_text('')
-    with pytest.raises(SettingsError, match='--workdir=.*a_file/run cannot be written'):
+    with pytest.raises(ConfigError, match='--workdir=.*a_file/run cannot be written'):
         run.begin(CONFIG, tmp_path / 'a_file' / 'run')

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dreambooth_jax.config import SettingsError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.diffusion import samplers, schedules
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
 from dreambooth_jax.stages.text_conditioning import take
@@ -64,7 +64,7 @@ def outcome(folder: Path, **options) -> str | None:
         for stage in STAGES:
             if getattr(cascade, stage) is not None:
                 _trace(cascade, stage)
-    except (WeightsError, SettingsError, TokenizerError) as error:
+    except (WeightsError, ConfigError, TokenizerError) as error:
         return str(error)
     return None
 

@@ -1,17 +1,17 @@
-"""Every setting of DreamBooth, for train and its companions; those of pretrain are in pretrain_config.py, those of both
-in training_config.py.
+"""Every setting of DreamBooth, for train and its companions; those of pretrain are in pretrain.py, those of both in
+training.py.
 
 Each setting stands here once, with its default, its meaning and, where it has one, its legal range. A file in configs/
 starts from `to_config_dict(DreamBoothConfig())` and changes what differs; programs call `resolve` once and pass on
-plain dataclasses. How that works and what the errors say: settings.py. Everything random is a function of `seed`.
+plain dataclasses. How that works and what the errors say: schema.py. Everything random is a function of `seed`.
 Recipe: Ruiz et al. 2023 (DreamBooth); where the paper is silent, defaults are those of diffusers' training scripts.
 """
 
 import dataclasses
 from typing import Literal
 
-from dreambooth_jax.settings import Settings, SettingsError, path_setting, resolve, setting, to_config_dict, to_dict
-from dreambooth_jax.training_config import (
+from dreambooth_jax.config.schema import Config, ConfigError, path_setting, setting
+from dreambooth_jax.config.training import (
     CheckpointConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -19,29 +19,6 @@ from dreambooth_jax.training_config import (
     Sampler,
     SamplesConfig,
 )
-
-__all__ = [
-    'BaseConfig',
-    'CheckpointConfig',
-    'SubjectConfig',
-    'DataConfig',
-    'DreamBoothConfig',
-    'LoraConfig',
-    'ObjectiveConfig',
-    'OptimizerConfig',
-    'ParallelConfig',
-    'PriorConfig',
-    'Sampler',
-    'SamplesConfig',
-    'Settings',
-    'SettingsError',
-    'SuperResolutionConfig',
-    'TextualInversionConfig',
-    'resolve',
-    'setting',
-    'to_config_dict',
-    'to_dict',
-]
 
 STORYBOOK = 'storybook'  # the model that ships with the package
 # How it draws best: chosen by experiments/storybook_base.
@@ -56,7 +33,7 @@ LAST_TIMESTEP = 999
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SubjectConfig(Settings):
+class SubjectConfig(Config):
     """One subject: where its images are, and what it and its class are called."""
 
     # Folder with 3-5 images of the subject. A text file beside an image (dog.txt beside dog.jpg) is its caption and
@@ -70,22 +47,22 @@ class SubjectConfig(Settings):
     class_prompt: str = ''
 
     def check_complete(self, path: str, model: str, *, uses_class: bool) -> None:
-        """Raises SettingsError if something is missing that training on `model` needs.
+        """Raises ConfigError if something is missing that training on `model` needs.
 
         Args:
           uses_class: whether class rows train, which read the class prompt.
         """
         if self.instance_dir is None and model != STORYBOOK:
-            raise SettingsError(
+            raise ConfigError(
                 f"{path}.instance_dir must be given when config.model is {model!r}: the folder of the subject's "
                 f'images (only {STORYBOOK!r} has built-in subjects)'
             )
         if self.instance_dir is None and self.subject is None:
-            raise SettingsError(f'{path}.instance_dir (a folder) or {path}.subject (a built-in one) must be given')
+            raise ConfigError(f'{path}.instance_dir (a folder) or {path}.subject (a built-in one) must be given')
         if not self.instance_prompt.strip():
-            raise SettingsError(f"{path}.instance_prompt must be given, for example 'a sks dog'")
+            raise ConfigError(f"{path}.instance_prompt must be given, for example 'a sks dog'")
         if uses_class and not self.class_prompt.strip():
-            raise SettingsError(
+            raise ConfigError(
                 f"{path}.class_prompt must be given, for example 'a dog', or config.prior.weight be 0 to train without "
                 f'the class'
             )
@@ -113,14 +90,14 @@ class DataConfig(SubjectConfig):
         if self.subjects:
             for field in dataclasses.fields(SubjectConfig):
                 if getattr(self, field.name):
-                    raise SettingsError(
+                    raise ConfigError(
                         f'{path}.{field.name} is {getattr(self, field.name)!r} but {path}.subjects names the subjects '
                         f'of this run; leave one of the two empty'
                     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PriorConfig(Settings):
+class PriorConfig(Config):
     """Prior preservation: what the frozen model makes of the class keeps the class from becoming the subject."""
 
     # lambda of the loss mean(instance) + lambda * mean(class); 0 trains without class rows.
@@ -150,14 +127,14 @@ class PriorConfig(Settings):
     def check(self, path: str) -> None:
         # The other settings of class images stand at defaults that say nothing of whether they were set.
         if self.kind == 'distillation' and self.dir is not None:
-            raise SettingsError(
+            raise ConfigError(
                 f"{path}.dir is {self.dir!r} but {path}.kind is 'distillation', which has no class images to keep; "
                 f"leave dir None, or set kind to 'images'"
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BaseConfig(Settings):
+class BaseConfig(Config):
     """Fine-tuning of the base stage."""
 
     # Optimiser steps; the paper takes about 1000. 0 leaves the stage as it is.
@@ -181,14 +158,14 @@ class BaseConfig(Settings):
 
     def check(self, path: str) -> None:
         if self.text_encoder_learning_rate is not None and not self.train_text_encoder:
-            raise SettingsError(
+            raise ConfigError(
                 f'{path}.text_encoder_learning_rate is {self.text_encoder_learning_rate} but '
                 f'{path}.train_text_encoder is False; set that to True, or the rate to None'
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SuperResolutionConfig(Settings):
+class SuperResolutionConfig(Config):
     """Fine-tuning of the super-resolution stage, which the paper calls essential for most subjects."""
 
     # Optimiser steps. 0 leaves the stage as it is.
@@ -228,13 +205,13 @@ class SuperResolutionConfig(Settings):
 
 
 def check_noise_level(noise_level: tuple[int, int], path: str) -> None:
-    """Raises SettingsError unless low <= high."""
+    """Raises ConfigError unless low <= high."""
     if noise_level[0] > noise_level[1]:
-        raise SettingsError(f'{path}.noise_level must be (low, high) with low <= high, got {noise_level}')
+        raise ConfigError(f'{path}.noise_level must be (low, high) with low <= high, got {noise_level}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraConfig(Settings):
+class LoraConfig(Config):
     """Low-rank adapters (Hu et al. 2021) instead of whole networks, in every stage that trains."""
 
     # Inner width of the adapters, usually 4 to 64. None: whole networks train.
@@ -256,14 +233,14 @@ class LoraConfig(Settings):
         given = {'alpha': self.alpha, 'targets': self.targets, 'dora': self.dora}
         for name, value in given.items():
             if self.rank is None and value:
-                raise SettingsError(
+                raise ConfigError(
                     f'{path}.{name} is {value!r} but {path}.rank is None, so whole networks train; set the rank, or '
                     f'leave {path}.{name} out'
                 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextualInversionConfig(Settings):
+class TextualInversionConfig(Config):
     """A new word for the base stage's text encoders (Gal et al. 2022), alone or beside whatever else trains."""
 
     # The word, in lower case and no token of the model yet, such as '<sks-dog>'; tokenizers find it inside other words
@@ -281,21 +258,21 @@ class TextualInversionConfig(Settings):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if self.token is None and value != field.default:
-                raise SettingsError(f'{path}.{field.name} is {value!r} but {path}.token is None; set the token')
+                raise ConfigError(f'{path}.{field.name} is {value!r} but {path}.token is None; set the token')
         if self.token is not None and (self.token.split() != [self.token] or self.token != self.token.lower()):
-            raise SettingsError(f'{path}.token is {self.token!r} but must be one word in lower case, like <sks-dog>')
+            raise ConfigError(f'{path}.token is {self.token!r} but must be one word in lower case, like <sks-dog>')
 
     def check_prompts(self, subjects: tuple[SubjectConfig, ...], path: str) -> None:
-        """Raises SettingsError unless instance prompts hold the new word and class prompts do not."""
+        """Raises ConfigError unless instance prompts hold the new word and class prompts do not."""
         holds = lambda prompt: self.token in prompt.lower()  # noqa: E731
         if self.token and not any(holds(subject.instance_prompt) for subject in subjects):
-            raise SettingsError(f'{path}.token is {self.token!r} but no instance_prompt holds it; write it in there')
+            raise ConfigError(f'{path}.token is {self.token!r} but no instance_prompt holds it; write it in there')
         if self.token and any(holds(subject.class_prompt) for subject in subjects):
-            raise SettingsError(f'{path}.token is {self.token!r} but a class_prompt holds it too; choose another word')
+            raise ConfigError(f'{path}.token is {self.token!r} but a class_prompt holds it too; choose another word')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DreamBoothConfig(Settings):
+class DreamBoothConfig(Config):
     """A whole DreamBooth run: class images, base stage, super-resolution stage, samples, export."""
 
     # Of images, times, noise and dropout: the same seed gives the same run.
@@ -332,7 +309,7 @@ class DreamBoothConfig(Settings):
 
     def check(self, path: str) -> None:
         if self.super_resolution_model_revision is not None and self.super_resolution_model in (None, NO_MODEL):
-            raise SettingsError(
+            raise ConfigError(
                 f'{path}.super_resolution_model_revision is {self.super_resolution_model_revision!r} but '
                 f'{path}.super_resolution_model names no model of the hub; set that too, or the revision to None'
             )
@@ -348,13 +325,13 @@ class DreamBoothConfig(Settings):
             if stage.steps:
                 self.optimizer.check_learning_rate(stage.learning_rate, f'{path}.{name}.learning_rate')
             if stage.gradient_accumulation_steps > examples:
-                raise SettingsError(
+                raise ConfigError(
                     f'{path}.{name}.gradient_accumulation_steps is {stage.gradient_accumulation_steps} but a step '
                     f'has only {examples} rows to cut into micro-batches ({path}.{name}.batch_size, and as many '
                     f'class rows if there are some); set it to at most {examples}'
                 )
         if self.data.aspect_buckets and (self.parallel.steps_per_dispatch or 1) > 1:
-            raise SettingsError(
+            raise ConfigError(
                 f'{path}.parallel.steps_per_dispatch is {self.parallel.steps_per_dispatch} but '
                 f'{path}.data.aspect_buckets changes the size of the images from step to step; set it to 1 or None'
             )
@@ -364,9 +341,9 @@ class DreamBoothConfig(Settings):
         if self.base.train_denoiser or self.base.train_text_encoder or not self.base.steps:
             return
         if self.textual_inversion.token is None:
-            raise SettingsError(f'{frozen}, so nothing trains; set {path}.textual_inversion.token, or one of the two')
+            raise ConfigError(f'{frozen}, so nothing trains; set {path}.textual_inversion.token, or one of the two')
         if self.prior.weight > 0:
-            raise SettingsError(f'{frozen}, so class images teach nothing; set {path}.prior.weight to 0')
+            raise ConfigError(f'{frozen}, so class images teach nothing; set {path}.prior.weight to 0')
 
     def examples_per_step(self, name: str) -> int:
         """Instance and class rows of one step of the stage 'base' or 'super_resolution', on all devices together."""

@@ -29,14 +29,14 @@ _NAMES = {bool: 'True or False', int: 'an int', float: 'a number', str: 'a strin
 _PLURALS = {int: 'ints', float: 'numbers', str: 'strings'}
 
 
-class SettingsError(Exception):
+class ConfigError(Exception):
     """A setting that cannot be: one sentence with its dotted name, what was found and what is allowed.
 
     Not a ValueError: config_flags turns those into a page of traceback, and lets this one through to the program.
     """
 
 
-class UnknownSettingError(SettingsError, AttributeError, KeyError):
+class UnknownSettingError(ConfigError, AttributeError, KeyError):
     """A name that is no setting; also what Python expects of a missing attribute and of a missing key."""
 
     def __str__(self):  # KeyError's would put the sentence in quotes
@@ -73,20 +73,20 @@ def expanded(name: str, path: str) -> str:
 
     Args:
       name: of the setting or flag, for the error.
-    Raises: SettingsError if it is empty (often a shell variable that is not set), or can be no path at all.
+    Raises: ConfigError if it is empty (often a shell variable that is not set), or can be no path at all.
     """
     if not path.strip():
-        raise SettingsError(f'{name} is {path!r}, which is no path; give one (is a shell variable not set?)')
+        raise ConfigError(f'{name} is {path!r}, which is no path; give one (is a shell variable not set?)')
     home = os.path.expanduser(path)
     if home.startswith('~') and not os.path.lexists(home):
         user = home.partition(os.sep)[0]
-        raise SettingsError(f'{name} is {path!r} but there is no home folder {user}; write the whole path, or ./{path}')
+        raise ConfigError(f'{name} is {path!r} but there is no home folder {user}; write the whole path, or ./{path}')
     try:
         possible = b'\0' not in os.fsencode(home)
     except UnicodeEncodeError:  # a console without Unicode, such as LC_ALL=C with PYTHONUTF8=0
         possible = False
     if not possible:
-        raise SettingsError(f'{name} is {path!r}, which holds characters that no path can hold here; give another')
+        raise ConfigError(f'{name} is {path!r}, which holds characters that no path can hold here; give another')
     return home
 
 
@@ -102,7 +102,7 @@ def _is_within(value: float, allowed: str) -> bool:
     return above and (value <= high if match[4] == ']' else value < high)
 
 
-class Settings:
+class Config:
     """Base of all groups of settings: checks and normalises every field when it is made."""
 
     def __post_init__(self):
@@ -110,7 +110,7 @@ class Settings:
             object.__setattr__(self, name, field.convert(name, getattr(self, name)))
 
     def check(self, path: str) -> None:
-        """Rules between settings. `resolve` calls it with the group's dotted name; raises SettingsError."""
+        """Rules between settings. `resolve` calls it with the group's dotted name; raises ConfigError."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +129,10 @@ class _Field:
             return None
         return _convert(path, self, value)
 
-    def wrong(self, path: str, value: Any) -> SettingsError:
+    def wrong(self, path: str, value: Any) -> ConfigError:
         wanted = _describe(self.kind) + (' or None' if self.optional else '')
         kind = '' if value is None else f' ({type(value).__name__})'
-        return SettingsError(f'{path} must be {wanted}, got {value!r}{kind}')
+        return ConfigError(f'{path} must be {wanted}, got {value!r}{kind}')
 
 
 @functools.cache
@@ -161,7 +161,7 @@ def _describe(kind: Any) -> str:
 
 
 def _convert(path: str, field: _Field, value: Any) -> Any:
-    """The value in the field's own type, or SettingsError."""
+    """The value in the field's own type, or ConfigError."""
     kind = field.kind
     if dataclasses.is_dataclass(kind):
         return _resolve(kind, value, path)
@@ -172,9 +172,9 @@ def _convert(path: str, field: _Field, value: Any) -> Any:
     if typing.get_origin(kind) is typing.Literal:
         if value not in typing.get_args(kind):
             if isinstance(value, str) and value in field.former_values:
-                raise SettingsError(f'{path} is {value!r}, which is now called {field.former_values[value]!r}')
+                raise ConfigError(f'{path} is {value!r}, which is now called {field.former_values[value]!r}')
             none = ' or None' if field.optional else ''
-            raise SettingsError(f'{path} must be {_describe(kind)}{none}, got {value!r}')
+            raise ConfigError(f'{path} must be {_describe(kind)}{none}, got {value!r}')
         return value
     if typing.get_origin(kind) is tuple:
         entries = typing.get_args(kind)
@@ -190,11 +190,11 @@ def _convert(path: str, field: _Field, value: Any) -> Any:
     if field.is_path:
         return expanded(path, value)
     if kind is str and not is_unicode(value):
-        raise SettingsError(f'{path} is {value!r}, which is not UTF-8 in this console; set LC_ALL=C.UTF-8')
+        raise ConfigError(f'{path} is {value!r}, which is not UTF-8 in this console; set LC_ALL=C.UTF-8')
     if kind is float and not math.isfinite(value):
-        raise SettingsError(f'{path} must be a finite number, got {value}')
+        raise ConfigError(f'{path} must be a finite number, got {value}')
     if field.allowed and not _is_within(value, field.allowed):
-        raise SettingsError(f'{path} must be {field.allowed}, got {value}')
+        raise ConfigError(f'{path} must be {field.allowed}, got {value}')
     return value
 
 
@@ -211,10 +211,10 @@ def _free_form(path: str, value: Any) -> Any:
         return tuple(_free_form(f'{path}[{index}]', item) for index, item in enumerate(value))
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise SettingsError(f'{path} must be a number, string, bool or None, or tuples or dicts of them, got {value!r}')
+    raise ConfigError(f'{path} must be a number, string, bool or None, or tuples or dicts of them, got {value!r}')
 
 
-def with_new_names(cls: type[Settings], written: Any) -> Any:
+def with_new_names(cls: type[Config], written: Any) -> Any:
     """What a file of settings holds, with the names and values of today in the place of those before (`setting`).
 
     Args:
@@ -261,13 +261,13 @@ def _unknown_of(cls: type, path: str, name: str) -> UnknownSettingError:
     return _unknown(path, name, list(_fields(cls)), _leaves(cls, path))
 
 
-class SettingsDict(config_dict.ConfigDict):
+class CheckedConfigDict(config_dict.ConfigDict):
     """A ConfigDict that knows which settings it stands for: assignments are checked at once, with our error texts.
 
     With schema None it is a free-form setting: unlocked, any key.
     """
 
-    def __init__(self, schema: type[Settings] | None, path: str, values: Mapping[str, Any] | None = None):
+    def __init__(self, schema: type[Config] | None, path: str, values: Mapping[str, Any] | None = None):
         super().__init__(values, sort_keys=False)
         object.__setattr__(self, '_schema', schema)
         object.__setattr__(self, '_path', path)
@@ -300,7 +300,7 @@ class SettingsDict(config_dict.ConfigDict):
         if name not in self._fields:
             raise self._unknown(name)
         field, path = _fields(self._schema)[name], f'{self._path}.{name}'
-        if isinstance(self[name], SettingsDict):
+        if isinstance(self[name], CheckedConfigDict):
             if not isinstance(value, Mapping | config_dict.ConfigDict):
                 raise field.wrong(path, value)
             for key in value:
@@ -308,7 +308,7 @@ class SettingsDict(config_dict.ConfigDict):
             return
         value = field.convert(path, value)
         if field.kind is dict:
-            value = SettingsDict(None, path, value)
+            value = CheckedConfigDict(None, path, value)
         elif _holds_groups(field):
             value = tuple(to_dict(item) for item in value)
         super().__setitem__(name, value)
@@ -319,8 +319,8 @@ class SettingsDict(config_dict.ConfigDict):
         return kind | None if self._schema and _fields(self._schema)[key].optional else kind
 
 
-def _rebuild(schema: type[Settings] | None, path: str, fields: dict[str, Any], locked: bool) -> SettingsDict:
-    out = SettingsDict(schema, path)
+def _rebuild(schema: type[Config] | None, path: str, fields: dict[str, Any], locked: bool) -> CheckedConfigDict:
+    out = CheckedConfigDict(schema, path)
     out._fields.update(fields)
     object.__setattr__(out, '_locked', locked)
     return out
@@ -364,16 +364,16 @@ for _kind in (int, float, str, tuple):
     config_flags.register_flag_parser_for_type(_kind | None, _OptionalParser(_kind))
 
 
-def to_config_dict(settings: Settings, path: str = ROOT) -> SettingsDict:
+def to_config_dict(settings: Config, path: str = ROOT) -> CheckedConfigDict:
     """The locked ConfigDict of a dataclass of settings; free-form settings stay unlocked."""
-    out = SettingsDict(type(settings), path)
+    out = CheckedConfigDict(type(settings), path)
     free = []
     for name, field in _fields(type(settings)).items():
         value = getattr(settings, name)
-        if isinstance(value, Settings):
+        if isinstance(value, Config):
             out[name] = to_config_dict(value, f'{path}.{name}')
         elif field.kind is dict:
-            out[name] = SettingsDict(None, f'{path}.{name}', value)
+            out[name] = CheckedConfigDict(None, f'{path}.{name}', value)
             free.append(out[name])
         elif field.optional:
             out[name] = config_dict.placeholder(_class_of(field.kind))
@@ -393,19 +393,19 @@ def _class_of(kind: Any) -> type:
     return typing.get_origin(kind) or kind
 
 
-def resolve(cls: type[Settings], config: Any) -> Any:
+def resolve(cls: type[Config], config: Any) -> Any:
     """Checks a whole config and returns it as the dataclass `cls`.
 
     Args:
       config: what a config file's get_config() returned, or the dict of a run's config.json; missing settings take
         their defaults.
-    Raises: SettingsError, one sentence: an unknown setting, a wrong type, not one of the choices, out of range, or two
+    Raises: ConfigError, one sentence: an unknown setting, a wrong type, not one of the choices, out of range, or two
       settings that do not go together.
     """
     return _resolve(cls, config, ROOT)
 
 
-def _resolve(cls: type[Settings], config: Any, path: str) -> Any:
+def _resolve(cls: type[Config], config: Any, path: str) -> Any:
     if isinstance(config, cls):
         config = {name: getattr(config, name) for name in _fields(cls)}
     if not hasattr(config, 'keys'):
@@ -419,11 +419,11 @@ def _resolve(cls: type[Settings], config: Any, path: str) -> Any:
     return settings
 
 
-def to_dict(settings: Settings) -> dict[str, Any]:
+def to_dict(settings: Config) -> dict[str, Any]:
     """Nested dicts and lists, ready for JSON; `resolve` turns them back into an equal dataclass."""
 
     def plain(value):
-        if isinstance(value, Settings):
+        if isinstance(value, Config):
             return to_dict(value)
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}

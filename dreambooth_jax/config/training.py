@@ -1,9 +1,9 @@
-"""Settings that DreamBooth (config.py) and the pretraining of Storybook (pretrain_config.py) have in common."""
+"""Settings that DreamBooth (dreambooth.py) and the pretraining of Storybook (pretrain.py) have in common."""
 
 import dataclasses
 from typing import Literal
 
-from dreambooth_jax.settings import Settings, SettingsError, setting
+from dreambooth_jax.config.schema import Config, ConfigError, setting
 
 Sampler = Literal['ddpm', 'ddim', 'dpmsolver++']
 LearningRateSchedule = Literal['constant', 'warmup', 'cosine']
@@ -11,7 +11,7 @@ LOWEST_MULTIPLIER = 0.01  # of prodigy's rate: below it stands a learning rate t
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(Settings):
+class OptimizerConfig(Config):
     """The optimiser; both stages share it, each with its own learning rate."""
 
     # 'adamw': as torch.optim.AdamW computes it. 'adafactor': rows and columns in the place of second moments, no first
@@ -40,32 +40,32 @@ class OptimizerConfig(Settings):
 
     def check(self, path: str) -> None:
         if self.state_dtype != 'float32' and self.kind != 'adamw':
-            raise SettingsError(
+            raise ConfigError(
                 f"{path}.state_dtype is {self.state_dtype!r} but only kind 'adamw' has moments to compress; "
                 f"{path}.kind is {self.kind!r}, so leave state_dtype at 'float32'"
             )
         for name, without in (('betas', ('adafactor',)), ('epsilon', ('adafactor', 'lion'))):
             if getattr(self, name) is not None and self.kind in without:
-                raise SettingsError(
+                raise ConfigError(
                     f'{path}.{name} is {getattr(self, name)} but {path}.kind {self.kind!r} has none; leave it None'
                 )
         if self.schedule == 'constant' and self.warmup_steps:
-            raise SettingsError(
+            raise ConfigError(
                 f"{path}.warmup_steps is {self.warmup_steps} but {path}.schedule is 'constant', which has no warm-up; "
                 f"set the schedule to 'warmup' or 'cosine'"
             )
 
     def check_learning_rate(self, learning_rate: float, path: str) -> None:
-        """Raises SettingsError if `rate`, the setting of that name, is one that this kind cannot mean."""
+        """Raises ConfigError if `rate`, the setting of that name, is one that this kind cannot mean."""
         if self.kind == 'prodigy' and learning_rate < LOWEST_MULTIPLIER:
-            raise SettingsError(
+            raise ConfigError(
                 f"{path} is {learning_rate} but the optimiser's kind is 'prodigy', which finds the rate and "
                 f'multiplies it by this; set it to 1.0 (at least {LOWEST_MULTIPLIER})'
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig(Settings):
+class ObjectiveConfig(Config):
     """How the denoising error of a row is weighed; the same in both stages."""
 
     # Cap of the signal-to-noise weight (Hang et al. 2023), usually 5. None: all times weigh the same.
@@ -82,7 +82,7 @@ class ObjectiveConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ParallelConfig(Settings):
+class ParallelConfig(Config):
     """How the work is spread over devices, and in which numbers it is done."""
 
     # 'pmap': every device holds everything and takes its share of the rows; 'fsdp': parameters are sharded as well.
@@ -99,7 +99,7 @@ class ParallelConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig(Settings):
+class CheckpointConfig(Config):
     """What a run can be resumed from."""
 
     # Steps between checkpoints; the last step always has one. 0: only that.
@@ -109,7 +109,7 @@ class CheckpointConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplesConfig(Settings):
+class SamplesConfig(Config):
     """Images drawn while training, to watch it."""
 
     # Steps between samples; the last step always has some. 0: only those.

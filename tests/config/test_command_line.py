@@ -6,9 +6,9 @@ import pytest
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import DreamBoothConfig, SettingsError, resolve
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def from_command_line(*arguments, file=ROOT / 'configs/dog.py'):
@@ -55,7 +55,7 @@ def test_command_line_sets(argument, name, value):
     ],
 )
 def test_command_line_errors_are_the_same_sentences(argument, sentence):
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(ConfigError) as error:
         from_command_line(f'--config.{argument}')
     assert str(error.value) == sentence
 
@@ -66,7 +66,7 @@ def test_command_line_refuses_a_wrong_type_by_name():
 
 
 def test_a_missing_config_file_is_one_sentence():
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(ConfigError) as error:
         from_command_line(file='configs/dgo.py')
     assert str(error.value) == (
         'the file given to --config=configs/dgo.py is not there; give the path of a config file, such as configs/dog.py'
@@ -84,13 +84,13 @@ def test_a_missing_config_file_is_one_sentence():
     ],
 )
 def test_an_old_name_is_an_error_that_says_the_new_one(argument, name):
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(ConfigError) as error:
         from_command_line(f'--config.{argument}')
     assert str(error.value) == f'config.{argument.partition("=")[0]} is now called config.{name}'
 
 
 @pytest.mark.parametrize(('old', 'new'), [('pictures', 'images'), ('prediction', 'distillation')])
 def test_an_old_value_is_an_error_that_says_the_new_one(old, new):
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(ConfigError) as error:
         from_command_line(f'--config.prior.kind={old}')
     assert str(error.value) == f'config.prior.kind is {old!r}, which is now called {new!r}'

@@ -1,11 +1,11 @@
-"""Every setting of pretrain, the program that trains Storybook's networks from scratch; see config.py."""
+"""Every setting of pretrain, the program that trains Storybook's networks from scratch; see dreambooth.py."""
 
 import dataclasses
 from typing import Literal
 
-from dreambooth_jax.config import LAST_TIMESTEP, SettingsError, Timestep, check_noise_level, setting
-from dreambooth_jax.settings import path_setting
-from dreambooth_jax.training_config import (
+from dreambooth_jax.config.dreambooth import LAST_TIMESTEP, Timestep, check_noise_level
+from dreambooth_jax.config.schema import ConfigError, path_setting, setting
+from dreambooth_jax.config.training import (
     CheckpointConfig,
     LearningRateSchedule,
     ObjectiveConfig,
@@ -68,16 +68,16 @@ class PretrainConfig(OptimizerConfig, ObjectiveConfig):
         self.check_learning_rate(self.learning_rate, f'{path}.learning_rate')
         check_noise_level(self.noise_level, path)
         if self.init is None and not self.unet:
-            raise SettingsError(f'{path}.unet must describe the network unless {path}.init names a folder that has one')
+            raise ConfigError(f'{path}.unet must describe the network unless {path}.init names a folder that has one')
         if self.stage == 'base':
             if self.crop is not None:
-                raise SettingsError(f"{path}.crop is {self.crop} but only stage 'super_resolution' trains on crops")
+                raise ConfigError(f"{path}.crop is {self.crop} but only stage 'super_resolution' trains on crops")
             if self.init is None and not self.text_encoder:
-                raise SettingsError(f'{path}.text_encoder must describe the T5 encoder, which the base stage trains')
+                raise ConfigError(f'{path}.text_encoder must describe the T5 encoder, which the base stage trains')
             if self.base is not None:
-                raise SettingsError(f"{path}.base is {self.base!r} but only stage 'super_resolution' builds on a base")
+                raise ConfigError(f"{path}.base is {self.base!r} but only stage 'super_resolution' builds on a base")
         else:
             if self.base is None:
-                raise SettingsError(f"{path}.base must name the base stage's folder: its text encoder is used")
+                raise ConfigError(f"{path}.base must name the base stage's folder: its text encoder is used")
             if self.text_encoder:
-                raise SettingsError(f'{path}.text_encoder must stay empty: it comes from {path}.base, {self.base!r}')
+                raise ConfigError(f'{path}.text_encoder must stay empty: it comes from {path}.base, {self.base!r}')

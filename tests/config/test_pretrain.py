@@ -2,9 +2,8 @@
 
 import pytest
 
-from dreambooth_jax.config import SettingsError, resolve
-from dreambooth_jax.pretrain_config import PretrainConfig
-from tests.test_config import UNET, nest
+from dreambooth_jax.config import ConfigError, PretrainConfig, resolve
+from tests.config.test_dreambooth import UNET, nest
 
 PRETRAIN = [
     ('unet', {}, 'config.unet must describe the network unless config.init names a folder that has one'),
@@ -41,12 +40,12 @@ PRETRAIN = [
 
 @pytest.mark.parametrize(('name', 'value', 'sentence'), PRETRAIN)
 def test_resolve_checks_pretraining_settings(name, value, sentence):
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(ConfigError) as error:
         resolve(PretrainConfig, nest(name, value, UNET))
     assert str(error.value) == sentence
 
 
 def test_super_resolution_takes_its_text_encoder_from_the_base_stage():
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(ConfigError) as error:
         resolve(PretrainConfig, {**UNET, 'stage': 'super_resolution', 'base': 'runs/b'})
     assert str(error.value) == "config.text_encoder must stay empty: it comes from config.base, 'runs/b'"

@@ -1,0 +1,83 @@
+"""Every setting of this project, as frozen dataclasses and as the ConfigDict that config files change.
+
+schema.py       the machinery: dataclasses -> locked ConfigDict -> checked dataclasses, and all error texts
+dreambooth.py   the settings of train and its companions
+pretrain.py     the settings of pretrain
+training.py     what both have in common
+"""
+
+from dreambooth_jax.config.dreambooth import (
+    LAST_TIMESTEP,
+    NO_MODEL,
+    STORYBOOK,
+    STORYBOOK_ENLARGING,
+    STORYBOOK_SAMPLING,
+    BaseConfig,
+    DataConfig,
+    DreamBoothConfig,
+    ExportFormat,
+    LoraConfig,
+    PredictionType,
+    PriorConfig,
+    SubjectConfig,
+    SuperResolutionConfig,
+    TextualInversionConfig,
+    Timestep,
+    check_noise_level,
+)
+from dreambooth_jax.config.pretrain import PretrainConfig
+from dreambooth_jax.config.schema import (
+    Config,
+    ConfigError,
+    UnknownSettingError,
+    path_setting,
+    resolve,
+    setting,
+    to_config_dict,
+    to_dict,
+    with_new_names,
+)
+from dreambooth_jax.config.training import (
+    CheckpointConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    Sampler,
+    SamplesConfig,
+)
+
+__all__ = [
+    'BaseConfig',
+    'CheckpointConfig',
+    'Config',
+    'ConfigError',
+    'DataConfig',
+    'DreamBoothConfig',
+    'ExportFormat',
+    'LAST_TIMESTEP',
+    'LoraConfig',
+    'NO_MODEL',
+    'ObjectiveConfig',
+    'OptimizerConfig',
+    'ParallelConfig',
+    'PredictionType',
+    'PretrainConfig',
+    'PriorConfig',
+    'STORYBOOK',
+    'STORYBOOK_ENLARGING',
+    'STORYBOOK_SAMPLING',
+    'Sampler',
+    'SamplesConfig',
+    'SubjectConfig',
+    'SuperResolutionConfig',
+    'TextualInversionConfig',
+    'Timestep',
+    'UnknownSettingError',
+    'check_noise_level',
+    'path_setting',
+    'resolve',
+    'setting',
+    'to_config_dict',
+    'to_dict',
+    'with_new_names',
+]
