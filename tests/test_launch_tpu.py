@@ -19,7 +19,7 @@ SCRIPT = ROOT / 'launch_tpu.sh'
 HERE = ('--name=dog', '--zone=us-west4-a')
 TRAIN = ('--', '--config=configs/dog.py')
 
-GCLOUD = (ROOT / 'tests' / 'fake_gcloud.py').read_text()
+GCLOUD = (ROOT / 'tests' / 'support' / 'fake_gcloud.py').read_text()
 
 PYTHON3 = r"""
 import os, pathlib, sys

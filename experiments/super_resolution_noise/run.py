@@ -226,9 +226,9 @@ def tables(results) -> str:
     share = {name: experiment.percent(value) for name, value in (*real.items(), ('low_named', first['low_named']))}
     text = [
         f'{counts["held_out"]} held-out images, {counts["generated"]} generated and {counts["class_images"]} of '
-        f"'a dog' in every cell. The classifier finds the mark in {share['with_mark']} of the painted held-out images, in "
-        f'{share["without_mark"]} of the same painted without it, and names the subject in {share["low_named"]} of the '
-        f'images that the base stage drew.'
+        f"'a dog' in every cell. The classifier finds the mark in {share['with_mark']} of the painted held-out images, "
+        f'in {share["without_mark"]} of the same painted without it, and names the subject in {share["low_named"]} of '
+        f'the images that the base stage generated.'
     ]
     for field, title in TABLES.items():
         shown = str if field == 'held_out_error' else experiment.percent

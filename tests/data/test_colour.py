@@ -9,8 +9,8 @@ from PIL import Image, ImageCms
 
 from dreambooth_jax.data import colour
 from dreambooth_jax.data.decode import decode_image, decode_mask
-from tests.data.made_files import chunk, cmyk_profile, grey_profile, inserted, png
 from tests.data.test_decode import heic
+from tests.support.made_files import chunk, cmyk_profile, grey_profile, inserted, png
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 ADOBE = colour.matrix_profile(((0.64, 0.33), (0.21, 0.71), (0.15, 0.06)), (2.19921875,))

@@ -14,8 +14,8 @@ from PIL import Image, PngImagePlugin
 
 from dreambooth_jax.data import decode
 from dreambooth_jax.data.decode import ImageError, decode_image, decode_mask, image_size
-from tests.data.made_files import chunk, inserted, png, tags, tiff
 from tests.data.test_images import STORED, assert_shows_quarters, quarters
+from tests.support.made_files import chunk, inserted, png, tags, tiff
 
 RAMP = np.tile(np.arange(48), (40, 1))  # of 48 columns, 0 to 47
 

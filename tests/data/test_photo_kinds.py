@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.data import photo_kinds
-from tests.data.made_files import tags, tiff
+from tests.support.made_files import tags, tiff
 
 
 def box(*brands):

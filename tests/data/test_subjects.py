@@ -10,7 +10,7 @@ from PIL import Image
 
 from dreambooth_jax.data.images import ImageError
 from dreambooth_jax.data.subjects import list_images, read_subject
-from tests.data.made_files import tags, tiff
+from tests.support.made_files import tags, tiff
 
 KINDS = 'JPEG, PNG, WebP, AVIF, HEIC, GIF, TIFF, BMP'
 

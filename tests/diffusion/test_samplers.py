@@ -9,7 +9,7 @@ import pytest
 from diffusers.schedulers import scheduling_ddpm
 
 from dreambooth_jax.diffusion import samplers, scheduler_files, schedules
-from tests.diffusion.trajectories import (
+from tests.support.trajectories import (
     CHANNELS,
     CLASSES,
     FRESH,

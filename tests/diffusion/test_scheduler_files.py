@@ -13,8 +13,8 @@ import pytest
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from dreambooth_jax.diffusion import samplers, scheduler_files, schedules
-from tests.diffusion.published_schedulers import IF_I, PUBLISHED, SD_1_5, SDXL
-from tests.diffusion.trajectories import CHANNELS, CLASSES, assert_close, trajectory_here, trajectory_there
+from tests.support.published_schedulers import IF_I, PUBLISHED, SD_1_5, SDXL
+from tests.support.trajectories import CHANNELS, CLASSES, assert_close, trajectory_here, trajectory_there
 
 STEPS = 10
 BETAS = dict(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012)

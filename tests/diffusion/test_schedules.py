@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dreambooth_jax.diffusion import schedules
-from tests.diffusion.published_schedulers import PUBLISHED
+from tests.support.published_schedulers import PUBLISHED
 
 
 @pytest.mark.parametrize('steps', [10, 1000])

@@ -1,1 +1,1 @@
-from tests.quick import quick  # noqa: F401
+from tests.support.quick import quick  # noqa: F401

@@ -9,7 +9,7 @@ from PIL import Image
 from dreambooth_jax.config import ConfigError, DataConfig, DreamBoothConfig, SuperResolutionConfig
 from dreambooth_jax.finetune import examples
 from dreambooth_jax.generation.cascade import Cascade
-from tests import smallest_pipelines
+from tests.support import smallest_pipelines
 
 
 @pytest.fixture(scope='module')

@@ -16,9 +16,8 @@ from dreambooth_jax.weights import files
 from dreambooth_jax.weights.lora_files import Adapter
 from dreambooth_jax.weights.pipeline import Network, Pipeline
 from dreambooth_jax.weights.textual_inversion import write_textual_inversion
-from tests import tiny_latent_pipelines, tiny_pipelines
-from tests.weights import lora_clients
-from tests.weights import published_stable_diffusion as published
+from tests.support import lora_clients, tiny_latent_pipelines, tiny_pipelines
+from tests.support import published_stable_diffusion as published
 
 CONFIG = {
     'model': 'tiny',

@@ -5,8 +5,8 @@ import pytest
 from dreambooth_jax.config import ConfigError, PretrainConfig
 from dreambooth_jax.finetune.fresh import start_pipeline
 from dreambooth_jax.weights.errors import WeightsError
-from tests import smallest_pipelines, tiny_pipelines
-from tests.weights import tiny
+from tests.support import smallest_pipelines, tiny_pipelines
+from tests.support import tiny_networks as tiny
 
 LATENTS, PIXELS = (str(smallest_pipelines.folder(kind)) for kind in ('latents', 'pixels'))
 FRESH = {

@@ -10,7 +10,7 @@ from dreambooth_jax.config import ConfigError, DreamBoothConfig
 from dreambooth_jax.finetune.pinned import read_pinned
 from dreambooth_jax.training import run
 from dreambooth_jax.weights import hub
-from tests import tiny_pipelines
+from tests.support import tiny_pipelines
 
 OLD, NEW = 'a' * 40, 'b' * 40
 CONFIG = DreamBoothConfig(model='owner/model')

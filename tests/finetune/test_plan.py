@@ -8,7 +8,7 @@ from PIL import Image
 from dreambooth_jax.config import DreamBoothConfig, resolve
 from dreambooth_jax.finetune import plan
 from dreambooth_jax.generation.cascade import Cascade
-from tests import tiny_pipelines
+from tests.support import tiny_pipelines
 
 STAGES = {'base': ('unet', 'text_encoder'), 'super_resolution': ('unet',)}
 

@@ -14,7 +14,7 @@ from dreambooth_jax.data.table import Examples, make_table
 from dreambooth_jax.finetune import plan, stage
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.weights import folders
-from tests import smallest_pipelines
+from tests.support import smallest_pipelines
 
 FROZEN_TEXT = types.SimpleNamespace(trains_text=False)
 PROMPTS = ['a sks dog', 'a dog in the snow']

@@ -31,8 +31,8 @@ from dreambooth_jax.training.step import example_keys
 from dreambooth_jax.weights import folders, single_file
 from dreambooth_jax.weights.pipeline import COMPONENTS
 from dreambooth_jax.weights.textual_inversion import file_name, read_textual_inversion
-from tests import tiny_latent_pipelines, tiny_pipelines
-from tests.torch_reference import largest_relative_difference, nchw, quick_jit
+from tests.support import tiny_latent_pipelines, tiny_pipelines
+from tests.support.torch_reference import largest_relative_difference, nchw, quick_jit
 
 WORD = '<sks-dog>'
 PROMPT = f'a {WORD} on a rug'

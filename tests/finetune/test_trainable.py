@@ -13,8 +13,7 @@ from dreambooth_jax.finetune.trainable import make_trainable
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import lora
 from dreambooth_jax.weights.pipeline import Network, Pipeline
-from tests import smallest_pipelines, tiny_pipelines
-from tests.weights import tiny_stable_diffusion
+from tests.support import smallest_pipelines, tiny_pipelines, tiny_stable_diffusion
 
 UNET, T5 = r'.*attentions.*\.to_q', r'.*SelfAttention\.q'
 

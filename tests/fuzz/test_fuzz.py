@@ -22,9 +22,8 @@ from dreambooth_jax.data import subjects
 from dreambooth_jax.finetune import examples, plan
 from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.training import placement
-from tests.fuzz import bends_models, bends_photos, bends_runs
-from tests.fuzz.world import Log, Seen, World, check_accounting, check_message
-from tests.programs import script
+from tests.support import bends_models, bends_photos, bends_runs, script
+from tests.support.fuzz_world import Log, Seen, World, check_accounting, check_message
 
 ALL = range(500)
 FAST = [case for case in ALL if case % 12 != 11][:40]  # of those that do not train

@@ -16,8 +16,8 @@ from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
 from dreambooth_jax.weights.errors import WeightsError
-from tests import tiny_pipelines
-from tests.torch_reference import nchw
+from tests.support import tiny_pipelines
+from tests.support.torch_reference import nchw
 
 PROMPTS = ['a red dog in the snow', 'A cat ']
 NEGATIVE = 'a mug'

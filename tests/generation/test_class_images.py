@@ -23,7 +23,7 @@ from dreambooth_jax.generation import class_images
 from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.generation.class_images import PriorError, ensure_class_images
 from dreambooth_jax.weights.identity import scheduler_hash
-from tests import tiny_pipelines
+from tests.support import tiny_pipelines
 
 AS_BASE = {'super_resolution_steps': None, 'super_resolution_guidance_scale': None}
 OPTIONS = dict(steps=2, guidance_scale=3.0, sampler='ddim', seed=5, batch_size=4, progress=False)

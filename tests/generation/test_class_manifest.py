@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.generation.class_images import ensure_class_images
-from tests import tiny_pipelines
 from tests.generation.test_class_images import OPTIONS, Painter, manifest_of, refusal
+from tests.support import tiny_pipelines
 
 
 def test_images_without_a_manifest_are_refused(tmp_path):

@@ -20,8 +20,8 @@ from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.errors import WeightsError
-from tests import tiny_latent_pipelines as tiny
-from tests.torch_reference import nchw
+from tests.support import tiny_latent_pipelines as tiny
+from tests.support.torch_reference import nchw
 
 PROMPTS = ['a red dog in the snow', 'A cat ']
 NEGATIVE = 'a mug'

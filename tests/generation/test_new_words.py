@@ -17,7 +17,7 @@ from dreambooth_jax.weights import files
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_files import Adapter, write_lora
 from dreambooth_jax.weights.textual_inversion import write_textual_inversion
-from tests import tiny_latent_pipelines, tiny_pipelines
+from tests.support import tiny_latent_pipelines, tiny_pipelines
 
 WORD = '<sks-dog>'
 

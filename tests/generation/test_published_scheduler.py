@@ -13,10 +13,10 @@ from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights import folders, single_file
-from tests import tiny_latent_pipelines as tiny
-from tests.diffusion.published_schedulers import SD_1_5
-from tests.same_noise import difference
-from tests.torch_reference import nchw
+from tests.support import tiny_latent_pipelines as tiny
+from tests.support.published_schedulers import SD_1_5
+from tests.support.same_noise import difference
+from tests.support.torch_reference import nchw
 
 PROMPTS, STEPS, GUIDANCE, SEED = ['a red dog', 'a cat'], 10, 3.0, 5
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dreambooth_jax.models import attention
-from tests.torch_reference import largest_relative_difference
+from tests.support.torch_reference import largest_relative_difference
 
 AMPERE, HOPPER = (8, 0), (9, 0)
 

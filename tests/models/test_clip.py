@@ -15,8 +15,8 @@ from flax import nnx
 from dreambooth_jax.models import clip, functional
 from dreambooth_jax.models.clip import CLIPTextModel
 from dreambooth_jax.weights import mapping
-from tests.text.tiny_clip import END, START, tokenizer
-from tests.torch_reference import (
+from tests.support.tiny_clip import END, START, tokenizer
+from tests.support.torch_reference import (
     assert_same_gradients,
     gradients,
     largest_relative_difference,

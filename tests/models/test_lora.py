@@ -15,8 +15,8 @@ from dreambooth_jax.models import functional, lora
 from dreambooth_jax.models.convolution import convolve
 from dreambooth_jax.models.layers import convolution
 from dreambooth_jax.weights.folders import abstract_network
-from tests.torch_reference import largest_relative_difference, nchw, nhwc, quick_jit, randomise
-from tests.weights import tiny
+from tests.support import tiny_networks as tiny
+from tests.support.torch_reference import largest_relative_difference, nchw, nhwc, quick_jit, randomise
 
 RANK, ALPHA = 3, 6.0
 

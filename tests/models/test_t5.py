@@ -13,7 +13,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from dreambooth_jax.models import functional
 from dreambooth_jax.models.t5 import T5EncoderModel, relative_position_buckets
-from tests.torch_reference import gradients, largest_relative_difference, quick_jit, randomise, to_ours
+from tests.support.torch_reference import gradients, largest_relative_difference, quick_jit, randomise, to_ours
 
 CONFIG = {
     'd_ff': 48,

@@ -16,7 +16,7 @@ from dreambooth_jax.models import functional, unet_config
 from dreambooth_jax.models.transformer import Transformer2DModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
 from dreambooth_jax.weights import mapping
-from tests.torch_reference import (
+from tests.support.torch_reference import (
     assert_same_gradients,
     gradients,
     largest_relative_difference,

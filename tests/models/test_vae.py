@@ -13,7 +13,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from dreambooth_jax.models import functional, vae
 from dreambooth_jax.models.vae import AutoencoderKL
-from tests.torch_reference import (
+from tests.support.torch_reference import (
     assert_same_gradients,
     gradients,
     largest_relative_difference,

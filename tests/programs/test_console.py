@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.programs import script
+from tests.support import script
 
 # Encodings as Python gets them: forced, and of a C locale where it may not switch to UTF-8.
 NARROW = {

@@ -15,7 +15,7 @@ from dreambooth_jax.models import lora
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.state import init_state
 from dreambooth_jax.weights import files, folders, lora_files
-from tests import same_noise, tiny_latent_pipelines, tiny_pipelines
+from tests.support import same_noise, tiny_latent_pipelines, tiny_pipelines
 
 
 @pytest.fixture

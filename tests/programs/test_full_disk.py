@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import smallest_pipelines
-from tests.programs import script
 from tests.programs.test_train import CONFIG
+from tests.support import script, smallest_pipelines
 
 MEETS = {
     'a_thread': """

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from tests import tiny_pipelines
+from tests.support import tiny_pipelines
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict

@@ -12,7 +12,7 @@ from dreambooth_jax.finetune.stage import check_schedules
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models.functional import parameter_count
 from dreambooth_jax.weights import folders
-from tests import tiny_latent_pipelines as tiny
+from tests.support import tiny_latent_pipelines as tiny
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict

@@ -12,8 +12,7 @@ import pytest
 from dreambooth_jax.generation import class_images
 from dreambooth_jax.system import lock
 from dreambooth_jax.training import run
-from tests import smallest_pipelines
-from tests.programs import script
+from tests.support import script, smallest_pipelines
 
 HOLD = """
 import sys, time

@@ -12,8 +12,8 @@ from PIL import Image
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training import placement
 from dreambooth_jax.weights import files, folders, single_file
-from tests import same_noise, tiny_latent_pipelines
-from tests.reports import nothing_reported
+from tests.support import same_noise, tiny_latent_pipelines
+from tests.support.reports import nothing_reported
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict

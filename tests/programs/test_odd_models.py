@@ -8,8 +8,7 @@ from PIL import Image
 
 from dreambooth_jax.config import DataConfig, DreamBoothConfig, to_dict
 from dreambooth_jax.generation.cascade import Cascade
-from tests import smallest_pipelines, tiny_pipelines
-from tests.weights import bent_folders
+from tests.support import bent_folders, smallest_pipelines, tiny_pipelines
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict

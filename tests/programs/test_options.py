@@ -18,8 +18,7 @@ from dreambooth_jax.generation.sample_grid import SampleGrid
 from dreambooth_jax.models import lora
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import fit, placement, step
-from tests import smallest_pipelines
-from tests.training import toy
+from tests.support import smallest_pipelines, toy
 
 # Option -> its settings, and the runs in which it is on.
 OPTIONS = {

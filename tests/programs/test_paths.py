@@ -10,7 +10,7 @@ import pytest
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, PretrainConfig, resolve, schema, to_config_dict
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training import run
-from tests import smallest_pipelines
+from tests.support import smallest_pipelines
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ('train', 'sample', 'generate_prior', 'export', 'find_identifier', 'pretrain')

@@ -16,7 +16,7 @@ from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import loop, placement
 from dreambooth_jax.weights import files
-from tests import smallest_pipelines
+from tests.support import smallest_pipelines
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict

@@ -14,7 +14,7 @@ from PIL import Image
 from dreambooth_jax import program as program_lib
 from dreambooth_jax.config import STORYBOOK_ENLARGING, STORYBOOK_SAMPLING
 from dreambooth_jax.generation.cascade import Cascade
-from tests import tiny_pipelines
+from tests.support import tiny_pipelines
 
 PROGRAMS = ('sample', 'generate_prior', 'export', 'find_identifier', 'pretrain', 'train')
 QUICK = ('--steps=2', '--guidance_scale=1', '--sampler=ddim', '--batch_size=4', '--num_images=2')

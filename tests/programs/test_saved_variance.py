@@ -12,7 +12,7 @@ from PIL import Image
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import placement
 from dreambooth_jax.weights import files
-from tests import smallest_pipelines
+from tests.support import smallest_pipelines
 
 SETTINGS = (
     '--config.data.instance_prompt=a sks dog',

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.programs import script
+from tests.support import script
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 MOST_SECONDS = 5.0

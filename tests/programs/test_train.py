@@ -17,7 +17,7 @@ from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import loop, placement
 from dreambooth_jax.weights import files, folders
 from dreambooth_jax.weights.textual_inversion import read_textual_inversion
-from tests import smallest_pipelines, tiny_pipelines
+from tests.support import smallest_pipelines, tiny_pipelines
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict

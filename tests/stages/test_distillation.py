@@ -18,8 +18,8 @@ from dreambooth_jax.stages.super_resolution import SuperResolutionStage
 from dreambooth_jax.training.placement import Fsdp, Pmap
 from dreambooth_jax.training.state import init_state
 from dreambooth_jax.training.step import make_train_step
-from tests.stages import small
-from tests.torch_reference import quick_jit
+from tests.support import small_stages as small
+from tests.support.torch_reference import quick_jit
 
 ENLARGING = dict(noising_schedule=small.schedule(), noise_level=(0, 50))
 # Stage, its settings, and the channels that its network reads and writes.

@@ -19,9 +19,9 @@ from dreambooth_jax.stages.latent import LatentStage, LatentSuperResolutionStage
 from dreambooth_jax.stages.pixel import Objective, streams
 from dreambooth_jax.stages.text_conditioning import TextConditioning
 from dreambooth_jax.weights import folders
-from tests import tiny_latent_pipelines as tiny
-from tests.stages import small
-from tests.torch_reference import nchw, nhwc, quick_jit
+from tests.support import small_stages as small
+from tests.support import tiny_latent_pipelines as tiny
+from tests.support.torch_reference import nchw, nhwc, quick_jit
 
 SIZE, SCALE = 32, 4
 PROMPTS = ['', 'a sks dog', 'a dog', 'a cat in a red hat']

@@ -7,7 +7,7 @@ import pytest
 
 from dreambooth_jax.stages.pixel import Objective, PixelStage
 from dreambooth_jax.stages.super_resolution import SuperResolutionStage
-from tests.stages import small
+from tests.support import small_stages as small
 
 SIDE, CROP, FACTOR = 16, 8, 2
 KINDS = {

@@ -11,8 +11,8 @@ from diffusers.training_utils import compute_snr
 from dreambooth_jax.config import ObjectiveConfig
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.stages.pixel import EMPTY_PROMPT, Objective, PixelStage, gather_images, streams
-from tests.stages import small
-from tests.torch_reference import nchw, nhwc
+from tests.support import small_stages as small
+from tests.support.torch_reference import nchw, nhwc
 
 EXAMPLES = 12
 

@@ -16,8 +16,8 @@ from dreambooth_jax.training import optimizer, step
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import Pmap
 from dreambooth_jax.training.state import init_state
-from tests.stages import small
-from tests.training import toy
+from tests.support import small_stages as small
+from tests.support import toy
 
 SIDE = 8
 UNET = {

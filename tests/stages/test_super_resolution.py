@@ -12,8 +12,8 @@ from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.stages.pixel import streams
 from dreambooth_jax.stages.super_resolution import SuperResolutionStage, conditioning, crop_examples
-from tests.stages import small
-from tests.torch_reference import nchw, nhwc
+from tests.support import small_stages as small
+from tests.support.torch_reference import nchw, nhwc
 
 SIDE, FACTOR, EXAMPLES = 16, 4, 6
 NOISING = schedules.make_schedule('linear')  # another one than the target's, so that a mix-up shows

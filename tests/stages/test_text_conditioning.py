@@ -9,8 +9,7 @@ from dreambooth_jax.stages.text_conditioning import TextConditioning
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.errors import WeightsError
-from tests import smallest_pipelines, tiny_pipelines
-from tests.weights import bent_folders
+from tests.support import bent_folders, smallest_pipelines, tiny_pipelines
 
 
 @pytest.fixture(scope='module')

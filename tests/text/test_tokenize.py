@@ -12,7 +12,7 @@ import transformers
 
 from dreambooth_jax.storybook import vocabulary
 from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError, vector_names
-from tests.text import tiny_clip
+from tests.support import tiny_clip
 
 PROMPTS = [
     'a sks dog in the snow',

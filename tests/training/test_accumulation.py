@@ -12,7 +12,7 @@ from dreambooth_jax.data import pairs
 from dreambooth_jax.training import step
 from dreambooth_jax.training.order import mean_of_micro_batches
 from dreambooth_jax.training.state import init_state
-from tests.training import toy
+from tests.support import toy
 
 
 @pytest.mark.parametrize('placement', toy.PLACEMENTS)

@@ -8,7 +8,7 @@ import pytest
 from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import fit, step
-from tests.training import toy
+from tests.support import toy
 
 SIZES, COUNTS, STEPS = ((4, 10), (8, 6)), (2, 1), 6
 

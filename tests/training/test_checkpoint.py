@@ -16,7 +16,7 @@ import pytest
 from dreambooth_jax.training import optimizer
 from dreambooth_jax.training.checkpoint import CheckpointError, Checkpoints
 from dreambooth_jax.training.state import init_state
-from tests.training import toy
+from tests.support import toy
 
 
 def small_state(value=0.0, width=4, ema=True):

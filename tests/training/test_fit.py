@@ -11,7 +11,7 @@ from dreambooth_jax.data import pairs
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import fit, loop
 from dreambooth_jax.training.checkpoint import CheckpointError, Checkpoints
-from tests.training import toy
+from tests.support import toy
 
 STEPS = 8
 

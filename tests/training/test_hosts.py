@@ -10,7 +10,8 @@ import pytest
 
 from dreambooth_jax.training.checkpoint import Checkpoints
 from tests.conftest import XLA_FLAGS
-from tests.training import test_fit, toy
+from tests.support import toy
+from tests.training import test_fit
 
 DEVICES_FLAG = '--xla_force_host_platform_device_count'
 
@@ -22,7 +23,16 @@ def run_hosts(placement, folder, hosts=2):
     flags = ' '.join(f'{name}={value}' for name, value in {**XLA_FLAGS, DEVICES_FLAG: str(4 // hosts)}.items())
     processes = [
         subprocess.Popen(
-            [sys.executable, '-m', 'tests.training.host', placement, port, str(number), str(hosts), str(folder)],
+            [
+                sys.executable,
+                '-m',
+                'tests.support.training_host',
+                placement,
+                port,
+                str(number),
+                str(hosts),
+                str(folder),
+            ],
             env={**os.environ, 'XLA_FLAGS': flags},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

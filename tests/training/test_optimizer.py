@@ -10,7 +10,7 @@ import pytest
 from dreambooth_jax.config import OptimizerConfig
 from dreambooth_jax.training import optimizer
 from dreambooth_jax.training.checkpoint import Checkpoints
-from tests.training import toy
+from tests.support import toy
 
 LEARNING_RATE, DECAY = 0.02, 0.1
 DIRECT = {

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from dreambooth_jax.training import optimizer, optimizer_state
-from tests.training import toy
+from tests.support import toy
 
 COMPRESSED = optimizer_state.KINDS[1:]
 

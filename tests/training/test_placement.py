@@ -7,7 +7,7 @@ import pytest
 from dreambooth_jax.data import pairs
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import AXIS, Fsdp, Pmap, make_placement
-from tests.training import toy
+from tests.support import toy
 
 MANY = ('pmap', 'fsdp')
 

@@ -11,7 +11,7 @@ from diffusers.training_utils import EMAModel
 from dreambooth_jax.data import pairs
 from dreambooth_jax.training import optimizer, step
 from dreambooth_jax.training.state import init_state
-from tests.training import toy
+from tests.support import toy
 
 
 def groups(examples, losses):

@@ -1,7 +1,7 @@
 import pytest
 
 from dreambooth_jax.storybook import vocabulary
-from tests.weights import tiny
+from tests.support import tiny_networks as tiny
 
 
 @pytest.fixture(scope='session')

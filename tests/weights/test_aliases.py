@@ -12,7 +12,7 @@ from dreambooth_jax.models import functional
 from dreambooth_jax.models.clip import CLIPTextModel
 from dreambooth_jax.models.vae import AutoencoderKL
 from dreambooth_jax.weights import aliases, files, mapping
-from tests.torch_reference import randomise, to_ours
+from tests.support.torch_reference import randomise, to_ours
 
 TEXT = {
     'eos_token_id': 2,

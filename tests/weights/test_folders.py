@@ -15,8 +15,8 @@ import transformers
 
 from dreambooth_jax.weights import files, folders
 from dreambooth_jax.weights.errors import WeightsError
-from tests.torch_reference import to_ours
-from tests.weights import tiny
+from tests.support import tiny_networks as tiny
+from tests.support.torch_reference import to_ours
 
 TIED = ('encoder.embed_tokens.weight',)
 

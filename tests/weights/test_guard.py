@@ -15,10 +15,10 @@ from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights import folders, guard, original_configs
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import network_tensors
-from tests import smallest_pipelines, tiny_latent_pipelines
-from tests.weights import bent_folders, tiny
-from tests.weights import published_stable_diffusion as published
-from tests.weights.tiny_stable_diffusion import CONFIGS
+from tests.support import bent_folders, smallest_pipelines, tiny_latent_pipelines
+from tests.support import published_stable_diffusion as published
+from tests.support import tiny_networks as tiny
+from tests.support.tiny_stable_diffusion import CONFIGS
 
 SD, XL = 'StableDiffusionPipeline', 'StableDiffusionXLPipeline'
 IF, IF_SECOND = 'IFPipeline', 'IFSuperResolutionPipeline'

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_jax.weights import folders, single_file
-from tests import tiny_latent_pipelines
+from tests.support import tiny_latent_pipelines
 
 COMMIT, OLDER = 'c' * 40, 'd' * 40
 REVISIONS = {'main': COMMIT, 'v1': OLDER, COMMIT: COMMIT, OLDER: OLDER}

@@ -5,7 +5,7 @@ import shutil
 
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.identity import identity, scheduler_hash
-from tests import smallest_pipelines, tiny_pipelines
+from tests.support import smallest_pipelines, tiny_pipelines
 
 
 def with_params(pipeline, **params):

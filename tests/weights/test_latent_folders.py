@@ -17,9 +17,9 @@ import transformers
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights import files, folders
 from dreambooth_jax.weights.errors import WeightsError
-from tests import tiny_latent_pipelines as tiny
-from tests.torch_reference import to_ours
-from tests.weights import tiny_stable_diffusion
+from tests.support import tiny_latent_pipelines as tiny
+from tests.support import tiny_stable_diffusion
+from tests.support.torch_reference import to_ours
 
 _ROOT = tempfile.TemporaryDirectory(prefix='written_latent_pipelines_')
 FAMILIES = tiny.FAMILIES

@@ -9,7 +9,7 @@ import pytest
 
 from dreambooth_jax.weights import files, lora_names, modelspec
 from dreambooth_jax.weights.lora_files import Adapter, are_names_of_lora, write_lora
-from tests.weights import lora_clients
+from tests.support import lora_clients
 
 PEFT_ENDS = ('.lora_A.weight', '.lora_B.weight')
 

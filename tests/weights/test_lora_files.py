@@ -14,9 +14,10 @@ from dreambooth_jax.models import functional, lora
 from dreambooth_jax.weights import files, lora_files, lora_names
 from dreambooth_jax.weights.folders import abstract_network
 from dreambooth_jax.weights.lora_files import Adapter, read_lora, write_lora
-from tests.reports import nothing_reported
-from tests.torch_reference import largest_relative_difference, nchw, nhwc, quick_jit, to_ours
-from tests.weights import tiny, tiny_lora_hosts
+from tests.support import tiny_lora_hosts
+from tests.support import tiny_networks as tiny
+from tests.support.reports import nothing_reported
+from tests.support.torch_reference import largest_relative_difference, nchw, nhwc, quick_jit, to_ours
 
 RANK, ALPHA = 4, 6.0
 NAMED_BY_KOHYA = '(?!text_projection).*'  # all layers of Stable Diffusion and SDXL but one

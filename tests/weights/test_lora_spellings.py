@@ -15,9 +15,9 @@ from dreambooth_jax.models import lora
 from dreambooth_jax.weights import files, lora_files, lora_names, original_names
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_files import read_lora
-from tests.reports import nothing_reported
-from tests.torch_reference import to_ours
-from tests.weights import tiny_lora_hosts, tiny_stable_diffusion
+from tests.support import tiny_lora_hosts, tiny_stable_diffusion
+from tests.support.reports import nothing_reported
+from tests.support.torch_reference import to_ours
 
 NOT_ADAPTED = 'No LoRA keys associated to'  # what diffusers says of a network that the file leaves alone
 ATTENTION = 'down_blocks.0.attentions.0.transformer_blocks.0.attn1'  # of Stable Diffusion 1

@@ -11,8 +11,8 @@ from flax import nnx
 from dreambooth_jax.models import functional
 from dreambooth_jax.weights import aliases, mapping
 from dreambooth_jax.weights.pipeline import abstract_network
-from tests.torch_reference import to_ours
-from tests.weights import tiny
+from tests.support import tiny_networks as tiny
+from tests.support.torch_reference import to_ours
 
 TIED = 'encoder.embed_tokens.weight'
 

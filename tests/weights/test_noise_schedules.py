@@ -11,8 +11,8 @@ from dreambooth_jax.diffusion import samplers, scheduler_files, schedules
 from dreambooth_jax.weights import noise_schedules, original_configs
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network, Pipeline
-from tests.diffusion.published_schedulers import PUBLISHED, SD_1_5, SDXL
-from tests.weights import published_stable_diffusion as real
+from tests.support import published_stable_diffusion as real
+from tests.support.published_schedulers import PUBLISHED, SD_1_5, SDXL
 
 PIXELS = {'in_channels': 3, 'out_channels': 6}
 LEARNED = {'beta_schedule': 'squaredcos_cap_v2', 'variance_type': 'learned_range'}

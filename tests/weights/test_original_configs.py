@@ -10,8 +10,8 @@ from diffusers.loaders import single_file_utils
 
 from dreambooth_jax.weights import original_configs, original_layout
 from dreambooth_jax.weights.errors import WeightsError
-from tests.weights import published_stable_diffusion as real
-from tests.weights import tiny_stable_diffusion as tiny
+from tests.support import published_stable_diffusion as real
+from tests.support import tiny_stable_diffusion as tiny
 
 NETWORKS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
 # Published name, where it comes from, and its published shape.

@@ -13,7 +13,7 @@ import torch
 
 from dreambooth_jax.weights import files, original_layout, single_file
 from dreambooth_jax.weights.errors import WeightsError
-from tests.weights import tiny_stable_diffusion as tiny
+from tests.support import tiny_stable_diffusion as tiny
 
 
 def configs(family, prediction_type='epsilon'):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from dreambooth_jax.weights import files
 from dreambooth_jax.weights.textual_inversion import file_name, read_textual_inversion, write_textual_inversion
-from tests.weights import tiny_lora_hosts
+from tests.support import tiny_lora_hosts
 
 ROWS = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
 LONGER = np.random.default_rng(1).normal(size=(2, 24)).astype(np.float32)

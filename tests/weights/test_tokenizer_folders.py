@@ -9,7 +9,7 @@ import pytest
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import files, folders, single_file, tokenizer_folders
 from dreambooth_jax.weights.errors import WeightsError
-from tests import tiny_latent_pipelines
+from tests.support import tiny_latent_pipelines
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tests import smallest_pipelines
+from tests.support import smallest_pipelines
 
 SIDE = 24  # of the photos: larger than what either model draws, so that they are scaled down
 NAMES = ('1', '2', '3')

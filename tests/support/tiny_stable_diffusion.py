@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import transformers
 
-from tests.text import tiny_clip
-from tests.torch_reference import randomise
+from tests.support import tiny_clip
+from tests.support.torch_reference import randomise
 
 CLIP = {
     'bos_token_id': 0,

@@ -6,7 +6,7 @@ import diffusers
 import transformers
 
 from dreambooth_jax.storybook import vocabulary
-from tests.torch_reference import randomise
+from tests.support.torch_reference import randomise
 
 UNET = {
     '_class_name': 'UNet2DConditionModel',

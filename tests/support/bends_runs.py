@@ -4,7 +4,7 @@ import json
 import shutil
 
 from dreambooth_jax.config import DreamBoothConfig, schema
-from tests.fuzz.world import NAMES, Expected, Seen, World, photo
+from tests.support.fuzz_world import NAMES, Expected, Seen, World, photo
 
 LEAVES = sorted(schema._leaves(DreamBoothConfig, 'config'))
 TEXTS = (

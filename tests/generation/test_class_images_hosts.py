@@ -15,7 +15,7 @@ def run_hosts(folder, what):
         port = str(free.getsockname()[1])
     processes = [
         subprocess.Popen(
-            [sys.executable, '-m', 'tests.generation.prior_host', port, str(number), str(folder), what],
+            [sys.executable, '-m', 'tests.support.class_images_host', port, str(number), str(folder), what],
             env={**os.environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

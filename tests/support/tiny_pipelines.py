@@ -10,7 +10,7 @@ from dreambooth_jax.models import functional
 from dreambooth_jax.storybook import vocabulary
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.pipeline import Network, Pipeline, abstract_network
-from tests.weights import tiny
+from tests.support import tiny_networks as tiny
 
 _ROOT = tempfile.TemporaryDirectory(prefix='tiny_pipelines_')
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.pipeline import Pipeline
-from tests import tiny_pipelines
-from tests.text import tiny_clip
-from tests.weights import tiny, tiny_stable_diffusion
+from tests.support import tiny_clip, tiny_pipelines, tiny_stable_diffusion
+from tests.support import tiny_networks as tiny
 
 _ROOT = tempfile.TemporaryDirectory(prefix='smallest_pipelines_')
 ONE_LEVEL = {'block_out_channels': [8], 'norm_num_groups': 4, 'layers_per_block': 1}

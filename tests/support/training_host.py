@@ -1,4 +1,4 @@
-"""One host of several, for test_hosts.py: python -m tests.training.host PLACE PORT NUMBER HOSTS FOLDER."""
+"""One host of several, for test_hosts.py: python -m tests.support.training_host PLACE PORT NUMBER HOSTS FOLDER."""
 
 import os
 import signal
@@ -14,7 +14,8 @@ def main(placement_name: str, port: str, number: str, hosts: str, folder: str) -
     jax.distributed.initialize(f'localhost:{port}', num_processes=int(hosts), process_id=int(number))
 
     from dreambooth_jax.training.placement import make_placement
-    from tests.training import test_fit, toy
+    from tests.support import toy
+    from tests.training import test_fit
 
     assert jax.process_count() == int(hosts) and jax.device_count() == 4
     toy.PLACEMENTS['hosts'] = lambda: make_placement(placement_name, fsdp_min_bytes=128)

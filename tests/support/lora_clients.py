@@ -9,7 +9,7 @@ import functools
 import re
 
 from dreambooth_jax.weights import original_names
-from tests.weights import published_stable_diffusion as published
+from tests.support import published_stable_diffusion as published
 
 FAMILIES = ('sd1', 'sd2', 'sdxl')
 LAYERS = {'sd1': (282, 72), 'sd2': (282, 138), 'sdxl': (794, 72 + 192)}  # UNet; text encoders

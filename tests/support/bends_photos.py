@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from tests.fuzz.world import NAMES, SIDE, Expected, Seen, World, photo
+from tests.support.fuzz_world import NAMES, SIDE, Expected, Seen, World, photo
 
 LOSSLESS, LOSSY = 0, 20  # largest mean difference of the images that the run sees, of 255
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import diffusers
 
 from dreambooth_jax.generation.cascade import Cascade
-from tests.text import tiny_clip
-from tests.weights import tiny_stable_diffusion
+from tests.support import tiny_clip, tiny_stable_diffusion
 
 _ROOT = tempfile.TemporaryDirectory(prefix='tiny_latent_pipelines_')
 SCHEDULER = tiny_stable_diffusion.scheduler()

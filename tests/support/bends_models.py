@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from dreambooth_jax.weights import folders, lora_files
-from tests.fuzz.world import Expected, Seen, World, change_json
+from tests.support.fuzz_world import Expected, Seen, World, change_json
 
 VALUES = (
     None,

@@ -8,8 +8,8 @@ import numpy as np
 from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import Cascade
-from tests import tiny_latent_pipelines
-from tests.torch_reference import nchw
+from tests.support import tiny_latent_pipelines
+from tests.support.torch_reference import nchw
 
 PROMPTS = ['a sks dog', 'a cat']
 NEGATIVE = 'a dot'

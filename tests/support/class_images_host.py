@@ -1,4 +1,7 @@
-"""One host of two, for test_prior_hosts.py: python -m tests.generation.prior_host PORT NUMBER FOLDER WHAT."""
+"""One host of two, for test_class_images_hosts.py.
+
+  python -m tests.support.class_images_host PORT NUMBER FOLDER WHAT
+"""
 
 import sys
 from pathlib import Path

@@ -5,7 +5,7 @@ import functools
 import diffusers
 import transformers
 
-from tests.torch_reference import randomise
+from tests.support.torch_reference import randomise
 
 UNET = dict(
     sample_size=8,
