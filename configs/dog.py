@@ -5,12 +5,12 @@ Measured (two CPU cores, Xeon with AVX-512, 2026-11-21): 4 min 7 s, 2.5 GB, comp
 the subject in 81 % of the 25 live prompts and the context in 88 % of those with one (4 images each), and takes none of
 48 "a dog" for the subject; without class images (lambda = 0) all of them (experiments/prior_preservation). The
 subject's fine texture, which only the second stage can know, is found in 55 % of its images and in none before it was
-tuned (experiments/super_resolution_noise). Rates, steps and guidance: the best balance of what experiments/main_job
-tried.
+fine-tuned (experiments/super_resolution_noise). Learning rates, steps and guidance: the best balance of what
+experiments/main_job tried.
 Command: python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/dog
 
-On another base model the experiment keeps its prompts and takes your photos; resolutions, rates and steps are those of
-the paper (Ruiz et al. 2023) or of the models' own recipes. Nothing was measured with their published weights:
+On another base model the experiment keeps its prompts and takes your photos; resolutions, learning rates and steps are
+those of the paper (Ruiz et al. 2023) or of the models' own recipes. Nothing was measured with their published weights:
   --config=configs/dog.py:MODEL --config.data.instance_dir=FOLDER      MODEL: stable-diffusion-v1-5 stable-diffusion-2-1
                                                                                sdxl deepfloyd-if
 """
@@ -47,7 +47,7 @@ def storybook(config):
     config.prior.steps = 25
     config.prior.guidance_scale = 3.0
 
-    # The small model learns at forty times the rate that the paper gives for Stable Diffusion.
+    # The small model learns at forty times the learning rate that the paper gives for Stable Diffusion.
     config.base.steps = 200
     config.base.batch_size = 4
     config.base.learning_rate = 2e-4
@@ -62,12 +62,12 @@ def storybook(config):
 
     config.checkpoint.every = 100
     config.samples.every = 100
-    config.samples.update(STORYBOOK_SAMPLING, guidance_scale=2.5)  # more guidance draws the subject less often
+    config.samples.update(STORYBOOK_SAMPLING, guidance_scale=2.5)  # more guidance generates the subject less often
 
 
 def stable_diffusion(config):
-    # The paper: about 1000 steps at 5e-6, lambda 1. It draws about 1000 class images with the ancestral sampler, "but
-    # less can be used": these 200 in 25 steps cost a tenth of that.
+    # The paper: about 1000 steps at 5e-6, lambda 1. It generates about 1000 class images with the ancestral sampler,
+    # "but less can be used": these 200 in 25 steps cost a tenth of that.
     config.prior.num_images = 200
     config.prior.steps = 25
     config.prior.sampler = 'dpmsolver++'

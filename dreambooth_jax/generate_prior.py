@@ -1,4 +1,4 @@
-"""Draws the class images of a run until all are there; train does the same when it starts.
+"""Generates the class images of a run until all are there; train does the same when it starts.
 
   python -m dreambooth_jax.generate_prior --config=configs/dog.py --workdir=runs/dog
 
@@ -35,7 +35,7 @@ def main(argv) -> None:
     images = class_images.class_images_of(config, cascade, _WORKDIR.value)
     folder = config.prior.dir or Path(_WORKDIR.value) / 'prior'
     prompts = dict.fromkeys(image.prompt for image in images)
-    own = ', photos of your own: nothing is drawn' if class_images.own_photos(config) else ''
+    own = ', photos of your own: nothing is generated' if class_images.own_photos(config) else ''
     print(f'{len(images)} class images of {", ".join(map(repr, prompts))} in {folder}{own}')
 
 

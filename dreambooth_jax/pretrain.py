@@ -54,7 +54,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
             crop=config.crop,
         )
 
-    # The pool: `passes` times through it in order (its images are drawn at random already), then the next one.
+    # The pool: `passes` times through it in order (its images are sampled at random already), then the next one.
     steps_per_pool = max(1, config.passes * config.pool_size // config.batch_size)
     painters = pools.Painters(
         config.seed,

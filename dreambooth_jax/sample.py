@@ -1,9 +1,9 @@
-"""Draws images of prompts with any model: a run's, the built-in one, a pipeline folder or one of the hub.
+"""Generates images of prompts with any model: a run's, the built-in one, a pipeline folder or one of the hub.
 
   python -m dreambooth_jax.sample --model=runs/dog --prompt="a sks dog in the snow" --output=out
 
 writes out/000_00.png ... (number of the prompt, number of the image) and out/grid.png; with two stages the base
-stage's images are in out/base/. The same seed gives the same images, whatever else is drawn.
+stage's images are in out/base/. The same seed gives the same images, whatever else is generated.
 """
 
 import typing
@@ -17,12 +17,12 @@ from dreambooth_jax.config import ConfigError, PredictionType, Sampler
 _MODEL = program.DEFINE_path(
     'model', None, "A run's folder, a pipeline folder, a .safetensors file, 'storybook', or a hub id."
 )
-_PROMPT = flags.DEFINE_multi_string('prompt', None, 'What to draw; may be given several times.')
+_PROMPT = flags.DEFINE_multi_string('prompt', None, 'What to generate; may be given several times.')
 _OUTPUT = program.DEFINE_path('output', None, 'Folder for the images.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Images per prompt.', lower_bound=1)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the noise; image j of every prompt starts from the same.', lower_bound=0)
 _NEGATIVE = flags.DEFINE_string('negative_prompt', '', 'What guidance leads away from.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Images drawn at once.', lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Images generated at once.', lower_bound=1)
 # Without these a run's own settings hold, or those of the built-in model, and for other models the defaults.
 _STEPS = flags.DEFINE_integer('steps', None, "Denoise steps; else the run's samples.steps, or 25.", lower_bound=1)
 _GUIDANCE = flags.DEFINE_float(
@@ -111,7 +111,7 @@ def main(argv) -> None:
     output.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
     batch_size = _BATCH_SIZE.value
     smaller = [f'--batch_size={batch_size // 2}'] if batch_size > 1 else []
-    with memory.explained('images are drawn', smaller, kept=False):
+    with memory.explained('images are generated', smaller, kept=False):
         images = cascade.generate(
             prompts,
             num_images=_NUM_IMAGES.value,

@@ -53,7 +53,7 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
 
 
 def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, instance, class_photos) -> None:
-    """Draws class images, tunes one stage after the other and exports: all that writes into the run's folder.
+    """Generates class images, fine-tunes one stage after the other and exports: all that writes into the run's folder.
 
     Args:
       original, cascade: the model, without and with a new word.

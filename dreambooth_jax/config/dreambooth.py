@@ -21,7 +21,7 @@ from dreambooth_jax.config.training import (
 )
 
 STORYBOOK = 'storybook'  # the model that ships with the package
-# How it draws best: chosen by experiments/storybook_base.
+# How it generates best: chosen by experiments/storybook_base.
 STORYBOOK_SAMPLING = {'steps': 25, 'guidance_scale': 4.0, 'sampler': 'ddpm'}
 STORYBOOK_ENLARGING = {'sample_steps': 15, 'sample_guidance_scale': 1.0}  # its second stage
 NO_MODEL = 'none'  # super_resolution_model: leave the second stage out
@@ -50,7 +50,7 @@ class SubjectConfig(Config):
         """Raises ConfigError if something is missing that training on `model` needs.
 
         Args:
-          uses_class: whether class rows train, which read the class prompt.
+          uses_class: whether class examples train, which read the class prompt.
         """
         if self.instance_dir is None and model != STORYBOOK:
             raise ConfigError(
@@ -74,13 +74,13 @@ class DataConfig(SubjectConfig):
 
     # Side of the square training images, in pixels. None: the model's own sample size.
     resolution: int | None = setting(None, '> 0')
-    # Mirror half of the rows. Off: it would teach that a badge may sit on either side, and reverses lettering.
+    # Mirror half of the examples. Off: it would teach that a badge may sit on either side, and reverses lettering.
     random_flip: bool = False
     # Crops kept of each image: the centre one, then random ones. 1: the centre alone.
     crops: int = setting(1, '> 0')
     # Keep the ratio of width and height: each photo is brought to the nearest of some sizes of about resolution^2
-    # pixels, from 1:2 to 2:1, and a step takes all its rows from one size. Every size in use has its own compiled step
-    # and its own copy of the class images in the device's memory, fitted to it. (The x4 upscaler trains on square
+    # pixels, from 1:2 to 2:1, and a step takes all its examples from one size. Every size in use has its own compiled
+    # step and its own copy of the class images in the device's memory, fitted to it. (The x4 upscaler trains on square
     # crops from all over the photo, whatever its ratio.) False: the square in the middle of every photo.
     aspect_buckets: bool = False
     # Several subjects in one run, instead of the four settings above, which then stay empty.
@@ -100,12 +100,13 @@ class DataConfig(SubjectConfig):
 class PriorConfig(Config):
     """Prior preservation: what the frozen model makes of the class keeps the class from becoming the subject."""
 
-    # lambda of the loss mean(instance) + lambda * mean(class); 0 trains without class rows.
+    # lambda of the loss mean(instance) + lambda * mean(class); 0 trains without class examples.
     weight: float = setting(1.0, '>= 0')
-    # What class rows are. 'images', the paper's: class images that the frozen model draws before training.
+    # What class examples are. 'images', the paper's: class images that the frozen model generates before training.
     # 'distillation': the subject's images under the class prompt, where the model is held to what the frozen model
-    # predicts. Nothing is drawn, so the settings below have no use; a step takes another forward pass of its class rows
-    # (under fsdp, of all rows) and, unless adapters leave the frozen UNet in place, a copy of it in the compute dtype.
+    # predicts. Nothing is generated, so the settings below have no use; a step takes another forward pass of its class
+    # examples (under fsdp, of all examples) and, unless adapters leave the frozen UNet in place, a copy of it in the
+    # compute dtype.
     kind: Literal['images', 'distillation'] = setting(
         'images', former_values={'pictures': 'images', 'prediction': 'distillation'}
     )
@@ -113,13 +114,13 @@ class PriorConfig(Config):
     num_images: int = setting(200, '> 0')
     # Folder of the class images, filled where it holds too few. None: prior/ in the run's folder. A folder of photos
     # of one's own, which has no manifest.json: all of them are the class images, under their captions or else the
-    # class prompt, none is drawn, and the settings below and num_images have no use.
+    # class prompt, none is generated, and the settings below and num_images have no use.
     dir: str | None = path_setting(None)
     # Denoise steps of a class image.
     steps: int = setting(50, '> 0')
     # Classifier-free guidance of class images; 1 is none. The paper is silent.
     guidance_scale: float = setting(7.5, '>= 1')
-    # Class images drawn at once, on all devices together.
+    # Class images generated at once, on all devices together.
     batch_size: int = setting(16, '> 0')
     # 'ddpm' is the ancestral sampler, the paper's choice; the others need fewer steps.
     sampler: Sampler = 'ddpm'
@@ -139,9 +140,10 @@ class BaseConfig(Config):
 
     # Optimiser steps; the paper takes about 1000. 0 leaves the stage as it is.
     steps: int = setting(1000, '>= 0')
-    # Instance rows per step, on all devices together; as many class rows come on top while prior.weight > 0.
+    # Instance examples per step, on all devices together; as many class examples come on top while prior.weight > 0.
     batch_size: int = setting(1, '> 0')
-    # Micro-batches that a step's rows are cut into, one after the other: the same step in less memory, rounding aside.
+    # Micro-batches that a step's examples are cut into, one after the other: the same step in less memory, rounding
+    # aside.
     gradient_accumulation_steps: int = setting(1, '> 0', formerly='accumulation')
     # The paper: 1e-5 for Imagen, 5e-6 for Stable Diffusion.
     learning_rate: float = setting(5e-6, '> 0')
@@ -152,7 +154,7 @@ class BaseConfig(Config):
     # Its own learning rate. None: that of the UNet.
     text_encoder_learning_rate: float | None = setting(None, '> 0')
 
-    # How many of CLIP's last layers are left out when prompts are read, in training and in drawing; some community
+    # How many of CLIP's last layers are left out when prompts are read, in training and in generating; some community
     # models were trained with 1. T5 has none to skip.
     clip_skip: int = setting(0, '>= 0')
 
@@ -160,7 +162,7 @@ class BaseConfig(Config):
         if self.text_encoder_learning_rate is not None and not self.train_text_encoder:
             raise ConfigError(
                 f'{path}.text_encoder_learning_rate is {self.text_encoder_learning_rate} but '
-                f'{path}.train_text_encoder is False; set that to True, or the rate to None'
+                f'{path}.train_text_encoder is False; set that to True, or the learning rate to None'
             )
 
 
@@ -170,14 +172,14 @@ class SuperResolutionConfig(Config):
 
     # Optimiser steps. 0 leaves the stage as it is.
     steps: int = setting(0, '>= 0')
-    # Instance rows per step, on all devices together.
+    # Instance examples per step, on all devices together.
     batch_size: int = setting(1, '> 0')
     # As in BaseConfig.
     gradient_accumulation_steps: int = setting(1, '> 0', formerly='accumulation')
     # The paper gives none for this stage; that of the base stage is a good start.
     learning_rate: float = setting(1e-5, '> 0')
     # Lowest and highest noise augmentation of the low image in training: times of the image_noising schedule, both
-    # included, drawn per row. The paper lowers it for fine-tuning; high levels blur fine detail.
+    # included, sampled per example. The paper lowers it for fine-tuning; high levels blur fine detail.
     noise_level: tuple[Timestep, Timestep] = setting((0, 50), f'in [0, {LAST_TIMESTEP}]')
     # Train on random crops of this side, in pixels of the high image. None: on whole images; the x4 upscaler of
     # latents, whose whole images are too large, on crops of 512.
@@ -186,14 +188,14 @@ class SuperResolutionConfig(Config):
     crops: int = setting(8, '> 0')
     # Prior preservation in this stage too, of the same kind; nothing to do while prior.weight is 0.
     with_prior: bool = False
-    # The augmentation when samples are drawn, a time of the same schedule; best inside noise_level.
+    # The augmentation when samples are generated, a time of the same schedule; best inside noise_level.
     sample_noise_level: Timestep = setting(0, f'in [0, {LAST_TIMESTEP}]')
-    # Denoise steps and guidance when images are drawn. None: those of the base stage.
+    # Denoise steps and guidance when images are generated. None: those of the base stage.
     sample_steps: int | None = setting(None, '> 0')
     sample_guidance_scale: float | None = setting(None, '>= 1')
 
     def sampling_options(self) -> dict[str, int | float | None]:
-        """How this stage draws, as options of Cascade.generate."""
+        """How this stage generates, as options of Cascade.generate."""
         return {
             'noise_level': self.sample_noise_level,
             'super_resolution_steps': self.sample_steps,
@@ -249,7 +251,7 @@ class TextualInversionConfig(Config):
     # Tokens that it stands for, each a learned row of the text encoder's token table.
     num_vectors: int = setting(1, '> 0')
     # What its rows start as: those of these words' tokens, best the class noun; row i takes token i, over and over.
-    # None: rows drawn at random, like those of the table.
+    # None: rows sampled at random, like those of the table.
     initializer: str | None = None
     # Of the rows, which never decay. None: 5e-4 as in diffusers' script, or base.learning_rate with prodigy.
     learning_rate: float | None = setting(None, '> 0')
@@ -328,7 +330,7 @@ class DreamBoothConfig(Config):
                 raise ConfigError(
                     f'{path}.{name}.gradient_accumulation_steps is {stage.gradient_accumulation_steps} but a step '
                     f'has only {examples} rows to cut into micro-batches ({path}.{name}.batch_size, and as many '
-                    f'class rows if there are some); set it to at most {examples}'
+                    f'class examples if there are some); set it to at most {examples}'
                 )
         if self.data.aspect_buckets and (self.parallel.steps_per_dispatch or 1) > 1:
             raise ConfigError(
@@ -346,7 +348,8 @@ class DreamBoothConfig(Config):
             raise ConfigError(f'{frozen}, so class images teach nothing; set {path}.prior.weight to 0')
 
     def examples_per_step(self, name: str) -> int:
-        """Instance and class rows of one step of the stage 'base' or 'super_resolution', on all devices together."""
+        """Instance and class examples of one step of the stage 'base' or 'super_resolution', on all devices
+        together."""
         return getattr(self, name).batch_size * (2 if self.has_class_examples(name) else 1)
 
     def has_class_examples(self, name: str) -> bool:
@@ -362,7 +365,7 @@ class DreamBoothConfig(Config):
         return tuple(name for name in self._class_example_stages() if not self.is_distilled(name))
 
     def is_distilled(self, name: str) -> bool:
-        """Whether class rows of that stage show no class images but are held to the frozen model's prediction."""
+        """Whether class examples of that stage show no class images but are held to the frozen model's prediction."""
         return self.prior.kind == 'distillation' and self.has_class_examples(name)
 
     def subjects(self) -> tuple[SubjectConfig, ...]:

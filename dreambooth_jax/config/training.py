@@ -7,7 +7,7 @@ from dreambooth_jax.config.schema import Config, ConfigError, setting
 
 Sampler = Literal['ddpm', 'ddim', 'dpmsolver++']
 LearningRateSchedule = Literal['constant', 'warmup', 'cosine']
-LOWEST_MULTIPLIER = 0.01  # of prodigy's rate: below it stands a learning rate that was meant for another kind
+LOWEST_MULTIPLIER = 0.01  # of prodigy's learning rate: below it stands a learning rate that was meant for another kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,9 +15,9 @@ class OptimizerConfig(Config):
     """The optimiser; both stages share it, each with its own learning rate."""
 
     # 'adamw': as torch.optim.AdamW computes it. 'adafactor': rows and columns in the place of second moments, no first
-    # ones, so next to no memory; the rate is not scaled by the size of a weight and means what it means for adamw.
-    # 'lion': steps of one size, in the sign's direction; a rate 3 to 10 times lower, a decay as much higher, than
-    # adamw's. 'prodigy': finds its rate; learning_rate is a multiplier of that, best 1.0.
+    # ones, so next to no memory; the learning rate is not scaled by the size of a weight and means what it means for
+    # adamw. 'lion': steps of one size, in the sign's direction; a learning rate 3 to 10 times lower, a decay as much
+    # higher, than adamw's. 'prodigy': finds its learning rate; learning_rate is a multiplier of that, best 1.0.
     kind: Literal['adamw', 'adafactor', 'lion', 'prodigy'] = 'adamw'
     # Numbers that adamw's two moments are stored in, 8, 4 or 2 bytes a weight; each step computes in float32.
     # 'int8': with a scale for every row of an array; arrays below 4096 weights stay float32.
@@ -56,10 +56,10 @@ class OptimizerConfig(Config):
             )
 
     def check_learning_rate(self, learning_rate: float, path: str) -> None:
-        """Raises ConfigError if `rate`, the setting of that name, is one that this kind cannot mean."""
+        """Raises ConfigError if `learning_rate`, the setting of that name, is one that this kind cannot mean."""
         if self.kind == 'prodigy' and learning_rate < LOWEST_MULTIPLIER:
             raise ConfigError(
-                f"{path} is {learning_rate} but the optimiser's kind is 'prodigy', which finds the rate and "
+                f"{path} is {learning_rate} but the optimiser's kind is 'prodigy', which finds the learning rate and "
                 f'multiplies it by this; set it to 1.0 (at least {LOWEST_MULTIPLIER})'
             )
 
@@ -77,7 +77,7 @@ class ObjectiveConfig(Config):
     # Weight of the variance's bound, which the loss already scales as Nichol & Dhariwal's lambda = 0.001 does: 1 is
     # their hybrid loss.
     variance_weight: float = setting(1.0, '>= 0')
-    # Share of rows whose prompt is emptied, for classifier-free guidance; fine-tuning on a few images needs none.
+    # Share of examples whose prompt is emptied, for classifier-free guidance; fine-tuning on a few images needs none.
     prompt_dropout: float = setting(0.0, 'in [0, 1]')
 
 
@@ -85,7 +85,7 @@ class ObjectiveConfig(Config):
 class ParallelConfig(Config):
     """How the work is spread over devices, and in which numbers it is done."""
 
-    # 'pmap': every device holds everything and takes its share of the rows; 'fsdp': parameters are sharded as well.
+    # 'pmap': every device holds everything and takes its share of the examples; 'fsdp': parameters are sharded as well.
     mode: Literal['pmap', 'fsdp'] = 'pmap'
     # Numbers of the networks' compute; master weights, norms and loss stay float32. 'auto': bfloat16 but on CPU.
     dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'
@@ -110,11 +110,11 @@ class CheckpointConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplesConfig(Config):
-    """Images drawn while training, to watch it."""
+    """Images generated while training, to watch it."""
 
     # Steps between samples; the last step always has some. 0: only those.
     every: int = setting(0, '>= 0')
-    # What to draw. Empty: the instance and class prompts (pretraining: nothing).
+    # What to generate. Empty: the instance and class prompts (pretraining: nothing).
     prompts: tuple[str, ...] = ()
     # Images per prompt.
     num_images: int = setting(2, '> 0')

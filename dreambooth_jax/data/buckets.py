@@ -1,7 +1,7 @@
 """Several aspect ratios in one run: the sizes ("buckets") that images are brought to, and which one a step trains on.
 
 An image goes to the size nearest to its own ratio, so that little of it is cropped; all sizes have about the same
-area. One step takes all its rows from one bucket, since a compiled step has fixed shapes: every bucket has its own
+area. One step takes all its examples from one bucket, since a compiled step has fixed shapes: every bucket has its own
 compiled step. The steps are shared out epoch by epoch: in each, a bucket has as many turns as it has images, in an
 order that is a pure function of (seed, epoch), so that every image is seen equally often and nothing has to be saved.
 Source: NovelAI, "Improvements on Stable Diffusion" (2022), aspect ratio bucketing.
@@ -15,7 +15,7 @@ import numpy as np
 
 Size = tuple[int, int]  # height, width in pixels
 MAX_RATIO = 2.0  # longer side / shorter side
-_STREAM = 0xB0C5  # keeps the order of buckets apart from other draws of the run's seed
+_STREAM = 0xB0C5  # keeps the order of buckets apart from other random numbers of the run's seed
 
 
 def bucket_sizes(resolution: int, multiple: int, max_ratio: float = MAX_RATIO) -> tuple[Size, ...]:

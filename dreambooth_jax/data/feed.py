@@ -1,8 +1,8 @@
-"""What a stage's steps are fed: which bucket of images each takes, its rows, and which image each row shows.
+"""What a stage's steps are fed: which bucket of images each takes, its examples, and which image each example shows.
 
-Joins the buckets' schedule (buckets.py) with the rows of a batch (pairs.py). The rows' description is the same for all
-buckets; what differs lies in the bucket's own data on the device. Without aspect buckets there is one bucket, and all
-of this is pairs.py alone.
+Joins the buckets' schedule (buckets.py) with the examples of a batch (pairs.py). The examples' description is the same
+for all buckets; what differs lies in the bucket's own data on the device. Without aspect buckets there is one bucket,
+and all of this is pairs.py alone.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Feed:
       steps: that will be taken; those before do not depend on it.
       counts: instance images of each bucket, > 0.
       num_class: class images, of which each bucket has all, after its instance images.
-      shown_again: class rows show the instance images instead, of the bucket whose turn it is.
+      shown_again: class examples show the instance images instead, of the bucket whose turn it is.
     """
 
     seed: int
@@ -50,20 +50,21 @@ class Feed:
     def batch(
         self, instance_examples: int, class_examples: int, prior_weight: float, devices: int, parts: int = 1
     ) -> dict[str, np.ndarray]:
-        """The rows of every step (pairs.make_batch), padded for the devices; no class rows without class images.
+        """The examples of every step (pairs.make_batch), padded for the devices; no class examples without class
+        images.
 
         Args:
-          parts: micro-batches that the rows of each device are cut into.
+          parts: micro-batches that the examples of each device are cut into.
         """
         num_class = sum(self.counts) if self.shown_again else self.num_class
         examples = class_examples if num_class else 0
         batch = pairs.make_batch(instance_examples, examples, sum(self.counts), num_class, prior_weight)
         batch = pairs.pad_examples(batch, devices * parts)
-        # Class rows that cost more than others are shared out evenly.
+        # Class examples that cost more than others are shared out evenly.
         return pairs.deal_examples(batch, devices) if self.shown_again else batch
 
     def pick(self, key, step, batch, frozen):
-        """The rows of a step with their `image`, a place in the bucket's own array; see training.make_train_step.
+        """The examples of a step with their `image`, a place in the bucket's own array; see training.make_train_step.
 
         Rows that show instance images go through the bucket's own turn by turn, the others through the class
         images, which every bucket has, step by step: each group epoch by epoch, whatever the order of the buckets.

@@ -1,8 +1,8 @@
 """Photos known by what they are, not by where they lie: hashes of their bytes, their captions and their masks.
 
-What is learned depends on the photos and on their order (a random crop and the order of an epoch are drawn by a photo's
-place in its folder), not on their names. So a run writes its photos down in the order in which it takes them, and finds
-them again by their hashes, wherever they were moved and whatever they are called now.
+What is learned depends on the photos and on their order (a random crop and the order of an epoch are sampled by a
+photo's place in its folder), not on their names. So a run writes its photos down in the order in which it takes them,
+and finds them again by their hashes, wherever they were moved and whatever they are called now.
 """
 
 import collections

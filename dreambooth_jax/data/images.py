@@ -93,7 +93,7 @@ class Photo:
     ) -> tuple[np.ndarray, np.ndarray]:
         """One crop of both, as `read_masked_image` says.
 
-        The crop is drawn without a look at the mask. Where it holds nothing that counts, a random one is drawn again,
+        The crop is chosen without a look at the mask. Where it holds nothing that counts, a random one is chosen again,
         up to 20 times; then, and in the middle at once, it moves to where it holds most, nearest to where it lay.
         """
         if crop not in ('center', 'random'):
@@ -172,8 +172,8 @@ def fit(images: np.ndarray, size: Size) -> np.ndarray:
     """Images in memory brought to another size, resized until they cover it and cropped in the middle.
 
     Args:
-      images: uint8[N, H, W, 3]. Unlike files they may be enlarged: class images are drawn as squares, and the longer
-        side of a bucket with their area is up to sqrt(MAX_RATIO) times theirs.
+      images: uint8[N, H, W, 3]. Unlike files they may be enlarged: class images are generated as squares, and the
+        longer side of a bucket with their area is up to sqrt(MAX_RATIO) times theirs.
       size: (height, width).
     Returns: uint8[N, height, width, 3]; `images` itself if that is their size.
     Raises: ValueError if they are smaller than that both ways.

@@ -1,12 +1,12 @@
-"""The rows of a training batch: which instance and class images a step sees, and with what weight.
+"""The examples of a training batch: which instance and class images a step sees, and with what weight.
 
-A batch has `num_instance_rows` instance rows, then `num_class_rows` class rows. Its description (`make_batch`) is made
-once and placed on the devices; a step then picks images by index, so nothing is moved between host and device and
-there is no iterator state: `image_index` is a pure function of (key, step, row).
+A batch has `num_instance_examples` instance examples, then `num_class_examples` class examples. Its description
+(`make_batch`) is made once and placed on the devices; a step then picks images by index, so nothing is moved between
+host and device and there is no iterator state: `image_index` is a pure function of (key, step, example).
 
-Prior preservation, mean(instance) + lambda * mean(class), is a weight per row (DESIGN.md, decision 4), so the loss is
-mean(weight * loss) on any split of the rows over devices. The image array holds instance images first, then class
-images; a group is named by its first image's place.
+Prior preservation, mean(instance) + lambda * mean(class), is a weight per example (DESIGN.md, decision 4), so the loss
+is mean(weight * loss) on any split of the examples over devices. The image array holds instance images first, then
+class images; a group is named by its first image's place.
 """
 
 import jax
@@ -21,25 +21,25 @@ def make_batch(
     num_class_images: int,
     prior_weight: float,
 ) -> dict[str, np.ndarray]:
-    """Describes the B = num_instance_rows + num_class_rows rows of every step.
+    """Describes the B = num_instance_examples + num_class_examples examples of every step.
 
     Args:
-      num_instance_rows: > 0.
-      num_class_rows: >= 0.
+      num_instance_examples: > 0.
+      num_class_examples: >= 0.
       num_instance_images: > 0, the images' places are [0, num_instance_images).
-      num_class_images: > 0 if there are class rows; their places follow.
+      num_class_images: > 0 if there are class examples; their places follow.
       prior_weight: lambda >= 0.
     Returns: arrays [B]
-      slot i32: the row's place in the global batch;
-      weight f32: B / num_instance_rows, or prior_weight * B / num_class_rows;
+      slot i32: the example's place in the global batch;
+      weight f32: B / num_instance_examples, or prior_weight * B / num_class_examples;
       is_instance f32: 1 or 0;
-      first i32, size i32: place of the first image of the row's group, and how many it has;
-      position i32, rows i32: place of the row among its group's rows, and how many these are.
+      first i32, size i32: place of the first image of the example's group, and how many it has;
+      position i32, examples i32: place of the example among its group's examples, and how many these are.
     Raises: ValueError if a number is out of range.
     """
     if num_instance_examples < 1 or num_class_examples < 0:
         raise ValueError(
-            'a batch needs at least one instance row and no negative number of class rows, got '
+            'a batch needs at least one instance example and no negative number of class examples, got '
             f'{num_instance_examples} and {num_class_examples}'
         )
     for kind, examples, images in (
@@ -47,7 +47,7 @@ def make_batch(
         ('class', num_class_examples, num_class_images),
     ):
         if examples and images < 1:
-            raise ValueError(f'the batch has {examples} {kind} rows but there are {images} {kind} images')
+            raise ValueError(f'the batch has {examples} {kind} examples but there are {images} {kind} images')
     if not prior_weight >= 0:
         raise ValueError(f'prior_weight must be >= 0, got {prior_weight}')
     total = num_instance_examples + num_class_examples
@@ -70,9 +70,9 @@ def make_batch(
 
 
 def pad_examples(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarray]:
-    """Repeats rows with weight 0 until their number divides by `multiple`, such as the number of devices.
+    """Repeats examples with weight 0 until their number divides by `multiple`, such as the number of devices.
 
-    The other weights grow by padded / unpadded, so that mean(weight * loss) over all rows stays what it was.
+    The other weights grow by padded / unpadded, so that mean(weight * loss) over all examples stays what it was.
     """
     count = len(batch['slot'])
     padding = -count % multiple
@@ -85,20 +85,21 @@ def pad_examples(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.nd
 
 
 def deal_examples(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
-    """The same rows in the order in which each device gets every `devices`-th, so that each has its share of a group.
+    """The same examples in the order in which each device gets every `devices`-th, so that each has its share of a
+    group.
 
     Args:
-      batch: rows, of whose number `devices` is a divisor. They keep their slots, and so their draws.
+      batch: examples, of whose number `devices` is a divisor. They keep their slots, and so their random numbers.
     """
     return {name: examples.reshape(-1, devices).T.reshape(-1) for name, examples in batch.items()}
 
 
 def most_class_examples(batch: dict[str, np.ndarray], devices: int, parts: int = 1) -> int:
-    """How many class rows the micro-batch has that has most of them.
+    """How many class examples the micro-batch has that has most of them.
 
     Args:
-      batch: the rows of all devices one after the other.
-      parts: micro-batches of a device; part j has its rows j, j + parts, ...
+      batch: the examples of all devices one after the other.
+      parts: micro-batches of a device; part j has its examples j, j + parts, ...
     """
     return int((batch['is_instance'].reshape(devices, -1, parts) == 0).sum(axis=1).max())
 
@@ -106,19 +107,19 @@ def most_class_examples(batch: dict[str, np.ndarray], devices: int, parts: int =
 def image_index(
     key: jax.Array, step: jax.Array, batch: dict[str, jax.Array], max_size: int, *, shuffle: bool = True
 ) -> jax.Array:
-    """The image of every row at one step: each group is gone through epoch by epoch, every image once in each.
+    """The image of every example at one step: each group is gone through epoch by epoch, every image once in each.
 
     Args:
-      key: the run's key for this purpose; a row's result depends on it, on `step` and on the row's own fields alone,
-        so it is the same on any number of devices and after a restart.
-      step: i32[], or i32[B] where rows count differently.
-      batch: fields of `make_batch`, all rows or some of them.
+      key: the run's key for this purpose; an example's result depends on it, on `step` and on the example's own fields
+        alone, so it is the same on any number of devices and after a restart.
+      step: i32[], or i32[B] where examples count differently.
+      batch: fields of `make_batch`, all examples or some of them.
       max_size: static, at least the largest `size`.
       shuffle: a fresh order for each group and epoch; False goes through in order.
     Returns: i32[B], places in the image array.
     """
     size = batch['size']
-    seen = step * batch['examples'] + batch['position']  # rows of the group before this one, since the first step
+    seen = step * batch['examples'] + batch['position']  # examples of the group before this one, since the first step
     epoch, index = seen // size, seen % size
     if not shuffle:
         return batch['first'] + index

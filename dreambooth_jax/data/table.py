@@ -32,10 +32,10 @@ class Table:
     Attributes:
       images: uint8[N, H, W, 3].
       prompt_of: i32[N], each image's place in `prompts`.
-      prompts: the first is the empty prompt, which dropped rows see.
+      prompts: the first is the empty prompt, which dropped examples see.
       num_instance: images [0, num_instance) are the subject's; the rest are class images.
       masks: uint8[N, H, W, 1], 255 where a pixel counts in full, as all of a class image does; None: all pixels do.
-      class_prompt_of: i32[N], the place of the prompt under which class rows show the subject's images; None where
+      class_prompt_of: i32[N], the place of the prompt under which class examples show the subject's images; None where
         they show class images, or where there are none.
     """
 
@@ -68,10 +68,11 @@ def make_table(instance: Examples, class_images: Examples | None = None, *, show
     """Joins instance and class images into one table.
 
     Class images of another size are fitted to that of the instance images, so that each aspect bucket has a copy
-    of them all: rows of one step have one shape, and the prior's weight must not depend on what lies in which bucket.
+    of them all: examples of one step have one shape, and the prior's weight must not depend on what lies in which
+      bucket.
 
     Args:
-      shown_again: class rows show the instance images, under their class prompts; there are no class images then.
+      shown_again: class examples show the instance images, under their class prompts; there are no class images then.
     """
     examples = instance
     if class_images is not None:

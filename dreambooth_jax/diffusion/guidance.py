@@ -48,7 +48,7 @@ def dynamic_threshold(x0: jax.Array, ratio: float, max_value: float) -> jax.Arra
         x0: [B, ...].
         ratio: in [0, 1], 0.95 for DeepFloyd IF; the quantile interpolates linearly, as torch.quantile.
         max_value: >= 1.
-    Returns: f32[B, ...] in [-1, 1]; a row depends on no other row.
+    Returns: f32[B, ...] in [-1, 1]; an example depends on no other example.
     """
     x0 = x0.astype(jnp.float32)
     size = jnp.sort(jnp.abs(x0).reshape(x0.shape[0], -1), axis=1)

@@ -1,7 +1,8 @@
-"""Random draws and the forward process x_t = alpha * x0 + sigma * noise.
+"""Random numbers and the forward process x_t = alpha * x0 + sigma * noise.
 
-One key per row: what a row draws depends on its key alone, never on its neighbours or on the size of the batch, so any
-split of a batch over devices sees the same numbers. Keys are jax.random.key arrays [B] (or the older u32[B, 2]).
+One key per example: what an example samples depends on its key alone, never on its neighbours or on the size of the
+batch, so any split of a batch over devices sees the same numbers. Keys are jax.random.key arrays [B] (or the older
+u32[B, 2]).
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,11 @@ from dreambooth_jax.diffusion.schedules import Schedule, alpha_sigma
 
 
 def sample_noise(keys: jax.Array, shape: Sequence[int], *, offset: float = 0.0) -> jax.Array:
-    """Standard normal noise, one key per row.
+    """Standard normal noise, one key per example.
 
     Args:
         keys: key[B].
-        shape: of one row, channels last: (H, W, C).
+        shape: of one example, channels last: (H, W, C).
         offset: strength of offset noise, usually 0 to 0.1: offset * N(0, 1) per channel, the same at all pixels, so
             that brightness is learned too. The rest of the noise does not depend on it.
     Returns: f32[B, *shape].
@@ -38,12 +39,12 @@ def sample_noise(keys: jax.Array, shape: Sequence[int], *, offset: float = 0.0) 
 
 
 def sample_timesteps(keys: jax.Array, low: int, high: int) -> jax.Array:
-    """Uniform times in [low, high), i32[B], one key[B] per row.
+    """Uniform times in [low, high), i32[B], one key[B] per example.
 
     Raises: ValueError unless 0 <= low < high.
     """
     if not 0 <= low < high:
-        raise ValueError(f'Times are drawn from [{low}, {high}); 0 <= low < high is needed.')
+        raise ValueError(f'Times are sampled from [{low}, {high}); 0 <= low < high is needed.')
     return jax.vmap(lambda key: jax.random.randint(key, (), low, high, jnp.int32))(keys)
 
 

@@ -1,4 +1,5 @@
-"""Training losses of one denoising prediction, per example: the caller weights rows and takes the mean over the batch.
+"""Training losses of one denoising prediction, per example: the caller weights examples and takes the mean over the
+batch.
 
 `denoising_loss` is the squared error; `variance_loss` teaches the second half of a learned-variance model's channels.
 The two are added: the hybrid loss of Nichol & Dhariwal 2021, section 3.1.
@@ -41,12 +42,12 @@ def denoising_loss(
     Args:
         prediction: [B, H, W, C], in the space of `target`; without variance channels.
         target: [B, H, W, C] noise, v or x0 (prediction.target_for).
-        snr: f32[B], alpha^2 / sigma^2 at each row's time; used by min-SNR only.
+        snr: f32[B], alpha^2 / sigma^2 at each example's time; used by min-SNR only.
         prediction_type: 'epsilon', 'v_prediction' or 'sample': what `target` is.
         min_snr_gamma: cap, usually 5.0; None weights all times alike.
         mask: f32[B, H, W, 1] (or any shape that broadcasts to prediction's), weight of each pixel >= 0: the result is
-            the weighted mean over pixels, 0 for a row whose mask is all 0. None weights all pixels alike.
-    Returns: f32[B], not averaged: the caller multiplies by each row's weight first.
+            the weighted mean over pixels, 0 for an example whose mask is all 0. None weights all pixels alike.
+    Returns: f32[B], not averaged: the caller multiplies by each example's weight first.
     Raises: ValueError if shapes differ, min_snr_gamma <= 0 or prediction_type is unknown.
     Source: Hang et al. 2023: weight min(snr, gamma) / snr for epsilon, / (snr + 1) for v, / 1 for sample.
     """

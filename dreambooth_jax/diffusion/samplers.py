@@ -1,15 +1,15 @@
 """From noise to images: ancestral sampling (ddpm), DDIM and DPM-Solver++, all as one scan over the same step.
 
-Every method is the same update with other coefficients,
+Every sampler is the same update with other coefficients,
 
     x <- a * x + b * x0 + c * previous x0 + d * noise prediction + std * fresh noise,
 
-so a method is a function that makes the table of a, b, c, d, std, one row per denoise step; `sample` runs any table.
+so a sampler is a function that makes the table of a, b, c, d, std, one row per denoise step; `sample` runs any table.
 Tables are made on the host, in float32 and diffusers' order of operations where it cancels (schedules.py says why).
 
 Methods, as diffusers runs them, each by what the scheduler file says and else by its own defaults (scheduler_files.py):
   ddpm          DDPMScheduler: Ho et al. 2020, equations 6, 7 and 15; learned variance of Nichol & Dhariwal 2021.
-  ddim          DDIMScheduler with use_clipped_model_output: Song et al. 2021, equations 12 and 16; eta 0 draws no
+  ddim          DDIMScheduler with use_clipped_model_output: Song et al. 2021, equations 12 and 16; eta 0 samples no
                 noise, eta 1 as much as ddpm.
   dpmsolver++   DPMSolverMultistepScheduler (dpmsolver++, order 2, midpoint, last sigma zero, unless the file says
                 otherwise): Lu et al. 2022, algorithm 2; first order in the first and the last step.
@@ -51,7 +51,7 @@ class StepTable(NamedTuple):
     std: np.ndarray  # Of the fresh noise, unless the variance is learned.
     log_variance_low: np.ndarray  # Learned range: log variance at -1 and 1.
     log_variance_high: np.ndarray
-    is_noisy: np.ndarray  # 1 where fresh noise is drawn at all.
+    is_noisy: np.ndarray  # 1 where fresh noise is sampled at all.
 
 
 def sample(
@@ -72,15 +72,15 @@ def sample(
             guidance already applied. It is traced once. Variance channels are used by ddpm when its variance_type is
             a learned one and dropped otherwise.
         x_T: f32[B, H, W, C], initial noise (initial_noise).
-        keys: key[B], one per row, for the fresh noise: row i is the same in any batch.
-        schedule: says what the network predicts and, by schedule.sampling(method), how x0 is limited and times are
+        keys: key[B], one per example, for the fresh noise: row i is the same in any batch.
+        schedule: says what the network predicts and, by schedule.sampling(sampler), how x0 is limited and times are
             spaced.
-        method: 'ddpm', 'ddim' or 'dpmsolver++'.
+        sampler: 'ddpm', 'ddim' or 'dpmsolver++'.
         num_steps: denoise steps, 1 to T.
         eta: ddim's share of fresh noise in [0, 1]; the other methods take 0 only.
-        noise: f32[N, B, H, W, C], N = len(timesteps), fresh noise to use instead of drawing from keys.
+        noise: f32[N, B, H, W, C], N = len(timesteps), fresh noise to use instead of sampling from keys.
     Returns: f32[B, H, W, C], x0, not clipped further.
-    Raises: ValueError for an unknown method, a bad number of steps, eta or shape.
+    Raises: ValueError for an unknown sampler, a bad number of steps, eta or shape.
     """
     table = step_table(schedule, sampler, num_steps, eta)
     x_T = jnp.asarray(x_T, jnp.float32)
@@ -111,14 +111,14 @@ def denoise_step(
     schedule: Schedule,
     sampler: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """One step of any method.
+    """One step of any sampler.
 
     Args:
         answer: [B, H, W, C or 2C], of the network at x and row.t.
         x: f32[B, H, W, C].
         previous_x0: f32[B, H, W, C], the x0 that the step before returned; zeros in the first.
-        row: one row of step_table for the same schedule and method.
-        fresh_noise: f32[B, H, W, C]; None where the table draws none.
+        row: one row of step_table for the same schedule and sampler.
+        fresh_noise: f32[B, H, W, C]; None where the table samples none.
     Returns: (next x, x0), each f32[B, H, W, C].
     Raises: ValueError if the network's channels do not fit.
     """
@@ -161,21 +161,21 @@ def step_table(schedule: Schedule, sampler: str, num_steps: int, eta: float = 0.
 
 
 def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """x_T, f32[B, *shape], standard normal; key[B], the same keys may go to `sample`: it draws other numbers."""
+    """x_T, f32[B, *shape], standard normal; key[B], the same keys may go to `sample`: it samples other numbers."""
     return sample_noise(_fold(keys, 0), shape)
 
 
 def timesteps(schedule: Schedule, sampler: str, num_steps: int) -> np.ndarray:
-    """Times at which `method` calls the network, i64[N], falling; equal to diffusers' set_timesteps.
+    """Times at which `sampler` calls the network, i64[N], falling; equal to diffusers' set_timesteps.
 
     N is num_steps; less when dpmsolver++ leaves out the times below lambda_min_clipped from 'trailing' spacing. Times
     may repeat only where dpmsolver++ spreads sigma / alpha rather than times: the network then sees other noise.
 
     Args:
-        schedule: its sampling(method).
-        method: 'ddpm', 'ddim' or 'dpmsolver++'.
+        schedule: its sampling(sampler).
+        sampler: 'ddpm', 'ddim' or 'dpmsolver++'.
         num_steps: 1 to T.
-    Raises: ValueError for an unknown method or when the times would repeat or leave [0, T).
+    Raises: ValueError for an unknown sampler or when the times would repeat or leave [0, T).
     Source: Lin et al. 2023, table 2; set_timesteps of DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler.
     """
     sampling = schedule.sampling(sampler)
@@ -350,7 +350,7 @@ def _multistep(times: np.ndarray, ratio: np.ndarray, sampling: Sampling) -> Step
 
 
 def _table(times: np.ndarray, **columns: np.ndarray) -> StepTable:
-    # Columns that a method does not use are 0.
+    # Columns that a sampler does not use are 0.
     zeros = np.zeros(len(times), np.float32)
     given = {name: np.asarray(column, np.float32) for name, column in columns.items()}
     return StepTable(t=times.astype(np.int32), **{name: given.get(name, zeros) for name in StepTable._fields[1:]})

@@ -2,13 +2,13 @@
 
 A file names one class of diffusers and belongs to two readers. The noise that the model was trained with (betas,
 prediction and variance type) is that of the class in the file: keys that the file leaves out take that class's
-defaults (NOISE_DEFAULTS). How images are drawn is the affair of the sampler: diffusers hands the keys that the file
+defaults (NOISE_DEFAULTS). How images are generated is the affair of the sampler: diffusers hands the keys that the file
 does hold to the sampler's class, and that class has its own defaults for the others (SAMPLER_DEFAULTS), as
 `SamplerClass.from_config(FileClass.from_config(file).config)` does. So with Stable Diffusion 1.5's file, which names
 PNDMScheduler and no spacing, the times of ddim are spread 'leading' and those of dpmsolver++ 'linspace'.
 
 One thing is not as there: a beta that the file leaves out. diffusers takes that from the sampler's class too, and then
-draws with noise that the model never saw. Files that diffusers writes name all betas.
+generates with noise that the model never saw. Files that diffusers writes name all betas.
 
 Sources: configuration_utils.py and schedulers/scheduling_*.py of diffusers 0.42.1.
 """
@@ -147,7 +147,7 @@ _OTHER_PROCESSES = {'use_flow_sigmas': (False, None), 'timestep_type': ('discret
 
 
 def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keys of a scheduler_config.json that say what noise the model knows, and those that say how it is drawn.
+    """The keys of a scheduler_config.json that say what noise the model knows, and those that say how it is generated.
 
     Args:
       config: the file's contents. Keys under `_use_default_values` count as left out, as in diffusers; so do nulls, but
@@ -173,7 +173,7 @@ def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_written(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that say how images are drawn, checked as those of a file are.
+    """Keys that say how images are generated, checked as those of a file are.
 
     Raises: ValueError for an unknown key or a value that is not allowed.
     """
@@ -207,7 +207,7 @@ def _is_number(value: Any) -> bool:
 
 
 class SchedulerFileError(ValueError):
-    """A file asks of one sampler what it cannot do; the model may train, and others may draw with it."""
+    """A file asks of one sampler what it cannot do; the model may train, and others may generate with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,8 +259,8 @@ class Sampling:
 def sampling(sampler: str, written: Mapping[str, Any]) -> Sampling:
     """What `sampler` does with a file that holds the keys `written`.
 
-    Raises: ValueError for an unknown sampler; SchedulerFileError for a key by which diffusers' class would draw what
-      this one cannot.
+    Raises: ValueError for an unknown sampler; SchedulerFileError for a key by which diffusers' class would generate
+      what this one cannot.
     """
     if sampler not in SAMPLER_DEFAULTS:
         raise ValueError(f'sampler is {sampler!r}; allowed: {", ".join(SAMPLERS)}.')
@@ -281,7 +281,7 @@ def _solver(keys: Mapping[str, Any]) -> dict[str, Any]:
     ):
         if keys[key] not in allowed:
             raise SchedulerFileError(
-                f"the scheduler file's {key} is {keys[key]!r}, with which sampler dpmsolver++ cannot draw; allowed: "
+                f"the scheduler file's {key} is {keys[key]!r}, with which sampler dpmsolver++ cannot sample; allowed: "
                 f'{", ".join(map(str, allowed))}; take the sampler ddim or ddpm, or change it there.'
             )
     spacings = [key for key in _SIGMA_SPACINGS if keys[key]]

@@ -40,7 +40,7 @@ class Schedule:
         variance_type: what the network learned, one of VARIANCE_TYPES; 'learned*' ones answer with twice the channels.
         rescale_betas_zero_snr: whether betas were rescaled, so that alphas_cumprod[T - 1] is 0.
         beta_schedule: the formula of the betas.
-        written: what is said of drawing, by the keys of scheduler files; see `sampling`.
+        written: what is said of generating, by the keys of scheduler files; see `sampling`.
     """
 
     betas: np.ndarray
@@ -62,9 +62,10 @@ class Schedule:
         return self.variance_type in ('learned', 'learned_range')
 
     def sampling(self, sampler: str) -> Sampling:
-        """How `sampler` draws with this schedule: by what is written, else by the defaults of the sampler's own class.
+        """How `sampler` generates with this schedule: by what is written, else by the defaults of the sampler's own
+        class.
 
-        Raises: ValueError for an unknown sampler, or for what is written if that sampler cannot draw so.
+        Raises: ValueError for an unknown sampler, or for what is written if that sampler cannot sample so.
         """
         return scheduler_files.sampling(sampler, self.written)
 
@@ -103,7 +104,7 @@ def make_schedule(
         rescale_betas_zero_snr: see rescale_zero_terminal_snr.
         trained_betas: f32[T], given betas.
         prediction_type, variance_type: of Schedule.
-        written: keys of scheduler files that say how images are drawn, such as timestep_spacing.
+        written: keys of scheduler files that say how images are generated, such as timestep_spacing.
     Raises: ValueError naming the key, its value and what is allowed.
     """
     _check_choice('prediction_type', prediction_type, PREDICTION_TYPES)
@@ -139,7 +140,7 @@ def make_schedule(
 
 
 def from_config(config: Mapping[str, Any]) -> Schedule:
-    """Schedule of a diffusers scheduler_config.json: what its class trained with, and how samplers draw with it.
+    """Schedule of a diffusers scheduler_config.json: what its class trained with, and how samplers generate with it.
 
     Args:
         config: the file's contents; keys that are left out: scheduler_files.py.

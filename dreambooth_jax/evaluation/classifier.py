@@ -1,4 +1,4 @@
-"""The classifier of Storybook: says what is in an image of that world, and whether a subject's fine mark was drawn.
+"""The classifier of Storybook: says what is in an image of that world, and whether a subject's fine mark was generated.
 
 Two small networks that DreamBooth never trains on, trained on painted scenes (experiments/storybook_classifier).
 `names` looks at 32 px and tells class noun, context, subject and accessory; `fine_marks` looks at what a 128 px image

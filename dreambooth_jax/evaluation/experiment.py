@@ -80,7 +80,7 @@ def train_once(workdir: Path, config: Path, settings: Mapping[str, Any], *, weig
       workdir: of the run; one that was interrupted goes on.
       config: settings file, such as configs/dog.py.
       settings: dotted name -> value, put on the command line as --config.<name>=<value>.
-      weights: fingerprint of the model that is tuned, so that a run is never taken for one of another model.
+      weights: fingerprint of the model that is fine-tuned, so that a run is never taken for one of another model.
     Returns: workdir.
     Raises: TrainingError if the folder holds a run that began with other weights, or if the program fails or was
       stopped; it has then said why.
@@ -107,7 +107,7 @@ def train_once(workdir: Path, config: Path, settings: Mapping[str, Any], *, weig
 
 
 def sampling_of(config: Path) -> dict[str, Any]:
-    """How the runs of a file in configs/ draw their samples, as options of Cascade.generate."""
+    """How the runs of a file in configs/ generate their samples, as options of Cascade.generate."""
     samples = runpy.run_path(str(config))['get_config']().samples
     return {name: samples[name] for name in ('steps', 'guidance_scale', 'sampler')}
 

@@ -106,7 +106,7 @@ def check_class_images(config: DreamBoothConfig, cascade: Cascade, images: Seque
     Raises: ImageError for one that is smaller, or damaged.
     """
     for image in images:
-        if image.super_resolution == image.path:  # the user's own: drawn ones have a file for each stage
+        if image.super_resolution == image.path:  # the user's own: generated ones have a file for each stage
             read_image(image.path, _class_image_side(config, cascade, SUPER_RESOLUTION)[0])
 
 
@@ -122,8 +122,8 @@ def _class_image_side(config: DreamBoothConfig, cascade: Cascade, name: str) -> 
 def stage_tables(
     config: DreamBoothConfig, cascade: Cascade, name: str, instance: Sequence[Examples], images: Sequence[ClassImage]
 ) -> list[Table]:
-    """The images of one stage with their prompts, by size: the subjects' and, where they were drawn for it, all class
-    images; with a teacher in their place the subjects' have their class prompts too.
+    """The images of one stage with their prompts, by size: the subjects' and, where they were generated for it, all
+    class images; with a teacher in their place the subjects' have their class prompts too.
     """
     size, is_crop = _class_image_side(config, cascade, name)
     options = {'crop_seed': config.seed, 'max_zoom': cascade.factor} if is_crop else {}

@@ -20,7 +20,7 @@ from dreambooth_jax.weights.pipeline import COMPONENTS
 # A training step reaches about this share of the device's speed in large matrix products (CPU: 95 of 256 GFLOP/s
 # measured on two cores; PROTOCOL: 16-45% on accelerators).
 EFFICIENCY = 0.35
-BACKWARD = 3  # a training row costs about three forward passes
+BACKWARD = 3  # a training example costs about three forward passes
 
 
 def forward_flops(cascade: Cascade, stage: str) -> float:
@@ -101,22 +101,22 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         work = settings.steps * passes * costs[name] / speed
         seconds += work
         lines.append(
-            f'  {name}: {settings.steps} steps of {examples} rows{parts}, {count / 1e6:.1f}M parameters trained, '
+            f'  {name}: {settings.steps} steps of {examples} examples{parts}, {count / 1e6:.1f}M parameters trained, '
             f'{memory / 2**20:.0f} MiB for weights, gradients, moments (activations come on top), '
             f'{_duration(work)}'
         )
     besides = generation_bytes(config, cascade) / 2**20
-    lines.append(f'  drawing: {besides:.0f} MiB on every device besides, for the model as it was before training')
+    lines.append(f'  sampling: {besides:.0f} MiB on every device besides, for the model as it was before training')
     lines.append(f'  in all about {_duration(seconds)}, without compilation and samples')
     return '\n'.join(lines)
 
 
 def generation_bytes(config: DreamBoothConfig, cascade: Cascade) -> int:
-    """Bytes of weights that drawing keeps on every device beside those that train, in float32 whatever the mode.
+    """Bytes of weights that generating keeps on every device beside those that train, in float32 whatever the mode.
 
-    That is the whole model as it was, which encodes prompts, draws class images and its half of every sample grid;
+    That is the whole model as it was, which encodes prompts, generates class images and its half of every sample grid;
     and of each network with adapters a second copy, which they are merged into. Networks that train as a whole are
-    drawn with as they lie there.
+    generated with as they lie there.
     """
     found = 0
     for stage in STAGES:
@@ -130,10 +130,11 @@ def generation_bytes(config: DreamBoothConfig, cascade: Cascade) -> int:
 
 
 def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: bool) -> tuple[str, float]:
-    """What is said of class images, and the FLOPs of drawing them, in the second stage too if that trains on them."""
+    """What is said of class images, and the FLOPs of generating them, in the second stage too if that trains on
+    them."""
     prior = config.prior
     if own := class_images.own_photos(config):
-        return f'  class images: {len(own)} photos of your own in {prior.dir}, all used, none drawn', 0.0
+        return f'  class images: {len(own)} photos of your own in {prior.dir}, all used, none generated', 0.0
     count = prior.num_images * len({subject.class_prompt for subject in config.subjects()})
     generating = {BASE: (prior.steps, prior.guidance_scale)}
     if second:

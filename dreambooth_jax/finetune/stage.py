@@ -41,9 +41,9 @@ def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) ->
 
 
 def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
-    """Before anything is drawn or trained: whether the model's noise schedules allow what the settings ask.
+    """Before anything is generated or trained: whether the model's noise schedules allow what the settings ask.
 
-    Raises: ConfigError if a sampler cannot draw, a variance cannot be trained, or the second stage does not know the
+    Raises: ConfigError if a sampler cannot sample, a variance cannot be trained, or the second stage does not know the
       noise levels that it is to train at.
     """
     settings, second = config.super_resolution, cascade.super_resolution
@@ -72,7 +72,7 @@ def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
 
 
 def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
-    """Before anything is drawn or trained: whether every LoRA target has a layer in a network that trains.
+    """Before anything is generated or trained: whether every LoRA target has a layer in a network that trains.
 
     Warns (logging) of networks that are to train and have none: they stay as they are.
     Raises: ConfigError for a target without a layer, and for a stage in which nothing would train.
@@ -160,7 +160,7 @@ def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
 def lr_multipliers(
     config: DreamBoothConfig, name: str, trainable: Trainable, *, learns_variance: bool
 ) -> dict[str, dict[str, Any]]:
-    """What trains at another rate than stage `name`'s own, and how much faster (optimizer.scale_updates).
+    """What trains at another learning rate than stage `name`'s own, and how much faster (optimizer.scale_updates).
 
     Args:
       learns_variance: whether the UNet's last layer predicts a variance, which the settings may hold.

@@ -1,7 +1,7 @@
 """Textual inversion: a new word for the base stage, of which only the rows in the text encoders' token tables train.
 
 Where the rows stand and how they are read: generation/new_words.py. The original cascade keeps its tokenizers and
-draws class images and comparisons.
+generates class images and comparisons.
 Source: Gal et al. 2022; diffusers 0.42.1 examples/textual_inversion/textual_inversion.py.
 """
 

@@ -53,7 +53,7 @@ class Trainable:
         return full | {name: rows.put(full[name]) for name, rows in self.new_rows.items()}
 
     def plain(self, params: Components) -> Components:
-        """The parameters of the networks that train, without adapters: what is drawn with and exported."""
+        """The parameters of the networks that train, without adapters: what is generated with and exported."""
         full = self.assemble(params, {name: self.start[name] for name in params})
         if self.lora is None:
             return full

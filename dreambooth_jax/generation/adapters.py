@@ -1,4 +1,4 @@
-"""Drawing with LoRA adapters that lie in files of their own, beside the model that they were trained on."""
+"""Generating with LoRA adapters that lie in files of their own, beside the model that they were trained on."""
 
 import os
 
@@ -14,7 +14,8 @@ def with_lora(cascade: Cascade, path: str | os.PathLike, scale: float = 1.0, sta
 
     Args:
       path: of a LoRA file in any format that lora_files.read_lora reads.
-      scale: factor on the difference that the adapters make; 0 draws as without them, less than 0 away from them.
+      scale: factor on the difference that the adapters make; 0 generates as without them, less than 0 away from
+        them.
       stage: whose networks the file is for.
     Raises: WeightsError for a file that is no LoRA of this model; ConfigError if the cascade has no such stage.
     """

@@ -36,7 +36,7 @@ _PROMPTS_AT_ONCE = 8  # the text encoder is compiled for this many, whatever is 
 
 
 class Images(NamedTuple):
-    """What both stages drew: uint8[N, h, w, 3] and uint8[N, H, W, 3], or None without a second stage."""
+    """What both stages generated: uint8[N, h, w, 3] and uint8[N, H, W, 3], or None without a second stage."""
 
     base: np.ndarray
     super_resolution: np.ndarray | None
@@ -52,15 +52,15 @@ class Cascade:
     """A base stage with text encoder and tokenizer, and perhaps a second stage.
 
     Attributes:
-      base: a pipeline that draws from noise alone, complete.
+      base: a pipeline that generates from noise alone, complete.
       super_resolution: a pipeline that enlarges, or None. Without a text encoder of its own it uses the base's; of
         pixels, after a base of pixels whose text states it can read, `load` reads none.
-      size: side of the base stage's images in pixels; None: its own. Only latent models draw at other sizes, and
+      size: side of the base stage's images in pixels; None: its own. Only latent models generate at other sizes, and
         models that do not say theirs.
       clip_skip: of the base stage, see TextConditioning.
       programs: compiled functions; with_params hands them on.
     Raises: WeightsError if a part is missing, is of the other kind, does not fit the other stage, or has a scheduler of
-      another kind of noise (weights/noise_schedules.py); ConfigError for a size that the model cannot draw at.
+      another kind of noise (weights/noise_schedules.py); ConfigError for a size that the model cannot sample at.
     """
 
     base: Pipeline
@@ -154,7 +154,7 @@ class Cascade:
         """
         if self.super_resolution_size % self.base_size:
             raise WeightsError(
-                f'{self.super_resolution.name} draws {self.super_resolution_size} px, no multiple of the '
+                f'{self.super_resolution.name} generates {self.super_resolution_size} px, no multiple of the '
                 f'{self.base_size} px of {self.base.name}; give the second stage that belongs to this model.'
             )
         return self.super_resolution_size // self.base_size
@@ -188,7 +188,7 @@ class Cascade:
         return dataclasses.replace(self, **stages, _on_device=on_device)
 
     def with_tokens(self, text_encoders: Mapping[str, Network], added_tokens: tuple[str, ...]) -> 'Cascade':
-        """The same cascade, its base stage with more words; what draws is not compiled again.
+        """The same cascade, its base stage with more words; what generates is not compiled again.
 
         Args:
           text_encoders: component -> network whose token table has a row for each. added_tokens: of Pipeline.
@@ -284,7 +284,7 @@ class Cascade:
         noise_level: int = 0,
         batch_size: int = _IMAGES_AT_ONCE,
     ) -> Iterator[tuple[range, Images]]:
-        """Draws any images of any prompts, batch by batch.
+        """Generates any images of any prompts, batch by batch.
 
         Args:
           requests: (index into prompts, image number) of every image; its key is image_keys(seed, number).
@@ -348,7 +348,7 @@ class Cascade:
                     schedule.sampling(sampler).clip_sample_range,
                 )
             noising = noise_schedules.read_noising(pipeline) if stage == SUPER_RESOLUTION else None
-            # What the UNet draws: latents are as wide as the upscaler's low image, pixels as the image itself.
+            # What the UNet generates: latents are as wide as the upscaler's low image, pixels as the image itself.
             pixels = self.base_size if stage == BASE else self.super_resolution_size
             side = pixels // pipeline.latent_scale
             return text_to_image.make_sampler(
@@ -364,7 +364,7 @@ class Cascade:
         return self._program(('sampler', stage, steps, float(guidance_scale), sampler), make)
 
     def _decoded(self, stage: str, generated: jax.Array) -> jax.Array:
-        """Images of what the UNet of `stage` drew: itself, or what the VAE makes of latents, cut to [-1, 1]: the
+        """Images of what the UNet of `stage` generated: itself, or what the VAE makes of latents, cut to [-1, 1]: the
         second stage was trained on images, which have nothing beyond white.
         """
         network = getattr(self, stage).vae
@@ -405,7 +405,7 @@ def compute_dtype(dtype: Any = 'auto'):
 
 
 def _words(text: Text, prompt_of: np.ndarray) -> tuple[Text, Text]:
-    # Text and negative text of some rows; the first prompt is the negative one.
+    # Text and negative text of some examples; the first prompt is the negative one.
     return take(text, 1 + prompt_of), take(text, np.zeros_like(prompt_of))
 
 

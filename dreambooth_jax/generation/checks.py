@@ -1,4 +1,4 @@
-"""What a cascade checks of its stages before anything is drawn."""
+"""What a cascade checks of its stages before anything is generated."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from dreambooth_jax.weights.pipeline import Pipeline
 
 
 def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
-    """Before anything is drawn: whether a stage's scheduler lets `method` draw in so many steps.
+    """Before anything is generated: whether a stage's scheduler lets `sampler` generate in so many steps.
 
-    Raises: ConfigError for steps or a method that the model's schedule does not allow; WeightsError for a scheduler
+    Raises: ConfigError for steps or a sampler that the model's schedule does not allow; WeightsError for a scheduler
       that does not fit the model.
     """
     schedule = noise_schedules.read(pipeline)
@@ -28,7 +28,7 @@ def check_stage(pipeline: Pipeline, is_super_resolution: bool, parts: Sequence[s
     """Whether a pipeline is complete and of the stage that it was given for.
 
     Args:
-      enlarges: whether it is to be the second stage. parts: the networks and tokenizers that it needs.
+      is_super_resolution: whether it is to be the second stage. parts: the networks and tokenizers that it needs.
     Raises: WeightsError.
     """
     if pipeline.family.is_super_resolution != is_super_resolution:
@@ -47,7 +47,7 @@ def check_stage(pipeline: Pipeline, is_super_resolution: bool, parts: Sequence[s
 
 
 def check_size(pipeline: Pipeline, size: int | None) -> None:
-    """Whether a base stage draws images of that side, in pixels; None is its own.
+    """Whether a base stage generates images of that side, in pixels; None is its own.
 
     Raises: ConfigError.
     """
@@ -55,11 +55,11 @@ def check_size(pipeline: Pipeline, size: int | None) -> None:
         return
     if not pipeline.is_latent and pipeline.native_size is not None:
         raise ConfigError(
-            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws at {pipeline.size}; leave '
-            f'it None'
+            f'config.data.resolution is {size} but the base stage of {pipeline.name} generates at {pipeline.size}; '
+            'leave it None'
         )
     if size % pipeline.size_divisor:
         raise ConfigError(
-            f'config.data.resolution is {size} but the base stage of {pipeline.name} draws multiples of '
+            f'config.data.resolution is {size} but the base stage of {pipeline.name} generates multiples of '
             f'{pipeline.size_divisor}'
         )

@@ -1,15 +1,15 @@
-"""Class ("prior") images: what the frozen model draws for a class prompt, kept as PNGs with a manifest.
+"""Class ("prior") images: what the frozen model generates for a class prompt, kept as PNGs with a manifest.
 
     <folder>/a_dog_00000.png ...                  of the base stage: lossless, one seed per image
     <folder>/super_resolution/a_dog_00000.png     the same images after the second stage, where they are wanted
-    <folder>/manifest.json                        what drew them, and every finished image (class_manifest.py)
+    <folder>/manifest.json                        what generated them, and every finished image (class_manifest.py)
 
 An image depends on (weights, schedule, prompt, sampler, steps, guidance, seed, its number) alone, so images that are
-missing are drawn later as they would have been drawn at first, in any batches. Images of another origin are never
-mixed in: that is an error. Source: Ruiz et al. 2023, section 3.3: ancestral sampling from the frozen model.
+missing are generated later as they would have been generated at first, in any batches. Images of another origin are
+never mixed in: that is an error. Source: Ruiz et al. 2023, section 3.3: ancestral sampling from the frozen model.
 
 Or they are photos of one's own: a folder that prior.dir names and that has images but no manifest. All of them are
-used as they are, nothing is drawn, and nothing is written there; the manifest in the run's own prior/ says so.
+used as they are, nothing is generated, and nothing is written there; the manifest in the run's own prior/ says so.
 """
 
 import contextlib
@@ -53,9 +53,9 @@ def stages_of(config: DreamBoothConfig, cascade: Cascade) -> list[str]:
 
 
 def own_photos(config: DreamBoothConfig) -> list[ImageFile]:
-    """The user's own class images, by name: all that prior.dir holds unless a manifest says that a model drew it.
+    """The user's own class images, by name: all that prior.dir holds unless a manifest says that a model generated it.
 
-    Returns: none if class images are drawn, or not wanted.
+    Returns: none if class images are generated, or not wanted.
     Raises: ImageError as list_images; PriorError if they are to show several classes, or a mask is among them.
     """
     return _list_own(config)[0]
@@ -70,7 +70,9 @@ def _list_own(config: DreamBoothConfig) -> tuple[list[ImageFile], dict[str, str]
     prompts = list(dict.fromkeys(subject.class_prompt for subject in config.subjects()))
     generated = re.compile(f'({"|".join(re.escape(_words(prompt)) for prompt in prompts)})_[0-9]{{5}}.png')
     files, skipped = list_images(folder)
-    if not files or any(generated.fullmatch(file.path.name) for file in files):  # drawn ones, whose manifest is lost
+    if not files or any(
+        generated.fullmatch(file.path.name) for file in files
+    ):  # generated ones, whose manifest is lost
         return [], {}
     masks = [file.mask for file in files if file.mask is not None]
     if masks:
@@ -82,7 +84,7 @@ def _list_own(config: DreamBoothConfig) -> tuple[list[ImageFile], dict[str, str]
         raise PriorError(
             f'config.prior.dir is {prior.dir!r}, a folder of photos of your own, but the subjects have {len(prompts)} '
             f'class prompts ({", ".join(map(repr, prompts))}) and it cannot say which class a photo shows; leave '
-            f'prior.dir out to have class images drawn, or train the subjects in runs of their own.'
+            f'prior.dir out to have class images generated, or train the subjects in runs of their own.'
         )
     return files, skipped
 
@@ -90,10 +92,10 @@ def _list_own(config: DreamBoothConfig) -> tuple[list[ImageFile], dict[str, str]
 def class_images_of(
     config: DreamBoothConfig, cascade: Cascade, workdir: str | os.PathLike, order: Sequence[str] | None = None
 ) -> list[ClassImage]:
-    """The class images that a run trains on, drawn where they are missing; none where no stage trains on them.
+    """The class images that a run trains on, generated where they are missing; none where no stage trains on them.
 
     Args:
-      config: its `prior`, `seed` and class prompts; the second stage draws too if super_resolution trains on them.
+      config: its `prior`, `seed` and class prompts; the second stage generates too if super_resolution trains on them.
       cascade: the model before fine-tuning.
       workdir: the run's folder; prior.dir, or else prior/ in it, holds the images.
       order: of photos of one's own: the files' names; None: sorted.
@@ -113,7 +115,7 @@ def class_images_of(
             note_photos(Path(workdir) / 'prior', own)
         return own
     smaller = [f'--config.prior.batch_size={prior.batch_size // 2}'] if prior.batch_size > 1 else []
-    with memory.explained('class images are drawn', smaller):
+    with memory.explained('class images are generated', smaller):
         return ensure_class_images(
             cascade,
             [subject.class_prompt for subject in config.subjects()],
@@ -157,16 +159,16 @@ def ensure_class_images(
     super_resolution_guidance_scale: float | None = None,
     progress: bool = True,
 ) -> list[ClassImage]:
-    """Draws the class images that `folder` lacks.
+    """Generates the class images that `folder` lacks.
 
     The manifest is written after every batch, so an interrupted run goes on where it was. On several hosts the first
-    one draws, and the folder must be on a disk that all of them see.
+    one generates, and the folder must be on a disk that all of them see.
 
     Args:
       class_prompts: repetitions count once.
       count: images per prompt; if there are more, the first ones are used.
       seed: image i of every prompt has the key image_keys(seed, i).
-      super_resolution: draw the second stage's images too, if the cascade has one.
+      super_resolution: generate the second stage's images too, if the cascade has one.
       others: of Cascade.stream.
     Returns: count images of every prompt, prompt by prompt, by number.
     Raises: PriorError if the folder holds images of another model, prompt, sampler, steps, guidance or seed, or
@@ -245,7 +247,7 @@ def ensure_class_images(
 def read(
     images: Sequence[ClassImage], sizes: Mapping[str, int], *, crop_seed: int | None = None, max_zoom: float = MAX_ZOOM
 ) -> dict[str, Examples]:
-    """Class images in memory: stage -> uint8[N, size, size, 3] and N prompts, of the stages they were drawn for.
+    """Class images in memory: stage -> uint8[N, size, size, 3] and N prompts, of the stages they were generated for.
 
     Args:
       images: of `ensure_class_images`.
@@ -282,7 +284,7 @@ def _file(folder: Path, prompt: str, number: int, super_resolution: bool) -> Cla
 
 
 def _alone(folder: Path, files: Sequence[ClassImage]) -> contextlib.AbstractContextManager[None]:
-    """Keeps other runs that share the folder from drawing the same images; these then use ours."""
+    """Keeps other runs that share the folder from generating the same images; these then use ours."""
     paths = [path for file in files for path in (file.path, file.super_resolution) if path is not None]
     if all(path.is_file() for path in paths):
         return contextlib.nullcontext()  # the folder may be one that cannot be written
@@ -305,7 +307,7 @@ def _of_first_host(number: int) -> int:
 
 
 def _end_together(folder: Path, files: Sequence[ClassImage], error: BaseException | None) -> None:
-    """Waits for the first host and, if it could not draw, ends all of them: those that wait would wait for ever.
+    """Waits for the first host and, if it could not generate, ends all of them: those that wait would wait for ever.
 
     Args:
       error: of the first host, raised there.
@@ -314,7 +316,7 @@ def _end_together(folder: Path, files: Sequence[ClassImage], error: BaseExceptio
     if error is not None:
         raise error
     if failed:
-        raise PriorError('the first host could not draw the class images; what it says itself tells why.')
+        raise PriorError('the first host could not generate the class images; what it says itself tells why.')
     unseen = sum(not file.path.is_file() for file in files)
     if unseen:
         raise PriorError(

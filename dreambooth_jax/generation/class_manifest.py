@@ -1,11 +1,11 @@
-"""What a folder of drawn class images says of itself, so that images of another origin are never mixed in.
+"""What a folder of generated class images says of itself, so that images of another origin are never mixed in.
 
     <folder>/manifest.json    what all have in common: hashes of the model and of its noise schedule, sampler, steps,
                               guidance, seed, size; and every finished image with its prompt, number and hash
                               or "photos": the folder of the user's own class images, with their prompts and hashes
 
 A manifest that older versions wrote lacks some of that, and what it lacks is taken as fitting; but for dpmsolver++,
-which older versions drew at other times of the schedule.
+which older versions generated at other times of the schedule.
 """
 
 import json
@@ -50,8 +50,8 @@ def open_manifest(folder: Path, wanted: Mapping[str, Any], count: int) -> dict[s
         strangers = [file for file in folder.glob('*') if file.suffix.lower() in _IMAGES]
         if strangers:
             raise PriorError(
-                f'{folder} holds {len(strangers)} images without a {MANIFEST} that says what drew them; delete that '
-                f'folder, or put photos of your own into a folder of their own and set prior.dir to it.'
+                f'{folder} holds {len(strangers)} images without a {MANIFEST} that says what generated them; delete '
+                'that folder, or put photos of your own into a folder of their own and set prior.dir to it.'
             )
         return {**wanted, 'images': {}}
     try:
@@ -71,7 +71,7 @@ def open_manifest(folder: Path, wanted: Mapping[str, Any], count: int) -> dict[s
 
 
 def is_there(manifest: Mapping[str, Any], image: ClassImage) -> bool:
-    """Whether an image was drawn, and is still what was drawn.
+    """Whether an image was generated, and is still what was generated.
 
     Raises: PriorError if its file was changed since.
     """
@@ -107,7 +107,7 @@ def add(manifest: Mapping[str, Any], image: ClassImage, *, seed: int, number: in
 def note_photos(folder: Path, photos: Sequence[ClassImage]) -> None:
     """Says in a run's own manifest that its class images are the user's photos, whose folder is never written.
 
-    What was drawn there before stays noted beside them.
+    What was generated there before stays noted beside them.
 
     Args:
       folder: prior/ in the run's folder. photos: in the order in which the run takes them.
@@ -133,8 +133,8 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 def _check_unchanged(path: Path, known: str | None) -> None:
     if known is not None and file_hash(path) != known:
         raise PriorError(
-            f'{path} is not the class image that the model drew; put that back, or delete the file to have it drawn '
-            f'again.'
+            f'{path} is not the class image that the model generated; put that back, or delete the file to have it '
+            'generated again.'
         )
 
 

@@ -6,7 +6,7 @@ table, or, where the table is longer than the vocabulary (T5 v1.1), in its unuse
 CLIP's published configurations have eos_token_id 2, which means that a text ends at its highest id. A new token's id is
 higher than that of the end, so Stable Diffusion XL's pooled state would be taken at the new word and not hear what
 follows it; so it is when diffusers' load_textual_inversion adds a token to such a model. Here the configuration gets
-the tokenizer's true end, which transformers and we then look for, in training, in drawing and in what is exported.
+the tokenizer's true end, which transformers and we then look for, in training, in generating and in what is exported.
 Source: Gal et al. 2022; diffusers 0.42.1 loaders/textual_inversion.py.
 """
 
@@ -86,7 +86,7 @@ def with_embedding(cascade: Cascade, path: str | os.PathLike, prompts: Sequence[
 
     Args:
       path: of a file that weights/textual_inversion.py reads. The word is what the file says it is, else its name.
-      prompts: all that are to be drawn or avoided; if none holds the word, a warning (logging) says so.
+      prompts: all that are to be generated or avoided; if none holds the word, a warning (logging) says so.
     Raises: WeightsError for a file of anything else or of another model's text encoders; ConfigError for a word that
       the model knows already, or that is no word.
     """
@@ -110,7 +110,7 @@ def with_embedding(cascade: Cascade, path: str | os.PathLike, prompts: Sequence[
         name = cascade.base.name
         raise ConfigError(f'{path} holds the word {token!r}, which {name} knows already; {rename}') from None
     if prompts and not any(word in prompt.lower() for prompt in prompts):
-        logging.warning('no prompt holds %s, the word of %s: it draws nothing else', word, path)
+        logging.warning('no prompt holds %s, the word of %s: it generates nothing else', word, path)
     return cascade
 
 

@@ -1,4 +1,4 @@
-"""How a model was drawn with before: what a run's folder, or the built-in model, says of its own samples."""
+"""How a model was generated with before: what a run's folder, or the built-in model, says of its own samples."""
 
 import json
 import typing
@@ -22,7 +22,7 @@ class RunSettings(typing.NamedTuple):
     """What is taken where no flag says otherwise; the defaults for models that are no run's.
 
     Attributes:
-      samples, super_resolution: as the run draws its samples.
+      samples, super_resolution: as the run generates its samples.
       size: side of the run's images, None for the model's own. clip_skip: CLIP's layers that the run leaves out.
     """
 

@@ -12,10 +12,10 @@ from dreambooth_jax.training import memory
 
 
 class SampleGrid:
-    """Draws the same prompts with the same seeds at any step of a run.
+    """Generates the same prompts with the same seeds at any step of a run.
 
     Args:
-      original: the model before fine-tuning, whose own answers are drawn once and shown beside ours; None: no such.
+      original: the model before fine-tuning, whose own answers are generated once and shown beside ours; None: no such.
       references: the subject's images, uint8[H, W, 3] each.
       prompts, num_images: rows and images a row.
       options: steps, guidance_scale, sampler, seed and those of the second stage: of Cascade.generate.
@@ -36,14 +36,14 @@ class SampleGrid:
 
     def _generate(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
         """[stage][prompt][seed] images."""
-        with memory.explained('samples are drawn', []):
+        with memory.explained('samples are generated', []):
             generated = cascade.generate(self.prompts, num_images=self.num_images, progress=False, **self.options)
         stages = [stage for stage in (generated.base, generated.super_resolution) if stage is not None]
         shape = (len(self.prompts), self.num_images)
         return [list(stage.reshape(*shape, *stage.shape[1:])) for stage in stages]
 
     def save(self, cascade: Cascade, path: Path, title: str) -> np.ndarray:
-        """Draws with the model as it is now, writes the PNG, and returns the sheet's pixels uint8[H, W, 3]."""
+        """Generates with the model as it is now, writes the PNG, and returns the sheet's pixels uint8[H, W, 3]."""
         groups = dict(zip(('ours, base stage', 'ours, super-resolution'), self._generate(cascade), strict=False))
         if self.original is not None:
             if self._answers is None:

@@ -1,6 +1,6 @@
 """Prompts to images with one stage: a compiled sampler over a UNet, guidance included.
 
-An image is a function of (weights, prompt, seed, its number) alone: every row has its own key, so batch size and
+An image is a function of (weights, prompt, seed, its number) alone: every example has its own key, so batch size and
 neighbours change nothing.
 """
 
@@ -35,8 +35,8 @@ def make_sampler(
 
     Args:
       unet: (params, x, t, class_labels=, **text) -> prediction.
-      shape: (H, W, C) of what is drawn.
-      steps, method: of samplers.sample.
+      shape: (H, W, C) of what is generated.
+      steps, sampler: of samplers.sample.
       guidance_scale: 1 runs the network once per step, more runs it on the negative prompt too.
       noising_schedule: for super-resolution, where the sampler takes `low` f32[B, h, w, C] in [-1, 1] and `level`
         i32[B], the noise-augmentation time.
@@ -72,12 +72,12 @@ def make_sampler(
 
 
 def padded_batches(count: int, batch_size: int, multiple: int = 1) -> Iterator[tuple[np.ndarray, int]]:
-    """Splits rows 0 to count - 1 into batches of one size, so that one compiled sampler draws them all.
+    """Splits examples 0 to count - 1 into batches of one size, so that one compiled sampler generates them all.
 
     Args:
-      batch_size: of every batch; less if there are fewer rows.
+      batch_size: of every batch; less if there are fewer examples.
       multiple: the size is rounded up to a multiple of this, the number of devices.
-    Yields: row numbers i64[size], the last row repeated to fill up, and how many of them are not repetitions.
+    Yields: example numbers i64[size], the last example repeated to fill up, and how many of them are not repetitions.
     """
     size = -(-max(1, min(batch_size, count)) // multiple) * multiple
     for first in range(0, count, size):
@@ -91,7 +91,7 @@ def to_uint8(images: jax.Array) -> np.ndarray:
     """
     if bool(jnp.isnan(images).any()):
         raise ConfigError(
-            'an image came out as NaN; the weights that draw it hold NaN or make numbers beyond bounds: take an '
+            'an image came out as NaN; the weights that generate it hold NaN or make numbers beyond bounds: take an '
             'earlier checkpoint, or another file of the model'
         )
     return np.asarray(jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8))

@@ -86,7 +86,7 @@ def init(constructor: Callable[[Keys], nnx.Module], seed: int | jax.Array) -> tu
     """
     apply, _ = abstract(lambda: constructor(Keys(0)))
     key = jax.random.key(seed) if isinstance(seed, int) else seed
-    # One random draw per shape is long to compile and runs once: on CPU, unoptimised code is ready 4 times sooner.
+    # One random sample per shape is long to compile and runs once: on CPU, unoptimised code is ready 4 times sooner.
     options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     return apply, jax.jit(lambda key: split(constructor(Keys(key)))[1], compiler_options=options)(key)
 

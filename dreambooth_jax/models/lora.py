@@ -38,7 +38,7 @@ class _Adapted:
     """What an adapted Linear and an adapted Conv have in common: the plain layer's attributes and a fresh adapter."""
 
     def __init__(self, layer: nnx.Linear | nnx.Conv, rank: int, alpha: float, dora: bool, key: jax.Array):
-        # Not the constructor of the plain layer, which would draw a second kernel.
+        # Not the constructor of the plain layer, which would sample a second kernel.
         for name, value in vars(layer).items():
             if not name.startswith('_'):
                 setattr(self, name, value)

@@ -91,7 +91,7 @@ def size_divisor(config: Mapping[str, Any]) -> int:
 
 
 def sample_latents(moments, noise, scaling_factor: float):
-    """A draw from the distribution of an image's latents, scaled for the UNet.
+    """A sample from the distribution of an image's latents, scaled for the UNet.
 
     Args:
       moments: f[..., 2 * latent_channels] of `encode`: mean, then log-variance, which is clipped to

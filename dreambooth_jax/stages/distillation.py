@@ -1,8 +1,10 @@
-"""Prior preservation by the frozen model's prediction: class rows are held to what the network said before fine-tuning.
+"""Prior preservation by the frozen model's prediction: class examples are held to what the network said before
+fine-tuning.
 
-A class row shows one of the subject's images under its class prompt, noised like any other, and its target is not the
-noise but the answer of the frozen network to the same input. So no class images are drawn, and the model is held
-exactly where fine-tuning pulls at it; what it knows of images unlike the subject's is held only by what they share.
+A class example shows one of the subject's images under its class prompt, noised like any other, and its target is not
+the noise but the answer of the frozen network to the same input. So no class images are generated, and the model is
+held exactly where fine-tuning pulls at it; what it knows of images unlike the subject's is held only by what they
+share.
 Sources: Li & Hoiem 2016, Learning without Forgetting, whose response on the new task's data is kept; OneTrainer's prior
 prediction.
 """
@@ -16,7 +18,8 @@ import jax.numpy as jnp
 
 from dreambooth_jax.stages.text_conditioning import take
 
-# (x_t, t) -> what the frozen network answers, and bool[B]: the rows that are held to it; others hold anything finite.
+# (x_t, t) -> what the frozen network answers, and bool[B]: the examples that are held to it; others hold anything
+# finite.
 Lesson = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
@@ -26,8 +29,9 @@ class Distillation:
 
     Attributes:
       unet: (params, x_t, t, **text) -> prediction, as the pipeline had it before fine-tuning.
-      class_rows: as many class rows as a batch of the loss ever has (pairs.most_class_rows), and no other row is
-        computed; None: all rows are, as they must be where a batch is sharded, which a choice of rows would gather.
+      class_examples: as many class examples as a batch of the loss ever has (pairs.most_class_examples), and no other
+        example is computed; None: all examples are, as they must be where a batch is sharded, which a choice of
+        examples would gather.
     `frozen` holds for it: teacher, its parameters; teacher_text, the text of all prompts by the frozen text encoders;
     class_prompt_of i32[N], each image's class prompt.
     """
@@ -47,9 +51,9 @@ class Distillation:
         """What this batch is taught.
 
         Args:
-          batch: `is_instance` f32[B], 0 for class rows.
+          batch: `is_instance` f32[B], 0 for class examples.
           prompt: i32[B], the prompts that the network in training is shown too, dropped ones dropped.
-          beside: f32[B, H, W, C'], channels that it is given with x_t. labels: more for it, a row each.
+          beside: f32[B, H, W, C'], channels that it is given with x_t. labels: more for it, an example each.
         """
         is_class = batch['is_instance'] == 0
 

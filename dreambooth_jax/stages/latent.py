@@ -1,7 +1,7 @@
 """Stages on the latents of a VAE: Stable Diffusion's base stage, and its x4 upscaler as the super-resolution stage.
 
-The VAE never trains, so every image is encoded once, to the moments of its posterior; a step draws a fresh latent
-from them. Crops are rows of their own (data.crops), and so are mirrored images: the VAE of a mirrored image is not
+The VAE never trains, so every image is encoded once, to the moments of its posterior; a step samples a fresh latent
+from them. Crops are examples of their own (data.crops), and so are mirrored images: the VAE of a mirrored image is not
 the mirrored VAE of the image; they stand behind the others (`with_mirrored`). Noise, target and weights are those
 of pixel stages (pixel.py), on latents.
 
@@ -63,7 +63,8 @@ def with_mirrored(examples: np.ndarray) -> np.ndarray:
 
 
 def variant(batch: Mapping[str, jax.Array], count: int, keys: jax.Array, flip: bool) -> jax.Array:
-    """i32[B], the rows' places among `count` images, or with `flip` for half of the rows that of the mirrored one."""
+    """i32[B], the examples' places among `count` images, or with `flip` for half of the examples that of the mirrored
+    one."""
     if not flip:
         return batch['image']
     return batch['image'] + count * jax.vmap(jax.random.bernoulli)(keys)
@@ -140,15 +141,15 @@ class LatentSuperResolutionStage:
 
 
 def masks_of(frozen: Mapping[str, Any], index: jax.Array) -> jax.Array | None:
-    """How much each latent of the rows counts, f32[B, h, w, 1] in [0, 1]; None: all alike."""
+    """How much each latent of the examples counts, f32[B, h, w, 1] in [0, 1]; None: all alike."""
     return frozen['masks'][index].astype(jnp.float32) / 255.0 if 'masks' in frozen else None
 
 
 def sample_latents(moments: jax.Array, keys: jax.Array, scaling_factor: float) -> jax.Array:
-    """A fresh latent of every row's posterior, f32[B, h, w, C], as the UNet sees it.
+    """A fresh latent of every example's posterior, f32[B, h, w, C], as the UNet sees it.
 
     Args:
-      moments: f32[B, h, w, 2C], mean and log-variance. keys: row keys [B].
+      moments: f32[B, h, w, 2C], mean and log-variance. keys: example keys [B].
     """
     *shape, channels = moments.shape[1:]
     noise = noise_lib.sample_noise(keys, (*shape, channels // 2))

@@ -1,10 +1,10 @@
 """The base stage of pixel cascades (Imagen, DeepFloyd IF, Storybook): denoise images at the first resolution.
 
-Loss of one row: the weighted squared error of the network's prediction (epsilon, v or x0, as the schedule says) plus,
-for networks with a learned-range variance, the variational bound of Nichol & Dhariwal 2021 on the variance alone.
-Data range [-1, 1], NHWC. With masks both are the mean over what the row's mask keeps, so that a row's scale, and with
-it the balance between instance and class rows, does not depend on how much that is. (kohya's masked loss leaves small
-subjects with a small loss; OneTrainer has this as normalize_masked_area_loss.)
+Loss of one example: the weighted squared error of the network's prediction (epsilon, v or x0, as the schedule says)
+plus, for networks with a learned-range variance, the variational bound of Nichol & Dhariwal 2021 on the variance alone.
+Data range [-1, 1], NHWC. With masks both are the mean over what the example's mask keeps, so that an example's scale,
+and with it the balance between instance and class examples, does not depend on how much that is. (kohya's masked loss
+leaves small subjects with a small loss; OneTrainer has this as normalize_masked_area_loss.)
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class Objective:
       min_snr_gamma: cap of Hang et al. 2023, None weighs all times alike.
       offset_noise: strength of per-channel constant noise.
       variance_weight: weight of the learned variance's bound; 0 leaves the variance head untrained.
-      prompt_dropout: chance that a row sees the empty prompt.
-      random_flip: mirror half of the rows.
+      prompt_dropout: chance that an example sees the empty prompt.
+      random_flip: mirror half of the examples.
     """
 
     min_snr_gamma: float | None = None
@@ -67,19 +67,19 @@ class Objective:
 
 
 def streams(keys: jax.Array, count: int) -> jax.Array:
-    """Splits row keys [B] into `count` independent streams of row keys [count, B]."""
+    """Splits example keys [B] into `count` independent streams of example keys [count, B]."""
     return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, count))(keys), 0, 1)
 
 
 def gather_images(frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool) -> jax.Array:
-    """The rows' images as f32[B, H, W, C] in [-1, 1], mirrored at random where `flip` is set."""
+    """The examples' images as f32[B, H, W, C] in [-1, 1], mirrored at random where `flip` is set."""
     return _gather(frozen['images'], batch, keys, flip) / 127.5 - 1.0
 
 
 def gather_masks(
     frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool
 ) -> jax.Array | None:
-    """How much each pixel of the rows counts, f32[B, H, W, 1] in [0, 1], mirrored with the images; None: all alike.
+    """How much each pixel of the examples counts, f32[B, H, W, 1] in [0, 1], mirrored with the images; None: all alike.
 
     Args: of `gather_images`, with the same keys.
     """
@@ -97,8 +97,8 @@ def _gather(examples: jax.Array, batch: Mapping[str, jax.Array], keys: jax.Array
 def gather_prompts(
     frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, dropout: float
 ) -> jax.Array:
-    """The rows' prompts i32[B]: those of their images, the class's where a class row shows the subject's image, and
-    the empty one for a share `dropout` of all.
+    """The examples' prompts i32[B]: those of their images, the class's where a class example shows the subject's image,
+    and the empty one for a share `dropout` of all.
     """
     prompt = frozen['prompt_of'][batch['image']]
     if 'class_prompt_of' in frozen:
@@ -138,9 +138,9 @@ def denoise_examples(
       images: f32[B, H, W, C] in [-1, 1].
       schedule: gives times, prediction type and variance type.
       weights: see `Objective`.
-      time_keys, noise_keys: row keys [B].
+      time_keys, noise_keys: example keys [B].
       masks: f32[B, H, W, 1], how much each pixel counts; None: all alike.
-      lesson: of a teacher (teacher.py); None: the images teach all rows.
+      lesson: of a teacher (distillation.py); None: the images teach all examples.
     Returns: f32[B] and its parts 'denoising' and, with a trained variance, 'variance'.
     """
     channels = images.shape[-1]
@@ -190,8 +190,8 @@ class PixelStage:
       schedule: the model's own noise schedule.
       encode: (params, tokens) -> text when a text encoder trains along (TextConditioning), None when text is looked up.
       objective: weights of the loss.
-      teacher: what class rows are held to (teacher.py, which says what `frozen` and `batch` hold then); None: class
-        rows are taught by class images.
+      teacher: what class examples are held to (distillation.py, which says what `frozen` and `batch` hold then); None:
+        class examples are taught by class images.
     `frozen` holds: images uint8[N, H, W, C]; prompt_of i32[N]; either `text` of P prompts or, with a trained text
     encoder, their `tokens` (text_conditioning.py); and, where images have them, masks uint8[N, H, W, 1] of how much
     each pixel counts (255: in full). Prompt 0 is the empty prompt.

@@ -1,7 +1,7 @@
 """The super-resolution stage, trained the way it is used (DESIGN.md, decision 7).
 
-A row is a (high, low) pair of one image: low is the antialiased downsampling, brought back to full size as the
-pipeline does, and noise-augmented at a level s drawn from the configured range. The network sees the noisy target and
+An example is a (high, low) pair of one image: low is the antialiased downsampling, brought back to full size as the
+pipeline does, and noise-augmented at a level s sampled from the configured range. The network sees the noisy target and
 that conditioning side by side, with s as its class label, independent of the denoising time t. Fine-tuning lowers the
 range (paper, section 3.4: 1e-3 to 1e-5) or fine detail blurs.
 """
@@ -41,7 +41,7 @@ def conditioning(
       size: (height, width) of the high image, or the side of a square.
       noising_schedule: schedule of the noise augmentation (the pipeline's image_noising_scheduler).
       level: i32[B], its time; 0 adds nothing at all, so the conditioning is the upsampled low image itself.
-      keys: row keys [B].
+      keys: example keys [B].
     Source: diffusers IFSuperResolutionPipeline, except that there level 0 still adds the schedule's first, invisible
       noise.
     """
@@ -52,7 +52,7 @@ def conditioning(
 
 
 def crop_examples(images: jax.Array, side: int, multiple: int, keys: jax.Array) -> jax.Array:
-    """A random crop of every row, f32[B, side, side, C], its corner on the low image's pixel grid."""
+    """A random crop of every example, f32[B, side, side, C], its corner on the low image's pixel grid."""
 
     def crop(image, key):
         cells = (jnp.array(image.shape[:2]) - side) // multiple

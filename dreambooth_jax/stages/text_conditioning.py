@@ -1,7 +1,7 @@
 """What a UNet is told about a prompt, as the families of pipelines make it from their tokenizers and text encoders.
 
 "Text", here and in the stages, is the dictionary of keyword arguments that the UNet takes because of a prompt, each
-array with one row per prompt:
+array with one example per prompt:
 
     encoder_hidden_states f32[N, L, D]                       every family
     added_cond {text_embeds f32[N, P], time_ids f32[N, 6]}   Stable Diffusion XL
@@ -35,7 +35,7 @@ class TextConditioning:
       tokenizers: component -> tokenizer.
       clip_skip: how many of CLIP's last layers are left out, as diffusers counts (1: the last but one is read).
       size: (height, width) of the images, which Stable Diffusion XL is told; None for other families.
-      rows: component -> how many tokens its text encoder knows.
+      table_sizes: component -> how many tokens its text encoder knows.
       empty_is_zero: whether the empty prompt is told as zeros (Stable Diffusion XL).
     """
 
@@ -44,7 +44,7 @@ class TextConditioning:
     clip_skip: int = 0
     size: tuple[int, int] | None = None
     empty_is_zero: bool = False
-    examples: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    table_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -60,11 +60,11 @@ class TextConditioning:
         Raises: WeightsError if a text encoder or tokenizer is missing or they do not fit each other, or if clip_skip
           leaves out every layer.
         """
-        encoders, examples = {}, {}
+        encoders, table_sizes = {}, {}
         for component, network in pipeline.text_encoders.items():
             is_t5 = kind_of(component, network.config).model_type == 't5'
             encoders[component] = (network.apply, 't5' if is_t5 else 'clip')
-            examples[component] = next(
+            table_sizes[component] = next(
                 len(value) for name, value in network.params.items() if name.endswith(_TOKEN_TABLES)
             )
             layers = network.config.get('num_hidden_layers', 12)
@@ -97,7 +97,7 @@ class TextConditioning:
             clip_skip,
             (size, size) if is_xl else None,
             is_xl and bool(pipeline.option('force_zeros_for_empty_prompt')),
-            examples,
+            table_sizes,
         )
 
     def tokens(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Tokens:
@@ -113,14 +113,14 @@ class TextConditioning:
             component: dict(zip(('ids', 'mask'), self.tokenizers[component](prompts), strict=True))
             for component in self.encoders
         }
-        for component, known in self.examples.items():
+        for component, known in self.table_sizes.items():
             if (highest := tokens[component]['ids'].max(initial=0)) >= known:
                 raise WeightsError(
                     f'the tokenizer makes the token {highest}, but the {component} knows {known}; give the tokenizer '
                     f'of this model.'
                 )
         if self.size is not None:
-            # As for a whole image at its own size: that is how images are drawn.
+            # As for a whole image at its own size: that is how images are generated.
             height, width = size or self.size
             tokens['time_ids'] = np.tile(np.array([height, width, 0, 0, height, width], np.float32), (len(prompts), 1))
             tokens['given'] = np.array([float(bool(prompt)) for prompt in prompts], np.float32)
@@ -131,7 +131,7 @@ class TextConditioning:
 
         Args:
           params: component -> parameters of its text encoder; others are not looked at.
-          tokens: of `tokens`, or rows of it.
+          tokens: of `tokens`, or examples of it.
         """
         states, pooled = [], None
         for component, (apply, kind) in self.encoders.items():

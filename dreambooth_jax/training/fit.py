@@ -48,13 +48,14 @@ def fit(
 
     Args:
       loss: a stage's (stages/stage.py). params: what it trains, at step 0.
-      tx, rate: the optimiser and its learning rate by step.
-      batch: rows of the global batch (data/pairs.py), a multiple of `place.devices * accumulation`.
-      pick, accumulation: see make_train_step.
+      tx, learning_rate: the optimiser and its learning rate by step.
+      batch: examples of the global batch (data/pairs.py), a multiple of `placement.devices *
+        gradient_accumulation_steps`.
+      pick, gradient_accumulation_steps: see make_train_step.
       frozen: step -> the data of that step, already placed.
-      name: of the stage, for folders and metrics. seed: of all draws.
+      name: of the stage, for folders and metrics. seed: of all samples.
       steps_per_dispatch: None: 1 on CPU, else 10.
-      save_every, keep, draw, draw_every: of checkpoints and samples.
+      save_every, keep, sample, sample_every: of checkpoints and samples.
     Returns: the state, and whether it reached `steps` (False: SIGTERM; it is saved).
     Raises: CheckpointError, TrainingError.
     """
@@ -83,7 +84,7 @@ def fit(
         save_every=save_every,
         sample_every=sample_every,
     )
-    # A group without rows has no loss; a curve of zeros would say that it was measured.
+    # A group without examples has no loss; a curve of zeros would say that it was measured.
     absent = tuple(
         prefix
         for prefix, member in (('instance_', 1), ('prior_', 0))

@@ -4,7 +4,7 @@
                    "photos": {setting: [{"name", "photo", "caption", "mask"}, ...]}}
 
 Photos are listed in the order in which the run takes them, which decides what it learns. Built-in images are not
-listed, as their setting says all of them; nor are class images that the model draws, which have a manifest of their
+listed, as their setting says all of them; nor are class images that the model generates, which have a manifest of their
 own (generation/class_manifest.py).
 """
 

@@ -1,7 +1,7 @@
 """The loop around the step. Its order, each turn:
 
 1. stop here if asked to (SIGTERM), saving first; hosts stop together, at the same step, once one of them was asked;
-2. save and draw, where due, from the state as it is;
+2. save and sample, where due, from the state as it is;
 3. dispatch the next steps;
 4. fetch the numbers of the dispatch before, while this one runs: the device never waits for the host;
 5. a loss or gradient that is no number stops the run, names the step, and leaves the last good checkpoint as it is.
@@ -73,8 +73,8 @@ class Hooks:
 
     Attributes:
       save: writes a checkpoint.
-      draw: draws samples.
-      save_every, draw_every: in steps; 0 only at the end.
+      sample: generates samples.
+      save_every, sample_every: in steps; 0 only at the end.
       write: (step, {name: float}) of every step.
       frozen: step -> the frozen data of the dispatch that starts there.
     """
@@ -108,9 +108,9 @@ def run(
       state: at whatever step; a resumed one goes on from there.
       step_for: n -> the compiled function of n steps in one dispatch (training/step.py).
       batch, key: placed on the devices.
-      hooks: see `Hooks`. Saves and draws fall between dispatches, which are shortened to meet them.
-      rows_per_step: images a step sees, for images/s.
-      rate: learning rate by step.
+      hooks: see `Hooks`. Saves and samples fall between dispatches, which are shortened to meet them.
+      examples_per_step: images a step sees, for images/s.
+      learning_rate: by step.
       fetch: brings the numbers of a dispatch to the host.
     Returns: the state, and whether it reached `steps` (False: it was asked to stop, and saved).
     Raises: TrainingError for a loss or a gradient that is no number.
@@ -157,7 +157,7 @@ def run(
             bar.update(count)
 
         def settle() -> None:
-            # What is saved or drawn must be known to be sound first.
+            # What is saved or sampled must be known to be sound first.
             nonlocal pending, clock
             if pending is not None:
                 report(pending)

@@ -20,7 +20,8 @@ EPSILON = {'adamw': 1e-8, 'prodigy': 1e-8}
 
 
 def learning_rate_schedule(kind: str, learning_rate: float, *, steps: int, warmup_steps: int = 0) -> optax.Schedule:
-    """The rate by step: 'constant', 'warmup' (linear, then constant) or 'cosine' (linear, then to 0 at `steps`).
+    """The learning rate by step: 'constant', 'warmup' (linear, then constant) or 'cosine' (linear, then to 0 at
+    `steps`).
 
     Raises: ValueError for another kind.
     """
@@ -87,9 +88,9 @@ def _adamw(learning_rate, betas, epsilon, weight_decay, state_dtype):
 
 
 def _adafactor(learning_rate, weight_decay):
-    """Without the scaling by each array's size, so that a rate means what it means for the others."""
+    """Without the scaling by each array's size, so that a learning rate means what it means for the others."""
 
-    def decay(count):  # Optax's own is not scaled by the rate
+    def decay(count):  # Optax's own is not scaled by the learning rate
         return weight_decay * (learning_rate(count) if callable(learning_rate) else learning_rate)
 
     return optax.adafactor(learning_rate, multiply_by_parameter_scale=False, weight_decay_rate=decay)
@@ -105,7 +106,7 @@ def _undecayed(tx, without_decay, paths):
     """`tx`, of whose updates those of `paths` are taken from the same optimiser without decay.
 
     Both read one state, which decay has no part in, so XLA computes what they have in common once. (Masks would need
-    one in every kind, and prodigy has none; two optimisers side by side would give it two rates.)
+    one in every kind, and prodigy has none; two optimisers side by side would give it two learning rates.)
     """
 
     def update(updates, state, params=None):
@@ -133,16 +134,17 @@ def make_optimizer(
     multipliers: Mapping[str, Any] | None = None,
     undecayed: Container[str] = (),
 ) -> optax.GradientTransformation:
-    """An optimiser after clipping by the global norm; the decay of weights is decoupled and scaled by the rate.
+    """An optimiser after clipping by the global norm; the decay of weights is decoupled and scaled by the learning
+    rate.
 
     Args:
-      rate: learning rate or schedule of it; of prodigy, which finds the rate, a multiplier.
+      learning_rate: learning rate or schedule of it; of prodigy, which finds the learning rate, a multiplier.
       kind: 'adamw' as torch.optim.AdamW computes it; 'adafactor', 'lion' or 'prodigy' as Optax does.
       state_dtype: of adamw's moments, optimizer_state.KINDS.
       betas, epsilon: None: BETAS and EPSILON of that kind, which has none if it is not named there.
       grad_clip_norm: None does not clip.
-      warmup: whether the rate begins with a warm-up, which prodigy must not take for a small gradient.
-      factors: of the rate, see `scale_updates`; None: the same for everything.
+      warmup: whether the learning rate begins with a warm-up, which prodigy must not take for a small gradient.
+      multipliers: of the learning rate, see `scale_updates`; None: the same for everything.
       undecayed: dotted paths of parameters, in any component, whose weights do not decay.
     Raises: ValueError for another kind, or moments that it does not have.
     """
@@ -182,7 +184,8 @@ def from_settings(
     multipliers: Mapping[str, Any] | None = None,
     undecayed: Container[str] = (),
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """(learning rate by step, optimiser) of one stage of `steps` steps; `factors`, `undecayed`: see make_optimizer."""
+    """(learning rate by step, optimiser) of one stage of `steps` steps; `multipliers`, `undecayed`: see
+    make_optimizer."""
     schedule = learning_rate_schedule(settings.schedule, learning_rate, steps=steps, warmup_steps=settings.warmup_steps)
     tx = make_optimizer(
         schedule,

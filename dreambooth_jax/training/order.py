@@ -29,11 +29,12 @@ def after(x: Any, done: Any) -> Any:
 
 
 def mean_of_micro_batches(function: Callable[[Any], Any], examples: Any, count: int, *, unroll: bool = False) -> Any:
-    """function(rows), a pytree of means over the rows, computed from `count` equal parts of them one after the other.
+    """function(examples), a pytree of means over the examples, computed from `count` equal parts of them one after the
+    other.
 
     Args:
-      rows: pytree of arrays [B, ...]. Part j holds the rows j, j + count, ...: so each part has its share of instance
-        and of class rows, and of what each device holds of a sharded batch.
+      examples: pytree of arrays [B, ...]. Part j holds the examples j, j + count, ...: so each part has its share of
+        instance and of class examples, and of what each device holds of a sharded batch.
       unroll: without a lax.scan, inside which XLA on CPU runs a convolution's backward pass very slowly.
     Raises: ValueError if `count` does not divide B.
     """
@@ -41,7 +42,9 @@ def mean_of_micro_batches(function: Callable[[Any], Any], examples: Any, count: 
         return function(examples)
     size = len(jax.tree.leaves(examples)[0])
     if size % count:
-        raise ValueError(f'{size} rows (under pmap, of a device) cannot be cut into {count} equal micro-batches; pad')
+        raise ValueError(
+            f'{size} examples (under pmap, of a device) cannot be cut into {count} equal micro-batches; pad'
+        )
     parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), examples)
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -39,10 +39,10 @@ class Placement(Protocol):
 
 
 def _local_examples(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
-    """This host's part of the global batch: hosts hold equal, consecutive runs of rows."""
+    """This host's part of the global batch: hosts hold equal, consecutive runs of examples."""
     size = len(next(iter(batch.values())))
     if size % devices:
-        raise ValueError(f'the batch has {size} rows, which {devices} devices cannot share evenly; pad it first')
+        raise ValueError(f'the batch has {size} examples, which {devices} devices cannot share evenly; pad it first')
     per_host = size // jax.process_count()
     start = jax.process_index() * per_host
     return {name: value[start : start + per_host] for name, value in batch.items()}

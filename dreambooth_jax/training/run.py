@@ -39,7 +39,7 @@ FREE = (
     'export',
     'painters',
 )
-_CLASS_IMAGES = ('prior.num_images', 'prior.steps', 'prior.guidance_scale', 'prior.sampler')  # as they are drawn
+_CLASS_IMAGES = ('prior.num_images', 'prior.steps', 'prior.guidance_scale', 'prior.sampler')  # as they are generated
 _STAGES = ('base', 'super_resolution')
 # Settings of models, whose files are known by their hashes whatever they are called.
 _MODELS = ('model', 'super_resolution_model')
@@ -163,7 +163,7 @@ def _check_settings(
 
 def _is_free(name: str, settings: Mapping[str, Any]) -> bool:
     if _is_length(name) and 'cosine' in (settings.get('optimizer.schedule'), settings.get('schedule')):
-        return False  # the rate of every step depends on it
+        return False  # the learning rate of every step depends on it
     return any(name == free or name.startswith(f'{free}.') for free in FREE)
 
 

@@ -1,8 +1,8 @@
 """THE step: one optimiser step on any loss, the same body under jit, pmap and fsdp.
 
-Prior preservation is a weight per row, never a mean per group: loss = mean over the global batch of weight * row loss,
-so the split of the batch over devices cannot change it (DESIGN.md, decision 4). Every draw is a function of
-(seed, stream, step, slot), slot being the row's place in the global batch (decision 5).
+Prior preservation is a weight per example, never a mean per group: loss = mean over the global batch of weight *
+example loss, so the split of the batch over devices cannot change it (DESIGN.md, decision 4). Every sample is a
+function of (seed, stream, step, slot), slot being the example's place in the global batch (decision 5).
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ import optax
 from dreambooth_jax.training.order import mean_of_micro_batches
 from dreambooth_jax.training.state import TrainState
 
-EXAMPLES_STREAM, NOISE_STREAM = 0, 1  # which images, and everything that is drawn inside the loss
+EXAMPLES_STREAM, NOISE_STREAM = 0, 1  # which images, and everything that is sampled inside the loss
 
 Batch = dict[str, jax.Array]
 
 
 def example_keys(key: jax.Array, step: jax.Array, slot: jax.Array) -> jax.Array:
-    """One PRNG key a row [B], from the run's key, the step i32[] and the rows' global places i32[B]."""
+    """One PRNG key an example [B], from the run's key, the step i32[] and the examples' global places i32[B]."""
     step_key = jax.random.fold_in(jax.random.fold_in(key, NOISE_STREAM), step)
     return jax.vmap(lambda index: jax.random.fold_in(step_key, index))(slot)
 
@@ -52,15 +52,16 @@ def make_train_step(
     """Makes (state, frozen, key, batch) -> (state, metrics), `num_steps` optimiser steps in one call.
 
     Args:
-      loss: (params, frozen, batch, row keys [B]) -> (f32[B], {part: f32[B]}), a stage's.
+      loss: (params, frozen, batch, example keys [B]) -> (f32[B], {part: f32[B]}), a stage's.
       tx: the optimiser; gradients reach it averaged over all devices.
       ema_decay: of the averaged weights once they are warm (averaging_decay), None without.
       axis_name: the pmap axis to average over; None under jit, where the compiler sees the whole batch.
-      pick: (rows key, step, batch, frozen) -> batch with the rows' images in it; None leaves the batch as it is.
+      pick: (examples key, step, batch, frozen) -> batch with the examples' images in it; None leaves the batch as it
+        is.
       num_steps: steps of one dispatch. 1 is not wrapped in a scan: XLA on CPU runs a convolution's
         backward pass inside a loop some thirty times slower than outside.
-      accumulation: equal micro-batches that the rows of each device are cut into, to hold fewer activations; the step
-        stays the same but for rounding.
+      gradient_accumulation_steps: equal micro-batches that the examples of each device are cut into, to hold fewer
+        activations; the step stays the same but for rounding.
       unroll: micro-batches without a loop, for CPU.
     The batch has `slot` i32[B], `weight` f32[B] and `is_instance` f32[B] (1 instance, 0 class, weight 0 padding).
     Metrics, each f32[num_steps]: loss, instance_loss, prior_loss, instance_/prior_ parts, gradient_norm.
@@ -81,7 +82,9 @@ def make_train_step(
                     per_example.shape != examples['weight'].shape
                 ):  # a mean would broadcast, and the weights mean nothing
                     wanted = examples['weight'].shape
-                    raise ValueError(f'the loss has shape {per_example.shape} but must be one number a row, {wanted}')
+                    raise ValueError(
+                        f'the loss has shape {per_example.shape} but must be one number an example, {wanted}'
+                    )
                 return jnp.mean(examples['weight'] * per_example), {'loss': per_example, **parts}
 
             (value, parts), gradients = jax.value_and_grad(weighted, has_aux=True)(state.params)

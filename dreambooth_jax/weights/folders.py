@@ -87,7 +87,7 @@ def read_pipeline(
 def read_second_stage(
     name: str | os.PathLike, base: Pipeline, *, dtype=jnp.float32, revision: str | None = None
 ) -> Pipeline:
-    """Reads a stage that enlarges what `base` draws, without text encoders where it takes the states of the base's.
+    """Reads a stage that enlarges what `base` generates, without text encoders where it takes the states of the base's.
 
     Args:
       name, revision: as read_pipeline, whose errors are raised too. base: complete.

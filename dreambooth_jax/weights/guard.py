@@ -1,4 +1,4 @@
-"""Whether this package can train and draw with a model: one guard for pipeline folders and single files.
+"""Whether this package can train and generate with a model: one guard for pipeline folders and single files.
 
 It looks at what a model says of itself (model_index.json and the configurations of networks and schedules, read from a
 folder or derived from a single file) before any tensor is read, so that every program gives the same sentence and none
@@ -20,10 +20,10 @@ from dreambooth_jax.weights.pipeline import CLASS_NAMES, FAMILIES, KINDS, TEXT_E
 
 IMAGE_CHANNELS = 3
 _XL = 'StableDiffusionXLPipeline'
-_TIME_IDS = 6  # numbers that SDXL is told of an image: its size, its crop, the size that is drawn
+_TIME_IDS = 6  # numbers that SDXL is told of an image: its size, its crop, the size that is generated
 
 
-# Pipelines of the plain one's networks: other ways to draw with them, or UNets of more channels, which the check of
+# Pipelines of the plain one's networks: other ways to generate with them, or UNets of more channels, which the check of
 # channels names. (A ControlNet beside them is left aside.)
 _CONTROLS = ('ControlNet', 'ControlNetPAG', 'PAG')
 _TASKS = ('', 'Img2Img', 'Inpaint')
@@ -113,7 +113,7 @@ def own_config(component: str, config: Mapping[str, Any], class_name: str) -> Ma
         old = re.match(r'0\.(\d+)\.', str(config.get('_diffusers_version')))
         size = config.get('sample_size')
         if component == 'unet' and old and int(old[1]) < 9 and type(size) is int and size < 64:
-            # Stable Diffusion 1.x was first published with 32, half of what it draws; diffusers corrects it too.
+            # Stable Diffusion 1.x was first published with 32, half of what it generates; diffusers corrects it too.
             return {**config, 'sample_size': 64}
         return config
     if config.get('model_type') == 'clip':

@@ -11,7 +11,8 @@ _NOTES = ('_diffusers_version', '_name_or_path')  # of the program that wrote a 
 
 
 def identity(pipeline: Pipeline) -> dict[str, str]:
-    """sha256 of what a stage draws and learns with: 'weights', 'scheduler' and 'tokenizer', of those that it has."""
+    """sha256 of what a stage generates and learns with: 'weights', 'scheduler' and 'tokenizer', of those that it
+    has."""
     found = {'weights': pipeline.weights_hash, 'scheduler': scheduler_hash(pipeline)}
     if pipeline.tokenizer_folders:
         found['tokenizer'] = _folders_hash(list(pipeline.tokenizer_folders.values()))

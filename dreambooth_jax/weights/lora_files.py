@@ -1,4 +1,4 @@
-"""Files of LoRA adapters: `lora_peft`, for diffusers and PEFT, and `lora_kohya`, for everything else that draws.
+"""Files of LoRA adapters: `lora_peft`, for diffusers and PEFT, and `lora_kohya`, for everything else that generates.
 
     lora_peft    unet.<path>.lora_A.weight, .lora_B.weight, .lora_magnitude_vector.weight
                  text_encoder.<path> likewise, but for T5 .lora_linear_layer.down.weight, .lora_linear_layer.up.weight
@@ -104,7 +104,7 @@ def write_lora(
     Args:
       path: of the file; diffusers finds it in a folder under the name PEFT_FILE.
       format: one of FORMATS. In `lora_peft` the factor alpha / rank is multiplied into B and the file says that alpha
-        is the rank: diffusers before 0.35 does not read an alpha there and would draw with another strength.
+        is the rank: diffusers before 0.35 does not read an alpha there and would generate with another strength.
         Of a text encoder in `lora_kohya`, diffusers asks that out_proj or the mlp be among its layers; else it raises.
       sdxl: whether the model is SDXL, whose layers `lora_kohya` names differently.
       dtype: of the stored tensors, one of files.STORAGE_DTYPES.

@@ -1,6 +1,6 @@
 """The noise schedules of a pipeline, as its class of diffusers and its UNet have them.
 
-Training, the plan and drawing all read them here, so that what one of them cannot use is refused by all.
+Training, the plan and generating all read them here, so that what one of them cannot use is refused by all.
 """
 
 import dataclasses
@@ -13,15 +13,15 @@ from dreambooth_jax.weights.pipeline import Pipeline
 # out and mean this, and latents have no [-1, 1] to be clipped to. No other pipeline does, so with the others a file has
 # its way. A scheduler that a user of diffusers exchanges later (`pipe.scheduler = ...`) escapes that; here none does.
 _SET_BY_PIPELINE = {'StableDiffusionPipeline': {'steps_offset': 1, 'clip_sample': False}}
-_LOW_IMAGE_CHANNELS = 3  # which the UNet of a stage that enlarges is given beside what it draws
+_LOW_IMAGE_CHANNELS = 3  # which the UNet of a stage that enlarges is given beside what it generates
 
 
 def read(pipeline: Pipeline) -> schedules.Schedule:
-    """The schedule of what the pipeline draws.
+    """The schedule of what the pipeline generates.
 
     Its variance_type is what the UNet learns: with twice the channels that is a range, whatever the file says. Scripts
-    of diffusers save such models as 'fixed_small' because they do not train the variance; drawing keeps to the file and
-    leaves the variance's channels out, as IFPipeline does, and training keeps them trained.
+    of diffusers save such models as 'fixed_small' because they do not train the variance; generating keeps to the file
+    and leaves the variance's channels out, as IFPipeline does, and training keeps them trained.
 
     Raises: WeightsError for a scheduler that is no discrete, variance-preserving one, or does not fit the UNet.
     """
@@ -34,8 +34,8 @@ def read(pipeline: Pipeline) -> schedules.Schedule:
         return schedule if schedule.learns_variance else dataclasses.replace(schedule, variance_type='learned_range')
     if answered != sampled:
         raise WeightsError(
-            f'the UNet of {pipeline.name} draws {sampled} channels but answers with {answered}; it must answer with '
-            f'{sampled}, or with {2 * sampled} where it learned a variance.'
+            f'the UNet of {pipeline.name} generates {sampled} channels but answers with {answered}; it must answer '
+            f'with {sampled}, or with {2 * sampled} where it learned a variance.'
         )
     if schedule.learns_variance:
         raise WeightsError(
@@ -60,13 +60,13 @@ def highest_noise_level(pipeline: Pipeline) -> int:
     last = read_noising(pipeline).num_train_timesteps - 1
     if not pipeline.is_latent:
         return last
-    # A level beyond the table would be looked up as NaN, and draw nothing but black.
+    # A level beyond the table would be looked up as NaN, and generate nothing but black.
     known = pipeline.unet.config.get('num_class_embeds') or last + 1
     return min(last, pipeline.option('max_noise_level'), known - 1)
 
 
 def sampled_channels(pipeline: Pipeline) -> int:
-    """Channels of what the UNet draws: of a pixel or of a latent."""
+    """Channels of what the UNet generates: of a pixel or of a latent."""
     return pipeline.unet_value('in_channels') - _LOW_IMAGE_CHANNELS * pipeline.family.is_super_resolution
 
 

@@ -33,7 +33,7 @@ class Family(NamedTuple):
 
     Attributes:
       title: what people call it.
-      enlarges: whether it draws from a low-resolution image (a second stage) or from noise alone.
+      is_super_resolution: whether it generates from a low-resolution image (a second stage) or from noise alone.
       networks: components with weights that it needs. tokenizers: its tokenizer folders.
       noising: folder of the schedule of the low image's noise, or None.
       options: other entries of model_index.json that matter, with diffusers' defaults.

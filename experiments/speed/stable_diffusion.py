@@ -200,7 +200,7 @@ def values(training: Training) -> tuple[Any, Any]:
     def spread(number, x):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             return jnp.zeros(x.shape, x.dtype)
-        # Not random numbers: a thousand draws would take minutes to compile.
+        # Not random numbers: a thousand random numbers would take minutes to compile.
         waves = jnp.sin(1.7 * jnp.arange(x.size, dtype=jnp.float32) + number)
         return (0.03 * waves).reshape(x.shape).astype(x.dtype)
 

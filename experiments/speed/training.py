@@ -35,7 +35,7 @@ TFLOP = {'full': 3 * 0.803, 'lora': 2 * 0.803}
 PEAKS = {'H100': 989, 'H200': 989, 'A100': 312, 'TPU v4': 275, 'TPU v5 lite': 197, 'TPU v5': 459, 'TPU v6': 918}
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'diffusers', 'peft')
 
-_BATCH_SIZE = flags.DEFINE_multi_integer('batch_size', [1, 4, 16], 'Instance rows; as many class rows on top.')
+_BATCH_SIZE = flags.DEFINE_multi_integer('batch_size', [1, 4, 16], 'Instance examples; as many class examples on top.')
 _METHOD = flags.DEFINE_multi_enum('method', ['full', 'lora'], ['full', 'lora'], 'What trains.')
 _FRAMEWORK = flags.DEFINE_multi_enum(
     'framework',

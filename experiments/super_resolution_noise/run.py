@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
 SAMPLING = experiment.sampling_of(CONFIG)
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
-ORIGINAL = 'untuned'
+ORIGINAL = 'original'
 _MODEL = program.DEFINE_path('model', 'storybook', "'storybook', or a pipeline folder with a second stage.")
 _RUN = program.DEFINE_path('run', None, 'A finished run of configs/dog.py, whose base stage is used; default: trained.')
 _CLASSIFIER = program.DEFINE_path('classifier', None, 'Folder of the classifier; default: the shipped one.')
@@ -37,7 +37,7 @@ _OUTPUT = program.DEFINE_path(
     'with --quick <workdir>/quick.',
 )
 _RANGES = flags.DEFINE_list('ranges', ['0-0', '0-50', '0-250'], 'Lowest and highest noise level in training.')
-_NOISE_LEVELS = flags.DEFINE_list('noise_levels', ['0', '50', '150', '250'], 'Noise levels when images are drawn.')
+_NOISE_LEVELS = flags.DEFINE_list('noise_levels', ['0', '50', '150', '250'], 'Noise levels when images are generated.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Images per prompt.', lower_bound=1)
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 8, "Images of 'a dog'.", lower_bound=1)
 _HELD_OUT = flags.DEFINE_integer('held_out', 20, 'True images to enlarge.', lower_bound=1)
@@ -94,7 +94,7 @@ def base_run(workdir: Path, original: Cascade) -> Path:
 
 
 def train(levels: tuple[int, int], run: Path, cascade: Cascade, workdir: Path) -> Path:
-    """The finished run that tunes the second stage of `cascade` alone, with this range of noise levels."""
+    """The finished run that fine-tunes the second stage of `cascade` alone, with this range of noise levels."""
     settings = {
         **experiment.of_model(str(run / 'model'), SUBJECT, workdir / 'reference'),
         'super_resolution_model': cascade.super_resolution.folder,
@@ -140,7 +140,7 @@ def main(argv) -> None:
     output = Path(_OUTPUT.value or (workdir if _QUICK.value else HERE))
     original = Cascade.load(_MODEL.value)
     if original.super_resolution is None:
-        raise ConfigError(f'--model={_MODEL.value} has no second stage, which is tuned here; give one that has')
+        raise ConfigError(f'--model={_MODEL.value} has no second stage, which is fine-tuned here; give one that has')
     classifier = Classifier.load(_CLASSIFIER.value)
     run = base_run(workdir, original)
     finetuned = Cascade.load(run, super_resolution_model='none').base
@@ -200,7 +200,7 @@ def main(argv) -> None:
     ]
     grids.contact_sheet(
         [[generated[column] for column in columns] for generated in images.values()],
-        [ORIGINAL, *(f'tuned at noise levels {name}' for name in list(results)[1:])],
+        [ORIGINAL, *(f'fine-tuned at noise levels {name}' for name in list(results)[1:])],
         side=128,
         headings=headings,
     ).save(output / 'grid.png')
@@ -220,7 +220,7 @@ TABLES = {
 
 
 def tables(results) -> str:
-    """The numbers as Markdown, one table for each of TABLES: rows are training ranges, columns are drawn levels."""
+    """The numbers as Markdown, one table for each of TABLES: rows are training ranges, columns are generated levels."""
     first = next(iter(results.values()))
     real, counts = first['real'], first['images']
     share = {name: experiment.percent(value) for name, value in (*real.items(), ('low_named', first['low_named']))}
@@ -233,9 +233,9 @@ def tables(results) -> str:
     for field, title in TABLES.items():
         shown = str if field == 'held_out_error' else experiment.percent
         rows = [[name, *(shown(cell[field]) for cell in scores['noise_levels'])] for name, scores in results.items()]
-        levels = [f'drawn at {cell["noise_level"]}' for cell in first['noise_levels']]
+        levels = [f'generated at {cell["noise_level"]}' for cell in first['noise_levels']]
         text += [title, experiment.table(['trained at', *levels], rows)]
-    return '\n\n'.join([*text, '![tuned and untuned second stages](grid.png)'])
+    return '\n\n'.join([*text, '![fine-tuned and original second stages](grid.png)'])
 
 
 if __name__ == '__main__':

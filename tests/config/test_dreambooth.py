@@ -150,8 +150,8 @@ BETWEEN = [
         'optimizer.kind',
         'prodigy',
         (
-            "config.base.learning_rate is 5e-06 but the optimiser's kind is 'prodigy', which finds the rate and "
-            'multiplies it by this; set it to 1.0 (at least 0.01)'
+            "config.base.learning_rate is 5e-06 but the optimiser's kind is 'prodigy', which finds the learning rate "
+            'and multiplies it by this; set it to 1.0 (at least 0.01)'
         ),
     ),
     (
@@ -167,7 +167,7 @@ BETWEEN = [
         3,
         (
             'config.base.gradient_accumulation_steps is 3 but a step has only 2 rows to cut into micro-batches '
-            '(config.base.batch_size, and as many class rows if there are some); set it to at most 2'
+            '(config.base.batch_size, and as many class examples if there are some); set it to at most 2'
         ),
     ),
     (
@@ -175,8 +175,8 @@ BETWEEN = [
         2,
         (
             'config.super_resolution.gradient_accumulation_steps is 2 but a step has only 1 rows to cut into '
-            'micro-batches (config.super_resolution.batch_size, and as many class rows if there are some); set it to '
-            'at most 1'
+            'micro-batches (config.super_resolution.batch_size, and as many class examples if there are some); set '
+            'it to at most 1'
         ),
     ),
     (
@@ -184,7 +184,7 @@ BETWEEN = [
         1e-4,
         (
             'config.base.text_encoder_learning_rate is 0.0001 but config.base.train_text_encoder is False; set that to '
-            'True, or the rate to None'
+            'True, or the learning rate to None'
         ),
     ),
     (

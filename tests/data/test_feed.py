@@ -12,7 +12,7 @@ KEY = jax.random.key(3)
 
 
 def shown(feed, steps, batch):
-    """(bucket, places i32[rows]) of every step."""
+    """(bucket, places i32[examples]) of every step."""
     frozen = [{'prompt_of': jnp.zeros(count + feed.num_class, jnp.int32), **feed.arrays} for count in feed.counts]
     pick = jax.jit(feed.pick)
     found = []
@@ -57,7 +57,7 @@ def test_the_priors_weight_does_not_depend_on_the_buckets():
     one, several = Feed(0, 1, (6,), 5), Feed(0, 1, (1, 5), 5)
     for name in ('weight', 'is_instance', 'slot', 'examples'):
         np.testing.assert_array_equal(one.batch(2, 2, 0.3, 8)[name], several.batch(2, 2, 0.3, 8)[name])
-    assert len(Feed(0, 1, (6,), 0).batch(2, 2, 0.3, 1)['slot']) == 2  # no class images, no class rows
+    assert len(Feed(0, 1, (6,), 0).batch(2, 2, 0.3, 1)['slot']) == 2  # no class images, no class examples
 
 
 def test_steps_already_taken_do_not_depend_on_how_many_follow():

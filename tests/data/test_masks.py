@@ -191,7 +191,7 @@ def test_a_mask_that_is_met_changes_no_crop(tmp_path):
     mask[:8] = 0
     save(tmp_path / 'a.mask.png', mask)
     np.testing.assert_array_equal(read_subject(tmp_path, 32, 'a sks dog', crops=6, seed=5).images, plain)
-    rng = np.random.default_rng([5, 0, 3])  # the draws of crop 3, as every version has made them
+    rng = np.random.default_rng([5, 0, 3])  # the random numbers of crop 3, as every version has made them
     side = int(rng.uniform(32, 1.25 * 32 + 1))
     left, top = rng.integers(side * 128 // 96 - 32 + 1), rng.integers(side - 32 + 1)
     resized = Image.fromarray(image(96, 128)).resize((side * 128 // 96, side), Image.Resampling.LANCZOS)

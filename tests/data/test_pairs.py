@@ -1,4 +1,4 @@
-"""Rows of a batch: weights, padding, and which image each row sees at which step."""
+"""Rows of a batch: weights, padding, and which image each example sees at which step."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from dreambooth_jax.data.pairs import deal_examples, image_index, make_batch, most_class_examples, pad_examples
 
 KEY = jax.random.key(3)
-EXAMPLES_NEEDED = 'a batch needs at least one instance row and no negative number of class rows'
+EXAMPLES_NEEDED = 'a batch needs at least one instance example and no negative number of class examples'
 
 
 def two_means(loss, instance_examples, prior_weight):
@@ -50,7 +50,7 @@ def test_padding_divides_and_leaves_the_loss_unchanged(multiple):
     count = len(padded['slot'])
     assert count % multiple == 0 and count - 5 < multiple
     loss = np.random.default_rng(0).random(5)
-    loss_of_examples = loss[padded['slot']]  # a repeated row is the same row
+    loss_of_examples = loss[padded['slot']]  # a repeated example is the same example
     np.testing.assert_allclose((padded['weight'] * loss_of_examples).mean(), two_means(loss, 3, 0.5), rtol=1e-6)
     loss_of_examples[5:] = 1e6
     np.testing.assert_allclose((padded['weight'] * loss_of_examples).mean(), two_means(loss, 3, 0.5), rtol=1e-6)
@@ -91,8 +91,8 @@ def test_undealt_rows_may_leave_all_class_rows_to_one_device():
     [
         ((0, 2, 4, 4, 1.0), f'{EXAMPLES_NEEDED}, got 0 and 2'),
         ((2, -1, 4, 4, 1.0), f'{EXAMPLES_NEEDED}, got 2 and -1'),
-        ((2, 2, 0, 4, 1.0), 'the batch has 2 instance rows but there are 0 instance images'),
-        ((2, 3, 4, 0, 1.0), 'the batch has 3 class rows but there are 0 class images'),
+        ((2, 2, 0, 4, 1.0), 'the batch has 2 instance examples but there are 0 instance images'),
+        ((2, 3, 4, 0, 1.0), 'the batch has 3 class examples but there are 0 class images'),
         ((2, 2, 4, 4, -1.0), 'prior_weight must be >= 0, got -1.0'),
         ((2, 2, 4, 4, float('nan')), 'prior_weight must be >= 0, got nan'),
     ],

@@ -242,7 +242,7 @@ def written(kind):
 
 
 def test_no_file_is_lost_without_a_word(tmp_path):
-    """Folders of files drawn at random: each file is used, or skipped with a reason, or the error is about it."""
+    """Folders of files sampled at random: each file is used, or skipped with a reason, or the error is about it."""
     stems = ('a', 'A', 'b', 'a_mask', 'b.mask', 'a-masklabel', 'b-condlabel', 'c', '.c', 'a.jpg')
     suffixes = ('.jpg', '.png', '.txt', '.TXT', '.caption', '.dng', '.mov', '.json', '.psd', '')
     contents = [written('JPEG')] * 3 + [written('PNG')] * 2

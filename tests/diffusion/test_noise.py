@@ -1,4 +1,4 @@
-"""Noise and times are functions of each row's key; the forward process equals diffusers'."""
+"""Noise and times are functions of each example's key; the forward process equals diffusers'."""
 
 import diffusers
 import jax

@@ -15,7 +15,7 @@ TIMES = jnp.array([0, 1, 37, 500, 990])
 
 @pytest.fixture(scope='module')
 def examples():
-    """x0, noise, a prediction and variance channels for one row per time."""
+    """x0, noise, a prediction and variance channels for one example per time."""
     random = np.random.default_rng(2)
     shape = (len(TIMES), 4, 4, 3)
     x0 = np.clip(random.normal(size=shape), -1, 1).astype(np.float32)  # Some values at both ends.
@@ -98,7 +98,7 @@ def test_bad_arguments_are_named(examples):
 
 
 def bound_in_numpy(variance, prediction, x0, x_t, t, prediction_type, betas):
-    """The bound of one row in double, from the textbook formulas."""
+    """The bound of one example in double, from the textbook formulas."""
     cumulative = np.cumprod(1 - betas)
     now, before = cumulative[t], cumulative[t - 1] if t else 1.0
     alpha, sigma = math.sqrt(now), math.sqrt(1 - now)

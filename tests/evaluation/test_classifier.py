@@ -19,7 +19,7 @@ def the_classifier():
 
 
 def _ordinary_scenes(count):
-    # A pair of numbers of its own: training and measuring draw from seeds of four.
+    # A pair of numbers of its own: training and measuring generate from seeds of four.
     return [world.sample_scene(np.random.default_rng((20261121, row))) for row in range(count)]
 
 

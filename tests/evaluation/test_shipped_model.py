@@ -1,4 +1,4 @@
-"""The shipped weights do what Storybook is for: they draw what is asked, and enlarge it faithfully."""
+"""The shipped weights do what Storybook is for: they generate what is asked, and enlarge it faithfully."""
 
 import numpy as np
 import pytest

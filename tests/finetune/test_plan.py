@@ -1,4 +1,4 @@
-"""The plan counts what the run will draw: class images of the stages that train on them."""
+"""The plan counts what the run will generate: class images of the stages that train on them."""
 
 import re
 
@@ -44,7 +44,7 @@ def test_class_images_are_planned_for_the_stages_that_train_on_them(class_images
 def test_photos_of_ones_own_are_counted_and_none_is_planned(class_images, tmp_path):
     for number in range(5):
         Image.new('RGB', (20, 20)).save(tmp_path / f'{number}.png')
-    assert class_images(prior={'dir': str(tmp_path)}) == f'5 photos of your own in {tmp_path}, all used, none drawn'
+    assert class_images(prior={'dir': str(tmp_path)}) == f'5 photos of your own in {tmp_path}, all used, none generated'
 
 
 def test_what_drawing_keeps_on_a_device_is_the_model_and_merged_adapters():

@@ -62,7 +62,9 @@ def check(model, **settings):
 
 def test_samplers_are_tried_before_anything_is_drawn():
     model = cascade('latents', solver_order=3)
-    sentence = f"{model.base.name}: the scheduler file's solver_order is 3, with which sampler dpmsolver++ cannot draw"
+    sentence = (
+        f"{model.base.name}: the scheduler file's solver_order is 3, with which sampler dpmsolver++ cannot sample"
+    )
     for settings in ({}, dict(samples=SamplesConfig(sampler='ddim'), prior=PriorConfig(sampler='dpmsolver++'))):
         with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}'):
             check(model, **settings)

@@ -42,7 +42,7 @@ _ROOT = tempfile.TemporaryDirectory(prefix='textual_inversion_')
 
 
 class NoGrid:
-    """Draws nothing."""
+    """Generates nothing."""
 
     def save(self, cascade, path, title):
         pass
@@ -98,7 +98,7 @@ def finetune(config, family, workdir):
 
 @functools.cache
 def alone(family):
-    """(the cascade before, after 3 steps of the rows alone, the run's folder), once per session."""
+    """(the cascade before, after 3 steps of the examples alone, the run's folder), once per session."""
     config, workdir = settings(**ALONE, checkpoint={'every': 2}), Path(_ROOT.name) / family
     return begun(config, family), finetune(config, family, workdir), workdir
 
@@ -167,7 +167,7 @@ def test_only_the_new_rows_change(family):
         plain = np.asarray(getattr(original(family).base, component).params[f'{rows.layer}.embedding'])
         assert np.array_equal(np.delete(table, [rows.first, rows.first + 1], 0), plain)
         moved = np.abs(table - table_of(before, component)[1]).max(1)[rows.first : rows.first + 2]
-        # Adam's steps are of the rate's size: 3 of 0.01.
+        # Adam's steps are of the learning rate's size: 3 of 0.01.
         assert (0.01 < moved).all() and (moved < 0.04).all()
 
 
@@ -285,7 +285,7 @@ def test_the_original_cascade_reads_prompts_as_before():
     finetuned, _ = learned('sd1')
     assert np.array_equal(original('sd1').tokenizer([PROMPT])[0], before)
     assert not np.array_equal(finetuned.tokenizer([PROMPT])[0], before)
-    assert finetuned.programs is original('sd1').programs  # what draws is compiled once for both
+    assert finetuned.programs is original('sd1').programs  # what generates is compiled once for both
 
 
 def test_sdxls_pooled_state_hears_what_follows_the_word():

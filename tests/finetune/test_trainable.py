@@ -37,7 +37,7 @@ def cascade_of(second=False):
 
 
 def two_text_encoders():
-    """What counts here of a Stable Diffusion XL; nothing is drawn."""
+    """What counts here of a Stable Diffusion XL; nothing is generated."""
     configs = {**tiny_stable_diffusion.CONFIGS['sdxl'], 'unet': smallest_pipelines.LATENT_UNET}
     clip = {'text_encoder': 'CLIPTextModel', 'text_encoder_2': 'CLIPTextModelWithProjection'}
     networks = {

@@ -46,7 +46,7 @@ def images(cascade):
 
 
 def noises(keys, size, steps, augments):
-    """What our sampler draws from `keys`, in the order in which diffusers asks for it."""
+    """What our sampler generates from `keys`, in the order in which diffusers asks for it."""
     noise_keys, step_keys, augment_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
     shape = (size, size, 3)
     yield samplers.initial_noise(noise_keys, shape)
@@ -58,7 +58,7 @@ def noises(keys, size, steps, augments):
 
 @pytest.fixture
 def feed(monkeypatch):
-    """Lets diffusers draw the given noise; the list is empty once it has drawn all of it."""
+    """Lets diffusers generate the given noise; the list is empty once it has generated all of it."""
     queue = []
 
     def given(shape, **_):
@@ -231,7 +231,9 @@ def test_a_missing_or_unfitting_part_is_named():
         'writes 24; give the second stage that belongs to this model.'
     )
     unet = dataclasses.replace(second.unet, config={**second.unet.config, 'sample_size': 20})
-    with pytest.raises(WeightsError, match=r'draws 20 px, no multiple of the 8 px of this IFPipeline; give the second'):
+    with pytest.raises(
+        WeightsError, match=r'generates 20 px, no multiple of the 8 px of this IFPipeline; give the second'
+    ):
         _ = Cascade(base, dataclasses.replace(second, unet=unet)).factor
 
 
@@ -251,7 +253,7 @@ def test_impossible_options_are_one_sentence(cascade, options, sentence):
 
 def test_images_that_are_no_numbers_are_an_error(cascade):
     params = {name: np.full_like(value, np.nan) for name, value in cascade.base.unet.params.items()}
-    sentence = 'an image came out as NaN; the weights that draw it hold NaN or make numbers beyond bounds: take an '
+    sentence = 'an image came out as NaN; the weights that generate it hold NaN or make numbers beyond bounds: take an '
     with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}earlier checkpoint, or another file of the model$'):
         cascade.with_params(unet=params).generate(PROMPTS, **OPTIONS)
 

@@ -1,4 +1,4 @@
-"""Class images: what is drawn, what is kept, and what is refused."""
+"""Class images: what is generated, what is kept, and what is refused."""
 
 import dataclasses
 import json
@@ -228,7 +228,7 @@ def test_other_hosts_wait_for_the_first_and_say_what_they_do_not_see(tmp_path, m
     )
     monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda failed: np.int32(1))
     assert refusal(painter, ['a dog'], tmp_path, count=2) == (
-        'the first host could not draw the class images; what it says itself tells why.'
+        'the first host could not generate the class images; what it says itself tells why.'
     )
     assert painter.asked == []
 
@@ -329,7 +329,9 @@ def test_photos_of_ones_own_are_all_used_and_their_folder_is_left_alone(own, tmp
 def test_photos_of_ones_own_and_drawn_images_are_noted_beside_each_other(own, tmp_path):
     generated = dataclasses.replace(with_dir(own), prior=PriorConfig(num_images=1))
     prior = tmp_path / 'prior'
-    class_images.class_images_of(with_dir(own), Painter(), tmp_path)  # a manifest of photos alone is no drawn image's
+    class_images.class_images_of(
+        with_dir(own), Painter(), tmp_path
+    )  # a manifest of photos alone is no generated image's
     painter = Painter()
     images = class_images.class_images_of(generated, painter, tmp_path)
     assert len(images) == 1 and painter.asked and 'photos' not in manifest_of(prior)
@@ -364,7 +366,7 @@ def test_what_cannot_be_told_of_photos_of_ones_own_is_said(own, tmp_path):
         class_images.own_photos(with_dir(own, data=DataConfig(subjects=subjects)))
     assert str(error.value) == (
         f"config.prior.dir is '{own}', a folder of photos of your own, but the subjects have 2 class prompts ('a dog', "
-        f"'a cat') and it cannot say which class a photo shows; leave prior.dir out to have class images drawn, or "
+        f"'a cat') and it cannot say which class a photo shows; leave prior.dir out to have class images generated, or "
         f'train the subjects in runs of their own.'
     )
     pets = tuple(dataclasses.replace(subject, class_prompt='a pet') for subject in subjects)
@@ -380,7 +382,7 @@ def test_what_cannot_be_told_of_photos_of_ones_own_is_said(own, tmp_path):
 
 
 def test_drawn_images_are_never_taken_for_photos_of_ones_own(tmp_path):
-    with pytest.raises(KeyboardInterrupt):  # killed while the first batch is drawn
+    with pytest.raises(KeyboardInterrupt):  # killed while the first batch is generated
         ensure_class_images(Painter(stop_after=0), ['a dog'], tmp_path / 'killed', count=3, **OPTIONS)
     assert manifest_of(tmp_path / 'killed')['images'] == {}
     ensure_class_images(Painter(), ['a dog'], tmp_path / 'lost', count=3, **OPTIONS)

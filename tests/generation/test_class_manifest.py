@@ -16,7 +16,7 @@ def test_images_without_a_manifest_are_refused(tmp_path):
     (tmp_path / 'photo.JPG').touch()
     (tmp_path / 'notes.txt').touch()
     assert refusal(Painter(), ['a dog'], tmp_path, count=2) == (
-        f'{tmp_path} holds 1 images without a manifest.json that says what drew them; delete that folder, or put '
+        f'{tmp_path} holds 1 images without a manifest.json that says what generated them; delete that folder, or put '
         f'photos of your own into a folder of their own and set prior.dir to it.'
     )
 
@@ -71,7 +71,8 @@ def test_an_image_that_was_changed_after_it_was_drawn_is_noticed(tmp_path, stage
     path = tmp_path / stage / 'a_dog_00001.png'
     Image.new('RGB', (16, 16)).save(path)
     assert refusal(Painter(), ['a dog'], tmp_path, count=2, super_resolution=True) == (
-        f'{path} is not the class image that the model drew; put that back, or delete the file to have it drawn again.'
+        f'{path} is not the class image that the model generated; put that back, or delete the file to have it '
+        'generated again.'
     )
     path.unlink()
     painter = Painter()

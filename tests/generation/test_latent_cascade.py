@@ -185,7 +185,7 @@ def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours():
 
 def test_a_size_that_the_network_cannot_halve_is_refused():
     base = tiny.cascade('sd1').base
-    sentence = f'config.data.resolution is 24 but the base stage of {base.name} draws multiples of 16'
+    sentence = f'config.data.resolution is 24 but the base stage of {base.name} generates multiples of 16'
     with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}$'):
         Cascade(base, size=24)
 

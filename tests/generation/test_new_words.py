@@ -108,7 +108,7 @@ def test_a_word_that_no_prompt_holds_is_told(tmp_path, caplog):
         assert not caplog.records
         new_words.with_embedding(original('sd1'), path, ['a sks-dog', ''])
     assert [record.getMessage() for record in caplog.records] == [
-        f'no prompt holds {WORD}, the word of {path}: it draws nothing else'
+        f'no prompt holds {WORD}, the word of {path}: it generates nothing else'
     ]
 
 

@@ -76,7 +76,7 @@ def plan_of(ended):
     """The plan of a dry run; every line of it but the devices' and the memory's tells its seconds."""
     assert ended.code == 0
     plan = ended.out.partition('plan for')[2]
-    work = [line for line in plan.splitlines()[1:] if not line.startswith('  drawing: ')]
+    work = [line for line in plan.splitlines()[1:] if not line.startswith('  sampling: ')]
     assert len(work) == len(plan.splitlines()) - 2
     assert all(re.search(r' [1-9]\d* s(?:,|$)', line) for line in work)
     return plan
@@ -87,8 +87,8 @@ def test_dry_run_tells_the_plan_of_both_stages_and_writes_nothing(program, confi
     plan = plan_of(program('train', f'--config={config}', f'--workdir={run}', *model('sd1'), UPSCALER, '--dry_run'))
     assert not run.exists()
     millions = parameter_count(tiny.cascade('sd1').base.unet.params) / 1e6
-    assert f'base: 4 steps of 4 rows, {millions:.1f}M parameters trained, ' in plan
-    assert 'super_resolution: 3 steps of 1 rows, ' in plan
+    assert f'base: 4 steps of 4 examples, {millions:.1f}M parameters trained, ' in plan
+    assert 'super_resolution: 3 steps of 1 examples, ' in plan
 
 
 def test_dry_run_counts_both_text_encoders_of_xl(program, config, tmp_path):
@@ -104,7 +104,7 @@ def test_dry_run_counts_both_text_encoders_of_xl(program, config, tmp_path):
     )
     base = tiny.cascade('sdxl').base
     count = sum(parameter_count(network.params) for network in (base.unet, *base.text_encoders.values()))
-    assert f'base: 4 steps of 4 rows, {count / 1e6:.1f}M parameters trained, ' in plan
+    assert f'base: 4 steps of 4 examples, {count / 1e6:.1f}M parameters trained, ' in plan
     assert 'super_resolution' not in plan
 
 

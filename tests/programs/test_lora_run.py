@@ -1,4 +1,5 @@
-"""A LoRA run of Stable Diffusion from the command line to its files, and what diffusers and `sample` draw with them."""
+"""A LoRA run of Stable Diffusion from the command line to its files, and what diffusers and `sample` generate with
+them."""
 
 import functools
 import json

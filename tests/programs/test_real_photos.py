@@ -24,7 +24,7 @@ from dreambooth_jax.weights.pipeline import Network, Pipeline, kind_of
 DATASET = os.environ.get('DREAMBOOTH_DATASET')
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATASET, reason='DREAMBOOTH_DATASET names no folder')]
 VOCABULARY = 49408
-CONFIGS = {  # as published, narrower; four blocks each; it trains and draws at 256 px, 32 x 32 latents
+CONFIGS = {  # as published, narrower; four blocks each; it trains and generates at 256 px, 32 x 32 latents
     'unet': {'block_out_channels': [32, 64, 128, 128], 'cross_attention_dim': 64, 'sample_size': 64},
     'vae': {
         'block_out_channels': [32, 32, 64, 64],

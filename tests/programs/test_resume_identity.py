@@ -156,7 +156,7 @@ def test_another_model_under_the_same_name_is_refused(train, home, untrained):
 
 def test_photos_of_ones_own_are_class_images_and_known_by_content(train, home, untrained):
     planned = train('--dry_run')
-    assert 'class images: 3 photos of your own in dogs, all used, none drawn\n' in planned.out
+    assert 'class images: 3 photos of your own in dogs, all used, none generated\n' in planned.out
     assert train().code == 0
     assert len(list((home / 'dogs').iterdir())) == 3
     manifest = json.loads((home / 'run' / 'prior' / 'manifest.json').read_text())
@@ -188,7 +188,7 @@ def test_memory_that_is_full_is_one_sentence_whose_advice_works_in_the_same_fold
     with monkeypatch.context() as patched:
         patched.setattr(Cascade, 'stream', full)
         assert last(train(*generated)) == (
-            "the device's memory is full while class images are drawn (RESOURCE_EXHAUSTED: Out of memory while "
+            "the device's memory is full while class images are generated (RESOURCE_EXHAUSTED: Out of memory while "
             'trying to allocate 9 bytes.); try --config.prior.batch_size=4, and start again: what is done is kept'
         )
     monkeypatch.setattr(Cascade, 'stream', paint)

@@ -58,8 +58,8 @@ def test_a_full_memory_is_one_sentence(program, tmp_path, monkeypatch):
     ended = program('sample', f'--model={tiny_pipelines.folder()}', '--prompt=a dog', f'--output={tmp_path}', *QUICK)
     assert (ended.code, ended.error.splitlines()[-1]) == (
         1,
-        "the device's memory is full while images are drawn (RESOURCE_EXHAUSTED: 9 bytes.); try --batch_size=2, and "
-        'start again',
+        "the device's memory is full while images are generated (RESOURCE_EXHAUSTED: 9 bytes.); try --batch_size=2, "
+        'and start again',
     )
 
 

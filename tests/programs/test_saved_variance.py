@@ -66,7 +66,7 @@ def test_it_is_planned_trained_and_drawn_with(program, tmp_path, monkeypatch):
     line = metrics.read(tmp_path / 'run', 'base')[0]
     assert line['instance_variance'] > 0  # the head trains
     written = json.loads((tmp_path / 'run/model/scheduler/scheduler_config.json').read_text())
-    assert written['variance_type'] == 'fixed_small'  # and is drawn with as before
+    assert written['variance_type'] == 'fixed_small'  # and is generated with as before
     generated = program('sample', f'--model={tmp_path / "run"}', '--prompt=a dog', f'--output={tmp_path / "out"}')
     assert generated.code == 0 and np.asarray(Image.open(tmp_path / 'out/000_00.png')).std() > 0
 

@@ -179,7 +179,7 @@ def test_the_text_encoder_moves_only_if_it_is_trained(program, finished, config,
     run, _ = finished(program)
     frozen = files.read_tensors(run / 'model' / name)
     assert all(np.array_equal(frozen[key], before[key]) for key in before)
-    # A rate of its own that is too low for float32 moves nothing, so the rate is the one used.
+    # A learning rate of its own that is too low for float32 moves nothing, so the learning rate is the one used.
     for run, learning_rate, moves in ((tmp_path / 'run', None, True), (tmp_path / 'slow', '1e-30', False)):
         options = ['--config.base.train_text_encoder=True', '--config.super_resolution_model=none']
         options += [] if learning_rate is None else [f'--config.base.text_encoder_learning_rate={learning_rate}']
@@ -203,7 +203,7 @@ def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path
         ],
     )
     planned = program('train', *options, f'--workdir={run}', '--dry_run')
-    assert 'base: 2 steps of 2 rows, 0.0M parameters trained, 0 MiB' in planned.out and not run.exists()
+    assert 'base: 2 steps of 2 examples, 0.0M parameters trained, 0 MiB' in planned.out and not run.exists()
     assert program('train', *options, f'--workdir={run}').code == 0
     assert (run / 'samples' / 'base' / '000002.png').is_file()
     before = files.read_tensors(smallest_pipelines.folder('pixels') / 'text_encoder' / 'model.safetensors')
@@ -211,7 +211,7 @@ def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path
     token, rows = read_textual_inversion(run / 'my-dog.safetensors', {'text_encoder': 24})
     assert token == '<my-dog>' and np.array_equal(after['shared.weight'][-1:], rows['text_encoder'])
     assert np.array_equal(after['shared.weight'][:-1], before['shared.weight'])
-    # The file draws with the first model what the run itself draws.
+    # The file generates with the first model what the run itself generates.
     images, model = [], smallest_pipelines.folder('pixels')
     quick = ('--prompt=<my-dog>', '--num_images=1', '--steps=1', '--guidance_scale=1', '--sampler=ddim')
     for name, given in (
@@ -305,7 +305,7 @@ def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):
     ended = program('train', f'--config={config}', f'--workdir={run}', '--dry_run')
     assert ended.code == 0 and not run.exists()
     assert 'config.base.steps = 4' in ended.out
-    assert 'base: 4 steps of 4 rows, ' in ended.out and 'super_resolution: 2 steps of 1 rows' in ended.out
+    assert 'base: 4 steps of 4 examples, ' in ended.out and 'super_resolution: 2 steps of 1 examples' in ended.out
     many = [f'--config={config}', f'--workdir={run}', '--dry_run', f'--config.model={tiny_pipelines.folder()}']
     cheaper = (
         [],
@@ -314,7 +314,7 @@ def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):
         ['--config.prior.kind=distillation'],
     )
     plans = [program('train', *many, *options).out for options in cheaper]
-    assert 'base: 4 steps of 4 rows in 2 micro-batches, ' in plans[1]
+    assert 'base: 4 steps of 4 examples in 2 micro-batches, ' in plans[1]
     trained, memory = zip(*(re.search(r'base: .* ([\d.]+)M .* (\d+) MiB for', plan).groups() for plan in plans))  # noqa: B905
     assert float(trained[2]) < float(trained[0]) == float(trained[1])
     whole, small, adapters, teacher = map(int, memory)

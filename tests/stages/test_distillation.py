@@ -1,4 +1,4 @@
-"""Class rows that are held to the frozen model: its answer is their target, in every stage, and nothing else is."""
+"""Class examples that are held to the frozen model: its answer is their target, in every stage, and nothing else is."""
 
 import functools
 
@@ -31,7 +31,7 @@ KINDS = {
 }
 CLASS_PROMPTS = np.array([3, 3, 3, 2, 2, 2], np.int32)
 EXAMPLES = 6
-CLASS = np.arange(EXAMPLES) >= 2  # two instance rows, then class rows
+CLASS = np.arange(EXAMPLES) >= 2  # two instance examples, then class examples
 
 
 def data(**changes):
@@ -58,7 +58,7 @@ def kernels(kind, learned=False, seed=0):
 
 
 def example_losses(kind, params, frozen, *, unet=small.unet, class_examples=4, teacher=True, encode=None, **settings):
-    """f32[ROWS], their parts, and the gradient of the class rows' sum."""
+    """f32[ROWS], their parts, and the gradient of the class examples' sum."""
     stage_of, options, *_ = KINDS[kind]
     stage = stage_of(
         **options,
@@ -130,7 +130,7 @@ def test_the_loss_of_a_class_row_is_the_weighted_distance_of_the_two_answers():
     )
     jax.effects_barrier()
     (x, t, text, theirs), (all_x, all_t, all_text, ours) = sorted(seen, key=lambda arrays: len(arrays[0]))
-    # It is asked about the class rows alone, in the same words: those of the class.
+    # It is asked about the class examples alone, in the same words: those of the class.
     assert len(x) == CLASS.sum() < len(all_x)
     for teachers, students in ((x, all_x), (t, all_t), (text, all_text)):
         np.testing.assert_array_equal(teachers, students[CLASS])
@@ -206,7 +206,7 @@ def test_a_dropped_class_prompt_is_held_to_the_frozen_models_answer_to_none():
 
 
 def steps(placement, gradient_accumulation_steps, count=3):
-    """Weights after some steps of SGD on three instance and three class rows, and the numbers of each."""
+    """Weights after some steps of SGD on three instance and three class examples, and the numbers of each."""
     feed = Feed(0, count, (small.IMAGES,), 0, shown_again=True)
     examples = feed.batch(3, 3, 0.7, placement.devices, gradient_accumulation_steps)
     start = kernels('pixel')

@@ -26,7 +26,7 @@ from tests.support.torch_reference import nchw, nhwc, quick_jit
 SIZE, SCALE = 32, 4
 PROMPTS = ['', 'a sks dog', 'a dog', 'a cat in a red hat']
 PROMPT_OF = np.array([1, 1, 2, 3], np.int32)  # of the images: two of the subject, two of classes
-IMAGE = np.array([0, 1, 2, 3, 0, 3], np.int32)  # of the rows
+IMAGE = np.array([0, 1, 2, 3, 0, 3], np.int32)  # of the examples
 EXAMPLES = len(IMAGE)
 KEYS = small.keys(EXAMPLES)
 LEVELS = (1, 9)  # level 0 is not that of diffusers
@@ -77,7 +77,7 @@ def losses(family, *, trains_text=False, masks=False, **weights):
 
 
 def random_numbers(family, random_flip):
-    """What the rows draw, as torch takes it: time, noise, posterior noise, mirrored, level, low image's noise."""
+    """What the examples sample, as torch takes it: time, noise, posterior noise, mirrored, level, low image's noise."""
     is_super_resolution = family == 'upscaler'
     time_keys, noise_keys, flip_keys, _, posterior_keys, *others = streams(KEYS, 7 if is_super_resolution else 5)
     side = SIZE // SCALE
@@ -99,7 +99,7 @@ def mirrored_where(examples, mirrored):
 
 
 def text_of(pipe, family):
-    """What diffusers tells the UNet of the rows' prompts."""
+    """What diffusers tells the UNet of the examples' prompts."""
     prompts = [PROMPTS[prompt] for prompt in PROMPT_OF[IMAGE]]
     states, _, *pooled = pipe.encode_prompt(
         prompts, device='cpu', num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -113,7 +113,7 @@ def text_of(pipe, family):
 
 @torch.no_grad()
 def losses_of_diffusers(family, *, masks=False, min_snr_gamma=None, random_flip=False):
-    """As diffusers' training scripts compute it, but for each row, and with the mean over what a mask keeps."""
+    """As diffusers' training scripts compute it, but for each example, and with the mean over what a mask keeps."""
     pipe, numbers = tiny.torch_pipeline(family), random_numbers(family, random_flip)
     scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
     t, noise = numbers['t'], numbers['noise']
@@ -152,7 +152,7 @@ def losses_of_diffusers(family, *, masks=False, min_snr_gamma=None, random_flip=
     ],
 )
 def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(family, made, weighed):
-    """Instance and class rows; mirrored rows by the latents of the mirrored image."""
+    """Instance and class examples; mirrored examples by the latents of the mirrored image."""
     numbers = random_numbers(family, True)
     assert set(numbers['mirrored'].tolist()) == {True, False} and len(set(numbers['t'].tolist())) == EXAMPLES
     ours, theirs = losses(family, **made, **weighed), losses_of_diffusers(family, **weighed)
@@ -182,7 +182,7 @@ STAGES = {
 
 
 def latents_of(kind, data, keys, *, image=None, **weights):
-    """The clean latents that the rows' errors are measured against, f32[B, 8, 8, 4]: by the loss's gradient."""
+    """The clean latents that the examples' errors are measured against, f32[B, 8, 8, 4]: by the loss's gradient."""
     stage_of, options = STAGES[kind]
     examples = small.batch(len(keys)) if image is None else {'image': np.array(image, np.int32)}
     stage = stage_of(
@@ -210,7 +210,7 @@ def test_every_step_and_slot_draws_its_latents_anew_and_the_same_ones_again(kind
     assert len({example.tobytes() for example in np.concatenate([first, later, others])}) == 18
     mean, log_variance = np.split(data['moments'][2], 2, axis=-1)
     noise = (np.concatenate([first, later, others]) / 0.5 - mean) / np.exp(log_variance / 2)
-    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05  # 4608 draws
+    assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05  # 4608 random numbers
 
 
 @pytest.mark.parametrize('kind', STAGES)
@@ -268,7 +268,7 @@ def test_the_noise_of_the_low_image_is_of_its_level_and_its_schedule():
     x = np.asarray(run((level, level))['x'])[:6]
     alphas_cumprod = float(diffusers.DDPMScheduler(beta_schedule='linear').alphas_cumprod[level])
     noise = (x[..., 4:] - alphas_cumprod**0.5 * data_of()['low']) / (1 - alphas_cumprod) ** 0.5
-    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1  # 1152 draws
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1  # 1152 random numbers
 
 
 def test_moments_are_those_of_diffusers_whatever_the_batch():

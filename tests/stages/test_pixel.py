@@ -1,4 +1,5 @@
-"""The base stage's loss against PyTorch and diffusers on the same rows, noise and times; and what its network sees."""
+"""The base stage's loss against PyTorch and diffusers on the same examples, noise and times; and what its network
+sees."""
 
 import diffusers
 import jax
@@ -18,7 +19,7 @@ EXAMPLES = 12
 
 
 def reference(images, noise, t, embeddings, kernel, prediction_type, gamma):
-    """The loss of diffusers' training script, per row, and the noisy images."""
+    """The loss of diffusers' training script, per example, and the noisy images."""
     scheduler = diffusers.DDPMScheduler(beta_schedule='squaredcos_cap_v2', prediction_type=prediction_type)
     x0, noise, t = nchw(images), nchw(noise), torch.from_numpy(np.array(t)).long()
     x_t = scheduler.add_noise(x0, noise, t)
@@ -171,7 +172,7 @@ def test_trained_text_encoder_has_a_gradient_from_the_prompts_it_reads_alone():
 
     gradient = jax.jit(jax.grad(total))({**small.kernel(), 'text_encoder': {'table': TABLE}})
     table = np.asarray(gradient['text_encoder']['table'])
-    read = np.unique(data['tokens']['ids'][1:])  # prompt 0 is the empty one, which no row shows without dropout
+    read = np.unique(data['tokens']['ids'][1:])  # prompt 0 is the empty one, which no example shows without dropout
     assert (table[read] != 0).all()
     assert (np.delete(table, read, axis=0) == 0).all()
     assert (np.asarray(gradient['unet']['kernel']) != 0).all()

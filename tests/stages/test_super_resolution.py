@@ -78,7 +78,7 @@ def test_noise_of_the_conditioning_is_of_its_level_its_schedule_and_its_own():
     alphas_cumprod = float(diffusers.DDPMScheduler(beta_schedule='linear').alphas_cumprod[level])
     clean = brought_back(high_images(data))
     noise = (x[..., 3:] - alphas_cumprod**0.5 * clean) / (1 - alphas_cumprod) ** 0.5
-    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.05  # 4608 draws
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.05  # 4608 random numbers
     _, noise_keys, *_ = streams(small.keys(EXAMPLES), 7)
     of_target = np.asarray(noise_lib.sample_noise(noise_keys, (SIDE, SIDE, 3)))
     assert abs(np.corrcoef(noise.ravel(), of_target.ravel())[0, 1]) < 0.06

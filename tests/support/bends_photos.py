@@ -30,7 +30,7 @@ def same_images(tolerance: float, count: int = len(NAMES)):
     def check(world: World, seen: Seen) -> None:
         wanted = np.stack([np.asarray(photo(seed)) for seed in range(count)])
         assert len(seen.images) == count
-        # Means over the whole image do not depend on the size that the model draws at.
+        # Means over the whole image do not depend on the size that the model generates at.
         mean = lambda images: images.reshape(count, -1, 3).mean(1)  # noqa: E731
         assert np.abs(mean(seen.images.astype(float)) - mean(wanted.astype(float))).max() <= max(tolerance, 2)
 

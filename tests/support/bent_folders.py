@@ -55,7 +55,7 @@ def cases(folder: Path):
 
 
 def outcome(folder: Path, **options) -> str | None:
-    """None if the model can be drawn with, as far as shapes tell; the sentence if it cannot.
+    """None if the model can be generated with, as far as shapes tell; the sentence if it cannot.
 
     Raises: whatever is no error for people.
     """

@@ -1,6 +1,6 @@
 """One host of two, for test_class_images_hosts.py.
 
-  python -m tests.support.class_images_host PORT NUMBER FOLDER WHAT
+python -m tests.support.class_images_host PORT NUMBER FOLDER WHAT
 """
 
 import sys
@@ -22,7 +22,7 @@ def main(port: str, number: str, folder: str, what: str) -> None:
     painter = Painter()
     try:
         images = ensure_class_images(painter, ['a dog'], folder, count=3, **OPTIONS)
-        print(f'RESULT: {len(images)} there, {len(painter.asked)} drawn')
+        print(f'RESULT: {len(images)} there, {len(painter.asked)} generated')
     except PriorError as error:
         print(f'RESULT: {error}')
 

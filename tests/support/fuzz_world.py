@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.support import smallest_pipelines
 
-SIDE = 24  # of the photos: larger than what either model draws, so that they are scaled down
+SIDE = 24  # of the photos: larger than what either model generates, so that they are scaled down
 NAMES = ('1', '2', '3')
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict

@@ -38,7 +38,7 @@ def kernel(inputs=3, outputs=3, seed=0):
 
 
 def unet(params, x, t, encoder_hidden_states, class_labels=None):
-    """One convolution, moved by the mean of the row's prompt, the time and the label."""
+    """One convolution, moved by the mean of the example's prompt, the time and the label."""
     labels = 0 if class_labels is None else class_labels
     moved = jnp.mean(encoder_hidden_states, axis=(1, 2)) + 1e-4 * t + 1e-3 * labels
     answer = jax.lax.conv_general_dilated(

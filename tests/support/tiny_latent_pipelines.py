@@ -37,5 +37,5 @@ def folder(family: str) -> Path:
 
 @functools.cache
 def cascade(family: str) -> Cascade:
-    """Ours, of one stage. Tests that draw with the same steps and sampler share what it has compiled."""
+    """Ours, of one stage. Tests that generate with the same steps and sampler share what it has compiled."""
     return Cascade.load(folder(family))

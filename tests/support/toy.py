@@ -77,7 +77,7 @@ def loss(params, frozen, batch, keys):
 
 @jax.jit
 def example_losses(params, frozen, batch, key, at):
-    """What the step should see: every row's loss at step `at`."""
+    """What the step should see: every example's loss at step `at`."""
     examples = pick(jax.random.fold_in(key, step.EXAMPLES_STREAM), at, batch, frozen)
     return loss(params, frozen, examples, step.example_keys(key, at, batch['slot']))[0]
 

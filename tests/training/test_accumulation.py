@@ -32,7 +32,7 @@ def test_step_in_micro_batches_equals_the_step_in_one(placement, options):
 
 @pytest.mark.parametrize('prior_weight', [0.7, 3.0])
 def test_loss_of_unequal_groups_is_still_the_two_means(prior_weight):
-    examples = toy.batch(instance_examples=5, class_examples=2, prior_weight=prior_weight)  # 7 rows, padded to 8
+    examples = toy.batch(instance_examples=5, class_examples=2, prior_weight=prior_weight)  # 7 examples, padded to 8
     run = toy.Run(examples=examples, gradient_accumulation_steps=2, unroll=True)
     losses = np.asarray(toy.example_losses(toy.params(), toy.frozen(), examples, run.key, 0), np.float64)
     numbers = run.steps(1)
@@ -63,7 +63,7 @@ def test_each_micro_batch_has_its_share_of_both_groups_and_of_every_device():
 def test_rows_that_do_not_divide_are_refused():
     made = step.make_train_step(toy.loss, optax.sgd(0.1), pick=toy.pick, gradient_accumulation_steps=4)
     state = init_state(toy.params(), optax.sgd(0.1), ema=False)
-    with pytest.raises(ValueError, match=r'6 rows .* cannot be cut into 4 equal micro-batches; pad'):
+    with pytest.raises(ValueError, match=r'6 examples .* cannot be cut into 4 equal micro-batches; pad'):
         made(state, toy.frozen(), jax.random.key(0), toy.batch())
 
 

@@ -15,17 +15,17 @@ REMAT, INT8, LORA = '--config.parallel.remat=True', '--config.optimizer.state_dt
 
 def test_other_errors_pass():
     for error in (jax.errors.JaxRuntimeError('INTERNAL: no'), ValueError('RESOURCE_EXHAUSTED')):
-        with pytest.raises(type(error)) as caught, memory.explained('samples are drawn', []):
+        with pytest.raises(type(error)) as caught, memory.explained('samples are generated', []):
             raise error
         assert caught.value is error
 
 
 def test_without_remedies_a_larger_device_is_left():
-    with pytest.raises(TrainingError) as caught, memory.explained('samples are drawn', []):
+    with pytest.raises(TrainingError) as caught, memory.explained('samples are generated', []):
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 bytes')
     assert str(caught.value) == (
-        "the device's memory is full while samples are drawn (RESOURCE_EXHAUSTED: 9 bytes); take a device with more "
-        'memory or smaller images, and start again: what is done is kept'
+        "the device's memory is full while samples are generated (RESOURCE_EXHAUSTED: 9 bytes); take a device with "
+        'more memory or smaller images, and start again: what is done is kept'
     )
 
 

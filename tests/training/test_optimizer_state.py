@@ -61,7 +61,8 @@ def test_stored_numbers_are_neighbours_of_the_true_ones_and_right_on_average(kin
         gap = np.spacing(np.abs(x)) * 2**16
     assert np.all(np.abs(rounds - x) <= 1.001 * gap + 1e-7 * np.abs(x))
     assert np.any(rounds[0] != rounds[1])  # other bits at another step
-    # Between its neighbours the mean of 32 draws is within some 0.5 / sqrt(32) of the gap; of 5000 such, within little.
+    # Between its neighbours the mean of 32 random numbers is within some 0.5 / sqrt(32) of the gap; of 5000 such,
+    # within little.
     error = (rounds.mean(0) - x) / gap
     assert np.abs(error).max() < 0.5 and abs(error.mean()) < 0.01
 

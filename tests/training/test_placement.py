@@ -16,7 +16,7 @@ MANY = ('pmap', 'fsdp')
 def test_four_devices_take_the_same_steps_as_one_also_with_padding(placement):
     examples = toy.batch(
         instance_examples=3, class_examples=3, prior_weight=0.7
-    )  # 6 rows alone, 8 with padding on 4 devices
+    )  # 6 examples alone, 8 with padding on 4 devices
     one, many = toy.Run('one', 'sgd', examples), toy.Run(placement, 'sgd', examples)
     assert len(one.batch['slot']) == 6
     assert np.prod(many.batch['slot'].shape) == 8
@@ -72,7 +72,7 @@ def test_donation_leaves_the_arrays_alone_that_the_state_was_made_of(placement):
 
 @pytest.mark.parametrize('placement', MANY)
 def test_batch_that_devices_cannot_share_evenly_is_refused(placement):
-    with pytest.raises(ValueError, match='6 rows, which 4 devices cannot share evenly; pad'):
+    with pytest.raises(ValueError, match='6 examples, which 4 devices cannot share evenly; pad'):
         toy.placed(placement).place_batch(toy.batch())
 
 

@@ -161,7 +161,7 @@ def test_settings_of_drawn_class_images_may_change_where_they_are_photos_of_ones
     trained(CONFIG, tmp_path / 'drawn', found=generated)
     assert refusal(changed(CONFIG, 'prior.dir', 'dogs'), tmp_path / 'drawn', own) == (
         f"config.prior.dir is 'dogs', a folder of photos of your own, but {tmp_path}/drawn was begun with class "
-        f'images that the model drew; set it back, or start another run with --workdir'
+        f'images that the model generated; set it back, or start another run with --workdir'
     )
 
 

@@ -1,4 +1,4 @@
-"""THE step: how rows are weighed, what is logged, what moves and what does not."""
+"""THE step: how examples are weighed, what is logged, what moves and what does not."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from tests.support import toy
 
 
 def groups(examples, losses):
-    """(mean over instance rows, mean over class rows) without any weights."""
+    """(mean over instance examples, mean over class examples) without any weights."""
     losses, is_instance = np.asarray(losses, np.float64), np.asarray(examples['is_instance'])
     return losses[is_instance == 1].mean(), losses[is_instance == 0].mean()
 
@@ -73,7 +73,7 @@ def test_what_is_frozen_has_no_gradient_no_moments_and_does_not_move():
     frozen = {'text_encoder': jnp.float32(3.0)}
     made = jax.jit(step.make_train_step(loss, tx))
     state, metrics = made(state, frozen, jax.random.key(0), toy.batch())
-    # The weights of the rows of lambda 0.7 sum up to 1.7: d/da of 1.7 * (3a)^2 and nothing of the encoder's.
+    # The weights of the examples of lambda 0.7 sum up to 1.7: d/da of 1.7 * (3a)^2 and nothing of the encoder's.
     assert float(metrics['gradient_norm'][0]) == pytest.approx(1.7 * 2 * 9 * 2.0, rel=1e-6)
     assert float(frozen['text_encoder']) == 3.0
     assert state.params['unet'].keys() == {'a'} and float(state.params['unet']['a']) != 2.0
@@ -83,7 +83,7 @@ def test_what_is_frozen_has_no_gradient_no_moments_and_does_not_move():
 def test_loss_that_is_averaged_over_the_batch_is_refused():
     made = step.make_train_step(lambda *_: (jnp.float32(1.0), {}), optax.sgd(0.1))
     state = init_state({'unet': {'a': jnp.float32(2.0)}}, optax.sgd(0.1), ema=False)
-    with pytest.raises(ValueError, match=r'shape \(\) but must be one number a row, \(6,\)'):
+    with pytest.raises(ValueError, match=r'shape \(\) but must be one number an example, \(6,\)'):
         made(state, {}, jax.random.key(0), toy.batch())
 
 
@@ -196,7 +196,7 @@ def random_numbers(at, slots, seed=0):
 
 def test_a_rows_draws_do_not_depend_on_the_rows_beside_it():
     whole = random_numbers(3, range(8))
-    # Not to the bit: newer JAX rounds the normal distribution's erf_inv by how many rows stand beside each other.
+    # Not to the bit: newer JAX rounds the normal distribution's erf_inv by how many examples stand beside each other.
     np.testing.assert_allclose(
         np.concatenate([random_numbers(3, range(2)), random_numbers(3, range(2, 8))]), whole, atol=1e-6
     )

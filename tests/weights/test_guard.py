@@ -280,7 +280,7 @@ def test_a_size_that_is_none_is_one_sentence(tmp_path, size):
 
 
 def test_the_size_of_the_first_published_stable_diffusion_is_corrected_as_diffusers_does(tmp_path):
-    """CompVis/stable-diffusion-v1-1 to v1-4 said 32 where they draw 64; diffusers corrects files older than 0.9."""
+    """CompVis/stable-diffusion-v1-1 to v1-4 said 32 where they generate 64; diffusers corrects files older than 0.9."""
     for version, size in (('0.2.2', 64), ('0.9.0.dev0', 8), ('0.42.1', 8)):
         config = {**smallest_pipelines.LATENT_UNET, '_diffusers_version': version}
         assert guard.own_config('unet', config, 'UNet2DConditionModel')['sample_size'] == size

@@ -47,7 +47,7 @@ def test_other_pipelines_leave_a_file_its_way():
 
 @pytest.mark.parametrize('variance_type', ['fixed_small', 'fixed_large', None])
 def test_a_unet_with_a_variance_learns_it_though_the_file_says_fixed(variance_type):
-    """Saved so by diffusers' train_dreambooth.py, and drawn with as the file says."""
+    """Saved so by diffusers' train_dreambooth.py, and generated with as the file says."""
     schedule = noise_schedules.read(pipeline(scheduler={**LEARNED, 'variance_type': variance_type}))
     assert schedule.variance_type == 'learned_range' and schedule.learns_variance
     assert schedule.sampling('ddpm').variance_type == (variance_type or 'fixed_small')
@@ -67,8 +67,8 @@ def test_a_variance_that_is_learned_otherwise_stays_so():
         ),
         (
             pipeline('StableDiffusionPipeline', scheduler=SD_1_5, unet={'in_channels': 9}),
-            'the UNet of this StableDiffusionPipeline draws 9 channels but answers with 4; it must answer with 9, or '
-            'with 18 where it learned a variance.',
+            'the UNet of this StableDiffusionPipeline generates 9 channels but answers with 4; it must answer with '
+            '9, or with 18 where it learned a variance.',
         ),
         (
             pipeline(scheduler={'_class_name': 'FlowMatchEulerDiscreteScheduler', 'shift': 3.0}),
