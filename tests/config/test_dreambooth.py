@@ -343,7 +343,7 @@ def test_several_subjects_in_one_run():
     assert resolve(DreamBoothConfig, json.loads(json.dumps(to_dict(resolved)))) == resolved
 
 
-def test_rows_of_a_step_are_instance_and_class_rows():
+def test_examples_of_a_step_are_instance_and_class_examples():
     given = nest('base.batch_size', 3)
     assert resolve(DreamBoothConfig, given).examples_per_step('base') == 6
     assert resolve(DreamBoothConfig, nest('prior.weight', 0, given)).examples_per_step('base') == 3
@@ -352,7 +352,7 @@ def test_rows_of_a_step_are_instance_and_class_rows():
     assert resolve(DreamBoothConfig, with_prior).examples_per_step('super_resolution') == 2
 
 
-def test_the_class_prompt_is_asked_for_where_class_rows_train_and_left_out_of_samples_elsewhere():
+def test_the_class_prompt_is_asked_for_where_class_examples_train_and_left_out_of_samples_elsewhere():
     empty = nest('data.class_prompt', '')
     for name, value in (('prior.weight', 0.0), ('base.steps', 0)):
         assert resolve(DreamBoothConfig, nest(name, value, empty)).sample_prompts() == ('a sks dog',)
@@ -376,7 +376,7 @@ def test_class_images_are_for_stages_that_train_on_them():
     assert stages(1, {}, prior={'weight': 0.0}) == stages(1, {}, prior={'kind': 'distillation'}) == ()
 
 
-def test_class_rows_have_a_teacher_where_there_are_any():
+def test_class_examples_have_a_teacher_where_there_are_any():
     def stages(**prior):
         given = nest('super_resolution.with_prior', prior.pop('both', False), nest('prior', prior))
         resolved = resolve(DreamBoothConfig, given)

@@ -67,7 +67,9 @@ def test_steps_already_taken_do_not_depend_on_how_many_follow():
 
 
 @pytest.mark.parametrize(('examples', 'devices'), [(1, 1), (2, 1), (2, 4)])
-def test_class_rows_that_show_the_subject_go_through_every_buckets_images_in_an_order_of_their_own(examples, devices):
+def test_class_examples_that_show_the_subject_go_through_every_buckets_images_in_an_order_of_their_own(
+    examples, devices
+):
     counts = (3, 1, 4)
     feed = Feed(0, 80, counts, 0, shown_again=True)
     batch = feed.batch(examples, examples, 1.0, devices)
@@ -81,5 +83,5 @@ def test_class_rows_that_show_the_subject_go_through_every_buckets_images_in_an_
     assert any((indices[member[0]] != indices[member[1]]).any() for _, indices in steps)
 
 
-def test_without_class_rows_there_is_nothing_to_show_again():
+def test_without_class_examples_there_is_nothing_to_show_again():
     assert len(Feed(0, 1, (6,), 0, shown_again=True).batch(2, 0, 1.0, 1)['slot']) == 2

@@ -24,7 +24,7 @@ def test_weighted_mean_is_instance_mean_plus_lambda_class_mean(instance_examples
 
 
 @pytest.mark.parametrize('prior_weight', [0.0, 1.0])
-def test_without_class_rows_the_loss_is_the_plain_mean(prior_weight):
+def test_without_class_examples_the_loss_is_the_plain_mean(prior_weight):
     batch = make_batch(3, 0, 4, 0, prior_weight)
     np.testing.assert_array_equal(batch['weight'], np.ones(3))
     np.testing.assert_array_equal(batch['is_instance'], np.ones(3))
@@ -72,7 +72,7 @@ def test_padding_does_not_change_its_input():
     ('examples', 'devices', 'parts', 'most'),
     [(4, 1, 1, 4), (4, 2, 1, 2), (4, 4, 1, 1), (4, 2, 2, 1), (4, 1, 4, 1), (1, 2, 1, 1), (1, 1, 2, 1), (3, 4, 1, 1)],
 )
-def test_dealt_rows_give_every_device_its_share_of_class_rows(examples, devices, parts, most):
+def test_dealt_examples_give_every_device_its_share_of_class_examples(examples, devices, parts, most):
     batch = pad_examples(make_batch(examples, examples, 4, 10, 0.5), devices * parts)
     dealt = deal_examples(batch, devices)
     assert most_class_examples(dealt, devices, parts) == most
@@ -81,7 +81,7 @@ def test_dealt_rows_give_every_device_its_share_of_class_rows(examples, devices,
     ]
 
 
-def test_undealt_rows_may_leave_all_class_rows_to_one_device():
+def test_undealt_examples_may_leave_all_class_examples_to_one_device():
     batch = make_batch(4, 4, 4, 10, 0.5)
     assert most_class_examples(batch, 2) == 4 and most_class_examples(deal_examples(batch, 2), 2) == 2
 
@@ -141,7 +141,7 @@ def test_in_order_without_shuffling():
     assert seen.tolist() == [[0, 1, 2, 4], [3, 0, 1, 5], [2, 3, 0, 4], [1, 2, 3, 5]]
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it():
+def test_an_example_does_not_depend_on_the_examples_beside_it():
     batch = make_batch(3, 5, 4, 9, 1.0)
     whole = images_of_steps(batch, 10)
     for half in (slice(0, 4), slice(4, 8)):

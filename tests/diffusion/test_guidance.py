@@ -19,7 +19,7 @@ def test_scale_one_is_conditional_and_zero_is_unconditional():
     np.testing.assert_array_equal(guidance.classifier_free_guidance(CONDITIONAL, UNCONDITIONAL, 0.0), UNCONDITIONAL)
 
 
-def test_scale_may_differ_per_row():
+def test_scale_may_differ_per_example():
     guided = guidance.classifier_free_guidance(CONDITIONAL, UNCONDITIONAL, jnp.array([1.0, 4.0, 7.5]))
     for example, scale in enumerate((1.0, 4.0, 7.5)):
         alone = guidance.classifier_free_guidance(
@@ -43,7 +43,7 @@ def test_shapes_that_differ_are_named():
 
 
 @pytest.mark.parametrize(('ratio', 'max_value'), [(0.95, 1.5), (0.995, 1.0), (0.5, 3.0), (1.0, 100.0)])
-def test_dynamic_threshold_equals_diffusers_row_by_row(ratio, max_value):
+def test_dynamic_threshold_equals_diffusers_example_by_example(ratio, max_value):
     x0 = np.random.default_rng(1).normal(size=(4, 8, 8, 3)).astype(np.float32)
     x0 *= np.array([0.2, 1.0, 2.0, 9.0], np.float32).reshape(4, 1, 1, 1)
     reference = diffusers.DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=ratio, sample_max_value=max_value)

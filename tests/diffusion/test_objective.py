@@ -25,14 +25,14 @@ def examples():
     return tuple(map(jnp.asarray, (x0, eps, prediction, variance)))
 
 
-def test_plain_loss_is_the_mean_square_of_each_row(examples):
+def test_plain_loss_is_the_mean_square_of_each_example(examples):
     _, eps, prediction, _ = examples
     loss = objective.denoising_loss(prediction, eps, jnp.ones(5), prediction_type='epsilon')
     np.testing.assert_allclose(loss, np.square(prediction - eps).mean((1, 2, 3)), rtol=1e-6)
 
 
 @pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction', 'sample'])
-def test_min_snr_weights_each_row_by_its_own_time(examples, prediction_type):
+def test_min_snr_weights_each_example_by_its_own_time(examples, prediction_type):
     _, eps, prediction, _ = examples
     snr = np.asarray(schedules.snr(SCHEDULE, TIMES))
     assert snr.min() < 5 < snr.max()
@@ -186,7 +186,7 @@ def test_every_time_has_a_finite_bound_and_gradient():
     assert np.all(np.isfinite(loss)) and np.all(np.isfinite(gradient))
 
 
-def test_rows_do_not_see_their_neighbours(examples):
+def test_examples_do_not_see_their_neighbours(examples):
     x0, eps, prediction, variance = examples
     x_t = noise.add_noise(SCHEDULE, x0, eps, TIMES)
     snr = schedules.snr(SCHEDULE, TIMES)

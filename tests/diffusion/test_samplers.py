@@ -153,7 +153,7 @@ def test_an_image_is_the_same_alone_and_in_any_batch():
     assert np.abs(together[0] - together[1]).max() > 0.1
 
 
-def test_drawn_noise_is_standard_normal_and_fresh_at_every_step():
+def test_sampled_noise_is_standard_normal_and_fresh_at_every_step():
     # A network that answers 0 for x0 leaves x <- a * x + std * noise: solve for the noise of each step.
     schedule = schedules.make_schedule('linear', prediction_type='sample')
     keys = jax.random.split(jax.random.key(8), 2)

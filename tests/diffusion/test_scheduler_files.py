@@ -78,7 +78,7 @@ def test_every_file_is_spread_and_limited_as_in_diffusers(name, sampler):
 
 @pytest.mark.parametrize('sampler', CLASSES)
 @pytest.mark.parametrize('name', STEPPED)
-def test_files_are_drawn_with_step_for_step_as_in_diffusers(monkeypatch, name, sampler):
+def test_files_are_generated_with_step_for_step_as_in_diffusers(monkeypatch, name, sampler):
     ours, theirs = schedules.from_config(FILES[name]), CLASSES[sampler].from_config(handed_on(name))
     channels = 2 * CHANNELS if ours.learns_variance else CHANNELS
     ours_ = trajectory_here(sampler, ours, STEPS, channels=channels)

@@ -98,7 +98,7 @@ def test_a_training_that_leaves_no_model_is_an_error(tmp_path, monkeypatch, code
     assert json.loads((tmp_path / 'run' / 'experiment.json').read_text())['finished'] is None
 
 
-def test_images_are_drawn_as_the_config_draws_its_samples(tmp_path):
+def test_images_are_generated_as_the_config_generates_its_samples(tmp_path):
     config = tmp_path / 'some.py'
     config.write_text(
         'from dreambooth_jax.config import DreamBoothConfig, to_config_dict\ndef get_config():\n    config = '

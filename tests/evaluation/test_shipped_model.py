@@ -18,7 +18,7 @@ def cascade():
     return Cascade.load('storybook')
 
 
-def test_the_base_stage_draws_the_class_and_the_context_that_it_is_asked_for(cascade):
+def test_the_base_stage_generates_the_class_and_the_context_that_it_is_asked_for(cascade):
     scores = storybook_scores.base_scores(
         cascade,
         Classifier.load(),

@@ -281,7 +281,7 @@ def test_enlarge_refuses_what_the_model_does_not_allow(arguments, words):
         storybook_scores.enlarge(cascade, low, ['a'], **options)
 
 
-def test_unknown_names_are_refused_before_anything_is_drawn():
+def test_unknown_names_are_refused_before_anything_is_generated():
     cascade = FakeCascade(lambda prompt, number: pytest.fail('drawn'))
     with pytest.raises(ConfigError, match="class 'unicorn'"):
         storybook_scores.base_scores(cascade, FakeClassifier(), classes=('unicorn',), **OPTIONS)

@@ -47,7 +47,7 @@ def test_photos_of_ones_own_are_counted_and_none_is_planned(class_images, tmp_pa
     assert class_images(prior={'dir': str(tmp_path)}) == f'5 photos of your own in {tmp_path}, all used, none generated'
 
 
-def test_what_drawing_keeps_on_a_device_is_the_model_and_merged_adapters():
+def test_what_sampling_keeps_on_a_device_is_the_model_and_merged_adapters():
     cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
     sizes = {
         stage: {

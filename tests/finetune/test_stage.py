@@ -60,7 +60,7 @@ def check(model, **settings):
     stage.check_schedules(DreamBoothConfig(**settings), model)
 
 
-def test_samplers_are_tried_before_anything_is_drawn():
+def test_samplers_are_tried_before_anything_is_generated():
     model = cascade('latents', solver_order=3)
     sentence = (
         f"{model.base.name}: the scheduler file's solver_order is 3, with which sampler dpmsolver++ cannot sample"

@@ -254,7 +254,7 @@ def generated(pipeline, prompt):
     return images[0] * 255
 
 
-def test_diffusers_draws_the_exported_folder_as_the_original_with_the_learned_file():
+def test_diffusers_generates_the_exported_folder_as_the_original_with_the_learned_file():
     _, workdir = learned('sd1')
     exported = generated(opened('sd1', workdir / 'model'), PROMPT)
     assert np.abs(exported - generated(inverted('sd1', workdir), PROMPT)).max() < 2

@@ -87,7 +87,7 @@ def to_uint8(images):
     return text_to_image.to_uint8(np.asarray(images).transpose(0, 2, 3, 1))
 
 
-def test_both_stages_draw_what_diffusers_draws_from_the_same_noise(images, feed):
+def test_both_stages_generate_what_diffusers_generates_from_the_same_noise(images, feed):
     keys = text_to_image.image_keys(SEED, np.array([0, 1, 0, 1]))
     base = opened(diffusers.IFPipeline, tiny_pipelines.folder())
     left = feed(noises(keys, 8, STEPS, augments=False))

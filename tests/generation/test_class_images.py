@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
     assert len(images) == 11 and all(image.path.is_file() for image in images)
 
 
-def test_a_lost_or_unlisted_image_is_drawn_again(tmp_path):
+def test_a_lost_or_unlisted_image_is_generated_again(tmp_path):
     images = ensure_class_images(Painter(), ['a dog'], tmp_path, count=6, **OPTIONS)
     images[2].path.unlink()
     manifest = manifest_of(tmp_path)
@@ -135,7 +135,7 @@ def test_a_lost_or_unlisted_image_is_drawn_again(tmp_path):
     assert painter.asked == [('a dog', 2), ('a dog', 4)]
 
 
-def test_of_more_than_enough_the_first_are_used_and_nothing_is_drawn(tmp_path):
+def test_of_more_than_enough_the_first_are_used_and_nothing_is_generated(tmp_path):
     ensure_class_images(Painter(), ['a dog', 'a cat'], tmp_path, count=6, **OPTIONS)
     painter = Painter()
     images = ensure_class_images(painter, ['a cat'], tmp_path, count=2, **OPTIONS)
@@ -149,7 +149,7 @@ def test_prompts_with_the_same_words_have_their_own_files(tmp_path):
     assert len({image.path for image in images}) == 4
 
 
-def test_the_second_stage_draws_where_it_is_asked_to(tmp_path):
+def test_the_second_stage_generates_where_it_is_asked_to(tmp_path):
     ensure_class_images(Painter(), ['a dog'], tmp_path, count=3, **OPTIONS)
     painter = Painter()
     images = ensure_class_images(painter, ['a dog'], tmp_path, count=3, super_resolution=True, noise_level=7, **OPTIONS)
@@ -178,7 +178,7 @@ def test_the_second_stage_draws_where_it_is_asked_to(tmp_path):
     )
 
 
-def test_a_cascade_of_one_stage_draws_only_that(tmp_path):
+def test_a_cascade_of_one_stage_generates_only_that(tmp_path):
     painter = Painter()
     painter.super_resolution = None
     images = ensure_class_images(painter, ['a dog'], tmp_path, count=1, super_resolution=True, **OPTIONS)
@@ -268,7 +268,7 @@ def test_a_run_gets_what_its_settings_ask_for(tmp_path):
     assert not (tmp_path / 'other').exists()
 
 
-def test_class_images_are_drawn_for_stages_that_train_on_them_alone(tmp_path):
+def test_class_images_are_generated_for_stages_that_train_on_them_alone(tmp_path):
     painter = Painter()
     second = SuperResolutionConfig(steps=10)
     assert class_images.class_images_of(settings(base=BaseConfig(steps=0)), painter, tmp_path) == []
@@ -326,7 +326,7 @@ def test_photos_of_ones_own_are_all_used_and_their_folder_is_left_alone(own, tmp
     assert [pixels.shape for pixels, *_ in read.values()] == [(2, 8, 8, 3), (2, 16, 16, 3)]
 
 
-def test_photos_of_ones_own_and_drawn_images_are_noted_beside_each_other(own, tmp_path):
+def test_photos_of_ones_own_and_generated_images_are_noted_beside_each_other(own, tmp_path):
     generated = dataclasses.replace(with_dir(own), prior=PriorConfig(num_images=1))
     prior = tmp_path / 'prior'
     class_images.class_images_of(
@@ -381,7 +381,7 @@ def test_what_cannot_be_told_of_photos_of_ones_own_is_said(own, tmp_path):
     )
 
 
-def test_drawn_images_are_never_taken_for_photos_of_ones_own(tmp_path):
+def test_generated_images_are_never_taken_for_photos_of_ones_own(tmp_path):
     with pytest.raises(KeyboardInterrupt):  # killed while the first batch is generated
         ensure_class_images(Painter(stop_after=0), ['a dog'], tmp_path / 'killed', count=3, **OPTIONS)
     assert manifest_of(tmp_path / 'killed')['images'] == {}
@@ -420,7 +420,7 @@ def test_a_run_that_trains_the_second_stage_on_class_images_gets_both_sizes(tmp_
         class_images.read(images, {'base': 8})
 
 
-def test_a_real_cascade_draws_the_same_images_after_a_break(tmp_path):
+def test_a_real_cascade_generates_the_same_images_after_a_break(tmp_path):
     cascade = Cascade(tiny_pipelines.base())
     whole = ensure_class_images(cascade, ['a dog'], tmp_path / 'whole', count=6, **OPTIONS)
     ensure_class_images(cascade, ['a dog'], tmp_path / 'parts', count=1, **OPTIONS)

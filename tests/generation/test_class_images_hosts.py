@@ -33,7 +33,7 @@ def run_hosts(folder, what):
 
 
 @pytest.mark.slow
-def test_the_first_host_draws_for_both(tmp_path):
+def test_the_first_host_generates_for_both(tmp_path):
     assert run_hosts(tmp_path, 'sound') == ['3 there, 3 generated', '3 there, 0 generated']
 
 

@@ -65,7 +65,7 @@ def test_a_manifest_of_an_older_version_is_accepted_but_for_dpmsolver(tmp_path):
 
 
 @pytest.mark.parametrize('stage', ['', 'super_resolution'])
-def test_an_image_that_was_changed_after_it_was_drawn_is_noticed(tmp_path, stage):
+def test_an_image_that_was_changed_after_it_was_generated_is_noticed(tmp_path, stage):
     options = {**OPTIONS, 'super_resolution': True}
     ensure_class_images(Painter(), ['a dog'], tmp_path, count=2, **options)
     path = tmp_path / stage / 'a_dog_00001.png'

@@ -97,7 +97,7 @@ def differ(one, other):
         pytest.param('sdxl', 'ddim', ['', NEGATIVE], marks=pytest.mark.slow),
     ],
 )
-def test_ten_steps_draw_what_diffusers_draws_from_the_same_noise(family, sampler, negatives):
+def test_ten_steps_generate_what_diffusers_generates_from_the_same_noise(family, sampler, negatives):
     for negative in negatives:
         theirs = images_of_diffusers(family, sampler, negative=negative or None)
         assert_same_images(generated(family, sampler, negative), theirs)
@@ -222,7 +222,7 @@ def made_louder(layer):
 
 
 @pytest.mark.slow
-def test_the_upscaler_draws_what_diffusers_draws_behind_the_same_base_stage(monkeypatch):
+def test_the_upscaler_generates_what_diffusers_generates_behind_the_same_base_stage(monkeypatch):
     with made_louder(tiny.torch_pipeline('sd1').vae.decoder.conv_out):
         low = images_of_diffusers('sd1', negative=NEGATIVE)
     assert (low == 0).any() and (low == 1).any()

@@ -38,7 +38,7 @@ def theirs():
 
 
 @pytest.mark.parametrize('source', ['folder', pytest.param('single file', marks=pytest.mark.slow)])
-def test_ten_steps_of_dpmsolver_draw_what_diffusers_draws(source, tmp_path):
+def test_ten_steps_of_dpmsolver_generate_what_diffusers_generates(source, tmp_path):
     model = tmp_path / 'model'
     shutil.copytree(tiny.folder('sd1'), model)
     (model / 'scheduler' / 'scheduler_config.json').write_text(json.dumps(SD_1_5))

@@ -108,7 +108,7 @@ def test_vae_gradients_match_diffusers(name):
     assert_same_gradients(*run.params_gradient)
 
 
-def test_latents_are_drawn_as_diffusers_draws_them():
+def test_latents_are_sampled_as_diffusers_samples_them():
     rng = np.random.default_rng(3)
     # Log-variances far outside the range that they are clipped to, on both sides.
     moments = rng.normal(size=(2, 3, 5, 8)).astype(np.float32) * [1, 1, 1, 1, 1, 1, 30, 60]

@@ -139,7 +139,7 @@ def test_a_folder_that_does_not_read_back_as_written_is_no_success(program, work
 
 @pytest.mark.slow
 @pytest.mark.parametrize('family', ['sd1', 'sdxl'])
-def test_diffusers_draws_the_same_with_a_single_file(program, family, tmp_path):
+def test_diffusers_generates_the_same_with_a_single_file(program, family, tmp_path):
     model, file = tiny_latent_pipelines.folder(family), tmp_path / 'dog.safetensors'
     run = begun(tmp_path / 'run', model)
     rng = np.random.default_rng(0)

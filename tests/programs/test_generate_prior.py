@@ -31,7 +31,7 @@ def config(tmp_path):
     return f'--config={path}'
 
 
-def test_class_images_are_drawn_once_and_completed_later(program, config, tmp_path):
+def test_class_images_are_generated_once_and_completed_later(program, config, tmp_path):
     workdir = tmp_path / 'run'
     ended = program('generate_prior', config, f'--workdir={workdir}')
     assert ended[:2] == (0, f"3 class images of 'a dog' in {workdir}/prior\n")
@@ -50,7 +50,7 @@ def test_class_images_are_drawn_once_and_completed_later(program, config, tmp_pa
     )
 
 
-def test_of_photos_of_ones_own_nothing_is_drawn(program, config, tmp_path):
+def test_of_photos_of_ones_own_nothing_is_generated(program, config, tmp_path):
     (tmp_path / 'dogs').mkdir()
     Image.new('RGB', (20, 20)).save(tmp_path / 'dogs' / '1.png')
     ended = program('generate_prior', config, f'--workdir={tmp_path / "run"}', f'--config.prior.dir={tmp_path}/dogs')

@@ -46,7 +46,7 @@ def model(family):
 
 
 @pytest.mark.parametrize('family', ['sd1', 'sdxl'])
-def test_sample_draws_with_a_folder_of_stable_diffusion(family, program, tmp_path, monkeypatch):
+def test_sample_generates_with_a_folder_of_stable_diffusion(family, program, tmp_path, monkeypatch):
     shared, load = tiny.cascade(family), Cascade.load.__func__
 
     def load_compiled(cls, name, **options):

@@ -73,7 +73,7 @@ def run_of(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('family', ['sd1', 'sdxl'])
-def test_both_lora_files_of_a_run_draw_the_same_in_diffusers_as_its_merged_model_here(
+def test_both_lora_files_of_a_run_generate_the_same_in_diffusers_as_its_merged_model_here(
     program, run_of, family, tmp_path
 ):
     run = run_of(program, family)

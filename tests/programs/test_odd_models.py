@@ -61,7 +61,7 @@ def test_every_program_says_that_a_unet_inpaints(program, config, tmp_path):
     assert not output.exists() and not (tmp_path / 'new').exists()
 
 
-def test_a_model_without_a_size_is_planned_and_drawn_at_the_given_one(program, config, tmp_path, monkeypatch):
+def test_a_model_without_a_size_is_planned_and_generated_at_the_given_one(program, config, tmp_path, monkeypatch):
     folder = folder_with(tmp_path, sample_size=None)
     photos = tmp_path / 'photos'
     photos.mkdir()
@@ -84,7 +84,7 @@ def test_a_model_without_a_size_is_planned_and_drawn_at_the_given_one(program, c
     assert generated == [32]
 
 
-def test_sample_draws_from_a_run_of_pretrain(program, tmp_path, monkeypatch):
+def test_sample_generates_from_a_run_of_pretrain(program, tmp_path, monkeypatch):
     """Its config.json has `base` and `super_resolution` that are no groups of settings."""
     run = tmp_path / 'run'
     run.mkdir()

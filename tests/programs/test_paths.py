@@ -134,7 +134,7 @@ def test_flags_and_a_config_file_find_home(program, home):
     assert list(Path().iterdir()) == []
 
 
-def test_a_run_named_by_its_home_is_drawn_with_its_own_settings(program, home, monkeypatch):
+def test_a_run_named_by_its_home_is_generated_with_its_own_settings(program, home, monkeypatch):
     (home / 'run').mkdir()
     (home / 'run' / 'model').symlink_to(smallest_pipelines.folder('pixels'))
     written = {'samples': {'steps': 3, 'guidance_scale': 2.5, 'sampler': 'ddim'}}

@@ -209,6 +209,6 @@ def test_memory_that_is_full_is_one_sentence_whose_advice_works_in_the_same_fold
     assert {path: path.stat().st_mtime_ns for path in (home / 'run' / 'prior').iterdir()} == before
 
 
-def test_a_run_without_class_rows_needs_no_class_prompt(train, home, untrained):
+def test_a_run_without_class_examples_needs_no_class_prompt(train, home, untrained):
     ended = train('prior.dir=None', 'prior.weight=0', 'data.class_prompt=')
     assert ended.code == 0 and (home / 'run' / 'model').is_dir()

@@ -56,7 +56,7 @@ def config(folder, model):
 
 
 @pytest.mark.slow
-def test_it_is_planned_trained_and_drawn_with(program, tmp_path, monkeypatch):
+def test_it_is_planned_trained_and_generated_with(program, tmp_path, monkeypatch):
     one = functools.partial(placement.make_placement, devices=jax.devices()[:1])
     monkeypatch.setattr(placement, 'make_placement', one)
     model = saved(tmp_path, variance_type='fixed_small')

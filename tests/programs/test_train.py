@@ -158,7 +158,7 @@ def test_another_rate_under_the_same_workdir_is_refused(program, finished, confi
     )
 
 
-def test_prior_weight_zero_draws_no_class_images_and_logs_no_prior_loss(program, config, tmp_path):
+def test_prior_weight_zero_generates_no_class_images_and_logs_no_prior_loss(program, config, tmp_path):
     run = tmp_path / 'run'
     ended = program(
         'train',
@@ -188,7 +188,7 @@ def test_the_text_encoder_moves_only_if_it_is_trained(program, finished, config,
         assert any(not np.array_equal(trained[key], before[key]) for key in before) == moves
 
 
-def test_a_new_word_is_learned_alone_drawn_and_written(program, config, tmp_path):
+def test_a_new_word_is_learned_alone_generated_and_written(program, config, tmp_path):
     run, options = (
         tmp_path / 'run',
         [

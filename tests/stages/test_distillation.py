@@ -86,7 +86,7 @@ def moved(params, by=0.01):
 @pytest.mark.parametrize(
     ('kind', 'class_examples'), [*((kind, 4) for kind in KINDS), ('super_resolution', None), ('pixel', 5)]
 )
-def test_before_training_class_rows_have_no_loss_and_the_others_theirs(kind, class_examples):
+def test_before_training_class_examples_have_no_loss_and_the_others_theirs(kind, class_examples):
     params = kernels(kind)
     frozen = data(teacher=params['unet'])
     settings = dict(objective=Objective(random_flip=False, prompt_dropout=0.3, min_snr_gamma=5.0))
@@ -98,7 +98,7 @@ def test_before_training_class_rows_have_no_loss_and_the_others_theirs(kind, cla
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_after_training_class_rows_pull_back(kind):
+def test_after_training_class_examples_pull_back(kind):
     start = kernels(kind)
     params = moved(start)
     loss, parts, gradient = example_losses(kind, params, data(teacher=start['unet']))
@@ -109,7 +109,7 @@ def test_after_training_class_rows_pull_back(kind):
     np.testing.assert_array_equal(loss, parts['denoising'])
 
 
-def test_the_loss_of_a_class_row_is_the_weighted_distance_of_the_two_answers():
+def test_the_loss_of_a_class_example_is_the_weighted_distance_of_the_two_answers():
     start, examples, gamma = kernels('pixel'), batch(), 5.0
     params, schedule = moved(start), small.schedule('v_prediction')
     seen = []
@@ -143,7 +143,7 @@ def test_the_loss_of_a_class_row_is_the_weighted_distance_of_the_two_answers():
 
 
 @pytest.mark.parametrize('weight', [0.5, 0.0])
-def test_the_variance_of_a_class_row_is_held_to_that_of_the_frozen_model(weight):
+def test_the_variance_of_a_class_example_is_held_to_that_of_the_frozen_model(weight):
     start = kernels('pixel', learned=True)
     frozen = data(teacher=start['unet'])
     settings = dict(schedule=small.schedule(variance_type='learned_range'), objective=Objective(variance_weight=weight))
@@ -161,7 +161,7 @@ def test_the_variance_of_a_class_row_is_held_to_that_of_the_frozen_model(weight)
     np.testing.assert_allclose(parts['variance'][~CLASS], plain['variance'][~CLASS], rtol=1e-6)
 
 
-def test_masks_weigh_instance_rows_alone():
+def test_masks_weigh_instance_examples_alone():
     start = kernels('pixel', learned=True)
     params = moved(start)
     masks = np.full((small.IMAGES, 8, 8, 1), 255, np.uint8)
@@ -251,7 +251,7 @@ def on_one_device():
     ],
     ids=['micro-batches', 'pmap', 'pmap and micro-batches', 'fsdp'],
 )
-def test_any_split_of_the_rows_takes_the_same_steps(placement, gradient_accumulation_steps):
+def test_any_split_of_the_examples_takes_the_same_steps(placement, gradient_accumulation_steps):
     kernel, numbers = steps(placement(), gradient_accumulation_steps)
     expected, theirs = on_one_device()
     np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-6)

@@ -151,7 +151,7 @@ def losses_of_diffusers(family, *, masks=False, min_snr_gamma=None, random_flip=
         ('upscaler', dict(trains_text=True), dict(masks=True, min_snr_gamma=5.0, random_flip=True)),
     ],
 )
-def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(family, made, weighed):
+def test_loss_equals_that_of_diffusers_on_the_same_examples_noise_and_times(family, made, weighed):
     """Instance and class examples; mirrored examples by the latents of the mirrored image."""
     numbers = random_numbers(family, True)
     assert set(numbers['mirrored'].tolist()) == {True, False} and len(set(numbers['t'].tolist())) == EXAMPLES
@@ -201,7 +201,7 @@ def latents_of(kind, data, keys, *, image=None, **weights):
 
 
 @pytest.mark.parametrize('kind', STAGES)
-def test_every_step_and_slot_draws_its_latents_anew_and_the_same_ones_again(kind):
+def test_every_step_and_slot_samples_its_latents_anew_and_the_same_ones_again(kind):
     data, same = data_of(), [2] * 6
     first = latents_of(kind, data, small.keys(at=0), image=same)
     np.testing.assert_array_equal(latents_of(kind, data, small.keys(at=0), image=same), first)
@@ -214,7 +214,7 @@ def test_every_step_and_slot_draws_its_latents_anew_and_the_same_ones_again(kind
 
 
 @pytest.mark.parametrize('kind', STAGES)
-def test_mirrored_rows_have_latents_and_masks_of_their_own(kind):
+def test_mirrored_examples_have_latents_and_masks_of_their_own(kind):
     """The mirrored images stand behind the others: their latents are far away here."""
     data, keys = data_of(mirrored=True), small.keys(40)
     data['moments'][..., :4] = np.arange(12)[:, None, None, None]

@@ -73,7 +73,7 @@ def test_black_pixels_have_no_gradient_from_either_half_of_the_answer(kind):
         np.testing.assert_allclose(other[name], parts[name], rtol=1e-5)
 
 
-def test_the_scale_of_a_row_does_not_depend_on_how_much_its_mask_keeps():
+def test_the_scale_of_an_example_does_not_depend_on_how_much_its_mask_keeps():
     """What is wrong by the same everywhere is as wrong in a part; grey all over is as white."""
     data = small.frozen(SIDE)
     data['images'] = np.full_like(data['images'], 255)

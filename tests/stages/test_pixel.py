@@ -37,7 +37,7 @@ def reference(images, noise, t, embeddings, kernel, prediction_type, gamma):
 
 @pytest.mark.parametrize('gamma', [None, 5.0])
 @pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction'])
-def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(prediction_type, gamma):
+def test_loss_equals_that_of_diffusers_on_the_same_examples_noise_and_times(prediction_type, gamma):
     data, examples, keys, params = small.frozen(), small.batch(EXAMPLES), small.keys(EXAMPLES), small.kernel()
     loss, parts, seen = small.run(
         PixelStage,
@@ -61,7 +61,7 @@ def test_loss_equals_that_of_diffusers_on_the_same_rows_noise_and_times(predicti
     assert parts.keys() == {'denoising'} and loss.shape == (EXAMPLES,)
 
 
-def test_loss_of_a_row_does_not_depend_on_the_rows_beside_it():
+def test_loss_of_an_example_does_not_depend_on_the_examples_beside_it():
     settings = dict(schedule=small.schedule(), objective=Objective(random_flip=True, prompt_dropout=0.5))
     whole, _, _ = small.run(PixelStage, examples=small.batch(6), **settings)
     some = np.array([4, 1], np.int32)
@@ -115,7 +115,7 @@ def test_prompt_dropout_shows_the_empty_prompt(dropout):
     np.testing.assert_array_equal(seen['text'], data['text']['encoder_hidden_states'][np.array(prompts)])
 
 
-def test_prompt_dropout_takes_its_share_and_leaves_the_other_draws_alone():
+def test_prompt_dropout_takes_its_share_and_leaves_the_other_random_numbers_alone():
     data, examples = small.frozen(), small.batch(400)
     shown = {}
     for dropout in (0.0, 0.25):
@@ -135,7 +135,7 @@ def test_images_span_minus_one_to_one():
     np.testing.assert_allclose(gather_images(data, examples, small.keys(3), False).ravel(), [1, -1, -0.6], atol=1e-7)
 
 
-def test_flips_mirror_about_half_of_the_rows_left_to_right():
+def test_flips_mirror_about_half_of_the_examples_left_to_right():
     data, examples = jax.tree.map(jnp.asarray, small.frozen()), small.batch(200)
     plain = np.asarray(gather_images(data, examples, small.keys(200), False))
     flipped = np.asarray(gather_images(data, examples, small.keys(200), True))

@@ -98,7 +98,7 @@ def test_level_goes_in_as_the_class_label_over_its_whole_range_and_independent_o
     np.testing.assert_array_equal(other['x'][..., :3], seen['x'][..., :3])
 
 
-def test_level_0_adds_nothing_at_all_beside_rows_of_other_levels():
+def test_level_0_adds_nothing_at_all_beside_examples_of_other_levels():
     low = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (3, 4, 4, 3)), jnp.float32)
     made = jax.jit(lambda low, level, keys: conditioning(low, SIDE, NOISING, level, keys))(
         low, jnp.array([0, 1, 0]), small.keys(3)
@@ -126,7 +126,7 @@ def test_crop_of_the_whole_side_is_the_image():
     np.testing.assert_array_equal(crop_examples(offsets(SIDE), SIDE, FACTOR, small.keys(1)), offsets(SIDE))
 
 
-def test_cropped_rows_are_conditioned_on_the_low_image_of_their_crop():
+def test_cropped_examples_are_conditioned_on_the_low_image_of_their_crop():
     data = small.frozen(SIDE)
     seen = run((0, 0), data, crop=8)[2]
     assert seen['x'].shape == (EXAMPLES, 8, 8, 6)
@@ -137,7 +137,7 @@ def test_cropped_rows_are_conditioned_on_the_low_image_of_their_crop():
 
 
 @pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction'])
-def test_loss_equals_that_of_torch_on_the_same_rows_noise_times_and_levels(prediction_type):
+def test_loss_equals_that_of_torch_on_the_same_examples_noise_times_and_levels(prediction_type):
     data = small.frozen(SIDE)
     loss, _, seen = run((0, 50), data, prediction_type=prediction_type)
     time_keys, noise_keys, _, _, level_keys, augment_keys, _ = streams(small.keys(EXAMPLES), 7)

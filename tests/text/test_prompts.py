@@ -25,7 +25,7 @@ def test_prompts_read_as_in_the_papers_file():
     assert prompts.prompts_for('dog')[0] == 'a dog in the jungle'
 
 
-def test_prompts_are_those_that_storybook_can_draw():
+def test_prompts_are_those_that_storybook_can_paint():
     assert tuple(p.template.split('{class_noun} ')[1] for p in prompts.OBJECT_PROMPTS[:20]) == world.CONTEXTS
     assert tuple(p.template.split('{class_noun} ')[1] for p in prompts.LIVE_PROMPTS[10:20]) == world.ACCESSORIES
     assert prompts.LIVE_CLASSES == world.LIVE_CLASSES

@@ -69,7 +69,7 @@ def test_a_resumed_run_of_two_buckets_ends_as_the_uninterrupted_one(whole, tmp_p
     assert losses(tmp_path) == losses(whole[0])
 
 
-def test_the_loss_of_a_step_is_that_of_its_buckets_rows(whole):
+def test_the_loss_of_a_step_is_that_of_its_buckets_examples(whole):
     feed, key, params = Feed(0, STEPS, COUNTS, toy.CLASSES), jax.random.key(0), toy.params()
     bucket = feed.bucket(0)
     frozen = {'images': tables()[bucket], 'prompt_of': np.zeros(COUNTS[bucket] + toy.CLASSES), **feed.arrays}

@@ -99,27 +99,27 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_saves_and_draws_fall_on_their_steps_and_on_the_last():
+def test_saves_and_samples_fall_on_their_steps_and_on_the_last():
     told = Told(steps=10, save_every=4, sample_every=3)
     assert told.run() == (10, True)
     assert told.of('save') == [4, 8, 10]
     assert told.of('sample') == [3, 6, 9, 10]
 
 
-def test_without_a_rhythm_only_the_last_step_is_saved_and_drawn():
+def test_without_a_rhythm_only_the_last_step_is_saved_and_sampled():
     told = Told(steps=3)
     told.run()
     assert told.of('save') == told.of('sample') == [3]
 
 
-def test_last_step_is_saved_and_drawn_once_where_the_rhythm_meets_it():
+def test_last_step_is_saved_and_sampled_once_where_the_rhythm_meets_it():
     told = Told(steps=8, save_every=4, sample_every=4)
     told.run()
     assert told.of('save') == [4, 8]
     assert told.of('sample') == [4, 8]
 
 
-def test_dispatches_are_shortened_to_meet_saves_draws_and_the_end():
+def test_dispatches_are_shortened_to_meet_saves_samples_and_the_end():
     told = Told(steps=11, per_dispatch=4, save_every=5, sample_every=3)
     told.run()
     assert [(step, count) for name, step, *more in told.events if name == 'dispatch' for count in more] == [
@@ -149,7 +149,7 @@ def test_numbers_are_fetched_while_the_next_dispatch_runs():
     assert order == [('dispatch', 0), ('dispatch', 1), ('fetch', 0), ('dispatch', 2), ('fetch', 1), ('fetch', 2)]
 
 
-def test_what_is_saved_or_drawn_is_known_to_be_sound_before():
+def test_what_is_saved_or_sampled_is_known_to_be_sound_before():
     told = Told(steps=4, save_every=2, sample_every=2)
     told.run()
     for event in ('save', 'sample'):
@@ -157,7 +157,7 @@ def test_what_is_saved_or_drawn_is_known_to_be_sound_before():
         assert told.events.index((event, 2)) < told.events.index(('dispatch', 2, 1))
 
 
-def test_resumed_run_goes_on_without_saving_or_drawing_its_first_state_again():
+def test_resumed_run_goes_on_without_saving_or_sampling_its_first_state_again():
     told = Told(first=4, steps=10, save_every=4, sample_every=4)
     assert told.run() == (10, True)
     assert told.of('save') == [8, 10] and told.of('sample') == [8, 10]
@@ -203,7 +203,7 @@ def test_sigterm_saves_where_the_run_is_and_ends_unfinished():
     assert [step for step, _ in told.lines] == [1, 2, 3, 4, 5, 6]
 
 
-def test_sigterm_while_drawing_is_heard_too():
+def test_sigterm_while_sampling_is_heard_too():
     told = Told(steps=20, sample_every=5, act={('sample', 5): terminate})
     assert told.run() == (6, False)
     assert told.of('save') == [6]

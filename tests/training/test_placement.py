@@ -77,7 +77,7 @@ def test_batch_that_devices_cannot_share_evenly_is_refused(placement):
 
 
 @pytest.mark.parametrize('placement', toy.PLACEMENTS)
-def test_batch_is_placed_once_and_its_rows_keep_their_order(placement):
+def test_batch_is_placed_once_and_its_examples_keep_their_order(placement):
     examples = pairs.pad_examples(toy.batch(), 8)
     placed = toy.placed(placement).place_batch(examples)
     for name, value in placed.items():

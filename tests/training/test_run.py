@@ -152,7 +152,7 @@ def test_settings_of_class_images_may_change_where_there_are_none(tmp_path):
         run.begin(changed(without, path, value), tmp_path)
 
 
-def test_settings_of_drawn_class_images_may_change_where_they_are_photos_of_ones_own(tmp_path):
+def test_settings_of_generated_class_images_may_change_where_they_are_photos_of_ones_own(tmp_path):
     own = Inputs({}, {'prior.dir': []})
     trained(CONFIG, tmp_path, found=own)
     fewer, generated = changed(CONFIG, 'prior.num_images', 7), Inputs({}, {})
@@ -165,7 +165,7 @@ def test_settings_of_drawn_class_images_may_change_where_they_are_photos_of_ones
     )
 
 
-def test_how_the_second_stage_draws_may_change_unless_it_trains_on_what_it_drew(tmp_path):
+def test_how_the_second_stage_generates_may_change_unless_it_trains_on_what_it_generated(tmp_path):
     for number, (with_prior, refused) in enumerate(((False, False), (True, True))):
         folder = tmp_path / str(number)
         config = changed(CONFIG, 'super_resolution.with_prior', with_prior)

@@ -194,7 +194,7 @@ def random_numbers(at, slots, seed=0):
     return np.asarray(jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys))
 
 
-def test_a_rows_draws_do_not_depend_on_the_rows_beside_it():
+def test_an_examples_random_numbers_do_not_depend_on_the_examples_beside_it():
     whole = random_numbers(3, range(8))
     # Not to the bit: newer JAX rounds the normal distribution's erf_inv by how many examples stand beside each other.
     np.testing.assert_allclose(
@@ -203,7 +203,7 @@ def test_a_rows_draws_do_not_depend_on_the_rows_beside_it():
     np.testing.assert_allclose(random_numbers(3, [5, 1])[1], whole[1], atol=1e-6)
 
 
-def test_draws_differ_between_rows_steps_and_seeds():
+def test_random_numbers_differ_between_examples_steps_and_seeds():
     numbers = np.concatenate([random_numbers(at, range(4), seed) for at in range(3) for seed in range(2)])
     assert len(np.unique(numbers[:, 0])) == len(numbers)
 

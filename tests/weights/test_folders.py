@@ -108,7 +108,7 @@ def test_folder_written_by_us_is_opened_by_diffusers(written, caplog, capfd):
     assert base.tokenizer('a sks dog').input_ids == second.tokenizer('a sks dog').input_ids
 
 
-def test_folder_written_by_us_draws_an_image_in_diffusers(written):
+def test_folder_written_by_us_generates_an_image_in_diffusers(written):
     base = diffusers.IFPipeline.from_pretrained(written)
     base.set_progress_bar_config(disable=True)
     image = base('a sks dog', num_inference_steps=2, output_type='np', generator=torch.manual_seed(0)).images

@@ -82,7 +82,7 @@ def test_what_cannot_be_used_is_one_sentence(found, sentence):
         noise_schedules.read(found)
 
 
-def test_a_stage_that_enlarges_draws_what_is_left_of_its_inputs():
+def test_a_stage_that_enlarges_generates_what_is_left_of_its_inputs():
     unet = {'in_channels': 6, 'out_channels': 6}
     second = pipeline('IFSuperResolutionPipeline', unet=unet, noising={'_class_name': 'EulerScheduler'})
     assert noise_schedules.sampled_channels(second) == 3 and noise_schedules.read(second).learns_variance
@@ -106,7 +106,7 @@ def test_a_stage_that_enlarges_draws_what_is_left_of_its_inputs():
         ('upscaler', PUBLISHED['stable-diffusion-x4-upscaler']),
     ],
 )
-def test_a_single_file_is_drawn_with_as_the_published_folder(family, published, sampler):
+def test_a_single_file_is_generated_with_as_the_published_folder(family, published, sampler):
     """diffusers' from_single_file takes the scheduler file that is published beside the model."""
     prediction = real.CONFIGS[family]['scheduler']['prediction_type']
     derived = schedules.from_config(original_configs._scheduler(family, prediction))
