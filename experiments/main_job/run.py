@@ -107,7 +107,7 @@ def main(argv) -> None:
         def measure(cascade=cascade):
             generated = {}
             scores = storybook_scores.subject_scores(
-                cascade, classifier, SUBJECT, IDENTIFIER, generated=generated, batch_size=_BATCH_SIZE.value, **options
+                cascade, classifier, SUBJECT, IDENTIFIER, gallery=generated, batch_size=_BATCH_SIZE.value, **options
             )
             return scores, {prompt: generated[prompt][:2] for prompt in GRID_PROMPTS}
 

@@ -110,7 +110,7 @@ def main(argv) -> None:
         def measure(cascade=cascade):
             generated = {}
             scores = storybook_scores.subject_scores(
-                cascade, classifier, SUBJECT, IDENTIFIER, generated=generated, batch_size=_BATCH_SIZE.value, **options
+                cascade, classifier, SUBJECT, IDENTIFIER, gallery=generated, batch_size=_BATCH_SIZE.value, **options
             )
             return scores, {prompt: generated[prompt][:GRID_IMAGES] for prompt in GRID_PROMPTS}
 

@@ -80,7 +80,7 @@ def main(argv) -> None:
                 classifier,
                 classes=[class_noun],
                 contexts=contexts,
-                generated=generated,
+                gallery=generated,
                 batch_size=_BATCH_SIZE.value,
                 **options,
             )

@@ -167,7 +167,7 @@ def main(argv) -> None:
         def measure(stage=stage):
             generated = {}
             scores = storybook_scores.fine_mark_scores(
-                stage, classifier, SUBJECT, IDENTIFIER, generated=generated, batch_size=_BATCH_SIZE.value, **options
+                stage, classifier, SUBJECT, IDENTIFIER, gallery=generated, batch_size=_BATCH_SIZE.value, **options
             )
             plain = next(i for i, s in enumerate(subjects.held_out_scenes(SUBJECT, 40)) if s.accessory is None)
             chosen = {'generated': 0, 'held_out': min(plain, amounts['held_out'] - 1)}

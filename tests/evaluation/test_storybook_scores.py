@@ -84,7 +84,7 @@ def test_base_scores_count_class_context_and_both():
         classes=('cat', 'can'),
         contexts=contexts,
         num_images=2,
-        generated=generated,
+        gallery=generated,
         **OPTIONS,
     )
     assert scores['images'] == 8
@@ -138,7 +138,7 @@ def test_subject_scores_of_a_live_subject_split_by_what_prompts_ask_for():
         'xyz',
         num_images=2,
         class_images=8,
-        generated=generated,
+        gallery=generated,
         **OPTIONS,
     )
     assert scores['images'] == 50
@@ -207,7 +207,7 @@ def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
         held_out=4,
         super_resolution_steps=7,
         super_resolution_guidance_scale=1.0,
-        generated=generated,
+        gallery=generated,
         **OPTIONS,
     )
     assert scores['real'] == {'with_mark': 1, 'without_mark': 0}
