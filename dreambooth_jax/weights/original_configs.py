@@ -189,7 +189,7 @@ def _model_index(family: str, configs: Mapping[str, Config]) -> Config:
 
 
 class _Sizes:
-    """Looks up shapes of matrices and kernels; raises WeightsError if a tensor is missing or has fewer than two axes."""
+    """Shapes of the matrices and kernels in a file; a missing tensor, or one with fewer axes, is a WeightsError."""
 
     def __init__(self, shapes: Shapes, source: str):
         self.shapes, self.source = shapes, source

@@ -213,8 +213,9 @@ class Pipeline:
 
     @property
     def latent_scale(self) -> int:
-        """Side of an image divided by the side of the UNet's input: 8 for Stable Diffusion, 4 for the x4 upscaler, 1
-        for pipelines that work on pixels.
+        """Side of an image divided by the side of the UNet's input.
+
+        It is 8 for Stable Diffusion, 4 for the x4 upscaler and 1 for pipelines that work on pixels.
 
         Source: vae_scale_factor of diffusers' pipelines.
         """
