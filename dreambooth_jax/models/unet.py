@@ -52,6 +52,7 @@ class UNet2DConditionModel(nnx.Module):
         features = c['time_embedding_dim'] or 4 * channels[0]
         text_width = c['encoder_hid_dim'] or c['cross_attention_dim'][0]
 
+        # Submodules must keep this order: it determines which random key each parameter is initialised with.
         self.conv_in = convolution(c['in_channels'], channels[0], c['conv_in_kernel'], **made)
         self.time_embedding = TimestepEmbedding(channels[0], features, c['act_fn'], **made)
         self.encoder_hid_proj = (
@@ -66,6 +67,7 @@ class UNet2DConditionModel(nnx.Module):
         self.conv_norm_out = GroupNorm(channels[0], c['norm_num_groups'], c['norm_eps'], **made)
         self.conv_out = convolution(channels[0], c['out_channels'], c['conv_out_kernel'], zero=True, **made)
 
+        # The rest is not part of the checkpoint: functions and constants for __call__.
         self.dtype = dtype
         self.activation = ACTIVATIONS[c['act_fn']]
         self.time_activation = ACTIVATIONS[c['time_embedding_act_fn']] if c['time_embedding_act_fn'] else None
@@ -102,6 +104,7 @@ class UNet2DConditionModel(nnx.Module):
         if self.center_input_sample:
             x = 2 * x - 1
 
+        # All conditions except the text states are added to the time features.
         time = self.time_embedding(self.sinusoids(jnp.broadcast_to(timesteps, (batch,))))
         if self.class_embedding is not None:
             labels = jnp.broadcast_to(class_labels, (batch,))
@@ -114,6 +117,7 @@ class UNet2DConditionModel(nnx.Module):
         if self.encoder_hid_proj is not None:
             text = self.encoder_hid_proj(text)
 
+        # Each up block takes the states of the down blocks from the end of the list, the last one first.
         x = self.conv_in(x)
         states = [x]
         for block in self.down_blocks:
@@ -261,7 +265,7 @@ def _blocks(c: Mapping[str, Any], features: int, remat: bool, made: Mapping[str,
     for index, name in enumerate(c['up_block_types']):
         kind, level = UP_BLOCKS[name], last - index
         width, below = channels[level], channels[max(level - 1, 0)]
-        skips = [width] * layers[level] + [below]  # the last state is from the downsampler of the level above
+        skips = [width] * layers[level] + [below]  # the last state is from the downsampler above, or conv_in
         inputs = [before] + [width] * layers[level]
         up.append(
             UpBlock(

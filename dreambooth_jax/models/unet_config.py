@@ -187,6 +187,7 @@ def _entries(full, key):
 
 
 def _check_values(full):
+    # Lists come first, because the later checks go through their entries.
     for key in SEQUENCES:
         if not isinstance(full[key], list | tuple) or not full[key]:
             raise _Wrong(key, full[key], 'a list with one entry per block')

@@ -93,7 +93,7 @@ VIEWS = ('top', 'bottom', 'side', 'back')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """An image as data. None means plain: no pattern, no accessory, a studio backdrop, no style, seen from the front."""
+    """An image as data. None means plain: no pattern or accessory, a studio backdrop, no style, seen from the front."""
 
     class_noun: str
     kind: str | None = None  # one of TOY_KINDS or ANIMAL_KINDS, for the two classes that have kinds
@@ -127,6 +127,7 @@ def sample_scene(rng: np.random.Generator, *, class_noun: str | None = None) -> 
     if class_noun is None:
         weights = np.array([3.0 if name in LIVE_CLASSES else 1.0 for name in CLASSES])
         class_noun = str(rng.choice(CLASSES, p=weights / weights.sum()))
+    # The order of the random numbers below must not change: a seed would give another scene.
     kinds = {'toy': TOY_KINDS, 'stuffed animal': ANIMAL_KINDS}.get(class_noun)
     colour, second_colour = (str(c) for c in rng.choice(list(COLOURS), size=2, replace=False))
 

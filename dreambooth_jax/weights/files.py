@@ -239,6 +239,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         if outside:
             problem = f'names {_listed(map(str, outside))}, no {SUFFIX} file beside it'
         raise WeightsError(f'{index} {problem}; download the whole folder again.')
+    # A shard of another download may have the right name, so its tensors are compared with the index.
     tensors = {}
     for name in files:
         shard = read_tensors(index.parent / name)
@@ -284,6 +285,7 @@ def write_tensors(
         names = [f'{stem}-{i + 1:05d}-of-{len(shards):05d}{SUFFIX}' for i in range(len(shards))]
     index = path.with_name(stem + INDEX_SUFFIX)
     written = [path.with_name(name) for name in names]
+    # All files are first written under temporary names, so that a full disk or a signal leaves the old files unchanged.
     temporary = [file.with_name(f'.{file.name}.{os.getpid()}.tmp') for file in (*written, index)]
     header = {**(metadata or {}), 'format': 'pt'}
     leftovers = contextlib.ExitStack()

@@ -110,6 +110,7 @@ def _read_folder(folder: Path, dtype, components: Sequence[str]) -> Pipeline:
     index = guard.checked_index(_read_json(folder / 'model_index.json'), str(folder / 'model_index.json'))
     class_name = index['_class_name']
     family = FAMILIES[class_name]
+    # Configurations and schedules are checked before any weights are read, so that errors appear at once.
     asked = [component for component in components if component in family.networks and guard.holds(index, component)]
     configs = {component: _read_config(folder / component, component, index[component][1]) for component in asked}
     guard.check_networks(class_name, configs, str(folder))
@@ -125,6 +126,7 @@ def _read_folder(folder: Path, dtype, components: Sequence[str]) -> Pipeline:
                 missing = f'{folder / tokenizer} is missing although model_index.json names it'
                 raise WeightsError(f'{missing}; complete the folder.')
             tokenizers[f'{tokenizer}_folder'] = folder / tokenizer
+    # Weights come last, because reading them takes longest.
     networks = {
         component: _read_network(folder / component, component, config, dtype) for component, config in configs.items()
     }
@@ -208,6 +210,7 @@ def write_pipeline(
         temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
     except OSError as error:
         raise WeightsError(f'{folder} cannot be made: {disk.reason(error)}.') from None
+    # Errors name the final folder instead of the temporary one, which the user does not know.
     with disk.unfinished(temporary):
         try:
             new = temporary / 'new'

@@ -71,6 +71,7 @@ def checked_index(index: Mapping[str, Any], source: str) -> dict[str, Any]:
             f'saves under other names of the same networks, such as StableDiffusionXLImg2ImgPipeline: give a model of '
             f'these, such as storybook.'
         )
+    # Malformed entries would otherwise fail later, without naming this file.
     class_name = PLAIN_CLASSES[name]
     family = FAMILIES[class_name]
     for component in (*family.networks, *family.tokenizers):
@@ -90,6 +91,7 @@ def checked_index(index: Mapping[str, Any], source: str) -> dict[str, Any]:
         if type(value) is not type(default) or value < 0:
             allowed = 'true or false' if isinstance(default, bool) else 'a number of at least 0'
             raise WeightsError(f'{source}: {option} is {value!r} but must be {allowed}; download it again.')
+    # The plain class of the refiner is that of the base model; only its missing text encoder tells them apart.
     if class_name == _XL and holds(index, 'text_encoder_2') and not holds(index, 'text_encoder'):
         raise WeightsError(
             f'{source} names no text_encoder, as that of the SDXL refiner, which only finishes images; give the SDXL '
@@ -167,12 +169,14 @@ def check_networks(class_name: str, configs: Mapping[str, Mapping[str, Any]], so
       source: name of the model for an error.
     Raises: WeightsError, one sentence.
     """
+    # Each configuration must be valid by itself before the parts can be compared.
     full = {}
     for component, config in configs.items():
         try:
             full[component] = kind_of(component, config).resolve(config)
         except ValueError as error:
             raise WeightsError(f'the {component} of {source} is not supported: {str(error).rstrip(".")}.') from None
+    # Pixel families read prompts with a T5 and latent families with CLIPs.
     family = FAMILIES[class_name]
     is_latent = 'vae' in family.networks
     for component in TEXT_ENCODERS:
@@ -186,6 +190,7 @@ def check_networks(class_name: str, configs: Mapping[str, Mapping[str, Any]], so
         _check_vae(full['vae'], source)
     if 'unet' in full:
         _check_unet(class_name, full, source)
+        # The widths can be compared only if all text encoders of the family are known.
         needed = [component for component in family.networks if component in TEXT_ENCODERS]
         if all(component in full for component in needed):
             reads, written = widths_read(configs['unet']), width_written(configs[name] for name in needed)

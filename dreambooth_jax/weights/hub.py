@@ -32,6 +32,7 @@ def find(name: str | os.PathLike, *, folders: Sequence[str], revision: str | Non
       revision: branch, tag or commit of a hub repository; None means its main branch.
     Raises: WeightsError, one sentence: what was found, what is allowed and what to do.
     """
+    # A revision means something only for a model on the hub; ignoring it elsewhere would hide a mistake.
     if revision is not None and (_is_here(name) or not HUB_ID.fullmatch(str(name))):
         raise WeightsError(
             f'revision {revision!r} is given for the model {str(name)!r}, which is none of the hub; leave the revision '
@@ -56,6 +57,7 @@ def find(name: str | os.PathLike, *, folders: Sequence[str], revision: str | Non
         if path.name.endswith(files.SUFFIX):
             return path
         raise WeightsError(f'model {str(name)!r} is a file; it must be {ALLOWED}.')
+    # Only now may it be a hub id: everything that looks like a path has been looked up on this machine.
     is_file_name = path.name.endswith((files.SUFFIX, *files.PICKLED_SUFFIXES))
     if HUB_ID.fullmatch(str(name)) and not is_file_name and not Path(str(name).split('/')[0]).exists():
         return _download_pipeline(str(name), folders, revision)

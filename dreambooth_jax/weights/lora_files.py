@@ -183,6 +183,7 @@ def _to_kohya(path, layers, adapter, sdxl):
             f"{path} cannot hold DoRA's magnitudes: kohya's own code has none, diffusers drops them from this format, "
             f'and AUTOMATIC1111 and ComfyUI compute other norms; export lora_peft, or the merged model.'
         )
+    # All layers without a name are collected, so that one error lists them.
     tensors, nameless = {}, []
     for (component, layer_path), layer in flat.items():
         try:
@@ -198,6 +199,7 @@ def _to_kohya(path, layers, adapter, sdxl):
             f'or train other targets:',
             nameless,
         )
+    # These entries are what kohya's trainer writes; conv_dim is only for convolutions larger than 1x1.
     header = {
         'ss_network_module': 'networks.lora',
         'ss_network_dim': str(adapter.rank),

@@ -88,6 +88,7 @@ def load(
     Raises: WeightsError, one sentence and a line for each tensor that is missing, unused, duplicated, or of the wrong
       shape or type.
     """
+    # Each tensor is assigned to one parameter. Problems are collected, so that one error lists all of them.
     wanted = torch_names(abstract_model)
     params, filled_by, problems = {}, {}, []
     for given, value in tensors.items():
@@ -108,11 +109,13 @@ def load(
             continue
         value = np.asarray(value, np.float32)
         value = value if axes is None else value.transpose(axes)
+        # Tied tensors may be stored under two names; this is harmless if their values are equal.
         if name in filled_by:
             if not (path in params and np.array_equal(params[path], value)):
                 problems.append(f'duplicate: {given} and {filled_by[name]} both fill {path} and differ')
             continue
         params[path], filled_by[name] = value, given
+    # A parameter that no tensor fills would keep a meaningless value.
     problems += [f'missing: {name} {list(wanted[name].shape)}' for name in wanted if name not in filled_by]
     if problems:
         counts = {

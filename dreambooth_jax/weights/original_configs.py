@@ -87,6 +87,7 @@ def detect(shapes: Shapes, *, source: str = 'the file') -> str:
             f'first is {min(shapes, default="not there")}); give a whole model of {", ".join(TITLES.values())}, or a '
             f'pipeline folder.'
         )
+    # The order matters: the upscaler has the text encoder of SD 2.x, so it must be recognised first.
     labels = original_names.UNET_PREFIX + 'label_emb'
     if f'{labels}.weight' in shapes:
         family = 'upscaler'
@@ -101,6 +102,7 @@ def detect(shapes: Shapes, *, source: str = 'the file') -> str:
             f'{source} has a text encoder of another model, such as the SDXL refiner; supported are '
             f'{", ".join(TITLES.values())}.'
         )
+    # Inpainting and other variants have the same names but more input channels.
     channels = _Sizes(shapes, source).unet('input_blocks.0.0.weight')[1]
     guard.check_channels(source, TITLES[family], channels, _IN_CHANNELS[family])
     return family
@@ -165,6 +167,7 @@ def derive(
     for component, prefix in original_names.TEXT_PREFIXES[family].items():
         configs[component] = _text(sizes, prefix, family)
     configs['unet'] = _unet(sizes, family, resolution // 2 ** (len(configs['vae']['block_out_channels']) - 1))
+    # The published configurations of these models differ from the others in this.
     if family == 'sd2' and prediction_type == V_PREDICTION:
         configs['unet']['upcast_attention'] = True
     if family == 'upscaler':
@@ -289,6 +292,7 @@ def _text(sizes: _Sizes, prefix: str, family: str) -> Config:
         embeddings = f'{prefix}text_model.embeddings.'
         tokens, positions = f'{embeddings}token_embedding.weight', f'{embeddings}position_embedding.weight'
         layer, wide, activation = f'{prefix}text_model.encoder.layers.{{}}.', 'mlp.fc1.weight', 'quick_gelu'
+    # The last layer of OpenCLIP-H is in the file but not in diffusers' folders.
     layers = sizes.count(layer + wide)
     if is_open_clip and family != 'sdxl':
         layers = min(layers, original_names.OPEN_CLIP_H_LAYERS)

@@ -136,6 +136,7 @@ def unet_modules(config: Config) -> dict[str, str]:
     if config['addition_embed_type'] == 'text_time':
         table |= {'add_embedding.linear_1': 'label_emb.0.0', 'add_embedding.linear_2': 'label_emb.0.2'}
 
+    # The original code counts ResNets and downsamplers in one sequence; a ResNet and its attention share an index.
     index = 0
     for i, kind in enumerate(down):
         for j in range(layers[i]):
@@ -151,6 +152,7 @@ def unet_modules(config: Config) -> dict[str, str]:
     table |= _transformer('mid_block.attentions.0', 'middle_block.1', depths[-1])
     table |= _inside('mid_block.resnets.1', 'middle_block.2', _RESNET)
 
+    # Going up, an upsampler does not have an index of its own.
     index = -1
     for i, kind in enumerate(up):
         level, attends = blocks - 1 - i, 'CrossAttn' in kind

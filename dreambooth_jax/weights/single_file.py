@@ -241,6 +241,7 @@ def read_single_file(
     """
     path = Path(path)
     given, metadata = files.read_header(path)
+    # The header is enough to recognise the model, so an unsuitable file is refused before its tensors are read.
     if lora_files.are_names_of_lora(given):
         raise WeightsError(
             f'{path} holds LoRA adapters, which change a model and are none; give the model that they were trained on, '
@@ -261,9 +262,11 @@ def read_single_file(
         derived['scheduler']['rescale_betas_zero_snr'] = True
     for component, known in (configs or {}).items():
         derived[component] = {**derived.get(component, {}), **known}
+    # The derived configurations pass the same checks as those of a pipeline folder.
     prefixes = original_names.prefixes(family).items()
     networks = {component: derived[component] for component, _ in prefixes}
     guard.check_networks(derived['model_index']['_class_name'], networks, str(path))
+    # Tensors of networks that are not wanted are not read, because they may be several GB.
     others = tuple(prefix for component, prefix in prefixes if component not in components)
 
     def wanted(name):
