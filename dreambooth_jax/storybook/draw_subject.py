@@ -157,7 +157,7 @@ def _cube(p, k, form):
 
 
 def _animal_behind(p, k, floppy, tail):
-    """The form of a sitting creature's back: the outline of the head over a round body, no face, the tail in the middle."""
+    """The form of a sitting creature's back: a head's outline over a round body, no face, the tail in the middle."""
 
     def parts():
         for s in (-1, 1):
