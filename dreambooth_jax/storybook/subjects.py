@@ -35,8 +35,7 @@ class Subject:
 
 
 # Name: class noun, colour, second colour, mark, mark colour, fine mark, kind. The fine texture is on the half that is
-#   the
-# front of the shape; that half is never white, black or yellow, where the texture would have little contrast.
+# the front of the shape; that half is never white, black or yellow, where the texture would have little contrast.
 _LOOKS = {
     'backpack': ('backpack', 'red', 'blue', 'star', 'yellow', 'hatch'),
     'backpack_dog': ('backpack', 'brown', 'purple', 'heart', 'white', 'checker'),

@@ -30,7 +30,7 @@ TITLES = {
 FAMILIES = tuple(TITLES)
 EPSILON, V_PREDICTION = PREDICTION_TYPES = ('epsilon', 'v_prediction')
 # Names of the files as which SD 2.0 and 2.1 were published. Files of the two kinds differ only in the values of their
-# tensors, so only the name can tell which of the two predictions a file was trained for.
+# tensors, so neither names nor shapes of tensors tell which prediction a file was trained for.
 PUBLISHED_PREDICTION_TYPES = {
     **dict.fromkeys(('512-base-ema', 'v2-1_512-ema-pruned', 'v2-1_512-nonema-pruned'), EPSILON),
     **dict.fromkeys(('768-v-ema', 'v2-1_768-ema-pruned', 'v2-1_768-nonema-pruned'), V_PREDICTION),
