@@ -34,21 +34,26 @@ class ContextPen:
         return tuple(min(255, max(0, round(c + light + self.uniform(-amount, amount) / 2))) for c in colour)
 
     def fade(self, y0: float, y1: float, top: Colour, bottom: Colour):
+        """Fills the rows from y0 to y1 with a vertical gradient."""
         a, b = round(y0 * self.side), round(y1 * self.side)
         self.image.paste(gradient((self.side, max(1, b - a)), top, bottom), (0, a))
 
     def rect(self, x0: float, y0: float, x1: float, y1: float, colour: Colour):
+        """Fills a rectangle."""
         s = self.side
         # PIL's rectangles include their far edges, so 1 px is subtracted to keep neighbours from overlapping.
         self.draw.rectangle((x0 * s, y0 * s, max(x0 * s, x1 * s - 1), max(y0 * s, y1 * s - 1)), fill=colour)
 
     def poly(self, points: list[tuple[float, float]], colour: Colour):
+        """Fills a polygon."""
         self.draw.polygon([(x * self.side, y * self.side) for x, y in points], fill=colour)
 
     def oval(self, x: float, y: float, rx: float, ry: float, colour: Colour):
+        """Fills an ellipse with centre (x, y) and half axes rx, ry."""
         self.draw.ellipse([v * self.side for v in (x - rx, y - ry, x + rx, y + ry)], fill=colour)
 
     def line(self, points: list[tuple[float, float]], width: float, colour: Colour):
+        """Draws a line of this width, at least 1 px."""
         points = [(x * self.side, y * self.side) for x, y in points]
         self.draw.line(points, fill=colour, width=max(1, round(width * self.side)))
 
@@ -62,5 +67,6 @@ class ContextPen:
             self.poly([*top, (1, y + depth), (0, y + depth)], colour)
 
     def dots(self, count: int, xs: tuple[float, float], ys: tuple[float, float], size: float, colour: Colour):
+        """Scatters small ellipses at random positions within the ranges xs and ys."""
         for _ in range(count):
             self.oval(self.uniform(*xs), self.uniform(*ys), size, size * 0.65, self.near(colour, 14))

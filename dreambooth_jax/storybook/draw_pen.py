@@ -32,11 +32,13 @@ class Look:
 
     @property
     def dark(self):
+        """The darker shade, for small parts of the body."""
         # On a black body a darker shade would be invisible, so it is lighter there.
         return mix(self.main, (0, 0, 0), 0.35) if sum(self.main) > 210 else mix(self.main, WHITE, 0.22)
 
     @property
     def light(self):
+        """The lighter shade."""
         return mix(self.main, WHITE, 0.5)
 
 
@@ -58,20 +60,24 @@ class Pen:
         self.su, self.sv, self.du, self.dv = su, sv, du, dv
 
     def at(self, u, v):
+        """Returns the pixel (x, y) on the layer for a point in unit coordinates."""
         u, v = self.su * u + self.du, self.sv * v + self.dv
         return self.cx + self.mirror * u * self.unit, self.cy + v * self.unit
 
     def corners(self, u0, v0, u1, v1):
+        """Returns the pixel box (left, top, right, bottom) on the layer for two opposite corners."""
         (x0, y0), (x1, y1) = self.at(u0, v0), self.at(u1, v1)
         return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
     def ellipse(self, u, v, a, b, fill):
+        """Fills an ellipse with centre (u, v) and half axes a, b."""
         xy = self.corners(u - a, v - b, u + a, v + b)
         self.ink.ellipse(xy, fill=fill)
         if self.on_body:
             self.body_ink.ellipse(xy, fill=255)
 
     def box(self, u0, v0, u1, v1, fill, radius=0.0):
+        """Fills a rectangle, with round corners if `radius` is not zero."""
         xy = self.corners(u0, v0, u1, v1)
         radius = min(radius * self.unit * min(abs(self.su), abs(self.sv)), (xy[2] - xy[0]) / 2, (xy[3] - xy[1]) / 2)
         self.ink.rounded_rectangle(xy, radius, fill=fill)
@@ -79,6 +85,7 @@ class Pen:
             self.body_ink.rounded_rectangle(xy, radius, fill=255)
 
     def poly(self, points, fill):
+        """Fills a polygon."""
         xy = [self.at(u, v) for u, v in points]
         self.ink.polygon(xy, fill=fill)
         if self.on_body:
@@ -103,6 +110,7 @@ class Pen:
 
 
 def nothing():
+    """Draws nothing; for a form without parts or details."""
     pass
 
 

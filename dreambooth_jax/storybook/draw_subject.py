@@ -409,6 +409,7 @@ def paint_subject(scene: world.Scene, image: Image.Image, random: random.Random)
     elif scene.material == 'cube shaped':
         form = _cube(p, k, form)
 
+    # The body mask must be complete before patterns and materials, which cover only the body.
     p.on_body = True
     form.parts()
     p.on_body = True  # parts with their own colours have reset it
@@ -423,6 +424,7 @@ def paint_subject(scene: world.Scene, image: Image.Image, random: random.Random)
         _shiny(p)
     elif scene.material == 'wet':
         _wet(p)
+    # Details come after patterns and materials, so that a face stays visible.
     form.details()
     if scene.fine_mark:
         _fine(p, scene, form, side)
@@ -430,6 +432,7 @@ def paint_subject(scene: world.Scene, image: Image.Image, random: random.Random)
         draw_worn.WORN[scene.accessory](p, form)
     if scene.mark:
         _mark(p, scene, form)
+    # Sparkles and drops must not be squashed by a view's frame.
     p.frame()
     if scene.material == 'shiny':
         _sparkles(p)

@@ -28,6 +28,7 @@ def _clothe(p, corners, colour):
 
 
 def star(p, u, v, r, colour, points=5):
+    """Fills a star with centre (u, v) and outer radius r."""
     angles = [math.pi * (i / points - 0.5) for i in range(2 * points)]
     p.poly(
         [

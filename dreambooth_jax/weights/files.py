@@ -285,8 +285,8 @@ def write_tensors(
         names = [f'{stem}-{i + 1:05d}-of-{len(shards):05d}{SUFFIX}' for i in range(len(shards))]
     index = path.with_name(stem + INDEX_SUFFIX)
     written = [path.with_name(name) for name in names]
-    # All files are first written under temporary names: a full disk must not damage the old files, and a signal must not
-    # leave an incomplete file.
+    # All files are first written under temporary names: a full disk must not damage the old files, and a signal must
+    # not leave an incomplete file.
     temporary = [file.with_name(f'.{file.name}.{os.getpid()}.tmp') for file in (*written, index)]
     header = {**(metadata or {}), 'format': 'pt'}
     leftovers = contextlib.ExitStack()

@@ -101,7 +101,9 @@ def write_pipeline(
 
     Args:
       pipeline: a pipeline with all its networks.
-      path: as in write_single_file, and so are the other arguments.
+      path: as in write_single_file.
+      dtype: as in write_single_file.
+      metadata: as in write_single_file.
     Returns: the path of the file.
     Raises: WeightsError as write_single_file does, and if the pipeline is incomplete or its family has no such layout.
     """

@@ -75,6 +75,7 @@ def _trace(cascade: Cascade, stage: str) -> None:
     schedule = schedules.from_config(pipeline.scheduler)
     for sampler in ('ddpm', 'ddim', 'dpmsolver++'):
         assert np.isfinite(np.asarray(jax.tree.leaves(samplers.step_table(schedule, sampler, 3))[0])).all()
+    # A token beyond the table would give NaN without an error, which shapes do not show.
     conditioning = cascade.conditioning(stage)
     reader = cascade._reader(stage)
     encoders = {component: shapes(network.params) for component, network in reader.text_encoders.items()}
@@ -96,6 +97,7 @@ def _trace(cascade: Cascade, stage: str) -> None:
             'low': jax.ShapeDtypeStruct((2, low_size, low_size, 3), 'float32'),
             'level': jax.ShapeDtypeStruct((2,), 'int32'),
         }
+    # Sampling, decoding and encoding are traced with abstract arrays, which finds every mismatch of shapes.
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     sample = cascade.sampler(stage, 2, 4.0, 'ddim')
     sampled = jax.eval_shape(sample, shapes(pipeline.unet.params), text, text, keys, **low)
