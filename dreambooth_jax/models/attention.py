@@ -4,8 +4,8 @@ On NVIDIA cards, in half precision, cuDNN's flash kernel computes the attention 
 logits are never stored. On CPUs it is computed in a form that is fast with XLA's CPU backend, and everywhere else, also
 on TPUs, with jax.nn's implementation for XLA. (The compiler cannot partition the kernels in
 jax.experimental.pallas.ops.tpu, but parallel.mode "fsdp" needs this.) Without a flash kernel, the queries are split
-into parts if the logits of all of them would be large, and each part is computed again in the backward pass, so that
-all logits are never stored at once: Rabe & Staats 2021, Self-attention Does Not Need O(n^2) Memory.
+into parts if the logits of all of them would be large, and each part is computed again in the backward pass. So the
+logits of all queries are never stored either: Rabe & Staats 2021, Self-attention Does Not Need O(n^2) Memory.
 
 Logits and softmax are f32, whatever the compute dtype is. Attributes have the names of the published checkpoints.
 
@@ -105,9 +105,8 @@ def _cuda_capability() -> tuple[int, int] | None:
 
 def _attend_on_cpu(query, key, value, scale, bias):
     # Moving the heads before the tokens first is faster: if one einsum computes the same products, as in
-    # jax.nn.dot_product_attention, XLA's CPU backend takes twice as long (two cores, 2 x 1024 tokens, 8 heads of 40,
-    # with
-    # gradients: 134 ms against 310 ms).
+    # jax.nn.dot_product_attention, XLA's CPU backend takes twice as long (134 ms against 310 ms with gradients, on two
+    # cores, for 2 x 1024 tokens and 8 heads of 40).
     query, key, value = (jnp.swapaxes(part, 1, 2) for part in (query * scale, key, value))
     logits = jnp.einsum('bhqd,bhkd->bhqk', query, key, preferred_element_type=jnp.float32)
     if bias is not None:

@@ -21,7 +21,7 @@ _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 def convolve(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
     """Computes what `jax.lax.conv_general_dilated` computes for nnx.Conv; only the computation of the gradient differs.
 
-    Convolutions with strides, groups or dilation are passed on to JAX unchanged.
+    Convolutions with strides, groups, dilation or a named padding are passed on to JAX unchanged.
 
     Args:
       x: f[B, H, W, C].
@@ -72,7 +72,7 @@ def _sliced_kernel_gradient(kernel, padding, x, gradient):
     batch, height, width, channels = gradient.shape
     if channels <= FEW_CHANNELS:
         return _kernel_gradient(kernel, padding, x, gradient)
-    # A slice takes several images, so that it has about SLICE_POSITIONS positions, but there are at most MOST_SLICES.
+    # A slice has as many images as SLICE_POSITIONS allows, or more if there would be more than MOST_SLICES slices.
     rows = max(1, SLICE_POSITIONS // (height * width), -(-batch // MOST_SLICES))
     parts = [
         _kernel_gradient(kernel, padding, x[first : first + rows], gradient[first : first + rows])

@@ -3,8 +3,7 @@
 Submodules have the names of the published checkpoints.
 
 Source: diffusers 0.42.1 models/transformers/transformer_2d.py, models/attention.py (BasicTransformerBlock,
-  FeedForward),
-models/attention_processor.py (Attention).
+FeedForward), models/attention_processor.py (Attention).
 """
 
 import jax.numpy as jnp

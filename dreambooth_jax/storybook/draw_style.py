@@ -128,8 +128,7 @@ def _vermeer(image: Image.Image, random: Random) -> Image.Image:
 def _warhol(image: Image.Image, random: Random) -> Image.Image:
     pixels = _floats(image)
     luma = _luma(pixels)
-    # Each channel is switched on or off at a threshold near the image's median, so that dark and pale scenes keep
-    # detail.
+    # Each channel is on or off at a threshold near the image's median, so that dark and pale scenes keep their detail.
     middle = float(np.median(luma)) * 0.5 + 64
     vivid = luma + (pixels - luma) * 2.2
     bits = (vivid > middle) @ np.array([4, 2, 1], np.uint8)
@@ -173,8 +172,7 @@ def _hokusai(image: Image.Image, random: Random) -> Image.Image:
     # Bokashi: a graded band of Prussian blue along the top edge, as printers make it.
     band = np.clip(1 - y / random.uniform(0.16, 0.22), 0, 1) * 0.85
     pixels += (np.array([16, 34, 92], np.float32) - pixels) * band
-    # The outlines of the key block follow jumps of the tone; they are one pixel wide at 32 px, and wider in larger
-    # images.
+    # The outlines of the key block follow jumps of the tone; they are 1 px wide at 32 px, and wider in larger images.
     reach = max(1, side // 64)
     source = _floats(image)
     edge = np.zeros((side, side), bool)

@@ -30,8 +30,8 @@ CLASSES = (
     'vase',
 )
 LIVE_CLASSES = ('cat', 'dog')
-# Classes that can wear something. The paper's accessory prompts are for live subjects; here other figures wear them
-# too.
+# Classes that can wear something. The paper's accessory prompts are only for live subjects; here other figures with a
+# head wear them too.
 WEARING_CLASSES = ('cat', 'dog', 'stuffed animal', 'toy', 'cartoon')
 TOY_KINDS = ('duck', 'robot', 'monster', 'car', 'poop')  # what a 'toy' may look like
 ANIMAL_KINDS = ('bear', 'sloth', 'wolf')  # what a 'stuffed animal' may look like
