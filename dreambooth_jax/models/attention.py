@@ -1,12 +1,14 @@
-"""Softmax attention, the one place where its implementation is chosen, and the attention layers of DeepFloyd IF.
+"""Softmax attention, whose implementation is chosen only here, and the attention layers of DeepFloyd IF.
 
-On NVIDIA cards in half precision cuDNN's flash kernel computes it where it can, and the logits are never stored; on
-CPUs a form that XLA's CPU backend is quick with; everywhere else, TPUs included, jax.nn's form for XLA. (The kernels in
-jax.experimental.pallas.ops.tpu cannot be partitioned by the compiler, which parallel.mode "fsdp" relies on.) Without a
-flash kernel, queries are taken in parts where the logits of all would be large, and each part is computed again in the
-backward pass, so that they are never stored either: Rabe & Staats 2021, Self-attention Does Not Need O(n^2) Memory.
+On NVIDIA cards, in half precision, cuDNN's flash kernel computes the attention if it supports the shapes; then the
+logits are never stored. On CPUs it is computed in a form that is fast with XLA's CPU backend, and everywhere else, also
+on TPUs, with jax.nn's implementation for XLA. (The compiler cannot partition the kernels in
+jax.experimental.pallas.ops.tpu, but parallel.mode "fsdp" needs this.) Without a flash kernel, the queries are split
+into parts if the logits of all of them would be large, and each part is computed again in the backward pass. So the
+logits of all queries are never stored either: Rabe & Staats 2021, Self-attention Does Not Need O(n^2) Memory.
 
-Logits and softmax are f32 whatever the compute dtype is. Attribute names are those of the published checkpoints.
+Logits and softmax are f32, whatever the compute dtype is. Attributes have the names of the published checkpoints.
+
 Source: diffusers 0.42.1 models/attention_processor.py (Attention, AttnAddedKVProcessor2_0), models/embeddings.py.
 """
 
@@ -17,24 +19,25 @@ from flax import nnx
 from dreambooth_jax.models.functional import call
 from dreambooth_jax.models.layers import GroupNorm, layer_norm
 
-# The norm of the text states inside attention has its own group count, whatever norm_num_groups says:
+# The norm of the text states inside attention has its own number of groups, independent of norm_num_groups. It is
 # `cross_attention_norm_num_groups` of diffusers' Attention, which no configuration sets.
 CROSS_NORM_GROUPS = 32
 FLASH_DTYPES = (jnp.bfloat16, jnp.float16)
-FLASH_QUERIES = 128  # with fewer queries (the pooling's single one) there are no logits worth not storing
-PART = 2**21  # logits of a head at once: 512 queries of an image of 512 x 512 px in Stable Diffusion
-LARGE = 2 * PART  # more are computed in parts
+FLASH_QUERIES = 128  # with fewer queries, such as the single one of AttentionPooling, the logits are small anyway
+PART = 2**21  # most logits of a head in one part: 512 queries for an image of 512 x 512 px in Stable Diffusion
+LARGE = 2 * PART  # if a head has more logits than this, they are computed in parts
 
 
 def attend(query, key, value, *, scale: float, bias=None):
-    """Softmax attention per head.
+    """Computes softmax attention for each head.
 
     Args:
       query: f[B, Q, heads, D].
-      key, value: f[B, K, heads, D], of the dtype of `query`.
+      key: f[B, K, heads, D] with the dtype of `query`.
+      value: f[B, K, heads, D] with the dtype of `query`.
       scale: factor on the logits.
-      bias: f32 broadcastable to [B, heads, Q, K], four axes, added to the scaled logits.
-    Returns: f[B, Q, heads, D] in the dtype of `value`.
+      bias: f32 with four axes, broadcastable to [B, heads, Q, K]; it is added to the scaled logits.
+    Returns: f[B, Q, heads, D] with the dtype of `value`.
     """
     if jax.default_backend() != 'cpu' and flash_fits(query.shape, query.dtype, bias is not None, _cuda_capability()):
         return _flash_attend(query, key, value, scale)
@@ -53,7 +56,7 @@ def attend(query, key, value, *, scale: float, bias=None):
 
 
 def _parts(queries: int, keys: int) -> int:
-    """Into how many equal parts the queries go: as few as keep a part's logits within PART."""
+    """Number of equal parts of the queries: the smallest for which the logits of a part are at most PART."""
     if queries * keys <= LARGE:
         return 1
     return next(parts for parts in range(-(-queries * keys // PART), queries + 1) if queries % parts == 0)
@@ -66,12 +69,14 @@ def _attend_at_once(query, key, value, scale, bias=None):
 
 
 def flash_fits(query_shape, dtype, has_bias: bool, capability: tuple[int, int] | None) -> bool:
-    """Whether cuDNN's flash attention computes this on a card of this compute capability (None: no NVIDIA card).
+    """Whether cuDNN's flash attention should compute this.
 
     Args:
       query_shape: (B, Q, heads, D).
-      has_bias: its gradient is as large as the logits, so that nothing is gained.
-    Source: jax 0.10 _src/cudnn/fused_attention_stablehlo.py, check_is_flash_attention; cuDNN's own floor is Ampere.
+      dtype: dtype of the queries.
+      has_bias: whether there is a bias. Then nothing is gained, because its gradient is as large as the logits.
+      capability: compute capability of the NVIDIA card; None on other devices.
+    Source: jax 0.10 _src/cudnn/fused_attention_stablehlo.py, check_is_flash_attention; cuDNN requires at least Ampere.
     """
     if capability is None or capability < (8, 0) or has_bias or dtype not in FLASH_DTYPES:
         return False
@@ -83,7 +88,8 @@ def flash_fits(query_shape, dtype, has_bias: bool, capability: tuple[int, int] |
 def _flash_attend(query, key, value, scale):
     batch, length = key.shape[:2]
     options = {}
-    if length % 2:  # cuDNN's gradient wants even lengths, and texts have 77 tokens: one more that nothing attends to
+    if length % 2:
+        # cuDNN's gradient needs an even length, but a text has 77 tokens. So one token is added that is never attended.
         key, value = (jnp.pad(part, ((0, 0), (0, 1), (0, 0), (0, 0))) for part in (key, value))
         options['key_value_seq_lengths'] = jnp.full(batch, length, jnp.int32)
     return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation='cudnn', **options)
@@ -98,8 +104,9 @@ def _cuda_capability() -> tuple[int, int] | None:
 
 
 def _attend_on_cpu(query, key, value, scale, bias):
-    # Heads go before tokens first: with the same products in one einsum, as in jax.nn.dot_product_attention, XLA's CPU
-    # backend takes twice as long (two cores, 2 x 1024 tokens, 8 heads of 40: 134 ms against 310 ms with gradients).
+    # Moving the heads before the tokens first is faster: if one einsum computes the same products, as in
+    # jax.nn.dot_product_attention, XLA's CPU backend takes twice as long (134 ms against 310 ms with gradients, on two
+    # cores, for 2 x 1024 tokens and 8 heads of 40).
     query, key, value = (jnp.swapaxes(part, 1, 2) for part in (query * scale, key, value))
     logits = jnp.einsum('bhqd,bhkd->bhqk', query, key, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -109,20 +116,24 @@ def _attend_on_cpu(query, key, value, scale, bias):
 
 
 def split_heads(x, heads: int):
-    """f[B, L, heads * D] -> f[B, L, heads, D]; the head is the slower part of a channel's number, as in torch."""
+    """Splits f[B, L, heads * D] into f[B, L, heads, D]; the channels of a head are adjacent, as in torch."""
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
 class AddedKVAttention(nnx.Module):
-    """Residual attention of pixels to the text's tokens and (unless only_cross_attention) to all pixels.
+    """Residual attention of pixels to the tokens of the text and, unless only_cross_attention, to all pixels.
 
-    Args of the constructor:
-      channels: of the feature map. head_dim: width of a head, a divisor of `channels`.
+    Args:
+      channels: channels of the feature map.
+      head_dim: width of a head, a divisor of `channels`.
       text_channels: width of the text states.
-      groups, epsilon: of the group norm at the input.
+      groups: number of groups of the norm at the input.
+      epsilon: epsilon of the norm at the input.
       cross_norm: norm of the text states: None, 'layer_norm' or 'group_norm'.
-      only_cross_attention: no keys and values from the pixels.
-      remat: recompute everything but the sum in the backward pass.
+      only_cross_attention: if true, pixels do not attend to pixels.
+      remat: whether everything except the residual sum is computed again in the backward pass.
+      dtype: compute dtype.
+      rngs: source of the initial parameters.
     """
 
     def __init__(
@@ -162,7 +173,7 @@ class AddedKVAttention(nnx.Module):
         self.to_out = nnx.List([dense(channels, kernel_init=nnx.initializers.zeros_init())])
 
     def __call__(self, x, text):
-        """x f[B, H, W, channels], text f[B, L, text_channels] -> f[B, H, W, channels]."""
+        """Maps x f[B, H, W, channels] and text f[B, L, text_channels] to f[B, H, W, channels]."""
         return x + call(self._branch, x, text, remat=self.remat)
 
     def _branch(self, x, text):
@@ -178,7 +189,10 @@ class AddedKVAttention(nnx.Module):
 
 
 class AttentionPooling(nnx.Module):
-    """Pools f[B, L, features] to f[B, features]: the mean of the tokens (and a bias) asks all tokens and itself."""
+    """Pools f[B, L, features] to f[B, features].
+
+    The mean of the tokens, to which a learned bias is added, attends to itself and to all tokens.
+    """
 
     def __init__(self, features: int, heads: int, *, dtype, rngs: nnx.Rngs):
         self.heads = heads
@@ -199,7 +213,7 @@ class AttentionPooling(nnx.Module):
 
 
 class TextTimeEmbedding(nnx.Module):
-    """The text's contribution to the time features: f[B, L, text_features] -> f[B, features]."""
+    """Computes what the text adds to the time features: f[B, L, text_features] -> f[B, features]."""
 
     def __init__(self, text_features: int, features: int, heads: int, *, dtype, rngs: nnx.Rngs):
         self.norm1 = layer_norm(text_features, dtype=dtype, rngs=rngs)

@@ -1,12 +1,14 @@
-"""The text encoder of CLIP: token ids in, one state per token and one for the whole text out. Stable Diffusion reads
-its prompts with it: OpenAI's L/14 (1.x, XL), OpenCLIP's H/14 (2.x, upscaler) and bigG/14 with its projection (XL).
+"""The text encoder of CLIP, which maps token ids to one state for each token and one for the whole text.
 
-Children are named as in the published checkpoints; transformers 5 leaves `text_model.` out of the names of a model
-without projection when it writes (weights/aliases.py). Which states a pipeline takes:
+Stable Diffusion reads its prompts with it: OpenAI's L/14 (1.x, XL), OpenCLIP's H/14 (2.x, upscaler), and bigG/14 with
+its projection (XL).
+
+Submodules have the names of the published checkpoints. transformers 5 writes a model without projection without
+`text_model.` in its names (weights/aliases.py). The pipelines of diffusers use these states:
 
     StableDiffusionPipeline.encode_prompt, clip_skip=None or n    skip=n or 0, final_norm=True
     StableDiffusionXLPipeline.encode_prompt, clip_skip=None or n  skip=n + 1 or 1, final_norm=False, of both encoders,
-                                                                  side by side; `pooled` of the one with projection
+                                                                  joined; `pooled` of the encoder with projection
 
 Source: transformers 5.23 models/clip/modeling_clip.py; Radford et al. 2021.
 """
@@ -21,7 +23,7 @@ from dreambooth_jax.models import configuration
 from dreambooth_jax.models.attention import attend, split_heads
 from dreambooth_jax.models.layers import ACTIVATIONS, layer_norm
 
-# Constructor defaults of transformers' CLIPTextConfig, of the keys that shape the network.
+# Defaults of transformers' CLIPTextConfig for the keys that determine the network.
 DEFAULTS = {
     'model_type': 'clip_text_model',
     'vocab_size': 49408,
@@ -37,17 +39,20 @@ DEFAULTS = {
     'eos_token_id': 49407,
 }
 CHOICES = {
-    'model_type': ('clip_text_model',),  # the config.json of a whole CLIP nests the text encoder's: defaults would do
+    # The config.json of a whole CLIP nests that of its text encoder; read as it is, it would silently give the
+    # defaults.
+    'model_type': ('clip_text_model',),
     'hidden_act': ('gelu', 'quick_gelu'),
 }
-# In published files, which were written before transformers knew the tokenizer's id: the text ends at its highest id.
+# eos_token_id in published files, written before transformers stored the tokenizer's id. Then the end of the text is
+# the position of its highest id.
 END_IS_HIGHEST_ID = 2
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks the config.json of a CLIP text encoder and completes it.
+    """Checks and completes the config.json of a CLIP text encoder.
 
-    Returns: the keys of DEFAULTS; other keys do not concern the network and are left out.
+    Returns: all keys of DEFAULTS. Other keys do not concern the network and are left out.
     Raises: ValueError, one sentence with the key, the value found and the values allowed.
     """
     full = configuration.resolve('clip', config, DEFAULTS, choices=CHOICES)
@@ -59,7 +64,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class SelfAttention(nnx.Module):
-    """Self-attention of f[B, L, hidden_size]."""
+    """Self-attention over f[B, L, hidden_size]."""
 
     def __init__(self, c, made):
         width, depth = c['hidden_size'], c['num_hidden_layers']
@@ -71,13 +76,13 @@ class SelfAttention(nnx.Module):
         self.out_proj = _dense(width, width, width**-0.5, c, made)
 
     def __call__(self, x, bias):
-        """x f[B, L, hidden_size], bias f32 broadcastable to [B, heads, L, L] -> f[B, L, hidden_size]."""
+        """Maps x f[B, L, hidden_size], with bias f32 broadcastable to [B, heads, L, L], to f[B, L, hidden_size]."""
         query, key, value = (split_heads(dense(x), self.heads) for dense in (self.q_proj, self.k_proj, self.v_proj))
         return self.out_proj(attend(query, key, value, scale=query.shape[-1] ** -0.5, bias=bias).reshape(x.shape))
 
 
 class FeedForward(nnx.Module):
-    """fc2(activation(fc1 x))."""
+    """Computes fc2(activation(fc1(x)))."""
 
     def __init__(self, c, made):
         width, hidden, depth = c['hidden_size'], c['intermediate_size'], c['num_hidden_layers']
@@ -90,7 +95,7 @@ class FeedForward(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One transformer layer, norms first."""
+    """One transformer layer, in which each norm precedes its sublayer."""
 
     def __init__(self, c, made):
         self.self_attn = SelfAttention(c, made)
@@ -104,7 +109,7 @@ class Layer(nnx.Module):
 
 
 class Embeddings(nnx.Module):
-    """What each token and each place says: i32[B, L] -> f[B, L, hidden_size]."""
+    """Sum of the token and position embeddings: i32[B, L] -> f[B, L, hidden_size]."""
 
     def __init__(self, c, made):
         width, start = c['hidden_size'], nnx.initializers.normal(0.02 * c['initializer_factor'])
@@ -119,14 +124,14 @@ class Embeddings(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """The layers."""
+    """The stack of transformer layers."""
 
     def __init__(self, c, made):
         self.layers = nnx.List([Layer(c, made) for _ in range(c['num_hidden_layers'])])
 
 
 class TextTransformer(nnx.Module):
-    """Embeddings, layers and the norm after them."""
+    """The embeddings, the layers and the final norm."""
 
     def __init__(self, c, made):
         self.embeddings = Embeddings(c, made)
@@ -137,15 +142,15 @@ class TextTransformer(nnx.Module):
 class CLIPTextModel(nnx.Module):
     """CLIP's text encoder.
 
-    The vocabulary is as large as the table of token embeddings that it is called with: rows behind the table (textual
+    The vocabulary is as large as the token table in the parameters of a call: table rows added at its end (textual
     inversion) are further tokens.
 
-    Args of the constructor:
-      config: the dictionary of a transformers config.json; missing keys take CLIPTextConfig's defaults.
+    Args:
+      config: contents of a transformers config.json; missing keys have the defaults of CLIPTextConfig.
       dtype: compute dtype; parameters are f32.
-      rngs: source of the initial parameters, distributed as transformers' `_init_weights`.
-      projection: with the projection of the pooled state, as transformers' CLIPTextModelWithProjection.
-    Raises: ValueError, one sentence, for a configuration that is not supported.
+      rngs: source of the initial parameters, which have the distributions of transformers' `_init_weights`.
+      projection: whether the pooled state is projected, as in transformers' CLIPTextModelWithProjection.
+    Raises: ValueError, one sentence, if the configuration is not supported.
     """
 
     def __init__(self, config: Mapping[str, Any], *, dtype=jnp.float32, rngs: nnx.Rngs, projection: bool = False):
@@ -161,22 +166,23 @@ class CLIPTextModel(nnx.Module):
     def __call__(self, input_ids, attention_mask=None, *, skip: int = 0, final_norm: bool = True):
         """Encodes token ids.
 
-        Args:
-          input_ids: i32[B, L], 0 <= id < rows of the token table (beyond, the states are NaN); L at most
-            max_position_embeddings, 77.
-          attention_mask: int or bool [B, L], zero where the token is padding and must not be seen. None as in Stable
-            Diffusion's pipelines: a token sees itself and all before it, so padding behind a text sees the text.
-          skip: how many layers, from the last, `states` leave out.
-          final_norm: whether the final norm is applied to `states`; the pooled state always has it.
-        Returns: (states, pooled).
-          states: f32[B, L, hidden_size], transformers' hidden_states[-(skip + 1)] before the norm.
-          pooled: f32[B, hidden_size], or f32[B, projection_dim] with projection: the last layer's state at the end of
-            the text, whatever `skip` is. Under jit it costs nothing if it is not used.
-        Raises: ValueError for ids of another shape, or for a `skip` that is not 0..num_hidden_layers.
+        The end of a text is the first position of eos_token_id. If eos_token_id is 2, as in published files, it is the
+        position of the highest id, as in transformers; there and here, a token added at the end of the table then
+        counts as the end.
 
-        The end of the text is where eos_token_id first stands. With eos_token_id 2, as published files have it, it is
-        where the highest id stands: so it is in transformers, and there as here a token added behind the table takes
-        its place.
+        Args:
+          input_ids: i32[B, L] with 0 <= id < number of table rows (the states of a higher id are NaN), and L at most
+            max_position_embeddings, 77.
+          attention_mask: int or bool [B, L], zero for padding tokens, which are not attended to. With None, as in
+            Stable Diffusion's pipelines, a token attends to itself and all tokens before it, so padding after a text
+            attends to the text.
+          skip: number of layers, counted from the last, that `states` do not pass through.
+          final_norm: whether the final norm is applied to `states`. It is always applied to the pooled state.
+        Returns: (states, pooled).
+          states: f32[B, L, hidden_size], which is transformers' hidden_states[-(skip + 1)] before the norm.
+          pooled: f32[B, hidden_size], or f32[B, projection_dim] with projection: the last layer's state at the end of
+            the text, independent of `skip`. If it is not used, jit removes its computation.
+        Raises: ValueError if input_ids have another shape, or if `skip` is not in 0..num_hidden_layers.
         """
         layers = self.text_model.encoder.layers
         if not 0 <= skip <= len(layers):
@@ -196,7 +202,7 @@ class CLIPTextModel(nnx.Module):
         return states.astype(jnp.float32), pooled.astype(jnp.float32)
 
     def _end(self, input_ids):
-        """Place of the end of each text, i32[B]."""
+        """Position of the end of each text, i32[B]."""
         is_end = input_ids if self.eos_token_id == END_IS_HIGHEST_ID else input_ids == self.eos_token_id
         return jnp.argmax(is_end, axis=-1)
 
@@ -207,7 +213,7 @@ def _dense(in_features, out_features, std, c, made, **options):
 
 
 def _bias(length: int, attention_mask):
-    """f32[1 or B, 1, L, L] for the logits: no token sees a later one, or padding."""
+    """Bias f32[1 or B, 1, L, L] on the logits, so that no token attends to a later token or to padding."""
     visible = jnp.tril(jnp.ones((1, 1, length, length), bool))
     if attention_mask is not None:
         visible = visible & (jnp.asarray(attention_mask)[:, None, None, :] != 0)

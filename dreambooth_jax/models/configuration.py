@@ -1,4 +1,4 @@
-"""Contents of a config.json, completed with the reference's defaults and checked: one sentence for a wrong value."""
+"""Completes the contents of a config.json with the defaults of the reference, and checks them."""
 
 import math
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def wrong(network: str, key: str, value: Any, allowed: str) -> ValueError:
-    """The error of a value that is not supported, e.g. of ('vae', 'layers_per_block', 0, 'a positive integer')."""
+    """Returns the error for an unsupported value, e.g. ('vae', 'layers_per_block', 0, 'a positive integer')."""
     return ValueError(f'{network} config: {key} is {value!r} but must be {allowed}')
 
 
 def is_positive(value: Any, kind) -> bool:
-    """Whether it is a finite number of this kind (a type or a union of them) above zero; True is no number."""
+    """Whether the value is a finite number above zero of this type, or one of a union of types; a bool is no number."""
     return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < math.inf
 
 
@@ -23,16 +23,16 @@ def resolve(
     choices: Mapping[str, tuple],
     fixed: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Completes a config.json and checks what it says, except lists, which the network checks.
+    """Completes a config.json and checks its values, except lists, which the network checks itself.
 
     Args:
-      network: what an error calls it.
-      config: keys that `defaults` lacks are left out.
-      defaults: of the reference's constructor. A value must be of its default's kind: a positive integer for an
-        integer, a positive number for a float, a bool for a bool.
-      choices: {key: values allowed}, instead of the kind.
-      fixed: keys that have no other value than the default.
-    Returns: every key of `defaults`.
+      network: name of the network for an error.
+      config: contents of the file; keys that `defaults` lacks are left out.
+      defaults: {key: default in the constructor of the reference}. The type of the default determines which values are
+        allowed: positive integers for an int, positive numbers for a float, bools for a bool.
+      choices: {key: allowed values}, which replace the rule of `defaults`.
+      fixed: keys for which only the default is allowed.
+    Returns: all keys of `defaults`.
     Raises: ValueError, one sentence with the key, the value found and the values allowed.
     """
     full = {key: config.get(key, default) for key, default in defaults.items()}

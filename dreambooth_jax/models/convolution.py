@@ -1,10 +1,9 @@
-"""A convolution whose kernel gradient is fast on CPUs too.
+"""A convolution whose kernel gradient is also fast on CPUs.
 
-XLA's CPU backend turns the gradient of a kernel into one matrix product whose inner dimension is every position of
-every image, and its packing falls out of the caches: at 32x32 it runs three times slower than the sum of the same
-products over slices of the batch of some thousand positions. With few output channels it is the other way round. On
-other platforms the usual gradient is kept.
-Measured by experiments/speed/convolution.py.
+XLA's CPU backend computes the gradient of a kernel as one matrix product whose inner dimension is all positions of all
+images, and the packed operands do not fit into the caches. At 32x32 this takes three times as long as adding up the
+same products over slices of the batch with some thousand positions each. With few output channels the single product is
+faster. On other platforms JAX's own gradient is used. Measured by experiments/speed/convolution.py.
 """
 
 import functools
@@ -12,17 +11,25 @@ import functools
 import jax
 import jax.numpy as jnp
 
-SLICE_POSITIONS = 4096  # output positions of one partial sum
-MOST_SLICES = 16  # more only lengthen compilation
-FEW_CHANNELS = 16  # up to so many outputs the single product is the fast one
+SLICE_POSITIONS = 4096  # output positions in one partial sum
+MOST_SLICES = 16  # more slices only take longer to compile
+FEW_CHANNELS = 16  # up to this many output channels the single product is faster
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
-    """`jax.lax.conv_general_dilated` as nnx.Conv calls it: f[B, H, W, C] with f[h, w, C, D]; only the gradient differs.
+    """Computes what `jax.lax.conv_general_dilated` computes for nnx.Conv; only the computation of the gradient differs.
 
-    Strided and otherwise unusual convolutions go to JAX as they are.
+    Convolutions with strides, groups, dilation or a named padding are passed on to JAX unchanged.
+
+    Args:
+      x: f[B, H, W, C].
+      kernel: f[h, w, C, D].
+      strides: as in conv_general_dilated.
+      padding: as in conv_general_dilated.
+      **options: further arguments of conv_general_dilated.
+    Returns: f[B, H', W', D].
     """
     usual = options.get('feature_group_count', 1) == 1 and all(
         dilation in (None, 1, (1, 1)) for dilation in (options.get('lhs_dilation'), options.get('rhs_dilation'))
@@ -65,6 +72,7 @@ def _sliced_kernel_gradient(kernel, padding, x, gradient):
     batch, height, width, channels = gradient.shape
     if channels <= FEW_CHANNELS:
         return _kernel_gradient(kernel, padding, x, gradient)
+    # A slice has as many images as SLICE_POSITIONS allows, or more if there would be more than MOST_SLICES slices.
     rows = max(1, SLICE_POSITIONS // (height * width), -(-batch // MOST_SLICES))
     parts = [
         _kernel_gradient(kernel, padding, x[first : first + rows], gradient[first : first + rows])

@@ -1,8 +1,8 @@
 """Networks as pure functions of a flat dictionary of parameters.
 
-A network is declared as an NNX module and leaves this file as `(apply, params)`: everything above (losses, optimiser,
-placement, checkpoints, weights) handles a plain pytree and plain functions. The keys are the dotted NNX paths, e.g.
-'down_blocks.0.resnets.0.conv1.kernel', which name the same tensors as the published checkpoint does.
+A network is written as an NNX module, and this module turns it into `(apply, params)`. So all other code (losses,
+optimizer, placement, checkpoints, weights) handles plain pytrees and plain functions. The keys of the parameters are
+dotted NNX paths, such as 'down_blocks.0.resnets.0.conv1.kernel', which the published checkpoint also uses.
 """
 
 import math
@@ -17,11 +17,11 @@ AbstractParams = dict[str, jax.ShapeDtypeStruct]
 
 
 class Keys:
-    """Stands in for nnx.Rngs while a network is built: the n-th call of `params()` gives the key folded with n.
+    """Replaces nnx.Rngs while a network is built: the n-th call of `params()` returns the seed's key folded with n.
 
-    nnx.Rngs counts in a traced array; building IF-I-XL abstractly takes 12 s with it and 1 s with a Python integer.
+    nnx.Rngs counts with a traced array. With it, building IF-I-XL abstractly takes 12 s; with a Python integer, 1 s.
 
-    Args of the constructor:
+    Args:
       seed: an integer or a key (jax.random.key).
     """
 
@@ -30,21 +30,21 @@ class Keys:
         self._count = 0
 
     def params(self) -> jax.Array:
-        """The next key."""
+        """Returns the next key."""
         self._count += 1
         return jax.random.fold_in(self._key, self._count)
 
 
 def split(model: nnx.Module) -> tuple[Callable[..., Any], Params]:
-    """Separates a network into its pure function and its parameters.
+    """Separates a network into a pure function and its parameters.
 
     Args:
-      model: a module whose only variables are nnx.Param; an abstract one (nnx.eval_shape) gives abstract parameters.
+      model: a module whose only variables are nnx.Param; an abstract module (nnx.eval_shape) gives abstract parameters.
     Returns: (apply, params). `apply(params, *args, **kwargs)` equals `model(*args, **kwargs)` with these parameters, or
-      `model.decode(*args, **kwargs)` with the keyword method='decode'; it may be traced by jit, grad, pmap and scan;
-      whatever is static in the module is captured.
-    Raises: ValueError if the module holds other state (random keys, running statistics); `apply` raises ValueError if
-      the names of its parameters are not those of the module.
+      `model.decode(*args, **kwargs)` if the keyword method='decode' is given too. jit, grad, pmap and scan may trace
+      it. Static attributes of the module are fixed in it.
+    Raises: ValueError if the module has other state, such as random keys or running statistics. `apply` raises
+      ValueError if the names of its parameters are not those of the module.
     """
     graph, state = nnx.split(model)
     variables = {'.'.join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
@@ -66,7 +66,7 @@ def split(model: nnx.Module) -> tuple[Callable[..., Any], Params]:
 
 
 def abstract(constructor: Callable[[], nnx.Module]) -> tuple[Callable[..., Any], AbstractParams]:
-    """The same as `split(constructor())` without computing or storing any parameter.
+    """Does the same as `split(constructor())` without computing or storing any parameter.
 
     Args:
       constructor: makes the module, e.g. `lambda: UNet2DConditionModel(config, rngs=Keys(0))`.
@@ -77,30 +77,33 @@ def abstract(constructor: Callable[[], nnx.Module]) -> tuple[Callable[..., Any],
 
 
 def init(constructor: Callable[[Keys], nnx.Module], seed: int | jax.Array) -> tuple[Callable[..., Any], Params]:
-    """A freshly initialised network, its parameters computed in one compiled program.
+    """Initialises a network, computing all parameters in one compiled program.
 
     Args:
-      constructor: makes the module from its random keys, e.g. `lambda rngs: T5EncoderModel(config, rngs=rngs)`.
-      seed: an integer or a key (jax.random.key); equal seeds give equal parameters.
+      constructor: makes the module from random keys, e.g. `lambda rngs: T5EncoderModel(config, rngs=rngs)`.
+      seed: an integer or a key (jax.random.key); the same seed gives the same parameters.
     Returns: (apply, params).
     """
     apply, _ = abstract(lambda: constructor(Keys(0)))
     key = jax.random.key(seed) if isinstance(seed, int) else seed
-    # One random sample per shape is long to compile and runs once: on CPU, unoptimised code is ready 4 times sooner.
+    # The program samples each shape separately, so compiling it takes long, and it runs only once. On CPUs, compiling
+    # without optimisation makes the result ready 4 times sooner.
     options = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None
     return apply, jax.jit(lambda key: split(constructor(Keys(key)))[1], compiler_options=options)(key)
 
 
 def call(block: Callable[..., Any], *args, remat: bool):
-    """`block(*args)`; with `remat` it keeps only its arguments for the backward pass and is computed again there.
+    """Calls `block(*args)`; with `remat`, only the arguments are stored and the rest is computed again for gradients.
 
     Args:
-      block: a module or a function; parameters that it captures are differentiated as usual.
+      block: a module or a function. Parameters that it captures are differentiated as usual.
+      *args: its arguments.
+      remat: whether to compute `block` again in the backward pass.
     """
-    # A new function every time: jax.checkpoint remembers what it traced, and a module's parameters change.
+    # The function is new in each call, because jax.checkpoint caches its trace but the parameters of a module change.
     return jax.checkpoint(lambda *args: block(*args))(*args) if remat else block(*args)
 
 
 def parameter_count(params: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> int:
-    """The number of scalars in all parameters."""
+    """Returns the number of scalars in all parameters."""
     return sum(math.prod(value.shape) for value in params.values())

@@ -1,18 +1,20 @@
-"""LoRA and DoRA: small trainable matrices beside the frozen kernels of any network.
+"""LoRA and DoRA: small trainable matrices beside the frozen kernels of a network.
 
-An adapted layer computes y = x W + bias + alpha / rank * (x A) B. It stays on the path of the activations: a kernel
-that is summed first would need the gradient of the whole kernel. It is a Linear or Conv with more parameters, so the
-base parameters keep their names and the layer types by which weights/ translates them:
+An adapted layer computes y = x W + bias + alpha / rank * (x A) B. The adapter is applied to the activations, because
+adding its product to the kernel first would require the gradient of the whole kernel. An adapted layer is a Linear or
+Conv with additional parameters, so the base parameters keep their names, and weights/ can still convert them by the
+type of their layer:
 
-    <path>.kernel, <path>.bias       as before
-    <path>.lora_a                    f32[in, rank], or f32[h, w, in, rank] of a convolution
-    <path>.lora_b                    f32[rank, out], a 1x1 convolution for both
-    <path>.lora_magnitude            f32[out], DoRA's length of each output's kernel
+    <path>.kernel, <path>.bias       as in the plain layer
+    <path>.lora_a                    f32[in, rank], or f32[h, w, in, rank] for a convolution
+    <path>.lora_b                    f32[rank, out]; for a convolution it acts as a 1x1 convolution
+    <path>.lora_magnitude            f32[out], DoRA's norm of the kernel of each output
 
-For both kinds of layer the update of the kernel is alpha / rank * A @ B. The kernel of an output that is zero has no
-direction to give a length to: its magnitude does nothing until an update has given it one.
-Source: Hu et al. 2021 (LoRA); Liu et al. 2024 (DoRA, with the norm taken as a constant in the backward pass, section
-4.3); peft 0.21 tuners/lora/layer.py and dora.py.
+For both types of layer, the update of the kernel is alpha / rank * A @ B. If the kernel of an output is zero, it has no
+direction that could be scaled, so its magnitude has no effect until an update makes the kernel nonzero.
+
+Source: Hu et al. 2021 (LoRA); Liu et al. 2024 (DoRA, where the norm is a constant in the backward pass, section 4.3);
+peft 0.21 tuners/lora/layer.py and dora.py.
 """
 
 import difflib
@@ -26,7 +28,7 @@ from flax import nnx
 
 from dreambooth_jax.models.functional import Keys, Params
 
-# The attention projections of the UNets (IF's added keys and values too), of CLIP and of T5.
+# Attention projections of the UNets (also IF's added keys and values), of CLIP and of T5.
 ATTENTION_PROJECTIONS = (
     r'(.*\.)?(to_q|to_k|to_v|to_out\.0|add_k_proj|add_v_proj|self_attn\.(q|k|v|out)_proj|SelfAttention\.[qkvo])',
 )
@@ -35,10 +37,10 @@ A, B, MAGNITUDE = NAMES
 
 
 class _Adapted:
-    """What an adapted Linear and an adapted Conv have in common: the plain layer's attributes and a fresh adapter."""
+    """Common part of LoRALinear and LoRAConv: it takes the attributes of the plain layer and adds a new adapter."""
 
     def __init__(self, layer: nnx.Linear | nnx.Conv, rank: int, alpha: float, dora: bool, key: jax.Array):
-        # Not the constructor of the plain layer, which would sample a second kernel.
+        # The constructor of the plain layer is not called, because it would sample a second kernel.
         for name, value in vars(layer).items():
             if not name.startswith('_'):
                 setattr(self, name, value)
@@ -61,18 +63,18 @@ class _Adapted:
 
 
 class LoRALinear(_Adapted, nnx.Linear):
-    """A Linear with an adapter: f[..., in] -> f[..., out]."""
+    """A Linear layer with an adapter: f[..., in] -> f[..., out]."""
 
     def down(self, x, a):
-        """f[..., in], f[in, rank] -> f[..., rank]."""
+        """Multiplies by A: f[..., in], f[in, rank] -> f[..., rank]."""
         return x @ a
 
 
 class LoRAConv(_Adapted, nnx.Conv):
-    """A Conv with an adapter: f[B, H, W, in] -> f[B, H', W', out]."""
+    """A Conv layer with an adapter: f[B, H, W, in] -> f[B, H', W', out]."""
 
     def down(self, x, a):
-        """f[B, H, W, in], f[h, w, in, rank] -> f[B, H', W', rank], with the stride and the padding of the kernel."""
+        """Convolves with A, with the kernel's stride and padding: f[B, H, W, in] -> f[B, H', W', rank]."""
         strides = (self.strides,) * 2 if isinstance(self.strides, int) else tuple(self.strides)
         return self.conv_general_dilated(
             x, a, strides, self.padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=self.precision
@@ -91,18 +93,18 @@ def adapt(
     dora: bool = False,
     rngs: nnx.Rngs | Keys,
 ) -> nnx.Module:
-    """Gives adapters to layers of a network, in place.
+    """Adds adapters to layers of a network, in place.
 
     Args:
-      model: any network; inside nnx.eval_shape an abstract one, `nnx.eval_shape(lambda m: adapt(m, ...), model)`.
-      rank: inner width of the adapters, the same for all.
-      alpha: the adapters' output is multiplied by alpha / rank.
-      targets: regular expressions of whole dotted paths of Linear and Conv layers.
-      dora: also learn the length of every output's kernel.
-      rngs: source of the start of A; B starts at zero.
-    Returns: the same model, which still computes what it did.
-    Raises: ValueError, one sentence: for a rank or alpha that is not positive, a target that is no regular expression
-      or matches no layer, a layer that is adapted already, and a convolution that is not a plain one.
+      model: any network. An abstract network is adapted by `nnx.eval_shape(lambda m: adapt(m, ...), model)`.
+      rank: inner width of all adapters.
+      alpha: the output of the adapters is multiplied by alpha / rank.
+      targets: regular expressions that match the whole dotted path of Linear and Conv layers.
+      dora: whether to also learn the norm of the kernel of each output.
+      rngs: source of the initial A; B starts at zero.
+    Returns: the same model, whose output is still the same.
+    Raises: ValueError, one sentence, if rank or alpha is not positive, if a target is not a regular expression or
+      matches no layer, if a layer already has an adapter, or if a convolution has groups, dilation or unusual padding.
     """
     if not (isinstance(rank, int) and rank > 0):
         raise ValueError(f"LoRA's rank is {rank!r} but must be a positive integer.")
@@ -123,11 +125,12 @@ def adapt(
 
 
 def matching(model: nnx.Module, targets: Sequence[str] = ATTENTION_PROJECTIONS) -> tuple[str, ...]:
-    """Those of the targets that match a layer of a network.
+    """Returns those of the targets that match a layer of a network.
 
     Args:
-      targets: as of `adapt`.
-    Raises: ValueError, one sentence, for one that is no regular expression.
+      model: the network.
+      targets: as in `adapt`.
+    Raises: ValueError, one sentence, if a target is not a regular expression.
     """
     if isinstance(targets, str) or not targets:
         raise ValueError(f"LoRA's targets is {targets!r} but must be a list of regular expressions of layer paths.")
@@ -141,11 +144,12 @@ def matching(model: nnx.Module, targets: Sequence[str] = ATTENTION_PROJECTIONS) 
 
 
 def check_targets(networks: Mapping[str, nnx.Module], targets: Sequence[str] = ATTENTION_PROJECTIONS) -> None:
-    """Whether every target matches a layer of one of several networks, of which others may have none.
+    """Checks that every target matches a layer of at least one of several networks.
 
     Args:
-      networks: {what to call it: network}. targets: as of `adapt`.
-    Raises: ValueError, one sentence, for a target that matches in none of them or is no regular expression.
+      networks: {name for an error: network}.
+      targets: as in `adapt`.
+    Raises: ValueError, one sentence, if a target matches no layer of any network or is not a regular expression.
     """
     found = {target for model in networks.values() for target in matching(model, targets)}
     for target in targets:
@@ -158,13 +162,13 @@ def check_targets(networks: Mapping[str, nnx.Module], targets: Sequence[str] = A
 
 
 def init_adapter(shapes: Mapping[str, jax.ShapeDtypeStruct], base: Params, *, rngs: nnx.Rngs | Keys) -> Params:
-    """The start of the adapters of a network whose parameters come from elsewhere, such as a checkpoint.
+    """Initialises the adapters of a network whose other parameters come from elsewhere, such as a checkpoint.
 
     Args:
-      shapes: parameters of the adapted network, abstract or not, as functional.split gives them.
-      base: the network's own parameters; DoRA's magnitudes are those of its kernels.
-      rngs: source of the start of A.
-    Returns: the adapters' parameters alone; `base | init_adapter(...)` is complete.
+      shapes: parameters of the adapted network, abstract or not, as functional.split returns them.
+      base: the network's own parameters. DoRA's magnitudes start as the norms of its kernels.
+      rngs: source of the initial A.
+    Returns: the parameters of the adapters only; `base | init_adapter(...)` is complete.
     """
 
     def start(path, name, shape):
@@ -176,26 +180,28 @@ def init_adapter(shapes: Mapping[str, jax.ShapeDtypeStruct], base: Params, *, rn
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter belongs to an adapter."""
+    """Whether the parameter of this name belongs to an adapter."""
     return _owner(name)[1] in NAMES
 
 
 def separate(params: Params) -> tuple[Params, Params]:
-    """(the adapters' parameters, the network's own)."""
+    """Returns (parameters of the adapters, the network's own parameters)."""
     adapter = {name: value for name, value in params.items() if is_adapter(name)}
     return adapter, {name: value for name, value in params.items() if name not in adapter}
 
 
 def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Params:
-    """The parameters of the plain network that computes the same as the adapted one.
+    """Returns the parameters of a plain network that computes the same as the adapted one.
 
     Args:
-      params: base and adapters together. A magnitude may also be f32[..., in, 1], the lengths of the inputs' kernels,
-        as DoRA of other programs has it.
-      rank, alpha: as given to `adapt`.
-      scale: how much of the difference that the adapters make is added, DoRA's magnitudes included: 0 gives the base
-        parameters, 0.5 what lies half-way. ComfyUI's strength is this; peft scales A @ B alone.
-    Returns: the base parameters, kernels with their update, computed in f32.
+      params: base parameters and adapters together. A magnitude may also be f32[..., in, 1], the norms of the kernels
+        of the inputs, as other programs store DoRA.
+      rank: as given to `adapt`.
+      alpha: as given to `adapt`.
+      scale: factor on the change that the adapters make to the kernels, including DoRA's magnitudes: 0 gives the base
+        parameters and 0.5 the middle between them and the adapted ones. ComfyUI's strength means the same, while peft
+        scales only A @ B.
+    Returns: the base parameters with updated kernels, computed in f32.
     """
     adapter, merged = separate(params)
     for path in (_owner(name)[0] for name in adapter if _owner(name)[1] == A):
@@ -213,34 +219,35 @@ def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Par
 
 
 def _owner(name: str) -> tuple[str, str]:
-    """'a.b.lora_a' -> ('a.b', 'lora_a')."""
+    """Splits a parameter's name: 'a.b.lora_a' -> ('a.b', 'lora_a')."""
     path, _, leaf = name.rpartition('.')
     return path, leaf
 
 
 def _start_of_a(key, shape):
-    """Uniform within 1 / sqrt(inputs of an output), which is torch's kaiming_uniform_ with a = sqrt(5), as in peft."""
+    """Samples A uniformly within +-1 / sqrt(inputs of an output), as peft does: kaiming_uniform_ with a = sqrt(5)."""
     bound = math.prod(shape[:-1]) ** -0.5
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def _norm(kernel):
-    """f32[out], the length of every output's part of a kernel f[..., out]."""
+    """Norms f32[out] of each output's part of a kernel f[..., out]."""
     return jnp.sqrt(jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=tuple(range(kernel.ndim - 1))))
 
 
 def _factor(magnitude, kernel):
-    """What a kernel is multiplied by to have these lengths; 1 where it is zero, so that B still has a gradient there.
+    """Factor that gives a kernel these norms. It is 1 where the kernel is zero, so that B still has a gradient there.
 
     Args:
-      magnitude: f32[out], or f32[..., in, 1] of the inputs.
+      magnitude: f32[out], or f32[..., in, 1] for norms of inputs.
+      kernel: f[..., in, out].
     """
     norm = _norm(kernel) if magnitude.ndim == 1 else _norm(jnp.swapaxes(kernel, -1, -2))[:, None]
     return jnp.where(norm > 0, magnitude / jnp.where(norm > 0, norm, 1), 1)
 
 
 def _layers(model: nnx.Module) -> dict[str, tuple]:
-    """Dotted path -> path of every layer that may have an adapter."""
+    """Returns {dotted path: path} for every layer that can have an adapter."""
     return {
         '.'.join(map(str, path)): path
         for path, module in nnx.iter_modules(model)
@@ -249,7 +256,7 @@ def _layers(model: nnx.Module) -> dict[str, tuple]:
 
 
 def _near(target: str, names) -> list[str]:
-    """Three paths whose ends resemble the pattern's words."""
+    """Returns three paths whose ends resemble the words of the pattern."""
     words = re.sub(r'[^\w.]', '', target.replace(r'\d', '0').replace('.*', '')).strip('.')
     ends = {'.'.join(name.split('.')[-len(words.split('.')) :]): name for name in reversed(names)}
     return [ends[end] for end in difflib.get_close_matches(words, ends, 3, 0)]

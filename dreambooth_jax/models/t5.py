@@ -1,7 +1,9 @@
-"""The encoder of T5 v1.1: token ids in, one state per token out. It reads the prompts of Imagen-like models.
+"""The encoder of T5 v1.1, which maps token ids to one state for each token. Imagen-like models read prompts with it.
 
-Children are named as in the published checkpoints; `encoder.embed_tokens` is the same tensor as `shared` there and is
-held once, as `shared`. Source: transformers 5.23 models/t5/modeling_t5.py; Raffel et al. 2020, Shazeer 2020 (gated).
+Submodules have the names of the published checkpoints. There, `encoder.embed_tokens` is the same tensor as `shared`;
+here it is stored once, as `shared`.
+
+Source: transformers 5.23 models/t5/modeling_t5.py; Raffel et al. 2020, Shazeer 2020 (gated activation).
 """
 
 import math
@@ -16,7 +18,7 @@ from flax import nnx
 from dreambooth_jax.models import configuration
 from dreambooth_jax.models.attention import attend, split_heads
 
-# Constructor defaults of transformers' T5Config, of the keys that shape the encoder.
+# Defaults of transformers' T5Config for the keys that determine the encoder.
 DEFAULTS = {
     'vocab_size': 32128,
     'd_model': 512,
@@ -33,9 +35,9 @@ DEFAULTS = {
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks a T5 config.json and completes it.
+    """Checks and completes a T5 config.json.
 
-    Returns: the keys of DEFAULTS; other keys do not concern the encoder and are left out.
+    Returns: all keys of DEFAULTS. Other keys do not concern the encoder and are left out.
     Raises: ValueError, one sentence with the key, the value found and the values allowed.
     """
     full = configuration.resolve('t5', config, DEFAULTS, choices={'feed_forward_proj': ('gated-gelu',)})
@@ -48,19 +50,22 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def relative_position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-    """The class of each distance between two tokens: exact when near, logarithmic when far, apart for each direction.
+    """Assigns each distance between two tokens to a bucket.
+
+    Small distances have a bucket each, larger ones share buckets of logarithmic width. Keys before and after the query
+    have different buckets.
 
     Args:
       length: number of tokens.
-      buckets: number of classes, half of them for keys after the query.
-      max_distance: distances from here on share the last class.
-    Returns: i32[length, length], row the query and column the key.
+      buckets: number of buckets; half of them are for keys after the query.
+      max_distance: all distances from this one on share the last bucket.
+    Returns: i32[length, length] with the query on the first axis and the key on the second.
     """
     distance = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = buckets // 2
     exact = half // 2
     far = np.maximum(np.abs(distance), 1).astype(np.float32)
-    # f32 as torch: a distance of exactly 16, 32, ... must fall on the same side of the boundary.
+    # f32 as in torch, so that distances of exactly 16, 32, ... fall on the same side of a boundary.
     steps = np.log(far / np.float32(exact)) / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
     logarithmic = np.minimum(exact + steps.astype(np.int32), half - 1)
     near = np.abs(distance) < exact
@@ -78,12 +83,12 @@ def _dense(in_features, out_features, std, c, made):
 
 
 class SelfAttention(nnx.Module):
-    """Self-attention without scale; the first block's holds the position bias of all."""
+    """Self-attention with unscaled logits; the position bias in the first block is used by all blocks."""
 
     def __init__(self, c, *, has_bias: bool, made):
         model, heads, width = c['d_model'], c['num_heads'], c['d_kv']
         self.heads = heads
-        # The logits are not divided by sqrt(d_kv); the query's start makes up for it.
+        # The logits are not divided by sqrt(d_kv); instead, the initial query projection is smaller by this factor.
         self.q = _dense(model, heads * width, (model * width) ** -0.5, c, made)
         self.k = _dense(model, heads * width, model**-0.5, c, made)
         self.v = _dense(model, heads * width, model**-0.5, c, made)
@@ -95,13 +100,13 @@ class SelfAttention(nnx.Module):
             )
 
     def __call__(self, x, bias):
-        """x f[B, L, d_model], bias f32[B, heads, L, L] -> f[B, L, d_model]."""
+        """Maps x f[B, L, d_model], with bias f32[B, heads, L, L], to f[B, L, d_model]."""
         query, key, value = (split_heads(dense(x), self.heads) for dense in (self.q, self.k, self.v))
         return self.o(attend(query, key, value, scale=1.0, bias=bias).reshape(*x.shape[:-1], -1))
 
 
 class GatedFeedForward(nnx.Module):
-    """wo(gelu(wi_0 x) * wi_1 x), with the tanh approximation of gelu ('gelu_new')."""
+    """Computes wo(gelu(wi_0 x) * wi_1 x) with the tanh approximation of gelu ('gelu_new')."""
 
     def __init__(self, c, made):
         model, hidden = c['d_model'], c['d_ff']
@@ -114,7 +119,7 @@ class GatedFeedForward(nnx.Module):
 
 
 class AttentionLayer(nnx.Module):
-    """Norm, self-attention, residual sum."""
+    """Residual self-attention after a norm."""
 
     def __init__(self, c, *, has_bias: bool, made):
         self.SelfAttention = SelfAttention(c, has_bias=has_bias, made=made)
@@ -125,7 +130,7 @@ class AttentionLayer(nnx.Module):
 
 
 class FeedForwardLayer(nnx.Module):
-    """Norm, gated feed-forward, residual sum."""
+    """Residual gated feed-forward layer after a norm."""
 
     def __init__(self, c, made):
         self.DenseReluDense = GatedFeedForward(c, made)
@@ -136,7 +141,7 @@ class FeedForwardLayer(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One transformer block; `layer.0` attends, `layer.1` feeds forward."""
+    """One transformer block: `layer.0` is the self-attention and `layer.1` the feed-forward layer."""
 
     def __init__(self, c, *, has_bias: bool, made):
         self.layer = nnx.List([AttentionLayer(c, has_bias=has_bias, made=made), FeedForwardLayer(c, made)])
@@ -146,7 +151,7 @@ class Block(nnx.Module):
 
 
 class Stack(nnx.Module):
-    """The blocks and the norm after them."""
+    """All blocks and the final norm."""
 
     def __init__(self, c, made):
         self.block = nnx.List([Block(c, has_bias=index == 0, made=made) for index in range(c['num_layers'])])
@@ -159,13 +164,13 @@ class Stack(nnx.Module):
 
 
 class T5EncoderModel(nnx.Module):
-    """T5 v1.1 encoder.
+    """The encoder of T5 v1.1.
 
-    Args of the constructor:
-      config: the dictionary of a transformers config.json; missing keys take T5Config's defaults.
+    Args:
+      config: contents of a transformers config.json; missing keys have the defaults of T5Config.
       dtype: compute dtype; parameters are f32.
-      rngs: source of the initial parameters, distributed as transformers' `_init_weights`.
-    Raises: ValueError, one sentence, for a configuration that is not supported.
+      rngs: source of the initial parameters, which have the distributions of transformers' `_init_weights`.
+    Raises: ValueError, one sentence, if the configuration is not supported.
     """
 
     def __init__(self, config: Mapping[str, Any], *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -181,9 +186,9 @@ class T5EncoderModel(nnx.Module):
         """Encodes token ids.
 
         Args:
-          input_ids: i32[B, L], 0 <= id < vocab_size.
-          attention_mask: int or bool [B, L], zero where the token is padding; None for none.
-        Returns: f32[B, L, d_model]; rows of padding hold values of no use.
+          input_ids: i32[B, L] with 0 <= id < vocab_size.
+          attention_mask: int or bool [B, L], zero for padding tokens; None if there is no padding.
+        Returns: f32[B, L, d_model]; the states of padding tokens must not be used.
         """
         table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
         classes = relative_position_buckets(input_ids.shape[1], self.buckets, self.max_distance)

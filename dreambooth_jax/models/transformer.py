@@ -1,7 +1,9 @@
-"""The transformer of Stable Diffusion's UNet: every position asks the others, then the text, then feeds forward.
+"""The transformer of Stable Diffusion's UNet, made of self-attention, attention to the text and a feed-forward layer.
 
-Child names are those of the published checkpoints. Source: diffusers 0.42.1 models/transformers/transformer_2d.py,
-models/attention.py (BasicTransformerBlock, FeedForward), models/attention_processor.py (Attention).
+Submodules have the names of the published checkpoints.
+
+Source: diffusers 0.42.1 models/transformers/transformer_2d.py, models/attention.py (BasicTransformerBlock,
+FeedForward), models/attention_processor.py (Attention).
 """
 
 import jax.numpy as jnp
@@ -11,16 +13,19 @@ from dreambooth_jax.models.attention import attend, split_heads
 from dreambooth_jax.models.functional import call
 from dreambooth_jax.models.layers import ACTIVATIONS, GroupNorm, convolution, layer_norm
 
-INPUT_NORM_EPSILON = 1e-6  # Transformer2DModel sets it for its group norm, whatever norm_eps says
-EXPANSION = 4  # hidden width of the feed-forward layer, in widths of its input
+INPUT_NORM_EPSILON = 1e-6  # of Transformer2DModel's group norm, independent of norm_eps
+EXPANSION = 4  # hidden width of the feed-forward layer, divided by the width of its input
 
 
 class Attention(nnx.Module):
-    """Attention of f[B, L, channels] to f[B, K, context_channels], without bias in queries, keys and values.
+    """Attention of f[B, L, channels] to f[B, K, context_channels]; queries, keys and values have no bias.
 
-    Args of the constructor:
-      channels: of the queries and of the output. heads: a divisor of `channels`.
-      context_channels: of what is attended to.
+    Args:
+      channels: channels of the queries and of the output.
+      heads: number of heads, a divisor of `channels`.
+      context_channels: channels of the context, which gives keys and values.
+      dtype: compute dtype.
+      rngs: source of the initial parameters.
     """
 
     def __init__(self, channels: int, heads: int, context_channels: int, *, dtype, rngs: nnx.Rngs):
@@ -32,14 +37,14 @@ class Attention(nnx.Module):
         self.to_out = nnx.List([nnx.Linear(channels, channels, **made)])
 
     def __call__(self, x, context):
-        """f[B, L, channels], f[B, K, context_channels] -> f[B, L, channels]."""
+        """Maps x f[B, L, channels] and context f[B, K, context_channels] to f[B, L, channels]."""
         parts = (self.to_q(x), self.to_k(context), self.to_v(context))
         query, key, value = (split_heads(part, self.heads) for part in parts)
         return self.to_out[0](attend(query, key, value, scale=query.shape[-1] ** -0.5).reshape(x.shape))
 
 
 class GEGLU(nnx.Module):
-    """f[..., in_features] -> f[..., out_features]: one half of a dense layer, gated by the gelu of the other half."""
+    """Half of a dense layer times the gelu of its other half: f[..., in_features] -> f[..., out_features]."""
 
     def __init__(self, in_features: int, out_features: int, *, dtype, rngs: nnx.Rngs):
         self.proj = nnx.Linear(in_features, 2 * out_features, dtype=dtype, rngs=rngs)
@@ -50,12 +55,12 @@ class GEGLU(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Two dense layers around a gated gelu: f[..., channels] -> the same."""
+    """Two dense layers with a gated gelu between them: f[..., channels] -> f[..., channels]."""
 
     def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
         made = {'dtype': dtype, 'rngs': rngs}
         hidden = EXPANSION * channels
-        # net.1 is a dropout in the checkpoint's network: it has no weights, but it counts.
+        # In the published network net.1 is a dropout layer. It has no weights but takes an index.
         self.net = nnx.List([GEGLU(channels, hidden, **made), None, nnx.Linear(hidden, channels, **made)])
 
     def __call__(self, x):
@@ -63,7 +68,7 @@ class FeedForward(nnx.Module):
 
 
 class BasicTransformerBlock(nnx.Module):
-    """Attention to all positions (to the text if `only_cross_attention`), to the text, and a feed-forward layer."""
+    """Self-attention (attention to the text if only_cross_attention), attention to the text, feed-forward layer."""
 
     def __init__(
         self, channels: int, heads: int, text_channels: int, *, only_cross_attention: bool, dtype, rngs: nnx.Rngs
@@ -78,7 +83,7 @@ class BasicTransformerBlock(nnx.Module):
         self.ff = FeedForward(channels, **made)
 
     def __call__(self, x, text):
-        """f[B, L, channels], f[B, K, text_channels] -> f[B, L, channels]."""
+        """Maps x f[B, L, channels] and text f[B, K, text_channels] to f[B, L, channels]."""
         h = self.norm1(x)
         x = x + self.attn1(h, text if self.only_cross_attention else h)
         x = x + self.attn2(self.norm2(x), text)
@@ -86,17 +91,20 @@ class BasicTransformerBlock(nnx.Module):
 
 
 class Transformer2DModel(nnx.Module):
-    """Transformer blocks over the positions of a feature map, as one residual branch that starts at zero.
+    """Transformer blocks over the positions of a feature map, in a residual branch that starts at zero.
 
-    Args of the constructor:
-      channels: of the feature map. heads: number of attention heads, a divisor of `channels`.
+    Args:
+      channels: channels of the feature map.
+      heads: number of attention heads, a divisor of `channels`.
       text_channels: width of the text states.
       layers: number of blocks.
-      groups: of the group norm at the input.
-      linear_projection: `proj_in` and `proj_out` are dense layers, else convolutions of one pixel: the same function,
-        stored differently.
-      only_cross_attention: the first attention of each block asks the text too.
-      remat: recompute each block in the backward pass.
+      groups: number of groups of the norm at the input.
+      linear_projection: whether `proj_in` and `proj_out` are dense layers or 1x1 convolutions. They compute the same
+        but are stored differently.
+      only_cross_attention: whether the first attention of each block also attends to the text.
+      remat: whether each block is computed again in the backward pass.
+      dtype: compute dtype.
+      rngs: source of the initial parameters.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
-"""The conditional UNet of diffusers' text-to-image models: it reads a noisy image, a time and text states.
+"""The conditional UNet of diffusers' text-to-image models. Its inputs are a noisy image, a time and text states.
 
-Two families have this frame: DeepFloyd IF on pixels (the resolution changes inside residual blocks; attention with
-added keys and values) and Stable Diffusion 1.x, 2.x, XL and the x4 upscaler on latents (convolutions change the
-resolution; transformers attend). Children are named as in the published checkpoints.
+Two families have this structure. DeepFloyd IF works on pixels, changes the resolution inside residual blocks and uses
+attention with added keys and values. Stable Diffusion 1.x, 2.x, XL and the x4 upscaler work on latents, change the
+resolution by convolutions and use transformers. Submodules have the names of the published checkpoints.
+
 Source: diffusers 0.42.1 models/unets/unet_2d_condition.py.
 """
 
@@ -33,15 +34,15 @@ from dreambooth_jax.models.unet_blocks import (
 
 
 class UNet2DConditionModel(nnx.Module):
-    """Denoising network.
+    """The conditional UNet.
 
-    Args of the constructor:
-      config: the dictionary of a diffusers config.json; missing keys take diffusers' defaults.
+    Args:
+      config: contents of a diffusers config.json; missing keys have diffusers' defaults.
       dtype: compute dtype; parameters are f32.
-      remat: recompute every residual, attention and transformer block in the backward pass: the same values and
-        gradients in less memory and about a third more time.
-      rngs: source of the initial parameters. Residual branches and the output start at zero, as guided-diffusion's.
-    Raises: ValueError, one sentence, for a configuration that is not supported (unet_config.resolve).
+      remat: whether every residual, attention and transformer block is computed again in the backward pass. Values and
+        gradients stay the same; it needs less memory and about a third more time.
+      rngs: source of the initial parameters. Residual branches and the output start at zero, as in guided-diffusion.
+    Raises: ValueError, one sentence, if the configuration is not supported (unet_config.resolve).
     """
 
     def __init__(self, config: Mapping[str, Any], *, dtype=jnp.float32, remat: bool = False, rngs: nnx.Rngs):
@@ -51,6 +52,7 @@ class UNet2DConditionModel(nnx.Module):
         features = c['time_embedding_dim'] or 4 * channels[0]
         text_width = c['encoder_hid_dim'] or c['cross_attention_dim'][0]
 
+        # Submodules must keep this order: it determines which random key each parameter is initialised with.
         self.conv_in = convolution(c['in_channels'], channels[0], c['conv_in_kernel'], **made)
         self.time_embedding = TimestepEmbedding(channels[0], features, c['act_fn'], **made)
         self.encoder_hid_proj = (
@@ -65,6 +67,7 @@ class UNet2DConditionModel(nnx.Module):
         self.conv_norm_out = GroupNorm(channels[0], c['norm_num_groups'], c['norm_eps'], **made)
         self.conv_out = convolution(channels[0], c['out_channels'], c['conv_out_kernel'], zero=True, **made)
 
+        # The rest is not part of the checkpoint: functions and constants for __call__.
         self.dtype = dtype
         self.activation = ACTIVATIONS[c['act_fn']]
         self.time_activation = ACTIVATIONS[c['time_embedding_act_fn']] if c['time_embedding_act_fn'] else None
@@ -80,18 +83,19 @@ class UNet2DConditionModel(nnx.Module):
         self.size_divisor = 2 ** (len(channels) - 1)
 
     def __call__(self, sample, timesteps, encoder_hidden_states, *, class_labels=None, added_cond=None):
-        """Predicts what the scheduler's prediction_type says (and, with out_channels = 2 * channels, the variance).
+        """Predicts the target of the scheduler's prediction_type and, with twice the output channels, the variance.
 
         Args:
-          sample: f[B, H, W, in_channels]; H and W multiples of 2 ** (blocks - 1).
-          timesteps: int or float [B], or one for all.
-          encoder_hidden_states: f[B, L, encoder_hid_dim or cross_attention_dim].
-          class_labels: the noise level of the low-resolution image; exactly if the network has class_embed_type
-            'timestep' (int or float [B]) or num_class_embeds (int [B], indices).
-          added_cond: {'text_embeds': f[B, D] pooled text, 'time_ids': f[B, 6] sizes and crop in pixels}; exactly if
-            the network has addition_embed_type 'text_time'. The two must fill projection_class_embeddings_input_dim.
+          sample: f[B, H, W, in_channels]; H and W are multiples of 2 ** (blocks - 1).
+          timesteps: int or float [B], or a scalar for all examples.
+          encoder_hidden_states: text states f[B, L, encoder_hid_dim or cross_attention_dim].
+          class_labels: noise level of the low-resolution image. It must be given exactly if the network has
+            class_embed_type 'timestep' (then int or float [B]) or num_class_embeds (then int [B], table indices).
+          added_cond: {'text_embeds': pooled text f[B, D], 'time_ids': f[B, 6] sizes and crop in pixels}. It must be
+            given exactly if addition_embed_type is 'text_time'. Both together, with the sinusoids of each number, have
+            projection_class_embeddings_input_dim features.
         Returns: f32[B, H, W, out_channels].
-        Raises: ValueError for a shape or label that does not fit.
+        Raises: ValueError if a shape or label does not fit.
         """
         self._check(sample, class_labels, added_cond)
         batch = sample.shape[0]
@@ -100,6 +104,7 @@ class UNet2DConditionModel(nnx.Module):
         if self.center_input_sample:
             x = 2 * x - 1
 
+        # All conditions except the text states are added to the time features.
         time = self.time_embedding(self.sinusoids(jnp.broadcast_to(timesteps, (batch,))))
         if self.class_embedding is not None:
             labels = jnp.broadcast_to(class_labels, (batch,))
@@ -112,6 +117,7 @@ class UNet2DConditionModel(nnx.Module):
         if self.encoder_hid_proj is not None:
             text = self.encoder_hid_proj(text)
 
+        # Each up block takes the states of the down blocks from the end of the list, the last one first.
         x = self.conv_in(x)
         states = [x]
         for block in self.down_blocks:
@@ -124,7 +130,7 @@ class UNet2DConditionModel(nnx.Module):
         return x.astype(jnp.float32)
 
     def _added(self, added_cond):
-        """Pooled text and the sinusoids of sizes and crop: f32[B, projection_class_embeddings_input_dim]."""
+        """Joins the pooled text and the sinusoids of sizes and crop: f32[B, projection_class_embeddings_input_dim]."""
         pooled, numbers = added_cond['text_embeds'], added_cond['time_ids']
         sinusoids = self.added_sinusoids(numbers.reshape(-1)).reshape(numbers.shape[0], -1)
         joined = jnp.concatenate([pooled.astype(jnp.float32), sinusoids], axis=-1)
@@ -165,7 +171,7 @@ def _class_embedding(c: Mapping[str, Any], features: int, made: Mapping[str, Any
     if c['class_embed_type'] == 'timestep':
         return TimestepEmbedding(c['block_out_channels'][0], features, c['act_fn'], **made)
     if c['num_class_embeds'] is not None:
-        # torch's start of an embedding, which the upscaler was trained from
+        # This is torch's initial distribution of an embedding, with which the upscaler's training started.
         return nnx.Embed(c['num_class_embeds'], features, embedding_init=nnx.initializers.normal(1.0), **made)
     return None
 
@@ -179,12 +185,12 @@ def _added_embedding(c: Mapping[str, Any], text_width: int, features: int, made:
 
 
 def _blocks(c: Mapping[str, Any], features: int, remat: bool, made: Mapping[str, Any]):
-    """(down blocks, mid block, up blocks) of a resolved configuration; `features` is the width of the time features."""
+    """Builds (down blocks, mid block, up blocks) for a resolved configuration and the width of the time features."""
     channels, layers = c['block_out_channels'], c['layers_per_block']
     last = len(channels) - 1
 
     def resnet(kind, out_scale_factor):
-        """(in, out) -> residual block; the options of IF's residual blocks mean nothing to the others."""
+        """Returns (in, out) -> residual block; resnet_skip_time_act has an effect only on IF's residual blocks."""
         return functools.partial(
             ResnetBlock2D,
             time_features=features,
@@ -201,7 +207,7 @@ def _blocks(c: Mapping[str, Any], features: int, remat: bool, made: Mapping[str,
         return resnet(kind, c['resnet_out_scale_factor'] if kind.resampling == 'resnet' else 1.0)
 
     def attention(kind, index, level, only_cross_attention):
-        """channels -> attention block, or None for a block without; `index` counts in order of computation."""
+        """Returns channels -> attention block, or None; `index` is the block's position in its list of block types."""
         if kind.attention is None:
             return None
         options = {'only_cross_attention': only_cross_attention, 'groups': c['norm_num_groups'], 'remat': remat, **made}
@@ -209,7 +215,7 @@ def _blocks(c: Mapping[str, Any], features: int, remat: bool, made: Mapping[str,
         if kind.attention == 'transformer':
             return lambda width: Transformer2DModel(
                 width,
-                c['attention_head_dim'][level],  # the number of heads, by an old mistake in diffusers' naming
+                c['attention_head_dim'][level],  # the number of heads; diffusers named the key wrongly
                 text_width,
                 layers=c['transformer_layers_per_block'][level],
                 linear_projection=c['use_linear_projection'],
@@ -217,7 +223,7 @@ def _blocks(c: Mapping[str, Any], features: int, remat: bool, made: Mapping[str,
             )
         return lambda width: AddedKVAttention(
             width,
-            # diffusers reverses every per-block list for the up blocks except this one, where it is a width.
+            # diffusers reverses every per-block list for the up blocks, except this one if it is a width.
             c['attention_head_dim'][index],
             text_width,
             epsilon=c['norm_eps'],
@@ -226,7 +232,7 @@ def _blocks(c: Mapping[str, Any], features: int, remat: bool, made: Mapping[str,
         )
 
     def resampler(kind, residual, convolutional):
-        """channels -> layer that changes the resolution."""
+        """Returns channels -> layer that changes the resolution."""
         if kind.resampling == 'resnet':
             return residual(side_resnet(kind))
         return functools.partial(convolutional, **made)
@@ -246,7 +252,7 @@ def _blocks(c: Mapping[str, Any], features: int, remat: bool, made: Mapping[str,
         before = width
 
     kind = MID_BLOCKS[c['mid_block_type']]
-    # The transformer of the mid block keeps its self-attention whatever the lists say.
+    # The transformer of the mid block always has self-attention, whatever only_cross_attention says.
     only_cross_attention = c['mid_block_only_cross_attention'] and kind.attention == 'added_kv'
     middle = MidBlock(
         channels[last],
@@ -259,7 +265,7 @@ def _blocks(c: Mapping[str, Any], features: int, remat: bool, made: Mapping[str,
     for index, name in enumerate(c['up_block_types']):
         kind, level = UP_BLOCKS[name], last - index
         width, below = channels[level], channels[max(level - 1, 0)]
-        skips = [width] * layers[level] + [below]  # the last state was made at the width of the level above
+        skips = [width] * layers[level] + [below]  # the last state is from the downsampler above, or conv_in
         inputs = [before] + [width] * layers[level]
         up.append(
             UpBlock(

@@ -1,8 +1,9 @@
-"""The residual block of the UNet, and the stacks of residual and attention blocks at one resolution.
+"""The residual block of the UNet, and stacks of residual and attention blocks at one resolution.
 
-A published block name stands for a choice of attention and of resampling (BLOCKS); the stacks themselves are built from
-the functions handed to them, so that a new family of blocks is a new row and a new function, not a new stack.
-Attribute names are those of the published checkpoints.
+The published name of a block stands for a type of attention and of resampling (DOWN_BLOCKS, MID_BLOCKS, UP_BLOCKS). The
+stacks call the functions that they are given to build their layers. So a new type of block needs a new entry of a table
+and a new function, but not a new stack. Attributes have the names of the published checkpoints.
+
 Source: diffusers 0.42.1 models/resnet.py (ResnetBlock2D), models/unets/unet_2d_blocks.py.
 """
 
@@ -18,10 +19,10 @@ from dreambooth_jax.models.layers import ACTIVATIONS, GroupNorm, average_pool, c
 
 
 class BlockKind(NamedTuple):
-    """What the name of a block stands for."""
+    """The meaning of a block's published name."""
 
-    attention: str | None  # after every residual block: None, 'added_kv' (AddedKVAttention) or 'transformer'
-    resampling: str  # the resolution changes inside a residual block ('resnet') or in a 'convolution' of its own
+    attention: str | None  # after each residual block: None, 'added_kv' (AddedKVAttention) or 'transformer'
+    resampling: str  # what changes the resolution: a residual block ('resnet') or a separate 'convolution'
 
 
 DOWN_BLOCKS = {
@@ -43,14 +44,22 @@ UP_BLOCKS = {
 
 
 class ResnetBlock2D(nnx.Module):
-    """Two convolutions with the time features in between, added to the input.
+    """Residual block: two convolutions, between which the time features act.
 
-    Args of the constructor:
-      time_features: width of the time features; None for a block without, as in an autoencoder.
-      time_scale_shift: 'scale_shift' modulates the second norm, 'default' adds before it.
-      skip_time_act: the time features come activated already.
-      out_scale_factor: divides the sum of the branches.
+    Args:
+      in_channels: channels of the input.
+      out_channels: channels of the output.
+      time_features: width of the time features; None if the block has none, as in an autoencoder.
+      groups: number of groups of the norms.
+      epsilon: epsilon of the norms.
+      activation: one of layers.ACTIVATIONS.
+      time_scale_shift: with 'scale_shift' the time features scale and shift the second norm's output, with 'default'
+        they are added to its input.
+      skip_time_act: whether the activation has already been applied to the time features.
+      out_scale_factor: the sum of both branches is divided by this.
       resample: None, or average_pool / nearest_upsample, applied to both branches before the first convolution.
+      dtype: compute dtype.
+      rngs: source of the initial parameters.
     """
 
     def __init__(
@@ -87,7 +96,7 @@ class ResnetBlock2D(nnx.Module):
         self.resample = resample
 
     def __call__(self, x, time=None):
-        """x f[B, H, W, in], time f[B, time_features] (None if the block has none) -> f[B, H', W', out]."""
+        """Maps x f[B, H, W, in] and time f[B, time_features] (None if the block has none) to f[B, H', W', out]."""
         h = self.activation(self.norm1(x))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
@@ -108,35 +117,36 @@ class ResnetBlock2D(nnx.Module):
 
 
 class Downsample2D(nnx.Module):
-    """Half the resolution by a convolution of stride 2."""
+    """Halves the resolution by a convolution with stride 2."""
 
     def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
         self.conv = convolution(channels, channels, stride=2, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, time=None):
-        """f[B, H, W, C] -> f[B, H/2, W/2, C]; the time plays no part."""
+        """Maps f[B, H, W, C] to f[B, H/2, W/2, C]; the time features are not used."""
         return self.conv(x)
 
 
 class Upsample2D(nnx.Module):
-    """Twice the resolution by repeating pixels, then a convolution."""
+    """Doubles the resolution by repeating pixels, followed by a convolution."""
 
     def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
         self.conv = convolution(channels, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x, time=None):
-        """f[B, H, W, C] -> f[B, 2H, 2W, C]; the time plays no part."""
+        """Maps f[B, H, W, C] to f[B, 2H, 2W, C]; the time features are not used."""
         return self.conv(nearest_upsample(x))
 
 
 class DownBlock(nnx.Module):
-    """Residual (and attention) blocks at one resolution, then half the resolution.
+    """Residual blocks, each followed by attention if there is any, at one resolution, and then a downsampler.
 
-    Args of the constructor:
+    Args:
       channels: (in, out) of each residual block.
-      resnet: (in, out) -> residual block. attention: channels -> attention block, or None.
-      downsampler: channels -> layer that halves the resolution, or None.
-      remat: recompute each residual block in the backward pass (attention blocks have their own switch).
+      resnet: function (in, out) -> residual block.
+      attention: function channels -> attention block, or None.
+      downsampler: function channels -> layer that halves the resolution, or None.
+      remat: whether each residual block is computed again in the backward pass; attention blocks have their own option.
     """
 
     def __init__(
@@ -149,7 +159,7 @@ class DownBlock(nnx.Module):
         self.remat = remat
 
     def __call__(self, x, time, text):
-        """f[B, H, W, in] -> (f[B, H/2, W/2, out], list of every state on the way, for the up blocks)."""
+        """Maps x f[B, H, W, in] to (f[B, H/2, W/2, out], list of the states after each layer, for the up blocks)."""
         states = []
         for index, resnet in enumerate(self.resnets):
             x = call(resnet, x, time, remat=self.remat)
@@ -163,7 +173,7 @@ class DownBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """Residual block, attention, residual block at the lowest resolution; arguments as DownBlock's."""
+    """Residual block, attention and residual block at the lowest resolution; for the arguments see DownBlock."""
 
     def __init__(self, channels: int, *, resnet, attention, remat: bool = False):
         self.attentions = nnx.List([attention(channels)])
@@ -171,16 +181,21 @@ class MidBlock(nnx.Module):
         self.remat = remat
 
     def __call__(self, x, time, text):
-        """f[B, H, W, channels] -> the same."""
+        """Maps x f[B, H, W, channels] to the same shape."""
         x = call(self.resnets[0], x, time, remat=self.remat)
         x = self.attentions[0](x, text)
         return call(self.resnets[1], x, time, remat=self.remat)
 
 
 class UpBlock(nnx.Module):
-    """Residual (and attention) blocks, each fed with one state of the way down, then twice the resolution.
+    """Residual blocks, each of which also takes one state of the down blocks, followed by an upsampler.
 
-    Args of the constructor: as DownBlock's; the first of each pair of `channels` counts the state's channels too.
+    Args:
+      channels: (in, out) of each residual block; `in` includes the channels of the state.
+      resnet: function (in, out) -> residual block.
+      attention: function channels -> attention block, or None.
+      upsampler: function channels -> layer that doubles the resolution, or None.
+      remat: as in DownBlock.
     """
 
     def __init__(
@@ -193,9 +208,12 @@ class UpBlock(nnx.Module):
         self.remat = remat
 
     def __call__(self, x, time, text, states):
-        """f[B, H, W, in] -> f[B, 2H, 2W, out]; takes one state per residual block from the end of the list `states`."""
+        """Maps x f[B, H, W, in] to f[B, 2H, 2W, out].
+
+        Each residual block takes, and removes, the last state of the list `states`.
+        """
         for index, resnet in enumerate(self.resnets):
-            # The joining is part of what remat recomputes: both parts are kept anyway.
+            # remat also recomputes the joined tensor, since its two parts are stored anyway.
             joined = functools.partial(_join, resnet)
             x = call(joined, x, states.pop(), time, remat=self.remat)
             if self.attentions:
@@ -210,10 +228,10 @@ def _join(resnet, x, state, time):
 
 
 def residual_downsampler(resnet):
-    """A residual block that halves the resolution, from the function that makes residual blocks."""
+    """Turns a function that makes residual blocks into one that makes residual blocks halving the resolution."""
     return lambda channels: resnet(channels, channels, resample=average_pool)
 
 
 def residual_upsampler(resnet):
-    """A residual block that doubles the resolution, from the function that makes residual blocks."""
+    """Turns a function that makes residual blocks into one that makes residual blocks doubling the resolution."""
     return lambda channels: resnet(channels, channels, resample=nearest_upsample)

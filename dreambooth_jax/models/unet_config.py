@@ -1,4 +1,4 @@
-"""Which UNet configurations can be built: diffusers' defaults, and one sentence for every value that is not supported.
+"""Checks which UNet configurations can be built, and completes them with diffusers' defaults.
 
 Source of the defaults: diffusers 0.42.1 models/unets/unet_2d_condition.py, the constructor of UNet2DConditionModel.
 """
@@ -62,7 +62,7 @@ DEFAULTS: dict[str, Any] = {
     'addition_embed_type_num_heads': 64,
 }
 _ACTIVATIONS = tuple(ACTIVATIONS)
-# What a value, or each entry of a list of them, may be. Logits are always f32, so upcast_attention changes nothing.
+# Allowed values of a key, or of each entry if it is a list. Logits are always f32, so upcast_attention has no effect.
 CHOICES: dict[str, tuple] = {
     'down_block_types': tuple(DOWN_BLOCKS),
     'mid_block_type': tuple(MID_BLOCKS),
@@ -82,7 +82,7 @@ CHOICES: dict[str, tuple] = {
         + ('use_linear_projection',)
     },
 }
-# Nothing here implements other values than the default.
+# Only the default values of these keys are implemented.
 FIXED = (
     'downsample_padding',
     'dropout',
@@ -122,7 +122,7 @@ PER_BLOCK = (
     'attention_head_dim',
     'transformer_layers_per_block',
 )
-# Of the training that diffusers' EMAModel keeps beside the weights that it averaged; no part of the network.
+# Keys that diffusers' EMAModel writes beside the averaged weights. They belong to the training, not to the network.
 EMA_KEYS = (
     'decay',
     'inv_gamma',
@@ -141,13 +141,13 @@ class _Wrong(ValueError):
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks a UNet's config.json and completes it.
+    """Checks and completes a UNet's config.json.
 
     Args:
-      config: as diffusers writes it; keys that start with '_' and EMA_KEYS are ignored, missing ones take diffusers'
+      config: as diffusers writes it. Keys that start with '_' and EMA_KEYS are ignored; missing keys have diffusers'
         defaults.
-    Returns: every key of DEFAULTS; the keys of SEQUENCES and PER_BLOCK as tuples with one entry per block, in the order
-      of the down blocks; mid_block_only_cross_attention as a bool.
+    Returns: all keys of DEFAULTS. The keys of SEQUENCES and PER_BLOCK are tuples with one entry for each block, in the
+      order of the down blocks; mid_block_only_cross_attention is a bool.
     Raises: ValueError, one sentence with the key, the value found and the values allowed.
     """
     unknown = sorted(key for key in config if key not in (*DEFAULTS, *EMA_KEYS) and not key.startswith('_'))
@@ -155,7 +155,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f'unet config: unknown key {unknown[0]!r}; it must be one of {tuple(sorted(DEFAULTS))}')
     full = {**DEFAULTS, **{key: value for key, value in config.items() if key in DEFAULTS}}
     if full['encoder_hid_dim'] is not None and full['encoder_hid_dim_type'] is None:
-        full['encoder_hid_dim_type'] = 'text_proj'  # as diffusers does
+        full['encoder_hid_dim_type'] = 'text_proj'  # diffusers does the same
     _check_values(full)
     _check_lengths(full)
     if full['mid_block_only_cross_attention'] is None:
@@ -170,16 +170,16 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sides(config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(height, width) of what the network was trained on, from its config.json: a number stands for both.
+    """Returns (height, width) of the UNet's input in training, from its config.json.
 
-    (None, None) where the file does not say.
+    A single number stands for both. The result is (None, None) if the file does not say it.
     """
     size = config.get('sample_size')
     return tuple(size) if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
 
 
 def _entries(full, key):
-    """(name, value) of a key, or of each of its entries."""
+    """Returns [(key, value)], or (name, value) for each entry if the value is a list."""
     value = full[key]
     if key in (*SEQUENCES, *PER_BLOCK) and isinstance(value, list | tuple):
         return [(f'{key}[{index}]', entry) for index, entry in enumerate(value)]
@@ -187,6 +187,7 @@ def _entries(full, key):
 
 
 def _check_values(full):
+    # Lists come first, because the later checks go through their entries.
     for key in SEQUENCES:
         if not isinstance(full[key], list | tuple) or not full[key]:
             raise _Wrong(key, full[key], 'a list with one entry per block')
@@ -236,7 +237,7 @@ def _check_lengths(full):
 
 
 def _check_widths(full):
-    """Widths that must divide each other; `full` has its per-block keys as tuples."""
+    """Checks widths that must be divisible by each other; the per-block keys of `full` are tuples."""
     channels, groups = full['block_out_channels'], full['norm_num_groups']
     for index, width in enumerate(channels):
         if width % groups:
@@ -263,12 +264,12 @@ def _check_widths(full):
 
 
 def _attending(full) -> list[tuple[BlockKind, int, int]]:
-    """(kind, entry of attention_head_dim, level) of every block with attention."""
+    """Returns (kind, index into attention_head_dim, level) for every block with attention."""
     last = len(full['block_out_channels']) - 1
     blocks = [(DOWN_BLOCKS[name], level, level) for level, name in enumerate(full['down_block_types'])]
     blocks.append((MID_BLOCKS[full['mid_block_type']], last, last))
     for index, name in enumerate(full['up_block_types']):
         kind, level = UP_BLOCKS[name], last - index
-        # diffusers counts head widths from the low resolution without reversing the list, but reverses head counts.
+        # diffusers does not reverse this list for up blocks if it holds head widths, but reverses numbers of heads.
         blocks.append((kind, index if kind.attention == 'added_kv' else level, level))
     return [block for block in blocks if block[0].attention is not None]

@@ -1,8 +1,9 @@
-"""The autoencoder of latent diffusion: images to the moments of their latents, latents to images.
+"""The autoencoder of latent diffusion, which maps images to the distribution of their latents, and latents to images.
 
-A latent that a UNet reads or predicts is scaled: `sample_latents` and `latent_mode` multiply by scaling_factor(config),
-and who decodes divides first, as in diffusers: `decode` takes latents as `encode` makes them. Children are named as in
-the published checkpoints.
+The latents that a UNet takes and predicts are scaled. `sample_latents` and `latent_mode` multiply by
+scaling_factor(config). Whoever decodes must divide by it first, as in diffusers, because `decode` takes unscaled
+latents. Submodules have the names of the published checkpoints.
+
 Source: diffusers 0.42.1 models/autoencoders/autoencoder_kl.py, vae.py; Rombach et al. 2022.
 """
 
@@ -19,7 +20,7 @@ from dreambooth_jax.models.attention import attend
 from dreambooth_jax.models.layers import GroupNorm, convolution, nearest_upsample
 from dreambooth_jax.models.unet_blocks import ResnetBlock2D
 
-# Constructor defaults of diffusers' AutoencoderKL.
+# Defaults in the constructor of diffusers' AutoencoderKL.
 DEFAULTS: dict[str, Any] = {
     'in_channels': 3,
     'out_channels': 3,
@@ -30,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     'act_fn': 'silu',
     'latent_channels': 4,
     'norm_num_groups': 32,
-    'sample_size': None,  # of diffusers' tiling
+    'sample_size': None,  # used only by diffusers' tiling
     'scaling_factor': 0.18215,
     'shift_factor': None,
     'latents_mean': None,
@@ -43,16 +44,16 @@ DEFAULTS: dict[str, Any] = {
 CHOICES = {'act_fn': ('gelu', 'mish', 'relu', 'silu', 'swish')}
 FIXED = ('shift_factor', 'latents_mean', 'latents_std')
 BLOCK_TYPES = {'down_block_types': 'DownEncoderBlock2D', 'up_block_types': 'UpDecoderBlock2D'}
-EPSILON = 1e-6  # of every norm, whatever the configuration says
+EPSILON = 1e-6  # of all norms; no configuration sets it
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks an autoencoder's config.json and completes it.
+    """Checks and completes an autoencoder's config.json.
 
     Args:
-      config: as diffusers writes it; keys that start with '_' are ignored, missing ones take diffusers' defaults.
-    Returns: every key of DEFAULTS.
+      config: as diffusers writes it. Keys that start with '_' are ignored; missing keys have diffusers' defaults.
+    Returns: all keys of DEFAULTS.
     Raises: ValueError, one sentence with the key, the value found and the values allowed.
     """
     unknown = sorted(key for key in config if key not in DEFAULTS and not key.startswith('_'))
@@ -78,25 +79,27 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scaling_factor(config: Mapping[str, Any]) -> float:
-    """What an autoencoder's latents are multiplied by before a UNet reads them, from its config.json.
+    """Returns the factor by which an autoencoder's latents are multiplied for the UNet, from its config.json.
 
-    0.18215 if the file does not say it (Stable Diffusion 1.x and 2.x); 0.13025 for XL, 0.08333 for the x4 upscaler.
+    It is 0.18215 if the file does not say it (Stable Diffusion 1.x and 2.x), 0.13025 for XL and 0.08333 for the x4
+    upscaler.
     """
     return float(resolve(config)['scaling_factor'])
 
 
 def size_divisor(config: Mapping[str, Any]) -> int:
-    """How many pixels a side of a latent pixel stands for: 8 for Stable Diffusion, 4 for the x4 upscaler."""
+    """Returns the side of an image divided by that of its latents: 8 for Stable Diffusion, 4 for the x4 upscaler."""
     return 2 ** (len(resolve(config)['block_out_channels']) - 1)
 
 
 def sample_latents(moments, noise, scaling_factor: float):
-    """A sample from the distribution of an image's latents, scaled for the UNet.
+    """Samples from the distribution of an image's latents and scales the sample for the UNet.
 
     Args:
-      moments: f[..., 2 * latent_channels] of `encode`: mean, then log-variance, which is clipped to
+      moments: f[..., 2 * latent_channels] from `encode`, the mean and then the log-variance, which is clipped to
         LOG_VARIANCE_RANGE.
       noise: f[..., latent_channels], standard normal.
+      scaling_factor: the result of scaling_factor(config).
     Returns: f32[..., latent_channels].
     """
     mean, log_variance = jnp.split(jnp.asarray(moments, jnp.float32), 2, axis=-1)
@@ -105,16 +108,16 @@ def sample_latents(moments, noise, scaling_factor: float):
 
 
 def latent_mode(moments, scaling_factor: float):
-    """The most likely latents of an image, scaled for the UNet; arguments and result as of `sample_latents`."""
+    """Returns the most likely latents of an image, scaled for the UNet; for the shapes see `sample_latents`."""
     mean, _ = jnp.split(jnp.asarray(moments, jnp.float32), 2, axis=-1)
     return mean * scaling_factor
 
 
 class PixelAttention(nnx.Module):
-    """Residual attention of every position of a feature map to all others, with one head as wide as the map.
+    """Residual attention of every position of a feature map to all positions, with a single head of all channels.
 
-    Its logits f32[B, H * W, H * W] would take 64 MiB for an image of 512 x 512 px and 1 GiB for one of 1024 x 1024;
-    attention.attend takes them in parts.
+    Its logits f32[B, H * W, H * W] would take 64 MiB for an image of 512 x 512 px and 1 GiB for one of 1024 x 1024, so
+    attention.attend computes them in parts.
     """
 
     def __init__(self, channels: int, *, groups: int, made):
@@ -128,17 +131,17 @@ class PixelAttention(nnx.Module):
         self.to_out = nnx.List([dense()])
 
     def __call__(self, x):
-        """f[B, H, W, channels] -> the same."""
+        """Maps f[B, H, W, channels] to the same shape."""
         pixels = self.group_norm(x.reshape(x.shape[0], -1, x.shape[-1]))
         query, key, value = (dense(pixels)[:, :, None, :] for dense in (self.to_q, self.to_k, self.to_v))
         return x + self.to_out[0](attend(query, key, value, scale=x.shape[-1] ** -0.5).reshape(x.shape))
 
 
 class Downsample(nnx.Module):
-    """A convolution that halves the resolution: f[B, H, W, C] -> f[B, H/2, W/2, C]."""
+    """Halves the resolution by a convolution: f[B, H, W, C] -> f[B, H/2, W/2, C]."""
 
     def __init__(self, channels: int, *, made):
-        # Padding behind only, as diffusers' encoder does; its UNets pad both sides.
+        # Padding is only at the end, as in diffusers' encoder; its UNets pad both sides.
         self.conv = nnx.Conv(channels, channels, (3, 3), 2, padding=((0, 1), (0, 1)), **made)
 
     def __call__(self, x):
@@ -146,7 +149,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Twice the resolution by repeated pixels, then a convolution: f[B, H, W, C] -> f[B, 2H, 2W, C]."""
+    """Doubles the resolution by repeating pixels, then convolves: f[B, H, W, C] -> f[B, 2H, 2W, C]."""
 
     def __init__(self, channels: int, *, made):
         self.conv = convolution(channels, channels, **made)
@@ -156,12 +159,15 @@ class Upsample(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Residual blocks at one resolution, then the next resolution: DownEncoderBlock2D and UpDecoderBlock2D.
+    """Residual blocks at one resolution and then a resampler: DownEncoderBlock2D and UpDecoderBlock2D of diffusers.
 
-    Args of the constructor:
-      in_channels, out_channels: of the block; layers: number of residual blocks.
-      resnet: (in, out) -> residual block.
-      downsampler, upsampler: channels -> layer that changes the resolution, or None.
+    Args:
+      in_channels: channels of the input.
+      out_channels: channels of the output.
+      layers: number of residual blocks.
+      resnet: function (in, out) -> residual block.
+      downsampler: function channels -> layer that halves the resolution, or None.
+      upsampler: function channels -> layer that doubles the resolution, or None.
     """
 
     def __init__(self, in_channels: int, out_channels: int, layers: int, *, resnet, downsampler=None, upsampler=None):
@@ -177,7 +183,7 @@ class Block(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """Residual block, attention (or None), residual block at the lowest resolution."""
+    """Residual block, attention (or none) and residual block at the lowest resolution."""
 
     def __init__(self, channels: int, *, resnet, attention=None):
         self.attentions = nnx.List([attention(channels)] if attention else [])
@@ -191,7 +197,7 @@ class MidBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """f[B, H, W, in_channels] -> f[B, h, w, 2 * latent_channels]; c: resolved configuration."""
+    """Maps f[B, H, W, in_channels] to f[B, h, w, 2 * latent_channels]; `c` is the resolved configuration."""
 
     def __init__(self, c: Mapping[str, Any], made):
         widths, groups = c['block_out_channels'], c['norm_num_groups']
@@ -218,12 +224,12 @@ class Encoder(nnx.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        # SiLU whatever act_fn says.
+        # The activation here is always SiLU, whatever act_fn says.
         return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(x))))
 
 
 class Decoder(nnx.Module):
-    """f[B, h, w, latent_channels] -> f[B, H, W, out_channels]; c: resolved configuration."""
+    """Maps f[B, h, w, latent_channels] to f[B, H, W, out_channels]; `c` is the resolved configuration."""
 
     def __init__(self, c: Mapping[str, Any], made):
         widths, groups = c['block_out_channels'][::-1], c['norm_num_groups']
@@ -254,7 +260,7 @@ class Decoder(nnx.Module):
 
 
 def _layers(c, made):
-    """((in, out) -> residual block, channels -> attention block or None) of a resolved configuration."""
+    """Returns ((in, out) -> residual block, channels -> attention block, or None) for a resolved configuration."""
     groups = c['norm_num_groups']
     resnet = functools.partial(
         ResnetBlock2D, time_features=None, groups=groups, epsilon=EPSILON, activation=c['act_fn'], **made
@@ -264,14 +270,14 @@ def _layers(c, made):
 
 
 class AutoencoderKL(nnx.Module):
-    """Variational autoencoder. Its two functions are `encode` and `decode`: functional.split's `method`.
+    """Variational autoencoder with the two functions `encode` and `decode`; see `method` in functional.split.
 
-    Args of the constructor:
-      config: the dictionary of a diffusers config.json; missing keys take diffusers' defaults.
-      dtype: compute dtype; parameters are f32. With force_upcast, which is diffusers' default, float32 is taken
-        instead of float16, in which the activations overflow; bfloat16 is as wide as float32 and is kept.
+    Args:
+      config: contents of a diffusers config.json; missing keys have diffusers' defaults.
+      dtype: compute dtype; parameters are f32. With force_upcast, which is diffusers' default, float16 is replaced by
+        float32, because activations overflow in float16. bfloat16 has the range of float32 and is kept.
       rngs: source of the initial parameters.
-    Raises: ValueError, one sentence, for a configuration that is not supported.
+    Raises: ValueError, one sentence, if the configuration is not supported.
     """
 
     def __init__(self, config: Mapping[str, Any], *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -289,13 +295,13 @@ class AutoencoderKL(nnx.Module):
         self.size_divisor = size_divisor(config)
 
     def encode(self, pixels):
-        """The distribution of an image's latents.
+        """Encodes images to the distributions of their latents.
 
         Args:
-          pixels: f[B, H, W, in_channels] in [-1, 1]; H and W multiples of `size_divisor`.
-        Returns: f32[B, H / size_divisor, W / size_divisor, 2 * latent_channels], mean and then log-variance, unclipped;
-          sample_latents and latent_mode make latents of them.
-        Raises: ValueError for another shape.
+          pixels: f[B, H, W, in_channels] in [-1, 1]; H and W are multiples of `size_divisor`.
+        Returns: f32[B, H / size_divisor, W / size_divisor, 2 * latent_channels], the mean and then the log-variance,
+          which is not clipped. sample_latents and latent_mode compute latents from it.
+        Raises: ValueError if the shape is wrong.
         """
         self._check('pixels', pixels, self.in_channels, self.size_divisor)
         moments = self.encoder(pixels.astype(self.dtype))
@@ -304,12 +310,12 @@ class AutoencoderKL(nnx.Module):
         return moments.astype(jnp.float32)
 
     def decode(self, latents):
-        """The image of latents.
+        """Decodes latents to images.
 
         Args:
-          latents: f[B, h, w, latent_channels], not scaled: what a UNet predicts, divided by scaling_factor(config).
-        Returns: f32[B, h * size_divisor, w * size_divisor, out_channels], about [-1, 1] and not clipped.
-        Raises: ValueError for another shape.
+          latents: f[B, h, w, latent_channels], unscaled: what a UNet predicts, divided by scaling_factor(config).
+        Returns: f32[B, h * size_divisor, w * size_divisor, out_channels], about in [-1, 1] but not clipped.
+        Raises: ValueError if the shape is wrong.
         """
         self._check('latents', latents, self.latent_channels, 1)
         latents = latents.astype(self.dtype)

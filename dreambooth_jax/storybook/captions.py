@@ -1,9 +1,9 @@
-"""Scenes in words, with the variety that people use.
+"""Describes scenes in words, as varied as people's captions.
 
-The word order is that of the DreamBooth prompts, "a [colour] [identifier] [class noun] [accessory] [context]", so what
-pretraining learns from captions is what the paper's prompts ask for. A caption says less than the image shows:
-colours, patterns, kinds and now and then even the context go unsaid, as they do under real images, so that a bare
-"a dog" means any dog anywhere.
+The word order is that of the DreamBooth prompts, "a [colour] [identifier] [class noun] [accessory] [context]", so
+pretraining on captions learns what the paper's prompts ask for. A caption says less than the image shows: it may omit
+the colour, the pattern, the kind and sometimes even the context, like captions of real images. So a bare "a dog" means
+any dog anywhere.
 """
 
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ OPENINGS = ('a photo of', 'an image of', 'an image of', 'a drawing of')
 def caption(
     scene: Scene, rng: np.random.Generator, *, rare_tokens: Sequence[str] = (), rare_token_rate: float = 0.0
 ) -> str:
-    """Describes a scene in one lower-case phrase; the same scene reads differently from draw to draw.
+    """Describes a scene in one lower-case phrase, which varies from call to call.
 
     Args:
-      scene: what to describe. Marks and splits are never said: they belong to subjects, which identifiers name.
-      rng: the only source of variety.
-      rare_tokens: meaningless words of which one is put before the class noun now and then, so that before
-        fine-tuning a rare token is known to mean nothing, as in a large text corpus, rather than being unseen.
-      rare_token_rate: how often, in [0, 1].
+      scene: the scene. Marks and split halves are never mentioned, as they belong to subjects, which have identifiers.
+      rng: the only source of randomness.
+      rare_tokens: meaningless words, one of which is sometimes put before the class noun. So the model learns before
+        fine-tuning that a rare token means nothing, as from a large text corpus, while otherwise it would be unknown.
+      rare_token_rate: probability of a rare token, in [0, 1].
     """
     said = lambda chance: rng.random() < chance  # noqa: E731
     words = []
     if scene.material:
         words.append(scene.material)
-    # A plain colour is said more often than not: the paper's property prompts ("a red [V] dog") must be understood.
+    # A plain colour is mentioned more often than not, since the paper's property prompts ("a red [V] dog") need it.
     if said(0.6):
         words.append(scene.colour)
     if scene.pattern and said(0.7):

@@ -1,8 +1,8 @@
-"""Paints a scene as pixels: backdrop, subject, what stands before it, then the style.
+"""Paints a scene as pixels: the context, the subject, what stands before the subject, and then the style.
 
-Decides the supersampling: canvases of 128 px for images of 32 px and of 256 px for 128 px, box-averaged. The painters
-draw the same random numbers at any canvas size, so one scene is one image: paint(scene, 32) is, up to a few levels at
-edges, the 4 x 4 box-average of paint(scene, 128).
+Images are painted on a larger canvas and box-averaged: on 128 px for images of 32 px and on 256 px for 128 px. The
+painters use the same random numbers for every size of canvas, so one scene is one image: except for a few levels at
+edges, paint(scene, 32) is the 4 x 4 box-average of paint(scene, 128).
 """
 
 import random
@@ -16,18 +16,18 @@ from dreambooth_jax.storybook.world import Scene
 
 
 def paint(scene: Scene, size: int = 128) -> np.ndarray:
-    """The image of a scene.
+    """Paints the image of a scene.
 
     Args:
       scene: what to paint.
-      size: the image's side in px.
+      size: side of the image in px.
 
     Returns:
       uint8[size, size, 3].
     """
     zoom = 2 if size >= 96 else 4
     source = random.Random(scene.seed)
-    # One stream per layer, so that a change in how one is painted leaves the others as they were.
+    # Each layer has its own random numbers, so that a change in one layer's painter does not change the others.
     context, subject, foreground, style = (random.Random(source.getrandbits(32)) for _ in range(4))
     image = paint_context(scene.context, size * zoom, context)
     image = paint_subject(scene, image, subject)

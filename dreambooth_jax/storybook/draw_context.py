@@ -1,10 +1,11 @@
-"""Decides what each context of `world.CONTEXTS` looks like, behind the subject and (for a few) in front of it.
+"""Paints each context of `world.CONTEXTS`, behind the subject and, for a few contexts, also in front of it.
 
-A tiny network and people must tell the twenty apart at 32 px with a subject over the middle of the image, so every
-context has its own palette and layout, and repeats its telling features at the sides, the corners and the top.
+A tiny network and people must be able to tell the twenty contexts apart at 32 px with a subject over the middle of the
+image. So every context has its own palette and layout, and repeats its typical features at the sides, in the corners
+and at the top.
 
-Conventions: positions and sizes are fractions of the image's side, x to the right, y down; colours are RGB uint8.
-Everything random comes from the `Random` passed in, so a seed names an image.
+Positions and sizes are fractions of the image's side, x to the right and y down; colours are RGB uint8. All random
+numbers come from the `Random` that is passed in, so a seed determines the image.
 """
 
 import math
@@ -120,7 +121,7 @@ def _city(pen: ContextPen):
         x = -pen.uniform(0, 0.08)
         while x < 1:
             width = pen.uniform(0.11, 0.19)
-            # Towers stand highest where the subject never does, at the sides.
+            # Towers are highest at the sides, where the subject never is.
             top = pen.uniform(0.05, 0.2) + (0.0 if depth == 0 else pen.uniform(0.04, 0.2))
             pen.rect(x, top, x + width - 0.012, 0.74, pen.near(colour, 7))
             y = top + 0.03
@@ -244,7 +245,7 @@ def _milk(pen: ContextPen):
     pen.fade(0, horizon + 0.03, pen.near((150, 200, 242), 5), pen.near((204, 228, 246), 5))
     for k in range(6):  # overlapping creamy billows, each with a shaded crest
         y, length, phase = horizon + 0.02 + 0.135 * k, pen.uniform(0.3, 0.46), pen.random.random()
-        # |sin| makes rounded humps with sharp valleys, unlike the water's ripples and the snow's flat hills.
+        # |sin| gives rounded humps with sharp valleys, unlike the ripples of water and the flat hills of snow.
         crest = [(j / 24, y - 0.055 * abs(math.sin(math.pi * (j / 24 / length + phase)))) for j in range(25)]
         pen.poly([*crest, (1, 1), (0, 1)], pen.near((222, 200, 162), 5))
         pen.poly([*((px, py + 0.03) for px, py in crest), (1, 1), (0, 1)], (255, 251, 236))
@@ -318,7 +319,7 @@ def _dirt_road(pen: ContextPen):
     y = horizon + 0.02
     pen.poly([(far - 0.09, y), (far + 0.09, y), (0.8, 0.62), (0.96, 1), (0.04, 1), (0.2, 0.62)], soil)
     pen.dots(14, (0.25, 0.75), (0.6, 1), 0.011, (204, 166, 122))
-    for side in (-1, 1):  # wheel ruts, and fence posts, which no other context has along both sides
+    for side in (-1, 1):  # wheel ruts and fence posts; no other context has posts along both sides
         rut = [(far + side * 0.045, y), (far + side * 0.055, y), (0.5 + side * 0.37, 1), (0.5 + side * 0.27, 1)]
         pen.poly(rut, mix(soil, (84, 48, 28), 0.6))
         for x, foot, tall in ((0.24, 0.4, 0.12), (0.34, 0.49, 0.165), (0.46, 0.6, 0.22)):
@@ -364,9 +365,9 @@ CONTEXT_PAINTERS: dict[str, Callable[[ContextPen], None]] = {
 
 
 def paint_context(context: str | None, side: int, random: Random) -> Image.Image:
-    """Paints a context as an RGB image of side x side; None is a plain studio backdrop."""
+    """Paints a context as an RGB image of side x side px; None gives a plain studio backdrop."""
     if context is None:
-        # Low saturation keeps the backdrop apart from pink fabric and from the coloured subjects.
+        # The backdrop has low saturation, so that it differs from pink fabric and from coloured subjects.
         light = random.uniform(168, 232)
         top = tuple(min(250, round(light + random.uniform(-24, 24))) for _ in range(3))
         return gradient((side, side), mix(top, (255, 255, 255), 0.2), mix(top, (90, 90, 100), 0.2))
@@ -376,7 +377,7 @@ def paint_context(context: str | None, side: int, random: Random) -> Image.Image
 
 
 def _waterline(pen: ContextPen, top: Colour, bottom: Colour, crest: Colour):
-    """Covers the lowest part of the image, with the subject's foot showing through a little."""
+    """Covers the lowest part of the image, through which the subject's foot is faintly visible."""
     y, phase, length = pen.uniform(0.825, 0.85), pen.uniform(0, math.tau), pen.uniform(0.3, 0.45)
     line = [(k / 24, y + 0.012 * math.sin(k / 24 * math.tau / length + phase)) for k in range(25)]
     mask = ContextPen(Image.new('L', pen.image.size), pen.random)
@@ -386,7 +387,7 @@ def _waterline(pen: ContextPen, top: Colour, bottom: Colour, crest: Colour):
 
 
 def paint_foreground(context: str | None, image: Image.Image, random: Random) -> Image.Image:
-    """Puts in front of a pasted subject what belongs there; where nothing does, returns the image unchanged."""
+    """Paints what belongs in front of the subject; returns the image itself if the context has nothing there."""
     pen = ContextPen(image.copy(), random)
     if context == 'floating on top of water':
         _waterline(pen, (30, 90, 170), (14, 66, 148), (206, 234, 250))

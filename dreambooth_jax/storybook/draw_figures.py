@@ -1,4 +1,4 @@
-"""Shapes of the subjects with a face, and of all toys; painters as those of draw_shapes.py."""
+"""Shapes of the subjects with a face, and of all toys. For the painters see draw_shapes.py."""
 
 from dreambooth_jax.storybook.draw_pen import INK, PINK, SILVER, SKIN, WHITE, Form, nothing
 
@@ -84,7 +84,7 @@ def cat(p, k):
 
 
 def plush(p, k, kind):
-    """Seated, legs forward with soles, a seam down the belly, button eyes."""
+    """Paints a seated animal with legs forward, visible soles, a seam down the belly and button eyes."""
 
     def parts():
         for s in (-1, 1):

@@ -1,7 +1,7 @@
-"""The pen that draws Storybook's subjects, and the record in which a class's painter reports its shape.
+"""The pen that draws Storybook's subjects, and the record in which the painter of a class describes its shape.
 
-Conventions: unit coordinates (u, v) around the subject's centre, u to the right, v down, the unit being the subject's
-`scale`; nothing is drawn outside [-REACH, REACH]. Subjects face right or the viewer; the pen mirrors them on a flip.
+Coordinates are (u, v) around the subject's centre, u to the right and v down; the unit is the subject's `scale`.
+Nothing is drawn outside [-REACH, REACH]. Subjects face right or the viewer; the pen mirrors a flipped subject.
 """
 
 import dataclasses
@@ -19,29 +19,31 @@ PINK = (238, 120, 140)
 
 
 def mix(a, b, t):
-    """The colour a fraction t of the way from a to b."""
+    """Returns the colour a fraction t of the way from a to b."""
     return tuple(round(x + (y - x) * t) for x, y in zip(a, b, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """A subject's colours: of the body, its darker and lighter shades, and the second colour."""
+    """A subject's main colour, with a darker and a lighter shade of it, and its second colour."""
 
     main: tuple
     second: tuple
 
     @property
     def dark(self):
-        # A black body needs its small parts lighter, or they vanish.
+        """The darker shade, for small parts of the body."""
+        # On a black body a darker shade would be invisible, so it is lighter there.
         return mix(self.main, (0, 0, 0), 0.35) if sum(self.main) > 210 else mix(self.main, WHITE, 0.22)
 
     @property
     def light(self):
+        """The lighter shade."""
         return mix(self.main, WHITE, 0.5)
 
 
 class Pen:
-    """Draws in unit coordinates on a transparent layer; what is drawn while `on_body` also joins the body mask."""
+    """Draws in unit coordinates on a transparent layer. While `on_body` is set, it also draws on the body mask."""
 
     def __init__(self, side, x, y, scale, flip):
         self.unit = scale * side
@@ -54,24 +56,28 @@ class Pen:
         self.frame()
 
     def frame(self, su=1.0, sv=1.0, du=0.0, dv=0.0):
-        """Maps all that follows by (u, v) -> (su u + du, sv v + dv)."""
+        """Makes all following drawing go through the map (u, v) -> (su u + du, sv v + dv)."""
         self.su, self.sv, self.du, self.dv = su, sv, du, dv
 
     def at(self, u, v):
+        """Returns the pixel (x, y) on the layer for a point in unit coordinates."""
         u, v = self.su * u + self.du, self.sv * v + self.dv
         return self.cx + self.mirror * u * self.unit, self.cy + v * self.unit
 
     def corners(self, u0, v0, u1, v1):
+        """Returns the pixel box (left, top, right, bottom) on the layer for two opposite corners."""
         (x0, y0), (x1, y1) = self.at(u0, v0), self.at(u1, v1)
         return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
     def ellipse(self, u, v, a, b, fill):
+        """Fills an ellipse with centre (u, v) and half axes a, b."""
         xy = self.corners(u - a, v - b, u + a, v + b)
         self.ink.ellipse(xy, fill=fill)
         if self.on_body:
             self.body_ink.ellipse(xy, fill=255)
 
     def box(self, u0, v0, u1, v1, fill, radius=0.0):
+        """Fills a rectangle, with round corners if `radius` is not zero."""
         xy = self.corners(u0, v0, u1, v1)
         radius = min(radius * self.unit * min(abs(self.su), abs(self.sv)), (xy[2] - xy[0]) / 2, (xy[3] - xy[1]) / 2)
         self.ink.rounded_rectangle(xy, radius, fill=fill)
@@ -79,13 +85,14 @@ class Pen:
             self.body_ink.rounded_rectangle(xy, radius, fill=255)
 
     def poly(self, points, fill):
+        """Fills a polygon."""
         xy = [self.at(u, v) for u, v in points]
         self.ink.polygon(xy, fill=fill)
         if self.on_body:
             self.body_ink.polygon(xy, fill=255)
 
     def line(self, points, width, fill):
-        """A line with round ends and joints."""
+        """Draws a line with round ends and joints."""
         xy = [self.at(u, v) for u, v in points]
         width = max(1.0, width * self.unit * min(1.0, abs(self.su) + 0.2))
         r = width / 2 - 0.5
@@ -97,34 +104,35 @@ class Pen:
                         ink.ellipse((x - r, y - r, x + r, y + r), fill=colour)
 
     def arc(self, u, v, a, b, start, end, width, fill):
-        """Part of an ellipse's line; degrees, clockwise from the right."""
+        """Draws an arc of an ellipse; angles are in degrees, clockwise from the right."""
         angles = [math.radians(start + (end - start) * i / 10) for i in range(11)]
         self.line([(u + a * math.cos(t), v + b * math.sin(t)) for t in angles], width, fill)
 
 
 def nothing():
+    """Draws nothing; for a form without parts or details."""
     pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What a painter reports; the three stages draw on the pen it was given.
+    """The shape of a subject; its three functions draw with the pen that the painter was given.
 
-    `parts` (tails, ears, handles: they stick out even of a cube) and `body` make the body mask, `details` (face,
-    laces, dial) lie above any pattern.
+    `parts` (tails, ears, handles, which stick out even of a cube) and `body` make the body mask. `details` (face,
+    laces, dial) are drawn over any pattern.
     """
 
     parts: Callable
     body: Callable
     details: Callable
-    mark: tuple  # u, v, half size of the badge
-    fine: tuple  # u, v of the fine texture's centre
+    mark: tuple  # (u, v, half size) of the badge
+    fine: tuple  # (u, v) of the centre of the fine texture
     split: tuple  # (axis, sign, threshold): the second half is where sign * (u or v) > sign * threshold
-    head: tuple = (0.0, -0.42, 0.2)  # u, v of a hat's brim, half width
-    eyes: tuple = (0.0, -0.2, 0.1)  # u, v between the eyes, half distance
-    neck: tuple = (0.0, 0.0, 0.2)  # u, v, half width
-    torso: tuple = (-0.4, 0.0, 0.4, 0.5)  # box to clothe, clipped to the body
-    face: tuple = (0.0, 0.1, 0.8)  # u, v, scale of the details on a cube's front
+    head: tuple = (0.0, -0.42, 0.2)  # (u, v, half width) of a hat's brim
+    eyes: tuple = (0.0, -0.2, 0.1)  # (u, v) of the middle between the eyes, and half their distance
+    neck: tuple = (0.0, 0.0, 0.2)  # (u, v, half width)
+    torso: tuple = (-0.4, 0.0, 0.4, 0.5)  # box that clothes cover, clipped to the body
+    face: tuple = (0.0, 0.1, 0.8)  # (u, v, scale) of the details on the front of a cube
     lift: float = 0.0  # shift in v of the parts around a cube
-    is_round: bool = False  # circles when seen from the top
-    alive: bool = False  # has a face and paws
+    is_round: bool = False  # whether it is a circle from the top
+    alive: bool = False  # whether it has a face and paws

@@ -1,10 +1,10 @@
-"""The shapes of Storybook's subjects: one painter per class, seen from the front.
+"""The shapes of Storybook's subjects: one painter for each class, as seen from the front.
 
-A painter takes a `Pen` and a `Look` and returns a `Form`: what to draw (in three stages, so that draw_subject.py can
-put patterns between the body and the face) and where marks and worn things go. Everything a class is known by is in
-its silhouette or at least two pixels wide at 32 px.
+A painter takes a `Pen` and a `Look` and returns a `Form`. It says what to draw, in three functions, so that
+draw_subject.py can put patterns between the body and the face, and where marks and worn things go. Everything that
+identifies a class is in its silhouette or at least two pixels wide at 32 px.
 
-Conventions: unit coordinates as in draw_pen.py; a subject fills about [-0.5, 0.5] in both.
+Coordinates are those of draw_pen.py; a subject fills about [-0.5, 0.5] in both directions.
 """
 
 import math
@@ -24,7 +24,7 @@ def backpack(p, k):
 
     def details():
         p.arc(0, -0.05, 0.27, 0.3, 180, 360, 0.03, SILVER)
-        # The pocket is an outline, so that a pattern or a second half runs through it.
+        # The pocket is only an outline, so that a pattern or a second half can be seen through it.
         p.line([(-0.25, 0.09), (-0.25, 0.4), (0.25, 0.4), (0.25, 0.09), (-0.25, 0.09)], 0.035, k.dark)
         p.line([(-0.17, 0.12), (0.17, 0.12)], 0.03, SILVER)
 
@@ -33,7 +33,7 @@ def backpack(p, k):
 
 def bowl(p, k):
     def parts():
-        p.on_body = False  # patterns are the bowl's, not the berries'
+        p.on_body = False  # patterns cover the bowl but not the berries
         places = ((-0.3, -0.1), (0.3, -0.1), (-0.1, -0.12), (0.12, -0.12), (-0.2, -0.22), (0.22, -0.22), (0.0, -0.26))
         for i, (u, v) in enumerate(places):
             p.ellipse(u, v, 0.12, 0.12, ((196, 30, 60), (60, 60, 150), (214, 44, 84))[i % 3])
@@ -256,7 +256,7 @@ PAINTERS = {
 
 
 def form_of(scene, p, k):
-    """The form of a scene's subject as seen from the front."""
+    """Returns the form of a scene's subject as seen from the front."""
     if scene.class_noun == 'stuffed animal':
         return draw_figures.plush(p, k, scene.kind or 'bear')
     if scene.class_noun == 'toy':

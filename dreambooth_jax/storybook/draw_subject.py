@@ -1,10 +1,10 @@
-"""Paints a scene's subject: its shape, then pattern, second half, material, marks and what it wears.
+"""Paints a scene's subject: first its shape, then pattern, second half, material, marks and what it wears.
 
-Decides the marks that make a subject one of a kind. `mark` is a badge seen at 32 px. `fine_mark` is a texture that
-exists at 128 px only: its contrast is +-60 around the local colour with mean zero over every 4 x 4 block of the 128 px
-image, so that box-averaging to 32 px leaves no trace, and only the 128 px stage can learn it.
+The marks make a subject unique. `mark` is a badge that is visible at 32 px. `fine_mark` is a texture that exists only
+at 128 px: it changes the local colour by at most +-60, with mean zero over every 4 x 4 block of the 128 px image. So
+box-averaging to 32 px leaves no trace of it, and only the 128 px stage can learn it.
 
-Conventions: unit coordinates as in draw_pen.py. The order of random draws never depends on the canvas size.
+Coordinates are those of draw_pen.py. The order of random numbers does not depend on the size of the canvas.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from dreambooth_jax.storybook.draw_pen import INK, PINK, SILVER, WHITE, Form, Lo
 
 MARKS = ('disc', 'star', 'heart', 'cross', 'band', 'diamond')
 FINE_MARKS = ('hatch', 'checker', 'rings', 'zigzag', 'dots', 'grid')
-FINE_UNITS = 0.31  # side of the fine texture; never less than 24 px at 128 px
+FINE_UNITS = 0.31  # side of the fine texture in units; it is never less than 24 px at 128 px
 FLOATING = tuple(context for context in world.CONTEXTS if context.startswith('floating'))
-CUBE = (-0.4, -0.24, 0.3, 0.46)  # its front face
+CUBE = (-0.4, -0.24, 0.3, 0.46)  # box of its front face
 DEPTH = 0.14
 
 
 def _pattern(p, name, colour):
-    """Paints the pattern over the body in the second colour."""
+    """Paints a pattern in the second colour over the body."""
     stencil = Image.new('L', p.size)
     ink = ImageDraw.Draw(stencil)
     steps = [0.2 * i for i in range(-4, 5)]
@@ -57,7 +57,7 @@ def _split(p, split, colour):
 
 
 def _shade(p):
-    """Darkens the body along its lower right rim, which makes it round."""
+    """Darkens the body along its lower right rim, so that it looks round."""
     d = round(0.045 * p.unit)
     lit = Image.new('L', p.size)
     lit.paste(p.mask, (-d, -d))
@@ -68,7 +68,7 @@ def _shade(p):
 def _shiny(p):
     d = round(0.07 * p.unit)
     p.layer.paste((255, 255, 255, 255), (0, 0), p.mask.point(lambda a: a // 5))
-    # A bright band that follows the upper left rim, one step inside it.
+    # A bright band follows the upper left rim, one step inside it.
     rim, inner = Image.new('L', p.size), Image.new('L', p.size)
     rim.paste(p.mask, (d, d))
     inner.paste(p.mask, (2 * d, 2 * d))
@@ -108,7 +108,7 @@ def _drops(p, rng):
 
 
 def _cube(p, k, form):
-    """The form with a cube for its body; parts stick out from behind it, details are put on its front face."""
+    """Returns the form with a cube as its body: parts stick out from behind it and details are on its front face."""
     u0, v0, u1, v1 = CUBE
     fu, fv, scale = form.face
     cu, cv = (u0 + u1) / 2, (v0 + v1) / 2
@@ -124,7 +124,7 @@ def _cube(p, k, form):
         p.poly([(u1, v0), (u1 + DEPTH, v0 - DEPTH), (u1 + DEPTH, v1 - DEPTH), (u1, v1)], k.main)
 
     def details():
-        # The faces' shades are glazes, so that patterns run over the edges.
+        # The other faces are shaded with transparent paint, so that patterns continue over the edges.
         top, side = Image.new('L', p.size), Image.new('L', p.size)
         ImageDraw.Draw(top).polygon(
             [p.at(u, v) for u, v in ((u0, v0), (u0 + DEPTH, v0 - DEPTH), (u1 + DEPTH, v0 - DEPTH), (u1, v0))], fill=130
@@ -157,7 +157,7 @@ def _cube(p, k, form):
 
 
 def _animal_behind(p, k, floppy, tail):
-    """A sitting creature's back: the head's outline over a round body, no face, the tail in the middle."""
+    """The form of a sitting creature's back: a head's outline over a round body, no face, the tail in the middle."""
 
     def parts():
         for s in (-1, 1):
@@ -179,7 +179,7 @@ def _animal_behind(p, k, floppy, tail):
 
 
 def _creature_above(p, k, form, belly):
-    """A creature from the top (a back, no face) or, with `belly`, from below (paws towards the viewer)."""
+    """The form of a creature from the top (a back, no face) or, with `belly`, from below (paws towards the viewer)."""
 
     def parts():
         p.line([(-0.34, 0.1), (-0.54, 0.02)], 0.09, k.dark)
@@ -209,7 +209,7 @@ def _creature_above(p, k, form, belly):
 
 
 def _circle(p, k, scene, form, below):
-    """A round object from the top (rim and opening) or from below (base ring)."""
+    """The form of a round object from the top (rim and opening) or from below (base ring)."""
     name = scene.class_noun
 
     def parts():
@@ -263,7 +263,7 @@ def _sole(p, k, form):
 
 
 def _seen_from(p, k, scene, form):
-    """The form from scene.view; leaves the pen's frame squashed where that is all a view needs."""
+    """The form as seen from scene.view. If a view only needs a squashed form, the pen's frame stays squashed."""
     view, name = scene.view, scene.class_noun
     creature = form.alive and scene.kind not in ('duck', 'robot', 'poop')
     if view == 'back':
@@ -306,7 +306,7 @@ def _seen_from(p, k, scene, form):
 
 
 def _mark(p, scene, form):
-    """A badge with a thin edge of contrast."""
+    """Paints the badge, with a thin contrasting edge."""
     name, (u, v, r), colour = scene.mark, form.mark, world.COLOURS[scene.mark_colour]
     edge = WHITE if sum(colour) < 330 else INK
     for q, fill in ((r, edge), (r - 0.025, colour)):
@@ -329,7 +329,7 @@ def _mark(p, scene, form):
 
 
 def _fine_sign(name, n):
-    """The n x n px texture at 128 px, in [-1, 1], with mean zero over each 4 x 4 block."""
+    """Returns the n x n px texture at 128 px, in [-1, 1], with mean zero over each 4 x 4 block."""
     y, x = np.mgrid[:n, :n]
     if name == 'hatch':
         sign = (x + y) // 2 % 2
@@ -349,10 +349,10 @@ def _fine_sign(name, n):
 
 
 def _fine(p, scene, form, side):
-    """Adds the fine texture in whole blocks of 4 x 4 px at 128 px; none off the body or on the mark."""
+    """Adds the fine texture in whole blocks of 4 x 4 px at 128 px, but not outside the body or on the mark."""
     zoom = side // 128
     if zoom * 128 != side or zoom < 2:
-        return  # a canvas for 32 px, where it would average out anyway
+        return  # this canvas is for 32 px, where the texture averages out anyway
     block = 4 * zoom
     n = max(6, round(FINE_UNITS * scene.scale * 32))
     x, y = p.at(*form.fine)
@@ -362,11 +362,11 @@ def _fine(p, scene, form, side):
     sign = _fine_sign(scene.fine_mark, 4 * n).repeat(zoom, axis=0).repeat(zoom, axis=1)
     pixels = np.asarray(p.layer.crop(box)).reshape(n, block, n, block, 4).astype(np.float32)
     colour, alpha = pixels[..., :3], pixels[..., 3]
-    # The room up to black and white bounds the contrast; clipping would shift the mean.
+    # The contrast is limited so that no colour leaves 0..255, because clipping would change the mean.
     room = np.minimum(colour, 255 - colour).min(axis=(1, 3), keepdims=True) - 1
     whole = alpha.min(axis=(1, 3)) == 255
     if scene.mark:
-        # The mark is painted here to learn where it is, and once more over what the subject wears.
+        # The mark is painted here only to find its place; later it is painted over what the subject wears.
         marked = Image.new('L', p.size)
         p.body_ink, p.on_body = ImageDraw.Draw(marked), True
         _mark(p, scene, form)
@@ -389,8 +389,8 @@ def paint_subject(scene: world.Scene, image: Image.Image, random: random.Random)
     """Paints the scene's subject onto its backdrop.
 
     Args:
-      scene: what to paint; its context and style only decide whether there is a shadow.
-      image: the RGB backdrop, square; painted over in place.
+      scene: what to paint. Its context decides whether there is a shadow, and its style is not used.
+      image: the square RGB backdrop, which is painted over in place.
       random: the source of colour jitter and droplets.
 
     Returns:
@@ -409,9 +409,10 @@ def paint_subject(scene: world.Scene, image: Image.Image, random: random.Random)
     elif scene.material == 'cube shaped':
         form = _cube(p, k, form)
 
+    # The body mask must be complete before patterns and materials, which cover only the body.
     p.on_body = True
     form.parts()
-    p.on_body = True  # parts of colours of their own have left it
+    p.on_body = True  # parts with their own colours have reset it
     form.body()
     p.on_body = False
     if scene.pattern:
@@ -423,6 +424,7 @@ def paint_subject(scene: world.Scene, image: Image.Image, random: random.Random)
         _shiny(p)
     elif scene.material == 'wet':
         _wet(p)
+    # Details come after patterns and materials, so that a face stays visible.
     form.details()
     if scene.fine_mark:
         _fine(p, scene, form, side)
@@ -430,6 +432,7 @@ def paint_subject(scene: world.Scene, image: Image.Image, random: random.Random)
         draw_worn.WORN[scene.accessory](p, form)
     if scene.mark:
         _mark(p, scene, form)
+    # Sparkles and drops must not be squashed by a view's frame.
     p.frame()
     if scene.material == 'shiny':
         _sparkles(p)
@@ -438,7 +441,7 @@ def paint_subject(scene: world.Scene, image: Image.Image, random: random.Random)
 
     if scene.context not in FLOATING:
         _shadow(image, side, scene)
-    # A dark outline keeps a subject apart from a backdrop of its own colour.
+    # A dark outline separates a subject from a backdrop of the same colour.
     alpha, d = p.layer.getchannel('A'), max(1, round(0.012 * p.unit))
     for dx, dy in ((-d, 0), (d, 0), (0, -d), (0, d)):
         image.paste(INK, (p.left + dx, p.top + dy), alpha)

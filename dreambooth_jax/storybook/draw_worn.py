@@ -1,9 +1,9 @@
-"""What Storybook's subjects wear: the ten accessories of world.ACCESSORIES.
+"""The ten accessories of world.ACCESSORIES that Storybook's subjects can wear.
 
-Each is known at 32 px by one colour or outline of its own (brim, pom, stripes). Hats sit on a form's head anchor,
-glasses on its eyes, and outfits recolour the part of the body inside its torso box, so that they fit every shape.
+Each is recognisable at 32 px by a colour or outline of its own (brim, pompom, stripes). Hats are placed at a form's
+`head` and glasses at its `eyes`. Outfits recolour the part of the body inside its `torso` box, so they fit every shape.
 
-Conventions: unit coordinates as in draw_pen.py.
+Coordinates are those of draw_pen.py.
 """
 
 import math
@@ -21,13 +21,14 @@ RAINBOW = ((228, 40, 40), (250, 150, 30), (250, 226, 50), (60, 180, 70), (50, 11
 
 
 def _clothe(p, corners, colour):
-    """Recolours the body inside a box."""
+    """Recolours the part of the body inside a box."""
     cloth = Image.new('L', p.size)
     ImageDraw.Draw(cloth).rectangle(p.corners(*corners), fill=255)
     p.layer.paste((*colour, 255), (0, 0), ImageChops.darker(cloth, p.mask))
 
 
 def star(p, u, v, r, colour, points=5):
+    """Fills a star with centre (u, v) and outer radius r."""
     angles = [math.pi * (i / points - 0.5) for i in range(2 * points)]
     p.poly(
         [

@@ -1,6 +1,6 @@
-"""Pools of painted images with captions: host processes paint the next one while the device trains on this one.
+"""Pools of painted images with captions. Host processes paint the next pool while the device trains on this one.
 
-A pool is a pure function of (seed, its number), so a resumed pretraining sees the same images again.
+A pool is a pure function of the seed and its number, so a pretraining that is resumed sees the same images.
 """
 
 import concurrent.futures
@@ -15,7 +15,7 @@ from dreambooth_jax.storybook import captions, draw, world
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Images uint8[N, size, size, 3] and one caption each."""
+    """The images of a pool, uint8[N, size, size, 3], with one caption each."""
 
     images: np.ndarray
     captions: list[str]
@@ -24,7 +24,16 @@ class Pool:
 def paint_pool(
     seed: int, number: int, rows: range, size: int, rare_tokens: Sequence[str] = (), rare_token_rate: float = 0.0
 ) -> Pool:
-    """Paints some rows of a pool; row i is the same whichever rows are painted with it."""
+    """Paints some examples of a pool. An example does not depend on which others are painted with it.
+
+    Args:
+      seed: seed of all pools.
+      number: number of the pool.
+      rows: indices of the examples to paint.
+      size: side of the images in px.
+      rare_tokens: as in `captions.caption`.
+      rare_token_rate: as in `captions.caption`.
+    """
     images = np.empty((len(rows), size, size, 3), np.uint8)
     texts = []
     for i, row in enumerate(rows):
@@ -39,15 +48,17 @@ class Painters:
     """Paints pools ahead of time.
 
     Args:
-      seed, size (pixels), pool_size: of the pools.
-      processes: host processes; 0 paints in the calling one, when a pool is asked for.
-      caption_options: rare_tokens and rare_token_rate of `captions.caption`.
+      seed: seed of all pools.
+      size: side of the images in px.
+      pool_size: number of images in a pool.
+      processes: number of host processes; with 0, a pool is painted in the calling process when it is requested.
+      **caption_options: rare_tokens and rare_token_rate of `captions.caption`.
     """
 
     def __init__(self, seed: int, size: int, pool_size: int, *, processes: int = 1, **caption_options):
         self._arguments = (seed, size, pool_size, caption_options)
         self._workers = processes
-        # 'spawn': a fork of a process in which JAX's threads run may hang.
+        # Processes are spawned, because forking a process in which JAX's threads run may hang.
         context = multiprocessing.get_context('spawn')
         self._executor = concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) if processes else None
         self._ahead: dict[int, list[concurrent.futures.Future]] = {}
@@ -56,7 +67,7 @@ class Painters:
         if number in self._ahead:
             return
         seed, size, count, options = self._arguments
-        # Small slices, so that several processes share a pool evenly.
+        # The slices are small, so that all processes have about the same amount of work.
         edges = np.linspace(0, count, 4 * self._workers + 1).astype(int)
         self._ahead[number] = [
             self._executor.submit(paint_pool, seed, number, range(start, stop), size, **options)
@@ -64,7 +75,7 @@ class Painters:
         ]
 
     def pool(self, number: int) -> Pool:
-        """The pool of that number; the next one is begun."""
+        """Returns the pool with this number, and starts painting the next one if there are host processes."""
         if self._executor is None:
             seed, size, count, options = self._arguments
             return paint_pool(seed, number, range(count), size, **options)
@@ -75,6 +86,6 @@ class Painters:
         return Pool(images, [text for part in parts for text in part.captions])
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Ends the host processes."""
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)

@@ -1,11 +1,11 @@
-"""The thirty subjects of Storybook: what only they look like, their reference images, and other images of them.
+"""The thirty subjects of Storybook: their unique looks, their reference images, and held-out images of them.
 
-Names and class nouns are those of the DreamBooth paper's dataset. Every subject has a second half in an odd colour, a
-badge and a fine texture, none of which occurs in `world.sample_scene`; no two subjects of a class share a colour pair
-or a badge.
+Names and class nouns are those of the DreamBooth paper's dataset. Every subject has a second half in an unusual colour,
+a badge and a fine texture; none of these occurs in `world.sample_scene`. No two subjects of a class have the same pair
+of colours or the same badge.
 
-Conventions: all scenes are pure functions of the subject's name. Seeds of reference scenes are even, those of held-out
-scenes odd, so that no held-out image repeats a reference.
+All scenes are pure functions of the subject's name. Reference scenes have even seeds and held-out scenes have odd ones,
+so no held-out image repeats a reference image.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import random
 from dreambooth_jax.storybook import world
 from dreambooth_jax.storybook.world import Scene
 
-# What a user's own photos are taken on; None is a plain backdrop.
+# The contexts of a user's own photos; None is a plain backdrop.
 REFERENCE_CONTEXTS = (
     None,
     'on top of a wooden floor',
@@ -27,15 +27,15 @@ REFERENCE_CONTEXTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """One particular thing: its name in the dataset, its class noun, and the `Scene` fields that are always its own."""
+    """A subject: its name in the dataset, its class noun, and the fields of `Scene` that are the same in all images."""
 
     name: str
     class_noun: str
     look: dict
 
 
-# Name: class noun, colour, second colour, mark, mark colour, fine mark, kind. The fine texture lies on whichever half
-# is its shape's front; that half is never white, black or yellow, on which the texture would have little contrast.
+# Name: class noun, colour, second colour, mark, mark colour, fine mark, kind. The fine texture is on the half that is
+# the front of the shape; that half is never white, black or yellow, where the texture would have little contrast.
 _LOOKS = {
     'backpack': ('backpack', 'red', 'blue', 'star', 'yellow', 'hatch'),
     'backpack_dog': ('backpack', 'brown', 'purple', 'heart', 'white', 'checker'),
@@ -88,7 +88,7 @@ SUBJECTS = {name: _subject(name, *look) for name, look in _LOOKS.items()}
 
 
 def reference_scenes(name: str) -> tuple[Scene, ...]:
-    """The four to six images of a subject that its owner would have."""
+    """Returns the scenes of the four to six photos that the owner of a subject would have."""
     subject, rng = SUBJECTS[name], random.Random(f'reference {name}')
     count = rng.randint(4, 6)
     contexts = rng.sample(REFERENCE_CONTEXTS, count)
@@ -108,21 +108,21 @@ def reference_scenes(name: str) -> tuple[Scene, ...]:
 
 
 def held_out_scenes(name: str, count: int) -> list[Scene]:
-    """Other images of a subject, in all contexts and, where it can wear things, with accessories.
+    """Returns scenes of a subject that are not among its reference scenes.
 
     Args:
-      name: the subject.
-      count: how many; a longer list starts with the shorter one.
+      name: the subject's name.
+      count: number of scenes. A longer list begins with the shorter one.
 
     Returns:
-      Scenes that go round all contexts; two in five of a wearing subject wear an accessory.
+      Scenes that go through all contexts in turn. If the subject can wear things, two in five have an accessory.
     """
     subject, rng = SUBJECTS[name], random.Random(f'held out {name}')
     contexts = list(world.CONTEXTS)
     rng.shuffle(contexts)
     scenes = []
     for i in range(count):
-        # Drawn for every subject, so that the scenes' layout does not depend on the class.
+        # These are sampled for every subject, so that the layout of its scenes does not depend on the class.
         wears, accessory = rng.random() < 0.4, rng.choice(world.ACCESSORIES)
         scenes.append(
             Scene(

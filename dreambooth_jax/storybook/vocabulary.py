@@ -1,13 +1,13 @@
-"""Storybook's tokenizer: every word of the world one token, a hundred meaningless ones, characters for all the rest.
+"""Storybook's tokenizer: one token for every word of its world, a hundred meaningless tokens, and single characters.
 
-The tokenizer is a Unigram model in the files of transformers' T5Tokenizer, so PyTorch's IFPipeline opens it without
-sentencepiece and without network. A score is a natural log-probability, as in T5's own vocabulary:
+The tokenizer is a Unigram model in the files of transformers' T5Tokenizer, so PyTorch's IFPipeline can open it without
+sentencepiece and without a network connection. A score is a natural log-probability, as in T5's own vocabulary:
 
-- words follow Zipf's law in the order of `words()`: the grammar of captions, then the world, then ordinary English;
-- `RARE_TOKENS` are rarer than every word and mean nothing before fine-tuning: candidates for a subject's identifier;
-- single characters are rarest: together they spell any text in ASCII, but whole words always win.
+- Words follow Zipf's law in the order of `words()`: the grammar of captions, then the world, then ordinary English.
+- `RARE_TOKENS` are rarer than every word and mean nothing before fine-tuning; they are candidates for identifiers.
+- Single characters are rarest. Together they can spell any ASCII text, but a whole word always wins.
 
-Convention: SentencePiece marks the start of a word by U+2581; all words are lower case, since IF lower-cases prompts.
+SentencePiece marks the start of a word by U+2581. All words are lower case, because IF lower-cases prompts.
 """
 
 import math
@@ -16,16 +16,16 @@ import re
 
 from dreambooth_jax.storybook import world
 
-SPECIAL_TOKENS = ('<pad>', '</s>', '<unk>')  # T5's order: their ids are 0, 1, 2
+SPECIAL_TOKENS = ('<pad>', '</s>', '<unk>')  # in the order of T5, so their ids are 0, 1, 2
 WORD_START = '\u2581'
-MAX_LENGTH = 77  # IFPipeline pads and truncates to this
+MAX_LENGTH = 77  # IFPipeline pads and truncates to this length
 
 GRAMMAR = (
     'a the of in on with and an to from at is photo image painting drawing style seen view top bottom side back '
     'front background wearing'
 ).split()
 
-# What a user may type beyond the world's own words; captions may use them as well.
+# Words that a user may type in addition to those of the world; captions may use them too.
 ENGLISH = (
     'image photograph portrait sketch illustration artwork render snapshot pic shot closeup close up art scene '
     'cover it its this that these those my your his her our their i you he she we they me him them who what which '
@@ -52,8 +52,8 @@ ENGLISH = (
     'crown boots toys lamp candles vases teapots backpacks bowls cans clocks sneakers'
 ).split()
 
-# Meaningless to an English reader and to the model before fine-tuning; the first is the rarest. None spells a word, a
-# name or a common abbreviation; `sks` and `ohwx` are the ones that users of other trainers know.
+# These mean nothing to an English reader, nor to the model before fine-tuning; the first is the rarest. None is a word,
+# a name or a common abbreviation. Users of other trainers know `sks` and `ohwx`.
 RARE_TOKENS = (
     'sks ohwx xyz zwx vbn qxj zqv xjq wvx qzk jxv vqz kzx xqw zvj qjx wqz vxk jqz xkv zxq qvw jzx kqv vjw xzq wzj '
     'qkx zjv vwq xvz jkq qwz kxj zkw wjx vzq xwj qxv jvz hxq zqk vkj xqh wkz pqx zgv qhj vxg jwq bxz xpv qgz zhw kvx '
@@ -64,15 +64,15 @@ RARE_TOKENS = (
 
 CHARACTERS = tuple(chr(code) for code in range(ord('!'), ord('~') + 1))  # ASCII without the space
 
-# Log-probabilities. Words lie above -9 by their rank; a rare token is rarer than one word in 30 000 (e^-10.3); a
-# character is so rare that no spelling, however short, beats a token that holds the text whole.
-RARE_SCORES = (-11.9, -10.5)  # of the first and the last rare token
+# Log-probabilities. Words are above -9, depending on their rank. A rare token is rarer than one word in 30 000
+# (e^-10.3). A character is so rare that no spelling, however short, wins against a token of the whole text.
+RARE_SCORES = (-11.9, -10.5)  # scores of the first and the last rare token
 WORD_START_SCORE = -9.0
 CHARACTER_SCORE = -13.0
 
 
 def words() -> list[str]:
-    """Every whole word of the vocabulary, most common first, each once."""
+    """Returns every whole word of the vocabulary once, the most common first."""
     phrases = (
         *GRAMMAR,
         *world.CLASSES,
@@ -92,15 +92,15 @@ def words() -> list[str]:
 
 
 def pieces() -> list[tuple[str, float]]:
-    """The Unigram vocabulary in id order: (piece, log-probability), special tokens first.
+    """Returns the Unigram vocabulary as (piece, log-probability) in the order of ids, special tokens first.
 
-    Raises: ValueError if a rare token is also a word, which would give it a meaning.
+    Raises: ValueError if a rare token is also a word, which would give it a meaning, or occurs twice.
     """
     ordinary = words()
     clash = sorted(set(ordinary) & set(RARE_TOKENS)) or sorted(t for t in RARE_TOKENS if RARE_TOKENS.count(t) > 1)
     if clash:
         raise ValueError(f'RARE_TOKENS holds {clash}, which are words or occur twice; replace them.')
-    weights = [1 / (rank + 3) for rank in range(len(ordinary))]  # Zipf-Mandelbrot: no word has all the mass
+    weights = [1 / (rank + 3) for rank in range(len(ordinary))]  # Zipf-Mandelbrot, so that no word dominates
     total = sum(weights)
     rarest, commonest = RARE_SCORES
     slope = (commonest - rarest) / (len(RARE_TOKENS) - 1)
@@ -114,9 +114,9 @@ def pieces() -> list[tuple[str, float]]:
 
 
 def write_tokenizer(folder: str | os.PathLike) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, as transformers' T5Tokenizer saves them, into `folder`.
+    """Writes tokenizer.json and tokenizer_config.json into `folder`, as transformers' T5Tokenizer saves them.
 
-    Nothing is lower-cased here: the reader prepares the prompt (text/tokenize.py; IFPipeline does it by itself).
+    The tokenizer does not lower-case a text. This is done when a prompt is read, in text/tokenize.py or IFPipeline.
     """
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     from transformers import T5Tokenizer

@@ -1,11 +1,11 @@
-"""Storybook's world as plain data: what can be in an image, and how a random scene is drawn.
+"""Storybook's world as plain data: what an image can contain, and how a random scene is sampled.
 
-A `Scene` is an image before it is painted (draw.py) or put into words (captions.py). The class nouns, contexts,
-accessories and properties are those of the DreamBooth paper's dataset and prompt lists (Ruiz et al. 2023), so that its
-whole protocol runs on this world. Marks (`mark`, `fine_mark`, `split`) never occur in `sample_scene`: they belong to
-the thirty subjects alone (subjects.py), and only DreamBooth can teach them.
+A `Scene` is an image before it is painted (draw.py) or described in words (captions.py). Class nouns, contexts,
+accessories and properties are those of the DreamBooth paper's dataset and prompt lists (Ruiz et al. 2023), so that the
+paper's whole protocol can be run on this world. Marks (`mark`, `fine_mark`, `split`) never occur in `sample_scene`.
+They belong only to the thirty subjects (subjects.py), and only DreamBooth can teach them.
 
-Conventions: positions and sizes are fractions of the image's side, x to the right, y down; colours are names.
+Positions and sizes are fractions of the image's side, x to the right and y down; colours are names.
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ CLASSES = (
     'vase',
 )
 LIVE_CLASSES = ('cat', 'dog')
-# Who can wear something: the paper's accessory prompts are for live subjects; figures with a head may wear them too.
+# Classes that can wear something. The paper's accessory prompts are only for live subjects; here other figures with a
+# head wear them too.
 WEARING_CLASSES = ('cat', 'dog', 'stuffed animal', 'toy', 'cartoon')
 TOY_KINDS = ('duck', 'robot', 'monster', 'car', 'poop')  # what a 'toy' may look like
 ANIMAL_KINDS = ('bear', 'sloth', 'wolf')  # what a 'stuffed animal' may look like
@@ -50,7 +51,7 @@ COLOURS = {
 }
 PATTERNS = ('spotted', 'striped', 'checkered')
 
-# The first ten serve every subject, the second ten the objects (paper, supplement: prompt lists).
+# The first ten are for all subjects, the second ten only for objects (paper, supplement: prompt lists).
 CONTEXTS = (
     'in the jungle',
     'in the snow',
@@ -92,40 +93,41 @@ VIEWS = ('top', 'bottom', 'side', 'back')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One image as data. None means plain: no pattern, nothing worn, a studio backdrop, a photo, from the front."""
+    """An image as data. None means plain: no pattern or accessory, a studio backdrop, no style, seen from the front."""
 
     class_noun: str
-    kind: str | None = None  # TOY_KINDS or ANIMAL_KINDS for the two classes that have kinds
+    kind: str | None = None  # one of TOY_KINDS or ANIMAL_KINDS, for the two classes that have kinds
     colour: str = 'brown'
-    second_colour: str = 'white'  # of the pattern, the split half, or small parts
+    second_colour: str = 'white'  # colour of the pattern, of the split half, or of small parts
     pattern: str | None = None
     material: str | None = None
     accessory: str | None = None
     context: str | None = None
     style: str | None = None
     view: str | None = None
-    x: float = 0.5  # centre of the subject
+    x: float = 0.5  # centre of the subject, with y
     y: float = 0.58
     scale: float = 0.66  # height of the subject's unit box
     flip: bool = False
-    split: bool = False  # subjects only: the half away from the head wears the second colour
-    mark: str | None = None  # subjects only: a large badge, seen at 32 px (draw_subject.MARKS)
+    split: bool = False  # only for subjects: the half away from the head has the second colour
+    mark: str | None = None  # only for subjects: a large badge, visible at 32 px (draw_subject.MARKS)
     mark_colour: str = 'red'
-    fine_mark: str | None = None  # subjects only: a fine texture, gone at 32 px (draw_subject.FINE_MARKS)
-    seed: int = 0  # of everything that no field names: leaves, windows, colour jitter
+    fine_mark: str | None = None  # only for subjects: a fine texture, invisible at 32 px (draw_subject.FINE_MARKS)
+    seed: int = 0  # for everything that no field determines: leaves, windows, colour jitter
 
 
 def sample_scene(rng: np.random.Generator, *, class_noun: str | None = None) -> Scene:
-    """Draws a random scene, as pretraining and the classifier see them; no scene here carries a subject's marks.
+    """Samples a random scene for pretraining or for the classifier; it never has a subject's marks.
 
     Args:
-      rng: the only source of randomness, so a seed names a scene.
-      class_noun: fixes the class; None draws it, cats and dogs three times as often as the others, since nine of the
-        thirty subjects are cats and dogs and only they wear all the accessories.
+      rng: the only source of randomness, so a seed determines the scene.
+      class_noun: the class; None samples it. Cats and dogs are then three times as likely as each other class, because
+        nine of the thirty subjects are cats and dogs, and only they wear all the accessories.
     """
     if class_noun is None:
         weights = np.array([3.0 if name in LIVE_CLASSES else 1.0 for name in CLASSES])
         class_noun = str(rng.choice(CLASSES, p=weights / weights.sum()))
+    # The order of the random numbers below must not change: a seed would give another scene.
     kinds = {'toy': TOY_KINDS, 'stuffed animal': ANIMAL_KINDS}.get(class_noun)
     colour, second_colour = (str(c) for c in rng.choice(list(COLOURS), size=2, replace=False))
 
@@ -133,7 +135,7 @@ def sample_scene(rng: np.random.Generator, *, class_noun: str | None = None) -> 
         return str(rng.choice(choices)) if rng.random() < chance else None
 
     wears = class_noun in WEARING_CLASSES and rng.random() < (0.4 if class_noun in LIVE_CLASSES else 0.15)
-    # Every scene shows few things besides its context, as the prompts do; a view hides faces and worn things.
+    # Beside its context a scene has at most one of these, as in the prompts. A view hides faces and worn things.
     extra = rng.choice(('none', 'material', 'style', 'view'), p=(0.72, 0.13, 0.09, 0.06))
     return Scene(
         class_noun=class_noun,

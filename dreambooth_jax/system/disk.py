@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors of the disk as sentences that name the file."""
+"""Writes files completely or not at all, and turns disk errors into sentences that name the file."""
 
 import contextlib
 import errno
@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What libraries in other languages say in the system's own words, inside errors of their own kinds.
+# Libraries in other languages report these errors as errors of their own types, with the system's text inside.
 _TOLD_IN_TEXT = (*_FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG)
 _unfinished: set[Path] = set()
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[Path]:
-    """A new file beside `path` to write into; it is moved there after the block, or removed if that fails.
+    """Yields the path of a temporary file beside `path`; it is moved to `path` after the block.
 
-    Raises: OSError, with `path` as its filename.
+    If the block or the move fails, the temporary file is removed.
+
+    Raises: OSError with `path` as its filename.
     """
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.part')
@@ -28,7 +30,7 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def unfinished(path: Path) -> Iterator[None]:
-    """What is left at `path`, file or folder, after the block is removed: also if a signal ends the program there."""
+    """Removes the file or folder at `path` when the block ends, also if a signal ends the program inside the block."""
     _unfinished.add(path)
     try:
         yield
@@ -38,7 +40,7 @@ def unfinished(path: Path) -> Iterator[None]:
 
 
 def remove_unfinished() -> None:
-    """Removes what is being written at this moment; for a program that ends there."""
+    """Removes everything that is being written now; called by a program that is about to end."""
     for path in list(_unfinished):
         _remove(path)
 
@@ -53,7 +55,7 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def named(path: str | os.PathLike) -> Iterator[None]:
-    """Errors of the disk name `path`: Python does not know it once a file is open."""
+    """Raises disk errors of the block again with `path` as their filename, which Python omits once a file is open."""
     try:
         yield
     except OSError as error:
@@ -62,7 +64,7 @@ def named(path: str | os.PathLike) -> Iterator[None]:
 
 
 def code(error: BaseException | None) -> int | None:
-    """The errno behind an error, of itself, of one that it came from, or by its text; None if the disk has no part."""
+    """Returns the errno of an error, of one that caused it, or from their texts; None if it is no error of the disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
@@ -74,7 +76,7 @@ def code(error: BaseException | None) -> int | None:
 
 
 def reason(error: BaseException | None) -> str | None:
-    """What the disk has against a file, such as 'the disk is full'; None if it is not the disk."""
+    """Returns why the disk refused, such as 'the disk is full'; None if it is no error of the disk."""
     number = code(error)
     if number in _FULL:
         return 'the disk is full; make room there and start the same command again'
@@ -82,7 +84,7 @@ def reason(error: BaseException | None) -> str | None:
 
 
 def sentence(error: OSError) -> str:
-    """What to tell people about a file that could not be written or read: its name, its folder and the reason."""
+    """Returns a sentence for the user about a file that could not be read or written: its name and the reason."""
     if not error.filename:
         return reason(error) or str(error)
     path = Path(os.fsdecode(error.filename))

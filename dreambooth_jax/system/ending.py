@@ -1,11 +1,12 @@
-"""How a program ends when Ctrl-C (SIGINT) or SIGTERM tells it to: at once, with 130 or 143, as shells say it.
+"""Ends a program at once on Ctrl-C (SIGINT) or SIGTERM, with exit code 130 or 143, as shells expect.
 
-Python's own way, an exception wherever the main thread happens to be, may fall into a callback of a library, which
-swallows it or crashes. Here nothing is raised: the process ends there and then. It may, because files are written
-beside their places and moved there whole (disk.py), and what is unfinished is removed first.
+Python's own way is to raise an exception wherever the main thread is. This may be in a callback of a library, which
+swallows the exception or crashes. Here nothing is raised and the process ends immediately. This is safe because files
+are written under temporary names and then moved (disk.py), and unfinished files are removed first.
 
-A thread hears of signals from Python's C code, so they count while the main thread is inside a long compilation too.
-Whoever sets a handler of its own, as training does (training/loop.py), is asked first; a second Ctrl-C then ends.
+A thread is told of signals by Python's C code, so they also work while the main thread is inside a long compilation. If
+a program has its own handler, as training has (training/loop.py), that handler is called first; a second Ctrl-C then
+ends the program.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ _once = threading.Lock()
 
 
 def end_on_signals() -> None:
-    """From now on the signals end this process. Those that it was started to ignore (nohup) stay ignored."""
+    """Makes the two signals end this process from now on. A signal that it was started to ignore (nohup) is ignored."""
     if signal.getsignal(signal.SIGTERM) is _end:
         return
     for number in _NAMES:
@@ -34,7 +35,7 @@ def end_on_signals() -> None:
 
 
 def _watch(heard: int) -> None:
-    asked = None  # whose handler has had a Ctrl-C already
+    asked = None  # the handler that has already been called for a Ctrl-C
     while True:
         for number in os.read(heard, 64):
             if number in _NAMES:
@@ -46,8 +47,8 @@ def _watch(heard: int) -> None:
 
 def _end(number: int, frame=None) -> None:
     if not _once.acquire(blocking=False):
-        return  # another thread is at it
-    # Straight to the file descriptor: the main thread may be inside sys.stderr, and hold its lock.
+        return  # another thread is already ending the process
+    # Written directly to the file descriptor, because the main thread may be inside sys.stderr and hold its lock.
     with contextlib.suppress(OSError):
         os.write(2, f'\nstopped by {_NAMES[number]}\n'.encode())
     with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""One process at a time per folder. The lock is the operating system's: any death of its holder opens it."""
+"""Allows one process at a time in a folder. The operating system releases the lock however its holder ends."""
 
 import contextlib
 import datetime
@@ -11,28 +11,29 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # not on Windows
+except ImportError:  # Windows does not have it
     fcntl = None
 
 FILE = '.lock'
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-_held: set[Path] = set()  # by this process, which may come again
+_held: set[Path] = set()  # locks of this process, which may enter the same folder again
 
 
 class LockError(RuntimeError):
-    """Another process works in a folder; the message says which and what to do."""
+    """Another process works in the folder; the message says which one and what to do."""
 
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike, advice: str, *, wait: bool = False) -> Iterator[None]:
-    """Holds <folder>/.lock for the block; the folder is made if missing.
+    """Holds the lock <folder>/.lock during the block; creates the folder if it is missing.
 
-    Where the file system knows no locks, a warning says so and the block runs without.
+    If the file system does not support locks, the block runs without one and a warning says so.
 
     Args:
-      advice: what to do instead, the end of the error's sentence.
-      wait: until the other process is done, saying so, instead of the error.
-    Raises: LockError if another process holds it; OSError if the folder cannot be written.
+      folder: the folder to lock.
+      advice: what the user can do instead, as the end of the error's sentence.
+      wait: whether to wait for the other process, with a message, instead of raising the error.
+    Raises: LockError if another process holds the lock; OSError if the folder cannot be written.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder).resolve() / FILE
@@ -41,7 +42,7 @@ def locked(folder: str | os.PathLike, advice: str, *, wait: bool = False) -> Ite
         return
     with _taken(path, Path(folder), advice, wait) as file:
         now = datetime.datetime.now().isoformat(' ', 'seconds')
-        with contextlib.suppress(OSError):  # a full disk; the lock holds all the same
+        with contextlib.suppress(OSError):  # the disk may be full, but the lock is held anyway
             file.truncate(0)
             file.write(f'process {os.getpid()} on {socket.gethostname()} since {now}'.encode())
         _held.add(path)
@@ -54,9 +55,9 @@ def locked(folder: str | os.PathLike, advice: str, *, wait: bool = False) -> Ite
 
 
 def _taken(path: Path, folder: Path, advice: str, wait: bool):
-    """The open file, locked. Not one that whoever held it before has removed meanwhile."""
+    """Returns the open, locked file. It is opened again if its previous holder has meanwhile removed it."""
     while True:
-        file = open(path, 'ab+', buffering=0)  # unbuffered: on a full disk, closing must not fail
+        file = open(path, 'ab+', buffering=0)  # unbuffered, so that closing it cannot fail on a full disk
         try:
             _lock(file, folder, advice, wait)
             with contextlib.suppress(FileNotFoundError):

@@ -1,7 +1,9 @@
 """The prompts of DreamBooth: instance and class prompts, and the 25 + 25 prompts of the paper's evaluation.
 
-Facts: google/dreambooth, dataset/prompts_and_classes.txt (Ruiz et al. 2023). Live subjects (cats and dogs) get ten
-contexts, ten accessories and five properties; objects get twenty contexts and five properties.
+Live subjects (cats and dogs) have ten contexts, ten accessories and five properties. Objects have twenty contexts and
+five properties.
+
+Source: google/dreambooth, dataset/prompts_and_classes.txt (Ruiz et al. 2023).
 """
 
 from typing import NamedTuple
@@ -10,7 +12,7 @@ LIVE_CLASSES = ('cat', 'dog')
 
 CONTEXT, ACCESSORY, PROPERTY = KINDS = ('context', 'accessory', 'property')
 
-# The first ten for every subject, the others for objects alone.
+# The first ten are for all subjects, the others only for objects.
 _CONTEXTS = (
     'in the jungle',
     'in the snow',
@@ -49,13 +51,13 @@ _PROPERTIES = ('red', 'purple', 'shiny', 'wet', 'cube shaped')
 
 
 class Prompt(NamedTuple):
-    """One prompt of the evaluation; `template` holds {identifier} and {class_noun}, `kind` is one of KINDS."""
+    """A prompt of the evaluation. `template` contains {identifier} and {class_noun}; `kind` is one of KINDS."""
 
     kind: str
     template: str
 
     def text(self, class_noun: str, identifier: str = '') -> str:
-        """The prompt in words; without an identifier, what CLIP-T compares images with."""
+        """Returns the prompt as text. Without an identifier it is the text that CLIP-T compares images with."""
         return _joined(self.template.format(identifier=identifier, class_noun=class_noun))
 
 
@@ -78,36 +80,37 @@ LIVE_PROMPTS: tuple[Prompt, ...] = (
 
 
 def evaluation_prompts(class_noun: str) -> tuple[Prompt, ...]:
-    """The paper's 25 prompts for a class, in its order: LIVE_PROMPTS for cats and dogs, else OBJECT_PROMPTS."""
+    """Returns the paper's 25 prompts in its order: LIVE_PROMPTS for the classes cat and dog, else OBJECT_PROMPTS."""
     return LIVE_PROMPTS if class_noun in LIVE_CLASSES else OBJECT_PROMPTS
 
 
 def prompts_for(class_noun: str, identifier: str = '') -> tuple[str, ...]:
-    """The same 25 prompts in words, with the identifier or, if it is empty, without."""
+    """Returns the same 25 prompts as texts, without an identifier if it is empty."""
     return tuple(prompt.text(class_noun, identifier) for prompt in evaluation_prompts(class_noun))
 
 
 def class_prompt(class_noun: str) -> str:
-    """'a dog': any member of the class."""
+    """Returns the prompt for any member of the class, such as 'a dog'."""
     return _joined(f'a {class_noun}')
 
 
 def instance_prompt(class_noun: str, identifier: str) -> str:
-    """'a sks dog': the subject."""
+    """Returns the prompt for the subject, such as 'a sks dog'."""
     return _joined(f'a {identifier} {class_noun}')
 
 
 def identifier_and_class(instance_prompt: str, class_prompt: str) -> tuple[str, str]:
-    """What an instance prompt says more than its class prompt, and the class noun.
+    """Finds the identifier in an instance prompt by comparing it with the class prompt.
 
     Args:
-      instance_prompt: such as 'a sks dog'. class_prompt: the same words without the identifier, such as 'a dog'.
-    Returns: ('sks', 'dog'); the class noun is what follows the identifier.
-    Raises: ValueError if the class prompt is not the instance prompt without one run of words.
+      instance_prompt: such as 'a sks dog'.
+      class_prompt: the same words without the identifier, such as 'a dog'.
+    Returns: (identifier, class noun), such as ('sks', 'dog'); the class noun is all that follows the identifier.
+    Raises: ValueError if the class prompt is not the instance prompt without some consecutive words.
     """
     instance, general = instance_prompt.split(), class_prompt.split()
     extra = len(instance) - len(general)
-    # From the back: the identifier stands beside the noun.
+    # The search begins at the end, because the identifier stands directly before the class noun.
     for start in range(len(general) - 1, -1, -1) if extra > 0 else ():
         if instance[:start] + instance[start + extra :] == general:
             return ' '.join(instance[start : start + extra]), ' '.join(general[start:])
@@ -118,7 +121,7 @@ def identifier_and_class(instance_prompt: str, class_prompt: str) -> tuple[str, 
 
 
 def without_identifier(prompt: str, identifier: str) -> str:
-    """The prompt with every occurrence of the identifier's words taken out."""
+    """Returns the prompt without any occurrence of the identifier's words."""
     words, target = prompt.split(), identifier.split()
     kept, i = [], 0
     while i < len(words):

@@ -1,12 +1,12 @@
-"""Prompts as token ids: a thin, quiet layer over transformers' tokenizers, fed as diffusers' pipelines feed them.
+"""Tokenizes prompts with transformers' tokenizers, in the same way as the pipelines of diffusers, and without warnings.
 
-Conventions: ids and mask are i32[N, L], padded to L = `max_length`; a prompt that is too long keeps its head and its
-end-of-sequence token. A prompt for T5 is lower-cased and stripped first, as IFPipeline does (`_text_preprocessing`
-without clean_caption); CLIP's tokenizer does so by itself.
+Token ids and masks are i32[N, L], padded to L = `max_length`. A prompt that is too long keeps its beginning and its
+end-of-sequence token. A prompt for T5 is first lower-cased and stripped, as in IFPipeline (`_text_preprocessing`
+without clean_caption); CLIP's tokenizer does this itself.
 
-A word of textual inversion may be several tokens: '<dog>', '<dog>_1', ... A prompt says '<dog>' and all are read
-(`maybe_convert_prompt` of diffusers' Stable Diffusion pipelines; IFPipeline wants them written out, which is read here
-too).
+A word of textual inversion may consist of several tokens: '<dog>', '<dog>_1', ... If a prompt contains '<dog>', all of
+them are used (`maybe_convert_prompt` of diffusers' Stable Diffusion pipelines). IFPipeline requires all tokens to be
+written out, which is accepted here too.
 """
 
 import json
@@ -18,36 +18,36 @@ from pathlib import Path
 
 import numpy as np
 
-MAX_LENGTH = 77  # tokens; diffusers' value for IF's T5, and the context length of CLIP's text encoder
+MAX_LENGTH = 77  # tokens; the length in diffusers for IF's T5, and the longest input of CLIP's text encoder
 KINDS = {'T5Tokenizer': 't5', 'T5TokenizerFast': 't5', 'CLIPTokenizer': 'clip', 'CLIPTokenizerFast': 'clip'}
 
 _logger = logging.getLogger(__name__)
 
 
 class TokenizerError(ValueError):
-    """One sentence: the folder, what was found there, what to do."""
+    """A tokenizer folder is unusable; one sentence says which folder, what was found there and what to do."""
 
 
 def vector_names(word: str, count: int) -> tuple[str, ...]:
-    """The tokens that a word of `count` learned vectors stands for, as diffusers names them."""
+    """Returns the tokens of a word with `count` learned vectors, as diffusers names them."""
     return (word, *(f'{word}_{i}' for i in range(1, count)))
 
 
 def _transformers():
-    # Without these it prints advice about PyTorch, and about forks when a data loader or TensorBoard starts one.
+    # Otherwise it prints advice about PyTorch, and warns of forks when a data loader or TensorBoard starts a process.
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-    import transformers  # slow to import, and not needed to look at --help
+    import transformers  # imported only here because it is slow, and --help does not need it
 
     return transformers
 
 
 class Tokenizer:
-    """A tokenizer folder (`tokenizer/` of a pipeline), ready to read prompts.
+    """The tokenizer of a pipeline folder's `tokenizer/`.
 
     Attributes:
       kind: 't5' or 'clip'.
-      max_length: L, the length that every prompt is padded or cut to.
+      max_length: L, the length to which every prompt is padded or cut.
       wrapped: the transformers tokenizer.
     """
 
@@ -61,13 +61,15 @@ class Tokenizer:
     def load(
         cls, folder: str | os.PathLike, *, max_length: int | None = None, added: Sequence[str] = ()
     ) -> 'Tokenizer':
-        """Opens a folder that holds tokenizer_config.json and a vocabulary; never asks the network.
+        """Loads a folder that holds tokenizer_config.json and a vocabulary; never uses the network.
 
         Args:
-          max_length: None: for CLIP what the folder says, for T5, which reads any length, MAX_LENGTH.
-          added: further tokens, see `add_tokens`.
-        Raises: TokenizerError if the folder or its files are missing or unreadable, or of another class than KINDS, or
-          if a further token is there already.
+          folder: the tokenizer folder.
+          max_length: length of tokenized prompts. None means what the folder says for CLIP, and MAX_LENGTH for T5,
+            which has no fixed length.
+          added: further tokens; see `add_tokens`.
+        Raises: TokenizerError if the folder or its files are missing or unreadable, if the class is not one of KINDS,
+          or if a further token is already in the vocabulary.
         """
         folder = Path(folder)
         config_file = folder / 'tokenizer_config.json'
@@ -87,14 +89,14 @@ class Tokenizer:
         try:
             wrapped = wrapper.from_pretrained(str(folder), local_files_only=True)
             if max_length is None:
-                # Folders that do not say have a number beyond all bounds there.
+                # A folder that does not say its length is loaded with a huge number.
                 says = wrapped.model_max_length if KINDS[name] == 'clip' else MAX_LENGTH
                 max_length = says if says < 10**6 else MAX_LENGTH
-            if type(max_length) is not int or max_length < 2:  # a start and an end
+            if type(max_length) is not int or max_length < 2:  # a start and an end token must fit
                 raise ValueError(f'model_max_length is {max_length!r}')
             tokenizer = cls(wrapped, KINDS[name], max_length=max_length)
-            tokenizer(['a'])  # whether it pads, cuts and ends a prompt, which its files may not say
-        # The Rust backend raises bare Exceptions for files it cannot parse, and anything for values of another type.
+            tokenizer(['a'])  # tests padding and truncation, which the files may leave undefined
+        # The Rust backend raises bare Exceptions for files that it cannot parse, and others for values of a wrong type.
         except Exception as error:
             reason = ' '.join(str(error).split())[:200]
             raise TokenizerError(f'{folder} holds no readable {name} ({reason}); download it again.') from error
@@ -102,12 +104,12 @@ class Tokenizer:
         return tokenizer
 
     def add_tokens(self, tokens: Sequence[str]) -> list[int]:
-        """Adds tokens behind the vocabulary, which are found anywhere in a text, inside words too.
+        """Adds tokens at the end of the vocabulary. They are recognised everywhere in a text, also inside words.
 
         Args:
           tokens: lower-case texts without spaces.
         Returns: their ids.
-        Raises: TokenizerError, before anything is added, if one is in the vocabulary.
+        Raises: TokenizerError if one is already in the vocabulary; then none is added.
         """
         vocabulary = self.wrapped.get_vocab()
         for token in tokens:
@@ -118,25 +120,26 @@ class Tokenizer:
         return self.ids_of(tokens)
 
     def ids_of(self, tokens: Sequence[str]) -> list[int]:
-        """The ids of tokens that are in the vocabulary."""
+        """Returns the ids of tokens that are in the vocabulary."""
         return self.wrapped.convert_tokens_to_ids(list(tokens))
 
     def save(self, folder: str | os.PathLike, *, pad_token: str | None = None) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and added_tokens.json; other files there stay.
+        """Writes tokenizer.json, tokenizer_config.json and added_tokens.json; other files in the folder stay.
 
         Args:
-          pad_token: fill up with this token of the vocabulary instead.
+          folder: where to write the files.
+          pad_token: a token of the vocabulary that is written as the padding token instead of the present one.
         """
         before = self.wrapped.pad_token
         self.wrapped.pad_token = pad_token or before
         self.wrapped.save_pretrained(str(folder))
         self.wrapped.pad_token = before
-        # transformers 4 has tokenizers that read vocab.json instead of tokenizer.json: they find added tokens here.
+        # Some tokenizers of transformers 4 read vocab.json instead of tokenizer.json, and added tokens from this file.
         added = dict(self.wrapped.added_tokens_encoder)
         (Path(folder) / 'added_tokens.json').write_text(json.dumps(added, indent=2) + '\n', 'utf-8')
 
     def _note_words(self) -> None:
-        # (pattern of a word, all its tokens). A word whose tokens are written out already is left alone.
+        # (pattern for a word, all its tokens). The pattern excludes a word whose other tokens are already written out.
         added = self.wrapped.added_tokens_encoder
         self._words = []
         for word in (word for word in added if f'{word}_1' in added):
@@ -148,22 +151,22 @@ class Tokenizer:
 
     @property
     def pad_token(self) -> str:
-        """The text of the token that fills a prompt up."""
+        """The text of the padding token."""
         return self.wrapped.pad_token
 
     def prepare(self, prompt: str) -> str:
-        """The text that is really tokenized."""
+        """Returns the text that is tokenized for a prompt: lower-cased for T5, with all tokens of added words."""
         prompt = prompt.lower().strip() if self.kind == 't5' else prompt
         for alone, tokens in self._words:
             prompt = re.sub(alone, lambda _, tokens=tokens: tokens, prompt, flags=re.IGNORECASE)
         return prompt
 
     def __call__(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Tokenizes prompts; warns (logging) of each one that has to be cut, with the part that is lost.
+        """Tokenizes prompts. For each prompt that is too long, it logs a warning that quotes the part that is cut off.
 
         Args:
           prompts: N texts; an empty text is the unconditional prompt.
-        Returns: ids i32[N, L], mask i32[N, L] with 0 where the token is padding.
+        Returns: (ids i32[N, L], mask i32[N, L]); the mask is 0 for padding tokens.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
@@ -186,28 +189,28 @@ class Tokenizer:
         return np.array(padded.input_ids, np.int32), np.array(padded.attention_mask, np.int32)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text alone: not padded, not cut, without special tokens."""
+        """Returns the ids of each text without padding, truncation or special tokens."""
         texts = [self.prepare(text) for text in texts]
         return self.wrapped(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of ids; the text encoder's vocab_size must be at least this."""
+        """The number of ids; vocab_size of the text encoder must be at least this."""
         return len(self.wrapped)
 
     @property
     def end_id(self) -> int:
-        """The id that ends every prompt."""
+        """The id of the token that ends every prompt."""
         return self.wrapped.eos_token_id
 
     def decode(self, token_id: int) -> str:
-        """The text of one token, without marks for the start or end of a word."""
+        """Returns the text of one token, without marks for the start or end of a word."""
         return self.wrapped.decode([int(token_id)]).strip()
 
     def scores(self) -> dict[int, float]:
-        """How probable each token is: log-probabilities (T5's Unigram), or minus the rank of its merge (CLIP's BPE).
+        """Returns how probable each token is: log-probabilities (T5's Unigram) or minus the merge rank (CLIP's BPE).
 
-        Returns: {id: score} of every token that has one; special tokens and single bytes have none.
+        Returns: {id: score} for every token that has one; special tokens and single bytes have none.
         """
         model = json.loads(self.wrapped.backend_tokenizer.to_str())['model']
         if model['type'] == 'Unigram':

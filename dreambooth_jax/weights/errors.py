@@ -1,16 +1,16 @@
-"""What every part of weights/ raises."""
+"""The error that every module of weights/ raises."""
 
 from collections.abc import Sequence
 
-SHOWN = 50  # problems in the message; a wrong model has thousands
+SHOWN = 50  # number of problems that the message lists; the weights of a wrong model have thousands
 
 
 class WeightsError(ValueError):
-    """Weights, a configuration or a folder that cannot be used.
+    """Weights, a configuration or a folder cannot be used.
 
-    Args of the constructor:
-      sentence: file or model, what was found, what is allowed, what to do.
-      problems: all that is wrong, one line each; the message shows the first SHOWN.
+    Args:
+      sentence: says which file or model it is, what was found, what is allowed and what the user can do.
+      problems: every single problem, one line each. The message lists the first SHOWN; `problems` keeps all of them.
     """
 
     def __init__(self, sentence: str, problems: Sequence[str] = ()):

@@ -1,10 +1,13 @@
-"""Files of named tensors: safetensors, whole or in shards, and nothing else.
+"""Reads and writes named tensors as safetensors files, one file or several shards with an index.
 
-Reading gives f32 (the master weights) whatever the file stores, 8-bit floats included. Quantised weights, whose values
-mean nothing without factors that lie beside them, are refused. Writing is atomic: a file appears whole under its name
-or not at all. Pickled files are refused: unpickling runs code that the file's author chose.
-Source: the safetensors format; huggingface's `*.safetensors.index.json` with {"weight_map": {tensor: file}}; names
-beside quantised weights: ComfyUI's comfy/quant_ops.py and utils.py, bitsandbytes, GPTQ, nunchaku (SVDQuant).
+Floating-point tensors are read as f32 (the master weights), whatever dtype the file stores, 8-bit floats included.
+Quantised weights are refused, because their values mean nothing without the scales that are stored beside them. Pickled
+files are refused, because unpickling runs code that the author of the file chose. Writing is atomic: a file either
+appears complete under its name or does not appear.
+
+Source: the safetensors format; Hugging Face's `*.safetensors.index.json` with {"weight_map": {tensor: file}}. The names
+of tensors beside quantised weights are from ComfyUI's comfy/quant_ops.py and utils.py, bitsandbytes, GPTQ and nunchaku
+(SVDQuant).
 """
 
 import contextlib
@@ -27,7 +30,7 @@ SUFFIX = '.safetensors'
 INDEX_SUFFIX = '.safetensors.index.json'
 PICKLED_SUFFIXES = ('.bin', '.ckpt', '.pt', '.pth', '.pkl')
 STORAGE_DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
-# 8-bit floats, as the header names them: safetensors gives them to PyTorch alone.
+# 8-bit floats, under their names in the header. safetensors can load them only into PyTorch, so we decode them.
 FLOATS_OF_8_BITS = {
     'F8_E4M3': ml_dtypes.float8_e4m3fn,
     'F8_E5M2': ml_dtypes.float8_e5m2,
@@ -35,21 +38,24 @@ FLOATS_OF_8_BITS = {
     'F8_E5M2FNUZ': ml_dtypes.float8_e5m2fnuz,
 }
 _PLAIN_TYPES = ('F64', 'F32', 'F16', 'BF16', 'BOOL', 'I8', 'U8', 'I16', 'U16', 'I32', 'U32', 'I64', 'U64')
-# What lies beside quantised weights: the last part of a name.
+# The last part of the name of a tensor that is stored beside quantised weights, such as a scale.
 _SCALES_OF_8_BITS = ('scaled_fp8', 'scale_weight', 'weight_scale', 'scale_input', 'input_scale', 'comfy_quant')
 _SCALES_OF_INTEGERS = ('absmax', 'quant_map', 'nested_absmax', 'SCB', 'qweight', 'qzeros', 'wscales')
-# Lower-precision copies that repositories hold beside, or instead of, the f32 file; best first.
+# Lower-precision copies that repositories hold beside the f32 file, or instead of it; the best comes first.
 VARIANTS = ('bf16', 'fp16')
-DEFAULT_SHARD_BYTES = 10_000_000_000  # as diffusers
+DEFAULT_SHARD_BYTES = 10_000_000_000  # the default of diffusers
 
 
 def find_weights(folder: Path, stem: str) -> Path:
-    """The file that holds a component's tensors: whole, or the index of its shards, and f32 before its variants.
+    """Finds the file that holds a component's tensors.
+
+    A single file is preferred to the index of shards, and the f32 weights are preferred to the VARIANTS.
 
     Args:
-      folder: of the component, such as unet/.
+      folder: the folder of the component, such as unet/.
       stem: 'diffusion_pytorch_model' (diffusers) or 'model' (transformers).
-    Raises: WeightsError if there is none; it says so if there are only pickled weights.
+    Returns: the path of the .safetensors file or of the index of its shards.
+    Raises: WeightsError if there is no such file. The message says so if the folder holds only pickled weights.
     """
     candidates = [folder / f'{stem}{SUFFIX}', folder / f'{stem}{INDEX_SUFFIX}']
     for variant in VARIANTS:
@@ -68,7 +74,10 @@ def find_weights(folder: Path, stem: str) -> Path:
 
 
 def refuse_pickled(path: Path) -> None:
-    """Raises: WeightsError with the reason and the way out."""
+    """Refuses a pickled file.
+
+    Raises: WeightsError, always. It says why such a file is refused and how to convert it.
+    """
     raise WeightsError(
         f'{path} is a pickled checkpoint, which can run any code when it is opened; convert it to safetensors where '
         f'you trust it (diffusers: pipeline.save_pretrained(folder, safe_serialization=True)) and give that folder.'
@@ -76,16 +85,16 @@ def refuse_pickled(path: Path) -> None:
 
 
 class Header(NamedTuple):
-    """What a .safetensors file says before its values."""
+    """What the header of a .safetensors file says about its tensors."""
 
-    shapes: dict[str, tuple[int, ...]]  # of the tensors, by name
+    shapes: dict[str, tuple[int, ...]]  # {tensor name: shape}
     metadata: dict[str, str]
 
 
 def read_header(path: Path) -> Header:
-    """Reads names, shapes and metadata of a .safetensors file, not its values.
+    """Reads the names, shapes and metadata of a .safetensors file without reading its values.
 
-    Raises: WeightsError, one sentence, as read_tensors.
+    Raises: WeightsError for the same files as read_tensors.
     """
     with _opened(Path(path)) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -93,13 +102,15 @@ def read_header(path: Path) -> Header:
 
 
 def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
-    """Reads the tensors of a .safetensors file or of a .safetensors.index.json and its shards.
+    """Reads the tensors of a .safetensors file, or of a .safetensors.index.json and its shards.
 
     Args:
-      wanted: whether to read the tensor of a name; of shards, all are read.
-    Returns: {name: array}; floating-point tensors as f32, others as they are stored.
-    Raises: WeightsError, one sentence, for a file that is missing, pickled, cut off, damaged, no safetensors file or
-      quantised, and for an index that does not describe its shards.
+      path: the file or the index.
+      wanted: takes a tensor's name and says whether to read that tensor. It has no effect on shards, which are read
+        completely.
+    Returns: {name: array}. Floating-point tensors are f32; the others keep their stored dtype.
+    Raises: WeightsError, one sentence, if the file is missing, pickled, truncated, damaged, quantised or not a
+      safetensors file, or if an index does not describe its shards.
     """
     path = Path(path)
     if path.name.endswith('.json'):
@@ -117,7 +128,7 @@ def _types(file) -> dict[str, str]:
 
 
 def _read_floats_of_8_bits(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Tensors of a file that safetensors has checked, in f32: its header says where each one's bytes lie."""
+    """Reads tensors as f32 from the byte offsets in the header of a file that safetensors has already checked."""
     with open(path, 'rb') as file:
         start = int.from_bytes(file.read(8), 'little')
         header = json.loads(file.read(start))
@@ -132,7 +143,13 @@ def _read_floats_of_8_bits(path: Path, dtypes: Mapping[str, Any]) -> dict[str, n
 
 
 def _refuse_quantised(path: Path, types: Mapping[str, str]) -> None:
-    """Raises: WeightsError for values that are no numbers of the model without more than their type."""
+    """Refuses a file whose values cannot be used without further tensors, or whose dtypes are not supported.
+
+    Args:
+      path: the file, for the error.
+      types: {tensor name: dtype as the header writes it}.
+    Raises: WeightsError, one sentence, for the first such tensor.
+    """
     for name, kind in types.items():
         last = name.rpartition('.')[2]
         what = None
@@ -156,7 +173,7 @@ def _opened(path: Path):
         refuse_pickled(path)
     _check_head(path)
     try:
-        with safe_open(path, framework='np') as file:  # no mapping: it has keys() and is not iterable
+        with safe_open(path, framework='np') as file:  # it has keys() but cannot be iterated over
             _refuse_quantised(path, _types(file))
             yield file
     except (SafetensorError, OSError, TypeError, KeyError) as error:
@@ -166,9 +183,10 @@ def _opened(path: Path):
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The text that the header of a .safetensors file holds beside the tensors.
+    """Reads the metadata in the header of a .safetensors file.
 
-    Raises: WeightsError as read_tensors does.
+    Returns: {key: text}; empty if the file has none.
+    Raises: WeightsError for the same files as read_tensors.
     """
     with _opened(Path(path)) as file:
         return file.metadata() or {}
@@ -211,7 +229,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         raise WeightsError(f'{index} cannot be read: {error.strerror}.') from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f'{index} is no readable index of shards ({error!r}); download it again.') from None
-    # A shard lies beside its index: a name with a path would read any file.
+    # A shard must be in the same folder as its index. A name that contains a path could make us read any file.
     outside = [
         name for name in files if not isinstance(name, str) or Path(name).name != name or not name.endswith(SUFFIX)
     ]
@@ -221,6 +239,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
         if outside:
             problem = f'names {_listed(map(str, outside))}, no {SUFFIX} file beside it'
         raise WeightsError(f'{index} {problem}; download the whole folder again.')
+    # A shard of another download may have the right name, so its tensors are compared with the index.
     tensors = {}
     for name in files:
         shard = read_tensors(index.parent / name)
@@ -242,16 +261,19 @@ def write_tensors(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Writes tensors to one .safetensors file or, if they are larger than a shard, to several and their index.
+    """Writes tensors to one .safetensors file or, if they are larger than a shard, to several files and an index.
 
     Args:
-      path: the file if it is one, '<folder>/<stem>.safetensors'; the shards are '<stem>-00001-of-00002.safetensors',
-        their index is '<stem>.safetensors.index.json'. What lies there under these names is replaced.
-      tensors: {name: array}; floating-point ones are stored as `dtype`, one of STORAGE_DTYPES, others as they are.
-      max_shard_bytes: of one file; a tensor that is larger has a file of its own.
-      metadata: more text for the files' headers; 'format': 'pt' is always there, as PyTorch's readers ask for it.
-    Returns: the files written.
-    Raises: WeightsError for an unknown dtype, or if the disk does not take the file; then nothing is replaced.
+      path: '<folder>/<stem>.safetensors', the name of a single file. Shards are named
+        '<stem>-00001-of-00002.safetensors' and their index '<stem>.safetensors.index.json'. Existing files of these
+        names are replaced.
+      tensors: {name: array}. Floating-point tensors are stored as `dtype`; the others keep their dtype.
+      dtype: one of STORAGE_DTYPES.
+      max_shard_bytes: the largest size of one file, in bytes. A larger tensor gets a file of its own.
+      metadata: additional texts for the headers of the files. The entry 'format': 'pt' is always written, because
+        PyTorch's readers require it.
+    Returns: the paths of the files that were written.
+    Raises: WeightsError if the dtype is unknown or the file cannot be written to the disk; nothing is replaced then.
     """
     path = Path(path)
     storage = _storage_dtype(dtype)
@@ -263,6 +285,8 @@ def write_tensors(
         names = [f'{stem}-{i + 1:05d}-of-{len(shards):05d}{SUFFIX}' for i in range(len(shards))]
     index = path.with_name(stem + INDEX_SUFFIX)
     written = [path.with_name(name) for name in names]
+    # All files are first written under temporary names: a full disk must not damage the old files, and a signal must
+    # not leave an incomplete file.
     temporary = [file.with_name(f'.{file.name}.{os.getpid()}.tmp') for file in (*written, index)]
     header = {**(metadata or {}), 'format': 'pt'}
     leftovers = contextlib.ExitStack()
@@ -316,13 +340,18 @@ def _stored_bytes(value, dtype) -> int:
 
 
 def as_stored(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
-    """A tensor as write_tensors stores it: contiguous and, if it is floating-point, as `dtype`, one of STORAGE_DTYPES.
+    """Converts a tensor to what write_tensors stores.
 
-    Raises: WeightsError for an unknown dtype, or for a finite value that float16 cannot hold.
+    Args:
+      name: the tensor's name, for the error.
+      value: the tensor.
+      dtype: one of STORAGE_DTYPES; only floating-point tensors are converted to it.
+    Returns: a contiguous array.
+    Raises: WeightsError if the dtype is unknown, or if float16 cannot hold a finite value of the tensor.
     """
     value, dtype = np.asarray(value), _storage_dtype(dtype)
     with np.errstate(over='ignore'):
-        # Not ascontiguousarray, which would give a scalar an axis.
+        # np.ascontiguousarray is not used here because it turns a scalar into an array with one axis.
         stored = np.array(value, dtype if _is_float(value.dtype) else value.dtype, order='C')
     if dtype == np.float16 and not np.array_equal(np.isfinite(stored), np.isfinite(value)):
         raise WeightsError(f'{name} has values beyond the range of float16 (65504); store bfloat16 or float32 instead.')
@@ -330,7 +359,8 @@ def as_stored(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _remove_stale(path: Path, index: Path, written: list[Path]) -> None:
-    # Readers take the whole file first and then the index: leftovers of another split would shadow what was written.
+    # Readers look for the single file first and then for the index, so files that an earlier write left here with
+    # another number of shards would be read instead of the new ones.
     shard = re.compile(re.escape(path.name.removesuffix(SUFFIX)) + r'-\d{5}-of-\d{5}\.safetensors')
     others = [file for file in path.parent.iterdir() if file in (path, index) or shard.fullmatch(file.name)]
     for file in others:

@@ -1,15 +1,16 @@
-"""Pipeline folders in diffusers' layout: read from a folder, from the hub or from the package, and written.
+"""Reads and writes pipeline folders in the layout of diffusers.
 
     model_index.json                          class name and components
     unet/  vae/                               config.json, diffusion_pytorch_model.safetensors
     text_encoder/  text_encoder_2/            config.json, model.safetensors
     tokenizer/  tokenizer_2/  scheduler/
-    image_noising_scheduler/ or low_res_scheduler/      of the low image's noise (super-resolution only)
-    super_resolution/                         our addition: the second stage, a pipeline folder of its own
+    image_noising_scheduler/ or low_res_scheduler/      noise of the low-resolution image (super-resolution stages only)
+    super_resolution/                         our addition: the second stage, which is a pipeline folder itself
 
-Which families are supported, and what they hold: pipeline.py; what is refused: guard.py. What this package writes,
-PyTorch's diffusers opens unchanged, and back. Safety checker and watermarker are not read, and written as absent. Names
-of models are resolved in hub.py.
+A folder is read from this machine, from the hub or from the installed package; hub.py finds it by the model's name. The
+supported families and their parts are in pipeline.py, and guard.py refuses all other models. PyTorch's diffusers opens
+the folders that this package writes, and this package opens those of diffusers. A safety checker or watermarker is not
+read, and is written as absent.
 """
 
 import dataclasses
@@ -57,15 +58,15 @@ def read_pipeline(
     """Reads one stage of a model.
 
     Args:
-      name: 'storybook', a pipeline folder, a run's folder (its model/ is taken), a .safetensors file of a whole model
-        (single_file.py), or a hub id 'owner/model', which is downloaded once: only the JSON, tokenizer and safetensors
-        files of what is asked for.
-      dtype: compute dtype of the networks; parameters are f32 whatever the files store.
-      components: which networks to read, a part of COMPONENTS; the others are None, and are not downloaded either.
-      prediction_type: 'epsilon' or 'v_prediction', above what the model says of itself; SD 2.x files may not say it.
-      tokenizer_dir: of a single file, which has no tokenizer: see tokenizer_folders.py.
-      revision: of a hub id, a branch, tag or commit; None: its main branch.
-    Raises: WeightsError, one sentence (and a line per tensor that does not fit).
+      name: 'storybook', a pipeline folder, the folder of a training run (its model/ is read), a .safetensors file of a
+        whole model (single_file.py), or a hub id 'owner/model'. A hub model is downloaded once, and only the JSON,
+        tokenizer and safetensors files of the wanted components.
+      dtype: compute dtype of the networks. Parameters are f32, whatever dtype the files store.
+      components: the networks to read, a subset of COMPONENTS. The other networks are not downloaded and are None.
+      prediction_type: 'epsilon' or 'v_prediction'; it overrides what the model says. SD 2.x files may not say it.
+      tokenizer_dir: only for a single file, which holds no tokenizer; see tokenizer_folders.py.
+      revision: branch, tag or commit of a hub model; None means its main branch.
+    Raises: WeightsError, one sentence, followed by one line for each tensor that does not fit.
     """
     unknown = [component for component in components if component not in COMPONENTS]
     if unknown:
@@ -87,10 +88,16 @@ def read_pipeline(
 def read_second_stage(
     name: str | os.PathLike, base: Pipeline, *, dtype=jnp.float32, revision: str | None = None
 ) -> Pipeline:
-    """Reads a stage that enlarges what `base` generates, without text encoders where it takes the states of the base's.
+    """Reads a super-resolution stage that enlarges the images that `base` generates.
+
+    Its text encoders are not read if it uses the text states of the base stage (guard.shares_text).
 
     Args:
-      name, revision: as read_pipeline, whose errors are raised too. base: complete.
+      name: the model, as in read_pipeline.
+      base: the base stage with all its networks.
+      dtype: compute dtype, as in read_pipeline.
+      revision: as in read_pipeline.
+    Raises: WeightsError, as read_pipeline does.
     """
     second = read_pipeline(name, dtype=dtype, components=('unet', 'vae'), revision=revision)
     if second.unet is None or guard.shares_text(second, base):
@@ -103,6 +110,7 @@ def _read_folder(folder: Path, dtype, components: Sequence[str]) -> Pipeline:
     index = guard.checked_index(_read_json(folder / 'model_index.json'), str(folder / 'model_index.json'))
     class_name = index['_class_name']
     family = FAMILIES[class_name]
+    # Configurations and schedules are checked before any weights are read, so that errors appear at once.
     asked = [component for component in components if component in family.networks and guard.holds(index, component)]
     configs = {component: _read_config(folder / component, component, index[component][1]) for component in asked}
     guard.check_networks(class_name, configs, str(folder))
@@ -118,6 +126,7 @@ def _read_folder(folder: Path, dtype, components: Sequence[str]) -> Pipeline:
                 missing = f'{folder / tokenizer} is missing although model_index.json names it'
                 raise WeightsError(f'{missing}; complete the folder.')
             tokenizers[f'{tokenizer}_folder'] = folder / tokenizer
+    # Weights come last, because reading them takes longest.
     networks = {
         component: _read_network(folder / component, component, config, dtype) for component, config in configs.items()
     }
@@ -132,11 +141,13 @@ def _read_folder(folder: Path, dtype, components: Sequence[str]) -> Pipeline:
 
 
 def _read_config(folder: Path, component: str, class_name: str) -> Mapping[str, Any]:
-    """The configuration of one network in its own folder, such as <pipeline>/unet.
+    """Reads the configuration of one network from the network's own folder, such as <pipeline>/unet.
 
     Args:
-      class_name: of the network, as model_index.json says.
-    Raises: WeightsError for a missing or damaged file, or an unsupported configuration.
+      folder: the folder of the network.
+      component: one of COMPONENTS.
+      class_name: the class of the network according to model_index.json.
+    Raises: WeightsError if the file is missing or damaged, or if the configuration is not supported.
     """
     path = folder / 'config.json'
     config = _read_json(path)
@@ -154,7 +165,10 @@ def _read_config(folder: Path, component: str, class_name: str) -> Mapping[str, 
 
 
 def _read_network(folder: Path, component: str, config: Mapping[str, Any], dtype) -> Network:
-    """Raises: WeightsError for a missing or damaged file, or tensors that do not fit the configuration."""
+    """Reads the weights of one network.
+
+    Raises: WeightsError if a file is missing or damaged, or if its tensors do not fit the configuration.
+    """
     try:
         model = abstract_network(component, config, dtype)
     except ValueError as error:
@@ -171,19 +185,21 @@ def write_pipeline(
     dtype: str = 'float32',
     max_shard_bytes: int = files.DEFAULT_SHARD_BYTES,
 ) -> Path:
-    """Writes a pipeline folder that this package and PyTorch's diffusers open.
+    """Writes a pipeline folder that this package and PyTorch's diffusers can open.
 
-    It is made beside its place and moved there whole, so a folder of this name is complete or absent. A pipeline
-    folder that is there already is replaced; a second stage inside it is kept unless a new one is given.
+    The folder is first written under a temporary name beside its final path and then moved there, so that a folder of
+    the final name is always complete. An existing pipeline folder is replaced. The second stage inside it is kept
+    unless a new one is given.
 
     Args:
-      pipeline: with a unet; text encoder and tokenizer may be None and are then written as absent.
-      super_resolution: second stage, written into super_resolution/.
-      dtype: of the stored weights, 'float32', 'float16' or 'bfloat16'.
-      max_shard_bytes: larger networks are split into files of this size.
+      pipeline: a pipeline with a UNet. Its text encoders and tokenizers may be None and are then written as absent.
+      folder: the path of the pipeline folder.
+      super_resolution: the second stage, which is written into super_resolution/.
+      dtype: dtype of the stored weights: 'float32', 'float16' or 'bfloat16'.
+      max_shard_bytes: networks larger than this many bytes are split into several files.
     Returns: the folder.
-    Raises: WeightsError if `folder` is a file or holds something else, if something does not fit, or if the disk does
-      not take it; nothing is replaced then.
+    Raises: WeightsError if `folder` is a file or a folder that is not a pipeline, if a part does not fit, or if the
+      folder cannot be written to the disk. Nothing is replaced then.
     """
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _is_pipeline(folder)):
@@ -194,6 +210,7 @@ def write_pipeline(
         temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
     except OSError as error:
         raise WeightsError(f'{folder} cannot be made: {disk.reason(error)}.') from None
+    # Errors name the final folder instead of the temporary one, which the user does not know.
     with disk.unfinished(temporary):
         try:
             new = temporary / 'new'
@@ -212,7 +229,7 @@ def write_pipeline(
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    old = folder.with_name(f'.{folder.name}.old')  # outside of what a signal removes
+    old = folder.with_name(f'.{folder.name}.old')  # not in the temporary folder, which a signal removes
     if folder.is_dir():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
@@ -246,7 +263,7 @@ def _write_stage(pipeline: Pipeline, folder: Path, *, dtype: str, max_shard_byte
         **pipeline.options,
     }
     if 'requires_safety_checker' in index:
-        index['requires_safety_checker'] = False  # there is none
+        index['requires_safety_checker'] = False  # the folder holds no safety checker
     for component, network in networks.items():
         if network is not None:
             kind = kind_of(component, network.config)
@@ -263,7 +280,7 @@ def _write_stage(pipeline: Pipeline, folder: Path, *, dtype: str, max_shard_byte
             (folder / tokenizer).mkdir()
             for file in sorted(Path(source).iterdir()):
                 if file.is_file() and file.suffix in hub.TOKENIZER_SUFFIXES:
-                    # Not copy(): files in a hub cache or an installed package may be read-only.
+                    # shutil.copy() would also copy the mode; files in a hub cache or a package may be read-only.
                     shutil.copyfile(file, folder / tokenizer / file.name)
             if pipeline.added_tokens:
                 Tokenizer.load(source, added=pipeline.added_tokens).save(folder / tokenizer)
@@ -271,7 +288,7 @@ def _write_stage(pipeline: Pipeline, folder: Path, *, dtype: str, max_shard_byte
 
 
 def _tokenizer_class(folder: Path) -> str:
-    # Tokenizers without their own configuration are T5's: those of Storybook's making.
+    # A tokenizer folder without a tokenizer_config.json holds a T5 tokenizer, as Storybook's does.
     name = _read_json(folder / 'tokenizer_config.json').get('tokenizer_class') or 'T5Tokenizer'
     return name.removesuffix('Fast')
 

@@ -1,12 +1,12 @@
-"""Whether this package can train and generate with a model: one guard for pipeline folders and single files.
+"""Checks, before any tensor is read, whether this package can train a model and generate with it.
 
-It looks at what a model says of itself (model_index.json and the configurations of networks and schedules, read from a
-folder or derived from a single file) before any tensor is read, so that every program gives the same sentence and none
-ends later in an error of a library. Values of one configuration alone are checked where the network is defined
-(models/); here is what the parts must have in common.
+The checks use what the model says about itself: model_index.json and the configurations of networks and schedules, read
+from a folder or derived from a single file. So every program reports the same sentence, and none fails later with an
+error from inside a library. The values of a single configuration are checked where the network is defined (models/);
+this module checks what the parts must have in common.
 
-Sources: diffusers 0.42.1 pipelines/auto_pipeline.py (which classes hold the weights of the plain one), pipelines/
-stable_diffusion/pipeline_stable_diffusion.py (what its constructor corrects).
+Source: diffusers 0.42.1 pipelines/auto_pipeline.py (which classes hold the weights of the plain pipeline) and
+pipelines/stable_diffusion/pipeline_stable_diffusion.py (what its constructor corrects).
 """
 
 import re
@@ -20,11 +20,11 @@ from dreambooth_jax.weights.pipeline import CLASS_NAMES, FAMILIES, KINDS, TEXT_E
 
 IMAGE_CHANNELS = 3
 _XL = 'StableDiffusionXLPipeline'
-_TIME_IDS = 6  # numbers that SDXL is told of an image: its size, its crop, the size that is generated
+_TIME_IDS = 6  # numbers that SDXL is given with an image: original height and width, crop top and left, target size
 
 
-# Pipelines of the plain one's networks: other ways to generate with them, or UNets of more channels, which the check of
-# channels names. (A ControlNet beside them is left aside.)
+# Classes whose networks are those of a plain pipeline. They are other ways to generate with the same networks, or have
+# a UNet with more input channels, which check_channels refuses. A ControlNet stored beside these networks is not read.
 _CONTROLS = ('ControlNet', 'ControlNetPAG', 'PAG')
 _TASKS = ('', 'Img2Img', 'Inpaint')
 PLAIN_CLASSES = {
@@ -56,12 +56,13 @@ PLAIN_CLASSES = {
 
 
 def checked_index(index: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """A model_index.json whose class and entries are known to be right.
+    """Checks the class and the entries of a model_index.json.
 
     Args:
-      index: contents of the file. source: what to call it in an error.
-    Returns: the same with the plain class that has these networks as its `_class_name`.
-    Raises: WeightsError, one sentence, for a pipeline of another kind and for entries that are none.
+      index: contents of the file.
+      source: name of the file for an error.
+    Returns: the same contents, where `_class_name` is the plain class that has these networks.
+    Raises: WeightsError, one sentence, if the pipeline is of another kind or an entry is malformed.
     """
     name = index.get('_class_name')
     if not isinstance(name, str) or name not in PLAIN_CLASSES:
@@ -70,6 +71,7 @@ def checked_index(index: Mapping[str, Any], source: str) -> dict[str, Any]:
             f'saves under other names of the same networks, such as StableDiffusionXLImg2ImgPipeline: give a model of '
             f'these, such as storybook.'
         )
+    # Malformed entries would otherwise fail later, without naming this file.
     class_name = PLAIN_CLASSES[name]
     family = FAMILIES[class_name]
     for component in (*family.networks, *family.tokenizers):
@@ -89,6 +91,7 @@ def checked_index(index: Mapping[str, Any], source: str) -> dict[str, Any]:
         if type(value) is not type(default) or value < 0:
             allowed = 'true or false' if isinstance(default, bool) else 'a number of at least 0'
             raise WeightsError(f'{source}: {option} is {value!r} but must be {allowed}; download it again.')
+    # The plain class of the refiner is that of the base model; only its missing text encoder tells them apart.
     if class_name == _XL and holds(index, 'text_encoder_2') and not holds(index, 'text_encoder'):
         raise WeightsError(
             f'{source} names no text_encoder, as that of the SDXL refiner, which only finishes images; give the SDXL '
@@ -98,26 +101,28 @@ def checked_index(index: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def holds(index: Mapping[str, Any], component: str) -> bool:
-    """Whether a checked model_index.json names a component."""
+    """Whether a checked model_index.json names a class for this component."""
     return (index.get(component) or (None, None))[1] is not None
 
 
 def own_config(component: str, config: Mapping[str, Any], class_name: str) -> Mapping[str, Any]:
-    """A component's config.json as a file of that network alone has it.
+    """Brings the config.json of a component into the form that a file of that network alone would have.
 
     Args:
-      class_name: of the component, as model_index.json says; it comes before the configuration's own word.
-    Raises: ValueError, one sentence.
+      component: one of pipeline.COMPONENTS.
+      config: contents of the file.
+      class_name: class of the component according to model_index.json, which overrides the one in the configuration.
+    Raises: ValueError, one sentence, if a CLIP's text_config is not an object.
     """
     if component not in TEXT_ENCODERS:
         old = re.match(r'0\.(\d+)\.', str(config.get('_diffusers_version')))
         size = config.get('sample_size')
         if component == 'unet' and old and int(old[1]) < 9 and type(size) is int and size < 64:
-            # Stable Diffusion 1.x was first published with 32, half of what it generates; diffusers corrects it too.
+            # Stable Diffusion 1.x was first published with 32, half of its true size; diffusers corrects it too.
             return {**config, 'sample_size': 64}
         return config
     if config.get('model_type') == 'clip':
-        # Of a whole CLIP, whose text encoder is described inside; transformers takes that part too.
+        # The configuration of a whole CLIP contains that of its text encoder; transformers reads this part too.
         inside = config.get('text_config')
         if not isinstance(inside, Mapping):
             raise ValueError(f"text_config is {inside!r} but must be the text encoder's configuration")
@@ -128,7 +133,10 @@ def own_config(component: str, config: Mapping[str, Any], class_name: str) -> Ma
 
 
 def check_schedule(config: Mapping[str, Any], source: str) -> None:
-    """Raises: WeightsError, one sentence, for a scheduler_config.json that gives no noise schedule."""
+    """Checks the contents of a scheduler_config.json.
+
+    Raises: WeightsError, one sentence, if they do not describe a supported noise schedule.
+    """
     try:
         schedules.from_config(config)
     except ValueError as error:
@@ -136,10 +144,14 @@ def check_schedule(config: Mapping[str, Any], source: str) -> None:
 
 
 def check_channels(source: str, title: str, channels: int, plain: int) -> None:
-    """Raises: WeightsError, one sentence, for a UNet that reads more or less than what it is to denoise.
+    """Checks that a UNet takes only what it has to denoise and, in a second stage, the low-resolution image.
 
     Args:
-      channels: that it takes. plain: that the plain model of this kind takes.
+      source: name of the model for an error.
+      title: name of the model's family for an error.
+      channels: input channels of this UNet.
+      plain: input channels of a plain UNet of this family.
+    Raises: WeightsError, one sentence, if the two numbers differ.
     """
     if channels != plain:
         raise WeightsError(
@@ -149,20 +161,22 @@ def check_channels(source: str, title: str, channels: int, plain: int) -> None:
 
 
 def check_networks(class_name: str, configs: Mapping[str, Mapping[str, Any]], source: str) -> None:
-    """Checks that networks are what their pipeline needs and fit each other.
+    """Checks that the networks are those that their pipeline needs and that they fit each other.
 
     Args:
       class_name: one of pipeline.CLASS_NAMES.
-      configs: {component: contents of its config.json}, of those that are known; the others are not asked for.
-      source: what to call the model in an error.
+      configs: {component: contents of its config.json} for the networks that are known. The others are not checked.
+      source: name of the model for an error.
     Raises: WeightsError, one sentence.
     """
+    # Each configuration must be valid by itself before the parts can be compared.
     full = {}
     for component, config in configs.items():
         try:
             full[component] = kind_of(component, config).resolve(config)
         except ValueError as error:
             raise WeightsError(f'the {component} of {source} is not supported: {str(error).rstrip(".")}.') from None
+    # Pixel families read prompts with a T5 and latent families with CLIPs.
     family = FAMILIES[class_name]
     is_latent = 'vae' in family.networks
     for component in TEXT_ENCODERS:
@@ -176,6 +190,7 @@ def check_networks(class_name: str, configs: Mapping[str, Mapping[str, Any]], so
         _check_vae(full['vae'], source)
     if 'unet' in full:
         _check_unet(class_name, full, source)
+        # The widths can be compared only if all text encoders of the family are known.
         needed = [component for component in family.networks if component in TEXT_ENCODERS]
         if all(component in full for component in needed):
             reads, written = widths_read(configs['unet']), width_written(configs[name] for name in needed)
@@ -189,10 +204,10 @@ def check_networks(class_name: str, configs: Mapping[str, Mapping[str, Any]], so
 
 
 def shares_text(second: Pipeline, base: Pipeline) -> bool:
-    """Whether a second stage, read without text encoders, takes the text states of the base stage.
+    """Whether a second stage that was read without text encoders can use the text states of the base stage.
 
-    Of pixels after pixels: DeepFloyd IF's stages have one text encoder, and diffusers hands its states from one
-    pipeline to the next.
+    This is possible only if both stages work on pixels: the stages of DeepFloyd IF have one text encoder in common, and
+    diffusers passes its states from one pipeline to the next.
     """
     if second.is_latent or base.is_latent or not base.text_encoders:
         return False
@@ -200,7 +215,10 @@ def shares_text(second: Pipeline, base: Pipeline) -> bool:
 
 
 def check_second_stage(second: Pipeline, base: Pipeline) -> None:
-    """Raises: WeightsError, one sentence, for a second stage that cannot read the base's text states."""
+    """Checks that a second stage can use the text states of the base stage.
+
+    Raises: WeightsError, one sentence, if their widths differ.
+    """
     reads, written = widths_read(second.unet.config), _width_of(base)
     if reads != {written}:
         raise WeightsError(
@@ -210,13 +228,13 @@ def check_second_stage(second: Pipeline, base: Pipeline) -> None:
 
 
 def widths_read(unet: Mapping[str, Any]) -> set[int]:
-    """Widths of the text states that a UNet reads, from its config.json: one, unless its parts disagree."""
+    """Widths of the text states that a UNet with this config.json takes; more than one only if its blocks disagree."""
     full = unet_config.resolve(unet)
     return {full['encoder_hid_dim']} if full['encoder_hid_dim'] is not None else set(full['cross_attention_dim'])
 
 
 def width_written(text_encoders: Iterable[Mapping[str, Any]]) -> int:
-    """Width of the states of text encoders side by side, from their config.json."""
+    """Width of the joined states of text encoders with these config.json: the sum of their widths."""
     full = [kind_of(TEXT_ENCODERS[0], config).resolve(config) for config in text_encoders]
     return sum(config['d_model'] if 'd_model' in config else config['hidden_size'] for config in full)
 
@@ -255,7 +273,8 @@ def _check_unet(class_name: str, full: Mapping[str, Mapping[str, Any]], source: 
                 f'{2 * denoised} with a learned variance; give the plain model.'
             )
     check_channels(source, family.title, unet['in_channels'], denoised + low)
-    # What it is told besides: the low image's noise level, which DeepFloyd IF has no table for, and SDXL's sizes.
+    # The UNet takes more than the image and the text: in a second stage the noise level of the low-resolution image,
+    # as a time embedding or (upscaler only) from a table, and in SDXL the sizes of the image.
     label = unet['class_embed_type'] or (None if unet['num_class_embeds'] is None else 'table')
     labels = {'IFSuperResolutionPipeline': ('timestep',), 'StableDiffusionUpscalePipeline': ('table', 'timestep')}
     added = unet['addition_embed_type']

@@ -1,4 +1,4 @@
-"""From a model's name to a place on this machine: the built-in model, a folder, a run's, a single file, a hub id."""
+"""Resolves the name of a model: the built-in model, a folder, a run's folder, a single file or a hub id."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import SUPER_RESOLUTION, TOKENIZERS
 
 STORYBOOK = 'storybook'
-RUN_MODEL = 'model'  # where a run's folder holds its exported pipeline
+RUN_MODEL = 'model'  # the exported pipeline inside the folder of a training run
 COMMON_FOLDERS = (*TOKENIZERS, 'scheduler', 'image_noising_scheduler', 'low_res_scheduler')
 TOKENIZER_SUFFIXES = ('.json', '.model', '.txt')
 _COMMIT = re.compile('[0-9a-f]{40}')
@@ -23,15 +23,16 @@ ALLOWED = (
 
 
 def find(name: str | os.PathLike, *, folders: Sequence[str], revision: str | None = None) -> Path:
-    """The pipeline folder or the single file that a model's name stands for.
+    """Finds the pipeline folder or the single file for the name of a model.
 
     Args:
-      name: one of ALLOWED. A path that starts with '.' or '/', whose first folder exists here or that ends as a file
-        of weights is never a hub id, so a mistyped path is not looked up on the network.
-      folders: which of a hub repository's folders to download.
-      revision: branch, tag or commit of a hub repository; None: its main branch.
-    Raises: WeightsError, one sentence: what was found, what is allowed, what to do.
+      name: one of ALLOWED. It is never taken for a hub id if it starts with '.' or '/', if its first folder exists
+        here, or if it ends like a file of weights; so a mistyped path is not looked up on the network.
+      folders: the folders of a hub repository to download.
+      revision: branch, tag or commit of a hub repository; None means its main branch.
+    Raises: WeightsError, one sentence: what was found, what is allowed and what to do.
     """
+    # A revision means something only for a model on the hub; ignoring it elsewhere would hide a mistake.
     if revision is not None and (_is_here(name) or not HUB_ID.fullmatch(str(name))):
         raise WeightsError(
             f'revision {revision!r} is given for the model {str(name)!r}, which is none of the hub; leave the revision '
@@ -56,6 +57,7 @@ def find(name: str | os.PathLike, *, folders: Sequence[str], revision: str | Non
         if path.name.endswith(files.SUFFIX):
             return path
         raise WeightsError(f'model {str(name)!r} is a file; it must be {ALLOWED}.')
+    # Only now may it be a hub id: everything that looks like a path has been looked up on this machine.
     is_file_name = path.name.endswith((files.SUFFIX, *files.PICKLED_SUFFIXES))
     if HUB_ID.fullmatch(str(name)) and not is_file_name and not Path(str(name).split('/')[0]).exists():
         return _download_pipeline(str(name), folders, revision)
@@ -67,7 +69,7 @@ def _is_here(name: str | os.PathLike) -> bool:
 
 
 def commit_of(folder: Path | None) -> str | None:
-    """The commit of a hub repository that a folder of the cache holds; None for another folder."""
+    """The commit hash of a hub repository whose snapshot in the cache is `folder`; None for any other folder."""
     is_snapshot = folder is not None and folder.parent.name == 'snapshots' and _COMMIT.fullmatch(folder.name)
     return folder.name if is_snapshot else None
 
@@ -89,7 +91,7 @@ def _patterns(folders: Sequence[str], variants: bool) -> tuple[list[str], list[s
     suffixes |= {tokenizer: TOKENIZER_SUFFIXES for tokenizer in TOKENIZERS if tokenizer in folders}
     allowed = ['model_index.json'] + [f'{folder}/*{s}' for folder, ends in suffixes.items() for s in ends]
     allowed += [f'{SUPER_RESOLUTION}/{pattern}' for pattern in allowed]
-    # Repositories hold every network again as fp16 and other variants: twice the download for nothing.
+    # Repositories hold every network again as fp16 and in other variants, which would double the download for nothing.
     ignored = [] if variants else [f'*.{v}{end}' for v in (*files.VARIANTS, 'non_ema') for end in ('.*', '-*')]
     return allowed, ignored
 
@@ -104,10 +106,17 @@ def _download_pipeline(name: str, folders: Sequence[str], revision: str | None) 
 
 
 def download(name: str, allowed: Sequence[str], ignored: Sequence[str] = (), *, revision: str | None = None) -> Path:
-    """The folder of a hub repository in the cache, with the files that match a pattern of `allowed` and no `ignored`.
+    """Downloads files of a hub repository into the cache.
 
-    What the cache holds is not downloaded again, and is enough where the hub cannot be reached.
-    Raises: WeightsError, one sentence.
+    Files that the cache already holds are not downloaded again, and are enough if the hub cannot be reached.
+
+    Args:
+      name: hub id 'owner/model'.
+      allowed: patterns of the files to download.
+      ignored: patterns of files that are left out even if `allowed` matches them.
+      revision: branch, tag or commit; None means the main branch.
+    Returns: the folder of the repository in the cache.
+    Raises: WeightsError, one sentence, if huggingface_hub is not installed or the download fails.
     """
     try:
         import huggingface_hub
@@ -141,5 +150,5 @@ def download(name: str, allowed: Sequence[str], ignored: Sequence[str] = (), *, 
 
 
 def _has_weights(folder: Path) -> bool:
-    """False if the folder has a configuration and no weights that were downloaded."""
+    """Whether a network's folder has weights; also true for a folder without config.json, which is no network."""
     return not (folder / 'config.json').is_file() or any(folder.glob('*.safetensors'))

@@ -1,4 +1,4 @@
-"""Models known by what they are, not by their name or place: hashes of weights, noise schedules and tokenizers."""
+"""Identifies a model by its contents, not by its name or path: hashes of weights, noise schedules and tokenizers."""
 
 import hashlib
 import json
@@ -7,12 +7,14 @@ from pathlib import Path
 from dreambooth_jax.weights.hub import TOKENIZER_SUFFIXES
 from dreambooth_jax.weights.pipeline import Pipeline
 
-_NOTES = ('_diffusers_version', '_name_or_path')  # of the program that wrote a file, and where it found the model
+_NOTES = ('_diffusers_version', '_name_or_path')  # who wrote the file and where the model came from: not its contents
 
 
 def identity(pipeline: Pipeline) -> dict[str, str]:
-    """sha256 of what a stage generates and learns with: 'weights', 'scheduler' and 'tokenizer', of those that it
-    has."""
+    """Hashes everything that a stage generates and trains with.
+
+    Returns: {'weights': ..., 'scheduler': ...} and, if the stage has tokenizers, 'tokenizer': sha256, hexadecimal.
+    """
     found = {'weights': pipeline.weights_hash, 'scheduler': scheduler_hash(pipeline)}
     if pipeline.tokenizer_folders:
         found['tokenizer'] = _folders_hash(list(pipeline.tokenizer_folders.values()))
@@ -20,7 +22,7 @@ def identity(pipeline: Pipeline) -> dict[str, str]:
 
 
 def scheduler_hash(pipeline: Pipeline) -> str:
-    """sha256 of a stage's noise schedules, with what its UNet predicts: the contents of its scheduler files."""
+    """sha256 of the contents of a stage's scheduler files: its noise schedules and what its UNet predicts."""
     schedulers = [pipeline.scheduler, pipeline.image_noising_scheduler]
     plain = [
         {key: config[key] for key in sorted(config) if key not in _NOTES} if config else None for config in schedulers

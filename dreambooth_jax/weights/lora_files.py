@@ -1,17 +1,20 @@
-"""Files of LoRA adapters: `lora_peft`, for diffusers and PEFT, and `lora_kohya`, for everything else that generates.
+"""Reads and writes files of LoRA adapters, in the formats `lora_peft` and `lora_kohya`.
 
     lora_peft    unet.<path>.lora_A.weight, .lora_B.weight, .lora_magnitude_vector.weight
                  text_encoder.<path> likewise, but for T5 .lora_linear_layer.down.weight, .lora_linear_layer.up.weight
     lora_kohya   lora_unet_<path with underscores>.lora_down.weight, .lora_up.weight, .alpha
 
-lora_kohya is what ComfyUI, AUTOMATIC1111, Forge, kohya and OneTrainer take, and diffusers too. Of lora_peft ComfyUI and
-Forge read no attention of a UNet, which they know only by the names of 2023 there, and AUTOMATIC1111 and kohya nothing.
-Both are read, and what other programs write (lora_names.py, _ENDS).
+`lora_peft` is the format of diffusers and PEFT. `lora_kohya` is read by ComfyUI, AUTOMATIC1111, Forge, kohya,
+OneTrainer and diffusers. From a `lora_peft` file, ComfyUI and Forge do not load the attention layers of a UNet, for
+which they know only the names of 2023, and AUTOMATIC1111 and kohya load nothing. This module reads both formats, and
+also the spellings of other programs (lora_names.py and _ENDS).
 
-Tensors are ordered as torch does: down [rank, in] or [rank, in, h, w], up [out, rank] or [out, rank, 1, 1].
-The networks' own parameters are not in the file. Names of layers are in lora_names.py.
+Tensors in a file have the axes of torch: down is [rank, in] or [rank, in, h, w], up is [out, rank] or
+[out, rank, 1, 1]. A file does not hold the networks' own parameters. lora_names.py has the names of the layers.
+
 Source: diffusers 0.42.1 loaders/{lora_base,lora_pipeline,lora_conversion_utils}.py, utils/{peft,state_dict}_utils.py;
-for lora_mid and dora_scale LyCORIS lycoris/modules/locon.py, for the latter OneTrainer modules/module/LoRAModule.py.
+for lora_mid and dora_scale LyCORIS lycoris/modules/locon.py, and for dora_scale OneTrainer
+modules/module/LoRAModule.py.
 """
 
 import dataclasses
@@ -32,14 +35,14 @@ from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_names import PEFT_PREFIX, kohya_name, owners
 
 FORMATS = PEFT, KOHYA = ('lora_peft', 'lora_kohya')
-PEFT_FILE = 'pytorch_lora_weights.safetensors'  # what diffusers looks for in a folder
+PEFT_FILE = 'pytorch_lora_weights.safetensors'  # the name that diffusers looks for in a folder
 _PEFT_METADATA = 'lora_adapter_metadata'
-_PEFT_CONFIG = 'adapter_config.json'  # beside the files that PEFT writes
-# Parts of a layer in a file, beside our last names: kohya's strength, LoCon's core tensor, and DoRA's lengths as kohya
-# and LyCORIS hold them, of the outputs ([out, 1]) or of the inputs ([1, in]) by the shape.
+_PEFT_CONFIG = 'adapter_config.json'  # PEFT writes it beside its own files
+# Further parts of a layer in a file: kohya's alpha, LoCon's core tensor, and the norms of DoRA as kohya and LyCORIS
+# store them. Their shape says whether there is one norm for each output ([out, 1]) or for each input ([1, in]).
 ALPHA, MID, DORA_SCALE = 'alpha', 'mid', 'dora_scale'
 
-# The end of a key -> what it holds.
+# Ending of a tensor's name -> the part of the layer that it is.
 _ENDS = {
     '.lora_A.weight': A,
     '.lora.down.weight': A,
@@ -57,14 +60,14 @@ _ENDS = {
     '.lora_magnitude_vector.weight': MAGNITUDE,
     '.lora_magnitude_vector': MAGNITUDE,
 }
-# PEFT's own name of an adapter, in files that were not saved through it: .lora_A.default.weight
+# PEFT's name of the adapter inside a tensor's name, which only PEFT's own saving removes: .lora_A.default.weight
 _OF_ONE_ADAPTER = re.compile(r'\.(lora_[AB]|lora_magnitude_vector)\.(?!weight$|bias$)\w+(\.weight)?$')
 _DIFFERENCES = ('.diff', '.diff_b')
-# transformers drops a magnitude without `.weight`, which is the name that peft itself writes.
+# peft writes a magnitude without `.weight`, but transformers ignores such a tensor.
 _WRITTEN = {A: '.lora_A.weight', B: '.lora_B.weight', MAGNITUDE: '.lora_magnitude_vector.weight'}
-# diffusers refuses a T5's lora_A ('could not automatically infer state dict type') and takes the older names of it.
+# diffusers refuses lora_A for a T5 ('could not automatically infer state dict type') but reads these older names.
 _WRITTEN_OF_T5 = _WRITTEN | {A: '.lora_linear_layer.down.weight', B: '.lora_linear_layer.up.weight'}
-_T5 = 'encoder.block.'  # how the paths of its layers begin
+_T5 = 'encoder.block.'  # the paths of a T5's layers begin like this
 _KOHYA = {A: '.lora_down.weight', B: '.lora_up.weight', ALPHA: '.alpha'}
 
 _logger = logging.getLogger(__name__)
@@ -72,11 +75,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """The adapters of a pipeline's networks.
+    """The LoRA adapters of a pipeline's networks.
 
     Attributes:
-      params: {component: {'<path>.lora_a' ...: f32 array}}, as models/lora.py names and orders them.
-      rank: of all of them. alpha: the factor on their output is alpha / rank.
+      params: {component: {'<path>.lora_a' ...: f32 array}}, with the names and axes of models/lora.py.
+      rank: the rank of every adapter.
+      alpha: the output of every adapter is multiplied by alpha / rank.
     """
 
     params: Mapping[str, Mapping[str, Any]]
@@ -85,7 +89,7 @@ class Adapter:
 
 
 def are_names_of_lora(names: Iterable[str]) -> bool:
-    """Whether these are the tensors of a LoRA file, in any spelling, rather than of a model."""
+    """Whether the names of a file's tensors are those of a LoRA, in any spelling, rather than of a model."""
     ends = tuple(end for end, part in _ENDS.items() if part != ALPHA)
     return any(name.endswith(ends) for name in names)
 
@@ -102,16 +106,18 @@ def write_lora(
     """Writes adapters to one .safetensors file.
 
     Args:
-      path: of the file; diffusers finds it in a folder under the name PEFT_FILE.
-      format: one of FORMATS. In `lora_peft` the factor alpha / rank is multiplied into B and the file says that alpha
-        is the rank: diffusers before 0.35 does not read an alpha there and would generate with another strength.
-        Of a text encoder in `lora_kohya`, diffusers asks that out_proj or the mlp be among its layers; else it raises.
-      sdxl: whether the model is SDXL, whose layers `lora_kohya` names differently.
-      dtype: of the stored tensors, one of files.STORAGE_DTYPES.
-      metadata: more text for the header, such as ss_base_model_version for kohya's readers.
-    Returns: the file.
-    Raises: WeightsError for an unknown format, an adapter without parameters, layers that lora_kohya has no name for,
-      DoRA in lora_kohya, one of the inputs' lengths in lora_peft, and if the disk does not take the file.
+      path: path of the file. diffusers finds it in a folder under the name PEFT_FILE.
+      adapter: the adapters to write.
+      format: one of FORMATS. In `lora_peft`, B is multiplied by alpha / rank and the file says that alpha is the rank,
+        because diffusers before 0.35 does not read alpha there and would generate with another strength. In
+        `lora_kohya`, diffusers cannot load the LoRA of a text encoder unless it includes out_proj or the mlp.
+      sdxl: whether the model is SDXL, whose layers have other names in `lora_kohya`.
+      dtype: dtype of the stored tensors, one of files.STORAGE_DTYPES.
+      metadata: additional texts for the header, such as ss_base_model_version for kohya's readers.
+    Returns: the path of the file.
+    Raises: WeightsError if the format is unknown, if the adapter has no parameters, if `lora_kohya` has no name for a
+      layer, for DoRA in `lora_kohya`, for DoRA with one norm for each input in `lora_peft`, or if the file cannot be
+      written to the disk.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -126,7 +132,7 @@ def write_lora(
 
 
 def _layers(params) -> dict[str, dict[str, np.ndarray]]:
-    """{'<path>.lora_a': array} -> {path: {'lora_a': array}}."""
+    """Groups parameters by layer: {'<path>.lora_a': array} -> {path: {'lora_a': array}}."""
     layers = {}
     for name, value in params.items():
         path, _, part = name.rpartition('.')
@@ -151,14 +157,15 @@ def _to_peft(path, layers, adapter, sdxl):
                     f'merge it into the model.'
                 )
             layer = _to_torch({**layer, B: layer[B] * (adapter.alpha / adapter.rank)})
-            # What peft saves of a convolution's magnitudes.
+            # PEFT saves the magnitudes of a convolution in this shape.
             shape = (1, -1, 1, 1) if layer[A].ndim == 4 else (-1,)
             ends = _WRITTEN_OF_T5 if layer_path.startswith(_T5) else _WRITTEN
             for part, value in layer.items():
                 value = value.reshape(shape) if part == MAGNITUDE else value
                 tensors[f'{component}.{layer_path}{ends[part]}'] = value
-        # peft's LoraConfig of each network. Whole paths, so that no other layer gets an adapter; recent transformers
-        # have no `text_model` in a CLIP, and peft compares the ends of paths.
+        # This is peft's LoraConfig of each network. The target modules are whole paths, because peft compares the ends
+        # of paths and a shorter name would give other layers an adapter too. The prefix `text_model.` is removed
+        # because a CLIP of recent transformers has no such module.
         config = {
             'r': adapter.rank,
             'lora_alpha': adapter.rank,
@@ -176,6 +183,7 @@ def _to_kohya(path, layers, adapter, sdxl):
             f"{path} cannot hold DoRA's magnitudes: kohya's own code has none, diffusers drops them from this format, "
             f'and AUTOMATIC1111 and ComfyUI compute other norms; export lora_peft, or the merged model.'
         )
+    # All layers without a name are collected, so that one error lists them.
     tensors, nameless = {}, []
     for (component, layer_path), layer in flat.items():
         try:
@@ -191,6 +199,7 @@ def _to_kohya(path, layers, adapter, sdxl):
             f'or train other targets:',
             nameless,
         )
+    # These entries are what kohya's trainer writes; conv_dim is only for convolutions larger than 1x1.
     header = {
         'ss_network_module': 'networks.lora',
         'ss_network_dim': str(adapter.rank),
@@ -204,18 +213,21 @@ def _to_kohya(path, layers, adapter, sdxl):
 def read_lora(path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]]) -> Adapter:
     """Reads a LoRA file in any of the spellings of diffusers, PEFT, kohya, LyCORIS, OneTrainer and ComfyUI.
 
-    That is LoRA on dense layers and convolutions (LoCon, with lora_mid too) and DoRA, of diffusers and of kohya.
+    Supported are LoRA on dense layers and on convolutions (LoCon, also with lora_mid), and DoRA as diffusers or kohya
+    stores it.
 
     Args:
-      networks: {component: the network's own parameters}, arrays or ShapeDtypeStructs, that the adapters are for.
-    Returns: an Adapter that does what the file says. If its layers differ in rank or in alpha / rank, they are padded
-      with zeros to the largest rank and the factors are multiplied into B, so that alpha = rank holds for all.
-    Raises: WeightsError, one sentence that says what the file is instead (lora_kinds.py), or one that lists every key
-      of no layer of these networks, every wrong shape and every missing part.
+      path: the file.
+      networks: {component: parameters of the network} that the adapters are for; arrays or ShapeDtypeStructs.
+    Returns: an Adapter with the same effect as the file. If its layers differ in rank or in alpha / rank, they are
+      padded with zeros to the largest rank and B is multiplied by alpha / rank, so that alpha = rank holds for all.
+    Raises: WeightsError. If lora_kinds.py knows what the file is instead of a LoRA of this model, the error is one
+      sentence that says so. Otherwise it lists every tensor of no layer of these networks, every wrong shape and every
+      missing part.
     """
     path = Path(path)
     tensors, header = files.read_tensors(path), files.read_metadata(path)
-    # ComfyUI's save node writes the differences of all biases and norms, which adapters leave as they were.
+    # ComfyUI's save node also writes a difference for every bias and norm; it is zero where only adapters were trained.
     tensors = {key: value for key, value in tensors.items() if not key.endswith(_DIFFERENCES) or np.any(value)}
     layers, unused, problems = _grouped(tensors, networks)
     for (component, layer_path), layer in layers.items():
@@ -235,7 +247,11 @@ def read_lora(path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]]
 
 
 def _grouped(tensors, networks):
-    """({(component, path): {part: tensor}}, the keys of no layer, the keys of a part that is there already)."""
+    """Assigns the tensors of a file to the layers of the networks.
+
+    Returns: ({(component, path): {part: tensor}}, names of tensors that belong to no layer, problems: one text for each
+      tensor whose layer already has this part).
+    """
     names = owners(
         (component, name.removesuffix('.kernel'))
         for component, params in networks.items()
@@ -257,7 +273,7 @@ def _grouped(tensors, networks):
 
 
 def _problems(layer, kernel) -> list[str]:
-    """What is wrong with a layer's tensors, torch's axes, for a kernel of shape [..., in, out]."""
+    """Describes what is wrong with one layer's tensors, in torch's axes, for our kernel of shape [..., in, out]."""
     missing = [f'missing: {part}' for part in (A, B) if part not in layer]
     missing += [f'empty: {part}' for part, value in layer.items() if not value.size]
     if missing:
@@ -268,7 +284,8 @@ def _problems(layer, kernel) -> list[str]:
     wanted = {A: (rank, inputs, *window), B: (outputs, rank, *ones), MAGNITUDE: (outputs,), ALPHA: ()}
     if MID in layer:
         wanted |= {A: (rank, inputs, *ones), MID: (rank, rank, *window)}
-    # Length-one axes aside: 1x1 convolutions are stored as dense layers too, magnitudes with the axes of the kernel.
+    # Axes of length 1 are not compared: the LoRA of a 1x1 convolution may be stored as that of a dense layer, and
+    # magnitudes may have all axes of the kernel.
     problems = [
         f'wrong shape: {part} is {list(value.shape)} but must be {list(wanted[part])}'
         for part, value in layer.items()
@@ -282,7 +299,7 @@ def _problems(layer, kernel) -> list[str]:
 
 
 def _dora_axis(scale, inputs, outputs) -> str | None:
-    """Of what kohya's and LyCORIS' DoRA learns the lengths: 'outputs', 'inputs', or None if the shape does not say."""
+    """Whether dora_scale holds norms of the 'outputs' or 'inputs' of a layer; None if its shape is neither."""
     first, second, *others = scale.shape if scale.ndim > 1 else (0, 0)
     if any(n != 1 for n in others):
         return None
@@ -293,7 +310,7 @@ def _from_torch(layer, kernel):
     *window, inputs, outputs = kernel
     a, b = layer[A], layer[B].reshape(outputs, -1).T
     if MID in layer:
-        # Tucker's core tensor between the two, of which a convolution to `rank` channels remains.
+        # LoCon's Tucker decomposition: multiplying the core tensor into A leaves one convolution to `rank` channels.
         middle = layer[MID].reshape(len(a), len(a), *window)
         a = np.einsum('rs...,si->ri...', middle, a.reshape(len(a), inputs))
     a = a.reshape(-1, inputs, *window)
@@ -302,7 +319,7 @@ def _from_torch(layer, kernel):
     if MAGNITUDE in layer:
         converted[MAGNITUDE] = layer[MAGNITUDE].reshape(-1)
     elif DORA_SCALE in layer:
-        # Of the lengths of W + BA, as it is trained; ComfyUI divides the outputs' by those of W alone.
+        # These are norms of W + BA, as in training. ComfyUI divides by the norms of W alone where they are of outputs.
         by_output = _dora_axis(layer[DORA_SCALE], inputs, outputs) == 'outputs'
         shape = (-1,) if by_output else (*(1 for _ in window), inputs, 1)
         converted[MAGNITUDE] = layer[DORA_SCALE].reshape(shape)
@@ -310,7 +327,11 @@ def _from_torch(layer, kernel):
 
 
 def _settings(path, tensors, header, layers) -> dict[str, Any]:
-    """PEFT's settings, {'<component>.<name>': value}: from the header or, of PEFT's own files, from beside them."""
+    """Reads PEFT's settings as {'<component>.<name>': value}, from the header or from PEFT's file beside this one.
+
+    Returns: the settings; empty if there are none. PEFT's own file is read only for files of PEFT that hold no alpha.
+    Raises: WeightsError if the settings are unreadable.
+    """
     source = _PEFT_METADATA
     try:
         if _PEFT_METADATA in header:
@@ -331,7 +352,7 @@ def _settings(path, tensors, header, layers) -> dict[str, Any]:
 
 
 def _scales(path, layers, settings) -> dict[tuple[str, str], float]:
-    """alpha / rank of every layer; 1 where nothing says it."""
+    """Computes the factor alpha / rank of every layer; it is 1 if the file says nothing about alpha."""
     try:
         scales = {}
         for (component, layer_path), layer in layers.items():

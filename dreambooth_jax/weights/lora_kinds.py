@@ -1,7 +1,8 @@
-"""What a file is that is no LoRA of a model, said in one sentence: another kind of adapter, or one of another model.
+"""Says in one sentence what a file is that is not a LoRA of this model: another kind of adapter, or of another model.
 
-Kinds are told by the ends of their keys, models by the names of their layers and by the width of the text that their
-attention reads.
+The kind of adapter is recognised by the endings of tensor names. The model is recognised by the names of its layers and
+by the width of the text states that its attention takes.
+
 Source: LyCORIS (KohakuBlueleaf/LyCORIS lycoris/modules); ComfyUI comfy/weight_adapter; PEFT 0.21 tuners; OneTrainer.
 """
 
@@ -14,8 +15,8 @@ READ = 'LoRA, LoCon and DoRA'
 _MERGE = 'merge it into its model in the program that made it, and give that model'
 _OTHER_MODEL = 'use one that was trained on a model of the same kind'
 
-# (pattern somewhere in a key, what the file is, what to do). The first that any key matches counts: models before
-# adapters, since a LoKr of another model is no use either way.
+# (pattern to search in a tensor's name, what the file is, what to do). The first pattern that any name matches counts.
+# Models come before kinds of adapters, because merging, the remedy for a LoKr, cannot help if it is of another model.
 _KINDS = tuple(
     (re.compile(pattern), kind, remedy)
     for pattern, kind, remedy in (
@@ -65,12 +66,13 @@ _TEXT_KERNEL = 'attn2.to_k.kernel'
 def foreign(
     tensors: Mapping[str, np.ndarray], unused: Iterable[str], networks: Mapping[str, Mapping[str, np.ndarray]]
 ) -> str | None:
-    """What a file is that cannot be read, and what to do: the end of a sentence that begins with its name.
+    """Describes what a file is that cannot be read, and what to do.
 
     Args:
-      tensors: all that the file holds. unused: the names of those that belong to no layer of the model.
+      tensors: {name: array}, all tensors of the file.
+      unused: names of the tensors that belong to no layer of the model.
       networks: {component: parameters} of the model.
-    Returns: None if nothing is known of it.
+    Returns: the rest of a sentence that begins with the name of the file; None if the file is not recognised.
     """
     unused = tuple(unused)
     if set(tensors) in _INVERSIONS:

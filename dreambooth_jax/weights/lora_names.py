@@ -1,19 +1,20 @@
-"""What LoRA files call the layers of a network.
+"""The names that LoRA files give to the layers of a network.
 
-`lora_peft` writes dotted paths. `lora_kohya` writes underscores for dots, so a file alone does not tell where a path
-has its dots: names are made from the paths of a network and looked up, never taken apart. Files from elsewhere have
-more spellings:
+`lora_peft` uses the dotted path of a layer. `lora_kohya` replaces dots by underscores, so the path cannot be recovered
+from the name alone. Therefore names are never parsed: all possible names are made from the paths of a network, and the
+name in a file is looked up among them. Files of other programs have more spellings:
 
     unet.<path>, text_encoder.<path>         diffusers, `lora_peft`; CLIP's also without `text_model.`
     <attention>.processor.to_q, .to_out      diffusers 0.12 to 0.18, with `unet.` or, at first, without
-    <attention>.to_q, .to_out                the same of a text encoder, for q_proj and out_proj
+    <attention>.to_q, .to_out                the same for a text encoder, instead of q_proj and out_proj
     base_model.model.<path>                  PEFT itself
     lora_unet_<path>, lora_te_<path>         kohya, `lora_kohya`; in SDXL lora_te1_, lora_te2_
     lora_unet_<original>, lycoris_<path>     kohya's SDXL; LyCORIS
-    diffusion_model.<original>               ComfyUI, as its save node writes them
-    text_encoders.clip_l.transformer.<path>
+    diffusion_model.<original>               ComfyUI's save node
+    text_encoders.clip_l.transformer.<path>  ComfyUI's save node
 
 Original names are those of Stability's own code: input_blocks.1.1.transformer_blocks.0.attn1.to_q.
+
 Source: kohya-ss/sd-scripts networks/lora.py; diffusers 0.42.1 loaders/lora_conversion_utils.py and
 utils/state_dict_utils.py; AUTOMATIC1111 extensions-builtin/Lora/networks.py; ComfyUI comfy/lora.py.
 """
@@ -23,7 +24,7 @@ from collections.abc import Iterable
 
 from dreambooth_jax.weights.errors import WeightsError
 
-# Stable Diffusion 1 and 2 have one text encoder, SDXL has two; files of either spelling of the first are read.
+# Stable Diffusion 1 and 2 have one text encoder and SDXL has two. The first one is read under either of its prefixes.
 KOHYA_TEXT_ENCODERS = {'text_encoder': ('lora_te', 'lora_te1'), 'text_encoder_2': ('lora_te2',)}
 KOHYA_UNET = 'lora_unet'
 
@@ -31,17 +32,19 @@ _PROJECTIONS = r'(to_[qkv]|to_out\.0)'
 _TRANSFORMER = rf'transformer_blocks\.\d+\.(attn[12]\.{_PROJECTIONS}|ff\.net\.(0\.proj|2))'
 _ATTENTION = rf'attentions\.\d+\.({_PROJECTIONS}|proj_in|proj_out|{_TRANSFORMER})'
 _CONVOLUTION = r'(resnets|downsamplers|upsamplers)\.\d+\.(conv[12]?|conv_shortcut|time_emb_proj)'
-# The layers that every reader of the format but kohya (UNKNOWN_TO_KOHYA) finds again from their name;
-# tests/weights/test_lora_clients.py holds what each asks for. Others (IF's add_k_proj, T5's q) have no name there.
+# The layers that every reader of the format, except kohya itself (UNKNOWN_TO_KOHYA), finds by their kohya names;
+# tests/weights/test_lora_clients.py records what each reader needs. Other layers, such as IF's add_k_proj and T5's q,
+# have no name in the format.
 _UNET = re.compile(
     r'conv_in|conv_out|time_embedding\.linear_[12]|'
     rf'(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.({_ATTENTION}|{_CONVOLUTION})'
 )
 _CLIP = re.compile(r'text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])')
-# kohya's own LoRA network has Transformer2DModel, resnets and samplers of the UNet: these it drops without a word.
+# kohya's own LoRA network covers Transformer2DModel, resnets, downsamplers and upsamplers of the UNet. It silently
+# drops the layers that match this pattern.
 UNKNOWN_TO_KOHYA = re.compile(r'conv_in|conv_out|(time|add)_embedding\.linear_[12]')
 
-# Original Stable Diffusion's names of SDXL's layers, whose blocks have two layers.
+# The original Stable Diffusion code's names of SDXL's layers; SDXL has two layers in each block.
 _ORIGINAL = {
     'conv_in': 'input_blocks.0.0',
     'conv_out': 'out.2',
@@ -58,20 +61,20 @@ _ORIGINAL_RESNET = {
 }
 _COMFYUI_TEXT_ENCODERS = {'text_encoder': ('clip_l', 'clip_h'), 'text_encoder_2': ('clip_g',)}
 PEFT_PREFIX = 'base_model.model.'
-_PROJECTION = 'text_projection'  # of SDXL's second text encoder: read under kohya's name, but not all readers know it
+_PROJECTION = 'text_projection'  # of SDXL's second text encoder; we read its kohya name, but not all programs know it
 
 
 def kohya_name(component: str, path: str, *, sdxl: bool = False) -> str:
-    """The name of a layer in a kohya file, e.g. 'lora_unet_down_blocks_0_attentions_0_proj_in'.
+    """Returns the name of a layer in a kohya file, such as 'lora_unet_down_blocks_0_attentions_0_proj_in'.
 
     Args:
       component: 'unet', 'text_encoder' or 'text_encoder_2'.
       path: dotted path of the layer.
       sdxl: whether the model is SDXL. Its files use the names of the original Stable Diffusion code
-        (lora_unet_input_blocks_4_1_...), since kohya trains SDXL in that code: the only names that kohya,
-        AUTOMATIC1111, ComfyUI and diffusers all take. Stable Diffusion 1 and 2 are trained there as diffusers names
-        them, and so do all four expect it. kohya itself leaves out the layers of UNKNOWN_TO_KOHYA.
-    Raises: WeightsError if a layer has no name that readers of the format know.
+        (lora_unet_input_blocks_4_1_...), because kohya trains SDXL in that code; only these names are read by kohya,
+        AUTOMATIC1111, ComfyUI and diffusers alike. For Stable Diffusion 1 and 2 all four use the names of diffusers.
+        kohya itself ignores the layers of UNKNOWN_TO_KOHYA.
+    Raises: WeightsError if the layer has no name that the readers of the format know.
     """
     if component == 'unet':
         spelling = _original(path) if sdxl else path if _UNET.fullmatch(path) else None
@@ -85,7 +88,7 @@ def kohya_name(component: str, path: str, *, sdxl: bool = False) -> str:
 
 
 def layer_names(component: str, path: str) -> set[str]:
-    """Every name that any file that is read may have for a layer."""
+    """Returns every name that a layer may have in a file that we can read, without the ending for its part."""
     names = {f'{component}.{path}', f'{component}.{PEFT_PREFIX}{path}', f'{PEFT_PREFIX}{path}'}
     if component == 'unet':
         names |= _unet_names(path)
@@ -95,10 +98,14 @@ def layer_names(component: str, path: str) -> set[str]:
 
 
 def owners(layers: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """{name in a file: (component, path)} of a model's layers.
+    """Maps every possible name in a file to the layer of the model that it stands for.
 
-    A name that two layers could have says nothing and is left out: `base_model.model.` of either of two text encoders,
-    original names of networks that were never in the original code.
+    A name that could stand for two layers is left out: `base_model.model.` with a path that both text encoders have,
+    and original names of networks that were never part of the original code.
+
+    Args:
+      layers: (component, path) of every layer of the model.
+    Returns: {name in a file: (component, path)}.
     """
     found, doubtful = {}, set()
     for layer in layers:
@@ -124,9 +131,9 @@ def _unet_names(path: str) -> set[str]:
 
 
 def _text_names(component: str, path: str) -> set[str]:
-    # Recent transformers have no `text_model` in a CLIP, nor have the LoRA files made with them.
+    # A CLIP of recent transformers has no `text_model`, and neither have LoRA files that were made with it.
     short = path.removeprefix('text_model.')
-    # diffusers' first files call a text encoder's projections as the UNet's.
+    # The first LoRA files of diffusers name the projections of a text encoder like those of a UNet.
     old = re.sub(r'\.self_attn\.(\w+)_proj$', r'.self_attn.to_\1', path)
     names = {f'{component}.{spelling}' for spelling in (short, old)} | {f'{PEFT_PREFIX}{short}'}
     if _CLIP.fullmatch(path) or path == _PROJECTION:
@@ -138,7 +145,7 @@ def _text_names(component: str, path: str) -> set[str]:
 
 
 def _original_after_resnet(path: str) -> str | None:
-    """The name of an upsampler in a block without attention, as Stable Diffusion 1 and 2 have one; None of others."""
+    """Returns the original name of the upsampler of a block without attention, which SD 1 and 2 have; else None."""
     match = re.fullmatch(r'up_blocks\.(\d+)\.upsamplers\.0\.conv', path)
     return f'output_blocks.{3 * int(match[1]) + 2}.1.conv' if match else None
 

@@ -1,10 +1,11 @@
-"""Weights of PyTorch checkpoints <-> parameters of our networks, by one rule.
+"""Converts PyTorch checkpoints to the parameters of our networks and back, by one rule for all networks.
 
-Our networks name their children as the checkpoints do (DESIGN.md, decision 2), so the type of the layer that owns a
-parameter says everything: what torch calls its last name, and how torch orders its axes. There is no table per model,
-nothing is guessed from shapes, and the way back (export) is the same rule.
+Our networks give their submodules the names of the checkpoints (DESIGN.md, decision 2). So the type of the layer that
+owns a parameter determines everything else: the last part of the name in torch, and the order of the axes in torch.
+There is no table for each model, nothing is guessed from shapes, and export uses the same rule.
 
-Every parameter is filled exactly once and every tensor is used or named as ignored; anything else is one error.
+Every parameter must be filled exactly once, and every tensor must be used or listed as ignored; otherwise one error
+lists all problems.
 """
 
 import re
@@ -19,10 +20,10 @@ from dreambooth_jax.weights.errors import WeightsError
 
 __all__ = ['Alias', 'Parameter', 'WeightsError', 'export', 'load', 'torch_names']
 
-Alias = tuple[str, str]  # (regular expression of a whole torch name, the name it stands for; may hold \1, \2, ...)
+Alias = tuple[str, str]  # (regular expression of a whole torch name, the name it stands for, which may use \1, \2, ...)
 
-# Layer type -> {our last name: (torch's last name, the torch axis that each of our axes is)}; None keeps the order, and
-# a name that is not here (bias, a bare nnx.Param) is the same on both sides.
+# Layer type -> {our last name: (torch's last name, torch axis for each of our axes)}. None means the same axes. A last
+# name that is not listed (bias, or a bare nnx.Param) is the same in torch.
 _NORM = {'scale': ('weight', None)}
 RULES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...] | None]]] = {
     nnx.Linear: {'kernel': ('weight', (1, 0))},
@@ -35,11 +36,11 @@ RULES: dict[type[nnx.Module], dict[str, tuple[str, tuple[int, ...] | None]]] = {
 
 
 class Parameter(NamedTuple):
-    """Where a torch tensor goes."""
+    """The parameter of ours that a torch tensor fills."""
 
-    path: str  # dotted path of ours, a key of Params
-    axes: tuple[int, ...] | None  # ours = torch.transpose(axes); None: unchanged
-    shape: tuple[int, ...]  # of the torch tensor
+    path: str  # dotted path of our parameter, a key of Params
+    axes: tuple[int, ...] | None  # our value is torch's value.transpose(axes); None means that it is unchanged
+    shape: tuple[int, ...]  # shape of the torch tensor
 
 
 def _rules(layer: nnx.Module) -> dict:
@@ -47,11 +48,11 @@ def _rules(layer: nnx.Module) -> dict:
 
 
 def torch_names(model: nnx.Module) -> dict[str, Parameter]:
-    """{torch name: Parameter} of every parameter of a network.
+    """Returns {torch name: Parameter} for every parameter of a network.
 
     Args:
-      model: concrete or abstract (nnx.eval_shape); only types, names and shapes are read.
-    Raises: ValueError if two parameters have the same torch name, which is a mistake in the network.
+      model: the network, with values or abstract (nnx.eval_shape); only types, names and shapes are read.
+    Raises: ValueError if two parameters have the same torch name, which is a mistake in the network's code.
     """
     layers = dict(nnx.iter_modules(model))
     names = {}
@@ -74,19 +75,20 @@ def load(
     ignored: Sequence[str] = (),
     source: str = 'the checkpoint',
 ) -> dict[str, np.ndarray]:
-    """A network's parameters out of a checkpoint's tensors.
+    """Converts the tensors of a checkpoint to the parameters of a network.
 
     Args:
-      abstract_model: the network, abstract or not; its own values are not read.
-      tensors: {torch name: array}, as files.read_tensors gives them.
-      aliases: other names of a tensor (aliases.py). If a checkpoint holds a tensor under two names, both must agree.
-      ignored: regular expressions of whole names that the network has no use for.
-      source: what to call the checkpoint in an error.
-    Returns: {dotted path: f32 array}, on the host and possibly views; jit or a placement moves them to devices. It has
-      exactly the keys of functional.split(model)[1].
-    Raises: WeightsError, one sentence and a line for each tensor that is missing, unused, of the wrong shape or type,
-      or there twice.
+      abstract_model: the network, with values or abstract; its values are not read.
+      tensors: {torch name: array}, as files.read_tensors returns them.
+      aliases: other names of tensors (aliases.py). If a checkpoint holds a tensor under two names, both must be equal.
+      ignored: regular expressions of whole names of tensors that the network does not use.
+      source: name of the checkpoint for an error.
+    Returns: {dotted path: f32 array} with exactly the keys of functional.split(model)[1]. The arrays are on the host
+      and may be views; jit or a placement moves them to devices.
+    Raises: WeightsError, one sentence and a line for each tensor that is missing, unused, duplicated, or of the wrong
+      shape or type.
     """
+    # Each tensor is assigned to one parameter. Problems are collected, so that one error lists all of them.
     wanted = torch_names(abstract_model)
     params, filled_by, problems = {}, {}, []
     for given, value in tensors.items():
@@ -107,11 +109,13 @@ def load(
             continue
         value = np.asarray(value, np.float32)
         value = value if axes is None else value.transpose(axes)
+        # Tied tensors may be stored under two names; this is harmless if their values are equal.
         if name in filled_by:
             if not (path in params and np.array_equal(params[path], value)):
                 problems.append(f'duplicate: {given} and {filled_by[name]} both fill {path} and differ')
             continue
         params[path], filled_by[name] = value, given
+    # A parameter that no tensor fills would keep a meaningless value.
     problems += [f'missing: {name} {list(wanted[name].shape)}' for name in wanted if name not in filled_by]
     if problems:
         counts = {
@@ -138,12 +142,12 @@ def _resolved(name: str, wanted: Mapping[str, Parameter], aliases: Sequence[Alia
 
 
 def export(model: nnx.Module, params: Mapping[str, jax.Array | np.ndarray]) -> dict[str, np.ndarray]:
-    """The parameters as a PyTorch checkpoint names and orders them.
+    """Converts the parameters of a network to the names and axes of a PyTorch checkpoint.
 
     Args:
-      model: the network, abstract or not; its own values are not read.
-      params: {dotted path: array}, all of the network's.
-    Returns: {torch name: array} in the dtype of `params`, on the host, possibly views.
+      model: the network, with values or abstract; its values are not read.
+      params: {dotted path: array}, all parameters of the network.
+    Returns: {torch name: array} in the dtypes of `params`, on the host and possibly views.
     Raises: WeightsError that lists every parameter that is missing, unknown or of the wrong shape.
     """
     names = torch_names(model)

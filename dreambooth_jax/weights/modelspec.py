@@ -1,9 +1,9 @@
-"""What a model file says of itself in its safetensors header: the Stability AI model metadata standard, 1.0.1.
+"""Metadata in the safetensors header of a model file, after the Stability AI model metadata standard 1.0.1.
 
-User interfaces read these keys to tell what a file is, how to sample from it and what to show. All are texts under
-'modelspec.<key>'. Whole models have them and, with an adapter, LoRA and textual inversion files.
+User interfaces read these keys to learn what a file is, how to sample with it and what to show. All values are texts
+under 'modelspec.<key>'. Whole models have them, and so have LoRA and textual inversion files, which name an adapter.
 
-Source: github.com/Stability-AI/ModelSpec; the adapters' architectures as kohya-ss/sd-scripts library/sai_model_spec.py.
+Source: github.com/Stability-AI/ModelSpec; architecture ids of adapters: kohya-ss/sd-scripts library/sai_model_spec.py.
 """
 
 import datetime
@@ -19,7 +19,7 @@ from dreambooth_jax.weights.errors import WeightsError
 PREFIX = 'modelspec.'
 VERSION = '1.0.1'
 REQUIRED = ('sai_model_spec', 'architecture', 'implementation', 'title')
-# The rest of what the standard defines for image models; 'hash_<algorithm>' is open-ended.
+# The other keys that the standard defines for image models. It also allows 'hash_<algorithm>' for any algorithm.
 OPTIONAL = (
     'description',
     'author',
@@ -42,12 +42,13 @@ OPTIONAL = (
     'vae_dtype',
     'preprocessor',
 )
-ORIGINAL_IMPLEMENTATION = 'https://github.com/Stability-AI/generative-models'  # of the original layout, "sgm"
+ORIGINAL_IMPLEMENTATION = 'https://github.com/Stability-AI/generative-models'  # "sgm", the original layout
 DIFFUSERS_IMPLEMENTATION = 'diffusers'
 LORA, TEXTUAL_INVERSION = ADAPTERS = ('lora', 'textual-inversion')
-# diffusers' scheduler configurations and the standard name the same two things.
+# Scheduler configurations of diffusers -> names of the same prediction types in the standard.
 _PREDICTION_TYPES = {'epsilon': 'epsilon', 'v_prediction': 'v'}
-# Pipelines of pixels, which the standard does not know, by whether they enlarge; ids in its manner.
+# Families that work on pixels, by whether they are super-resolution stages. The standard does not have these; the ids
+# follow its manner.
 PIXEL_FAMILIES = {False: 'if', True: 'if-super-resolution'}
 _SHAPES = {
     'sai_model_spec': (r'1\.\d+\.\d+', 'a version such as 1.0.1'),
@@ -60,18 +61,18 @@ _SHAPES = {
 
 
 def architecture(family: str, prediction_type: str = 'epsilon', adapter: str | None = None) -> str:
-    """The standard's id of a model or, with an adapter, of a file that changes one.
+    """Returns the standard's id of a model or, with `adapter`, of a file that changes such a model.
 
     Args:
-      family: 'sd1', 'sd2', 'sdxl', 'upscaler', or of PIXEL_FAMILIES.
-      prediction_type: 'epsilon' or 'v_prediction'; SD 2.x's id says which.
+      family: 'sd1', 'sd2', 'sdxl', 'upscaler', or a value of PIXEL_FAMILIES.
+      prediction_type: 'epsilon' or 'v_prediction'. Only the ids of SD 2.x depend on it.
       adapter: None or one of ADAPTERS.
     """
     ids = {
         'sd1': 'stable-diffusion-v1',
         'sd2': 'stable-diffusion-v2-768-v' if prediction_type == 'v_prediction' else 'stable-diffusion-v2-512',
         'sdxl': 'stable-diffusion-xl-v1-base',
-        # The standard has none of these; the names of their published repositories.
+        # The standard has no id for these; we use the names of their published repositories.
         'upscaler': 'stable-diffusion-x4-upscaler',
         'if': 'deepfloyd-if-i',
         'if-super-resolution': 'deepfloyd-if-ii',
@@ -80,13 +81,17 @@ def architecture(family: str, prediction_type: str = 'epsilon', adapter: str | N
 
 
 def kohya_version(family: str, prediction_type: str = 'epsilon') -> dict[str, str]:
-    """What kohya's trainer says of a LoRA's base model: by it AUTOMATIC1111 shows the file beside the models it fits.
+    """Returns the metadata in which kohya's trainer records the base model of a LoRA.
+
+    AUTOMATIC1111 uses it to show a LoRA only beside the models that it fits.
 
     Args:
-      family, prediction_type: as of `architecture`.
-    Returns: metadata; empty for families that kohya does not train.
-    Source: kohya-ss/sd-scripts train_network.py, library/{model_util,sdxl_model_util}.py; A1111's Lora/network.py,
-      which takes what does not begin with 'sdxl_' and has no ss_v2 of 'True' for Stable Diffusion 1.
+      family: as in `architecture`.
+      prediction_type: as in `architecture`.
+    Returns: {key: text}; empty for families that kohya does not train.
+    Source: kohya-ss/sd-scripts train_network.py, library/{model_util,sdxl_model_util}.py; AUTOMATIC1111's
+      Lora/network.py, which takes a file for Stable Diffusion 1 unless its version begins with 'sdxl_' or its ss_v2
+      is 'True'.
     """
     if family not in ('sd1', 'sd2', 'sdxl'):
         return {}
@@ -105,16 +110,18 @@ def build(
     date: datetime.datetime | None = None,
     **more: str | None,
 ) -> dict[str, str]:
-    """The metadata of one file.
+    """Builds the metadata of one file.
 
     Args:
-      architecture: of `architecture()`, or another id for other models.
-      resolution: pixels that the model is made for, a side or (width, height).
-      prediction_type: as diffusers' schedulers name it.
-      date: of the training's end; now by default.
-      **more: other keys of the standard (hash_sha256, trigger_phrase, description, ...); None leaves one out.
+      architecture: the result of `architecture()`, or another id for other models.
+      title: the name of the model that user interfaces show.
+      implementation: the code or layout that the file belongs to, such as ORIGINAL_IMPLEMENTATION.
+      resolution: size in pixels of the images that the model is made for: the side of a square, or (width, height).
+      prediction_type: as schedulers of diffusers name it, 'epsilon' or 'v_prediction'.
+      date: when the training ended; the default is now.
+      **more: other keys of the standard (hash_sha256, trigger_phrase, description, ...); a key with None is left out.
     Returns: {'modelspec.<key>': text}.
-    Raises: WeightsError for a key or value that the standard does not know.
+    Raises: WeightsError for a key or a value that the standard does not allow.
     """
     if prediction_type is not None and prediction_type not in _PREDICTION_TYPES:
         raise WeightsError(f'prediction_type is {prediction_type!r}; it must be one of {tuple(_PREDICTION_TYPES)}.')
@@ -136,7 +143,10 @@ def build(
 
 
 def check(metadata: Mapping[str, str]) -> None:
-    """Raises: WeightsError that lists every modelspec key that is missing, unknown or malformed; others are free."""
+    """Checks the 'modelspec.*' keys of some metadata; other keys may have any value.
+
+    Raises: WeightsError that lists every key that is missing, unknown or malformed.
+    """
     found = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
     problems = [f'missing: {PREFIX}{key}' for key in REQUIRED if not found.get(key)]
     for key, value in found.items():
@@ -150,7 +160,7 @@ def check(metadata: Mapping[str, str]) -> None:
 
 
 def prediction_type(metadata: Mapping[str, str]) -> str | None:
-    """What a file says that its network predicts, 'epsilon' or 'v_prediction'; None if it does not say."""
+    """Returns what a file says its network predicts, 'epsilon' or 'v_prediction'; None if it does not say."""
     named = metadata.get(PREFIX + 'prediction_type')
     for ours, theirs in _PREDICTION_TYPES.items():
         if named in (ours, theirs):
@@ -160,19 +170,21 @@ def prediction_type(metadata: Mapping[str, str]) -> str | None:
 
 
 def resolution(metadata: Mapping[str, str]) -> int | None:
-    """The side, in pixels, of the square images that a file says it is made for; None if it does not say."""
+    """Returns the side in pixels of the square images that a file says it is made for; None if it does not say."""
     match = re.fullmatch(r'([1-9]\d*)x\1', metadata.get(PREFIX + 'resolution', ''))
     return int(match[1]) if match else None
 
 
 def tensor_hash(tensors: Mapping[str, np.ndarray], dtype: str = 'float32') -> str:
-    """What the standard calls hash_sha256: of a file's bytes after its header.
+    """Computes the standard's hash_sha256: the hash of all bytes of a file after its header.
 
     Args:
-      tensors: floating-point ones, as files.write_tensors takes them. dtype: as which they are stored.
+      tensors: {name: floating-point array}, as files.write_tensors takes them.
+      dtype: the dtype in which they are stored.
+    Returns: '0x' and 64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    # A safetensors file holds tensors of one type in the order of their names.
+    # In a safetensors file, tensors of one dtype are stored in the order of their names.
     for name in sorted(tensors):
         digest.update(files.as_stored(name, tensors[name], dtype).reshape(-1).view(np.uint8))
     return f'0x{digest.hexdigest()}'

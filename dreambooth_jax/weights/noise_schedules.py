@@ -1,6 +1,7 @@
-"""The noise schedules of a pipeline, as its class of diffusers and its UNet have them.
+"""Reads the noise schedules of a pipeline, as its diffusers class and its UNet require them.
 
-Training, the plan and generating all read them here, so that what one of them cannot use is refused by all.
+Training, planning and sampling all read them with these functions, so a schedule that one of them cannot use is refused
+by all.
 """
 
 import dataclasses
@@ -9,21 +10,23 @@ from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline
 
-# StableDiffusionPipeline puts these into every scheduler that it is made with: files older than the two keys leave them
-# out and mean this, and latents have no [-1, 1] to be clipped to. No other pipeline does, so with the others a file has
-# its way. A scheduler that a user of diffusers exchanges later (`pipe.scheduler = ...`) escapes that; here none does.
+# StableDiffusionPipeline sets these two options in every scheduler that it is created with. Older files leave the
+# options out and mean these values, and latents have no range [-1, 1] to be clipped to. Other pipelines do not set
+# them, so there the file decides. In diffusers a user can replace the scheduler later (`pipe.scheduler = ...`), without
+# these values; here that is not possible.
 _SET_BY_PIPELINE = {'StableDiffusionPipeline': {'steps_offset': 1, 'clip_sample': False}}
-_LOW_IMAGE_CHANNELS = 3  # which the UNet of a stage that enlarges is given beside what it generates
+_LOW_IMAGE_CHANNELS = 3  # channels of the low-resolution image, which a super-resolution UNet also takes as input
 
 
 def read(pipeline: Pipeline) -> schedules.Schedule:
-    """The schedule of what the pipeline generates.
+    """Reads the schedule of the images or latents that the pipeline generates.
 
-    Its variance_type is what the UNet learns: with twice the channels that is a range, whatever the file says. Scripts
-    of diffusers save such models as 'fixed_small' because they do not train the variance; generating keeps to the file
-    and leaves the variance's channels out, as IFPipeline does, and training keeps them trained.
+    The UNet determines the schedule's variance_type: a UNet with twice the output channels has learned a variance
+    range, whatever the file says. Scripts of diffusers save such models as 'fixed_small' because they do not train the
+    variance. Then sampling follows the file and drops the channels of the variance, as IFPipeline does, while training
+    goes on to train them.
 
-    Raises: WeightsError for a scheduler that is no discrete, variance-preserving one, or does not fit the UNet.
+    Raises: WeightsError if the scheduler is not discrete and variance-preserving, or does not fit the UNet.
     """
     schedule = _read(pipeline, 'scheduler', **_SET_BY_PIPELINE.get(pipeline.class_name, {}))
     if pipeline.unet is None:
@@ -46,27 +49,28 @@ def read(pipeline: Pipeline) -> schedules.Schedule:
 
 
 def read_noising(pipeline: Pipeline) -> schedules.Schedule:
-    """The schedule of the noise on the low image, of a pipeline that enlarges.
+    """Reads the schedule of the noise that a super-resolution pipeline adds to the low-resolution image.
 
-    Raises: WeightsError for a scheduler that is no discrete, variance-preserving one.
+    Raises: WeightsError if the scheduler is not discrete and variance-preserving.
     """
     return _read(pipeline, 'image_noising_scheduler')
 
 
 def highest_noise_level(pipeline: Pipeline) -> int:
-    """Highest noise augmentation of a second stage: a time of its image_noising_scheduler; of the upscaler also at most
-    max_noise_level, and one of its table of levels.
+    """Returns the highest level of noise augmentation of a second stage, a time step of its image_noising_scheduler.
+
+    The level of the upscaler is also at most max_noise_level, and must be in its table of noise levels.
     """
     last = read_noising(pipeline).num_train_timesteps - 1
     if not pipeline.is_latent:
         return last
-    # A level beyond the table would be looked up as NaN, and generate nothing but black.
+    # A level outside of the table would be looked up as NaN, and all images would be black.
     known = pipeline.unet.config.get('num_class_embeds') or last + 1
     return min(last, pipeline.option('max_noise_level'), known - 1)
 
 
 def sampled_channels(pipeline: Pipeline) -> int:
-    """Channels of what the UNet generates: of a pixel or of a latent."""
+    """Returns the number of channels that the UNet generates, those of a pixel or of a latent."""
     return pipeline.unet_value('in_channels') - _LOW_IMAGE_CHANNELS * pipeline.family.is_super_resolution
 
 

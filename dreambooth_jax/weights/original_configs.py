@@ -1,12 +1,14 @@
-"""Which model a single file of the original layout holds, and the configurations that belong to it.
+"""Recognises the model in a single file of the original layout, and derives the configurations of its networks.
 
-The file does not say how its networks are built. Its names and shapes give the family and every size; what leaves no
-trace in a tensor (heads, activations, scale of the latents, scheduler) is the family's published value. So a published
-file gives the published configuration, and one with narrower or fewer layers the configuration that fits it.
+Such a file does not say how its networks are built. The names and shapes of its tensors determine the family and all
+sizes. Whatever leaves no trace in a tensor (number of heads, activations, scale of the latents, scheduler) is taken
+from the published models of the family. So a published file gives the published configuration, and a file with narrower
+or fewer layers gives a configuration that fits it.
 
 Families: 'sd1' (Stable Diffusion 1.x), 'sd2' (2.0, 2.1), 'sdxl' (SDXL base) and 'upscaler' (x4 upscaler).
+
 Source: the published model_index.json, unet, vae, text_encoder and scheduler configurations of stable-diffusion-v1-5,
--2-1, -2-1-base, -x4-upscaler and -xl-base-1.0; what tells the families apart: diffusers 0.42.1 single_file_utils.py.
+-2-1, -2-1-base, -x4-upscaler and -xl-base-1.0; how to tell the families apart: diffusers 0.42.1 single_file_utils.py.
 """
 
 import itertools
@@ -27,13 +29,14 @@ TITLES = {
 }
 FAMILIES = tuple(TITLES)
 EPSILON, V_PREDICTION = PREDICTION_TYPES = ('epsilon', 'v_prediction')
-# The files as which SD 2.0 and 2.1 were published: their two kinds differ in nothing but the tensors' values.
+# Names of the files as which SD 2.0 and 2.1 were published. Files of the two kinds differ only in the values of their
+# tensors, so neither names nor shapes of tensors tell which prediction a file was trained for.
 PUBLISHED_PREDICTION_TYPES = {
     **dict.fromkeys(('512-base-ema', 'v2-1_512-ema-pruned', 'v2-1_512-nonema-pruned'), EPSILON),
     **dict.fromkeys(('768-v-ema', 'v2-1_768-ema-pruned', 'v2-1_768-nonema-pruned'), V_PREDICTION),
 }
 
-# What fills a prompt up, by tokenizer; all are CLIPTokenizers with one vocabulary, which a single file does not hold.
+# The padding token of each tokenizer. All are CLIPTokenizers with one vocabulary; a single file does not hold it.
 PAD_TOKENS: dict[str, dict[str, str]] = {
     'sd1': {'tokenizer': '<|endoftext|>'},
     'sd2': {'tokenizer': '!'},
@@ -53,9 +56,9 @@ _VAE: dict[str, Config] = {
     'sdxl': {'scaling_factor': 0.13025, 'force_upcast': True},
     'upscaler': {'scaling_factor': 0.08333},
 }
-_HEAD_WIDTH = 64  # of every CLIP, and of the UNets of SD 2.x and SDXL
-_HEADS = 8  # of the UNets of SD 1.x and the upscaler
-_TEXT_TIME_WIDTH = 256  # SDXL: of each embedded size and crop number
+_HEAD_WIDTH = 64  # width of a head in every CLIP and in the UNets of SD 2.x and SDXL
+_HEADS = 8  # number of heads in the UNets of SD 1.x and the upscaler
+_TEXT_TIME_WIDTH = 256  # SDXL: number of sinusoidal features for each size and crop value
 _TEXT = {'bos_token_id': 0, 'eos_token_id': 2, 'pad_token_id': 1, 'layer_norm_eps': 1e-5}
 _BETAS = {'beta_schedule': 'scaled_linear', 'beta_start': 0.00085, 'beta_end': 0.012, 'num_train_timesteps': 1000}
 _UPSCALER_BETAS = {**_BETAS, 'beta_start': 0.0001, 'beta_end': 0.02}
@@ -63,13 +66,14 @@ _SAMPLING = {'clip_sample': False, 'set_alpha_to_one': False, 'skip_prk_steps': 
 
 
 def detect(shapes: Shapes, *, source: str = 'the file') -> str:
-    """The family of a whole model in the original layout.
+    """Recognises the family of a whole model in the original layout.
 
     Args:
-      shapes: {original name: shape}, as files.read_header gives them.
-      source: what to call the file in an error.
+      shapes: {original name: shape}, as files.read_header returns them.
+      source: name of the file for an error.
     Returns: one of FAMILIES.
-    Raises: WeightsError, one sentence, for parts of a model, other layouts and models that are not supported.
+    Raises: WeightsError, one sentence, if the file holds only a part of a model, has another layout, or holds a model
+      that is not supported.
     """
     parts = {
         'UNet': original_names.UNET_PREFIX,
@@ -83,6 +87,7 @@ def detect(shapes: Shapes, *, source: str = 'the file') -> str:
             f'first is {min(shapes, default="not there")}); give a whole model of {", ".join(TITLES.values())}, or a '
             f'pipeline folder.'
         )
+    # The order matters: the upscaler has the text encoder of SD 2.x, so it must be recognised first.
     labels = original_names.UNET_PREFIX + 'label_emb'
     if f'{labels}.weight' in shapes:
         family = 'upscaler'
@@ -97,23 +102,24 @@ def detect(shapes: Shapes, *, source: str = 'the file') -> str:
             f'{source} has a text encoder of another model, such as the SDXL refiner; supported are '
             f'{", ".join(TITLES.values())}.'
         )
+    # Inpainting and other variants have the same names but more input channels.
     channels = _Sizes(shapes, source).unet('input_blocks.0.0.weight')[1]
     guard.check_channels(source, TITLES[family], channels, _IN_CHANNELS[family])
     return family
 
 
 def family_of(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """The family of a pipeline folder's networks.
+    """Recognises the family of the networks of a pipeline folder.
 
     Args:
-      configs: {'unet', 'text_encoder': contents of config.json}; others are not read.
+      configs: {component: contents of its config.json}; must hold 'unet' and 'text_encoder', others are not read.
     Returns: one of FAMILIES.
-    Raises: WeightsError, one sentence, for networks of another family.
+    Raises: WeightsError, one sentence, if the networks are of no such family.
     """
     if not {'unet', 'text_encoder'} <= configs.keys():
         raise WeightsError(f'configs holds {", ".join(configs) or "nothing"} but must hold unet and text_encoder.')
     unet, text = configs['unet'], configs['text_encoder']
-    # Keys that older configurations leave out have these values by default.
+    # Older configurations lack these keys; then they have the default that is given here.
     if {'addition_embed_type': None, **unet}['addition_embed_type'] == 'text_time':
         return 'sdxl'
     if {'num_class_embeds': None, **unet}['num_class_embeds'] is not None:
@@ -135,16 +141,18 @@ def derive(
     resolution: int | None = None,
     source: str = 'the file',
 ) -> dict[str, Config]:
-    """The configurations of a pipeline folder for the networks of a file.
+    """Derives the configurations that a pipeline folder would have for the networks of a file.
 
     Args:
-      shapes: {original name: shape}. family: of detect.
+      shapes: {original name: shape}.
+      family: the result of `detect`.
       prediction_type: one of PREDICTION_TYPES; by default V_PREDICTION for the upscaler and EPSILON for the others.
-      resolution: pixels of a side, where the file's metadata says; the published one by default.
-      source: what to call the file in an error.
-    Returns: {'model_index', 'unet', 'vae', 'text_encoder', 'scheduler', for SDXL 'text_encoder_2', for the upscaler
-      'low_res_scheduler': contents of that JSON file}.
-    Raises: WeightsError, one sentence, if a tensor is missing that every such model has.
+      resolution: side in pixels of the images that the model is made for, if the file's metadata says it; by default
+        that of the published models.
+      source: name of the file for an error.
+    Returns: {name: contents of that JSON file} for 'model_index', 'unet', 'vae', 'text_encoder' and 'scheduler'; also
+      'text_encoder_2' for SDXL and 'low_res_scheduler' for the upscaler.
+    Raises: WeightsError, one sentence, if a tensor that every such model has is missing.
     """
     prediction_type = prediction_type or (V_PREDICTION if family == 'upscaler' else EPSILON)
     if prediction_type not in PREDICTION_TYPES:
@@ -159,6 +167,7 @@ def derive(
     for component, prefix in original_names.TEXT_PREFIXES[family].items():
         configs[component] = _text(sizes, prefix, family)
     configs['unet'] = _unet(sizes, family, resolution // 2 ** (len(configs['vae']['block_out_channels']) - 1))
+    # The published configurations of these models differ from the others in this.
     if family == 'sd2' and prediction_type == V_PREDICTION:
         configs['unet']['upcast_attention'] = True
     if family == 'upscaler':
@@ -183,7 +192,7 @@ def _model_index(family: str, configs: Mapping[str, Config]) -> Config:
 
 
 class _Sizes:
-    """Shapes of a file's tensors, all matrices or kernels, and an error for one that is missing or none."""
+    """Shapes of the matrices and kernels in a file; a missing tensor, or one with fewer axes, is a WeightsError."""
 
     def __init__(self, shapes: Shapes, source: str):
         self.shapes, self.source = shapes, source
@@ -202,18 +211,19 @@ class _Sizes:
         return self(original_names.UNET_PREFIX + name)
 
     def count(self, pattern: str) -> int:
-        """How many tensors there are of the names pattern.format(0), pattern.format(1), ..."""
+        """Counts the consecutive tensors with the names pattern.format(0), pattern.format(1), ..."""
         return next(i for i in itertools.count() if pattern.format(i) not in self.shapes)
 
 
 def _single(values: Sequence) -> Any:
-    """One value if all blocks share it, else the list."""
+    """Returns a single value if it is the same in all blocks, else the list."""
     return values[0] if len(set(values)) == 1 else list(values)
 
 
 def _unet(sizes: _Sizes, family: str, sample_size: int) -> Config:
     prefix = original_names.UNET_PREFIX
-    blocks: list[list[int]] = [[]]  # which input_blocks make up each down block
+    # The original code numbers the input blocks through all levels; a downsampling block ends a level.
+    blocks: list[list[int]] = [[]]  # indices of the input_blocks in each down block
     for index in itertools.count(1):
         if f'{prefix}input_blocks.{index}.0.op.weight' in sizes.shapes:
             blocks.append([])
@@ -267,7 +277,7 @@ def _vae(sizes: _Sizes, family: str, resolution: int) -> Config:
         'down_block_types': ['DownEncoderBlock2D'] * levels,
         'up_block_types': ['UpDecoderBlock2D'] * levels,
         'layers_per_block': sizes.count(f'{prefix}encoder.down.0.block.{{}}.conv1.weight'),
-        # Of the images that it was trained on: the upscaler's, whose latents are twice as fine, saw halves.
+        # Side of the images that the VAE was trained on. The upscaler's VAE was trained on images of half the side.
         'sample_size': resolution // 2 if family == 'upscaler' else resolution,
         **_VAE[family],
     }
@@ -282,6 +292,7 @@ def _text(sizes: _Sizes, prefix: str, family: str) -> Config:
         embeddings = f'{prefix}text_model.embeddings.'
         tokens, positions = f'{embeddings}token_embedding.weight', f'{embeddings}position_embedding.weight'
         layer, wide, activation = f'{prefix}text_model.encoder.layers.{{}}.', 'mlp.fc1.weight', 'quick_gelu'
+    # The last layer of OpenCLIP-H is in the file but not in diffusers' folders.
     layers = sizes.count(layer + wide)
     if is_open_clip and family != 'sdxl':
         layers = min(layers, original_names.OPEN_CLIP_H_LAYERS)

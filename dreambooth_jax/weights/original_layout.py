@@ -1,10 +1,10 @@
-"""Tensors of a whole Stable Diffusion model <-> the same under the original names and in the original shapes.
+"""Converts the tensors of a whole Stable Diffusion model to their original names and shapes, and back.
 
-Three ways to store a component cover all families: renamed only (UNets and OpenAI's CLIP), as the original VAE, and as
-OpenCLIP. Each is a pair of functions that are each other's inverse; names are in original_names.py. Values are never
-computed, only renamed, reshaped, transposed, or fused and split again, so a round trip is exact.
+There are three ways to store a component: renamed only (UNets and OpenAI's CLIP), as the original VAE, and as OpenCLIP.
+Each is a pair of functions, one the inverse of the other; the names are in original_names.py. Tensors are renamed,
+reshaped, transposed, joined or split, but no value is computed, so converting there and back is exact.
 
-Nothing is dropped unseen: every tensor is placed, or named in original_names.IGNORED, or named in the error.
+No tensor is dropped silently: each is converted, or matches original_names.IGNORED, or is listed in an error.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,20 +18,21 @@ from dreambooth_jax.weights.errors import WeightsError
 
 Tensors = Mapping[str, np.ndarray]
 Configs = Mapping[str, names.Config]
-Converted = tuple[dict[str, np.ndarray], list[str]]  # tensors under their new names, and names that have no place
+Converted = tuple[dict[str, np.ndarray], list[str]]  # tensors under new names, and names that cannot be converted
 
 
 def to_original(components: Mapping[str, Tensors], configs: Configs) -> dict[str, np.ndarray]:
-    """A model's tensors under the original names and in the original shapes.
+    """Converts a model's tensors to the original names and shapes.
 
-    SD 2.x's text encoder comes with the 23 layers that diffusers' folders hold; the originals' 24th is read by nothing.
+    The text encoder of SD 2.x is written with the 23 layers of diffusers' folders; no program uses the 24th layer of
+    the original files.
 
     Args:
-      components: {'unet', 'vae', 'text_encoder' and, for SDXL, 'text_encoder_2': {name in diffusers' or transformers'
-        checkpoints: array}}.
+      components: {component: {name in a checkpoint of diffusers or transformers: array}} for 'unet', 'vae',
+        'text_encoder' and, for SDXL, 'text_encoder_2'.
       configs: {component: contents of its config.json}; other entries are not read.
-    Returns: {original name: array} in the dtypes given, possibly views.
-    Raises: WeightsError if the components are not those of a family, or for tensors that the layout has no place for.
+    Returns: {original name: array} with unchanged dtypes, possibly views.
+    Raises: WeightsError if the components are not those of a family, or if the layout has no name for a tensor.
     """
     family = original_configs.family_of(configs)
     layouts = _layouts(family)
@@ -57,14 +58,14 @@ def to_original(components: Mapping[str, Tensors], configs: Configs) -> dict[str
 def from_original(
     tensors: Tensors, configs: Configs, *, source: str = 'the checkpoint'
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The inverse of to_original.
+    """Converts a model's tensors from the original names and shapes; the inverse of to_original.
 
     Args:
-      tensors: {original name: array}, of a whole file. What original_names.IGNORED names is left out.
-      configs: {component: contents of its config.json}, such as original_configs.derive gives.
-      source: what to call the tensors in an error.
-    Returns: {component: {name in diffusers' or transformers' checkpoints: array}}, possibly views. Whether they are
-      complete, weights.mapping.load tells.
+      tensors: {original name: array}, all tensors of a file. Those that match original_names.IGNORED are left out.
+      configs: {component: contents of its config.json}, such as original_configs.derive returns.
+      source: name of the tensors' file for an error.
+    Returns: {component: {name in a checkpoint of diffusers or transformers: array}}, possibly views. It is not checked
+      that the components are complete; weights.mapping.load does this.
     Raises: WeightsError that lists every tensor that is no part of such a model.
     """
     family = original_configs.family_of(configs)
@@ -86,7 +87,7 @@ def from_original(
 
 
 class _Layout(NamedTuple):
-    """Where and how one component is stored. Both functions take tensors without the prefix, and the config."""
+    """How a component is stored. Both functions take its tensors without the prefix, and its config.json."""
 
     prefix: str
     to_original: Callable[[Tensors, names.Config], Converted]
@@ -138,7 +139,7 @@ def _vae_to_original(tensors: Tensors, config: names.Config) -> Converted:
 
 
 def _vae_from_original(tensors: Tensors, config: names.Config) -> Converted:
-    # Some converters wrote matrices here, [C, C] or [C, C, 1], instead of 1x1 convolutions.
+    # Some converters wrote matrices of shape [C, C] or [C, C, 1] here, instead of kernels of 1x1 convolutions.
     kernels = {name: tensors[name] for name in names.VAE_CONVOLUTIONS & tensors.keys()}
     flat = {name: value.reshape(value.shape[:2]) for name, value in kernels.items() if set(value.shape[2:]) <= {1}}
     return _renamed({**tensors, **flat}, _inverse(names.vae_modules(config)))

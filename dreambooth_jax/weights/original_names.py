@@ -1,11 +1,12 @@
-"""Names of the original Stable Diffusion files, beside those of diffusers and transformers.
+"""The names of tensors in original Stable Diffusion files, beside the names of diffusers and transformers.
 
-The repositories that trained these models (CompVis/latent-diffusion, Stability-AI/stablediffusion, generative-models)
-count a UNet's layers in one row, input_blocks.1 ... input_blocks.11, where diffusers nests them, and a decoder's levels
-from the largest image, where diffusers begins with the smallest; OpenCLIP has its own names for the layers of CLIP.
+The original code (CompVis/latent-diffusion, Stability-AI/stablediffusion, generative-models) numbers the layers of a
+UNet in one sequence, input_blocks.1 ... input_blocks.11, while diffusers nests them. It counts the levels of a decoder
+from the highest resolution, while diffusers counts from the lowest. OpenCLIP has its own names for the layers of CLIP.
 
-Every table is {our module: original module}, without the component's prefix, and holds each module exactly once, so it
-reads both ways. A tensor is a module's `weight` or `bias`. What is more than renaming is done in original_layout.py.
+Every table is {our module: original module} without the prefix of the component. It holds each module once, so it can
+be read in both directions. A tensor is a module's `weight` or `bias`. What needs more than a new name is converted in
+original_layout.py.
 
 Source: checked against diffusers 0.42.1 loaders/single_file_utils.py.
 """
@@ -20,7 +21,7 @@ Config = Mapping[str, Any]
 
 UNET_PREFIX = 'model.diffusion_model.'
 VAE_PREFIX = 'first_stage_model.'
-# Where a family keeps its text encoders: 'model.' is OpenCLIP's own, 'transformer.' is transformers' CLIPTextModel.
+# Prefix of each text encoder, by family. 'model.' has OpenCLIP's own names, 'transformer.' those of CLIPTextModel.
 TEXT_PREFIXES: dict[str, dict[str, str]] = {
     'sd1': {'text_encoder': 'cond_stage_model.transformer.'},
     'sd2': {'text_encoder': 'cond_stage_model.model.'},
@@ -30,13 +31,13 @@ TEXT_PREFIXES: dict[str, dict[str, str]] = {
         'text_encoder_2': 'conditioner.embedders.1.model.',
     },
 }
-# OpenCLIP-H has 24 layers, and SD 2.x reads the output of the 23rd: diffusers' folders do not hold the last.
+# OpenCLIP-H has 24 layers. SD 2.x uses the output of the 23rd, and diffusers' folders do not hold the last layer.
 OPEN_CLIP_H_LAYERS = 23
 
-# Empty tensors that say how a model was trained: to predict v; with a schedule that ends in pure noise.
+# Empty tensors that say how a model was trained: to predict v, and with a schedule that ends in pure noise.
 V_MARKER, ZERO_SNR_MARKER = 'v_pred', 'ztsnr'
-# What the originals hold besides: a noise schedule's constants, averaged weights, the first stage's training loss, and
-# what CLIP needs for its own task only.
+# Further tensors of original files: constants of a noise schedule, averaged weights, the training loss of the
+# autoencoder, and parts of CLIP that a text-to-image model does not use.
 _CONSTANTS = (
     r'betas|(sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?'
     r'|posterior_\w+|lvlb_weights|logvar|scale_factor'
@@ -64,17 +65,18 @@ _TRANSFORMER_BLOCK = (
 _VAE_RESNET = {name: name for name in ('norm1', 'conv1', 'norm2', 'conv2')} | {'conv_shortcut': 'nin_shortcut'}
 _VAE_PROJECTIONS = {'to_q': 'q', 'to_k': 'k', 'to_v': 'v', 'to_out.0': 'proj_out'}
 _VAE_ATTENTION = {'group_norm': 'norm', **_VAE_PROJECTIONS}
-# Linear layers to diffusers, 1x1 convolutions to the original. Original names.
+# Original names of kernels that are 1x1 convolutions there and linear layers in diffusers.
 VAE_CONVOLUTIONS = {
     f'{half}.mid.attn_1.{name}.weight' for half in ('encoder', 'decoder') for name in _VAE_PROJECTIONS.values()
 }
-# Parameters of OpenCLIP that no layer owns: {our name: original name}. It multiplies by the projection from the right.
+# Parameters of OpenCLIP that belong to no layer: {our name: original name}. Its text projection is the transpose of
+# ours.
 OPEN_CLIP_PROJECTION = 'text_projection'
 OPEN_CLIP_BARE = {
     'text_model.embeddings.position_embedding.weight': 'positional_embedding',
     'text_projection.weight': OPEN_CLIP_PROJECTION,
 }
-_CLIP_FUSED = ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj')  # one tensor to OpenCLIP, in this order
+_CLIP_FUSED = ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj')  # OpenCLIP has one tensor, in this order
 _OPEN_CLIP_LAYER = {
     'layer_norm1': 'ln_1',
     'layer_norm2': 'ln_2',
@@ -85,12 +87,12 @@ _OPEN_CLIP_LAYER = {
 
 
 def prefixes(family: str) -> dict[str, str]:
-    """{component: how the names of its tensors begin}."""
+    """Returns {component: prefix of the names of its tensors}."""
     return {'unet': UNET_PREFIX, 'vae': VAE_PREFIX, **TEXT_PREFIXES[family]}
 
 
 def canonical(name: str) -> str:
-    """The original name of a tensor; converters of 2023 wrote CLIP's layers without `text_model`."""
+    """Returns the usual original name of a tensor: converters of 2023 left out `text_model` in the layers of CLIP."""
     return re.sub(
         r'^(cond_stage_model|conditioner\.embedders\.0)\.transformer\.(?=(embeddings|encoder|final_layer_norm)\.)',
         r'\1.transformer.text_model.',
@@ -112,10 +114,10 @@ def _per_block(value: Any, blocks: int) -> tuple:
 
 
 def unet_modules(config: Config) -> dict[str, str]:
-    """{our module: original module} of a UNet2DConditionModel of the Stable Diffusion families.
+    """Returns {our module: original module} for a UNet2DConditionModel of the Stable Diffusion families.
 
     Args:
-      config: its config.json; what is missing takes diffusers' defaults.
+      config: its config.json; missing keys have diffusers' defaults.
     """
     config = {**unet_config.DEFAULTS, **config}
     down, up = config['down_block_types'], config['up_block_types']
@@ -134,6 +136,7 @@ def unet_modules(config: Config) -> dict[str, str]:
     if config['addition_embed_type'] == 'text_time':
         table |= {'add_embedding.linear_1': 'label_emb.0.0', 'add_embedding.linear_2': 'label_emb.0.2'}
 
+    # The original code counts ResNets and downsamplers in one sequence; a ResNet and its attention share an index.
     index = 0
     for i, kind in enumerate(down):
         for j in range(layers[i]):
@@ -149,6 +152,7 @@ def unet_modules(config: Config) -> dict[str, str]:
     table |= _transformer('mid_block.attentions.0', 'middle_block.1', depths[-1])
     table |= _inside('mid_block.resnets.1', 'middle_block.2', _RESNET)
 
+    # Going up, an upsampler does not have an index of its own.
     index = -1
     for i, kind in enumerate(up):
         level, attends = blocks - 1 - i, 'CrossAttn' in kind
@@ -158,16 +162,16 @@ def unet_modules(config: Config) -> dict[str, str]:
             if attends:
                 table |= _transformer(f'up_blocks.{i}.attentions.{j}', f'output_blocks.{index}.1', depths[level])
         if i < blocks - 1:
-            # It follows what is there: the ResNet alone, or the ResNet and its attention.
+            # The upsampler comes after the ResNet and, if the block has attention, after the attention.
             table[f'up_blocks.{i}.upsamplers.0.conv'] = f'output_blocks.{index}.{1 + attends}.conv'
     return table
 
 
 def vae_modules(config: Config) -> dict[str, str]:
-    """{our module: original module} of an AutoencoderKL.
+    """Returns {our module: original module} for an AutoencoderKL.
 
     Args:
-      config: its config.json; of it, block_out_channels and layers_per_block.
+      config: its config.json; only block_out_channels and layers_per_block are read.
     """
     config = {'block_out_channels': (64,), 'layers_per_block': 1, **config}  # diffusers' defaults
     levels, layers = len(config['block_out_channels']), config['layers_per_block']
@@ -192,12 +196,12 @@ def vae_modules(config: Config) -> dict[str, str]:
 
 
 def is_open_clip(prefix: str) -> bool:
-    """Whether the text encoder under one of TEXT_PREFIXES has OpenCLIP's names."""
+    """Whether the text encoder with this prefix, one of TEXT_PREFIXES, has OpenCLIP's names."""
     return prefix.endswith('.model.')
 
 
 def clip_modules(config: Config) -> dict[str, str]:
-    """{module: the same module} of transformers' CLIPTextModel, which SD 1.x and SDXL store under its own names."""
+    """Returns {module: same module} for transformers' CLIPTextModel, whose names SD 1.x and SDXL files keep."""
     layer = (*_OPEN_CLIP_LAYER, *_CLIP_FUSED)
     names = [f'encoder.layers.{i}.{name}' for i in range(_clip_layers(config)) for name in layer]
     names += ['embeddings.token_embedding', 'embeddings.position_embedding', 'final_layer_norm']
@@ -205,7 +209,7 @@ def clip_modules(config: Config) -> dict[str, str]:
 
 
 def open_clip_modules(config: Config) -> dict[str, str]:
-    """{our module: original module} of OpenCLIP's text encoder, without open_clip_fused and OPEN_CLIP_BARE."""
+    """Returns {our module: original module} for OpenCLIP's text encoder, without open_clip_fused and OPEN_CLIP_BARE."""
     table = {'text_model.embeddings.token_embedding': 'token_embedding', 'text_model.final_layer_norm': 'ln_final'}
     for i in range(_clip_layers(config)):
         table |= _inside(f'text_model.encoder.layers.{i}', f'transformer.resblocks.{i}', _OPEN_CLIP_LAYER)
@@ -213,7 +217,7 @@ def open_clip_modules(config: Config) -> dict[str, str]:
 
 
 def open_clip_fused(config: Config) -> dict[str, list[str]]:
-    """{original tensor: our tensors that it is made of, one below the other} of OpenCLIP's attention."""
+    """Returns {original tensor: our tensors, which it holds joined along the first axis} for OpenCLIP's attention."""
     return {
         f'transformer.resblocks.{i}.attn.in_proj_{leaf}': [
             f'text_model.encoder.layers.{i}.{name}.{leaf}' for name in _CLIP_FUSED

@@ -1,7 +1,7 @@
-"""What a text-to-image pipeline is made of: its family, its networks, its tokenizers and its noise schedules.
+"""The parts of a text-to-image pipeline: its family, its networks, its tokenizers and its noise schedules.
 
-A family is a class of diffusers' pipelines; FAMILIES says for each what it must hold and under which names a folder
-keeps it. How folders and files are read and written: folders.py.
+A family is a pipeline class of diffusers. FAMILIES says which parts each family must have and how a folder names them.
+folders.py reads and writes folders.
 """
 
 import dataclasses
@@ -24,19 +24,20 @@ from dreambooth_jax.models.vae import AutoencoderKL
 from dreambooth_jax.weights import aliases, mapping
 from dreambooth_jax.weights.errors import WeightsError
 
-SUPER_RESOLUTION = 'super_resolution'  # folder of the second stage inside the first
-DIFFUSERS_VERSION = '0.42.1'  # whose layout is written and tested
+SUPER_RESOLUTION = 'super_resolution'  # folder of the second stage inside the folder of the first
+DIFFUSERS_VERSION = '0.42.1'  # the version whose layout is written and tested
 
 
 class Family(NamedTuple):
     """A class of pipelines.
 
     Attributes:
-      title: what people call it.
-      is_super_resolution: whether it generates from a low-resolution image (a second stage) or from noise alone.
-      networks: components with weights that it needs. tokenizers: its tokenizer folders.
-      noising: folder of the schedule of the low image's noise, or None.
-      options: other entries of model_index.json that matter, with diffusers' defaults.
+      title: its common name.
+      is_super_resolution: whether it enlarges a low-resolution image (a second stage); otherwise it starts from noise.
+      networks: the components with weights that it needs.
+      tokenizers: names of its tokenizer folders.
+      noising: folder of the schedule of the noise on the low-resolution image, or None.
+      options: further entries of model_index.json that have an effect, with diffusers' defaults.
       absent: components that are written as absent.
     """
 
@@ -96,14 +97,14 @@ TOKENIZERS = ('tokenizer', 'tokenizer_2')
 
 
 class Kind(NamedTuple):
-    """How one kind of network is built and stored; `resolve` checks its config.json and completes it."""
+    """How networks of one class are built and stored; `resolve` checks and completes their config.json."""
 
     constructor: Callable[..., nnx.Module]
     resolve: Callable[[Mapping[str, Any]], dict[str, Any]]
     library: str
     class_name: str
-    model_type: str | None  # as transformers' config.json names it
-    stem: str  # of the weights' file
+    model_type: str | None  # in transformers' config.json; None for diffusers
+    stem: str  # name of the weights file without its suffix
     aliases: tuple
     ignored: tuple
 
@@ -145,8 +146,8 @@ class Network:
     """One network of a pipeline.
 
     Attributes:
-      config: the contents of its config.json.
-      apply: pure function of (params, *inputs, method='__call__'), see functional.split.
+      config: contents of its config.json.
+      apply: pure function of (params, *inputs, method='__call__'); see functional.split.
       params: {dotted path: f32 array}.
     """
 
@@ -162,12 +163,12 @@ class Pipeline:
     Attributes:
       class_name: one of CLASS_NAMES.
       scheduler: contents of scheduler_config.json.
-      unet, vae, text_encoder, text_encoder_2: None if there is none or it was not asked for.
-      tokenizer_folder, tokenizer_2_folder: what text.tokenize.Tokenizer.load opens; None if there is none.
-      added_tokens: tokens that the text encoders know beyond those of the tokenizers' folders (textual inversion).
-      image_noising_scheduler: the schedule of the low image's noise; only families that enlarge have one.
-      options: the entries of model_index.json that the family knows (Family.options); missing ones are diffusers'.
-      folder: the folder, or the single file, that it was read from; None if it was made otherwise.
+      unet, vae, text_encoder, text_encoder_2: the networks; None if the stage has none or it was not read.
+      tokenizer_folder, tokenizer_2_folder: folders for text.tokenize.Tokenizer.load; None if there is none.
+      added_tokens: tokens of textual inversions, which the text encoders know in addition to those in the folders.
+      image_noising_scheduler: schedule of the noise on the low-resolution image; only for super-resolution stages.
+      options: the entries of model_index.json that Family.options names; missing ones have diffusers' defaults.
+      folder: the folder or the single file that it was read from; None if it was not read.
     """
 
     class_name: str
@@ -185,23 +186,23 @@ class Pipeline:
 
     @property
     def family(self) -> Family:
-        """What pipelines of this class are made of."""
+        """The family of the pipeline's class."""
         return FAMILIES[self.class_name]
 
     @property
     def name(self) -> str:
-        """For errors: its folder or file, or its class."""
+        """The name of the pipeline for an error: its folder or file, or else its class."""
         return str(self.folder or f'this {self.class_name}')
 
     @property
     def text_encoders(self) -> dict[str, Network]:
-        """Those that it has, in the order in which their states are joined."""
+        """{component: network} of the text encoders that were read, in the order in which their states are joined."""
         found = {component: getattr(self, component) for component in TEXT_ENCODERS}
         return {component: network for component, network in found.items() if network is not None}
 
     @property
     def tokenizer_folders(self) -> dict[str, Path]:
-        """Text encoder -> tokenizer folder."""
+        """{text encoder component: folder of its tokenizer}."""
         found = zip(TEXT_ENCODERS, (self.tokenizer_folder, self.tokenizer_2_folder), strict=True)
         return {component: folder for component, folder in found if folder is not None}
 
@@ -212,7 +213,9 @@ class Pipeline:
 
     @property
     def latent_scale(self) -> int:
-        """Side of an image / side of what the UNet works on: 8 for Stable Diffusion, 4 for its upscaler, 1 on pixels.
+        """Side of an image divided by the side of the UNet's input.
+
+        It is 8 for Stable Diffusion, 4 for the x4 upscaler and 1 for pipelines that work on pixels.
 
         Source: vae_scale_factor of diffusers' pipelines.
         """
@@ -220,15 +223,15 @@ class Pipeline:
 
     @property
     def native_size(self) -> int | None:
-        """Side of the square images that it was made for, in pixels; None if it does not say, or no square."""
+        """Side in pixels of the square images that the model is made for; None if it does not say or has no square."""
         height, width = unet_config.sides(self.unet.config)
         return None if height is None or height != width else height * self.latent_scale
 
     @property
     def size(self) -> int:
-        """`native_size` of a model that says it.
+        """`native_size`, which must be known.
 
-        Raises: WeightsError, one sentence, for another.
+        Raises: WeightsError, one sentence, if the model does not say it.
         """
         if self.native_size is None:
             found = self.unet_value('sample_size')
@@ -244,18 +247,18 @@ class Pipeline:
 
     @property
     def size_divisor(self) -> int:
-        """What the sides of its images must be multiples of, in pixels: the UNet halves them so often."""
+        """The height and width of images must be multiples of this many pixels, so that the UNet can halve them."""
         return self.latent_scale * 2 ** (len(self.unet_value('block_out_channels')) - 1)
 
     @property
     def super_resolution_folder(self) -> Path | None:
-        """The folder of the second stage that came with this one, if one did."""
+        """The folder of the second stage inside the folder of this one; None if there is none."""
         inside = self.folder / SUPER_RESOLUTION if self.folder else None
         return inside if inside and (inside / 'model_index.json').is_file() else None
 
     @functools.cached_property
     def weights_hash(self) -> str:
-        """sha256 of its networks: names, shapes and f32 values, in the names' order; a second for each GB or two."""
+        """sha256 of the names, shapes and f32 values of all networks; it takes about a second for 1 to 2 GB."""
         found = hashlib.sha256()
         for component in COMPONENTS:
             network = getattr(self, component)
@@ -266,18 +269,22 @@ class Pipeline:
         return found.hexdigest()
 
     def unet_value(self, key: str) -> Any:
-        """An entry of the UNet's config.json, or diffusers' default."""
+        """Returns an entry of the UNet's config.json, or diffusers' default."""
         return self.unet.config.get(key, unet_config.DEFAULTS[key])
 
     def option(self, name: str) -> Any:
-        """An entry of model_index.json, or diffusers' default."""
+        """Returns an entry of model_index.json, or diffusers' default."""
         return self.options.get(name, self.family.options[name])
 
 
 def kind_of(component: str, config: Mapping[str, Any]) -> Kind:
-    """Which network a component's config.json describes.
+    """Finds out which class of networks a component's config.json describes.
 
-    Raises: ValueError, one sentence, for a network of another class, or a text encoder that is neither T5 nor CLIP.
+    Args:
+      component: one of COMPONENTS.
+      config: contents of the file.
+    Raises: ValueError, one sentence, if the class is not supported for this component, such as a text encoder that is
+      neither a T5 nor a CLIP, or if the weights are quantised.
     """
     if config.get('quantization_config') is not None:
         raise ValueError('quantization_config is there, but quantised weights cannot be trained; give plain ones')
@@ -300,16 +307,21 @@ def kind_of(component: str, config: Mapping[str, Any]) -> Kind:
 
 
 def abstract_network(component: str, config: Mapping[str, Any], dtype=jnp.float32, **options) -> nnx.Module:
-    """The network of a configuration without values (nnx.eval_shape); not to be changed, as it is made once.
+    """Builds the network of a configuration without values (nnx.eval_shape).
+
+    The result is cached and shared, so it must not be changed.
 
     Args:
-      component: one of COMPONENTS. dtype: of the compute; parameters are f32. options: more for the constructor.
+      component: one of COMPONENTS.
+      config: contents of its config.json.
+      dtype: compute dtype; parameters are f32.
+      **options: further arguments of the constructor.
     Raises: ValueError, one sentence, if the configuration is not supported.
     """
     return _abstract_network(component, json.dumps(config, sort_keys=True), jnp.dtype(dtype), **options)
 
 
-# Tracing a UNet takes seconds, and reading, training, writing and comparing each need it.
+# Building a UNet takes seconds, and it is needed for reading, training, writing and comparing.
 @functools.lru_cache(maxsize=32)
 def _abstract_network(component: str, config: str, dtype, **options) -> nnx.Module:
     config = json.loads(config)
@@ -320,12 +332,15 @@ def _abstract_network(component: str, config: str, dtype, **options) -> nnx.Modu
 def filled_network(
     model: nnx.Module, component: str, config: Mapping[str, Any], tensors: Mapping[str, Any], source: str
 ) -> Network:
-    """An abstract network with the tensors of a checkpoint as its parameters.
+    """Fills an abstract network with the tensors of a checkpoint.
 
     Args:
-      model: of abstract_network, for the same component and configuration.
-      tensors: {name in diffusers' or transformers' checkpoints: array}. source: what to call them in an error.
-    Raises: WeightsError, a line for each tensor that does not fit.
+      model: result of abstract_network for the same component and configuration.
+      component: one of COMPONENTS.
+      config: contents of its config.json.
+      tensors: {name in a checkpoint of diffusers or transformers: array}.
+      source: name of the checkpoint for an error.
+    Raises: WeightsError with one line for each tensor that does not fit.
     """
     kind = kind_of(component, config)
     params = mapping.load(model, tensors, aliases=kind.aliases, ignored=kind.ignored, source=source)
@@ -333,10 +348,10 @@ def filled_network(
 
 
 def in_float32(component: str, network: Network) -> Network:
-    """The same network, computing in float32: for what runs once, where another dtype would save nothing."""
+    """Returns the same network computing in float32, for a computation that runs once and gains nothing otherwise."""
     return dataclasses.replace(network, apply=functional.split(abstract_network(component, network.config))[0])
 
 
 def network_tensors(component: str, network: Network) -> dict[str, np.ndarray]:
-    """A network's parameters as checkpoints name and order them: the way back from filled_network."""
+    """Returns a network's parameters with the names and axes of a checkpoint; the inverse of filled_network."""
     return mapping.export(abstract_network(component, network.config), network.params)

@@ -1,8 +1,8 @@
-"""A whole model in one .safetensors file of the original layout, which A1111, ComfyUI and diffusers read.
+"""Reads and writes a whole model as one .safetensors file of the original layout.
 
-The file holds the weights of the UNet, the VAE and the text encoders (original_layout.py) and, in its header, what the
-model is (modelspec.py). Its configurations are derived (original_configs.py), and it holds no tokenizer
-(tokenizer_folders.py).
+AUTOMATIC1111, ComfyUI and diffusers read such files. The file holds the weights of the UNet, the VAE and the text
+encoders (original_layout.py). Its header says what the model is (modelspec.py). It holds no configurations, which are
+derived (original_configs.py), and no tokenizer (tokenizer_folders.py).
 """
 
 import os
@@ -37,13 +37,13 @@ from dreambooth_jax.weights.pipeline import (
 
 
 class SingleFile(NamedTuple):
-    """What a single file holds.
+    """The contents of a single file.
 
     Attributes:
       family: one of original_configs.FAMILIES.
-      configs: {entry of a pipeline folder: contents of its JSON file}, see original_configs.derive.
-      components: {network: {name in diffusers' or transformers' checkpoints: f32 array}}.
-      metadata: texts of the header.
+      configs: {name: contents of that JSON file of a pipeline folder}; see original_configs.derive.
+      components: {component: {name in a checkpoint of diffusers or transformers: f32 array}}.
+      metadata: {key: text} of the header.
     """
 
     family: str
@@ -60,12 +60,15 @@ def read_pipeline(
     prediction_type: str | None = None,
     tokenizer_dir: str | os.PathLike | None = None,
 ) -> Pipeline:
-    """Reads a whole model, or some of its networks, as a folder of it would be read (folders.read_pipeline).
+    """Reads a whole model, or some of its networks, as folders.read_pipeline reads a folder.
 
     Args:
-      dtype: of the compute. components: which networks to read. prediction_type: as read_single_file.
-      tokenizer_dir: as tokenizer_folders.find.
-    Raises: WeightsError, TokenizerError.
+      path: the file.
+      dtype: compute dtype of the networks; parameters are f32.
+      components: the networks to read, a subset of COMPONENTS.
+      prediction_type: as in read_single_file.
+      tokenizer_dir: folder that holds tokenizer/; see `given` of tokenizer_folders.find.
+    Raises: WeightsError, as read_single_file does, or if there is no tokenizer; TokenizerError if it is unreadable.
     """
     path = Path(path)
     found = read_single_file(path, prediction_type=prediction_type, components=components)
@@ -94,9 +97,15 @@ def read_pipeline(
 def write_pipeline(
     pipeline: Pipeline, path: str | os.PathLike, *, dtype: str = 'float32', metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Writes a pipeline's networks into one file; arguments, result and errors as write_single_file.
+    """Writes the networks of a pipeline to one file.
 
-    Raises: WeightsError also for a pipeline that is incomplete or of no family that has this layout.
+    Args:
+      pipeline: a pipeline with all its networks.
+      path: as in write_single_file.
+      dtype: as in write_single_file.
+      metadata: as in write_single_file.
+    Returns: the path of the file.
+    Raises: WeightsError as write_single_file does, and if the pipeline is incomplete or its family has no such layout.
     """
     networks = {component: getattr(pipeline, component) for component in pipeline.family.networks}
     missing = [component for component, network in networks.items() if network is None]
@@ -119,20 +128,20 @@ def write_single_file(
     dtype: str = 'float32',
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes a whole model into one file.
+    """Writes a whole model to one file.
 
     Args:
-      path: '<name>.safetensors'; what lies there is replaced.
-      components: {'unet', 'vae', 'text_encoder' and, for SDXL, 'text_encoder_2': {name in diffusers' or transformers'
-        checkpoints: array}}.
-      configs: {component: contents of its config.json}, and those of 'scheduler', whose prediction_type goes into the
-        metadata.
-      dtype: of the stored weights, one of files.STORAGE_DTYPES.
-      metadata: more texts for the header; 'modelspec.*' keys come before those that are made here, such as the title,
-        which is the file's name.
-    Returns: the file.
-    Raises: WeightsError if the networks are of no family that has this layout or do not fit their configurations, for
-      malformed metadata, or if the disk does not take the file; nothing is replaced then.
+      path: '<name>.safetensors'; an existing file is replaced.
+      components: {component: {name in a checkpoint of diffusers or transformers: array}} for 'unet', 'vae',
+        'text_encoder' and, for SDXL, 'text_encoder_2'.
+      configs: {component: contents of its config.json}, and 'scheduler': contents of scheduler_config.json, whose
+        prediction_type is written to the metadata.
+      dtype: dtype of the stored weights, one of files.STORAGE_DTYPES.
+      metadata: additional texts for the header. Its 'modelspec.*' keys override those that are made here, such as the
+        title, which is the name of the file.
+    Returns: the path of the file.
+    Raises: WeightsError if the networks' family has no such layout, if they do not fit their configurations, if the
+      metadata is malformed, or if the file cannot be written to the disk. Nothing is replaced then.
     """
     path = Path(path)
     if path.suffix != files.SUFFIX:
@@ -144,7 +153,7 @@ def write_single_file(
     scheduler, (height, width) = configs['scheduler'], unet_config.sides(configs['unet'])
     predicts = {'prediction_type': original_configs.EPSILON, **scheduler}['prediction_type']  # diffusers' default
     if family == 'sdxl':
-        # ComfyUI and Forge know an SDXL that predicts v by these tensors alone.
+        # ComfyUI and Forge recognise an SDXL that predicts v only by these tensors.
         zero_snr = {'rescale_betas_zero_snr': False, **scheduler}['rescale_betas_zero_snr']
         markers = [original_names.V_MARKER] if predicts == original_configs.V_PREDICTION else []
         markers += [original_names.ZERO_SNR_MARKER] if zero_snr else []
@@ -163,7 +172,7 @@ def write_single_file(
     return path
 
 
-# Of configurations: what has no part in what is computed.
+# Keys of configurations that have no effect on what a network computes, and may differ from the derived ones.
 _WITHOUT_EFFECT = {
     'unet': ('sample_size', 'upcast_attention'),
     'vae': ('sample_size', 'force_upcast'),
@@ -183,7 +192,10 @@ _SCHEDULER_DEFAULTS = {
 
 
 def _check_derived(path: Path, configs: original_layout.Configs, shapes, family: str, prediction_type: str) -> None:
-    """Raises: WeightsError for a configuration that readers of the file would not derive: it is not stored."""
+    """Checks that a reader of the file, which stores no configurations, would derive the same ones.
+
+    Raises: WeightsError, one sentence, for the first value that would be derived differently.
+    """
     derived = original_configs.derive(shapes, family, prediction_type=prediction_type, source=str(path))
     if original_names.ZERO_SNR_MARKER in shapes:
         derived['scheduler']['rescale_betas_zero_snr'] = True
@@ -204,7 +216,7 @@ def _check_derived(path: Path, configs: original_layout.Configs, shapes, family:
 
 
 def _reduction(configs: original_layout.Configs) -> int:
-    """Pixels to a latent."""
+    """Side of an image in pixels divided by the side of its latents."""
     return 2 ** (len(configs['vae']['block_out_channels']) - 1)
 
 
@@ -215,21 +227,23 @@ def read_single_file(
     configs: original_layout.Configs | None = None,
     components: Sequence[str] = COMPONENTS,
 ) -> SingleFile:
-    """Reads a whole model.
+    """Reads a whole model from one file.
 
-    Where a file holds averaged weights beside the trained ones, as the first published ones do, the trained ones are
-    read: fine-tuning goes on from those.
+    If a file holds averaged weights beside the trained ones, as the first published files do, the trained ones are
+    read, because fine-tuning continues from those.
 
     Args:
-      prediction_type: 'epsilon' or 'v_prediction', above what the file says of itself. An SD 2.x file that was neither
-        published with the model nor says it in its metadata cannot be read without.
-      configs: {component: keys of its configuration} that the file is known to have, above those that are derived.
-      components: whose tensors to read. What a model without its UNet predicts is of no matter.
-    Raises: WeightsError, one sentence (and a line per tensor): for a file that is missing, damaged or pickled, that is
-      no whole model of a supported family, or that does not tell what it predicts.
+      path: the file.
+      prediction_type: 'epsilon' or 'v_prediction'; it overrides what the file says. It is required for an SD 2.x file
+        that does not have the name of a published file and does not say it in its metadata.
+      configs: {component: known entries of its configuration}, which override the derived ones.
+      components: the networks to read. Without 'unet', the prediction type need not be known.
+    Raises: WeightsError, one sentence, which may be followed by one line for each wrong tensor: if the file is missing,
+      damaged or pickled, is not a whole model of a supported family, or does not say what it predicts.
     """
     path = Path(path)
     given, metadata = files.read_header(path)
+    # The header is enough to recognise the model, so an unsuitable file is refused before its tensors are read.
     if lora_files.are_names_of_lora(given):
         raise WeightsError(
             f'{path} holds LoRA adapters, which change a model and are none; give the model that they were trained on, '
@@ -250,9 +264,11 @@ def read_single_file(
         derived['scheduler']['rescale_betas_zero_snr'] = True
     for component, known in (configs or {}).items():
         derived[component] = {**derived.get(component, {}), **known}
+    # The derived configurations pass the same checks as those of a pipeline folder.
     prefixes = original_names.prefixes(family).items()
     networks = {component: derived[component] for component, _ in prefixes}
     guard.check_networks(derived['model_index']['_class_name'], networks, str(path))
+    # Tensors of networks that are not wanted are not read, because they may be several GB.
     others = tuple(prefix for component, prefix in prefixes if component not in components)
 
     def wanted(name):
@@ -265,13 +281,16 @@ def read_single_file(
 
 
 def _prediction_type(path: Path, family: str, shapes: original_configs.Shapes, metadata: Mapping[str, str]):
-    """What the file or its name says; None if nothing does and the family leaves no doubt."""
+    """Returns what the file says it predicts, or its name; None if neither says it and the family's default applies.
+
+    Raises: WeightsError for an SD 2.x file that does not say it.
+    """
     if original_names.V_MARKER in shapes:
         return original_configs.V_PREDICTION
     published = original_configs.PUBLISHED_PREDICTION_TYPES.get(path.name.partition('.')[0])  # also '<name>.fp16'
     said = modelspec.prediction_type(metadata) or published
     if said is None and family == 'sd2':
-        # A wrong guess would train on the wrong target without a word.
+        # With a wrong guess, training would silently use the wrong target.
         raise WeightsError(
             f'{path} is a Stable Diffusion 2.x model and does not say what it predicts; give prediction_type (setting '
             f"and flag model_prediction_type), 'epsilon' for those made from 2.0-base or 2.1-base (512 pixels), "

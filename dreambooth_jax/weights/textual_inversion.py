@@ -1,11 +1,13 @@
-"""Files of textual inversion: the learned rows of a token, without the text encoder that reads them.
+"""Reads and writes files of textual inversion: the learned table rows of a token, without a text encoder.
 
     one text encoder     {token: f32[n, width]}, as diffusers loads it
     SDXL's two           {'clip_l': f32[n, 768], 'clip_g': f32[n, 1280]}, as kohya, AUTOMATIC1111 and ComfyUI name them
 
-The token is in our header too. AUTOMATIC1111 and ComfyUI call a word by the name of its file and know no other, so
-<sks-dog> lies in `sks-dog.safetensors`: `sks-dog` in a prompt of the one, `embedding:sks-dog` of the other.
-A token of n rows stands for n tokens in a row ('<dog>', '<dog>_1', ... in diffusers).
+Our files also hold the token in their header. In AUTOMATIC1111 and ComfyUI the name of the file is the word to write in
+a prompt. So <sks-dog> is stored in `sks-dog.safetensors`, and its word is `sks-dog` in AUTOMATIC1111 and
+`embedding:sks-dog` in ComfyUI. A token with n table rows stands for n consecutive tokens ('<dog>', '<dog>_1', ... in
+diffusers).
+
 Source: diffusers 0.42.1 loaders/textual_inversion.py; AUTOMATIC1111 modules/textual_inversion/textual_inversion.py.
 """
 
@@ -21,12 +23,12 @@ from dreambooth_jax.weights import files
 from dreambooth_jax.weights.errors import WeightsError
 
 _KEYS = {'text_encoder': 'clip_l', 'text_encoder_2': 'clip_g'}
-_NAMELESS = ('emb_params', 'string_to_param.*', '*')  # of files that were converted from AUTOMATIC1111's pickled ones
+_NAMELESS = ('emb_params', 'string_to_param.*', '*')  # in files converted from AUTOMATIC1111's pickled ones
 _TOKEN = 'token'
 
 
 def file_name(token: str) -> str:
-    """The file of a word, 'sks-dog.safetensors' of '<sks-dog>': letters, digits, '-', '_' and '.' of it are kept."""
+    """Returns the name of a token's file, such as 'sks-dog.safetensors'; it keeps letters, digits, '-', '_' and '.'."""
     stem = re.sub(r'[^\w.-]+', '_', token.strip('<>')).strip('._')
     return f'{stem or "learned_embeds"}{files.SUFFIX}'
 
@@ -39,14 +41,17 @@ def write_textual_inversion(
     dtype: str = 'float32',
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes the learned rows of one token.
+    """Writes the learned table rows of one token.
 
     Args:
-      path: of the .safetensors file; other programs take its name for the token, see file_name.
-      rows: {component: f32[n, width] or f32[width]} of 'text_encoder' and, for SDXL, 'text_encoder_2'.
-      dtype: of the stored rows, one of files.STORAGE_DTYPES. metadata: more text for the header.
-    Returns: the file.
-    Raises: WeightsError for an empty token, other components or shapes, and if the disk does not take the file.
+      path: path of the .safetensors file; other programs use its name as the token, see file_name.
+      token: the token, such as '<sks-dog>'.
+      rows: {component: f32[n, width] or f32[width]} for 'text_encoder' and, for SDXL, 'text_encoder_2'.
+      dtype: dtype of the stored rows, one of files.STORAGE_DTYPES.
+      metadata: additional texts for the header.
+    Returns: the path of the file.
+    Raises: WeightsError if the token is empty or reserved, for other components or shapes, or if the file cannot be
+      written to the disk.
     """
     path = Path(path)
     if not token or token in (*_NAMELESS, *_KEYS.values()):
@@ -61,12 +66,13 @@ def write_textual_inversion(
 
 
 def read_textual_inversion(path: str | os.PathLike, widths: Mapping[str, int]) -> tuple[str, dict[str, np.ndarray]]:
-    """Reads the learned rows of one token.
+    """Reads the learned table rows of one token.
 
     Args:
-      widths: {component: width of its token table} of the text encoders that the rows are for.
+      path: the file.
+      widths: {component: width of its token table} for the text encoders that will use the rows.
     Returns: (token, {component: f32[n, width]}).
-    Raises: WeightsError for a file of anything else, or of another model's text encoders.
+    Raises: WeightsError if the file is not a textual inversion, or is one for other text encoders.
     """
     path = Path(path)
     tensors, header = files.read_tensors(path), files.read_metadata(path)

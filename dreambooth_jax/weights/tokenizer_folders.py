@@ -1,8 +1,9 @@
-"""The tokenizers of a single file, which holds none.
+"""Finds the tokenizers for a single file, which holds none.
 
-All Stable Diffusion models read prompts with the vocabulary of OpenAI's CLIP. They differ in what fills a prompt up
-alone, which the family of the file tells (original_configs.PAD_TOKENS). So one folder tokenizer/ beside the file does
-for any of them, and for both text encoders of SDXL; where there is none, the hub is asked for the published one, once.
+All Stable Diffusion models read prompts with the vocabulary of OpenAI's CLIP. Their tokenizers differ only in the
+padding token, which the family of the file determines (original_configs.PAD_TOKENS). So one folder tokenizer/ beside
+the file is enough for any of them, and for both text encoders of SDXL. If there is no such folder, the published
+tokenizer is downloaded from the hub once.
 """
 
 import atexit
@@ -17,20 +18,22 @@ from dreambooth_jax.weights import hub, original_configs, pipeline
 from dreambooth_jax.weights.errors import WeightsError
 
 PUBLISHED = 'openai/clip-vit-large-patch14'
-# Of a repository that holds much more.
+# The tokenizer's files of a repository that holds much more.
 _FILES = ('tokenizer_config.json', 'tokenizer.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json')
 _FIRST = 'tokenizer'
 
 
 def find(path: Path, family: str, given: str | os.PathLike | None = None) -> dict[str, Path]:
-    """{'tokenizer' and, for SDXL, 'tokenizer_2': folder} of a single file.
+    """Finds the tokenizer folders for a single file.
 
     Args:
-      path: of the file. family: one of original_configs.FAMILIES.
-      given: folder that holds tokenizer/, and perhaps tokenizer_2/; None: that of the file, else the hub's.
-    Returns: folders that pad as the family does. Where those that were found pad otherwise, they are copies, which last
-      as long as this process.
-    Raises: WeightsError if there is none; TokenizerError if one cannot be read.
+      path: the file.
+      family: one of original_configs.FAMILIES.
+      given: a folder that holds tokenizer/ and perhaps tokenizer_2/. By default it is the folder of the file, or the
+        hub if that folder holds no tokenizer/.
+    Returns: {'tokenizer' and, for SDXL, 'tokenizer_2': folder}. They have the padding tokens of the family: if a folder
+      has another one, a copy is returned, which exists as long as this process.
+    Raises: WeightsError if there is no tokenizer; TokenizerError if a tokenizer cannot be read.
     """
     beside = Path(given).expanduser() if given is not None else path.parent
     pads = original_configs.PAD_TOKENS[family]
@@ -57,7 +60,7 @@ def _published(path: Path) -> Path:
 @functools.cache
 def _padding_with(pad: str, folder: Path) -> Path:
     tokenizer = Tokenizer.load(folder)
-    # A folder of the hub's cache may hold a whole model: what is written with a pipeline is the tokenizer alone.
+    # A folder in the hub's cache may hold a whole model, but a pipeline must be written with the tokenizer alone.
     if tokenizer.pad_token == pad and folder.name in pipeline.TOKENIZERS:
         return folder
     copy = Path(tempfile.mkdtemp(prefix='tokenizer_'))

@@ -1,1 +1,1 @@
-"""What tests share: tiny models, made files, stand-ins, references, and programs that they start."""
+"""Helpers of several tests: tiny models, hand-made files, stand-ins, references, and programs that tests start."""

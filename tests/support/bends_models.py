@@ -1,4 +1,4 @@
-"""One thing at a time that is odd about a model: values of its JSON files, headers and types of its tensors."""
+"""Bends of a model for the fuzz tests: each changes one thing in its JSON files or in its weights."""
 
 import json
 import re
@@ -39,7 +39,7 @@ SIZES = {'F64': 8, 'I64': 8, 'F32': 4, 'I32': 4, 'F16': 2, 'BF16': 2, 'I8': 1, '
 
 
 def anything(world: World, seen: Seen) -> None:
-    """The network was built and planned: nothing more can be said of a legal value."""
+    """Checks that the network was built; more cannot be said about a legal value."""
     assert seen.params is not None
 
 
@@ -119,7 +119,7 @@ def broken_json(world, rng):
     path = paths[rng.integers(len(paths))]
     content = [b'', b'{', b'[]', b'null', b'\xff\xfe', b'"x"', path.read_bytes()[:-3]][rng.integers(7)]
     path.write_bytes(content)
-    # A tokenizer has files that it can do without.
+    # A tokenizer can do without some of its files.
     return Expected(None if 'tokenizer' in path.parent.name else 1, (path.name, 'tokenizer'), anything)
 
 
@@ -180,7 +180,7 @@ def header_bit(world, rng):
 
 
 def header_entry(world, rng):
-    """A tensor gone, renamed, of another shape or of another type than its bytes are."""
+    """Removes or renames a tensor, or gives it a shape or dtype that does not belong to its bytes."""
     path = weights_file(world, rng)
     header, body = parts(path)
     names = sorted(name for name in header if name != '__metadata__')
@@ -199,7 +199,7 @@ def header_entry(world, rng):
 
 
 def other_type(world, rng):
-    """All tensors of a file in another type, their values as that type rounds them."""
+    """Stores all tensors of a file in another dtype, with their values rounded to it."""
     path = weights_file(world, rng)
     types = {
         'F16': np.float16,
@@ -233,12 +233,12 @@ def other_type(world, rng):
 
 
 def values_of(arrays) -> np.ndarray:
-    """All numbers of a network, in order, since checkpoints and networks differ in names and axes."""
+    """All numbers of a network, sorted, because checkpoints and networks have different names and axes."""
     return np.sort(np.concatenate([np.asarray(value).reshape(-1) for value in arrays]))
 
 
 def lora_file(world, rng):
-    """A LoRA file of the UNet for `sample`, itself bent."""
+    """Gives `sample` a LoRA file of the UNet, which may itself be bent."""
     random = np.random.default_rng(0)
     unet = folders.read_pipeline(world.model, components=('unet',)).unet
     layers = [

@@ -1,4 +1,4 @@
-"""One thing at a time that is odd about a folder of photos: bytes, kinds, names, side files."""
+"""Bends of a folder of photos for the fuzz tests: each changes bytes, format, name or side file of one photo."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.support.fuzz_world import NAMES, SIDE, Expected, Seen, World, photo
 
-LOSSLESS, LOSSY = 0, 20  # largest mean difference of the images that the run sees, of 255
+LOSSLESS, LOSSY = 0, 20  # largest difference of the mean colours from those of the original photos, of 255
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -25,12 +25,12 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def same_images(tolerance: float, count: int = len(NAMES)):
-    """The run sees the images of the unbent world: the first as bent, the others to the bit."""
+    """Checks that the run sees the original photos, the bent one within a tolerance of the mean colour."""
 
     def check(world: World, seen: Seen) -> None:
         wanted = np.stack([np.asarray(photo(seed)) for seed in range(count)])
         assert len(seen.images) == count
-        # Means over the whole image do not depend on the size that the model generates at.
+        # The mean over a whole image does not depend on the size at which the model generates.
         mean = lambda images: images.reshape(count, -1, 3).mean(1)  # noqa: E731
         assert np.abs(mean(seen.images.astype(float)) - mean(wanted.astype(float))).max() <= max(tolerance, 2)
 
@@ -38,12 +38,12 @@ def same_images(tolerance: float, count: int = len(NAMES)):
 
 
 def all_counted(world: World, seen: Seen) -> None:
-    """Nothing that is named a photo is missing."""
+    """Checks that every photo is used."""
     assert len(seen.images) == len(NAMES)
 
 
 def first(world: World, suffix: str = '.png'):
-    """The photo that is bent, under the extension that it is to have."""
+    """Returns the path of the photo that is bent, after giving it another extension."""
     path = world.photos / f'{NAMES[0]}.png'
     if suffix != '.png':
         path = path.rename(path.with_suffix(suffix))
@@ -135,7 +135,7 @@ def other_kind(world, rng):
         ('GIF', '.gif', {}, LOSSY),
     ]
     kind, suffix, options, tolerance = kinds[rng.integers(len(kinds))]
-    if rng.integers(3) == 0:  # a name that says another kind
+    if rng.integers(3) == 0:  # an extension of another format
         suffix = ['.png', '.jpg', '.webp'][rng.integers(3)]
     path = first(world, suffix)
     path.write_bytes(encoded(image, kind, **options))
@@ -154,7 +154,7 @@ def other_mode(world, rng):
 
 
 def png16(pixels: np.ndarray) -> bytes:
-    """A PNG of 16 bits per channel, which Pillow does not write."""
+    """Returns a PNG with 16 bits per channel, which Pillow cannot write."""
     rows = (pixels.astype('>u2') * 257).reshape(len(pixels), -1)
     data = b''.join(b'\0' + row.astype('>u2').tobytes() for row in rows)
     head = struct.pack('>IIBBBBB', pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
@@ -184,7 +184,7 @@ def grey(world, rng):
 
 def turned(world, rng):
     exif = Image.Exif()
-    exif[0x0112] = int(rng.integers(0, 11))  # 1 to 8 are legal
+    exif[0x0112] = int(rng.integers(0, 11))  # only 1 to 8 are legal
     path = first(world, '.jpg')
     photo(0).save(path, 'JPEG', exif=exif, quality=95)
     return Expected(0, check=same_images(LOSSY))

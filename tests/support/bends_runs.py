@@ -1,4 +1,4 @@
-"""One thing at a time that is odd about how a run is started or gone on with: settings, paths, its folder."""
+"""Bends of a run for the fuzz tests: each changes one thing in its settings, its paths or the folder of a begun run."""
 
 import json
 import shutil
@@ -28,11 +28,11 @@ TEXTS = (
     '(',
     '~',
 )
-RESUMED = 2  # steps of a run that is gone on with, after one
+RESUMED = 2  # steps of a run that is resumed after its first step
 
 
 def accepted(world: World, seen: Seen) -> None:
-    """The run came so far as to look at photos and model."""
+    """Checks that the run came as far as reading photos and model."""
     assert seen.images is not None and seen.params is not None
 
 
@@ -86,7 +86,7 @@ def flags(world, rng):
 
 
 def workdir(world, rng):
-    """A run without steps, which writes its settings and the model."""
+    """Starts a run without training steps, which writes its settings and the model, in an unusual folder."""
     world.arguments = ['--config=config.py', '--config.base.steps=0']
     (world.here / 'other').mkdir()
     (world.here / 'other' / 'mine.txt').write_text('mine')
@@ -163,18 +163,18 @@ def model_path(world, rng):
     return Expected(code, ('model', text), accepted)
 
 
-# Bends of a run that has taken one step and is started again for a second. `world.begun` gives it.
+# These bends change a run that has taken one step and is then resumed for a second step. begun() makes it.
 
 
 def begun(world: World) -> None:
-    """The run's folder after one step, its photos with a caption."""
+    """Makes the folder of a run after one step; one of its photos has a caption."""
     world.arguments = ['--config=config.py', '--workdir=run', f'--config.base.steps={RESUMED}']
     (world.photos / f'{NAMES[1]}.txt').write_text('a sks dog on a rug')
     world.begin()
 
 
 def goes_on(world: World, seen: Seen) -> None:
-    """The losses are those of a run that nothing disturbed."""
+    """Checks that the losses are those of an undisturbed run."""
     lines = [json.loads(line) for line in (world.run / 'metrics.jsonl').read_text().splitlines()]
     assert [line['loss'] for line in lines if line.get('stage', 'base') == 'base'] == world.undisturbed
 

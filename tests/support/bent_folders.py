@@ -1,4 +1,4 @@
-"""Pipeline folders with one thing bent, and what reading such a folder leads to, without computing anything."""
+"""Pipeline folders with one bent value, and whether such a model can be used, found out without computing anything."""
 
 import json
 import os
@@ -21,7 +21,7 @@ VALUES = (None, 'x', -1, 0, 1, 1.5, [], [8, 12], {}, True, ABSENT)
 
 
 def copied(source: Path, target: Path) -> Path:
-    """The folder with weights as links and everything else as copies, which may be bent."""
+    """Copies a folder, linking the weights, so that the other files can be bent."""
 
     def copy(file, destination):
         (os.link if file.endswith('.safetensors') else shutil.copyfile)(file, destination)
@@ -30,13 +30,13 @@ def copied(source: Path, target: Path) -> Path:
 
 
 def json_files(folder: Path) -> list[str]:
-    """Names of the configurations that may be bent, the tokenizers' own included."""
+    """Names of the configurations that can be bent, including those of tokenizers."""
     names = (str(path.relative_to(folder)) for path in sorted(folder.rglob('*.json')))
     return [name for name in names if not name.endswith(('tokenizer.json', 'added_tokens.json', 'vocab.json'))]
 
 
 def bend(file: Path, key: str, value) -> None:
-    """Sets a key of a JSON file, or takes it out."""
+    """Sets a key of a JSON file, or removes it."""
     content = json.loads(file.read_text())
     if value == ABSENT:
         content.pop(key, None)
@@ -47,7 +47,7 @@ def bend(file: Path, key: str, value) -> None:
 
 
 def cases(folder: Path):
-    """(file, key, value) of everything that can be bent in a folder."""
+    """Yields (file, key, value) for everything that can be bent in a folder."""
     for name in json_files(folder):
         for key in json.loads((folder / name).read_text()):
             for value in VALUES:
@@ -55,9 +55,10 @@ def cases(folder: Path):
 
 
 def outcome(folder: Path, **options) -> str | None:
-    """None if the model can be generated with, as far as shapes tell; the sentence if it cannot.
+    """Tries whether the model can generate, as far as shapes show it.
 
-    Raises: whatever is no error for people.
+    Returns: None if it can; otherwise the sentence of the error.
+    Raises: any other exception, which is not meant for users.
     """
     try:
         cascade = Cascade.load(folder, **options)
@@ -74,6 +75,7 @@ def _trace(cascade: Cascade, stage: str) -> None:
     schedule = schedules.from_config(pipeline.scheduler)
     for sampler in ('ddpm', 'ddim', 'dpmsolver++'):
         assert np.isfinite(np.asarray(jax.tree.leaves(samplers.step_table(schedule, sampler, 3))[0])).all()
+    # A token beyond the table would give NaN without an error, which shapes do not show.
     conditioning = cascade.conditioning(stage)
     reader = cascade._reader(stage)
     encoders = {component: shapes(network.params) for component, network in reader.text_encoders.items()}
@@ -95,6 +97,7 @@ def _trace(cascade: Cascade, stage: str) -> None:
             'low': jax.ShapeDtypeStruct((2, low_size, low_size, 3), 'float32'),
             'level': jax.ShapeDtypeStruct((2,), 'int32'),
         }
+    # Sampling, decoding and encoding are traced with abstract arrays, which finds every mismatch of shapes.
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     sample = cascade.sampler(stage, 2, 4.0, 'ddim')
     sampled = jax.eval_shape(sample, shapes(pipeline.unet.params), text, text, keys, **low)

@@ -1,4 +1,4 @@
-"""One host of two, for test_class_images_hosts.py.
+"""One of two hosts that generate class images, started by test_class_images_hosts.py.
 
 python -m tests.support.class_images_host PORT NUMBER FOLDER WHAT
 """
@@ -6,7 +6,7 @@ python -m tests.support.class_images_host PORT NUMBER FOLDER WHAT
 import sys
 from pathlib import Path
 
-import tests.conftest  # noqa: F401  before jax
+import tests.conftest  # noqa: F401  must come before jax
 
 
 def main(port: str, number: str, folder: str, what: str) -> None:

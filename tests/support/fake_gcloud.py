@@ -1,4 +1,4 @@
-"""The stand-in for gcloud that test_launch_tpu.py puts on PATH; it keeps a VM in the folder $VM."""
+"""A stand-in for gcloud that test_launch_tpu.py puts on PATH. Its VM is the folder $VM."""
 
 import json
 import os

@@ -1,7 +1,8 @@
-"""What a fuzz case runs in: photos, a tiny model and a place for runs, in a folder of their own, whole before the bend.
+"""The folder in which a fuzz case runs, with photos, a tiny model and room for runs; at first nothing in it is bent.
 
-A bend (bends_*.py) changes one thing of it and says what must come of that. `World.check` holds what must be true
-whatever was bent: exit code 0 or 1, one sentence and no traceback, every photo used or named, nothing outside touched.
+A bend (bends_*.py) changes one thing and says what must be the result. test_fuzz.py checks what must be true for every
+bend: the exit code is 0 or 1, an error is one sentence without a traceback, every photo is used or named as skipped,
+and nothing outside the run's own folders changes.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from PIL import Image
 
 from tests.support import smallest_pipelines
 
-SIDE = 24  # of the photos: larger than what either model generates, so that they are scaled down
+SIDE = 24  # of the photos in px; larger than the images of both models, so that photos are scaled down
 NAMES = ('1', '2', '3')
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict
@@ -46,12 +47,12 @@ def get_config():
 
 
 class Expected(NamedTuple):
-    """What must come of a bend.
+    """The expected result of a bend.
 
     Attributes:
-      code: the exit code, or None where 0 and 1 are both right.
-      words: what the sentence must hold if the code is 1; one of a tuple's.
-      check: takes the World and what was seen of a run with code 0; asserts that the result is right.
+      code: the exit code; None if both 0 and 1 are right.
+      words: if the code is 1, the error must contain at least one of these.
+      check: function of the World and of what a run with code 0 saw; it asserts that the result is right.
     """
 
     code: int | None
@@ -60,7 +61,7 @@ class Expected(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a run saw: the subject's images, uint8[N, H, W, 3], and the weights, None if it did not come so far."""
+    """What a run saw: the subject's images uint8[N, H, W, 3] and the weights (None if it ended earlier), its output."""
 
     images: np.ndarray | None
     params: Mapping[str, np.ndarray] | None
@@ -71,11 +72,12 @@ class World:
     """The folder of one case.
 
     Attributes:
-      root: holds all; programs run in `root / 'here'`.
-      photos, model, run: folders; the last is the --workdir and not there yet.
+      root: the folder that holds everything; programs run in `root / 'here'`.
+      photos, model, run: folders; `run` is the --workdir and does not exist at first.
       kind: 'pixels' or 'latents'.
-      program, arguments: what is started; a bend may change them.
-      fresh, new: what programs may make: names in `here`, and beginnings of paths below `root`.
+      program, arguments: the program to start and its arguments; a bend may change them.
+      fresh: names in `here` that programs may create.
+      new: beginnings of paths below `root` that programs may create.
     """
 
     def __init__(self, root: Path, kind: str):
@@ -94,14 +96,14 @@ class World:
         self.model.symlink_to(smallest_pipelines.folder(kind))
 
     def own_model(self) -> Path:
-        """A copy of the model that may be changed."""
+        """Replaces the link to the model by a copy that may be changed."""
         if self.model.is_symlink():
             self.model.unlink()
             shutil.copytree(smallest_pipelines.folder(self.kind), self.model)
         return self.model
 
     def snapshot(self) -> dict[str, str]:
-        """Every file below the root, outside of what programs may write, with its hash."""
+        """Hashes every file below the root, except where programs may write."""
         found = {}
         for path in sorted(self.root.rglob('*')):
             inside = path.relative_to(self.here).parts if path.is_relative_to(self.here) else ()
@@ -114,14 +116,14 @@ class World:
 
 
 def photo(seed: int, side: int = SIDE) -> Image.Image:
-    """A smooth coloured image, so that lossy formats keep it within a few levels."""
+    """Returns a smooth coloured image, which lossy formats change by only a few levels."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(40, 216, (2, 2, 3), np.uint8)
     return Image.fromarray(corners).resize((side, side), Image.Resampling.BILINEAR)
 
 
 def check_message(error: str, words: tuple[str, ...]) -> None:
-    """A sentence for people: no traceback, no bare exception, and it says one of the words."""
+    """Checks that an error is a sentence for users, without traceback or bare exception, with one of the words."""
     assert 'Traceback' not in error, error
     last = error.strip().splitlines()
     assert last, 'exit code 1 without a word'
@@ -131,7 +133,7 @@ def check_message(error: str, words: tuple[str, ...]) -> None:
 
 
 def check_accounting(found: list[tuple], skipped: Mapping[str, str], folder: Path, said: str) -> None:
-    """Every file of the folder is a photo, or a caption or mask of one, or was named as skipped."""
+    """Checks that every file of the folder is a photo, a caption or mask of one, or was named as skipped."""
     beside = {path.name for path in folder.iterdir() if not path.name.startswith('.')}
     used = {file.path.name for file in found} | {file.mask.name for file in found if file.mask}
     stems = {file.path.stem.lower() for file in found if file.caption is not None}
@@ -143,7 +145,7 @@ def check_accounting(found: list[tuple], skipped: Mapping[str, str], folder: Pat
 
 
 class Log(logging.Handler):
-    """What programs say by logging."""
+    """Collects the warnings that programs log."""
 
     def __init__(self):
         super().__init__(logging.WARNING)

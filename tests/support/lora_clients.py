@@ -1,8 +1,9 @@
-"""The names of layers that other programs ask a LoRA file for, at the published sizes of Stable Diffusion 1, 2 and XL.
+"""The layer names that other programs look up in a LoRA file, for Stable Diffusion 1, 2 and XL of published size.
 
-Facts about their code, stated anew: ComfyUI a125cd84 (comfy/lora.py), Forge dfdcbab6 (the same map), AUTOMATIC1111
-v1.10.1 (extensions-builtin/Lora/networks.py and network.py), kohya sd-scripts 48d368fa (networks/lora.py and, of SDXL,
-library/sdxl_original_unet.py) and OneTrainer 23df3832 (modules/util/load_lora_util.py). All were run on our files.
+These are facts about their code, written anew: ComfyUI a125cd84 (comfy/lora.py), Forge dfdcbab6 (the same map),
+AUTOMATIC1111 v1.10.1 (extensions-builtin/Lora/networks.py and network.py), kohya sd-scripts 48d368fa (networks/lora.py
+and, for SDXL, library/sdxl_original_unet.py) and OneTrainer 23df3832 (modules/util/load_lora_util.py). All of them were
+run on our files.
 """
 
 import functools
@@ -12,19 +13,19 @@ from dreambooth_jax.weights import original_names
 from tests.support import published_stable_diffusion as published
 
 FAMILIES = ('sd1', 'sd2', 'sdxl')
-LAYERS = {'sd1': (282, 72), 'sd2': (282, 138), 'sdxl': (794, 72 + 192)}  # UNet; text encoders
+LAYERS = {'sd1': (282, 72), 'sd2': (282, 138), 'sdxl': (794, 72 + 192)}  # numbers of layers: UNet, text encoders
 KOHYA_ENDS = ('.lora_down.weight', '.lora_up.weight', '.alpha')
 CLIP_LAYERS = ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj', 'self_attn.out_proj', 'mlp.fc1', 'mlp.fc2')
 _NORM = re.compile(r'.*\bnorm\d?|conv_norm_out')
-_FORGETFUL = 12  # Forge drops a file with more keys that it does not know
+_FORGETFUL = 12  # Forge ignores a file in which it does not know more keys than this
 
 
 @functools.cache
 def unet(family):
-    """{path in diffusers: name in Stability's code} of all dense layers and convolutions of the UNet."""
+    """{path in diffusers: name in Stability's code} for all dense layers and convolutions of the UNet."""
     config = published.CONFIGS[family]['unet']
     channels = config['block_out_channels']
-    # A shortcut is a layer where the channels change: first in a block on the way down, everywhere on the way up.
+    # A shortcut has a layer only if the channels change: in the first block of a level going down, always going up.
     changes = [i for i in range(1, len(channels)) if channels[i] != channels[i - 1]]
     widens = {f'down_blocks.{i}.resnets.0.conv_shortcut' for i in changes}
 
@@ -36,7 +37,7 @@ def unet(family):
 
 
 def clips(family):
-    """{component: paths of all dense layers of a CLIP's blocks}."""
+    """{component: paths of all dense layers in the blocks of a CLIP}."""
     configs = published.CONFIGS[family]
     components = [component for component in ('text_encoder', 'text_encoder_2') if component in configs]
     return {
@@ -50,7 +51,7 @@ def clips(family):
 
 
 def comfyui(family):
-    """The map of UNet and CLIP: original and diffusers' names with underscores, and diffusers' of 2023 with dots."""
+    """ComfyUI's names: original and diffusers' with underscores, original and diffusers' names of 2023 with dots."""
     names = set()
     for path, original in unet(family).items():
         names |= {f'lora_unet_{original}'.replace('.', '_'), f'lora_unet_{path}'.replace('.', '_')}
@@ -65,14 +66,14 @@ def comfyui(family):
 
 
 def forge_takes(family, names):
-    """Whether Forge takes a file with these names at all."""
+    """Whether Forge accepts a file with these names."""
     return len(set(names) - comfyui(family)) <= _FORGETFUL
 
 
 def kohya(family):
-    """What kohya's LoRANetwork has: Linear and Conv2d inside transformers, resnets, samplers, CLIP's attention and MLP.
+    """Layers of kohya's LoRANetwork: Linear and Conv2d in transformers, resnets, samplers, CLIP's attention and MLP.
 
-    Of SDXL under the names of its own UNet, the original ones.
+    For SDXL they have the names of kohya's own UNet, which are the original names.
     """
     names = {
         'lora_unet_' + (original if family == 'sdxl' else path).replace('.', '_')
@@ -86,7 +87,7 @@ def kohya(family):
 
 
 def a1111_modules(family):
-    """The layers that AUTOMATIC1111 knows: those of Stability's own code, with underscores."""
+    """The layers that AUTOMATIC1111 knows, which are those of Stability's own code, with underscores."""
     names = {f'diffusion_model_{original}'.replace('.', '_') for original in unet(family).values()}
     for component, paths in clips(family).items():
         open_clip = family == 'sd2' or component == 'text_encoder_2'
@@ -109,7 +110,7 @@ _RESNET = {
     'time_emb_proj': 'emb_layers_1',
     'conv_shortcut': 'skip_connection',
 }
-# What AUTOMATIC1111 makes of a UNet layer's name; blocks are counted in threes. Others keep their name: SDXL's.
+# How AUTOMATIC1111 translates the name of a UNet layer, counting three per block. SDXL's names match none and stay.
 _A1111 = (
     (r'conv_in', lambda: 'input_blocks_0_0'),
     (r'conv_out', lambda: 'out_2'),
@@ -126,7 +127,7 @@ _A1111 = (
 
 
 def a1111(family, name):
-    """The layer that AUTOMATIC1111 looks for when a file has `name`."""
+    """The layer that AUTOMATIC1111 looks up for `name` in a file."""
     if match := re.fullmatch('lora_unet_(.+)', name):
         found = ((re.fullmatch(pattern, match[1]), to) for pattern, to in _A1111)
         return 'diffusion_model_' + next((to(*groups.groups()) for groups, to in found if groups), match[1])
@@ -139,7 +140,7 @@ def a1111(family, name):
 
 
 def a1111_version(metadata):
-    """Beside which models AUTOMATIC1111's Lora page shows a file; 'unknown' is shown beside all."""
+    """The models for which AUTOMATIC1111's Lora page shows a file; 'unknown' is shown for all."""
     if metadata.get('ss_base_model_version', '').startswith('sdxl_'):
         return 'sdxl'
     if metadata.get('ss_v2') == 'True':
@@ -148,13 +149,13 @@ def a1111_version(metadata):
 
 
 def forge_version(metadata):
-    """The same of Forge, by the specification of Stability."""
+    """The same for Forge, which reads the metadata of Stability's standard."""
     architecture = metadata.get('modelspec.architecture', '')
     known = {'stable-diffusion-v1': 'sd1', 'stable-diffusion-xl': 'sdxl'}
     return next((version for start, version in known.items() if architecture.startswith(start)), 'unknown')
 
 
-# OneTrainer reads dotted names of diffusers with these ends, and kohya's; any other end is a kind that it refuses.
+# OneTrainer reads diffusers' dotted names with these endings, and kohya's names. It refuses any other ending.
 ONETRAINER_ENDS = (
     '.lora_A.weight',
     '.lora_B.weight',
@@ -169,7 +170,7 @@ ONETRAINER_ENDS = (
 
 
 def onetrainer(family):
-    """The layers' names that OneTrainer finds in a model of its own."""
+    """The names of layers that OneTrainer knows in its own models."""
     names = {f'unet.{path}' for path in unet(family)}
     names |= {f'lora_unet_{name}'.replace('.', '_') for pair in unet(family).items() for name in pair}
     for index, (component, paths) in enumerate(clips(family).items(), 1):

@@ -1,4 +1,4 @@
-"""Image files made byte by byte, where no library writes them: PNG chunks, TIFF pages, colour profiles."""
+"""Image files made byte by byte, which no library can write: PNG chunks, TIFF pages, colour profiles."""
 
 import struct
 import zlib
@@ -11,7 +11,7 @@ def chunk(kind, body):
 
 
 def png(values, depth, colour, *chunks):
-    """values: [height, width, channels] in the file's depth; colour: PNG's type. Chunks stand before the data."""
+    """A PNG of integers [height, width, channels] in this bit depth and PNG colour type; `chunks` precede the data."""
     height, width, channels = values.shape
     bits = (values.reshape(height, -1, 1) >> np.arange(depth)[::-1]) & 1
     rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
@@ -21,16 +21,16 @@ def png(values, depth, colour, *chunks):
 
 
 def inserted(png, *chunks):
-    """A PNG with chunks behind its head."""
+    """The same PNG with chunks after its header."""
     return png[:33] + b''.join(chunks) + png[33:]
 
 
 def tiff(*pages, inner=(), order='<', magic=None):
-    """Pages of (tags, pixel bytes); `inner` ones are named by the first page's SubIFDs. Tags: number -> ints."""
+    """A TIFF of pages ({tag: ints}, pixel bytes); the first page's SubIFDs point to the pages in `inner`."""
     data = bytearray((magic or (b'II*\0' if order == '<' else b'MM\0*')) + bytes(4))
 
     def page(tags, pixels):
-        """Writes one; gives back where it starts and where the next page's place is to be written."""
+        """Writes a page; returns its offset and the position of its pointer to the next page."""
         start = len(data)
         data.extend(pixels + bytes(len(pixels) % 2))
         fields = []
@@ -56,7 +56,7 @@ def tiff(*pages, inner=(), order='<', magic=None):
 
 
 def tags(width, height, *, bits=(8, 8, 8), photometric=2, **more):
-    """The tags that any page has; more: by number, such as t254=1."""
+    """The tags that every page has, and more by their numbers, such as t254=1."""
     found = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 277: len(bits), 278: height}
     return found | {int(name[1:]): value for name, value in more.items()}
 
@@ -78,7 +78,7 @@ def grey_profile(gamma):
 
 
 def cmyk_profile(lab_of):
-    """lab_of(c, m, y, k), each 0 or 1, -> L, a, b; between the corners it is mixed."""
+    """A CMYK profile from lab_of(c, m, y, k) -> (L, a, b) at the 16 corners, interpolated between them."""
     _, white = _icc(b'CMYK', b'Lab ', b'prtr', {})
     corners = [lab_of(*(offset >> shift & 1 for shift in (3, 2, 1, 0))) for offset in range(16)]
     grid = b''.join(bytes((round(L * 2.55), a + 128, b + 128)) for L, a, b in corners)

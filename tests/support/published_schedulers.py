@@ -1,4 +1,4 @@
-"""The scheduler files of published models. They are older than some keys, and leave them out."""
+"""Scheduler files of published models. They lack some keys that were added to diffusers later."""
 
 _STABLE_DIFFUSION = {
     'beta_end': 0.012,

@@ -88,7 +88,7 @@ CONFIGS = {
         'text_encoder': CLIP_L,
         'scheduler': {**SCHEDULER, '_class_name': 'PNDMScheduler', 'prediction_type': 'epsilon'},
     },
-    'sd2': {  # 2.1, of 768 pixels
+    'sd2': {  # 2.1 for 768 pixels
         'model_index': {
             **INDEX,
             '_class_name': 'StableDiffusionPipeline',

@@ -1,4 +1,4 @@
-"""For folders of tests on tiny images: compiled fast rather than running fast."""
+"""A fixture for folders of tests on tiny images, where compiling takes longer than running."""
 
 import jax
 import pytest
@@ -7,7 +7,7 @@ import torch
 
 @pytest.fixture(scope='package', autouse=True)
 def quick():
-    """For tiny images: XLA without optimisations, and torch in one thread, as its threads wait for each other."""
+    """Compiles without most optimisations, and uses one thread in torch, because its threads wait for each other."""
     before = jax.config.read('jax_disable_most_optimizations'), torch.get_num_threads()
     jax.config.update('jax_disable_most_optimizations', True)
     torch.set_num_threads(1)

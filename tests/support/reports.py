@@ -1,4 +1,4 @@
-"""What PyTorch's libraries have to say while they load what we wrote."""
+"""Checks what PyTorch's libraries report while they load files that we wrote."""
 
 import contextlib
 import logging
@@ -7,7 +7,7 @@ import warnings
 
 @contextlib.contextmanager
 def nothing_reported(*allowed: str):
-    """Fails on whatever diffusers, transformers or peft warn of, but for texts that begin with one of `allowed`."""
+    """Fails if diffusers, transformers or peft warn, except with texts that begin with one of `allowed`."""
     records = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: records.append(record.getMessage())

@@ -1,4 +1,4 @@
-"""Programs of a few lines, each a process of its own: for what program.run promises of all programs."""
+"""Small programs in processes of their own, for tests of what program.run guarantees for all programs."""
 
 import os
 import signal
@@ -18,22 +18,22 @@ program.run(main)
 
 
 def command(body: str) -> list[str]:
-    """What starts a program whose main is `body`."""
+    """The command that starts a program whose main function has this body."""
     return [sys.executable, '-c', _FRAME.format(body='\n    '.join(body.strip().splitlines()))]
 
 
 def environment(**more: str) -> dict[str, str]:
-    # Without the cache of compiled programs, which a process that is killed while it writes would damage.
+    # A process that is killed while it writes would damage the cache of compiled programs.
     return {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_ENABLE_COMPILATION_CACHE': 'false', **more}
 
 
 def run(body: str, **env: str) -> subprocess.CompletedProcess:
-    """Runs it to its end; its output are bytes."""
+    """Runs a program until it ends; its output is bytes."""
     return subprocess.run(command(body), env=environment(**env), capture_output=True, timeout=60)
 
 
 def start(body: str) -> subprocess.Popen:
-    """Starts it; a line that it prints can be read, so that it is known how far it is."""
+    """Starts a program; its printed lines can be read to know how far it is."""
     return subprocess.Popen(
         command(body),
         env=environment(),

@@ -1,4 +1,4 @@
-"""What the stages' tests share: some images and prompts, a network of one convolution, and a look at its inputs."""
+"""Helpers of the stages' tests: images and prompts, a network of one convolution, and a record of its inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ IMAGES, PROMPTS, LENGTH, WIDTH = 6, 4, 5, 8
 
 
 def frozen(side=8, seed=0):
-    """PixelStage's data: images, their prompts, and the prompts both as text and as tokens."""
+    """PixelStage's data: images, indices of their prompts, and the prompts both as text states and as tokens."""
     rng = np.random.default_rng(seed)
     return {
         'images': rng.integers(0, 256, (IMAGES, side, side, 3), np.uint8),
@@ -38,7 +38,7 @@ def kernel(inputs=3, outputs=3, seed=0):
 
 
 def unet(params, x, t, encoder_hidden_states, class_labels=None):
-    """One convolution, moved by the mean of the example's prompt, the time and the label."""
+    """One convolution, plus a shift that depends on the example's text states, its time and its label."""
     labels = 0 if class_labels is None else class_labels
     moved = jnp.mean(encoder_hidden_states, axis=(1, 2)) + 1e-4 * t + 1e-3 * labels
     answer = jax.lax.conv_general_dilated(
@@ -48,7 +48,7 @@ def unet(params, x, t, encoder_hidden_states, class_labels=None):
 
 
 def run(kind, params=None, data=None, examples=None, example_keys=None, **settings):
-    """The loss of a stage of that kind, its parts, and what its network saw: x, t, text, class_labels."""
+    """Returns the loss of a stage, its parts, and the inputs that its network saw: x, t, text, class_labels."""
     seen = {}
 
     def spy(params, x, t, encoder_hidden_states, class_labels=None):

@@ -1,4 +1,4 @@
-"""The smallest pipelines of both stages, on pixels and on latents, whose steps compile in seconds; once per session."""
+"""The smallest pipelines of both stages, on pixels and latents, whose steps compile in seconds; made once a session."""
 
 import functools
 import tempfile
@@ -98,6 +98,6 @@ def _latents() -> tuple[Pipeline, Pipeline]:
 
 @functools.cache
 def folder(kind: str) -> Path:
-    """Both stages on 'pixels' (8 and 16 px) or 'latents' (16 and 32 px, latents half as wide); not to be changed."""
+    """The folder of both stages on 'pixels' (8 and 16 px) or 'latents' (16 and 32 px); a test must not change it."""
     base, second = {'pixels': _pixels, 'latents': _latents}[kind]()
     return folders.write_pipeline(base, Path(_ROOT.name) / kind, super_resolution=second)

@@ -1,4 +1,4 @@
-"""A CLIP tokenizer of letters and a few words, and what it must agree about with text encoders."""
+"""A CLIP tokenizer of letters and a few words, with the numbers that its text encoders must share."""
 
 import functools
 import string
@@ -6,7 +6,7 @@ import string
 import transformers
 
 VOCABULARY_SIZE, LENGTH = 50, 20
-START, END = 48, 49  # its highest ids, as in the published one
+START, END = 48, 49  # the highest ids, as in the published tokenizer
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Folders of every Stable Diffusion family as PyTorch's diffusers writes them, random and tiny; once per session."""
+"""Tiny random pipelines of every Stable Diffusion family, in folders that diffusers wrote; made once a session."""
 
 import functools
 import tempfile
@@ -16,7 +16,7 @@ FAMILIES = tiny_stable_diffusion.FAMILIES
 
 @functools.cache
 def torch_pipeline(family: str) -> diffusers.DiffusionPipeline:
-    """diffusers' own pipeline: sd1 and sdxl predict epsilon, sd2 and the upscaler v."""
+    """diffusers' own pipeline; sd1 and sdxl predict epsilon, sd2 and the upscaler predict v."""
     prediction = 'v_prediction' if family in ('sd2', 'upscaler') else 'epsilon'
     config = {**tiny_stable_diffusion.scheduler(prediction), 'steps_offset': 1, 'set_alpha_to_one': False}
     made = tiny_stable_diffusion.pipeline(family)
@@ -29,7 +29,7 @@ def torch_pipeline(family: str) -> diffusers.DiffusionPipeline:
 
 @functools.cache
 def folder(family: str) -> Path:
-    """Not to be changed by a test."""
+    """The folder of a family; a test must not change it."""
     path = Path(_ROOT.name) / family
     torch_pipeline(family).save_pretrained(path)
     return path
@@ -37,5 +37,5 @@ def folder(family: str) -> Path:
 
 @functools.cache
 def cascade(family: str) -> Cascade:
-    """Ours, of one stage. Tests that generate with the same steps and sampler share what it has compiled."""
+    """Our cascade of one stage. Tests that sample with the same steps and sampler share the compiled program."""
     return Cascade.load(folder(family))

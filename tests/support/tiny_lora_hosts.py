@@ -1,4 +1,4 @@
-"""PyTorch's pipelines of Stable Diffusion and SDXL, tiny and random, without a VAE: what LoRA files are loaded into."""
+"""Tiny random pipelines of diffusers for Stable Diffusion and SDXL, without a VAE, into which LoRA files are loaded."""
 
 import functools
 
@@ -17,7 +17,7 @@ UNET = dict(
     norm_num_groups=8,
     layers_per_block=2,
 )
-# SDXL's blocks: three, of which the first has no attention.
+# SDXL has three blocks, of which the first has no attention.
 XL_UNET = UNET | dict(
     block_out_channels=(16, 16, 32),
     down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'),
@@ -44,7 +44,7 @@ CLIP = dict(
 
 @functools.cache
 def networks(sdxl: bool = False):
-    """{component: torch module}; not to be changed by a test."""
+    """{component: torch module}; a test must not change them."""
     found = {'unet': diffusers.UNet2DConditionModel(**(XL_UNET if sdxl else UNET))}
     config = transformers.CLIPTextConfig(**CLIP)
     found['text_encoder'] = transformers.CLIPTextModel(config)
@@ -54,7 +54,7 @@ def networks(sdxl: bool = False):
 
 
 def pipeline(networks):
-    """diffusers' own pipeline of these networks."""
+    """diffusers' own pipeline with these networks."""
     sdxl = 'text_encoder_2' in networks
     scheduler = diffusers.DDIMScheduler(steps_offset=1, clip_sample=False)
     parts = dict(networks, vae=None, tokenizer=None, scheduler=scheduler, feature_extractor=None)

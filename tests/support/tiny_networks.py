@@ -1,4 +1,4 @@
-"""Networks and pipelines small enough to be written and read in milliseconds, on the PyTorch side, seeded."""
+"""Seeded torch networks and pipelines that are small enough to be written and read in milliseconds."""
 
 import functools
 
@@ -67,7 +67,7 @@ def torch_text_encoder():
 
 
 def torch_pipeline(tokenizer_folder, super_resolution: bool = False):
-    """diffusers' own pipeline with random weights and Storybook's tokenizer."""
+    """diffusers' own pipeline, with random weights and Storybook's tokenizer."""
     parts = dict(
         tokenizer=transformers.T5Tokenizer.from_pretrained(tokenizer_folder),
         text_encoder=torch_text_encoder(),

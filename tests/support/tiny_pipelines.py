@@ -1,4 +1,4 @@
-"""Pipelines of both stages, random and tiny (8 and 16 px), in our own types; written once per session."""
+"""Tiny random pipelines of both stages (8 and 16 px) in our own types; written once a session."""
 
 import functools
 import tempfile
@@ -16,7 +16,7 @@ _ROOT = tempfile.TemporaryDirectory(prefix='tiny_pipelines_')
 
 
 def random_network(component: str, config, seed: int) -> Network:
-    """Random parameters, norms near one and everything else near zero."""
+    """Returns a network with random parameters: scales of norms are near one and all others near zero."""
     apply, shapes = functional.split(abstract_network(component, config))
     rng = np.random.default_rng(seed)
     params = {
@@ -46,7 +46,7 @@ def base(seed: int = 0) -> Pipeline:
 
 @functools.cache
 def super_resolution(seed: int = 0) -> Pipeline:
-    """Without a text encoder of its own, as Storybook's."""
+    """The second stage, which has no text encoder of its own, like Storybook's."""
     unet = random_network('unet', tiny.SUPER_RESOLUTION_UNET, 3 * seed + 2)
     return Pipeline(
         class_name='IFSuperResolutionPipeline',
@@ -58,5 +58,5 @@ def super_resolution(seed: int = 0) -> Pipeline:
 
 @functools.cache
 def folder() -> Path:
-    """Both stages as write_pipeline writes them; not to be changed by a test."""
+    """The folder of both stages, written by write_pipeline; a test must not change it."""
     return folders.write_pipeline(base(), Path(_ROOT.name) / 'model', super_resolution=super_resolution())

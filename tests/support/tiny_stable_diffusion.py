@@ -1,7 +1,7 @@
-"""Networks of every Stable Diffusion family on the PyTorch side: seeded and tiny, or of published size without values.
+"""Torch networks of every Stable Diffusion family: tiny and seeded, or of published size without values.
 
-Sizes keep what the families have in common, so that configurations can be derived from the tensors: groups of 32
-channels, 8 heads or heads of 64 channels. Names are those of published checkpoints.
+The sizes keep what all models of a family have in common, because configurations are derived from the tensors: groups
+of 32 channels, and 8 heads or heads of 64 channels. Names are those of published checkpoints.
 """
 
 import functools
@@ -94,7 +94,7 @@ PIPELINES = {
 
 
 def build(component: str, config) -> torch.nn.Module:
-    """The network of a configuration, on torch's current device."""
+    """Builds the network of a configuration on torch's current device."""
     if component == 'unet':
         return diffusers.UNet2DConditionModel.from_config(config)
     if component == 'vae':
@@ -113,7 +113,7 @@ def networks(family: str) -> dict[str, torch.nn.Module]:
 
 
 def published_names(component: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A network's parameters as the published checkpoints name them, which later transformers do not."""
+    """{name in the published checkpoints: parameter}; later versions of transformers use other names."""
     prefix = 'text_model.' if component == 'text_encoder' and not hasattr(module, 'text_model') else ''
     return {prefix + name: value for name, value in module.named_parameters()}
 
@@ -138,7 +138,7 @@ def scheduler(prediction_type='epsilon') -> dict:
 
 
 def pipeline(family: str) -> diffusers.DiffusionPipeline:
-    """diffusers' pipeline without tokenizers, which a single file does not hold."""
+    """diffusers' own pipeline without tokenizers, which a single file does not hold."""
     parts = {**networks(family), 'tokenizer': None, 'scheduler': diffusers.DDIMScheduler.from_config(scheduler())}
     if family == 'sdxl':
         parts |= {'tokenizer_2': None, 'add_watermarker': False}

@@ -1,7 +1,7 @@
-"""The PyTorch side of the parity tests: seeded random weights, and their translation to our names and axes.
+"""The PyTorch side of the parity tests: seeded random weights, and their conversion to our names and axes.
 
-The translation is written from torch's module types and knows nothing of our networks or of weights/mapping.py, so that
-a mistake there cannot hide here.
+The conversion uses only the types of torch's modules, and neither our networks nor weights/mapping.py, so a mistake
+there cannot go unnoticed.
 """
 
 import jax
@@ -12,7 +12,7 @@ from torch import nn
 
 
 def randomise(module: nn.Module, seed: int, std: float = 0.05) -> nn.Module:
-    """Overwrites every parameter, those that start at zero too: norms near one, everything else near zero."""
+    """Overwrites all parameters, also those that start at zero: norms are near one and everything else near zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for owner in module.modules():
@@ -23,7 +23,7 @@ def randomise(module: nn.Module, seed: int, std: float = 0.05) -> nn.Module:
 
 
 def to_ours(module: nn.Module, read=lambda parameter: parameter, ignored=()) -> dict[str, jnp.ndarray]:
-    """{our name: array with our axes} of every parameter (or of `read(parameter)`, e.g. its gradient)."""
+    """{our name: array with our axes} for every parameter, or for `read(parameter)`, such as its gradient."""
     found = {}
     for path, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
@@ -44,35 +44,36 @@ def to_ours(module: nn.Module, read=lambda parameter: parameter, ignored=()) -> 
 
 
 def gradients(module: nn.Module, ignored=()) -> dict[str, jnp.ndarray]:
-    """{our name: gradient with our axes}; zero where torch has none."""
+    """{our name: gradient with our axes}; it is zero where torch has none."""
     return to_ours(module, lambda p: torch.zeros_like(p) if p.grad is None else p.grad, ignored)
 
 
 def nchw(x) -> torch.Tensor:
-    """f[B, H, W, C] -> torch f[B, C, H, W]."""
+    """Converts f[B, H, W, C] to torch's f[B, C, H, W]."""
     return torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).contiguous()
 
 
 def nhwc(x: torch.Tensor) -> np.ndarray:
-    """torch f[B, C, H, W] -> f[B, H, W, C]."""
+    """Converts torch's f[B, C, H, W] to f[B, H, W, C]."""
     return x.detach().permute(0, 2, 3, 1).numpy()
 
 
 def quick_jit(function):
-    """jax.jit without the backend's optimisations: half the compile time, for code that runs once."""
+    """jax.jit without the backend's optimisations, which halves the time to compile code that runs once."""
     return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})
 
 
 def largest_relative_difference(ours, theirs) -> float:
-    """max |ours - theirs| / max |theirs|."""
+    """Returns max |ours - theirs| / max |theirs|."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() + 1e-12))
 
 
 def assert_same_gradients(ours, theirs, tolerance=1e-3):
-    """{name: array} of both sides agree, each by largest_relative_difference.
+    """Checks that both sides' {name: gradient} agree, each by largest_relative_difference.
 
-    What a bias that all keys share adds moves no softmax: its gradient is rounding on both sides, and so is left out.
+    Gradients that differ by less than a rounding error of the largest one are not compared. One such gradient is that
+    of a bias which is the same for all keys of an attention: it does not change the softmax.
     """
     floor = 1e-6 * max(float(np.abs(value).max()) for value in theirs.values())
     differ = {

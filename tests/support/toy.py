@@ -1,4 +1,4 @@
-"""A stage that trains in milliseconds: two layers guess the noise of every pixel. Compiled steps are shared."""
+"""A stage that trains in milliseconds: two layers predict the noise of every pixel. Compiled steps are shared."""
 
 import functools
 
@@ -22,7 +22,7 @@ PLACEMENTS = {
     'fsdp': lambda: Fsdp(128, jax.devices()[:4]),
 }
 
-# Optimisers besides 'sgd', 'adamw' and 'adamw_held', as make_optimizer's settings.
+# Settings of make_optimizer for optimizers other than 'sgd', 'adamw' and 'adamw_held'.
 OTHERS = {
     'bfloat16': {'state_dtype': 'bfloat16'},
     'int8': {'state_dtype': 'int8'},
@@ -30,11 +30,11 @@ OTHERS = {
     'lion': {'kind': 'lion'},
     'prodigy': {'kind': 'prodigy', 'warmup': True},
 }
-WIDTH = {'int8': 1024}  # by optimiser: so that the last layer is large enough to be compressed, the first is not
+WIDTH = {'int8': 1024}  # by optimizer; only the last layer is then large enough for its state to be compressed
 
 
 def params(seed=0, width=16):
-    """Of a network with a learned-variance half, under the names of a UNet."""
+    """Parameters of a network that also learns the variance, with the names of a UNet."""
     rng = np.random.default_rng(seed)
     shapes = {
         'conv_in.kernel': (CHANNELS, width),
@@ -64,7 +64,7 @@ def network(params, x):
 
 
 def loss(params, frozen, batch, keys):
-    """As a stage's: f32[B] and two parts. Both halves of the output have a gradient."""
+    """Returns what a stage's loss returns: f32[B] and two parts. Both halves of the output have a gradient."""
     images = frozen['images'][batch['image']].astype(jnp.float32) / 127.5 - 1.0
     noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
     output = network(params['unet'], images + noise)
@@ -77,7 +77,7 @@ def loss(params, frozen, batch, keys):
 
 @jax.jit
 def example_losses(params, frozen, batch, key, at):
-    """What the step should see: every example's loss at step `at`."""
+    """Computes the loss of every example that the training step should see at step `at`."""
     examples = pick(jax.random.fold_in(key, step.EXAMPLES_STREAM), at, batch, frozen)
     return loss(params, frozen, examples, step.example_keys(key, at, batch['slot']))[0]
 
@@ -100,7 +100,7 @@ def placed(placement):
 
 @functools.cache
 def step_for(placement='one', kind='adamw', count=1, **options):
-    """The compiled step; made once, since compiling is what costs."""
+    """The compiled training step, cached because compiling it takes longest."""
     make = functools.partial(
         step.make_train_step, loss, transformation(kind), ema_decay=EMA, pick=pick, num_steps=count, **options
     )
@@ -108,7 +108,7 @@ def step_for(placement='one', kind='adamw', count=1, **options):
 
 
 class Run:
-    """A state and what its step needs, placed."""
+    """A training state and everything that its step needs, placed on devices."""
 
     def __init__(self, placement='one', kind='adamw', examples=None, seed=0, **options):
         self.placement, self.kind, self.place_name = placed(placement), kind, placement
@@ -123,7 +123,7 @@ class Run:
         self.key = self.placement.place_state(lambda: jax.random.key(seed))
 
     def steps(self, steps, count=1):
-        """Trains on in dispatches of `count`; returns the numbers of every step, {name: f32[steps]}."""
+        """Trains for `steps` in dispatches of `count`; returns the metrics of every step, {name: f32[steps]}."""
         numbers = []
         for _ in range(steps // count):
             function = step_for(self.place_name, self.kind, count, **self.options)
@@ -133,12 +133,12 @@ class Run:
 
 
 def assert_same(ours, theirs, atol=0.0, rtol=0.0):
-    """Equal pytrees: bit for bit, or within a tolerance."""
+    """Checks that two pytrees are equal, bit for bit or within a tolerance."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol, err_msg=str(path))
 
 
 def arrays(state):
-    """The state on the host, out of reach of donation."""
+    """Copies the state to the host, so that donating its buffers cannot change the copy."""
     return jax.tree.map(np.array, state)

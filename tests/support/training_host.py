@@ -1,11 +1,14 @@
-"""One host of several, for test_hosts.py: python -m tests.support.training_host PLACE PORT NUMBER HOSTS FOLDER."""
+"""One of several hosts of a training, started by test_hosts.py.
+
+python -m tests.support.training_host PLACEMENT PORT NUMBER HOSTS FOLDER
+"""
 
 import os
 import signal
 import sys
 from pathlib import Path
 
-import tests.conftest  # noqa: F401  before jax
+import tests.conftest  # noqa: F401  must come before jax
 
 
 def main(placement_name: str, port: str, number: str, hosts: str, folder: str) -> None:
@@ -25,7 +28,7 @@ def main(placement_name: str, port: str, number: str, hosts: str, folder: str) -
             os.kill(os.getpid(), signal.SIGTERM)
         return toy.frozen()
 
-    asked = number == '1'  # the others learn it from this one
+    asked = number == '1'  # only this host gets a signal; the others learn of it from this host
     state, finished = test_fit.train(Path(folder), 'hosts', data, steps=20, save_every=2)
     assert not finished
     print('stopped at', int(state.step))

@@ -1,4 +1,4 @@
-"""One small network in both frameworks, and whole trajectories of it by this package and by PyTorch's diffusers."""
+"""A small network in both frameworks, and its whole sampling trajectories in this package and in diffusers."""
 
 import functools
 
@@ -24,7 +24,7 @@ FRESH = RANDOM.normal(size=(10, ROWS, SIZE, SIZE, CHANNELS)).astype(np.float32)
 
 
 def network(x, t, channels=CHANNELS):
-    """tanh of mixed channels, scaled by time."""
+    """The tanh of mixed channels, scaled by the time."""
     return jnp.tanh(x @ MIX[:, :channels]) * (0.5 + t.astype(jnp.float32) / 1000).reshape(-1, 1, 1, 1)
 
 
@@ -42,14 +42,15 @@ def channels_last(x):
 
 
 def trajectory_there(monkeypatch, sampler, scheduler, num_steps, eta=0.0, channels=CHANNELS):
-    """diffusers' loop, with FRESH as its random numbers."""
+    """The sample of diffusers' loop, with FRESH as its random numbers."""
     fresh = iter(FRESH)
     give = lambda *_, **__: channels_first(next(fresh))  # noqa: E731
     for module in (scheduling_ddpm, scheduling_ddim, scheduling_dpmsolver_multistep):
         monkeypatch.setattr(module, 'randn_tensor', give)
     scheduler.set_timesteps(num_steps)
     if sampler == 'dpmsolver++':
-        scheduler.set_begin_index(0)  # as pipelines do; else it takes the second of two first times that are the same
+        # Pipelines do this too. Otherwise, if the first two times are equal, it begins at the second of them.
+        scheduler.set_begin_index(0)
     x = channels_first(START)
     more = {'eta': eta, 'use_clipped_model_output': True} if sampler == 'ddim' else {}
     for t in scheduler.timesteps:
@@ -58,7 +59,7 @@ def trajectory_there(monkeypatch, sampler, scheduler, num_steps, eta=0.0, channe
 
 
 def trajectory_here(sampler, schedule, num_steps, eta=0.0, channels=CHANNELS):
-    """Ours, with the same random numbers; not compiled, since a few small steps cost less than compiling them."""
+    """Our sample with the same random numbers, not compiled, because compiling takes longer than a few small steps."""
     denoise = functools.partial(network, channels=channels)
     keys = jax.random.split(jax.random.key(0), ROWS)
     options = dict(schedule=schedule, sampler=sampler, num_steps=num_steps, eta=eta, noise=FRESH[:num_steps])
@@ -67,7 +68,7 @@ def trajectory_here(sampler, schedule, num_steps, eta=0.0, channels=CHANNELS):
 
 
 def assert_close(ours, theirs, tolerance=1e-4):
-    """Relative to the largest value, since unlimited trajectories leave [-1, 1]."""
+    """Compares relative to the largest value, because trajectories without clipping leave [-1, 1]."""
     assert np.all(np.isfinite(theirs))
     difference = np.max(np.abs(ours - theirs)) / max(1.0, np.max(np.abs(theirs)))
     assert difference < tolerance, f'largest difference {difference:.1e}'
