@@ -68,6 +68,7 @@ def fit(
       is saved.
     Raises: CheckpointError, TrainingError.
     """
+    # Place the state first: a checkpoint is restored into its layout and onto its devices.
     state = placement.place_state(lambda params: init_state(params, tx, ema=ema_decay is not None), params)
     checkpoints = Checkpoints(workdir / name / 'checkpoints', keep=keep)
     if checkpoints.latest is not None:

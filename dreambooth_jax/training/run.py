@@ -80,6 +80,7 @@ def check(config: Config, workdir: Path, found: Inputs | None = None) -> Inputs 
     stages = trained_stages(workdir)
     if not stages:
         return found
+    # Something was learned here, so the settings and the inputs must be those that it was learned with.
     begun = run_inputs.read(workdir) if found is not None else None
     new = _flat(to_dict(config))
     if (workdir / CONFIG).exists():
