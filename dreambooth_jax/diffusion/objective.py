@@ -64,7 +64,7 @@ def denoising_loss(
     if min_snr_gamma is None:
         return loss
     snr = jnp.asarray(snr, jnp.float32)
-    if snr.shape != loss.shape:  # Broadcasting would hide one weight for a whole batch.
+    if snr.shape != loss.shape:  # Broadcasting would hide that one weight is used for a whole batch.
         raise ValueError(f'snr has shape {snr.shape}; one number per example is needed, {loss.shape}.')
     return loss * _MIN_SNR_WEIGHTS[prediction_type](snr, jnp.float32(min_snr_gamma))
 
