@@ -27,13 +27,7 @@ HDR_CURVES = {16: 'PQ', 18: 'HLG'}  # CICP transfer characteristics whose images
 _D65 = (0.3127, 0.3290)
 _D50 = np.array([0.9642, 1.0, 0.8249])  # ICC's white
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
-_SRGB_CURVE = (
-    2.4,
-    1 / 1.055,
-    0.055 / 1.055,
-    1 / 12.92,
-    0.04045,
-)  # the numbers g, a, b, c, d of ICC's parametric curve of type 3
+_SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)  # g, a, b, c, d of ICC's parametric curve, type 3
 
 
 def to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:
@@ -127,9 +121,8 @@ def _conversion(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Imag
     None means that the profile changes nothing.
     """
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
-    if (
-        mode == 'L'
-    ):  # otherwise the curve is sampled too coarsely for the shadows; slower, but there are only 256 values
+    # Otherwise the curve of a grey image is sampled too coarsely for the shadows. It is slow, but for 256 values only.
+    if mode == 'L':
         flags |= ImageCms.Flags.NOOPTIMIZE
     transform = ImageCms.buildTransform(
         ImageCms.ImageCmsProfile(io.BytesIO(profile)),

@@ -98,8 +98,9 @@ def _read(path: str | os.PathLike) -> tuple[bytes, str]:
 
 
 class _Limits:
-    """Pillow's limits on pixels and metadata. They are global, so they are raised for all threads while any is
-    inside.
+    """Pillow's limits on pixels and metadata, raised while any thread is inside.
+
+    They are global variables of Pillow, so they are raised for all threads.
     """
 
     def __init__(self):
@@ -130,9 +131,7 @@ _LIMITS = _Limits()
 def _reading(path: str | os.PathLike) -> Iterator[None]:
     """Turns every error of the decoders into one sentence that names the file."""
     with warnings.catch_warnings(), _LIMITS:
-        warnings.simplefilter(
-            'ignore'
-        )  # Pillow warns about large images, odd EXIF blocks and palettes; all are harmless
+        warnings.simplefilter('ignore')  # Pillow warns about large images, odd EXIF blocks and palettes: all harmless
         try:
             yield
         except ImageError as error:

@@ -55,7 +55,7 @@ class Feed:
     ) -> dict[str, np.ndarray]:
         """Returns the examples of every step (pairs.make_batch), padded so that the devices share them evenly.
 
-        Without class images there are no class examples.
+        Without class images there are no class examples, unless they show the instance images.
 
         Args:
           instance_examples, class_examples: how many of each a batch has.
