@@ -128,9 +128,11 @@ class Photo:
                 break
             frame = try_crop()
             kept = frame.apply(self.weights, Image.Resampling.BOX)
+        # A mask of a small part may be missed by every random crop, so go to where it is.
         if not kept.any():
             frame = frame.moved_to(np.array(self.weights.resize(frame.resized, Image.Resampling.BOX)))
             kept = frame.apply(self.weights, Image.Resampling.BOX)
+        # The averages of a few dots round to 0, and an image without any weight would train nothing.
         if not kept.any():
             raise ImageError(
                 f'the mask {self.mask} is black all over, or all but a few dots, so nothing of its image {self.path} '

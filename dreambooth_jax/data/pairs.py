@@ -42,6 +42,7 @@ def make_batch(
             'a batch needs at least one instance example and no negative number of class examples, got '
             f'{num_instance_examples} and {num_class_examples}'
         )
+    # A group without images would divide by 0 in `image_index`, on the device, where nothing is reported.
     for kind, examples, images in (
         ('instance', num_instance_examples, num_instance_images),
         ('class', num_class_examples, num_class_images),
@@ -100,6 +101,7 @@ def most_class_examples(batch: dict[str, np.ndarray], devices: int, parts: int =
 
     Args:
       batch: the examples of all devices, one device after the other.
+      devices: how many there are; it divides the number of examples.
       parts: the number of micro-batches of a device; part j has its examples j, j + parts, ...
     """
     return int((batch['is_instance'].reshape(devices, -1, parts) == 0).sum(axis=1).max())

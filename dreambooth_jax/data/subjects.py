@@ -122,6 +122,7 @@ def read_buckets(
     if not files:
         found = '; '.join(f'{name} is {reason}' for name, reason in skipped.items()) or 'it is empty'
         raise ImageError(f'the folder {folder} holds no image ({found}); put images ({READABLE}) there')
+    # A photo's index decides its random crops, so a resumed run needs the order that it began with.
     if order is not None:
         files.sort(key=lambda file: order.index(file.path.name))
     found: dict[Size, list] = {size: [] for size in sizes}

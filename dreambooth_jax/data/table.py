@@ -72,6 +72,8 @@ def make_table(instance: Examples, class_images: Examples | None = None, *, show
     bucket has.
 
     Args:
+      instance: the subject's images.
+      class_images: None if there are none.
       shown_again: whether class examples show the instance images under their class prompts; there are no class images
         then.
     """

@@ -131,6 +131,7 @@ def make_schedule(
             betas = _cosine_betas(num_train_timesteps)
     if rescale_betas_zero_snr:
         betas = rescale_zero_terminal_snr(betas)
+    # Schedules are shared and are static arguments of compiled functions, so their arrays must never change.
     alphas_cumprod = _cumulative_alphas(betas)
     betas.setflags(write=False)
     alphas_cumprod.setflags(write=False)

@@ -58,6 +58,7 @@ def low_images(images: np.ndarray, factor: int) -> np.ndarray:
 
     Args:
       images: uint8[N, H, W, 3].
+      factor: side of an image / side of its low-resolution image.
     """
     return np.asarray(low_resolution.downsample(jnp.asarray(images, jnp.float32) / 127.5 - 1.0, factor))
 
@@ -164,6 +165,7 @@ def sample_latents(moments: jax.Array, keys: jax.Array, scaling_factor: float) -
     Args:
       moments: f32[B, h, w, 2C], mean and log-variance.
       keys: example keys [B].
+      scaling_factor: as in LatentStage.
     """
     *shape, channels = moments.shape[1:]
     noise = noise_lib.sample_noise(keys, (*shape, channels // 2))

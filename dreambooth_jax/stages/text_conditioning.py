@@ -62,6 +62,7 @@ class TextConditioning:
 
         Args:
           size: in pixels.
+          clip_skip: as in the attributes.
           tokenizers: component -> its tokenizer, if they are already open; None opens them.
         Raises: WeightsError if a text encoder or a tokenizer is missing, if they do not fit each other, or if clip_skip
           leaves out every layer.

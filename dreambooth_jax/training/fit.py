@@ -51,10 +51,12 @@ def fit(
       params: the parameters to train, as they are at step 0.
       tx: the optimizer.
       learning_rate: step -> learning rate, for the metrics.
+      placement: where state, frozen data and batch are stored (training/placement.py).
       batch: the examples of the global batch (data/pairs.py); their number is a multiple of `placement.devices *
         gradient_accumulation_steps`.
       pick: see make_train_step.
       frozen: step -> the frozen data of the dispatch that starts at that step, already placed.
+      workdir: the folder of the run.
       name: the name of the stage, used for folders and metrics.
       seed: the seed of all random numbers of the training.
       ema_decay: see make_train_step.
@@ -87,6 +89,7 @@ def fit(
         unroll=on_cpu,
     )
     step_for = functools.cache(lambda count: placement.compile(lambda axis: make(axis_name=axis, num_steps=count)))
+    # Every host saves its part of a checkpoint, so the state must be global; metrics are written by one host.
     hooks = loop.Hooks(
         save=lambda step, state: checkpoints.save(step, placement.to_global(state)),
         frozen=frozen,

@@ -156,6 +156,7 @@ def make_optimizer(
       kind: 'adamw' as torch.optim.AdamW computes it; 'adafactor', 'lion' or 'prodigy' as Optax computes them.
       state_dtype: the dtype of adamw's moments, one of optimizer_state.KINDS.
       betas, epsilon: None means BETAS and EPSILON of that kind; a kind that is not listed there does not use them.
+      weight_decay: the share of a weight that it loses per step, before it is scaled by the learning rate.
       grad_clip_norm: the largest global norm of the gradients; None does not clip.
       warmup: whether the learning rate starts with a warm-up. Prodigy must not mistake its small
         learning rates for small gradients.
@@ -182,6 +183,7 @@ def make_optimizer(
             return _prodigy(learning_rate, betas, epsilon, weight_decay, warmup)
         raise ValueError(f'optimizer.kind is {kind!r} but must be one of {KINDS}')
 
+    # Clipping comes first, because it limits gradients; multipliers come last, because they must also scale the decay.
     parts = [] if grad_clip_norm is None else [clip_by_global_norm(grad_clip_norm)]
     parts.append(of_decay(weight_decay))
     if undecayed:
