@@ -22,8 +22,9 @@ _STREAM = 0xB0C5  # keeps the order of buckets independent of other random numbe
 
 
 def bucket_sizes(resolution: int, multiple: int, max_ratio: float = MAX_RATIO) -> tuple[Size, ...]:
-    """Returns sizes of at most resolution^2 pixels whose sides are multiples of `multiple`, from the widest to the
-    tallest.
+    """Returns sizes of at most resolution^2 pixels, from the widest to the tallest.
+
+    All sides are multiples of `multiple`.
 
     For every short side there is the longest possible long side, and for every long side the longest possible short
     one, so that less than one multiple is missing. Every size also occurs with its sides exchanged.

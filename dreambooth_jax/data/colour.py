@@ -1,5 +1,6 @@
-"""Converts the colours of photos to sRGB, whatever their profile: phones write Display P3, cameras and editors Adobe
-RGB.
+"""Converts the colours of photos to sRGB, whatever their profile.
+
+Phones write Display P3, cameras and editors Adobe RGB.
 
 A profile is embedded as ICC data, or named by code points (CICP, in HEIC, AVIF and PNG). The conversion is relative
 colorimetric with black point compensation, which is the default of editors: colours that sRGB contains stay as they
@@ -91,8 +92,9 @@ def _fixed(values: Iterable[float]) -> bytes:
 
 
 def cicp_of(data: bytes, format: str) -> tuple[int, int] | None:
-    """Returns the code points (primaries, transfer) that a PNG or AVIF file names; None if it names none, or
-    several.
+    """Returns the code points (primaries, transfer) that a PNG or AVIF file names.
+
+    None means that it names none, or several.
     """
     if format == 'PNG':
         at = data.find(b'cICP', 0, max(data.find(b'IDAT'), 0))
@@ -103,8 +105,9 @@ def cicp_of(data: bytes, format: str) -> tuple[int, int] | None:
 
 @functools.cache
 def cicp_profile(primaries: int) -> bytes | None:
-    """Returns ICC data of CICP colour primaries with sRGB's curve; None if the primaries are sRGB's or nearly the
-    same.
+    """Returns ICC data of CICP colour primaries with sRGB's curve.
+
+    None means that the primaries are sRGB's or nearly the same.
     """
     return matrix_profile(_PRIMARIES[primaries]) if primaries in _PRIMARIES else None
 

@@ -1,5 +1,4 @@
-"""What each step of a stage is fed: a bucket of images, the examples of the batch, and the image that each example
-shows.
+"""What each step of a stage is fed: a bucket of images, the examples, and the image that each example shows.
 
 It joins the schedule of the buckets (buckets.py) with the examples of a batch (pairs.py). The description of the
 examples is the same for all buckets; only the bucket's own data on the device differs. Without aspect buckets there is
@@ -44,8 +43,9 @@ class Feed:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays that `pick` needs on the device beside a bucket's images: turns i32[steps] of
-        buckets.bucket_of_step.
+        """The arrays that `pick` needs on the device beside a bucket's images.
+
+        turns, i32[steps], holds the turn of each step (buckets.bucket_of_step).
         """
         turns = [bucket_of_step(self.seed, step, self.counts)[1] for step in range(self.steps)]
         return {'turns': np.array(turns, np.int32)}
@@ -71,8 +71,9 @@ class Feed:
         return pairs.deal_examples(batch, devices) if self.shown_again else batch
 
     def pick(self, key, step, batch, frozen):
-        """Returns the examples of a step with their `image`, an index into the bucket's own array; see
-        training.make_train_step.
+        """Returns the examples of a step with their `image`, an index into the bucket's own array.
+
+        This is the `pick` of training.make_train_step.
 
         Examples that show instance images go through those of the bucket, one turn of the bucket after the other. The
         others go through the class images, which every bucket has, step by step. So each group is seen epoch by epoch,

@@ -1,5 +1,6 @@
-"""Conversion between the two resolutions of a cascade: down with antialiasing, and up as the super-resolution pipeline
-does it.
+"""Conversion between the two resolutions of a cascade.
+
+Images are downsampled with antialiasing, and enlarged as the super-resolution pipeline does it.
 
 Images are NHWC, in any linear range ([-1, 1] in training). Both functions can be jitted.
 """
@@ -27,8 +28,9 @@ def downsample(high: jax.Array, factor: int) -> jax.Array:
 
 
 def upsample(low: jax.Array, size: int | tuple[int, int]) -> jax.Array:
-    """Resizes bilinearly with aligned corners, exactly as diffusers' IFSuperResolutionPipeline prepares the
-    low-resolution image.
+    """Resizes bilinearly with aligned corners.
+
+    This is exactly how diffusers' IFSuperResolutionPipeline prepares the low-resolution image.
 
     Args:
       low: float[B, h, w, C].

@@ -115,8 +115,9 @@ def join(groups: Sequence[Examples]) -> Examples:
 
 
 def shrink_masks(masks: np.ndarray, factor: int) -> np.ndarray:
-    """Returns masks for latents: the mean over each factor x factor box, rounded up so that nothing that counts is
-    lost.
+    """Returns masks for latents.
+
+    A value is the mean over a factor x factor box, rounded up so that nothing that counts is lost.
 
     Args:
       masks: uint8[N, H, W, 1].

@@ -1,5 +1,6 @@
-"""Training losses of one denoising prediction, per example. The caller weights the examples and averages over the
-batch.
+"""Training losses of one denoising prediction, per example.
+
+The caller weights the examples and averages over the batch.
 
 `denoising_loss` is the squared error; `variance_loss` trains the second half of the channels of a learned-variance
 model. Their sum is the hybrid loss of Nichol & Dhariwal 2021, section 3.1.
@@ -79,8 +80,9 @@ def variance_loss(
     *,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the variational bound of a learned-range variance, f32[B], scaled so that it can be added to
-    denoising_loss.
+    """Returns the variational bound of a learned-range variance, f32[B].
+
+    It is scaled so that it can be added to denoising_loss.
 
     For t > 0 it is KL(q(x_{t-1} | x_t, x0) || N(mean, variance)); for t = 0 it is the negative log-likelihood of the
     image, whose values have 256 levels. Both are in bits, averaged over the values, and multiplied by T / 1000

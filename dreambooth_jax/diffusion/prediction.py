@@ -1,5 +1,4 @@
-"""What a network predicts about x_t = alpha * x0 + sigma * noise, and how one kind of prediction is converted to
-another.
+"""What a network predicts about x_t = alpha * x0 + sigma * noise, and conversions between kinds of prediction.
 
   epsilon       the noise                      Ho et al. 2020
   sample        x0, the clean image

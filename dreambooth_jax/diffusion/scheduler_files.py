@@ -150,8 +150,7 @@ _OTHER_PROCESSES = {'use_flow_sigmas': (False, None), 'timestep_type': ('discret
 
 
 def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the keys of a scheduler_config.json in two parts: the noise that the model knows, and how images are
-    generated.
+    """Splits the keys of a scheduler_config.json: those about the model's noise, and those about generating images.
 
     Args:
       config: the contents of the file. Keys under `_use_default_values` count as left out, as in diffusers. So do keys

@@ -19,8 +19,9 @@ _FRAMING = {'a', 'an', 'the', 'of', 'in', 'on', 'my', 'with', 'photo', 'image', 
 
 
 def photos(config: DreamBoothConfig) -> dict[str, list[ImageFile]]:
-    """Returns setting that names a folder -> its photos, sorted by name. Built-in subjects have no folder and are left
-    out.
+    """Returns setting that names a folder -> its photos, sorted by name.
+
+    Built-in subjects have no folder and are left out.
 
     Raises: ImageError as list_images.
     """

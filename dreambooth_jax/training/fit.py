@@ -77,7 +77,6 @@ def fit(
         state = checkpoints.restore(state)
     # Every host knows the metrics of all hosts, and they share the folder, so only one host writes.
     writer = Metrics(workdir, name, resume_step=int(state.step)) if jax.process_index() == 0 else None
-    # The step is compiled once for each dispatch length, because the last dispatch before a save may be shorter.
     on_cpu = jax.default_backend() == 'cpu'  # XLA on CPU runs convolutions inside a loop very slowly
     make = functools.partial(
         make_train_step,
@@ -88,6 +87,7 @@ def fit(
         gradient_accumulation_steps=gradient_accumulation_steps,
         unroll=on_cpu,
     )
+    # The step is compiled once for each dispatch length, because the last dispatch before a save may be shorter.
     step_for = functools.cache(lambda count: placement.compile(lambda axis: make(axis_name=axis, num_steps=count)))
     # Every host saves its part of a checkpoint, so the state must be global; metrics are written by one host.
     hooks = loop.Hooks(

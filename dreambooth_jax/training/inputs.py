@@ -1,5 +1,6 @@
-"""What a run learns from, identified by its content: its initial models, the subjects' photos and the user's own class
-images.
+"""What a run learns from, identified by its content.
+
+The inputs are the initial models, the subjects' photos and the user's own class images.
 
     inputs.json   {"models": {stage: {"weights": sha256, "scheduler": ..., "tokenizer": ...}},
                    "photos": {setting: [{"name", "photo", "caption", "mask"}, ...]}}

@@ -186,14 +186,15 @@ def run(
                 sampled, clock = step, time.perf_counter()
             count = min([steps_per_dispatch, steps - step] + [every - step % every for every in _due(hooks)])
             frozen = hooks.frozen(step)  # may compute on the device and copy to the host, so outside the guard below
-            # Dispatch before the report of the dispatch before, so that the device is never idle; a hidden copy to the
-            # host would make it wait, so such a copy is an error.
+            # Start these steps before reporting the previous ones, so that the device is never idle. A hidden copy to
+            # the host would make it wait, so such a copy is an error.
             with jax.transfer_guard_device_to_host('disallow'):
                 state, metrics = step_for(count)(state, frozen, key, batch)
             if pending is not None:
                 report(pending)
             pending = (step, metrics, stop.requested_anywhere())
             step += count
+        # The last state is always saved, also after an early stop, and even if there was no step to take.
         settle()
         if step > saved or step == first:
             hooks.save(step, state)

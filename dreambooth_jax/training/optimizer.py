@@ -73,8 +73,9 @@ def variance_head_masks(unet_params: Mapping[str, jax.Array], channels: int = 3)
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """Does what optax.clip_by_global_norm does, but multiplies by one factor, which XLA fuses into each use of a
-    gradient.
+    """Does what optax.clip_by_global_norm does, but with less memory.
+
+    It multiplies by one factor, which XLA fuses into each use of a gradient.
 
     Optax divides each array, and XLA then keeps a second copy of all gradients.
     """
@@ -114,8 +115,9 @@ def _prodigy(learning_rate, betas, epsilon, weight_decay, warmup):
 
 
 def _undecayed(tx, without_decay, paths):
-    """Returns `tx`, but with the updates of the parameters `paths` taken from `without_decay`, the same optimizer
-    without decay.
+    """Returns `tx`, except that the parameters `paths` do not decay.
+
+    Their updates are taken from `without_decay`, the same optimizer without decay.
 
     Both read the same state, which does not depend on decay, so XLA computes what they have in common only once.
     (optax.masked would need a mask argument in every kind, and prodigy has none; two optimizers side by side would give
@@ -147,8 +149,9 @@ def make_optimizer(
     multipliers: Mapping[str, Any] | None = None,
     undecayed: Container[str] = (),
 ) -> optax.GradientTransformation:
-    """Makes an optimizer that first clips by the global norm. Its weight decay is decoupled and scaled by the learning
-    rate.
+    """Makes an optimizer that first clips by the global norm.
+
+    Its weight decay is decoupled and scaled by the learning rate.
 
     Args:
       learning_rate: the learning rate or its schedule. For prodigy, which finds the learning rate itself, a multiplier

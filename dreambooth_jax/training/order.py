@@ -29,8 +29,7 @@ def after(x: Any, done: Any) -> Any:
 
 
 def mean_of_micro_batches(function: Callable[[Any], Any], examples: Any, count: int, *, unroll: bool = False) -> Any:
-    """Returns function(examples), a pytree of means over the examples, computed from `count` equal parts one after the
-    other.
+    """Computes function(examples), a pytree of means over the examples, from `count` equal parts one after the other.
 
     Args:
       examples: a pytree of arrays [B, ...]. Part j holds the examples j, j + count, ... So each part has its share of

@@ -1,5 +1,6 @@
-"""Where the state, the frozen data and the batch are stored: `pmap` (replicated state) or `fsdp` (large arrays of the
-state sharded).
+"""Where the state, the frozen data and the batch are stored.
+
+Mode `pmap` replicates the state; mode `fsdp` shards its large arrays.
 
 One step body serves both (training/step.py); the only difference is the optional `lax.pmean`. The state has no device
 axis: pmap runs with in_axes None, which from JAX 0.10 on is jit(shard_map). So a checkpoint that was written in one
@@ -24,8 +25,9 @@ class Placement(Protocol):
     devices: int
 
     def place_state(self, init: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs `init(*arguments)` so that its result has its final layout from the start; for the state and frozen
-        data.
+        """Runs `init(*arguments)` so that its result has its final layout from the start.
+
+        It places the state and the frozen data.
         """
 
     def place_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -96,8 +98,9 @@ class Pmap:
 
 
 class Fsdp:
-    """Each large array is sharded over all devices along its longest divisible axis; the compiler inserts the
-    collectives.
+    """Each large array is sharded over all devices along its longest divisible axis.
+
+    The compiler inserts the collectives.
 
     Args:
       min_bytes: arrays below this size stay replicated, because gathering them would cost more than it saves.

@@ -50,8 +50,9 @@ _PATHS = ('model', 'model_tokenizer_dir', 'super_resolution_model', 'init', 'bas
 
 @contextlib.contextmanager
 def alone(workdir: Path) -> Iterator[None]:
-    """Keeps other processes from working in the folder of the run. The folder is made if missing; hosts of one run
-    share it.
+    """Keeps other processes from working in the folder of the run.
+
+    The folder is made if it is missing. Hosts of one run share it.
 
     Raises: LockError if another process works there; ConfigError if the folder cannot be written.
     """

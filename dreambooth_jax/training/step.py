@@ -59,8 +59,9 @@ def make_train_step(
     gradient_accumulation_steps: int = 1,
     unroll: bool = False,
 ) -> Callable[[TrainState, Any, jax.Array, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Makes a function (state, frozen, key, batch) -> (state, metrics) that takes `num_steps` optimizer steps in one
-    call.
+    """Makes a function that takes `num_steps` optimizer steps in one call.
+
+    The function maps (state, frozen, key, batch) to (state, metrics).
 
     The batch holds at least `slot` i32[B], `weight` f32[B] (0 for padding) and `is_instance` f32[B] (1 for instance
     examples, 0 for class examples). The metrics, each f32[num_steps], are loss, gradient_norm, instance_loss,
