@@ -67,7 +67,7 @@ class Feed:
         examples = class_examples if num_class else 0
         batch = pairs.make_batch(instance_examples, examples, sum(self.counts), num_class, prior_weight)
         batch = pairs.pad_examples(batch, devices * parts)
-        # A teacher computes class examples only, so they cost more and every device must get its share.
+        # A teacher may compute class examples only. They then cost more, so every device gets an equal share.
         return pairs.deal_examples(batch, devices) if self.shown_again else batch
 
     def pick(self, key, step, batch, frozen):

@@ -161,8 +161,8 @@ def make_optimizer(
       betas, epsilon: None means BETAS and EPSILON of that kind; a kind that is not listed there does not use them.
       weight_decay: the share of a weight that it loses per step, before it is scaled by the learning rate.
       grad_clip_norm: the largest global norm of the gradients; None does not clip.
-      warmup: whether the learning rate starts with a warm-up. Prodigy must not mistake its small
-        learning rates for small gradients.
+      warmup: whether the learning rate starts with a warm-up. Prodigy must not mistake its small learning rates for
+        small gradients.
       multipliers: multipliers of the learning rate, see `scale_updates`; None means the same rate for all parameters.
       undecayed: dotted paths of parameters, in any component, whose weights do not decay.
     Raises: ValueError for another kind, or if `state_dtype` is not 'float32' and the kind is not 'adamw'.
