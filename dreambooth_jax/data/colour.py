@@ -1,9 +1,11 @@
-"""Colours of photos as sRGB, whatever profile they carry: phones write Display P3, cameras and editors Adobe RGB.
+"""Converts the colours of photos to sRGB, whatever their profile.
 
-A profile is embedded as ICC data or named by code points (CICP, as HEIC, AVIF and PNG have them). Conversion is
-relative colorimetric with black point compensation, as editors do it by default: colours that sRGB has stay what they
-are, others come to its edge. An image without a profile is taken as sRGB, and its pixels are not touched, nor are they
-under a profile that is sRGB by another name. Gamma and chromaticity chunks of PNG files are not applied.
+Phones write Display P3, cameras and editors Adobe RGB.
+
+A profile is embedded as ICC data, or named by code points (CICP, in HEIC, AVIF and PNG). The conversion is relative
+colorimetric with black point compensation, which is the default of editors: colours that sRGB contains stay as they
+are, and others move to its edge. An image without a profile is taken as sRGB and its pixels are not changed. The same
+holds for a profile that is sRGB under another name. Gamma and chromaticity chunks of PNG files are not applied.
 """
 
 import functools
@@ -16,28 +18,31 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageCms
 
-_SAME = 2  # of 255: profiles of sRGB differ by so much in rounding and in their curve near black
-# CICP colour primaries other than sRGB's (ITU-T H.273, table 2): x and y of red, green, blue. White is D65.
+_SAME = 2  # of 255 levels: profiles of sRGB differ by this much through rounding and in their curve near black
+# CICP colour primaries other than sRGB's (ITU-T H.273, table 2): x and y of red, green and blue. White is D65.
 _PRIMARIES = {
     9: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),  # BT.2020
     12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),  # Display P3
 }
-HDR_CURVES = {16: 'PQ', 18: 'HLG'}  # CICP transfer characteristics whose images are no sRGB without tone mapping
+HDR_CURVES = {16: 'PQ', 18: 'HLG'}  # CICP transfer characteristics whose images need tone mapping to become sRGB
 _D65 = (0.3127, 0.3290)
 _D50 = np.array([0.9642, 1.0, 0.8249])  # ICC's white
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
-_SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)  # ICC's parametric curve 3: g a b c d
+_SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)  # g, a, b, c, d of ICC's parametric curve, type 3
 
 
 def to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:
-    """An RGB image in sRGB.
+    """Returns `image` as an RGB image in sRGB.
+
+    A profile that is broken or belongs to another kind of image is ignored with a warning.
 
     Args:
-      image: of any mode with 8 bits but without transparency.
-      profile: ICC data; None: sRGB, or for CMYK Pillow's plain complement.
-      name: of the file, for the warning if its profile is broken or fits other images: then it is left out.
+      image: of any mode with 8 bits, without transparency.
+      profile: ICC data; None: the image is sRGB or, for CMYK, is converted by Pillow without a profile (as plain
+        complement).
+      name: the name of the file, for the warning.
     """
-    if profile is None or image.mode in ('1', 'LAB'):  # Pillow converts LAB by its own profile
+    if profile is None or image.mode in ('1', 'LAB'):  # Pillow converts LAB with its own profile
         return image.convert('RGB')
     try:
         space = _space(profile)
@@ -53,18 +58,21 @@ def to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image
 
 
 def matrix_profile(primaries: tuple, curve: tuple[float, ...] = _SRGB_CURVE, white: tuple = _D65) -> bytes:
-    """ICC data (version 4) of a display with these colours.
+    """Returns ICC data (version 4) of a display with these primary colours.
 
     Args:
-      primaries: (x, y) of red, green and blue. white: (x, y).
-      curve: of ICC's parametric curve: (gamma,) or sRGB's five numbers.
+      primaries: (x, y) of red, green and blue.
+      curve: the numbers of ICC's parametric curve: (gamma,) or the five numbers of sRGB's curve.
+      white: (x, y) of white.
     Source: ICC.1:2022; adaptation to D50 by Bradford's matrix.
     """
+    # Scale the primaries so that together they make white, then adapt them to ICC's white, D50.
     white_xyz, *columns = (np.array([x / y, 1.0, (1 - x - y) / y]) for x, y in (white, *primaries))
     columns = np.stack(columns, axis=1)
     columns = columns * np.linalg.solve(columns, white_xyz)
     cones = (_BRADFORD @ _D50) / (_BRADFORD @ white_xyz)
     columns = np.linalg.inv(_BRADFORD) @ np.diag(cones) @ _BRADFORD @ columns
+    # Write the tags that a display profile must have. Each starts at a multiple of 4 bytes.
     name = b'mluc' + struct.pack('>4xII4sII', 1, 12, b'enUS', 8, 28) + 'CICP'.encode('utf-16-be')
     tags = {b'desc': name, b'cprt': name, b'wtpt': b'XYZ ' + bytes(4) + _fixed(_D50)}
     for index, colour in enumerate((b'r', b'g', b'b')):
@@ -79,12 +87,15 @@ def matrix_profile(primaries: tuple, curve: tuple[float, ...] = _SRGB_CURVE, whi
 
 
 def _fixed(values: Iterable[float]) -> bytes:
-    """Numbers as ICC's s15Fixed16."""
+    """Returns numbers in ICC's format s15Fixed16."""
     return b''.join(struct.pack('>i', round(float(value) * 65536)) for value in values)
 
 
 def cicp_of(data: bytes, format: str) -> tuple[int, int] | None:
-    """Code points (primaries, transfer) that a PNG or AVIF file names; None if it names none, or several."""
+    """Returns the code points (primaries, transfer) that a PNG or AVIF file names.
+
+    None means that it names none, or several.
+    """
     if format == 'PNG':
         at = data.find(b'cICP', 0, max(data.find(b'IDAT'), 0))
         return (data[at + 4], data[at + 5]) if at >= 0 else None
@@ -94,7 +105,10 @@ def cicp_of(data: bytes, format: str) -> tuple[int, int] | None:
 
 @functools.cache
 def cicp_profile(primaries: int) -> bytes | None:
-    """ICC data of CICP colour primaries with sRGB's curve; None where those are sRGB's or nearly so."""
+    """Returns ICC data of CICP colour primaries with sRGB's curve.
+
+    None means that the primaries are sRGB's or nearly the same.
+    """
     return matrix_profile(_PRIMARIES[primaries]) if primaries in _PRIMARIES else None
 
 
@@ -105,9 +119,13 @@ def _space(profile: bytes) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _conversion(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """From a mode (RGB, L or CMYK) under a profile to sRGB; None if that changes nothing."""
+    """Returns the conversion from a mode (RGB, L or CMYK) under a profile to sRGB.
+
+    None means that the profile changes nothing.
+    """
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
-    if mode == 'L':  # slow, for the few values there are; else it is sampled too coarsely to be right in the shadows
+    # Otherwise the curve of a grey image is sampled too coarsely for the shadows. It is slow, but for 256 values only.
+    if mode == 'L':
         flags |= ImageCms.Flags.NOOPTIMIZE
     transform = ImageCms.buildTransform(
         ImageCms.ImageCmsProfile(io.BytesIO(profile)),
@@ -119,6 +137,7 @@ def _conversion(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Imag
     )
     if mode == 'CMYK':
         return transform.apply
+    # Compare on a grid of colours: a profile that changes nothing must leave the pixels exactly as they are.
     levels = np.arange(256, dtype=np.uint8)
     if mode == 'L':
         patches = Image.fromarray(levels[None])
@@ -131,6 +150,6 @@ def _conversion(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Imag
     return transform.apply if mode == 'RGB' else lambda grey: Image.merge('RGB', [grey.point(row) for row in tables])
 
 
-@functools.cache  # an image is read more than once
+@functools.cache  # an image is read more than once, but its warning should appear once
 def _warn(name: str, reason: str) -> None:
     logging.warning('the colour profile of %s cannot be used (%s), so its colours are taken as sRGB', name, reason)

@@ -1,8 +1,9 @@
-"""Image files as upright RGB images of 8 bits in sRGB.
+"""Reads image files as upright RGB images with 8 bits in sRGB.
 
-What a photo may be is decided in photo_kinds.py; here each kind comes out the same: turned by its EXIF tag or HEIC
-property, CMYK, grey (black or white as 0), 12 or 16 bits deep, with a palette, transparent (shown on white), animated
-(the first frame counts). Metadata never costs a photo: long texts are read over, a broken EXIF block turns nothing.
+photo_kinds.py decides which files are photos; here all of them get the same form. Photos may be rotated by an EXIF tag
+or a HEIC property, and may be CMYK, grey (with black or white as 0), 12 or 16 bits deep, with a palette, transparent
+(shown on white) or animated (the first frame counts). Metadata never makes a photo unreadable: long texts are ignored,
+and a broken EXIF block means no rotation.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ from PIL import ExifTags, Image, PngImagePlugin
 from dreambooth_jax.data import colour, photo_kinds
 from dreambooth_jax.data.photo_kinds import REPLACE
 
-MAX_PIXELS = 250_000_000  # phones take 200 million; read once, they need 2 GB
-_MAX_TEXT = 256 * 2**20  # bytes of metadata in a PNG, unpacked: Pillow's 1 MB is less than some editors write
+MAX_PIXELS = 250_000_000  # phones take photos of 200 million pixels, which need 2 GB of memory to read
+_MAX_TEXT = 256 * 2**20  # bytes of unpacked metadata in a PNG: Pillow's limit of 1 MB is less than some editors write
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,11 +35,14 @@ _DEPTH = 'save it with 8 or 16 bits per channel'
 
 
 class ImageError(ValueError):
-    """An image file, or a folder of them, that cannot be used: one sentence that names it and what to do."""
+    """An image file, or a folder of images, cannot be used.
+
+    The message is one sentence that names it and says what to do.
+    """
 
 
 def decode_image(path: str | os.PathLike) -> Image.Image:
-    """The whole image, upright, as an RGB image of Pillow in sRGB, transparency shown on white.
+    """Returns the whole image, upright, as an RGB image of Pillow in sRGB. Transparent parts are shown on white.
 
     Raises: ImageError if the file cannot be read, is no image, is damaged or has more than MAX_PIXELS.
     """
@@ -46,16 +50,24 @@ def decode_image(path: str | os.PathLike) -> Image.Image:
 
 
 def decode_mask(path: str | os.PathLike) -> Image.Image:
-    """The file as 8-bit grey, transparency black; its values are weights, so a colour profile says nothing."""
+    """Returns the file as an 8-bit grey image, with transparent parts black.
+
+    Its values are weights, not colours, so a colour profile is ignored.
+
+    Raises: ImageError as `decode_image`.
+    """
     return _decode(path, lambda image, profile: _to_rgb(image, 'black', None, str(path)).convert('L'))
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Width and height of the upright image, mostly from the file's head; raises ImageError as `decode_image`."""
+    """Returns the width and height of the upright image in pixels. Mostly only the head of the file is decoded.
+
+    Raises: ImageError as `decode_image`.
+    """
     data, format = _read(path)
     with _reading(path):
         image = _open(data, format)
-        is_swapped = format != 'TIFF' and _orientation(image) > 4  # Pillow has swapped the sides of a TIFF already
+        is_swapped = format != 'TIFF' and _orientation(image) > 4  # Pillow has already swapped the sides of a TIFF
         return image.size[::-1] if is_swapped else image.size
 
 
@@ -70,7 +82,10 @@ def _decode(path: str | os.PathLike, to_colours: Callable[[Image.Image, bytes | 
 
 
 def _read(path: str | os.PathLike) -> tuple[bytes, str]:
-    """A file's bytes and its format; raises ImageError unless the gate lets it through."""
+    """Returns a file's bytes and its format.
+
+    Raises: ImageError if it cannot be read or photo_kinds does not let it through.
+    """
     try:
         with open(path, 'rb') as file:
             data = file.read()
@@ -83,7 +98,10 @@ def _read(path: str | os.PathLike) -> tuple[bytes, str]:
 
 
 class _Limits:
-    """Pillow's limits on pixels and metadata, raised for all threads as long as one is inside."""
+    """Pillow's limits on pixels and metadata, raised while any thread is inside.
+
+    They are global variables of Pillow, so they are raised for all threads.
+    """
 
     def __init__(self):
         self._lock, self._inside, self._before = threading.Lock(), 0, ()
@@ -111,9 +129,9 @@ _LIMITS = _Limits()
 
 @contextlib.contextmanager
 def _reading(path: str | os.PathLike) -> Iterator[None]:
-    """Whatever the decoders raise becomes one sentence that names the file."""
+    """Turns every error of the decoders into one sentence that names the file."""
     with warnings.catch_warnings(), _LIMITS:
-        warnings.simplefilter('ignore')  # Pillow warns of large images, odd EXIF blocks and palettes: all harmless
+        warnings.simplefilter('ignore')  # Pillow warns about large images, odd EXIF blocks and palettes: all harmless
         try:
             yield
         except ImageError as error:
@@ -122,12 +140,15 @@ def _reading(path: str | os.PathLike) -> Iterator[None]:
             raise ImageError(f'{path} {_too_large()}') from None
         except MemoryError:
             raise ImageError(f'{path} needs more memory than there is; scale it down') from None
-        except Exception:  # damaged files make decoders raise nearly anything
+        except Exception:  # with damaged files, decoders raise almost any type of error
             raise ImageError(f'{path} is truncated or damaged; {REPLACE}') from None
 
 
 def _open(data: bytes, format: str) -> Image.Image:
-    """The image with its head read. HEIC is opened without making it known to Pillow, which others may use too."""
+    """Returns the image with its head read.
+
+    HEIC is opened without registering it in Pillow, which other code of the process may use too.
+    """
     if format == 'HEIF':
         try:
             from pillow_heif import HeifImageFile
@@ -152,16 +173,22 @@ def _too_large() -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF tag, 1 to 8; 1 where it is missing or broken, and for HEIC, whose own property has turned it already."""
+    """Returns the value of the EXIF tag, 1 to 8.
+
+    It is 1 if the tag is missing or broken, and for HEIC, whose decoder has already applied the file's own property.
+    """
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a cut block: the pixels are fine
+    except Exception:  # the block is cut off, but the pixels are fine
         return 1
     return value if value in _TURN else 1
 
 
 def _profile(image: Image.Image, data: bytes, format: str) -> bytes | None:
-    """The ICC data that the image's colours are meant under; None: sRGB."""
+    """Returns the ICC data of the image's colours; None means sRGB.
+
+    Raises: ImageError for an HDR image.
+    """
     if icc := image.info.get('icc_profile'):
         return icc
     if nclx := image.info.get('nclx_profile'):
@@ -170,6 +197,7 @@ def _profile(image: Image.Image, data: bytes, format: str) -> bytes | None:
         points = colour.cicp_of(data, format)
     if points is None:
         return None
+    # Without tone mapping the brightness of an HDR image would be wrong, and nobody would notice in training.
     primaries, transfer = points
     if transfer in colour.HDR_CURVES:
         raise ImageError(
@@ -180,12 +208,18 @@ def _profile(image: Image.Image, data: bytes, format: str) -> bytes | None:
 
 
 def _to_eight_bits(image: Image.Image, data: bytes, format: str) -> Image.Image:
-    """Deep grey as 8 bits, and a PNG's key colour in the depth of its pixels, which Pillow leaves in the file's."""
+    """Returns grey images of more than 8 bits with 8 bits, and other images as they are.
+
+    It also rescales the transparent colour of a PNG to the depth of the decoded pixels, because Pillow leaves it in the
+    depth of the file.
+
+    Raises: ImageError for floating-point, signed or more than 16-bit values.
+    """
     if image.mode == 'F':
         raise ImageError(f'holds floating-point values; {_DEPTH}')
     key = image.info.get('transparency')
     if not image.mode.startswith('I'):
-        depth = data[24] if format == 'PNG' else 8  # in the first chunk
+        depth = data[24] if format == 'PNG' else 8  # the byte of the depth, in the first chunk
         if isinstance(key, int) and image.mode == 'L' and depth < 8:
             image.info['transparency'] = key * 255 // (2**depth - 1)
         elif isinstance(key, tuple) and depth == 16:
@@ -197,7 +231,7 @@ def _to_eight_bits(image: Image.Image, data: bytes, format: str) -> Image.Image:
         raise ImageError(f'holds {"signed" if bits <= 16 else f"{bits}-bit"} values; {_DEPTH}')
     values = np.asarray(image)
     levels = np.rint(np.arange(2**bits) / ((2**bits - 1) / 255)).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC) == 0:  # white is 0
+    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white
         levels = levels[::-1]
     grey = Image.fromarray(levels[values])
     if isinstance(key, int):

@@ -1,8 +1,8 @@
-"""What a stage's steps are fed: which bucket of images each takes, its examples, and which image each example shows.
+"""What each step of a stage is fed: a bucket of images, the examples, and the image that each example shows.
 
-Joins the buckets' schedule (buckets.py) with the examples of a batch (pairs.py). The examples' description is the same
-for all buckets; what differs lies in the bucket's own data on the device. Without aspect buckets there is one bucket,
-and all of this is pairs.py alone.
+It joins the schedule of the buckets (buckets.py) with the examples of a batch (pairs.py). The description of the
+examples is the same for all buckets; only the bucket's own data on the device differs. Without aspect buckets there is
+one bucket, and the result is that of pairs.py alone.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ class Feed:
 
     Attributes:
       seed: of the run.
-      steps: that will be taken; those before do not depend on it.
-      counts: instance images of each bucket, > 0.
-      num_class: class images, of which each bucket has all, after its instance images.
-      shown_again: class examples show the instance images instead, of the bucket whose turn it is.
+      steps: how many steps will be taken; the images of earlier steps do not depend on it.
+      counts: the number of instance images of each bucket, each > 0.
+      num_class: the number of class images. Each bucket has all of them, after its instance images.
+      shown_again: whether class examples show the instance images of the step's bucket instead of class images.
     """
 
     seed: int
@@ -34,40 +34,50 @@ class Feed:
     shown_again: bool = False
 
     def bucket(self, step: int) -> int:
-        """Which bucket's data the step takes."""
+        """Returns the index of the bucket whose data the step uses."""
         return bucket_of_step(self.seed, step, self.counts)[0]
 
     def steps_per_dispatch(self, wanted: int | None) -> int | None:
-        """As many as wanted, but one where the next step may take other data."""
+        """Returns `wanted`, or 1 if the next step may use the data of another bucket."""
         return wanted if len(self.counts) == 1 else 1
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What `pick` needs beside a bucket's images on the device: turns i32[steps] of buckets.bucket_of_step."""
+        """The arrays that `pick` needs on the device beside a bucket's images.
+
+        turns, i32[steps], holds the turn of each step (buckets.bucket_of_step).
+        """
         turns = [bucket_of_step(self.seed, step, self.counts)[1] for step in range(self.steps)]
         return {'turns': np.array(turns, np.int32)}
 
     def batch(
         self, instance_examples: int, class_examples: int, prior_weight: float, devices: int, parts: int = 1
     ) -> dict[str, np.ndarray]:
-        """The examples of every step (pairs.make_batch), padded for the devices; no class examples without class
-        images.
+        """Returns the examples of every step (pairs.make_batch), padded so that the devices share them evenly.
+
+        Without class images there are no class examples, unless they show the instance images.
 
         Args:
-          parts: micro-batches that the examples of each device are cut into.
+          instance_examples, class_examples: how many of each a batch has.
+          prior_weight: lambda, >= 0.
+          devices: the number of devices.
+          parts: the number of micro-batches that the examples of each device are cut into.
         """
         num_class = sum(self.counts) if self.shown_again else self.num_class
         examples = class_examples if num_class else 0
         batch = pairs.make_batch(instance_examples, examples, sum(self.counts), num_class, prior_weight)
         batch = pairs.pad_examples(batch, devices * parts)
-        # Class examples that cost more than others are shared out evenly.
+        # A teacher may compute class examples only. They then cost more, so every device gets an equal share.
         return pairs.deal_examples(batch, devices) if self.shown_again else batch
 
     def pick(self, key, step, batch, frozen):
-        """The examples of a step with their `image`, a place in the bucket's own array; see training.make_train_step.
+        """Returns the examples of a step with their `image`, an index into the bucket's own array.
 
-        Rows that show instance images go through the bucket's own turn by turn, the others through the class
-        images, which every bucket has, step by step: each group epoch by epoch, whatever the order of the buckets.
+        This is the `pick` of training.make_train_step.
+
+        Examples that show instance images go through those of the bucket, one turn of the bucket after the other. The
+        others go through the class images, which every bucket has, step by step. So each group is seen epoch by epoch,
+        whatever the order of the buckets.
 
         Args:
           frozen: the data of the step's bucket: `prompt_of` i32[images] and `arrays`.
@@ -77,5 +87,5 @@ class Feed:
         examples = {**batch, 'size': jnp.where(own, num_instance, batch['size'])}
         at = jnp.where(own, frozen['turns'][step], step)
         index = pairs.image_index(key, at, examples, max(self.counts) + self.num_class)
-        # The description counts the instance images of all buckets before the class images.
+        # In the description, class images follow the instance images of all buckets; here those of this bucket alone.
         return {**batch, 'image': index - batch['first'] + jnp.where(own, 0, num_instance)}

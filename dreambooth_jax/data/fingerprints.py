@@ -1,8 +1,8 @@
-"""Photos known by what they are, not by where they lie: hashes of their bytes, their captions and their masks.
+"""Photos identified by their content, not by their path: hashes of their bytes, their captions and their masks.
 
-What is learned depends on the photos and on their order (a random crop and the order of an epoch are sampled by a
-photo's place in its folder), not on their names. So a run writes its photos down in the order in which it takes them,
-and finds them again by their hashes, wherever they were moved and whatever they are called now.
+What a run learns depends on the photos and on their order, not on their names: a photo's index decides its random crops
+and its turn in an epoch. So a run records its photos in the order in which it uses them. It finds them again by their
+hashes, wherever they were moved and whatever their names are now.
 """
 
 import collections
@@ -15,7 +15,14 @@ from dreambooth_jax.data.subjects import ImageFile
 
 
 class Fingerprint(NamedTuple):
-    """One photo: its file's name, sha256 of the file, and of its caption's text and its mask's file if it has them."""
+    """One photo.
+
+    Attributes:
+      name: the name of the file.
+      photo: sha256 of the file.
+      caption: sha256 of the caption's text, or None if there is no caption.
+      mask: sha256 of the mask's file, or None if there is no mask.
+    """
 
     name: str
     photo: str
@@ -24,12 +31,15 @@ class Fingerprint(NamedTuple):
 
     @property
     def content(self) -> tuple[str, str | None, str | None]:
-        """All but the name."""
+        """All hashes, without the name."""
         return self[1:]
 
 
 def fingerprint(file: ImageFile) -> Fingerprint:
-    """Reads a photo and its mask; raises ImageError if that cannot be."""
+    """Reads a photo and its mask, and returns the photo's fingerprint.
+
+    Raises: ImageError if one of them cannot be read.
+    """
     try:
         mask = file.mask and file_hash(file.mask)
         return Fingerprint(file.path.name, file_hash(file.path), file.caption and _text_hash(file.caption), mask)
@@ -38,24 +48,31 @@ def fingerprint(file: ImageFile) -> Fingerprint:
 
 
 def file_hash(path) -> str:
-    """sha256 of a file's bytes. Raises OSError."""
+    """Returns the sha256 of a file's bytes, in hexadecimal digits.
+
+    Raises: OSError if the file cannot be read.
+    """
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def match(recorded: Sequence[Fingerprint], found: Sequence[Fingerprint]) -> tuple[list[Fingerprint], list[str]]:
-    """Finds recorded photos among those that are there.
+    """Finds recorded photos among those that are present.
 
     Args:
-      recorded: in the order in which a run takes them. found: in any order.
-    Returns: what was found, in the recorded order, and what differs, to be joined by commas; empty: nothing.
+      recorded: in the order in which a run uses them.
+      found: in any order.
+    Returns: the photos that were found, in the recorded order, and what differs, as phrases to be joined by commas
+      (empty: nothing).
     """
+    # Two photos may have the same content, so each photo that is present is used once only.
     by_content = collections.defaultdict(list)
     for one in found:
         by_content[one.content].append(one)
     same = [(one, by_content[one.content].pop(0) if by_content[one.content] else None) for one in recorded]
     lost = [one for one, twin in same if twin is None]
     left = [one for one in found if any(one is other for other in by_content[one.content])]
+    # Of a photo that is not found, say whether its caption or mask changed, or the photo itself, or whether it is gone.
     differences = []
     for one in lost:
         twin = next((other for other in left if other.photo == one.photo), None)

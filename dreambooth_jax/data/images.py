@@ -1,7 +1,8 @@
-"""Image files as uint8 RGB arrays of a given size, mostly square.
+"""Reads image files as uint8 RGB arrays of a given size, mostly square.
 
-How a file becomes pixels is decode.py's. Resizing is antialiased (Lanczos) and never enlarges. A mask, which weighs the
-loss of each pixel, is resized and cropped as its image; a crop that would hold nothing of it lies elsewhere.
+decode.py turns a file into pixels. Resizing is antialiased (Lanczos) and never enlarges. A mask, which weights the loss
+of each pixel, is resized and cropped like its image. A crop in which the mask would be black everywhere is replaced by
+another crop.
 """
 
 import dataclasses
@@ -17,8 +18,8 @@ from dreambooth_jax.data.decode import ImageError, decode_image, decode_mask
 
 __all__ = ['MAX_ZOOM', 'Photo', 'ImageError', 'fit', 'open_photo', 'read_masked_image', 'read_image']
 
-MAX_ZOOM = 1.25  # of random crops
-_TRIES = 20  # of a random crop until one meets the mask
+MAX_ZOOM = 1.25  # the largest zoom of random crops
+_TRIES = 20  # how many more random crops are tried until one meets the mask
 
 
 def read_image(
@@ -29,16 +30,17 @@ def read_image(
     rng: np.random.Generator | None = None,
     max_zoom: float = MAX_ZOOM,
 ) -> np.ndarray:
-    """Reads an image file as a square: shorter side resized, longer side cropped.
+    """Reads an image file as a square: the shorter side is resized and the longer side is cropped.
 
     Args:
-      resolution: side of the square in pixels.
-      crop: 'center', or 'random': the shorter side becomes up to max_zoom * resolution, as far as the image has the
-        pixels, and the square lies anywhere.
-      rng: needed by 'random'.
+      resolution: the side of the square in pixels.
+      crop: 'center' or 'random'. With 'random', the shorter side becomes between 1 and max_zoom times the resolution,
+        as far as the image has enough pixels, and the square lies anywhere.
+      rng: the source of random numbers, needed for 'random'.
+      max_zoom: see `crop`.
     Returns: uint8[resolution, resolution, 3], RGB.
-    Raises: ImageError if the file cannot be read, is no image, is damaged or is smaller than the resolution;
-      ValueError for another crop.
+    Raises: ImageError if the file cannot be read, is no image, is damaged or is smaller than the resolution; ValueError
+      for another crop.
     """
     return read_masked_image(path, None, [(resolution, resolution)], crop=crop, rng=rng, max_zoom=max_zoom)[0]
 
@@ -52,21 +54,25 @@ def read_masked_image(
     rng: np.random.Generator | None = None,
     max_zoom: float = MAX_ZOOM,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads an image and the file that says what of it counts, both brought to size in the same way.
+    """Reads an image and its mask, the file that says which part of the image counts, and resizes and crops both alike.
 
     Args:
-      mask: white counts, black does not, grey and colours by their brightness; transparent is black. None: all counts.
-      sizes: (height, width) pairs; the one whose ratio is nearest to the image's is taken.
-      others: of `read_image`.
-    Returns: the image, uint8[height, width, 3], and its mask, uint8[height, width, 1], each value the mean over the
-      area of its pixel.
+      mask: white counts and black does not; grey and colours count by their brightness, and transparent is black. None:
+        everything counts.
+      sizes: (height, width) pairs; the one whose ratio is nearest to the image's is used.
+      crop, rng, max_zoom: as in `read_image`.
+    Returns: the image, uint8[height, width, 3], and its mask, uint8[height, width, 1], where each value is the mean
+      over the area of its pixel.
     Raises: as `read_image`, for both files; ImageError if they differ in size or the mask is black.
     """
     return open_photo(path, mask).cut(sizes, crop=crop, rng=rng, max_zoom=max_zoom)
 
 
 def open_photo(path: str | os.PathLike, mask: str | os.PathLike | None = None) -> 'Photo':
-    """Reads an image and its mask as they are, to be cut more than once; raises as `read_masked_image`."""
+    """Reads an image and its mask at full size, so that they can be cropped more than once.
+
+    Raises: ImageError if a file cannot be read, is no image or is damaged, or if the mask and the image differ in size.
+    """
     image = decode_image(path)
     if mask is None:
         return Photo(path, image, None, None)
@@ -81,7 +87,14 @@ def open_photo(path: str | os.PathLike, mask: str | os.PathLike | None = None) -
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-    """An image in memory, RGB, and its mask, 8-bit grey of the same size; None: all counts."""
+    """An image in memory and its mask.
+
+    Attributes:
+      path: the file of the image.
+      image: RGB.
+      mask: the file of the mask; None: everything counts.
+      weights: the mask as 8-bit grey of the image's size, or None.
+    """
 
     path: str | os.PathLike
     image: Image.Image
@@ -91,10 +104,11 @@ class Photo:
     def cut(
         self, sizes: Sequence[Size], *, crop: str, rng: np.random.Generator | None, max_zoom: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One crop of both, as `read_masked_image` says.
+        """Returns one crop of the image and its mask, as `read_masked_image` says.
 
-        The crop is chosen without a look at the mask. Where it holds nothing that counts, a random one is chosen again,
-        up to 20 times; then, and in the middle at once, it moves to where it holds most, nearest to where it lay.
+        The crop is chosen without regard to the mask. If nothing in it counts, another random crop is chosen, up to 20
+        times. If that does not help, and at once for the centre crop, the crop moves to where it holds most of the
+        mask; of several such positions it takes the nearest.
         """
         if crop not in ('center', 'random'):
             raise ValueError(f"crop must be 'center' or 'random', got {crop!r}")
@@ -107,16 +121,18 @@ class Photo:
         if self.weights is None:
             image = frame.apply(self.image, Image.Resampling.LANCZOS)
             return image, np.full((*image.shape[:2], 1), 255, np.uint8)
-        # A mean over areas, since Lanczos would put light echoes of a white edge into the black beside it.
+        # The mask is averaged over areas, because Lanczos would put bright echoes of a white edge into the black part.
         kept = frame.apply(self.weights, Image.Resampling.BOX)
         for _ in range(_TRIES if crop == 'random' else 0):
             if kept.any():
                 break
             frame = try_crop()
             kept = frame.apply(self.weights, Image.Resampling.BOX)
+        # A mask of a small part may be missed by every random crop, so go to where it is.
         if not kept.any():
             frame = frame.moved_to(np.array(self.weights.resize(frame.resized, Image.Resampling.BOX)))
             kept = frame.apply(self.weights, Image.Resampling.BOX)
+        # The averages of a few dots round to 0, and an image without any weight would train nothing.
         if not kept.any():
             raise ImageError(
                 f'the mask {self.mask} is black all over, or all but a few dots, so nothing of its image {self.path} '
@@ -126,7 +142,7 @@ class Photo:
 
 
 class _Frame(NamedTuple):
-    """How an image is brought to size: resized as a whole, then cut."""
+    """How an image is brought to its size: it is resized as a whole, then cropped."""
 
     resized: tuple[int, int]  # width, height
     box: tuple[int, int, int, int]  # left, top, right, bottom
@@ -135,9 +151,14 @@ class _Frame(NamedTuple):
         return np.array(image.resize(self.resized, resampling).crop(self.box))
 
     def moved_to(self, weights: np.ndarray) -> '_Frame':
-        """The frame where it holds the most weight, of those the nearest; weights: uint8[height, width], resized."""
+        """Returns the frame moved to where it holds the most weight; of several such positions, to the nearest.
+
+        Args:
+          weights: uint8[height, width], resized.
+        """
         left, top, right, bottom = self.box
         width, height = right - left, bottom - top
+        # Sums over all rectangles that start at the corner give the sum over any frame by four look-ups.
         sums = np.pad(weights.cumsum(0, np.int64).cumsum(1), ((1, 0), (1, 0)))
         held = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
         tops, lefts = np.nonzero(held == held.max())
@@ -149,7 +170,13 @@ class _Frame(NamedTuple):
 def _frame(
     path: str | os.PathLike, size: tuple[int, int], target: Size, rng: np.random.Generator | None, max_zoom: float
 ) -> _Frame:
-    """The frame in the middle, or with `rng` a random one, of an image of that (width, height)."""
+    """Returns the centre frame or, with `rng`, a random frame of an image.
+
+    Args:
+      size: (width, height) of the image.
+      target: (height, width) of the frame.
+    Raises: ImageError if the image is smaller than the frame.
+    """
     (width, height), (wanted_height, wanted_width) = size, target
     by_width = width * wanted_height <= height * wanted_width  # the side that is not cropped
     there, side = (width, wanted_width) if by_width else (height, wanted_height)
@@ -161,7 +188,7 @@ def _frame(
         )
     if rng is not None:
         side = int(rng.uniform(side, min(max_zoom * side, there) + 1))
-    # Rounded down, as torchvision's Resize does, so that other trainers' pixels are met.
+    # Rounded down, as torchvision's Resize does, so that the pixels equal those of other trainers.
     width, height = (side, side * height // width) if by_width else (side * width // height, side)
     spare = width - wanted_width, height - wanted_height
     left, top = (round(s / 2) for s in spare) if rng is None else (int(rng.integers(s + 1)) for s in spare)
@@ -169,14 +196,14 @@ def _frame(
 
 
 def fit(images: np.ndarray, size: Size) -> np.ndarray:
-    """Images in memory brought to another size, resized until they cover it and cropped in the middle.
+    """Brings images in memory to another size: they are resized until they cover it and cropped in the centre.
 
     Args:
       images: uint8[N, H, W, 3]. Unlike files they may be enlarged: class images are generated as squares, and the
-        longer side of a bucket with their area is up to sqrt(MAX_RATIO) times theirs.
+        longer side of a bucket of the same area is up to sqrt(MAX_RATIO) times their side.
       size: (height, width).
-    Returns: uint8[N, height, width, 3]; `images` itself if that is their size.
-    Raises: ValueError if they are smaller than that both ways.
+    Returns: uint8[N, height, width, 3]; `images` itself if it has that size.
+    Raises: ValueError if the images are smaller than the size in both directions.
     """
     (_, height, width, _), (wanted_height, wanted_width) = images.shape, size
     if (height, width) == (wanted_height, wanted_width):

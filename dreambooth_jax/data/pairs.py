@@ -1,12 +1,12 @@
 """The examples of a training batch: which instance and class images a step sees, and with what weight.
 
-A batch has `num_instance_examples` instance examples, then `num_class_examples` class examples. Its description
-(`make_batch`) is made once and placed on the devices; a step then picks images by index, so nothing is moved between
-host and device and there is no iterator state: `image_index` is a pure function of (key, step, example).
+A batch has `num_instance_examples` instance examples, followed by `num_class_examples` class examples. Its description
+(`make_batch`) is made once and placed on the devices. A step then selects images by index, so nothing moves between
+host and device, and there is no iterator state: `image_index` is a pure function of (key, step, example).
 
-Prior preservation, mean(instance) + lambda * mean(class), is a weight per example (DESIGN.md, decision 4), so the loss
-is mean(weight * loss) on any split of the examples over devices. The image array holds instance images first, then
-class images; a group is named by its first image's place.
+Prior preservation, mean(instance) + lambda * mean(class), is a weight per example (DESIGN.md, decision 4). So the loss
+is mean(weight * loss) for any split of the examples over devices. The image array holds the instance images first, then
+the class images. A group is identified by the index of its first image.
 """
 
 import jax
@@ -26,15 +26,15 @@ def make_batch(
     Args:
       num_instance_examples: > 0.
       num_class_examples: >= 0.
-      num_instance_images: > 0, the images' places are [0, num_instance_images).
-      num_class_images: > 0 if there are class examples; their places follow.
-      prior_weight: lambda >= 0.
+      num_instance_images: > 0; their indices are [0, num_instance_images).
+      num_class_images: > 0 if there are class examples; their indices follow.
+      prior_weight: lambda, >= 0.
     Returns: arrays [B]
-      slot i32: the example's place in the global batch;
+      slot i32: the example's index in the global batch;
       weight f32: B / num_instance_examples, or prior_weight * B / num_class_examples;
-      is_instance f32: 1 or 0;
-      first i32, size i32: place of the first image of the example's group, and how many it has;
-      position i32, examples i32: place of the example among its group's examples, and how many these are.
+      is_instance f32: 1 for instance examples, 0 for class examples;
+      first i32, size i32: the index of the first image of the example's group, and how many images the group has;
+      position i32, examples i32: the example's index among the examples of its group, and how many these are.
     Raises: ValueError if a number is out of range.
     """
     if num_instance_examples < 1 or num_class_examples < 0:
@@ -42,6 +42,7 @@ def make_batch(
             'a batch needs at least one instance example and no negative number of class examples, got '
             f'{num_instance_examples} and {num_class_examples}'
         )
+    # A group without images would divide by 0 in `image_index`, on the device, where nothing is reported.
     for kind, examples, images in (
         ('instance', num_instance_examples, num_instance_images),
         ('class', num_class_examples, num_class_images),
@@ -50,6 +51,7 @@ def make_batch(
             raise ValueError(f'the batch has {examples} {kind} examples but there are {images} {kind} images')
     if not prior_weight >= 0:
         raise ValueError(f'prior_weight must be >= 0, got {prior_weight}')
+    # The mean over the batch divides by B, so B / group size makes it the mean over each group.
     total = num_instance_examples + num_class_examples
     groups = [(num_instance_examples, 0, num_instance_images, 1.0, 1.0)]
     if num_class_examples:
@@ -70,9 +72,10 @@ def make_batch(
 
 
 def pad_examples(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarray]:
-    """Repeats examples with weight 0 until their number divides by `multiple`, such as the number of devices.
+    """Repeats examples with weight 0 until their number is a multiple of `multiple`, such as the number of devices.
 
-    The other weights grow by padded / unpadded, so that mean(weight * loss) over all examples stays what it was.
+    The other weights are multiplied by padded / unpadded, so that mean(weight * loss) over all examples does not
+    change.
     """
     count = len(batch['slot'])
     padding = -count % multiple
@@ -85,21 +88,21 @@ def pad_examples(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.nd
 
 
 def deal_examples(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
-    """The same examples in the order in which each device gets every `devices`-th, so that each has its share of a
-    group.
+    """Returns the same examples reordered: each device gets every `devices`-th example, and so its share of each group.
 
     Args:
-      batch: examples, of whose number `devices` is a divisor. They keep their slots, and so their random numbers.
+      batch: the examples; their number is a multiple of `devices`. They keep their slots, and so their random numbers.
     """
     return {name: examples.reshape(-1, devices).T.reshape(-1) for name, examples in batch.items()}
 
 
 def most_class_examples(batch: dict[str, np.ndarray], devices: int, parts: int = 1) -> int:
-    """How many class examples the micro-batch has that has most of them.
+    """Returns the largest number of class examples in any micro-batch.
 
     Args:
-      batch: the examples of all devices one after the other.
-      parts: micro-batches of a device; part j has its examples j, j + parts, ...
+      batch: the examples of all devices, one device after the other.
+      devices: how many there are; it divides the number of examples.
+      parts: the number of micro-batches of a device; part j has its examples j, j + parts, ...
     """
     return int((batch['is_instance'].reshape(devices, -1, parts) == 0).sum(axis=1).max())
 
@@ -107,19 +110,21 @@ def most_class_examples(batch: dict[str, np.ndarray], devices: int, parts: int =
 def image_index(
     key: jax.Array, step: jax.Array, batch: dict[str, jax.Array], max_size: int, *, shuffle: bool = True
 ) -> jax.Array:
-    """The image of every example at one step: each group is gone through epoch by epoch, every image once in each.
+    """Returns the index in the image array of every example's image at one step, i32[B].
+
+    Each group goes through its images epoch by epoch, and every image occurs once in each epoch.
 
     Args:
-      key: the run's key for this purpose; an example's result depends on it, on `step` and on the example's own fields
-        alone, so it is the same on any number of devices and after a restart.
-      step: i32[], or i32[B] where examples count differently.
-      batch: fields of `make_batch`, all examples or some of them.
+      key: the run's key for this purpose. The result for an example depends only on the key, on `step` and on the
+        example's own fields, so it is the same on any number of devices and after a restart.
+      step: i32[], or i32[B] if the examples count their steps differently.
+      batch: the fields of `make_batch`, for all examples or for some of them.
       max_size: static, at least the largest `size`.
-      shuffle: a fresh order for each group and epoch; False goes through in order.
-    Returns: i32[B], places in the image array.
+      shuffle: whether each group and epoch has a new random order; False keeps the order of the images.
     """
     size = batch['size']
-    seen = step * batch['examples'] + batch['position']  # examples of the group before this one, since the first step
+    # How many examples the group had before this one, since the first step.
+    seen = step * batch['examples'] + batch['position']
     epoch, index = seen // size, seen % size
     if not shuffle:
         return batch['first'] + index
@@ -127,7 +132,7 @@ def image_index(
     def pick(first, size, epoch, index):
         order_key = jax.random.fold_in(jax.random.fold_in(key, first), epoch)
         lots = jax.random.bits(order_key, (max_size,), jnp.uint32) >> 1
-        # Places beyond the group sort behind every lot, so the first `size` entries are a permutation of the group.
+        # Indices beyond the group sort after all others, so the first `size` entries are a permutation of the group.
         lots = jnp.where(jnp.arange(max_size) < size, lots, jnp.uint32(2**32 - 1))
         return first + jnp.argsort(lots)[index].astype(jnp.int32)
 

@@ -1,8 +1,9 @@
-"""The gate for photos: what a file is, decided by its first bytes and, where they tell nothing, by its name.
+"""Decides what a file among photos is, from its first bytes and, where they do not tell, from its name.
 
-A file is one of three things. An image that can be read has a `format`. A photo or drawing that cannot be read, such
-as a camera's raw file, has an `advice`: whoever put it there meant it to be used, so it is an error. All else is no
-photo, and is skipped and named. A name that promises a photo (.jpg) is held to its promise: text under it is an error.
+A file is one of three things. An image that can be read has a `format`. A photo or drawing that cannot be read, such as
+a camera's raw file, has an `advice`; whoever put it there wanted it to be used, so it is an error. Everything else is
+no photo; it is skipped and named. A file with the name of a photo (.jpg) must be one: text under such a name is an
+error.
 """
 
 import os
@@ -15,21 +16,22 @@ from typing import BinaryIO, NamedTuple
 
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-READABLE = 'JPEG, PNG, WebP, AVIF, HEIC, GIF, TIFF, BMP'  # as errors name them
+READABLE = 'JPEG, PNG, WebP, AVIF, HEIC, GIF, TIFF, BMP'  # the formats, as errors name them
 REPLACE = 'replace it or take it out of its folder'
 _CONVERT = 'save it as JPEG or PNG, or take it out of its folder'
 _DEVELOP = 'export it from your raw converter as JPEG, PNG or TIFF, or take it out of its folder'
-_HEAD = 4096  # bytes that are looked at
+_HEAD = 4096  # how many of a file's first bytes are examined
 
 
 class Kind(NamedTuple):
     """What a file is.
 
     Attributes:
-      words: to be put behind 'is'.
+      words: a phrase that messages put after 'is'.
       format: 'HEIF', or the name by which Pillow reads it; None if it cannot be read.
-      advice: what to do about a photo that cannot be read; None for what can be read and for what is no photo.
-      is_original: cameras and editors write a JPEG of the same name beside it, which is then its image.
+      advice: what to do about a photo that cannot be read; None for images that can be read and for files that are no
+        photo.
+      is_original: whether cameras and editors write a JPEG of the same name beside it, which is then used as its image.
     """
 
     words: str
@@ -59,7 +61,7 @@ SPECIAL = Kind('no ordinary file')  # a pipe, a socket
 _ARCHIVE, _ICON, _PAGE = Kind('an archive'), Kind('an icon'), Kind('a document')
 _TIFF, _AVIF, _HEIF = _readable('TIFF', 'TIFF'), _readable('AVIF', 'AVIF'), _readable('HEIC', 'HEIF')
 
-# First bytes -> kind, the longer before the shorter.
+# First bytes -> kind. Longer signatures stand before shorter ones with the same start.
 _SIGNATURES = (
     (b'\xff\xd8\xff\xf7', _unknown('JPEG-LS')),
     (b'\xff\xd8\xff', _readable('JPEG', 'JPEG')),
@@ -107,7 +109,7 @@ _SIGNATURES = (
 )
 _TIFF_HEADS = (b'II*\x00', b'MM\x00*', b'MM*\x00', b'II\x00*', b'II+\x00', b'MM\x00+')  # the last two: BigTIFF
 _HEIF_BRANDS = {b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'hevm', b'hevs', b'mif1', b'mif2', b'msf1'}
-_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes of the header that stands behind the first 14
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # possible sizes in bytes of the header after the first 14 bytes
 _PPM = re.compile(rb'P[1-6Ff]\s+(#[^\n]*\n\s*)*\d+\s+(#[^\n]*\n\s*)*\d+\s')
 _CONTROL = re.compile(rb'[\x00-\x08\x0e-\x1a\x1c-\x1f]')
 
@@ -143,7 +145,7 @@ _PHOTO_NAMES = set(
     'jpg jpeg jpe jfif mpo png apng webp avif heic heif hif heics heifs gif tif tiff bmp dib jp2 j2k jpf jpx j2c ppm '
     'pgm pbm pnm pfm psd psb xcf kra ora jxl jxr wdp exr hdr dds qoi bpg flif tga pcx svg'.split()
 )
-# Files that photo programs put beside photos, by name: what they would have done is not done here.
+# Files that photo programs put beside photos, by suffix. They have no effect here, and the words say so.
 _SIDE_NAMES = {
     'aae': 'edits of Apple Photos, which are not applied',
     'xmp': 'edits or notes of a photo program, which are not applied',
@@ -155,14 +157,17 @@ _SIDE_NAMES = {
 
 
 def look(path: str | os.PathLike) -> Kind:
-    """What lies at a path; never raises: what cannot be read is said so."""
+    """Returns what lies at a path.
+
+    It never raises an error: if a file cannot be read, the returned kind says so.
+    """
     path = pathlib.Path(path)
     is_promised = _suffix(path.name) in _PHOTO_NAMES | _RAW_NAMES.keys()
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             return FOLDER
-        if not stat.S_ISREG(mode):  # a pipe would wait for ever
+        if not stat.S_ISREG(mode):  # reading from a pipe could wait forever
             return SPECIAL
         with open(path, 'rb') as file:
             return kind_of(file, path.name)
@@ -171,7 +176,10 @@ def look(path: str | os.PathLike) -> Kind:
 
 
 def kind_of(file: BinaryIO, name: str) -> Kind:
-    """What an open file is; `name` counts where its bytes do not tell. Raises OSError where reading does."""
+    """Returns what an open file is. `name` decides where the bytes do not tell.
+
+    Raises: OSError if reading fails.
+    """
     file.seek(0)
     head = file.read(_HEAD)
     suffix = _suffix(name)
@@ -189,7 +197,7 @@ def kind_of(file: BinaryIO, name: str) -> Kind:
 
 
 def refusal(path: str | os.PathLike, kind: Kind) -> str:
-    """The sentence about a file that was to be read as an image and is none that can be."""
+    """Returns the message about a file that was meant to be read as an image but cannot be."""
     if kind.advice:
         return f'{path} is {kind.words}{"" if kind.advice == REPLACE else ", which cannot be read"}; {kind.advice}'
     what = kind.words if kind.words == 'not an image' else f'{kind.words}, not an image'
@@ -207,14 +215,14 @@ def _by_content(file: BinaryIO, head: bytes, suffix: str) -> Kind | None:
         return _tiff_kind(file, head, suffix)
     if _PPM.match(head):
         return _readable('PPM', 'PPM')
-    if text := _text_kind(head):  # before signatures that a sentence may start with
+    if text := _text_kind(head):  # before the signatures, because a sentence may start with the letters of one
         return text
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
             return _in_archive(head) if signature == b'PK\x03\x04' else kind
     if head[4:8] == b'ftyp':
         return _boxed(head)
-    if head[4:8] in (b'moov', b'mdat', b'wide', b'skip'):  # QuickTime before it had an ftyp box
+    if head[4:8] in (b'moov', b'mdat', b'wide', b'skip'):  # old QuickTime files have no ftyp box
         return VIDEO
     if head[:4] == b'RIFF':
         return _readable('WebP', 'WEBP') if head[8:12] == b'WEBP' else VIDEO
@@ -224,7 +232,7 @@ def _by_content(file: BinaryIO, head: bytes, suffix: str) -> Kind | None:
 
 
 def _boxed(head: bytes) -> Kind:
-    """Of a file that starts with ISO's ftyp box: the brands in it tell what may be read."""
+    """Returns the kind of a file that starts with ISO's ftyp box, from the brands in that box."""
     end = min(int.from_bytes(head[:4]), len(head))
     brands = {head[8:12], *(head[offset : offset + 4] for offset in range(16, end, 4))}
     if b'crx ' in brands:
@@ -235,7 +243,7 @@ def _boxed(head: bytes) -> Kind:
 
 
 def _in_archive(head: bytes) -> Kind:
-    """Some painting programs keep their files as archives whose first entry says so."""
+    """Returns the kind of an archive: some painting programs store drawings as archives whose first entry says so."""
     if b'mimetypeapplication/x-krita' in head[:128]:
         return _layered('Krita')
     return _layered('OpenRaster') if b'mimetypeimage/openraster' in head[:128] else _ARCHIVE
@@ -253,16 +261,18 @@ def _text_kind(head: bytes) -> Kind | None:
     try:
         head.decode('utf-8')
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # else the last letter was cut
+        if error.start < len(head) - 3:  # otherwise the end of the head cuts the last character
             return None
     return TEXT
 
 
 def _tiff_kind(file: BinaryIO, head: bytes, suffix: str) -> Kind:
-    """A TIFF, or a raw file in its clothes: readers that do not know those show their first page, a thumbnail.
+    """Returns the kind of a file with the header of TIFF, which may be a raw file.
+
+    Readers that do not know raw formats would show the first page of such a file, a thumbnail.
 
     Sources: TIFF 6.0 (254 NewSubfileType, 255 SubfileType, 262 PhotometricInterpretation), TIFF Technical Note 1 (330
-    SubIFDs), TIFF/EP (262: 32803 is a colour filter array), DNG 1.7 (50706 DNGVersion; 262: 34892 is linear raw).
+      SubIFDs), TIFF/EP (262: 32803 is a colour filter array), DNG 1.7 (50706 DNGVersion; 262: 34892 is linear raw).
     """
     if head[8:10] == b'CR':
         return _raw('Canon CR2')
@@ -277,7 +287,7 @@ def _tiff_kind(file: BinaryIO, head: bytes, suffix: str) -> Kind:
             area = [page.get(256, 0) * page.get(257, 0) for page in (first, *inner)]
             is_reduced = first.get(254, 0) & 1 or first.get(255) == 2
             has_more = bool(inner or first.next)
-    except Exception:  # damaged: what reads the pixels will say so
+    except Exception:  # damaged; the decoder of the pixels will report it
         return _TIFF
     if 50706 in first:
         return _raw('DNG')
@@ -289,7 +299,7 @@ def _tiff_kind(file: BinaryIO, head: bytes, suffix: str) -> Kind:
 
 
 def _tiff_page(file: BinaryIO, head: bytes, offset: int | None) -> ImageFileDirectory_v2:
-    """The tags of the page at an offset, or of the first page."""
+    """Returns the tags of the page at an offset, or of the first page for None."""
     tags = ImageFileDirectory_v2(head[: 16 if head[2] == 43 else 8])
     file.seek(tags.next if offset is None else offset)
     tags.load(file)

@@ -1,11 +1,13 @@
-"""A subject's folder: its images, their captions and masks, and everything else that lies there.
+"""A subject's folder: its images, their captions and masks, and all other files in it.
 
-Images are found by content (photo_kinds.py) and taken in the order of their names. What lies beside dog.jpg belongs
-to it by name, in capitals or not: dog.txt or dog.caption is its caption, dog.mask.png (or dog-masklabel.png, as
-OneTrainer names it) says what of it counts; with a dog.png there too, dog.jpg.txt and dog.jpg.mask.png. No file is lost
-without a word: it is used, or skipped and named so that the program can warn, or an error. An error is what the user
-meant to be used and cannot be: a photo that is damaged, too small or of a kind that is not read, a mask that fits no
-image. Hidden files are ignored unless they are images.
+Images are found by content (photo_kinds.py) and used in the order of their names. Other files belong to an image by
+name, where capital and small letters are equal. For dog.jpg, dog.txt or dog.caption is the caption, and dog.mask.png
+(or dog-masklabel.png, OneTrainer's name) is the mask, which says which part of the image counts. If there is a dog.png
+too, the files for dog.jpg are dog.jpg.txt and dog.jpg.mask.png.
+
+No file is ignored silently. It is used, or it is skipped and named so that the program can warn, or it is an error. A
+file is an error if the user meant it to be used and it cannot be: a photo that is damaged, too small or in a format
+that cannot be read, or a mask that fits no image. Only hidden files are ignored, unless they are images.
 """
 
 import dataclasses
@@ -24,14 +26,15 @@ from dreambooth_jax.data.images import MAX_ZOOM, ImageError, open_photo
 from dreambooth_jax.data.photo_kinds import FOLDER, READABLE, SPECIAL, Kind
 
 _CAPTIONS = ('.txt', '.caption')
-# OneTrainer's name for masks beside our own, and kohya's fork with the bare extension; white counts in all of them.
+# Our own name for masks, OneTrainer's, and kohya's fork's without a file extension. White counts in all of them.
 _MASK = re.compile(r'(?P<stem>.+?)(\.mask|-masklabel)(\.[^.]+)?', re.IGNORECASE)
-_CONDITION = re.compile(r'(?P<stem>.+)-condlabel\.[^.]+', re.IGNORECASE)  # OneTrainer's, of models that see an image
-_MASK_LIKE = re.compile(r'(?P<stem>.+?)[-_ ]mask(label)?', re.IGNORECASE)  # a stem
+# OneTrainer's name for the inputs of models that are conditioned on an image.
+_CONDITION = re.compile(r'(?P<stem>.+)-condlabel\.[^.]+', re.IGNORECASE)
+_MASK_LIKE = re.compile(r'(?P<stem>.+?)[-_ ]mask(label)?', re.IGNORECASE)  # matches a name without its extension
 
 
 class ImageFile(NamedTuple):
-    """An image, and the caption and the mask that lie beside it, if they do."""
+    """An image, with the text of its caption and the path of its mask if they exist."""
 
     path: pathlib.Path
     caption: str | None
@@ -43,11 +46,11 @@ class Images:
     """Images of one size in memory.
 
     Attributes:
-      images: uint8[N, H, W, 3], RGB; N = files * crops, the crops of one file together.
-      masks: uint8[N, H, W, 1], 255 where a pixel counts in full and 0 where it does not; None if no image has one.
+      images: uint8[N, H, W, 3], RGB, where N = files * crops; the crops of one file are consecutive.
+      masks: uint8[N, H, W, 1], 255 where a pixel counts in full and 0 where it does not; None if no image has a mask.
       prompts: N captions or prompts.
       names: N file names.
-      skipped: name -> reason, of what lay in the folder and is not used.
+      skipped: name -> reason, for files in the folder that are not used.
     """
 
     images: np.ndarray
@@ -58,11 +61,11 @@ class Images:
 
 
 def list_images(folder: str | os.PathLike) -> tuple[list[ImageFile], dict[str, str]]:
-    """The image files of a folder, sorted by name, and name -> reason for everything that is none.
+    """Returns the image files of a folder, sorted by name, and name -> reason for the files that are not used.
 
-    Raises: ImageError if the folder is missing, is a file or cannot be read; if a photo is of a kind that is not
-      read; if a caption is empty, not UTF-8 or contradicts another; if a mask is no image, has none beside it or is
-      not the only one; if a caption or mask could be of two images.
+    Raises: ImageError if the folder is missing, is a file or cannot be read; if a photo is in a format that cannot be
+      read; if a caption is empty, not UTF-8 or contradicts another; if a mask is no image, belongs to no image or is
+      not the only one; if a caption or mask could belong to two images.
     """
     folder = pathlib.Path(folder)
     kinds = _look_around(folder)
@@ -74,8 +77,10 @@ def list_images(folder: str | os.PathLike) -> tuple[list[ImageFile], dict[str, s
         skipped[path] = 'hidden' if path.name.startswith('.') else 'a condition for another kind of model'
     captions = [path for path in kinds if path.suffix.lower() in _CAPTIONS and path not in images]
     captions = [path for path in captions if kinds[path] not in (FOLDER, SPECIAL) and path not in skipped]
+    # Match by name only now, when it is clear which files are images: a skipped image must not own a caption or a mask.
     caption_of, mask_of = _caption_files(images, captions), _match_masks(images, masks, kinds)
     _refuse_mask_likes(images)
+    # Every file that is left is skipped with a reason, or is an error.
     used = {*images, *masks, *(path for found in caption_of.values() for path in found)}
     for path, kind in kinds.items():
         if path not in used and path not in skipped:
@@ -85,7 +90,7 @@ def list_images(folder: str | os.PathLike) -> tuple[list[ImageFile], dict[str, s
 
 
 def read_subject(folder: str | os.PathLike, resolution: int, prompt: str, *, crops: int = 1, seed: int = 0) -> Images:
-    """Reads all images of a folder as squares; as `read_buckets` with that one size."""
+    """Reads all images of a folder as squares, as `read_buckets` does with that one size."""
     size = (resolution, resolution)
     return read_buckets(folder, [size], prompt, crops=crops, seed=seed)[size]
 
@@ -103,19 +108,21 @@ def read_buckets(
     """Reads all images of a folder, each in the size whose ratio is nearest to its own.
 
     Args:
-      sizes: (height, width) pairs, such as buckets.bucket_sizes.
-      prompt: of the images without a caption.
-      crops: per image: the centre one, then random ones. max_zoom: of the random ones (images.py).
-      seed: of the random crops; a crop depends on it, on the image's place in the order and on its own number.
-      order: the files' names in the order in which they are taken; None: sorted.
-    Returns: the images by size, in the order of `sizes`, without those that no image has.
-    Raises: ImageError if no image is there, or one is damaged or smaller than its size, or a mask does not fit
-      its image.
+      sizes: (height, width) pairs, such as those of buckets.bucket_sizes.
+      prompt: the prompt of images without a caption.
+      crops: the number of crops per image: the first is the centre, the others are random.
+      max_zoom: the largest zoom of the random crops (images.py).
+      seed: of the random crops. A crop depends on it, on the image's index in the order and on the number of the crop.
+      order: the names of the files in the order in which they are used; None: sorted.
+    Returns: the images by size, in the order of `sizes`, without sizes that no image has.
+    Raises: ImageError if there is no image, if one is damaged or smaller than its size, or if a mask does not fit its
+      image.
     """
     files, skipped = list_images(folder)
     if not files:
         found = '; '.join(f'{name} is {reason}' for name, reason in skipped.items()) or 'it is empty'
         raise ImageError(f'the folder {folder} holds no image ({found}); put images ({READABLE}) there')
+    # A photo's index decides its random crops, so a resumed run needs the order that it began with.
     if order is not None:
         files.sort(key=lambda file: order.index(file.path.name))
     found: dict[Size, list] = {size: [] for size in sizes}
@@ -139,7 +146,10 @@ def read_buckets(
 
 
 def _look_around(folder: pathlib.Path) -> dict[pathlib.Path, Kind]:
-    """What lies in a folder, sorted by name, without hidden files that are no images."""
+    """Returns what lies in a folder, sorted by name, without hidden files that are no images.
+
+    Raises: ImageError if the folder is missing, is a file or cannot be read.
+    """
     if not folder.exists():
         raise ImageError(f'the folder {folder} does not exist; create it and put images ({READABLE}) there')
     if not folder.is_dir():
@@ -156,7 +166,10 @@ def _is_mask(path: pathlib.Path, kind: Kind) -> bool:
 
 
 def _reason(path: pathlib.Path, kind: Kind, images: Sequence[pathlib.Path]) -> str:
-    """Why a file is not used; raises ImageError if it is a photo and no image stands in for it."""
+    """Returns why a file is not used.
+
+    Raises: ImageError if it is a photo and no image is used instead of it.
+    """
     if not kind.advice:
         return kind.words
     twins = _owners(path.stem, images) if kind.is_original else []
@@ -166,8 +179,13 @@ def _reason(path: pathlib.Path, kind: Kind, images: Sequence[pathlib.Path]) -> s
 
 
 def _owners(stem: str, images: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """The images that a file of this stem lies beside: of that very name, or stem, or but for capitals."""
-    fold = lambda name: unicodedata.normalize('NFC', name).casefold()  # noqa: E731 (macOS splits accents off)
+    """Returns the images to which a file with this stem belongs.
+
+    These are the images with exactly that name; if there are none, those with that stem; if there are none either,
+    those whose name or stem differs only in capital and small letters.
+    """
+    # Normalized, because macOS stores an accent as a separate character.
+    fold = lambda name: unicodedata.normalize('NFC', name).casefold()  # noqa: E731
     tests = (
         lambda path: path.name == stem,
         lambda path: path.stem == stem,
@@ -191,7 +209,7 @@ def _owner(file: pathlib.Path, stem: str, what: str, images: Sequence[pathlib.Pa
 def _caption_files(
     images: Sequence[pathlib.Path], captions: Sequence[pathlib.Path]
 ) -> Mapping[pathlib.Path, list[pathlib.Path]]:
-    """Image -> its caption files."""
+    """Returns image -> its caption files."""
     found = {}
     for file in captions:
         owner = _owner(file, file.stem, 'caption', images)
@@ -203,7 +221,10 @@ def _caption_files(
 def _match_masks(
     images: Sequence[pathlib.Path], masks: Sequence[pathlib.Path], kinds: Mapping[pathlib.Path, Kind]
 ) -> dict[pathlib.Path, pathlib.Path]:
-    """Image -> its mask."""
+    """Returns image -> its mask.
+
+    Raises: ImageError if a mask is no image, belongs to no image, or is the second mask of an image.
+    """
     mask_of = {}
     for mask in masks:
         stem = _MASK.fullmatch(mask.name)['stem']
@@ -222,7 +243,12 @@ def _match_masks(
 
 
 def _refuse_mask_likes(images: Sequence[pathlib.Path]) -> None:
-    """dog_mask.png beside dog.jpg may be a mask or a masked dog: too dear a thing to guess."""
+    """Refuses names such as dog_mask.png beside dog.jpg.
+
+    The file may be a mask or a photo of a masked dog, and a wrong guess would spoil the training.
+
+    Raises: ImageError for such a name.
+    """
     for path in images:
         match = _MASK_LIKE.fullmatch(path.stem)
         others = [other for other in _owners(match['stem'], images) if other != path] if match else []

@@ -1,4 +1,4 @@
-"""The images of a run with their prompts, as arrays for the device: instance images, then class images."""
+"""The images of a run and their prompts, as arrays for the device: the instance images, then the class images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from dreambooth_jax.data.images import fit
 
 
 class Examples(NamedTuple):
-    """Images of one size.
+    """Images of one size with their prompts.
 
     Attributes:
       images: uint8[N, H, W, 3].
-      prompts: N of them.
-      masks: uint8[N, H, W, 1], how much each pixel counts (255: in full); None: all of them.
-      class_prompts: N prompts of the class that each image's subject belongs to; None where nobody asks.
+      prompts: N prompts.
+      masks: uint8[N, H, W, 1], how much each pixel counts (255: in full); None: all count in full.
+      class_prompts: N prompts of the classes of the images' subjects; None if they are not needed.
     """
 
     images: np.ndarray
@@ -27,16 +27,16 @@ class Examples(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Images and prompts, each prompt once.
+    """Images and prompts, with each prompt stored once.
 
     Attributes:
       images: uint8[N, H, W, 3].
-      prompt_of: i32[N], each image's place in `prompts`.
+      prompt_of: i32[N], the index of each image's prompt in `prompts`.
       prompts: the first is the empty prompt, which dropped examples see.
-      num_instance: images [0, num_instance) are the subject's; the rest are class images.
-      masks: uint8[N, H, W, 1], 255 where a pixel counts in full, as all of a class image does; None: all pixels do.
-      class_prompt_of: i32[N], the place of the prompt under which class examples show the subject's images; None where
-        they show class images, or where there are none.
+      num_instance: images [0, num_instance) show the subject; the others are class images.
+      masks: uint8[N, H, W, 1], 255 where a pixel counts in full, as in the whole of a class image; None: all pixels do.
+      class_prompt_of: i32[N], the index of the prompt under which class examples show the subject's image. None if
+        class examples show class images, or if there are no class examples.
     """
 
     images: np.ndarray
@@ -48,18 +48,18 @@ class Table:
 
     @property
     def num_class(self) -> int:
-        """How many class images there are."""
+        """The number of class images."""
         return len(self.images) - self.num_instance
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What of it a pixel stage takes to the device."""
+        """The arrays of the table that a pixel stage needs on the device."""
         masks = {} if self.masks is None else {'masks': self.masks}
         return {'images': self.images, **self.prompt_arrays, **masks}
 
     @property
     def prompt_arrays(self) -> dict[str, np.ndarray]:
-        """What of it every stage takes to the device."""
+        """The arrays of the table that every stage needs on the device."""
         again = {} if self.class_prompt_of is None else {'class_prompt_of': self.class_prompt_of}
         return {'prompt_of': self.prompt_of, **again}
 
@@ -67,12 +67,15 @@ class Table:
 def make_table(instance: Examples, class_images: Examples | None = None, *, shown_again: bool = False) -> Table:
     """Joins instance and class images into one table.
 
-    Class images of another size are fitted to that of the instance images, so that each aspect bucket has a copy
-    of them all: examples of one step have one shape, and the prior's weight must not depend on what lies in which
-      bucket.
+    Class images of another size are fitted to the size of the instance images. So each aspect bucket has a copy of all
+    of them: the examples of one step have one shape, and the weight of the prior must not depend on which images a
+    bucket has.
 
     Args:
-      shown_again: class examples show the instance images, under their class prompts; there are no class images then.
+      instance: the subject's images.
+      class_images: None if there are none.
+      shown_again: whether class examples show the instance images under their class prompts; there are no class images
+        then.
     """
     examples = instance
     if class_images is not None:
@@ -92,7 +95,10 @@ def make_table(instance: Examples, class_images: Examples | None = None, *, show
 
 
 def join(groups: Sequence[Examples]) -> Examples:
-    """Images of one size one after the other; if any group has masks, the others count in full."""
+    """Concatenates images of one size.
+
+    If any group has masks, the images of the others count in full.
+    """
     masks = None
     if any(group.masks is not None for group in groups):
         masks = np.concatenate(
@@ -109,11 +115,13 @@ def join(groups: Sequence[Examples]) -> Examples:
 
 
 def shrink_masks(masks: np.ndarray, factor: int) -> np.ndarray:
-    """Masks for latents: the mean over each factor x factor box, rounded up so that nothing that counts is lost.
+    """Returns masks for latents.
+
+    A value is the mean over a factor x factor box, rounded up so that nothing that counts is lost.
 
     Args:
       masks: uint8[N, H, W, 1].
-      factor: side of a latent in pixels; divides H and W.
+      factor: the side of a latent in pixels; it divides H and W.
     Returns: uint8[N, H // factor, W // factor, 1].
     """
     count, height, width, _ = masks.shape

@@ -1,4 +1,4 @@
-"""What is done to a prediction between the network and the sampler: guidance, and dynamic thresholding of x0.
+"""What happens to a prediction between the network and the sampler: guidance, and dynamic thresholding of x0.
 
 Sources: Ho & Salimans 2022 (classifier-free guidance), Saharia et al. 2022 (Imagen, section 2.3: dynamic thresholding).
 """
@@ -14,16 +14,15 @@ from dreambooth_jax.diffusion.prediction import over_trailing
 def classifier_free_guidance(
     conditional: jax.Array, unconditional: jax.Array, scale: float | jax.Array, *, learned_variance: bool = False
 ) -> jax.Array:
-    """unconditional + scale * (conditional - unconditional).
+    """Returns unconditional + scale * (conditional - unconditional), f32 of the same shape.
 
     Args:
         conditional: [B, H, W, C], or [B, H, W, 2C] with learned_variance.
-        unconditional: same shape: the answer to the empty or negative prompt.
-        scale: f32[] or f32[B]; 1 gives `conditional`, 0 `unconditional`.
-        learned_variance: whether the second half of the channels is a variance: it is kept from `conditional`
-            unguided, as diffusers' IFPipeline does.
-    Returns: f32 of the same shape.
-    Raises: ValueError if shapes differ or the channels cannot be halved.
+        unconditional: of the same shape, the prediction for the empty or the negative prompt.
+        scale: f32[] or f32[B]; 1 gives `conditional`, 0 gives `unconditional`.
+        learned_variance: whether the second half of the channels is a variance. It is then copied from `conditional`
+            without guidance, as in diffusers' IFPipeline.
+    Raises: ValueError if the shapes differ, or if there is an odd number of channels with learned_variance.
     """
     if conditional.shape != unconditional.shape:
         raise ValueError(
@@ -40,15 +39,15 @@ def classifier_free_guidance(
 
 
 def dynamic_threshold(x0: jax.Array, ratio: float, max_value: float) -> jax.Array:
-    """x0 clipped to [-s, s] and divided by s, so that saturated pixels move inwards.
+    """Returns x0 clipped to [-s, s] and divided by s, so that saturated pixels move inwards.
 
-    s is the `ratio` quantile of |x0| over one image, clipped to [1, max_value]; s = 1 is plain clipping to [-1, 1].
+    s is the `ratio` quantile of |x0| over one image, clipped to [1, max_value]. s = 1 is plain clipping to [-1, 1].
 
     Args:
         x0: [B, ...].
-        ratio: in [0, 1], 0.95 for DeepFloyd IF; the quantile interpolates linearly, as torch.quantile.
-        max_value: >= 1.
-    Returns: f32[B, ...] in [-1, 1]; an example depends on no other example.
+        ratio: in [0, 1]; DeepFloyd IF has 0.95. The quantile is interpolated linearly, as in torch.quantile.
+        max_value: the largest s, >= 1.
+    Returns: f32[B, ...] in [-1, 1]; an example does not depend on the other examples.
     """
     x0 = x0.astype(jnp.float32)
     size = jnp.sort(jnp.abs(x0).reshape(x0.shape[0], -1), axis=1)

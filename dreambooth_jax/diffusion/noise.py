@@ -1,8 +1,8 @@
 """Random numbers and the forward process x_t = alpha * x0 + sigma * noise.
 
-One key per example: what an example samples depends on its key alone, never on its neighbours or on the size of the
-batch, so any split of a batch over devices sees the same numbers. Keys are jax.random.key arrays [B] (or the older
-u32[B, 2]).
+There is one key per example. The random numbers of an example depend on its key alone, not on the other examples or on
+the batch size, so they stay the same however a batch is split over devices. Keys are jax.random.key arrays [B] (or the
+older u32[B, 2]).
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,13 @@ from dreambooth_jax.diffusion.schedules import Schedule, alpha_sigma
 
 
 def sample_noise(keys: jax.Array, shape: Sequence[int], *, offset: float = 0.0) -> jax.Array:
-    """Standard normal noise, one key per example.
+    """Samples standard normal noise, f32[B, *shape].
 
     Args:
-        keys: key[B].
-        shape: of one example, channels last: (H, W, C).
-        offset: strength of offset noise, usually 0 to 0.1: offset * N(0, 1) per channel, the same at all pixels, so
-            that brightness is learned too. The rest of the noise does not depend on it.
-    Returns: f32[B, *shape].
+        keys: key[B], one per example.
+        shape: the shape of one example, channels last: (H, W, C).
+        offset: the strength of offset noise, usually 0 to 0.1. It adds offset * N(0, 1) to each channel, the same
+            number at all pixels, so that the model learns brightness too. The rest of the noise does not depend on it.
     Source: offset noise, https://www.crosslabs.org/blog/diffusion-with-offset-noise
     """
     shape = tuple(shape)
@@ -39,7 +38,7 @@ def sample_noise(keys: jax.Array, shape: Sequence[int], *, offset: float = 0.0) 
 
 
 def sample_timesteps(keys: jax.Array, low: int, high: int) -> jax.Array:
-    """Uniform times in [low, high), i32[B], one key[B] per example.
+    """Samples uniform times in [low, high), i32[B], with one key per example, key[B].
 
     Raises: ValueError unless 0 <= low < high.
     """
@@ -49,7 +48,12 @@ def sample_timesteps(keys: jax.Array, low: int, high: int) -> jax.Array:
 
 
 def add_noise(schedule: Schedule, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-    """x_t, f32[B, ...], of x0 and noise [B, ...] at times t, i32[B] in [0, T)."""
+    """Returns x_t, f32[B, ...].
+
+    Args:
+        x0, noise: [B, ...].
+        t: i32[B] in [0, T).
+    """
     alpha, sigma = alpha_sigma(schedule, t)
     x0, noise = jnp.asarray(x0, jnp.float32), jnp.asarray(noise, jnp.float32)
     return over_trailing(alpha, x0) * x0 + over_trailing(sigma, x0) * noise

@@ -1,13 +1,15 @@
-"""What a network predicts about x_t = alpha * x0 + sigma * noise, and how one kind of prediction turns into another.
+"""What a network predicts about x_t = alpha * x0 + sigma * noise, and conversions between kinds of prediction.
 
   epsilon       the noise                      Ho et al. 2020
   sample        x0, the clean image
   v_prediction  alpha * noise - sigma * x0     Salimans & Ho 2022, appendix D
 
-With x_t known each determines the others, except at the ends:
-  alpha = 0 (zero terminal SNR): x_t holds nothing of x0, so `epsilon` tells neither x0 nor v: inf or NaN.
-  sigma = 0 (a clean x_t): x_t holds nothing of the noise, so `sample` tells neither epsilon nor v: inf or NaN.
-v_prediction converts to both everywhere, and `target_for` never divides.
+If x_t is known, each of them determines the others, except at the two ends:
+
+  alpha = 0 (zero terminal SNR): x_t holds nothing of x0, so `epsilon` determines neither x0 nor v: inf or NaN.
+  sigma = 0 (a clean x_t): x_t holds nothing of the noise, so `sample` determines neither epsilon nor v: inf or NaN.
+
+v_prediction can be converted to both everywhere, and `target_for` never divides.
 """
 
 import jax
@@ -33,14 +35,14 @@ _TARGETS = {
 def convert(
     value: jax.Array, *, source: str, target: str, x_t: jax.Array, alpha: jax.Array, sigma: jax.Array
 ) -> jax.Array:
-    """One prediction expressed as another.
+    """Converts one kind of prediction to another.
 
     Args:
         value: [B, ...], a prediction of type `source`.
         source, target: 'epsilon', 'v_prediction' or 'sample'.
         x_t: [B, ...], the noisy input that the prediction belongs to.
-        alpha, sigma: f32[B] or f32[], of x_t's time.
-    Returns: f32[B, ...].
+        alpha, sigma: f32[B] or f32[], at the time of x_t.
+    Returns: f32[B, ...], a prediction of type `target`.
     Raises: ValueError for an unknown type.
     """
     _check(source)
@@ -53,13 +55,12 @@ def convert(
 
 
 def target_for(prediction_type: str, x0: jax.Array, noise: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-    """What a network of this prediction type should answer.
+    """Returns what a network of this prediction type should predict, f32[B, ...].
 
     Args:
         prediction_type: 'epsilon', 'v_prediction' or 'sample'.
         x0, noise: [B, ...].
         alpha, sigma: f32[B] or f32[].
-    Returns: f32[B, ...].
     Raises: ValueError for an unknown type.
     """
     _check(prediction_type)
@@ -68,7 +69,7 @@ def target_for(prediction_type: str, x0: jax.Array, noise: jax.Array, alpha: jax
 
 
 def over_trailing(per_example: jax.Array, like: jax.Array) -> jax.Array:
-    """f32[B] (or f32[]) with axes of size 1 behind, so that it broadcasts over `like`, [B, ...]."""
+    """Returns f32[B] (or f32[]) with trailing axes of size 1, so that it broadcasts over `like`, [B, ...]."""
     per_example = jnp.asarray(per_example, jnp.float32)
     return (
         per_example.reshape(per_example.shape + (1,) * (like.ndim - per_example.ndim))

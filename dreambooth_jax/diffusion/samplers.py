@@ -1,19 +1,24 @@
 """From noise to images: ancestral sampling (ddpm), DDIM and DPM-Solver++, all as one scan over the same step.
 
-Every sampler is the same update with other coefficients,
+Every sampler makes the same update with other coefficients,
 
     x <- a * x + b * x0 + c * previous x0 + d * noise prediction + std * fresh noise,
 
-so a sampler is a function that makes the table of a, b, c, d, std, one row per denoise step; `sample` runs any table.
-Tables are made on the host, in float32 and diffusers' order of operations where it cancels (schedules.py says why).
+so a sampler is a function that makes the table of a, b, c, d and std, with one table row per denoising step. `sample`
+runs any such table. Tables are made on the host, in float32 and in diffusers' order of operations where differences
+cancel (schedules.py says why).
 
-Methods, as diffusers runs them, each by what the scheduler file says and else by its own defaults (scheduler_files.py):
+The samplers do what diffusers does. The scheduler file decides, and where it says nothing, the defaults of the
+sampler's own class (scheduler_files.py):
+
   ddpm          DDPMScheduler: Ho et al. 2020, equations 6, 7 and 15; learned variance of Nichol & Dhariwal 2021.
-  ddim          DDIMScheduler with use_clipped_model_output: Song et al. 2021, equations 12 and 16; eta 0 samples no
-                noise, eta 1 as much as ddpm.
+  ddim          DDIMScheduler with use_clipped_model_output: Song et al. 2021, equations 12 and 16. With eta 0 it adds
+                no noise, with eta 1 as much as ddpm.
   dpmsolver++   DPMSolverMultistepScheduler (dpmsolver++, order 2, midpoint, last sigma zero, unless the file says
-                otherwise): Lu et al. 2022, algorithm 2; first order in the first and the last step.
-The clean prediction x0 is thresholded where the schedule says so, or clipped; dpmsolver++ does not clip, as there.
+                otherwise): Lu et al. 2022, algorithm 2; the first and the last step are of first order.
+
+The clean prediction x0 is thresholded where the schedule says so, or else clipped; dpmsolver++ never clips, as in
+diffusers.
 """
 
 import math
@@ -30,16 +35,19 @@ from dreambooth_jax.diffusion.prediction import convert
 from dreambooth_jax.diffusion.scheduler_files import Sampling
 from dreambooth_jax.diffusion.schedules import Schedule, posterior_of
 
-# Stand-in for alphas_cumprod 0, so that dpmsolver++'s first sigma is finite: scheduling_dpmsolver_multistep.py.
+# Replaces an alphas_cumprod of 0, so that dpmsolver++'s first sigma is finite: scheduling_dpmsolver_multistep.py.
 _TINY_ALPHAS_CUMPROD = np.float32(2.0**-24)
-# dpmsolver++ takes less than this many steps for few, whose last is better of first order: the same file.
+# With fewer steps than this, the last step of dpmsolver++ is better of first order: the same file.
 _FEW_STEPS = 15
 # Lowest variance whose logarithm is taken: scheduling_ddpm.py.
 _MIN_VARIANCE = np.float32(1e-20)
 
 
 class StepTable(NamedTuple):
-    """Coefficients of every denoise step: t is i32[N], the others f32[N]; a row of it is the same without [N]."""
+    """The coefficients of every denoising step: t is i32[N], the others are f32[N].
+
+    A table row, for one step, has the same fields without [N].
+    """
 
     t: np.ndarray
     alpha: np.ndarray
@@ -48,10 +56,10 @@ class StepTable(NamedTuple):
     x0: np.ndarray
     previous_x0: np.ndarray
     noise_prediction: np.ndarray
-    std: np.ndarray  # Of the fresh noise, unless the variance is learned.
-    log_variance_low: np.ndarray  # Learned range: log variance at -1 and 1.
+    std: np.ndarray  # Standard deviation of the fresh noise, unless the variance is learned.
+    log_variance_low: np.ndarray  # Learned range: the log variances that -1 and 1 stand for.
     log_variance_high: np.ndarray
-    is_noisy: np.ndarray  # 1 where fresh noise is sampled at all.
+    is_noisy: np.ndarray  # 1 where the step adds fresh noise, otherwise 0.
 
 
 def sample(
@@ -65,22 +73,23 @@ def sample(
     eta: float = 0.0,
     noise: jax.Array | None = None,
 ) -> jax.Array:
-    """Images from noise. Pure: may run under jax.jit with everything but x_T, keys and noise static.
+    """Generates images from noise, f32[B, H, W, C]: the last x0, not clipped further.
+
+    The function is pure. It may run under jax.jit with all arguments static except x_T, keys and noise.
 
     Args:
-        denoise: (x_t f32[B, H, W, C], t i32[B]) -> [B, H, W, C], or [B, H, W, 2C] with variance channels behind;
-            guidance already applied. It is traced once. Variance channels are used by ddpm when its variance_type is
-            a learned one and dropped otherwise.
-        x_T: f32[B, H, W, C], initial noise (initial_noise).
-        keys: key[B], one per example, for the fresh noise: row i is the same in any batch.
-        schedule: says what the network predicts and, by schedule.sampling(sampler), how x0 is limited and times are
+        denoise: (x_t f32[B, H, W, C], t i32[B]) -> [B, H, W, C], or [B, H, W, 2C] with variance channels after the
+            prediction; guidance is already applied. It is traced once. ddpm uses variance channels if its variance_type
+            is a learned one; otherwise they are dropped.
+        x_T: f32[B, H, W, C], the initial noise (initial_noise).
+        keys: key[B], one per example, for the fresh noise. An example's noise is the same in any batch.
+        schedule: says what the network predicts and, by schedule.sampling(sampler), how x0 is limited and how times are
             spaced.
         sampler: 'ddpm', 'ddim' or 'dpmsolver++'.
-        num_steps: denoise steps, 1 to T.
-        eta: ddim's share of fresh noise in [0, 1]; the other methods take 0 only.
-        noise: f32[N, B, H, W, C], N = len(timesteps), fresh noise to use instead of sampling from keys.
-    Returns: f32[B, H, W, C], x0, not clipped further.
-    Raises: ValueError for an unknown sampler, a bad number of steps, eta or shape.
+        num_steps: the number of denoising steps, 1 to T.
+        eta: ddim's share of fresh noise in [0, 1]; the other samplers take only 0.
+        noise: f32[N, B, H, W, C] with N = len(timesteps), fresh noise to use instead of sampling from keys.
+    Raises: ValueError for an unknown sampler or a number of steps, an eta or a shape that is not allowed.
     """
     table = step_table(schedule, sampler, num_steps, eta)
     x_T = jnp.asarray(x_T, jnp.float32)
@@ -92,7 +101,7 @@ def sample(
         x, previous_x0 = carry
         row, index, fresh = inputs
         if adds_noise and fresh is None:
-            fresh = sample_noise(_fold(keys, index + 1), x.shape[1:])  # 0 is the initial noise.
+            fresh = sample_noise(_fold(keys, index + 1), x.shape[1:])  # 0 is the number of the initial noise.
         answer = denoise(x, jnp.full((x.shape[0],), row.t, jnp.int32))
         return denoise_step(answer, x, previous_x0, row, fresh, schedule=schedule, sampler=sampler), None
 
@@ -111,14 +120,14 @@ def denoise_step(
     schedule: Schedule,
     sampler: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """One step of any sampler.
+    """Takes one step of any sampler.
 
     Args:
-        answer: [B, H, W, C or 2C], of the network at x and row.t.
+        answer: [B, H, W, C or 2C], the network's output for x and row.t.
         x: f32[B, H, W, C].
-        previous_x0: f32[B, H, W, C], the x0 that the step before returned; zeros in the first.
-        row: one row of step_table for the same schedule and sampler.
-        fresh_noise: f32[B, H, W, C]; None where the table samples none.
+        previous_x0: f32[B, H, W, C], the x0 that the previous step returned; zeros in the first step.
+        row: one table row of step_table for the same schedule and sampler.
+        fresh_noise: f32[B, H, W, C]; None if the table adds no noise.
     Returns: (next x, x0), each f32[B, H, W, C].
     Raises: ValueError if the network's channels do not fit.
     """
@@ -127,12 +136,13 @@ def denoise_step(
     prediction, variance = _split_channels(answer.astype(jnp.float32), x.shape[-1], learns_variance)
     known = dict(source=schedule.prediction_type, x_t=x, alpha=row.alpha, sigma=row.sigma)
     x0 = _limit(convert(prediction, target='sample', **known), sampling)
+    # ddpm needs these two terms; the other samplers add one more.
     new = row.x * x + row.x0 * x0
     if sampler == 'dpmsolver++':
         new = new + row.previous_x0 * previous_x0
     if sampler == 'ddim':
-        # The noise that belongs to the limited x0 (diffusers' use_clipped_model_output): with the noise of the
-        # prediction as it was, the two no longer add up to x, and guided pixel models drift into clashing colours.
+        # Take the noise that belongs to the limited x0 (diffusers' use_clipped_model_output). With the predicted noise
+        # instead, the two would no longer add up to x, and guided pixel models would drift into wrong colours.
         if sampling.thresholding or sampling.clip_sample:
             prediction, known['source'] = x0, 'sample'
         new = new + row.noise_prediction * convert(prediction, target='epsilon', **known)
@@ -143,7 +153,7 @@ def denoise_step(
 
 
 def step_table(schedule: Schedule, sampler: str, num_steps: int, eta: float = 0.0) -> StepTable:
-    """Coefficients of every step, NumPy; arguments and errors as `sample`."""
+    """Returns the coefficients of every step as NumPy arrays; arguments and errors are those of `sample`."""
     sampling = schedule.sampling(sampler)
     if not 0.0 <= eta <= 1.0 or (eta and sampler != 'ddim'):
         raise ValueError(f'eta is {eta} with sampler {sampler}; ddim takes 0 to 1, the others 0.')
@@ -161,21 +171,26 @@ def step_table(schedule: Schedule, sampler: str, num_steps: int, eta: float = 0.
 
 
 def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """x_T, f32[B, *shape], standard normal; key[B], the same keys may go to `sample`: it samples other numbers."""
+    """Samples x_T, f32[B, *shape], from a standard normal distribution.
+
+    Args:
+        keys: key[B]; the same keys may go to `sample`, which samples other numbers from them.
+    """
     return sample_noise(_fold(keys, 0), shape)
 
 
 def timesteps(schedule: Schedule, sampler: str, num_steps: int) -> np.ndarray:
-    """Times at which `sampler` calls the network, i64[N], falling; equal to diffusers' set_timesteps.
+    """Returns the times at which `sampler` calls the network, i64[N], falling; equal to diffusers' set_timesteps.
 
-    N is num_steps; less when dpmsolver++ leaves out the times below lambda_min_clipped from 'trailing' spacing. Times
-    may repeat only where dpmsolver++ spreads sigma / alpha rather than times: the network then sees other noise.
+    N is num_steps, or less if dpmsolver++ with 'trailing' spacing leaves out the times below lambda_min_clipped. Times
+    may repeat only if dpmsolver++ spaces sigma / alpha instead of the times: the network then sees other noise at the
+    same time.
 
     Args:
-        schedule: its sampling(sampler).
+        schedule: its sampling(sampler) says how times are spaced.
         sampler: 'ddpm', 'ddim' or 'dpmsolver++'.
         num_steps: 1 to T.
-    Raises: ValueError for an unknown sampler or when the times would repeat or leave [0, T).
+    Raises: ValueError for an unknown sampler, or if the times would repeat or leave [0, T).
     Source: Lin et al. 2023, table 2; set_timesteps of DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler.
     """
     sampling = schedule.sampling(sampler)
@@ -187,7 +202,7 @@ def timesteps(schedule: Schedule, sampler: str, num_steps: int) -> np.ndarray:
 def _spread_times(schedule: Schedule, sampling: Sampling, sampler: str, num_steps: int) -> np.ndarray:
     total = schedule.num_train_timesteps
     _check_steps(num_steps, total)
-    # DPM-Solver++ spreads one time more and leaves out t = 0, since it ends at sigma zero by itself.
+    # DPM-Solver++ spreads one time more and leaves out t = 0, because it ends at sigma zero anyway.
     extra = sampler == 'dpmsolver++'
     last = _num_usable_times(schedule, sampling.lambda_min_clipped) if extra else total
     if sampling.timestep_spacing == 'linspace':
@@ -196,7 +211,8 @@ def _spread_times(schedule: Schedule, sampling: Sampling, sampler: str, num_step
         rising = (np.arange(num_steps + extra) * (last // (num_steps + extra)))[extra:] + sampling.steps_offset
     else:
         rising = np.arange(last, 0, -total / num_steps).round()[::-1] - 1
-        rising = rising[rising >= 0]  # At 61 steps, for one, arange rounds to a time too many: diffusers returns -1.
+        # At 61 steps, for example, rounding gives one time too many; diffusers then returns -1.
+        rising = rising[rising >= 0]
     times = rising[::-1].astype(np.int64)
     if len(times) == 0 or times[0] >= total or np.any(np.diff(times) >= 0):
         raise ValueError(
@@ -212,7 +228,7 @@ def _check_steps(num_steps: int, total: int) -> None:
 
 
 def _num_usable_times(schedule: Schedule, lambda_min_clipped: float) -> int:
-    # Times from 0 whose log(alpha / sigma) is at least lambda_min_clipped.
+    # How many times, counted from 0, have a log(alpha / sigma) of at least lambda_min_clipped.
     alphas_cumprod = _finite_alphas_cumprod(schedule)
     log_ratio = np.log(np.sqrt(alphas_cumprod)) - np.log(np.sqrt(1 - alphas_cumprod))
     return len(log_ratio) - int(np.searchsorted(log_ratio[::-1], lambda_min_clipped))
@@ -226,7 +242,10 @@ def _finite_alphas_cumprod(schedule: Schedule) -> np.ndarray:
 
 
 def _solver_path(schedule: Schedule, sampling: Sampling, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Times i64[N] and sigma / alpha f64[N + 1] of dpmsolver++, the last one that of the finished image."""
+    """Returns dpmsolver++'s times, i64[N], and sigma / alpha, f64[N + 1].
+
+    The last value of sigma / alpha is that of the finished image.
+    """
     alphas_cumprod = _finite_alphas_cumprod(schedule)
     ratios = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
     if sampling.sigma_spacing is None:
@@ -236,7 +255,7 @@ def _solver_path(schedule: Schedule, sampling: Sampling, num_steps: int) -> tupl
         _check_steps(num_steps, len(ratios))
         path = _spread_ratios(ratios, sampling, num_steps)
         times = _times_of(path, np.log(ratios))
-        # As diffusers rounds; what it does not round here it cuts off.
+        # diffusers rounds in these cases and truncates in the others.
         if sampling.sigma_spacing in ('karras', 'lu') and schedule.beta_schedule != 'squaredcos_cap_v2':
             times = times.round()
         times = times.astype(np.int64)
@@ -245,8 +264,9 @@ def _solver_path(schedule: Schedule, sampling: Sampling, num_steps: int) -> tupl
 
 
 def _spread_ratios(ratios: np.ndarray, sampling: Sampling, num_steps: int) -> np.ndarray:
-    # sigma / alpha of every step, falling: evenly in some function of it. Karras et al. 2022, equation 5 with rho 7; Lu
-    # et al. 2022, and exponential: in its logarithm; Lee et al. 2024: quantiles of a beta distribution.
+    # sigma / alpha of every step, falling, evenly spaced in some function of it. 'karras' is Karras et al. 2022,
+    # equation 5, with rho 7; 'lu' (Lu et al. 2022) and 'exponential' are even in its logarithm; 'beta' (Lee et al.
+    # 2024) takes the quantiles of a beta distribution.
     highest, lowest = (float(ratios[end]) for end in (-1, 0))
     if sampling.sigma_spacing != 'lu':
         highest, lowest = sampling.sigma_max or highest, sampling.sigma_min or lowest
@@ -265,8 +285,8 @@ def _spread_ratios(ratios: np.ndarray, sampling: Sampling, num_steps: int) -> np
 
 
 def _times_of(path: np.ndarray, log_ratios: np.ndarray) -> np.ndarray:
-    # Where sigma / alpha lies between the times' own, by its logarithm. In diffusers' order of operations: the result
-    # is cut off to whole numbers, and a last digit decides.
+    # The fractional times at which the schedule has these sigma / alpha, interpolated in the logarithm. The order of
+    # operations is that of diffusers, because the result is truncated to whole numbers and the last digit can decide.
     log_path = np.log(np.maximum(path, 1e-10))
     low = np.clip(np.searchsorted(log_ratios, log_path, side='right') - 1, 0, len(log_ratios) - 2)
     share = (log_ratios[low] - log_path) / (log_ratios[low] - log_ratios[low + 1])
@@ -279,7 +299,7 @@ def _ancestral(schedule: Schedule, times: np.ndarray, sampling: Sampling) -> Ste
     before = np.append(now[1:], np.float32(1))
     posterior = posterior_of(now, before)
     small = np.maximum(posterior.variance, _MIN_VARIANCE)
-    # The '_log' types are the same variances, told in logarithms.
+    # The '_log' types are the same variances; diffusers computes them by way of logarithms.
     variance = posterior.beta if sampling.variance_type.startswith('fixed_large') else small
     noisy = (times > 0).astype(np.float32)
     return _table(
@@ -297,7 +317,8 @@ def _ancestral(schedule: Schedule, times: np.ndarray, sampling: Sampling) -> Ste
 
 def _implicit(schedule: Schedule, times: np.ndarray, sampling: Sampling, num_steps: int, eta: float) -> StepTable:
     now = schedule.alphas_cumprod[times]
-    # A fixed stride back, not the next time in the list: the two differ unless the spacing is 'leading'.
+    # The previous time is a fixed stride away, as in diffusers, not the next time of the list. The two differ unless
+    # the spacing is 'leading'.
     previous = times - schedule.num_train_timesteps // num_steps
     final = np.float32(1) if sampling.set_alpha_to_one else schedule.alphas_cumprod[0]
     before = np.where(previous >= 0, schedule.alphas_cumprod[np.maximum(previous, 0)], final)
@@ -308,7 +329,7 @@ def _implicit(schedule: Schedule, times: np.ndarray, sampling: Sampling, num_ste
         alpha=now**0.5,
         sigma=(1 - now) ** 0.5,
         x0=before**0.5,
-        noise_prediction=np.maximum(1 - before - std**2, 0) ** 0.5,  # Rounding may go below 0 at eta 1.
+        noise_prediction=np.maximum(1 - before - std**2, 0) ** 0.5,  # At eta 1 rounding may give less than 0.
         std=std,
         is_noisy=(std > 0).astype(np.float32),
     )
@@ -317,20 +338,21 @@ def _implicit(schedule: Schedule, times: np.ndarray, sampling: Sampling, num_ste
 def _multistep(times: np.ndarray, ratio: np.ndarray, sampling: Sampling) -> StepTable:
     alpha = 1 / np.sqrt(ratio**2 + 1)
     sigma = ratio * alpha
-    # e^-h with h the step in log(alpha / sigma) is a quotient of the ratios, 0 where the image is finished.
+    # e^-h, where h is the step in log(alpha / sigma), is a quotient of the ratios; it is 0 where the image is finished.
     decay = ratio[1:] / ratio[:-1]
     with np.errstate(divide='ignore'):
         steps = -np.log(decay)
-    # The stochastic equation forgets twice as fast and puts noise in the place of what it forgets.
+    # The stochastic equation forgets x twice as fast and replaces what it forgets by noise.
     speed = 2 if sampling.adds_noise else 1
     first_order = alpha[1:] * (1 - decay**speed)
-    # Slope term times (h / h_before) * (x0 - previous x0).
+    # The second order adds slope * (h / previous h) * (x0 - previous x0).
     if sampling.solver_type == 'midpoint':
         slope = 0.5 * first_order
     else:
         slope = alpha[1:] - first_order / np.maximum(speed * steps, 1e-12)
     slope[1:] *= steps[1:] / steps[:-1]
-    # No slope without a step before, nor at the end where h is infinite or the file asks for it.
+    # There is no slope in the first step, which has no previous x0, nor in the last one if h is infinite there or the
+    # settings ask for first order.
     slope[0] = 0
     if sampling.ends_clean or sampling.euler_at_final or (sampling.lower_order_final and len(times) < _FEW_STEPS):
         slope[-1] = 0
@@ -350,7 +372,7 @@ def _multistep(times: np.ndarray, ratio: np.ndarray, sampling: Sampling) -> Step
 
 
 def _table(times: np.ndarray, **columns: np.ndarray) -> StepTable:
-    # Columns that a sampler does not use are 0.
+    # Coefficients that a sampler does not use are 0.
     zeros = np.zeros(len(times), np.float32)
     given = {name: np.asarray(column, np.float32) for name, column in columns.items()}
     return StepTable(t=times.astype(np.int32), **{name: given.get(name, zeros) for name in StepTable._fields[1:]})

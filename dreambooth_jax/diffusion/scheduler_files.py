@@ -1,14 +1,15 @@
-"""How a scheduler_config.json is read: which keys it may hold, and what each sampler makes of those that it does hold.
+"""How a scheduler_config.json is read: which keys it may hold, and what each sampler does with them.
 
-A file names one class of diffusers and belongs to two readers. The noise that the model was trained with (betas,
-prediction and variance type) is that of the class in the file: keys that the file leaves out take that class's
-defaults (NOISE_DEFAULTS). How images are generated is the affair of the sampler: diffusers hands the keys that the file
-does hold to the sampler's class, and that class has its own defaults for the others (SAMPLER_DEFAULTS), as
-`SamplerClass.from_config(FileClass.from_config(file).config)` does. So with Stable Diffusion 1.5's file, which names
-PNDMScheduler and no spacing, the times of ddim are spread 'leading' and those of dpmsolver++ 'linspace'.
+A file names one class of diffusers and has two readers. The first is the model: the noise that it was trained with
+(betas, prediction and variance type) is that of the class in the file, and keys that the file leaves out have that
+class's defaults (NOISE_DEFAULTS). The second is the sampler, which decides how images are generated: diffusers passes
+the keys that the file holds to the sampler's class, and that class has its own defaults for the others
+(SAMPLER_DEFAULTS), as `SamplerClass.from_config(FileClass.from_config(file).config)` does. For example, Stable
+Diffusion 1.5's file names PNDMScheduler and no spacing; so the times of ddim are spaced 'leading' and those of
+dpmsolver++ 'linspace'.
 
-One thing is not as there: a beta that the file leaves out. diffusers takes that from the sampler's class too, and then
-generates with noise that the model never saw. Files that diffusers writes name all betas.
+One thing differs from diffusers: a beta that the file leaves out. diffusers takes it from the sampler's class too, and
+then generates with noise that the model never saw. Files that diffusers writes name all betas.
 
 Sources: configuration_utils.py and schedulers/scheduling_*.py of diffusers 0.42.1.
 """
@@ -22,10 +23,10 @@ BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2')
 PREDICTION_TYPES = ('epsilon', 'v_prediction', 'sample')
 VARIANCE_TYPES = ('fixed_small', 'fixed_small_log', 'fixed_large', 'fixed_large_log', 'learned', 'learned_range')
 TIMESTEP_SPACINGS = ('linspace', 'leading', 'trailing')
-_MOST_TIMES = 100_000  # of a noise schedule; published ones have 1000
+_MOST_TIMES = 100_000  # limit for the length of a noise schedule; published ones have 1000
 _INFINITY = math.inf
 
-# Betas by class where they are not DDPMScheduler's: linear from 0.0001 to 0.02.
+# The keys in which a class's defaults differ from DDPMScheduler's, whose betas are linear from 0.0001 to 0.02.
 _NARROW = {'beta_start': 0.00085, 'beta_end': 0.012}
 _LATENT = {**_NARROW, 'beta_schedule': 'scaled_linear'}
 NOISE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -56,7 +57,7 @@ NOISE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 _LIMITS = {'thresholding': False, 'dynamic_thresholding_ratio': 0.995, 'sample_max_value': 1.0}
 _CLIPS = {**_LIMITS, 'clip_sample': True, 'clip_sample_range': 1.0, 'timestep_spacing': 'leading', 'steps_offset': 0}
-# Keys that a sampler's class has, with its defaults; keys that it does not have, it does not read.
+# The keys of each sampler's class with their defaults. The class does not read other keys.
 SAMPLER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     'ddpm': {**_CLIPS, 'variance_type': 'fixed_small'},
     'ddim': {**_CLIPS, 'set_alpha_to_one': True},
@@ -75,21 +76,22 @@ SAMPLER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         'use_exponential_sigmas': False,
         'use_beta_sigmas': False,
         'use_lu_lambdas': False,
-        # No arguments of that class, but it takes them from the file all the same, for the spacings above.
+        # These two are no arguments of that class, but it reads them from the file for the spacings above.
         'sigma_min': None,
         'sigma_max': None,
     },
 }
 SAMPLERS = tuple(SAMPLER_DEFAULTS)
-_SIGMA_SPACINGS = {  # in the order in which diffusers asks
+_SIGMA_SPACINGS = {  # in the order in which diffusers checks them
     'use_karras_sigmas': 'karras',
     'use_lu_lambdas': 'lu',
     'use_exponential_sigmas': 'exponential',
     'use_beta_sigmas': 'beta',
 }
-# Whether dpmsolver++ then adds noise, and its second order. Names that other classes of diffusers write for themselves
-# stand for the defaults (diffusers means to take 'deis' so, though it then refuses an end at sigma zero with it). The
-# third order, and solving for the noise ('dpmsolver', which diffusers gives up), would need steps of another form.
+# algorithm_type -> whether dpmsolver++ adds noise; solver_type -> the form of its second order. Names that other
+# classes of diffusers write for themselves stand for the defaults (diffusers intends this for 'deis', but then refuses
+# to end at sigma zero with it). The third order, and solving for the noise ('dpmsolver', which diffusers has
+# deprecated), would need steps of another form.
 _ALGORITHMS = {'dpmsolver++': False, 'deis': False, 'sde-dpmsolver++': True}
 _SOLVERS = {'midpoint': 'midpoint', 'heun': 'heun', 'logrho': 'midpoint', 'bh1': 'midpoint', 'bh2': 'midpoint'}
 
@@ -142,18 +144,19 @@ _SAMPLING_RULES = {
     'sigma_min': _POSITIVE,
     'sigma_max': _POSITIVE,
 }
-# Marks of models whose noise is no discrete, variance-preserving schedule though their class can have one.
+# Keys that mark models whose noise is not a discrete, variance-preserving schedule, although their class can have one:
+# key -> the values that are allowed.
 _OTHER_PROCESSES = {'use_flow_sigmas': (False, None), 'timestep_type': ('discrete', None)}
 
 
 def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keys of a scheduler_config.json that say what noise the model knows, and those that say how it is generated.
+    """Splits the keys of a scheduler_config.json: those about the model's noise, and those about generating images.
 
     Args:
-      config: the file's contents. Keys under `_use_default_values` count as left out, as in diffusers; so do nulls, but
-        a switch that is null is off.
-    Returns: (noise, written): noise complete but for DDPMScheduler's defaults; written as the file has them.
-    Raises: ValueError naming the key, its value and what is allowed.
+      config: the contents of the file. Keys under `_use_default_values` count as left out, as in diffusers. So do keys
+        that are null, except that a switch that is null is off.
+    Returns: (noise, written). noise is complete except for DDPMScheduler's defaults; written has the keys of the file.
+    Raises: ValueError that names the key, its value and what is allowed.
     """
     class_name = config.get('_class_name', 'DDPMScheduler')
     if not isinstance(class_name, str) or class_name not in NOISE_DEFAULTS:
@@ -173,7 +176,7 @@ def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_written(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that say how images are generated, checked as those of a file are.
+    """Checks keys that say how images are generated, as those of a file are checked, and returns them.
 
     Raises: ValueError for an unknown key or a value that is not allowed.
     """
@@ -202,12 +205,15 @@ def _checked(config: Mapping[str, Any], rules: Mapping[str, Any]) -> dict[str, A
 
 
 def _is_number(value: Any) -> bool:
-    # Whole numbers beyond floats are none: nothing could be computed with them.
+    # A whole number too large for a float does not count: nothing can be computed with it.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
 
 
 class SchedulerFileError(ValueError):
-    """A file asks of one sampler what it cannot do; the model may train, and others may generate with it."""
+    """A file asks a sampler for something that it cannot do.
+
+    The model may still be trained, and other samplers may generate with it.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,24 +221,25 @@ class Sampling:
     """What one sampler does with a noise schedule.
 
     Attributes:
-      timestep_spacing: one of TIMESTEP_SPACINGS: how few sampling times are spread over [0, T).
-      steps_offset: added to every sampling time when the spacing is 'leading'.
-      thresholding: whether x0 is thresholded dynamically (Imagen); if so clip_sample is ignored.
-      dynamic_thresholding_ratio: quantile of |x0| used as the threshold, in (0, 1].
-      sample_max_value: highest threshold, >= 1.
-      clip_sample: whether x0 is clipped to +-clip_sample_range; dpmsolver++ never does.
+      timestep_spacing: how the few sampling times are spread over [0, T), one of TIMESTEP_SPACINGS.
+      steps_offset: is added to every sampling time if the spacing is 'leading'.
+      thresholding: whether x0 is thresholded dynamically (Imagen); if so, clip_sample is ignored.
+      dynamic_thresholding_ratio: the quantile of |x0| that is the threshold, in (0, 1].
+      sample_max_value: the highest threshold, >= 1.
+      clip_sample: whether x0 is clipped to +-clip_sample_range; dpmsolver++ never clips.
       clip_sample_range: see clip_sample.
-      variance_type: of ddpm, one of VARIANCE_TYPES.
-      set_alpha_to_one: whether ddim's last step goes to alphas_cumprod 1 rather than to alphas_cumprod[0].
-      lambda_min_clipped: lowest log(alpha / sigma) at which dpmsolver++ starts; -inf for no limit.
-      sigma_spacing: of dpmsolver++: how sigma / alpha is spread, 'karras', 'lu', 'exponential' or 'beta'; None: as the
-        times are.
-      sigma_min, sigma_max: ends of that spread; None: those of the schedule.
+      variance_type: ddpm's variance, one of VARIANCE_TYPES.
+      set_alpha_to_one: whether ddim's last step goes to alphas_cumprod 1 instead of alphas_cumprod[0].
+      lambda_min_clipped: the lowest log(alpha / sigma) at which dpmsolver++ starts; -inf means no limit.
+      sigma_spacing: how dpmsolver++ spaces sigma / alpha, 'karras', 'lu', 'exponential' or 'beta'. None: as the times
+        are spaced.
+      sigma_min, sigma_max: the ends of that spacing; None: those of the schedule.
       adds_noise: whether dpmsolver++ solves the stochastic equation (sde-dpmsolver++).
-      solver_order: of dpmsolver++, 1 or 2. solver_type: of its second order, 'midpoint' or 'heun'.
-      ends_clean: whether its last step goes to the clean image rather than to the noise of time 0.
-      lower_order_final: whether its last step is of first order where there are fewer than 15.
-      euler_at_final: whether its last step is of first order however many there are.
+      solver_order: the order of dpmsolver++, 1 or 2.
+      solver_type: the form of its second order, 'midpoint' or 'heun'.
+      ends_clean: whether its last step goes to the clean image instead of the noise of time 0.
+      lower_order_final: whether its last step is of first order if there are fewer than 15 steps.
+      euler_at_final: whether its last step is of first order for any number of steps.
     """
 
     timestep_spacing: str
@@ -257,10 +264,10 @@ class Sampling:
 
 
 def sampling(sampler: str, written: Mapping[str, Any]) -> Sampling:
-    """What `sampler` does with a file that holds the keys `written`.
+    """Returns what `sampler` does with a file that holds the keys `written`.
 
-    Raises: ValueError for an unknown sampler; SchedulerFileError for a key by which diffusers' class would generate
-      what this one cannot.
+    Raises: ValueError for an unknown sampler; SchedulerFileError for a key with which diffusers' class would generate
+      in a way that this sampler cannot.
     """
     if sampler not in SAMPLER_DEFAULTS:
         raise ValueError(f'sampler is {sampler!r}; allowed: {", ".join(SAMPLERS)}.')
@@ -272,7 +279,7 @@ def sampling(sampler: str, written: Mapping[str, Any]) -> Sampling:
 
 
 def _solver(keys: Mapping[str, Any]) -> dict[str, Any]:
-    # The keys of DPMSolverMultistepScheduler in the terms of Sampling.
+    # Translates the keys of DPMSolverMultistepScheduler to the fields of Sampling.
     for key, allowed in (
         ('algorithm_type', _ALGORITHMS),
         ('solver_type', _SOLVERS),
@@ -285,7 +292,7 @@ def _solver(keys: Mapping[str, Any]) -> dict[str, Any]:
                 f'{", ".join(map(str, allowed))}; take the sampler ddim or ddpm, or change it there.'
             )
     spacings = [key for key in _SIGMA_SPACINGS if keys[key]]
-    several = [key for key in spacings if key != 'use_lu_lambdas']  # which diffusers lets stand beside the others
+    several = [key for key in spacings if key != 'use_lu_lambdas']  # diffusers allows this one together with others
     if len(several) > 1:
         raise SchedulerFileError(
             f'the scheduler file sets {" and ".join(several)}, but only one can be; leave one of them on.'

@@ -1,15 +1,17 @@
-"""Noise schedules: how much image and how much noise are in x_t at every time t.
+"""Noise schedules: how much image and how much noise x_t holds at every time t.
 
-Conventions, for the whole package:
+Conventions of the whole package:
+
   x_t = alpha * x0 + sigma * noise, with alpha^2 + sigma^2 = 1 (variance preserving) and alpha^2 = alphas_cumprod[t].
   t runs from 0 (almost clean) to T - 1 (almost noise); t = -1 stands for the clean image (alphas_cumprod 1).
   Images and latents are NHWC; images lie in [-1, 1].
 
 Everything is computed on the host in float32 and in the order of diffusers' schedulers, because 1 - alphas_cumprod
-cancels: another order of operations moves small betas by 1e-4 of their size and then no sampler agrees.
+cancels: with another order of operations small betas change by 1e-4 of their size, and then no sampler agrees with
+diffusers.
 
-Sources: Ho et al. 2020 (linear), Rombach et al. 2022 (scaled_linear), Nichol & Dhariwal 2021 (squaredcos_cap_v2),
-Lin et al. 2023 (zero terminal SNR). How diffusers' files are read: scheduler_files.py.
+Sources: Ho et al. 2020 (linear), Rombach et al. 2022 (scaled_linear), Nichol & Dhariwal 2021 (squaredcos_cap_v2), Lin
+    et al. 2023 (zero terminal SNR). scheduler_files.py says how diffusers' files are read.
 """
 
 import dataclasses
@@ -31,16 +33,19 @@ _COSINE_OFFSET = 0.008
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """One noise schedule and what a model trained on it predicts. Compared and hashed by identity: a static argument.
+    """One noise schedule, and what a model that was trained on it predicts.
+
+    It is compared and hashed by identity, so that it can be a static argument of jitted functions.
 
     Attributes:
-        betas: f32[T], noise variance added by each step, in (0, 1].
+        betas: f32[T], the noise variance that each step adds, in (0, 1].
         alphas_cumprod: f32[T], alpha^2 of each time; 0 at T - 1 with zero terminal SNR.
         prediction_type: one of PREDICTION_TYPES.
-        variance_type: what the network learned, one of VARIANCE_TYPES; 'learned*' ones answer with twice the channels.
-        rescale_betas_zero_snr: whether betas were rescaled, so that alphas_cumprod[T - 1] is 0.
-        beta_schedule: the formula of the betas.
-        written: what is said of generating, by the keys of scheduler files; see `sampling`.
+        variance_type: which variance the network learned, one of VARIANCE_TYPES. Networks with 'learned' or
+            'learned_range' return twice the channels.
+        rescale_betas_zero_snr: whether the betas were rescaled, so that alphas_cumprod[T - 1] is 0.
+        beta_schedule: the name of the formula of the betas.
+        written: what a scheduler file says about generating, by its keys; see `sampling`.
     """
 
     betas: np.ndarray
@@ -53,25 +58,26 @@ class Schedule:
 
     @property
     def num_train_timesteps(self) -> int:
-        """T."""
+        """The number of times, T."""
         return len(self.betas)
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the model answers with variance channels behind the prediction."""
+        """Whether the model returns variance channels after the channels of the prediction."""
         return self.variance_type in ('learned', 'learned_range')
 
     def sampling(self, sampler: str) -> Sampling:
-        """How `sampler` generates with this schedule: by what is written, else by the defaults of the sampler's own
-        class.
+        """Returns how `sampler` generates with this schedule.
 
-        Raises: ValueError for an unknown sampler, or for what is written if that sampler cannot sample so.
+        Keys that are written decide; for the others the defaults of the sampler's own class in diffusers apply.
+
+        Raises: ValueError for an unknown sampler, or if that sampler cannot do what is written.
         """
         return scheduler_files.sampling(sampler, self.written)
 
 
 class Posterior(NamedTuple):
-    """q(x_previous | x_t, x0) = N(x0_coefficient * x0 + x_t_coefficient * x_t, variance), all f32 of t's shape.
+    """q(x_previous | x_t, x0) = N(x0_coefficient * x0 + x_t_coefficient * x_t, variance), all f32 of the shape of t.
 
     beta = 1 - alphas_cumprod[t] / alphas_cumprod[previous_t] is the upper bound of the variance.
     """
@@ -94,18 +100,18 @@ def make_schedule(
     variance_type: str = 'fixed_small',
     **written: Any,
 ) -> Schedule:
-    """Schedule from its formula.
+    """Makes a schedule from its formula.
 
     Args:
-        beta_schedule: one of BETA_SCHEDULES; unused when trained_betas is given.
-        num_train_timesteps: T, > 1.
-        beta_start: first beta; unused by squaredcos_cap_v2.
-        beta_end: last beta; unused by squaredcos_cap_v2.
+        beta_schedule: one of BETA_SCHEDULES; not used if trained_betas is given.
+        num_train_timesteps: T, > 1; not used if trained_betas is given.
+        beta_start: the first beta; squaredcos_cap_v2 does not use it.
+        beta_end: the last beta; squaredcos_cap_v2 does not use it.
         rescale_betas_zero_snr: see rescale_zero_terminal_snr.
-        trained_betas: f32[T], given betas.
+        trained_betas: f32[T], the betas themselves; None: the formula.
         prediction_type, variance_type: of Schedule.
         written: keys of scheduler files that say how images are generated, such as timestep_spacing.
-    Raises: ValueError naming the key, its value and what is allowed.
+    Raises: ValueError that names the key, its value and what is allowed.
     """
     _check_choice('prediction_type', prediction_type, PREDICTION_TYPES)
     _check_choice('variance_type', variance_type, VARIANCE_TYPES)
@@ -125,6 +131,7 @@ def make_schedule(
             betas = _cosine_betas(num_train_timesteps)
     if rescale_betas_zero_snr:
         betas = rescale_zero_terminal_snr(betas)
+    # Schedules are shared and are static arguments of compiled functions, so their arrays must never change.
     alphas_cumprod = _cumulative_alphas(betas)
     betas.setflags(write=False)
     alphas_cumprod.setflags(write=False)
@@ -140,11 +147,13 @@ def make_schedule(
 
 
 def from_config(config: Mapping[str, Any]) -> Schedule:
-    """Schedule of a diffusers scheduler_config.json: what its class trained with, and how samplers generate with it.
+    """Makes the schedule of a diffusers scheduler_config.json.
+
+    It has the noise that the file's class trains with, and the keys that say how samplers generate with it.
 
     Args:
-        config: the file's contents; keys that are left out: scheduler_files.py.
-    Raises: ValueError naming the key, its value and what is allowed.
+        config: the contents of the file. scheduler_files.py says what missing keys mean.
+    Raises: ValueError that names the key, its value and what is allowed.
     """
     try:
         noise, written = scheduler_files.read(config)
@@ -154,24 +163,24 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
 
 
 def alpha_sigma(schedule: Schedule, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Shares of image and noise, (alpha, sigma), f32 of t's shape; t is i32[...] in [0, T)."""
+    """Returns the shares of image and noise, (alpha, sigma), f32 of the shape of t; t is i32[...] in [0, T)."""
     alphas_cumprod = jnp.asarray(schedule.alphas_cumprod)[t]
     return jnp.sqrt(alphas_cumprod), jnp.sqrt(1.0 - alphas_cumprod)
 
 
 def snr(schedule: Schedule, t: jax.Array) -> jax.Array:
-    """Signal-to-noise ratio alpha^2 / sigma^2, f32 of t's shape; t is i32[...] in [0, T)."""
+    """Returns the signal-to-noise ratio alpha^2 / sigma^2, f32 of the shape of t; t is i32[...] in [0, T)."""
     alphas_cumprod = jnp.asarray(schedule.alphas_cumprod)[t]
     return alphas_cumprod / (1.0 - alphas_cumprod)
 
 
 def posterior(schedule: Schedule, t: jax.Array, previous_t: jax.Array) -> Posterior:
-    """Coefficients of q(x_previous | x_t, x0).
+    """Returns the coefficients of q(x_previous | x_t, x0).
 
     Args:
         t: i32[...] in [0, T).
-        previous_t: i32[...] below t; negative for the clean image, where the variance is 0.
-    Source: Ho et al. 2020, equations 6 and 7, for any two times.
+        previous_t: i32[...] below t; negative means the clean image, where the variance is 0.
+    Source: Ho et al. 2020, equations 6 and 7, generalized to any two times.
     """
     table = jnp.asarray(schedule.alphas_cumprod)
     now = table[t]
@@ -180,7 +189,10 @@ def posterior(schedule: Schedule, t: jax.Array, previous_t: jax.Array) -> Poster
 
 
 def posterior_of(alphas_cumprod: Any, previous_alphas_cumprod: Any) -> Posterior:
-    """`posterior` from values of alphas_cumprod, f32[...] NumPy or JAX, in diffusers' order of operations."""
+    """Returns `posterior` from values of alphas_cumprod, f32[...] of NumPy or JAX.
+
+    The order of operations is that of diffusers.
+    """
     alpha_step = alphas_cumprod / previous_alphas_cumprod
     beta = 1 - alpha_step
     sigma2, previous_sigma2 = 1 - alphas_cumprod, 1 - previous_alphas_cumprod
@@ -193,10 +205,12 @@ def posterior_of(alphas_cumprod: Any, previous_alphas_cumprod: Any) -> Posterior
 
 
 def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """Betas moved so that x_{T-1} is pure noise and the first step stays as it was; f32[T] to f32[T].
+    """Changes betas so that x_{T-1} is pure noise and the first step stays the same; f32[T] to f32[T].
 
-    Source: Lin et al. 2023, algorithm 1. A model that predicts epsilon cannot sample from such a schedule's last
-    time (nothing of x0 is left in x_t, and epsilon does not tell it); use v_prediction or sample.
+    A model that predicts epsilon cannot sample from the last time of such a schedule: nothing of x0 is left in x_t, so
+    epsilon does not determine x0. Use v_prediction or sample.
+
+    Source: Lin et al. 2023, algorithm 1.
     """
     root = np.sqrt(_cumulative_alphas(np.asarray(betas, np.float32)))
     first, last = root[0], root[-1]
@@ -207,12 +221,12 @@ def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
 
 
 def _cumulative_alphas(betas: np.ndarray) -> np.ndarray:
-    # torch.cumprod multiplies float32 numbers in a double and rounds each result.
+    # torch.cumprod multiplies float32 numbers in float64 and rounds each result.
     return np.cumprod((np.float32(1) - betas).astype(np.float64)).astype(np.float32)
 
 
 def _linspace(start: float, end: float, count: int) -> np.ndarray:
-    # From both ends in float32, as torch.linspace.
+    # Computed from both ends in float32, as torch.linspace does.
     start, end = np.float32(start), np.float32(end)
     step = (end - start) / np.float32(count - 1)
     index = np.arange(count)

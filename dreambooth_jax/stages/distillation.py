@@ -1,12 +1,12 @@
-"""Prior preservation by the frozen model's prediction: class examples are held to what the network said before
-fine-tuning.
+"""Prior preservation by distillation: class examples are held to the prediction of the network before fine-tuning.
 
-A class example shows one of the subject's images under its class prompt, noised like any other, and its target is not
-the noise but the answer of the frozen network to the same input. So no class images are generated, and the model is
-held exactly where fine-tuning pulls at it; what it knows of images unlike the subject's is held only by what they
-share.
-Sources: Li & Hoiem 2016, Learning without Forgetting, whose response on the new task's data is kept; OneTrainer's prior
-prediction.
+A class example shows one of the subject's images under its class prompt, noised like any other example. Its target is
+not the noise but the prediction of the frozen network for the same input. So no class images are generated, and the
+model is held exactly where fine-tuning changes it. Its knowledge of images that are unlike the subject's is held only
+as far as they share something.
+
+Sources: Li & Hoiem 2016, Learning without Forgetting, which keeps the network's responses to the data of the new task;
+  OneTrainer's prior prediction.
 """
 
 import dataclasses
@@ -18,22 +18,23 @@ import jax.numpy as jnp
 
 from dreambooth_jax.stages.text_conditioning import take
 
-# (x_t, t) -> what the frozen network answers, and bool[B]: the examples that are held to it; others hold anything
-# finite.
+# (x_t, t) -> the prediction of the frozen network, and bool[B]: the examples that are held to it. The prediction for
+# other examples may be any finite value.
 Lesson = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """The frozen network of a stage.
+    """The frozen teacher of a stage.
+
+    For it, `frozen` holds: teacher, the parameters of the frozen network; teacher_text, the text of all prompts by the
+    frozen text encoders; class_prompt_of i32[N], the class prompt of each image.
 
     Attributes:
-      unet: (params, x_t, t, **text) -> prediction, as the pipeline had it before fine-tuning.
-      class_examples: as many class examples as a batch of the loss ever has (pairs.most_class_examples), and no other
-        example is computed; None: all examples are, as they must be where a batch is sharded, which a choice of
-        examples would gather.
-    `frozen` holds for it: teacher, its parameters; teacher_text, the text of all prompts by the frozen text encoders;
-    class_prompt_of i32[N], each image's class prompt.
+      unet: (params, x_t, t, **text) -> prediction, as the pipeline has it before fine-tuning.
+      class_examples: the largest number of class examples in any batch of the loss (pairs.most_class_examples); the
+        teacher then computes only that many examples. None: it computes all examples. This is needed where a batch is
+        sharded, because choosing examples would gather the batch.
     """
 
     unet: Callable
@@ -48,12 +49,14 @@ class Distillation:
         beside: jax.Array | None = None,
         **labels: jax.Array,
     ) -> Lesson:
-        """What this batch is taught.
+        """Returns what the teacher says about this batch, as a function of x_t and t.
 
         Args:
-          batch: `is_instance` f32[B], 0 for class examples.
-          prompt: i32[B], the prompts that the network in training is shown too, dropped ones dropped.
-          beside: f32[B, H, W, C'], channels that it is given with x_t. labels: more for it, an example each.
+          frozen: the frozen data of the stage.
+          batch: holds `is_instance` f32[B], 0 for class examples.
+          prompt: i32[B], the same prompts as for the network in training, with the same ones dropped.
+          beside: f32[B, H, W, C'], channels that the network gets beside x_t; None: no channels.
+          labels: more inputs of the network, one value per example.
         """
         is_class = batch['is_instance'] == 0
 
@@ -62,6 +65,7 @@ class Distillation:
             inputs = {'x': x, 't': t, 'prompt': prompt, 'labels': labels}
             if self.class_examples is None:
                 return self._answer(frozen, **inputs), is_class
+            # The class examples come first in this order, because the sort is stable and False sorts before True.
             indices = jnp.argsort(~is_class)[: self.class_examples]
             some = self._answer(frozen, **take(inputs, indices))
             return jnp.zeros((len(x), *some.shape[1:])).at[indices].set(some), is_class

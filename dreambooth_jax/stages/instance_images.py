@@ -1,4 +1,4 @@
-"""The subjects' images of a run: photos from folders, or paintings of Storybook's built-in subjects."""
+"""The images of a run's subjects: photos from folders, or painted images of Storybook's built-in subjects."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,14 @@ from dreambooth_jax.data.subjects import ImageFile, list_images, read_buckets
 from dreambooth_jax.data.table import Examples, join
 from dreambooth_jax.storybook import draw, subjects
 
-# Words of an instance prompt that cannot be the subject's name, should the class prompt be without them.
+# Words of an instance prompt that cannot be the subject's name, even if the class prompt does not have them.
 _FRAMING = {'a', 'an', 'the', 'of', 'in', 'on', 'my', 'with', 'photo', 'image', 'photograph', 'close-up'}
 
 
 def photos(config: DreamBoothConfig) -> dict[str, list[ImageFile]]:
-    """Setting that names a folder -> its photos, by name; without subjects that are built in.
+    """Returns setting that names a folder -> its photos, sorted by name.
+
+    Built-in subjects have no folder and are left out.
 
     Raises: ImageError as list_images.
     """
@@ -40,19 +42,23 @@ def read(
     max_zoom: float = MAX_ZOOM,
     order: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Examples]:
-    """All subjects' images with the prompts of each: its caption or else the instance prompt, and the class prompt.
+    """Reads all subjects' images. Each has the prompt of its caption, or else the instance prompt, and a class prompt.
 
     Args:
-      resolution: side of the square images, in pixels.
-      multiple: of the sides of images that keep their ratio, as data.aspect_buckets says; None: squares even then.
-      crops: of each photo; None: data.crops. max_zoom: of random ones (data/images.py).
-      order: setting, as of `photos` -> names of the files in the order in which they are taken; None: sorted.
-    Returns: the images of each size, from the widest to the tallest, with masks if any of them has one.
-    Raises: ImageError for a folder, image or mask that cannot be used. ConfigError for an unknown built-in
-      subject.
+      resolution: the side of the square images, in pixels.
+      multiple: the sides of images that keep their ratio (data.aspect_buckets) are multiples of it. None: squares, even
+        with data.aspect_buckets.
+      crops: how many crops are made of each photo; None: data.crops.
+      max_zoom: the largest zoom of random crops (data/images.py).
+      order: setting, as in `photos` -> the names of its files in the order in which they are used. None: sorted by
+        name.
+    Returns: the images of each size, from the widest to the tallest size; a size has masks if any of its images has
+      one.
+    Raises: ImageError for a folder, image or mask that cannot be used. ConfigError for an unknown built-in subject.
     """
     square = (resolution, resolution)
     sizes = bucket_sizes(resolution, multiple) if config.data.aspect_buckets and multiple else (square,)
+    # A step takes all its examples from images of one size, so images of all subjects are grouped by size.
     groups: dict[Size, list[Examples]] = {size: [] for size in sizes}
     for number, subject in enumerate(config.subjects()):
         prompt = subject.instance_prompt
@@ -74,10 +80,10 @@ def read(
 
 
 def check_folders(config: DreamBoothConfig) -> None:
-    """Warns of files that are skipped and of captions that leave the subject without its name.
+    """Warns about files that are skipped, and about captions that do not name the subject.
 
-    Raises: ImageError as `read`; ConfigError if no prompt that a step will read holds the new word of textual
-      inversion: its rows would be trained by nothing.
+    Raises: ImageError as `read`; ConfigError if no prompt that a step will read holds the new token of textual
+      inversion, because then nothing would train its table rows.
     """
     prompts: list[str] = []
     for subject in config.subjects():
@@ -97,6 +103,7 @@ def check_folders(config: DreamBoothConfig) -> None:
                 'learned; write it into the captions',
                 *(subject.instance_dir, words, subject.instance_prompt),
             )
+    # Captions replace the instance prompt, so the token of textual inversion may occur in no prompt at all.
     token = config.textual_inversion.token
     if token and config.base.steps and prompts and not any(token in prompt.lower() for prompt in prompts):
         raise ConfigError(
@@ -106,7 +113,7 @@ def check_folders(config: DreamBoothConfig) -> None:
 
 
 def _identifier(subject: SubjectConfig) -> set[str]:
-    """The words that tell the subject from its class, in lower case."""
+    """Returns the words that tell the subject from its class, in lower case."""
     return _words(subject.instance_prompt) - _words(subject.class_prompt) - _FRAMING
 
 
@@ -115,7 +122,10 @@ def _words(prompt: str) -> set[str]:
 
 
 def describe_folders(config: DreamBoothConfig) -> str:
-    """What lies in the subjects' folders, a line each image; raises ImageError as `read`."""
+    """Describes the contents of the subjects' folders, one line per image.
+
+    Raises: ImageError as `read`.
+    """
     lines = []
     for subject in config.subjects():
         if subject.instance_dir is None:
@@ -133,7 +143,7 @@ def describe_folders(config: DreamBoothConfig) -> str:
 
 
 def describe(groups: Sequence[Examples]) -> str:
-    """A line about what was read."""
+    """Returns one line about the images that were read."""
     shapes = [group.images.shape for group in groups]
     sizes = ', '.join(f'{count} of {width} x {height}' for count, height, width, _ in shapes)
     masks = any(group.masks is not None for group in groups)

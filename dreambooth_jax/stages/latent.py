@@ -1,12 +1,13 @@
 """Stages on the latents of a VAE: Stable Diffusion's base stage, and its x4 upscaler as the super-resolution stage.
 
-The VAE never trains, so every image is encoded once, to the moments of its posterior; a step samples a fresh latent
-from them. Crops are examples of their own (data.crops), and so are mirrored images: the VAE of a mirrored image is not
-the mirrored VAE of the image; they stand behind the others (`with_mirrored`). Noise, target and weights are those
-of pixel stages (pixel.py), on latents.
+The VAE never trains, so every image is encoded once, to the moments of its posterior, and each step samples a fresh
+latent from them. Crops are images of their own (data.crops). So are mirrored images, because the VAE's encoding of a
+mirrored image is not the mirrored encoding of the image; they follow the unmirrored ones (`with_mirrored`). Noise,
+target and weights are those of the pixel stages (pixel.py), applied to latents.
 
-The upscaler differs from pixel super-resolution (super_resolution.py) in what it is given: its low image is as wide
-as its latents and needs no enlarging, and its noise level is an index of a table.
+The upscaler has other inputs than pixel super-resolution (super_resolution.py): its low-resolution image has the size
+of its latents and needs no enlarging, and its noise level is an index into a table.
+
 Sources: Rombach et al. 2022, section 3.1; diffusers StableDiffusionPipeline, StableDiffusionUpscalePipeline.
 """
 
@@ -29,13 +30,12 @@ from dreambooth_jax.stages.super_resolution import conditioning
 
 
 def encode_images(apply: Callable, params: Mapping[str, Any], images: np.ndarray, *, batch_size: int = 4) -> np.ndarray:
-    """Moments of all images, once and for all.
+    """Returns the moments of all images, f32[N, h, w, 2 * channels] on the host.
 
     Args:
       apply, params: of an AutoencoderKL.
       images: uint8[N, H, W, 3].
-      batch_size: images at once.
-    Returns: f32[N, h, w, 2 * channels] on the host.
+      batch_size: how many images are encoded at once.
     """
 
     @jax.jit
@@ -46,6 +46,7 @@ def encode_images(apply: Callable, params: Mapping[str, Any], images: np.ndarray
     encoded = []
     with tqdm(total=len(images), unit='image', desc='encoding', dynamic_ncols=True, disable=len(images) <= 8) as bar:
         for first in range(0, len(images), batch_size):
+            # The last batch repeats the last image, so that one shape is compiled.
             examples = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
             encoded.append(np.asarray(encode(params, images[examples])))
             bar.update(min(batch_size, len(images) - first))
@@ -53,18 +54,25 @@ def encode_images(apply: Callable, params: Mapping[str, Any], images: np.ndarray
 
 
 def low_images(images: np.ndarray, factor: int) -> np.ndarray:
-    """What the upscaler is given of each image uint8[N, H, W, 3]: f32[N, H / factor, W / factor, 3] in [-1, 1]."""
+    """Returns the low-resolution images that the upscaler is given, f32[N, H / factor, W / factor, 3] in [-1, 1].
+
+    Args:
+      images: uint8[N, H, W, 3].
+      factor: side of an image / side of its low-resolution image.
+    """
     return np.asarray(low_resolution.downsample(jnp.asarray(images, jnp.float32) / 127.5 - 1.0, factor))
 
 
 def with_mirrored(examples: np.ndarray) -> np.ndarray:
-    """[N, H, W, C] -> [2 N, H, W, C], the mirrored ones behind."""
+    """Appends the mirrored examples: [N, H, W, C] -> [2 N, H, W, C]."""
     return np.concatenate([examples, examples[:, :, ::-1]])
 
 
 def variant(batch: Mapping[str, jax.Array], count: int, keys: jax.Array, flip: bool) -> jax.Array:
-    """i32[B], the examples' places among `count` images, or with `flip` for half of the examples that of the mirrored
-    one."""
+    """Returns the index i32[B] of each example's image among `count` images.
+
+    With `flip`, half of the examples get the index of the mirrored image instead, which is `count` higher.
+    """
     if not flip:
         return batch['image']
     return batch['image'] + count * jax.vmap(jax.random.bernoulli)(keys)
@@ -74,11 +82,12 @@ def variant(batch: Mapping[str, jax.Array], count: int, keys: jax.Array, flip: b
 class LatentStage:
     """Stable Diffusion's base stage; see `stage.Stage`.
 
+    `frozen` holds: moments f32[N or 2 N, h, w, 2C] of `encode_images`; prompt_of and `text` or `tokens` as for
+    PixelStage; and, if images have masks, masks uint8[N or 2 N, h, w, 1] (data/table.shrink_masks).
+
     Attributes:
-      scaling_factor: of the VAE: latents are multiplied by it before the UNet sees them.
+      scaling_factor: of the VAE; latents are multiplied by it before the UNet sees them.
       unet, schedule, encode, objective, teacher: as in PixelStage.
-    `frozen` holds moments f32[N or 2 N, h, w, 2C] of `encode_images`; prompt_of, `text` or `tokens` as PixelStage's;
-    and, where images have them, masks uint8[N or 2 N, h, w, 1] (data/table.shrink_masks).
     """
 
     unet: Callable
@@ -105,10 +114,12 @@ class LatentStage:
 class LatentSuperResolutionStage:
     """The x4 upscaler; see `stage.Stage`.
 
+    `frozen` holds what it holds for LatentStage, and low f32[N or 2 N, h, w, 3] of `low_images`.
+
     Attributes:
-      noising_schedule: of the low image's noise. noise_level: (lowest, highest) time of it, both included.
-      others: as in LatentStage.
-    `frozen` holds what LatentStage's does, and low f32[N or 2 N, h, w, 3] of `low_images`.
+      noising_schedule: the schedule of the noise that is added to the low-resolution image.
+      noise_level: (lowest, highest) time of that noise, both included.
+      unet, schedule, scaling_factor, encode, objective, teacher: as in LatentStage.
     """
 
     unet: Callable
@@ -141,15 +152,20 @@ class LatentSuperResolutionStage:
 
 
 def masks_of(frozen: Mapping[str, Any], index: jax.Array) -> jax.Array | None:
-    """How much each latent of the examples counts, f32[B, h, w, 1] in [0, 1]; None: all alike."""
+    """Returns how much each latent of the examples counts, f32[B, h, w, 1] in [0, 1].
+
+    None means that all count alike.
+    """
     return frozen['masks'][index].astype(jnp.float32) / 255.0 if 'masks' in frozen else None
 
 
 def sample_latents(moments: jax.Array, keys: jax.Array, scaling_factor: float) -> jax.Array:
-    """A fresh latent of every example's posterior, f32[B, h, w, C], as the UNet sees it.
+    """Samples a latent from every example's posterior, f32[B, h, w, C], scaled as the UNet sees it.
 
     Args:
-      moments: f32[B, h, w, 2C], mean and log-variance. keys: example keys [B].
+      moments: f32[B, h, w, 2C], mean and log-variance.
+      keys: example keys [B].
+      scaling_factor: as in LatentStage.
     """
     *shape, channels = moments.shape[1:]
     noise = noise_lib.sample_noise(keys, (*shape, channels // 2))

@@ -1,10 +1,12 @@
-"""The base stage of pixel cascades (Imagen, DeepFloyd IF, Storybook): denoise images at the first resolution.
+"""The base stage of pixel cascades (Imagen, DeepFloyd IF, Storybook): it denoises images at the first resolution.
 
-Loss of one example: the weighted squared error of the network's prediction (epsilon, v or x0, as the schedule says)
-plus, for networks with a learned-range variance, the variational bound of Nichol & Dhariwal 2021 on the variance alone.
-Data range [-1, 1], NHWC. With masks both are the mean over what the example's mask keeps, so that an example's scale,
-and with it the balance between instance and class examples, does not depend on how much that is. (kohya's masked loss
-leaves small subjects with a small loss; OneTrainer has this as normalize_masked_area_loss.)
+The loss of one example is the weighted squared error of the network's prediction (epsilon, v or x0, as the schedule
+says). Networks with a learned-range variance add the variational bound of Nichol & Dhariwal 2021, which trains the
+variance alone. The data range is [-1, 1], the layout NHWC.
+
+With masks, both are the mean over the part that the example's mask keeps. So the scale of an example, and with it the
+balance between instance and class examples, does not depend on the size of that part. (kohya's masked loss leaves small
+subjects with a small loss; OneTrainer has this as normalize_masked_area_loss.)
 """
 
 import dataclasses
@@ -20,20 +22,20 @@ from dreambooth_jax.diffusion import objective, prediction, schedules
 from dreambooth_jax.stages.distillation import Distillation, Lesson
 from dreambooth_jax.stages.text_conditioning import Text, take
 
-# Row 0 of the prompt table is always the empty prompt: dropped prompts point there (classifier-free guidance).
+# Prompt 0 is always the empty prompt. Dropped prompts point to it (classifier-free guidance).
 EMPTY_PROMPT = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """How a denoising error is weighed; the same for every stage.
+    """How the denoising error is weighted; the same for every stage.
 
     Attributes:
-      min_snr_gamma: cap of Hang et al. 2023, None weighs all times alike.
-      offset_noise: strength of per-channel constant noise.
-      variance_weight: weight of the learned variance's bound; 0 leaves the variance head untrained.
-      prompt_dropout: chance that an example sees the empty prompt.
-      random_flip: mirror half of the examples.
+      min_snr_gamma: the cap of Hang et al. 2023; None weights all times alike.
+      offset_noise: the strength of the noise that is the same at all pixels of a channel.
+      variance_weight: the weight of the bound on the learned variance; 0 leaves the variance head untrained.
+      prompt_dropout: the probability that an example sees the empty prompt, in [0, 1].
+      random_flip: whether half of the examples, chosen at random, are mirrored.
     """
 
     min_snr_gamma: float | None = None
@@ -44,7 +46,7 @@ class Objective:
 
     @classmethod
     def from_settings(cls, settings: ObjectiveConfig, *, random_flip: bool = False) -> 'Objective':
-        """The objective that the settings describe; a variance that is not trained has weight 0."""
+        """Returns the objective that the settings describe. A variance that is not trained gets weight 0."""
         return cls(
             min_snr_gamma=settings.min_snr_gamma,
             offset_noise=settings.offset_noise,
@@ -54,10 +56,12 @@ class Objective:
         )
 
     def check(self, schedule: schedules.Schedule, name: str) -> None:
-        """Raises ConfigError if the variance that a model learned is of a kind that the loss does not know.
+        """Checks that the loss can train the variance that a model learned.
 
         Args:
-          schedule: of the model `name`.
+          schedule: the noise schedule of the model.
+          name: the name of the model, for the message.
+        Raises: ConfigError if that variance is of a kind that the loss does not support.
         """
         if self.variance_weight > 0 and schedule.variance_type == 'learned':
             raise ConfigError(
@@ -72,16 +76,16 @@ def streams(keys: jax.Array, count: int) -> jax.Array:
 
 
 def gather_images(frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool) -> jax.Array:
-    """The examples' images as f32[B, H, W, C] in [-1, 1], mirrored at random where `flip` is set."""
+    """Returns the examples' images, f32[B, H, W, C] in [-1, 1]; with `flip`, half of them are mirrored at random."""
     return _gather(frozen['images'], batch, keys, flip) / 127.5 - 1.0
 
 
 def gather_masks(
     frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool
 ) -> jax.Array | None:
-    """How much each pixel of the examples counts, f32[B, H, W, 1] in [0, 1], mirrored with the images; None: all alike.
+    """Returns how much each pixel of the examples counts, f32[B, H, W, 1] in [0, 1]. None means that all count alike.
 
-    Args: of `gather_images`, with the same keys.
+    With the keys of `gather_images`, masks are mirrored together with their images.
     """
     return _gather(frozen['masks'], batch, keys, flip) / 255.0 if 'masks' in frozen else None
 
@@ -97,8 +101,10 @@ def _gather(examples: jax.Array, batch: Mapping[str, jax.Array], keys: jax.Array
 def gather_prompts(
     frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, dropout: float
 ) -> jax.Array:
-    """The examples' prompts i32[B]: those of their images, the class's where a class example shows the subject's image,
-    and the empty one for a share `dropout` of all.
+    """Returns the examples' prompts, i32[B].
+
+    A prompt is that of the example's image, or the class prompt where a class example shows an image of the subject. A
+    share `dropout` of all examples, chosen at random, gets the empty prompt.
     """
     prompt = frozen['prompt_of'][batch['image']]
     if 'class_prompt_of' in frozen:
@@ -112,7 +118,7 @@ def gather_prompts(
 def read_prompts(
     params: Mapping[str, Any], frozen: Mapping[str, Any], prompt: jax.Array, encode: Callable | None
 ) -> Text:
-    """The text of prompts i32[B]: computed when a text encoder trains, looked up when none does."""
+    """Returns the text of the prompts i32[B]: encoded if a text encoder trains, and looked up otherwise."""
     if encode is None:
         return take(frozen['text'], prompt)
     return encode(params, take(frozen['tokens'], prompt))
@@ -128,31 +134,35 @@ def denoise_examples(
     masks: jax.Array | None = None,
     lesson: Lesson | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Noises images at random times and measures the network's answer.
+    """Adds noise to images at random times and measures the network's predictions.
 
-    Rows that are held to a frozen network's answer have that as their target, in every pixel alike: a mask says what
-    shows the subject, and the rest must stay what it was. Their variance is held to its variance, not to the bound.
+    An example that is held to a teacher has the teacher's prediction as its target, with equal weight in every pixel: a
+    mask says which part shows the subject, but here the whole image must stay as it was. Its variance is held to the
+    teacher's variance instead of the bound.
 
     Args:
       network: (x_t f32[B, H, W, C], t i32[B]) -> f32[B, H, W, C], or 2C channels with a learned variance.
-      images: f32[B, H, W, C] in [-1, 1].
-      schedule: gives times, prediction type and variance type.
+      images: f32[B, H, W, C] in [-1, 1], or latents.
+      schedule: gives the times, the prediction type and the variance type.
       weights: see `Objective`.
       time_keys, noise_keys: example keys [B].
-      masks: f32[B, H, W, 1], how much each pixel counts; None: all alike.
-      lesson: of a teacher (distillation.py); None: the images teach all examples.
-    Returns: f32[B] and its parts 'denoising' and, with a trained variance, 'variance'.
+      masks: f32[B, H, W, 1], how much each pixel counts; None: all count alike.
+      lesson: the lesson of a teacher (distillation.py); None: the images teach all examples.
+    Returns: the loss f32[B], and its parts 'denoising' and, with a trained variance, 'variance', each f32[B].
     """
     channels = images.shape[-1]
+    # The noise is sampled from each example's own key, so it is the same on any number of devices.
     t = noise_lib.sample_timesteps(time_keys, 0, schedule.num_train_timesteps)
     noise = noise_lib.sample_noise(noise_keys, images.shape[1:], offset=weights.offset_noise)
     x_t = noise_lib.add_noise(schedule, images, noise, t)
     alpha, sigma = schedules.alpha_sigma(schedule, t)
     target = prediction.target_for(schedule.prediction_type, images, noise, alpha, sigma)
+    # The teacher must see the same x_t and t as the network in training.
     if lesson is not None:
         held_to, held = lesson(x_t, t)
         target = jnp.where(_over(held), held_to[..., :channels], target)
         masks = None if masks is None else jnp.where(_over(held), 1.0, masks)
+    # The network may compute in bfloat16, whose sums over an image would be too coarse for a loss.
     output = network(x_t, t).astype(jnp.float32)
     answer = output[..., :channels]
     parts = {
@@ -165,6 +175,7 @@ def denoise_examples(
             mask=masks,
         )
     }
+    # Networks with a learned variance put it in the second half of the channels.
     loss = parts['denoising']
     if output.shape[-1] == 2 * channels and weights.variance_weight > 0:
         parts['variance'] = objective.variance_loss(
@@ -185,16 +196,17 @@ def _over(examples: jax.Array) -> jax.Array:
 class PixelStage:
     """The base stage; see `stage.Stage`.
 
+    `frozen` holds: images uint8[N, H, W, C]; prompt_of i32[N]; either `text` of P prompts or, with a trained text
+    encoder, their `tokens` (text_conditioning.py); and, if images have masks, masks uint8[N, H, W, 1], which say how
+    much each pixel counts (255: in full). Prompt 0 is the empty prompt.
+
     Attributes:
       unet: (params, x_t, t, **text) -> prediction, of a UNet2DConditionModel (models/functional.py).
-      schedule: the model's own noise schedule.
-      encode: (params, tokens) -> text when a text encoder trains along (TextConditioning), None when text is looked up.
-      objective: weights of the loss.
-      teacher: what class examples are held to (distillation.py, which says what `frozen` and `batch` hold then); None:
-        class examples are taught by class images.
-    `frozen` holds: images uint8[N, H, W, C]; prompt_of i32[N]; either `text` of P prompts or, with a trained text
-    encoder, their `tokens` (text_conditioning.py); and, where images have them, masks uint8[N, H, W, 1] of how much
-    each pixel counts (255: in full). Prompt 0 is the empty prompt.
+      schedule: the noise schedule of the model.
+      encode: (params, tokens) -> text if a text encoder is trained too (TextConditioning); None if text is looked up.
+      objective: the weights of the loss.
+      teacher: the teacher of class examples (distillation.py, which says what `frozen` and `batch` hold then); None:
+        class images teach the class examples.
     """
 
     unet: Callable

@@ -1,7 +1,7 @@
-"""What every training stage gives to the trainer: a loss per image, and nothing else.
+"""What every training stage gives to the trainer: a loss per example, and nothing else.
 
-A stage knows what a batch example means (which image, which prompt, which noise); the trainer (training/step.py) knows
-how to weigh, average and optimise. Neither imports the other: a program joins them.
+A stage knows what an example of a batch means (which image, which prompt, which noise). The trainer (training/step.py)
+knows how to weight, average and optimize. Neither imports the other; a program joins them.
 """
 
 from collections.abc import Mapping
@@ -13,18 +13,19 @@ Params = Mapping[str, Mapping[str, jax.Array]]  # component name -> dotted path 
 
 
 class Stage(Protocol):
-    """One way to turn examples of images into a loss."""
+    """A stage turns examples of images into a loss."""
 
     def loss(
         self, params: Params, frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss of every example, unweighted and never averaged over the batch (DESIGN.md, decision 4).
+        """Returns the loss of every example, unweighted and not averaged over the batch (DESIGN.md, decision 4).
 
         Args:
           params: the trained components, for example {'unet': {...}}.
-          frozen: what lives on the device and is not trained: images, prompt embeddings, frozen networks.
-          batch: arrays of length B; `image` i32[B] says which of `frozen['images']` each example holds.
-          keys: PRNG keys [B], one an example, so that an example's random numbers do not depend on the batch around it.
+          frozen: the data on the device that is not trained: images, prompt embeddings, frozen networks.
+          batch: arrays of length B; `image` i32[B] is the index of each example's image in `frozen['images']`.
+          keys: PRNG keys [B], one per example, so that an example's random numbers do not depend on the rest of the
+            batch.
         Returns: f32[B] and its named parts, each f32[B].
         """
         ...

@@ -1,9 +1,10 @@
-"""The super-resolution stage, trained the way it is used (DESIGN.md, decision 7).
+"""The super-resolution stage, trained in the way in which it is used (DESIGN.md, decision 7).
 
-An example is a (high, low) pair of one image: low is the antialiased downsampling, brought back to full size as the
-pipeline does, and noise-augmented at a level s sampled from the configured range. The network sees the noisy target and
-that conditioning side by side, with s as its class label, independent of the denoising time t. Fine-tuning lowers the
-range (paper, section 3.4: 1e-3 to 1e-5) or fine detail blurs.
+An example is a pair of a high-resolution and a low-resolution version of one image. The low-resolution image is
+downsampled with antialiasing, enlarged to full size as the pipeline does it, and noised at a level s that is sampled
+from the configured range. The network sees the noisy target and that conditioning side by side, with s as its class
+label; s is independent of the denoising time t. For fine-tuning the range is lowered (paper, section 3.4: 1e-3 to
+1e-5), because otherwise fine detail blurs.
 """
 
 import dataclasses
@@ -34,13 +35,14 @@ def conditioning(
     level: jax.Array,
     keys: jax.Array,
 ) -> jax.Array:
-    """The image that the super-resolution network is given, f32[B, height, width, C].
+    """Returns the image that the super-resolution network is given, f32[B, height, width, C].
 
     Args:
-      low: f32[B, h, w, C] in [-1, 1].
-      size: (height, width) of the high image, or the side of a square.
-      noising_schedule: schedule of the noise augmentation (the pipeline's image_noising_scheduler).
-      level: i32[B], its time; 0 adds nothing at all, so the conditioning is the upsampled low image itself.
+      low: f32[B, h, w, C] in [-1, 1], the low-resolution images.
+      size: (height, width) of the high-resolution image, or the side of a square.
+      noising_schedule: the schedule of the noise augmentation (the pipeline's image_noising_scheduler).
+      level: i32[B], the time in that schedule. At 0 no noise is added, so the conditioning is the enlarged
+        low-resolution image itself.
       keys: example keys [B].
     Source: diffusers IFSuperResolutionPipeline, except that there level 0 still adds the schedule's first, invisible
       noise.
@@ -52,7 +54,10 @@ def conditioning(
 
 
 def crop_examples(images: jax.Array, side: int, multiple: int, keys: jax.Array) -> jax.Array:
-    """A random crop of every example, f32[B, side, side, C], its corner on the low image's pixel grid."""
+    """Returns a random crop of every example, f32[B, side, side, C].
+
+    Its corner is a multiple of `multiple`, so that it lies on the pixel grid of the low-resolution image.
+    """
 
     def crop(image, key):
         cells = (jnp.array(image.shape[:2]) - side) // multiple
@@ -66,14 +71,15 @@ def crop_examples(images: jax.Array, side: int, multiple: int, keys: jax.Array) 
 class SuperResolutionStage:
     """The second stage of a pixel cascade; see `stage.Stage`.
 
+    `frozen` holds what it holds for PixelStage; its images are the high-resolution ones.
+
     Attributes:
       unet: (params, concat(x_t, conditioning), t, class_labels=level, **text) -> prediction.
-      schedule, noising_schedule: of the target and of the conditioning.
-      factor: high side / low side.
-      noise_level: (lowest, highest) augmentation level, both included, times of `noising_schedule`.
-      crop: train on random crops of this side (a multiple of `factor`); None: whole images.
+      schedule, noising_schedule: the schedule of the target and that of the conditioning.
+      factor: side of the high-resolution image / side of the low-resolution image.
+      noise_level: (lowest, highest) augmentation level, both included, as times of `noising_schedule`.
+      crop: train on random crops of this side (a multiple of `factor`); None: on whole images.
       encode, objective, teacher: as in PixelStage.
-    `frozen` holds what PixelStage's does; its images are the high ones.
     """
 
     unet: Callable

@@ -1,7 +1,7 @@
-"""What a UNet is told about a prompt, as the families of pipelines make it from their tokenizers and text encoders.
+"""What a UNet is told about a prompt, made from the tokenizers and text encoders of each family of pipelines.
 
-"Text", here and in the stages, is the dictionary of keyword arguments that the UNet takes because of a prompt, each
-array with one example per prompt:
+"Text", here and in the stages, is the dictionary of keyword arguments that the UNet takes for a prompt. Its arrays have
+one entry per prompt:
 
     encoder_hidden_states f32[N, L, D]                       every family
     added_cond {text_embeds f32[N, P], time_ids f32[N, 6]}   Stable Diffusion XL
@@ -28,15 +28,18 @@ _TOKEN_TABLES = ('token_embedding.embedding', 'shared.embedding')
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextConditioning:
-    """Reads prompts for one pipeline: `tokens` on the host, then the call, which is pure and may be traced.
+    """Reads prompts for one pipeline.
+
+    `tokens` runs on the host. The call takes its result; it is pure and may be traced.
 
     Attributes:
-      encoders: component -> (apply, 't5' or 'clip'), in the order in which their states are joined.
+      encoders: component -> (apply, 't5' or 'clip'), in the order in which their states are concatenated.
       tokenizers: component -> tokenizer.
-      clip_skip: how many of CLIP's last layers are left out, as diffusers counts (1: the last but one is read).
+      clip_skip: how many of CLIP's last layers are left out, as diffusers counts (1: the output of the last but one is
+        used).
       size: (height, width) of the images, which Stable Diffusion XL is told; None for other families.
+      empty_is_zero: whether the text of the empty prompt is zeros (Stable Diffusion XL).
       table_sizes: component -> how many tokens its text encoder knows.
-      empty_is_zero: whether the empty prompt is told as zeros (Stable Diffusion XL).
     """
 
     encoders: Mapping[str, tuple[Callable, str]]
@@ -55,11 +58,17 @@ class TextConditioning:
         clip_skip: int = 0,
         tokenizers: Mapping[str, Tokenizer] | None = None,
     ) -> 'TextConditioning':
-        """As `pipeline` reads prompts for images of side `size`; `tokenizers` where they were opened already.
+        """Returns the way in which `pipeline` reads prompts for images of side `size`.
 
-        Raises: WeightsError if a text encoder or tokenizer is missing or they do not fit each other, or if clip_skip
+        Args:
+          size: in pixels.
+          clip_skip: as in the attributes.
+          tokenizers: component -> its tokenizer, if they are already open; None opens them.
+        Raises: WeightsError if a text encoder or a tokenizer is missing, if they do not fit each other, or if clip_skip
           leaves out every layer.
         """
+        # Each encoder's kind decides how it is called, and the size of its token table which ids it can look up: JAX
+        # does not report an id that is too high.
         encoders, table_sizes = {}, {}
         for component, network in pipeline.text_encoders.items():
             is_t5 = kind_of(component, network.config).model_type == 't5'
@@ -72,6 +81,7 @@ class TextConditioning:
                 raise WeightsError(
                     f'clip_skip is {clip_skip} but the {component} of {pipeline.name} has {layers} layers.'
                 )
+        # Every text encoder that the family needs must be there, and each must have a tokenizer.
         if tokenizers is None:
             tokenizers = {
                 component: Tokenizer.load(folder, added=pipeline.added_tokens)
@@ -81,6 +91,7 @@ class TextConditioning:
         absent += [f'tokenizer of the {component}' for component in encoders if component not in tokenizers]
         if absent:
             raise WeightsError(f'{pipeline.name} has no {absent[0]}; give a complete pipeline.')
+        # A tokenizer of another model would give ids and lengths that the encoder reads without an error, as nonsense.
         for component, (_, kind) in encoders.items():
             tokenizer, config = tokenizers[component], pipeline.text_encoders[component].config
             longest = config.get('max_position_embeddings', MAX_LENGTH) if kind == 'clip' else tokenizer.max_length
@@ -101,12 +112,13 @@ class TextConditioning:
         )
 
     def tokens(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Tokens:
-        """What the call reads of N prompts.
+        """Returns what the call needs of N prompts.
 
         Args:
-          size: (height, width) of the images where it is not that of most.
-        Returns: component -> {ids i32[N, L], mask i32[N, L]}; and for Stable Diffusion XL time_ids f32[N, 6] (original
-          height and width, crop's top and left, target height and width) and given f32[N], 0 for the empty prompt.
+          size: (height, width) of the images; None: the `size` of this object.
+        Returns: component -> {ids i32[N, L], mask i32[N, L]}; for Stable Diffusion XL also time_ids f32[N, 6] (original
+          height and width, the crop's top and left, target height and width) and given f32[N], 0 for the empty prompt
+          and 1 for others.
         Raises: WeightsError for a token that a text encoder does not know.
         """
         tokens: Tokens = {
@@ -120,18 +132,18 @@ class TextConditioning:
                     f'of this model.'
                 )
         if self.size is not None:
-            # As for a whole image at its own size: that is how images are generated.
+            # The values of a whole, uncropped image at its own size, because images are generated with these.
             height, width = size or self.size
             tokens['time_ids'] = np.tile(np.array([height, width, 0, 0, height, width], np.float32), (len(prompts), 1))
             tokens['given'] = np.array([float(bool(prompt)) for prompt in prompts], np.float32)
         return tokens
 
     def __call__(self, params: Mapping[str, Any], tokens: Mapping[str, Any]) -> Text:
-        """Text of N prompts.
+        """Returns the text of N prompts.
 
         Args:
-          params: component -> parameters of its text encoder; others are not looked at.
-          tokens: of `tokens`, or examples of it.
+          params: component -> the parameters of its text encoder; other components are ignored.
+          tokens: the result of `tokens`, or a selection of its prompts.
         """
         states, pooled = [], None
         for component, (apply, kind) in self.encoders.items():
@@ -155,5 +167,5 @@ class TextConditioning:
 
 
 def take(tree: Any, indices: Any) -> Any:
-    """Rows `places` i[B] of every array of a text, or of tokens."""
+    """Returns the entries `indices` i[B] of every array of a text, or of tokens."""
     return jax.tree.map(lambda array: array[indices], tree)

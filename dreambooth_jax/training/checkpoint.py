@@ -1,4 +1,8 @@
-"""Checkpoints by Orbax: written in the background, a kept number of them, and never a guess on restore."""
+"""Checkpoints by Orbax.
+
+They are written in the background, and only the newest few are kept. A checkpoint that does not fit the run is an
+error: nothing else is loaded in its place.
+"""
 
 import contextlib
 import logging
@@ -13,20 +17,22 @@ from dreambooth_jax.system import disk
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message says which and what to do."""
+    """A checkpoint could not be written or read; the message says which one and what to do."""
 
 
 class Checkpoints:
-    """The checkpoints of one stage, <folder>/<step>/. `close` it, also when training fails: a save may be under way.
+    """The checkpoints of one stage, in <folder>/<step>/.
+
+    Call `close` at the end, also when training fails, because a save may still be under way.
 
     Args:
-      folder: made if missing.
-      keep: newest checkpoints kept; an older one is deleted only after the newer one is complete.
+      folder: the folder of all steps; it is made if it is missing.
+      keep: how many of the newest checkpoints are kept. An older one is deleted only after the newer one is complete.
     Raises: CheckpointError if the folder cannot be made.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2):
-        # Orbax tells every save and its own timings on the INFO level; a progress bar would drown in them.
+        # Orbax logs every save and its timings at level INFO, which would break up the progress bar.
         logging.getLogger('absl').setLevel(logging.WARNING)
         self.folder = Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
@@ -37,14 +43,19 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, the one being written included; a save that was cut short does not count."""
+        """The step of the newest checkpoint, or None if there is none.
+
+        A checkpoint that is being written counts; one whose writing was interrupted does not.
+        """
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, *, wait: bool = False) -> None:
-        """Starts to save; returns once the values are copied, or with `wait` once they are on disk.
+        """Starts to save `state`. It returns once the values are copied or, with `wait`, once they are on disk.
 
-        A checkpoint of that step is left as it is.
-        Raises: CheckpointError, also for an earlier save that failed meanwhile.
+        A checkpoint that exists for this step is left as it is.
+
+        Raises: CheckpointError if the folder holds a later step or cannot be written, and also if an earlier save has
+          failed in the meantime.
         """
         latest = self.latest
         if latest is not None and latest > step:
@@ -58,13 +69,15 @@ class Checkpoints:
                 self._manager.wait_until_finished()
 
     def restore(self, like: Any, step: int | None = None) -> Any:
-        """The state at `step` (None: the newest) in the layout and on the devices of `like`.
+        """Returns the state at `step` (None: the newest), in the layout and on the devices of `like`.
 
-        Raises: CheckpointError if there is none or it does not fit; nothing else is ever loaded in its place.
+        Raises: CheckpointError if there is no checkpoint, or if its arrays have other names, shapes or dtypes than
+          `like`.
         """
         step = self.latest if step is None else step
         if step is None:
             raise CheckpointError(f'{self.folder} holds no complete checkpoint')
+        # Compare before reading: Orbax's own error does not name the array that differs or say what to do.
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         with self._explained(f'checkpoint {step} in {self.folder} could not be read'):
             stored = self._manager.item_metadata(step)
@@ -74,7 +87,10 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
 
     def close(self) -> None:
-        """Waits for the save under way. Raises: CheckpointError if it failed."""
+        """Waits for the save that is under way.
+
+        Raises: CheckpointError if that save failed.
+        """
         with self._explained(f'the last checkpoint could not be written to {self.folder}'):
             self._manager.wait_until_finished()
             self._manager.close()
@@ -94,7 +110,7 @@ class Checkpoints:
     def _explained(self, what: str):
         try:
             yield
-        except Exception as error:  # Orbax raises many kinds, from OSError to its own
+        except Exception as error:  # Orbax raises many types of error, from OSError to its own
             reason = disk.reason(error) or (str(error).strip().splitlines() or [type(error).__name__])[0]
             there = [int(path.name) for path in self.folder.glob('*') if path.name.isdigit()]
             kept = f'; checkpoint {max(there)} is complete, go on from it' if there else ''
@@ -102,7 +118,7 @@ class Checkpoints:
 
 
 def _arrays(tree: Any) -> dict[str, str]:
-    """{dotted path: 'float32[3, 4]'} of a pytree of arrays, of their shapes, or of Orbax's description of them."""
+    """Returns {dotted path: 'float32[3, 4]'} for a pytree of arrays, of shapes, or of Orbax's array metadata."""
     leaves = [leaf for leaf in jax.tree_util.tree_leaves_with_path(tree) if hasattr(leaf[1], 'shape')]
     return {
         jax.tree_util.keystr(path, simple=True, separator='.'): f'{array.dtype}{list(array.shape)}'

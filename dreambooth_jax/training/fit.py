@@ -1,6 +1,6 @@
-"""One stage's training from its loss to its best weights: placement, resume, metrics, checkpoints, the loop.
+"""Trains one stage, from its loss to its best weights: placement, resuming, metrics, checkpoints and the loop.
 
-What both `train` and `pretrain` do; they differ in the loss, the data and the settings that they hand in.
+`train` and `pretrain` share this; they differ in the loss, the data and the settings that they pass in.
 """
 
 import contextlib
@@ -44,28 +44,40 @@ def fit(
     sample_every: int = 0,
     description: str | None = None,
 ) -> tuple[TrainState, bool]:
-    """Trains, or goes on from the newest checkpoint in <workdir>/<name>/checkpoints.
+    """Trains a stage from step 0, or continues from the newest checkpoint in <workdir>/<name>/checkpoints.
 
     Args:
-      loss: a stage's (stages/stage.py). params: what it trains, at step 0.
-      tx, learning_rate: the optimiser and its learning rate by step.
-      batch: examples of the global batch (data/pairs.py), a multiple of `placement.devices *
+      loss: the loss of a stage (stages/stage.py).
+      params: the parameters to train, as they are at step 0.
+      tx: the optimizer.
+      learning_rate: step -> learning rate, for the metrics.
+      placement: where state, frozen data and batch are stored (training/placement.py).
+      batch: the examples of the global batch (data/pairs.py); their number is a multiple of `placement.devices *
         gradient_accumulation_steps`.
-      pick, gradient_accumulation_steps: see make_train_step.
-      frozen: step -> the data of that step, already placed.
-      name: of the stage, for folders and metrics. seed: of all samples.
-      steps_per_dispatch: None: 1 on CPU, else 10.
-      save_every, keep, sample, sample_every: of checkpoints and samples.
-    Returns: the state, and whether it reached `steps` (False: SIGTERM; it is saved).
+      pick: see make_train_step.
+      frozen: step -> the frozen data of the dispatch that starts at that step, already placed.
+      workdir: the folder of the run.
+      name: the name of the stage, used for folders and metrics.
+      seed: the seed of all random numbers of the training.
+      ema_decay: see make_train_step.
+      steps_per_dispatch: how many steps run in one call to the device. None means 1 on CPU and 10 elsewhere.
+      gradient_accumulation_steps: see make_train_step.
+      save_every, sample_every: the interval in steps; 0 means only at the end.
+      keep: how many checkpoints are kept.
+      sample: (step, state) -> None, generates samples.
+      description: the label of the progress bar; None means `name`.
+    Returns: the state, and whether it reached `steps`. False means that a signal stopped the training early; the state
+      is saved.
     Raises: CheckpointError, TrainingError.
     """
+    # Place the state first: a checkpoint is restored into its layout and onto its devices.
     state = placement.place_state(lambda params: init_state(params, tx, ema=ema_decay is not None), params)
     checkpoints = Checkpoints(workdir / name / 'checkpoints', keep=keep)
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
-    # Hosts share the folder, and each of them knows the numbers of all: one writes them.
+    # Every host knows the metrics of all hosts, and they share the folder, so only one host writes.
     writer = Metrics(workdir, name, resume_step=int(state.step)) if jax.process_index() == 0 else None
-    on_cpu = jax.default_backend() == 'cpu'  # where convolutions inside a loop run slowly
+    on_cpu = jax.default_backend() == 'cpu'  # XLA on CPU runs convolutions inside a loop very slowly
     make = functools.partial(
         make_train_step,
         loss,
@@ -75,7 +87,9 @@ def fit(
         gradient_accumulation_steps=gradient_accumulation_steps,
         unroll=on_cpu,
     )
+    # The step is compiled once for each dispatch length, because the last dispatch before a save may be shorter.
     step_for = functools.cache(lambda count: placement.compile(lambda axis: make(axis_name=axis, num_steps=count)))
+    # Every host saves its part of a checkpoint, so the state must be global; metrics are written by one host.
     hooks = loop.Hooks(
         save=lambda step, state: checkpoints.save(step, placement.to_global(state)),
         frozen=frozen,
@@ -84,7 +98,7 @@ def fit(
         save_every=save_every,
         sample_every=sample_every,
     )
-    # A group without examples has no loss; a curve of zeros would say that it was measured.
+    # A group without examples has no loss. A curve of zeros would look like a measurement, so it is left out.
     absent = tuple(
         prefix
         for prefix, member in (('instance_', 1), ('prior_', 0))
@@ -94,7 +108,7 @@ def fit(
     def fetch(metrics):
         return {name: value for name, value in placement.fetch(metrics).items() if not name.startswith(absent)}
 
-    # The signals are listened to until all is on the disk: the last checkpoint may still be on its way there.
+    # Signals are handled until everything is on disk, because the last checkpoint may still be being written.
     with loop.Stop().listening() as stop, contextlib.ExitStack() as closing:
         closing.callback(checkpoints.close)
         if writer:

@@ -1,11 +1,13 @@
-"""What a run learns from, known by content: the models it starts with, the subjects' photos, own class images.
+"""What a run learns from, identified by its content.
+
+The inputs are the initial models, the subjects' photos and the user's own class images.
 
     inputs.json   {"models": {stage: {"weights": sha256, "scheduler": ..., "tokenizer": ...}},
                    "photos": {setting: [{"name", "photo", "caption", "mask"}, ...]}}
 
-Photos are listed in the order in which the run takes them, which decides what it learns. Built-in images are not
-listed, as their setting says all of them; nor are class images that the model generates, which have a manifest of their
-own (generation/class_manifest.py).
+Photos are listed in the order in which the run uses them, because that order decides what the run learns. Built-in
+images are not listed, because their setting describes them completely. Class images that the model generates are not
+listed either; they have a manifest of their own (generation/class_manifest.py).
 """
 
 import json
@@ -20,10 +22,10 @@ from dreambooth_jax.weights.identity import identity
 from dreambooth_jax.weights.pipeline import Pipeline
 
 FILE = 'inputs.json'
-CLASS_PHOTOS = 'prior.dir'  # the setting that names a folder of one's own class images
+CLASS_PHOTOS = 'prior.dir'  # the setting that names a folder of the user's own class images
 MODEL_SETTINGS = {'base': 'model', 'super_resolution': 'super_resolution_model'}
 _PARTS = {'weights': 'weights', 'scheduler': 'noise schedule or prediction type', 'tokenizer': 'tokenizer'}
-_SHOWN = 5  # photos that a sentence names
+_SHOWN = 5  # how many photos an error message names
 _NEW_RUN = 'or start another run with --workdir'
 
 
@@ -31,8 +33,8 @@ class Inputs(NamedTuple):
     """What a run learns from.
 
     Attributes:
-      models: stage -> the hashes of weights.identity, of the stages that train.
-      photos: setting -> the photos of the folder that it names, in the order in which the run takes them.
+      models: stage -> the hashes that weights.identity computes, for the stages that train.
+      photos: setting -> the photos of the folder that it names, in the order in which the run uses them.
     """
 
     models: Mapping[str, Mapping[str, str]]
@@ -40,13 +42,16 @@ class Inputs(NamedTuple):
 
     @property
     def order(self) -> dict[str, list[str]]:
-        """Setting -> names of the files, as they are called now."""
+        """Setting -> the names that the files have now, in the order in which the run uses them."""
         return {setting: [photo.name for photo in photos] for setting, photos in self.photos.items()}
 
 
 def find(models: Mapping[str, Pipeline], files: Mapping[str, Sequence[ImageFile]]) -> Inputs:
-    """Reads and hashes all of it; large models take seconds.
+    """Reads and hashes all inputs. Large models take seconds.
 
+    Args:
+      models: stage -> its initial pipeline.
+      files: setting -> the image files of the folder that it names.
     Raises: ImageError if a file cannot be read.
     """
     return Inputs(
@@ -56,7 +61,10 @@ def find(models: Mapping[str, Pipeline], files: Mapping[str, Sequence[ImageFile]
 
 
 def read(workdir: Path) -> Inputs | None:
-    """What a run was begun with; None if it does not say, as those of older versions."""
+    """Returns the inputs that a run began with, or None if its folder does not say, as in runs of older versions.
+
+    Raises: ConfigError if inputs.json is damaged.
+    """
     path = workdir / FILE
     if not path.is_file():
         return None
@@ -75,11 +83,15 @@ def to_json(inputs: Inputs) -> str:
 
 
 def check(begun: Inputs, found: Inputs, settings: Mapping[str, Any], workdir: Path, stages: Sequence[str]) -> Inputs:
-    """Holds what is there now to what the run was begun with.
+    """Compares the inputs that are present now with those that the run began with.
 
     Args:
-      settings: dotted name -> value now. stages: those that have trained already.
-    Returns: `found`, its photos in the order in which the run was begun, and what is known of other stages.
+      begun: the inputs that the run began with.
+      found: the inputs that are present now.
+      settings: dotted name -> its value now.
+      workdir: the folder of the run, for messages.
+      stages: the stages that have already trained; only their models are compared.
+    Returns: `found` with its photos in the order in which the run began, and with what `begun` says about other stages.
     Raises: ConfigError that names what differs.
     """
     for stage in stages:

@@ -1,10 +1,12 @@
-"""The loop around the step. Its order, each turn:
+"""The loop around the training step. Each turn does this, in this order:
 
-1. stop here if asked to (SIGTERM), saving first; hosts stop together, at the same step, once one of them was asked;
-2. save and sample, where due, from the state as it is;
-3. dispatch the next steps;
-4. fetch the numbers of the dispatch before, while this one runs: the device never waits for the host;
-5. a loss or gradient that is no number stops the run, names the step, and leaves the last good checkpoint as it is.
+1. It stops if it was asked to (SIGTERM or Ctrl-C), and saves first. Hosts stop together, at the same step, after one of
+   them was asked.
+2. It saves and generates samples from the present state, where they are due.
+3. It dispatches the next steps.
+4. It fetches the metrics of the previous dispatch while the new one runs, so that the device never waits for the host.
+5. If a loss or a gradient is not finite, it stops the run, names the step, and leaves the last good checkpoint as it
+   is.
 """
 
 import contextlib
@@ -25,20 +27,20 @@ from dreambooth_jax.training.state import TrainState
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and why."""
+    """Training cannot continue; the message says why and, where one step is the cause, at which step."""
 
 
 class Stop:
-    """Whether the run was asked to end. `requested` turns true on SIGTERM within `listening`."""
+    """Whether the run was asked to end. `requested` becomes true when SIGTERM or Ctrl-C arrives within `listening`."""
 
-    requested: int | bool = False  # the signal's number
-    heeded = False  # by an early end, or by whom a second Ctrl-C was handed to
+    requested: int | bool = False  # the number of the signal
+    heeded = False  # whether training ended early because of it, or a second Ctrl-C was passed on
 
     @contextlib.contextmanager
     def listening(self) -> Iterator['Stop']:
-        """Takes SIGTERM (and Ctrl-C once) as a request to save and end, and gives the old handlers back after.
+        """Treats SIGTERM (and the first Ctrl-C) as a request to save and end. It restores the old handlers afterwards.
 
-        A second Ctrl-C, and a request that came too late to end the training early, are for the old handlers.
+        The old handlers receive a second Ctrl-C, and also a request that came too late to end the training early.
         """
 
         def ask(number, frame):
@@ -48,7 +50,7 @@ class Stop:
                 signal.raise_signal(number)
             self.requested = number
 
-        # None: a handler of another language's, which Python cannot give back.
+        # signal.signal returns None for a handler that was not set from Python, and which Python cannot restore.
         before = {number: signal.signal(number, ask) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield self
@@ -59,7 +61,10 @@ class Stop:
             signal.raise_signal(self.requested)
 
     def requested_anywhere(self) -> jax.Array | bool:
-        """Whether any host was asked by now; with several hosts the devices work it out, after the last dispatch."""
+        """Returns whether any host was asked to stop by now.
+
+        With several hosts the devices compute the answer, after the dispatch before, so it is an array bool[].
+        """
         if jax.process_count() == 1:
             return bool(self.requested)
         every_device = NamedSharding(Mesh(np.array(jax.devices()), ('hosts',)), PartitionSpec('hosts'))
@@ -69,14 +74,16 @@ class Stop:
 
 @dataclasses.dataclass(kw_only=True)
 class Hooks:
-    """What a program does around the steps; each takes (step, state) and runs before the step is taken.
+    """What a program does around the steps.
+
+    `save` and `sample` take (step, state) and run before the next step is taken.
 
     Attributes:
       save: writes a checkpoint.
+      frozen: step -> the frozen data of the dispatch that starts at that step.
+      write: takes (step, {name: float}) of every step.
       sample: generates samples.
-      save_every, sample_every: in steps; 0 only at the end.
-      write: (step, {name: float}) of every step.
-      frozen: step -> the frozen data of the dispatch that starts there.
+      save_every, sample_every: the interval in steps; 0 means only at the end.
     """
 
     save: Callable[[int, TrainState], None]
@@ -102,21 +109,24 @@ def run(
     stop: Stop,
     description: str,
 ) -> tuple[TrainState, bool]:
-    """Trains to step `steps`.
+    """Trains until step `steps`.
 
     Args:
-      state: at whatever step; a resumed one goes on from there.
+      state: the state at any step; training continues from that step.
       step_for: n -> the compiled function of n steps in one dispatch (training/step.py).
-      batch, key: placed on the devices.
-      hooks: see `Hooks`. Saves and samples fall between dispatches, which are shortened to meet them.
-      examples_per_step: images a step sees, for images/s.
-      learning_rate: by step.
-      fetch: brings the numbers of a dispatch to the host.
-    Returns: the state, and whether it reached `steps` (False: it was asked to stop, and saved).
-    Raises: TrainingError for a loss or a gradient that is no number.
+      batch, key: the batch and the run's PRNG key, placed on the devices.
+      hooks: see `Hooks`. Saves and samples happen between dispatches, which are shortened so that they end there.
+      steps_per_dispatch: the largest number of steps in one dispatch.
+      examples_per_step: how many examples one step sees, for the metric images_per_second.
+      learning_rate: step -> learning rate, for the metrics.
+      fetch: brings the metrics of a dispatch to the host.
+      stop: says whether the run was asked to end.
+      description: the label of the progress bar and of error messages.
+    Returns: the state, and whether it reached `steps`. False means that the run was asked to stop; the state is saved.
+    Raises: TrainingError if a loss or a gradient is not finite.
     """
     first = step = int(state.step)
-    pending = None  # (first step, metrics, whether a host was asked to stop) of the dispatch under way
+    pending = None  # (first step, metrics, whether a host was asked to stop) of the dispatch that is running
     alone = jax.process_count() == 1
     stopping = False
     clock = time.perf_counter()
@@ -143,7 +153,7 @@ def run(
             clock = now
             for i in range(count):
                 values = {name: float(value[i]) for name, value in metrics.items()}
-                # A gradient that is no number ruins the weights before any loss shows it.
+                # A gradient that is not finite ruins the weights one step before the loss shows it.
                 for what in ('loss', 'gradient_norm'):
                     if not math.isfinite(values[what]):
                         raise TrainingError(
@@ -157,13 +167,14 @@ def run(
             bar.update(count)
 
         def settle() -> None:
-            # What is saved or sampled must be known to be sound first.
+            # Before a state is saved or sampled, the steps that led to it must be known to be finite.
             nonlocal pending, clock
             if pending is not None:
                 report(pending)
                 pending = None
 
-        # Hosts may not trust their own flags: they would leave at different steps, and wait for each other forever.
+        # With several hosts, each must ignore its own flag and use the common answer: otherwise they would leave at
+        # different steps and wait for each other forever.
         while step < steps and not (stop.requested if alone else stopping):
             if hooks.save_every and step % hooks.save_every == 0 and step > saved:
                 settle()
@@ -174,13 +185,16 @@ def run(
                 hooks.sample(step, state)
                 sampled, clock = step, time.perf_counter()
             count = min([steps_per_dispatch, steps - step] + [every - step % every for every in _due(hooks)])
-            frozen = hooks.frozen(step)  # may compute, and bring to the host, what it places
+            frozen = hooks.frozen(step)  # may compute on the device and copy to the host, so outside the guard below
+            # Start these steps before reporting the previous ones, so that the device is never idle. A hidden copy to
+            # the host would make it wait, so such a copy is an error.
             with jax.transfer_guard_device_to_host('disallow'):
                 state, metrics = step_for(count)(state, frozen, key, batch)
             if pending is not None:
                 report(pending)
             pending = (step, metrics, stop.requested_anywhere())
             step += count
+        # The last state is always saved, also after an early stop, and even if there was no step to take.
         settle()
         if step > saved or step == first:
             hooks.save(step, state)

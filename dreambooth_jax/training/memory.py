@@ -1,4 +1,4 @@
-"""What to say when a device's memory is full: what was done meanwhile, and the settings that need less."""
+"""What the user is told when the memory of a device is full: what was being done, and which settings need less."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -8,17 +8,18 @@ import jax
 from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.training.loop import TrainingError
 
-_FULL = 'RESOURCE_EXHAUSTED'  # XLA's word for it, whatever the device
+_FULL = 'RESOURCE_EXHAUSTED'  # XLA's status code for it on every device
 
 
 @contextlib.contextmanager
 def explained(doing: str, remedies: Sequence[str], *, kept: bool = True) -> Iterator[None]:
-    """Turns XLA's error about full memory into a sentence; others pass.
+    """Turns XLA's error about full memory into a TrainingError with advice; other errors pass unchanged.
 
     Args:
-      doing: put behind 'while'. remedies: flags that need less memory, the cheapest first; may be empty.
-      kept: whether what is done by then lies in the run's folder.
-    Raises: TrainingError.
+      doing: what is being done; the message puts it after 'while'.
+      remedies: flags that need less memory, the cheapest first; may be empty.
+      kept: whether the work done so far is stored in the folder of the run.
+    Raises: TrainingError if the memory of the device is full.
     """
     try:
         yield
@@ -34,10 +35,11 @@ def explained(doing: str, remedies: Sequence[str], *, kept: bool = True) -> Iter
 
 
 def remedies(config: DreamBoothConfig, stage: str, *, begun: bool) -> list[str]:
-    """What needs less memory in a training step, in the order in which it costs speed or fidelity.
+    """Returns the flags that reduce the memory of a training step, ordered by what they cost in speed or fidelity.
 
     Args:
-      begun: whether the stage has a checkpoint, which fits one optimiser and one kind of weights alone.
+      begun: whether the stage has a checkpoint. A checkpoint fits only one optimizer and one kind of weights, so flags
+        that change these are left out.
     """
     parts, examples = getattr(config, stage).gradient_accumulation_steps, config.examples_per_step(stage)
     whole = config.lora.rank is None and not begun

@@ -1,4 +1,4 @@
-"""Optax optimisers from plain settings."""
+"""Optax optimizers from plain settings."""
 
 from collections.abc import Container, Mapping
 from typing import Any
@@ -13,16 +13,18 @@ from dreambooth_jax.config import OptimizerConfig
 from dreambooth_jax.training.optimizer_state import scale_by_adam
 
 KINDS = ('adamw', 'adafactor', 'lion', 'prodigy')
-# Of the papers and of Optax, by kind: decay of the first and second moment (lion: of the step's mix and of the moment),
-# and what is added to the root of the second.
+# The defaults of the papers and of Optax, by kind. BETAS: the decay rates of the first and the second moment (for lion,
+# of the mix that makes the step and of the moment). EPSILON: what is added to the root of the second moment.
 BETAS = {'adamw': (0.9, 0.999), 'lion': (0.9, 0.99), 'prodigy': (0.9, 0.999)}
 EPSILON = {'adamw': 1e-8, 'prodigy': 1e-8}
 
 
 def learning_rate_schedule(kind: str, learning_rate: float, *, steps: int, warmup_steps: int = 0) -> optax.Schedule:
-    """The learning rate by step: 'constant', 'warmup' (linear, then constant) or 'cosine' (linear, then to 0 at
-    `steps`).
+    """Returns a function from the step to the learning rate.
 
+    Args:
+      kind: 'constant'; 'warmup': linear from learning_rate / warmup_steps to `learning_rate` during `warmup_steps`,
+        then constant; or 'cosine': the same warm-up, then down to 0 at `steps`.
     Raises: ValueError for another kind.
     """
     warmup = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, max(warmup_steps - 1, 1))
@@ -39,12 +41,14 @@ def learning_rate_schedule(kind: str, learning_rate: float, *, steps: int, warmu
 
 
 def scale_updates(multipliers: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Scales the updates of chosen components, or of tensors in them, or of parts of those.
+    """Scales the updates of chosen components, of tensors in them, or of parts of those tensors.
+
+    It is the last transformation of the chain, after weight decay. So a multiplier of AdamW's updates acts as a
+    multiplier of its learning rate, and nothing changes a parameter whose multiplier is 0.
 
     Args:
-      factors: component, such as 'unet' -> a number, or dotted path of a parameter -> an array that broadcasts over
-        it; 0 holds. What is not named stays as it is. It comes last in the chain: the decay of weights is scaled as
-        well, so that a factor of AdamW's updates is one of its learning rate, and nothing moves what is held.
+      multipliers: component, such as 'unet' -> either a number, or a mapping from the dotted path of a parameter to an
+        array that broadcasts over it. 0 freezes. What is not named keeps its updates.
     """
 
     def scaled(updates, factor):
@@ -59,14 +63,19 @@ def scale_updates(multipliers: Mapping[str, Any]) -> optax.GradientTransformatio
 
 
 def variance_head_masks(unet_params: Mapping[str, jax.Array], channels: int = 3) -> dict[str, np.ndarray]:
-    """Factors that hold the learned-variance half of `conv_out` (the last of its 2 * channels outputs)."""
+    """Returns multipliers that freeze the learned-variance half of `conv_out`, the last of its 2 * channels outputs.
+
+    Each is f32[outputs], 1 for the outputs that train and 0 for those that do not.
+    """
     outputs = unet_params['conv_out.bias'].shape[0]
     trained = (np.arange(outputs) < channels).astype(np.float32)
     return {'conv_out.kernel': trained, 'conv_out.bias': trained}
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """As Optax's, but by one factor, which XLA multiplies in where each gradient is used.
+    """Does what optax.clip_by_global_norm does, but with less memory.
+
+    It multiplies by one factor, which XLA fuses into each use of a gradient.
 
     Optax divides each array, and XLA then keeps a second copy of all gradients.
     """
@@ -79,7 +88,7 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
 
 def _adamw(learning_rate, betas, epsilon, weight_decay, state_dtype):
-    """optax.adamw, in the same order, on compressed moments."""
+    """optax.adamw with compressed moments; the transformations have the same order."""
     return optax.chain(
         scale_by_adam(*betas, epsilon, state_dtype),
         optax.add_decayed_weights(weight_decay),
@@ -88,9 +97,12 @@ def _adamw(learning_rate, betas, epsilon, weight_decay, state_dtype):
 
 
 def _adafactor(learning_rate, weight_decay):
-    """Without the scaling by each array's size, so that a learning rate means what it means for the others."""
+    """Adafactor without the scaling by the size of each array.
 
-    def decay(count):  # Optax's own is not scaled by the learning rate
+    So a learning rate means the same as for the other optimizers.
+    """
+
+    def decay(count):  # Optax does not scale adafactor's decay by the learning rate
         return weight_decay * (learning_rate(count) if callable(learning_rate) else learning_rate)
 
     return optax.adafactor(learning_rate, multiply_by_parameter_scale=False, weight_decay_rate=decay)
@@ -98,15 +110,18 @@ def _adafactor(learning_rate, weight_decay):
 
 def _prodigy(learning_rate, betas, epsilon, weight_decay, warmup):
     tx = optax.contrib.prodigy(learning_rate, betas, eps=epsilon, weight_decay=weight_decay, safeguard_warmup=warmup)
-    # It keeps the weights it began with: a copy, since the weights themselves are donated.
+    # Prodigy keeps the initial weights. It needs a copy of them, because the weights themselves are donated.
     return tx._replace(init=lambda params: tx.init(jax.tree.map(jnp.copy, params)))
 
 
 def _undecayed(tx, without_decay, paths):
-    """`tx`, of whose updates those of `paths` are taken from the same optimiser without decay.
+    """Returns `tx`, except that the parameters `paths` do not decay.
 
-    Both read one state, which decay has no part in, so XLA computes what they have in common once. (Masks would need
-    one in every kind, and prodigy has none; two optimisers side by side would give it two learning rates.)
+    Their updates are taken from `without_decay`, the same optimizer without decay.
+
+    Both read the same state, which does not depend on decay, so XLA computes what they have in common only once.
+    (optax.masked would need a mask argument in every kind, and prodigy has none; two optimizers side by side would give
+    prodigy two learning rates.)
     """
 
     def update(updates, state, params=None):
@@ -134,19 +149,23 @@ def make_optimizer(
     multipliers: Mapping[str, Any] | None = None,
     undecayed: Container[str] = (),
 ) -> optax.GradientTransformation:
-    """An optimiser after clipping by the global norm; the decay of weights is decoupled and scaled by the learning
-    rate.
+    """Makes an optimizer that first clips by the global norm.
+
+    Its weight decay is decoupled and scaled by the learning rate.
 
     Args:
-      learning_rate: learning rate or schedule of it; of prodigy, which finds the learning rate, a multiplier.
-      kind: 'adamw' as torch.optim.AdamW computes it; 'adafactor', 'lion' or 'prodigy' as Optax does.
-      state_dtype: of adamw's moments, optimizer_state.KINDS.
-      betas, epsilon: None: BETAS and EPSILON of that kind, which has none if it is not named there.
-      grad_clip_norm: None does not clip.
-      warmup: whether the learning rate begins with a warm-up, which prodigy must not take for a small gradient.
-      multipliers: of the learning rate, see `scale_updates`; None: the same for everything.
+      learning_rate: the learning rate or its schedule. For prodigy, which finds the learning rate itself, a multiplier
+        of it.
+      kind: 'adamw' as torch.optim.AdamW computes it; 'adafactor', 'lion' or 'prodigy' as Optax computes them.
+      state_dtype: the dtype of adamw's moments, one of optimizer_state.KINDS.
+      betas, epsilon: None means BETAS and EPSILON of that kind; a kind that is not listed there does not use them.
+      weight_decay: the share of a weight that it loses per step, before it is scaled by the learning rate.
+      grad_clip_norm: the largest global norm of the gradients; None does not clip.
+      warmup: whether the learning rate starts with a warm-up. Prodigy must not mistake its small learning rates for
+        small gradients.
+      multipliers: multipliers of the learning rate, see `scale_updates`; None means the same rate for all parameters.
       undecayed: dotted paths of parameters, in any component, whose weights do not decay.
-    Raises: ValueError for another kind, or moments that it does not have.
+    Raises: ValueError for another kind, or if `state_dtype` is not 'float32' and the kind is not 'adamw'.
     """
     betas, epsilon = betas or BETAS.get(kind), epsilon or EPSILON.get(kind)
     if state_dtype != 'float32' and kind != 'adamw':
@@ -167,6 +186,7 @@ def make_optimizer(
             return _prodigy(learning_rate, betas, epsilon, weight_decay, warmup)
         raise ValueError(f'optimizer.kind is {kind!r} but must be one of {KINDS}')
 
+    # Clipping comes first, because it limits gradients; multipliers come last, because they must also scale the decay.
     parts = [] if grad_clip_norm is None else [clip_by_global_norm(grad_clip_norm)]
     parts.append(of_decay(weight_decay))
     if undecayed:
@@ -184,8 +204,10 @@ def from_settings(
     multipliers: Mapping[str, Any] | None = None,
     undecayed: Container[str] = (),
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """(learning rate by step, optimiser) of one stage of `steps` steps; `multipliers`, `undecayed`: see
-    make_optimizer."""
+    """Returns (learning rate by step, optimizer) of a stage that trains for `steps` steps.
+
+    For `multipliers` and `undecayed` see make_optimizer.
+    """
     schedule = learning_rate_schedule(settings.schedule, learning_rate, steps=steps, warmup_steps=settings.warmup_steps)
     tx = make_optimizer(
         schedule,
@@ -203,6 +225,10 @@ def from_settings(
 
 
 def state_bytes(tx: optax.GradientTransformation, params: Any) -> int:
-    """Bytes of the optimiser's state for such params, arrays or shapes, on all devices together; makes nothing."""
+    """Returns how many bytes the optimizer state needs on all devices together; it allocates nothing.
+
+    Args:
+      params: a pytree of arrays or shapes; the state is computed for float32 parameters of these shapes.
+    """
     shapes = jax.eval_shape(tx.init, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))

@@ -1,17 +1,17 @@
-"""AdamW's moments in fewer bytes: bfloat16, or 8 bits with a scale for every row.
+"""AdamW's moments in fewer bytes: in bfloat16, or in 8 bits with one scale for every vector along the last axis.
 
 The arithmetic of a step stays float32; a moment is compressed only between steps, one array at a time. A step changes
-the second moment by (1 - b2) = 0.001 of itself, less than half a unit in the last place of either format: rounded to
-the nearest number it would stop where it stands. So all rounding is stochastic: up or down with the probability that
-makes it right on average. Its random bits are a hash of (steps taken, array, place in the array): nothing to save, the
-same on any number of devices, and a resumed run repeats them bit for bit.
+the second moment by (1 - b2) = 0.001 of itself, which is less than half a unit in the last place of either format. With
+rounding to nearest it would never change. So all rounding is stochastic: up or down, with the probability that makes
+the result right on average. The random bits are a hash of (steps taken, array, index in the array). So there is nothing
+to save, they are the same on any number of devices, and a resumed run repeats them bit for bit.
 
-Eight bits are a small floating-point number: the leading bits of a float32 after it has been scaled to its row's
-largest. Both ways are a few integer operations on an array of the parameter's own shape, so a step over hundreds of
-arrays compiles, and its moments are sharded as the parameters are. (The dynamic code of Dettmers et al. 2022, 8-bit
-Optimizers via Block-wise Quantization, is a table over blocks of 256 numbers: written as arithmetic it took TPU's
-compiler more memory than a machine of 24 GB has, and followed float32 no closer. From there come the idea and that
-small tensors stay float32.)
+Eight bits hold a small floating-point number: the leading bits of a float32 that was scaled by the largest magnitude
+along its last axis. Encoding and decoding are a few integer operations on an array of the parameter's own shape. So a
+step over hundreds of arrays compiles, and its moments are sharded as the parameters are. (The dynamic code of Dettmers
+et al. 2022, 8-bit Optimizers via Block-wise Quantization, is a table over blocks of 256 numbers. Written as arithmetic,
+it took the TPU compiler more memory than a machine with 24 GB has, and it followed float32 no more closely. The idea
+comes from that paper, and so does the rule that small tensors stay float32.)
 """
 
 from typing import NamedTuple
@@ -24,15 +24,15 @@ import optax
 from dreambooth_jax.training.order import after
 
 KINDS = ('float32', 'bfloat16', 'int8')
-SMALLEST = 4096  # elements; a smaller array stays float32, as in the paper: little to win, and often the most delicate
+SMALLEST = 4096  # elements; smaller arrays stay float32, as in the paper: they save little and are often sensitive
 
 
 class Codes(NamedTuple):
     """A compressed array of shape [..., n].
 
     Attributes:
-      codes: int8[..., n] with a sign (first moments) or uint8[..., n] without (second ones).
-      scales: f32[...], of each row of n numbers; 0 where all of them are 0.
+      codes: int8[..., n] for first moments, which have a sign; uint8[..., n] for second moments, which have none.
+      scales: f32[...], one for the n numbers along the last axis; 0 where all of them are 0.
     """
 
     codes: jax.Array
@@ -40,13 +40,19 @@ class Codes(NamedTuple):
 
 
 def _leading_bits(x: jax.Array, noise: jax.Array, mantissa: int) -> jax.Array:
-    """u32: sign, exponent and so many bits of mantissa of f32 `x`, away from 0 where `noise` (u32 < 2^16) says so."""
+    """Returns the sign, the exponent and the first `mantissa` bits of the mantissa of f32 `x`, as u32.
+
+    The magnitude is rounded up or down by `noise`, uniform u32 < 2^16, so that it is right on average.
+    """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + (noise << (7 - mantissa))
     return bits >> (23 - mantissa)
 
 
 class _Format:
-    """Codes 0 to `top` of f32 from `least`, a power of 2, to `largest` < 1: 16 an octave, evenly spaced in it."""
+    """A code of the integers 0 to `top` for f32 numbers from `least`, a power of 2, to `largest` < 1.
+
+    Each octave has 16 codes, which are evenly spaced in it.
+    """
 
     MANTISSA = 4
 
@@ -57,11 +63,11 @@ class _Format:
         self.largest = ((self.first + np.uint32(top)) << np.uint32(23 - self.MANTISSA)).view(np.float32)
 
     def encode(self, x: jax.Array, noise: jax.Array) -> jax.Array:
-        """u32 codes of f32 `x`, rounded at random."""
+        """Returns the u32 codes of f32 `x`, rounded at random."""
         return jnp.minimum(_leading_bits(x, noise, self.MANTISSA) - self.first, self.top)
 
     def decode(self, codes: jax.Array) -> jax.Array:
-        """f32 of integer codes."""
+        """Returns the f32 numbers of integer codes."""
         bits = codes.astype(jnp.uint32) + self.first
         return jax.lax.bitcast_convert_type(bits << (23 - self.MANTISSA), jnp.float32)
 
@@ -70,7 +76,7 @@ _SIGNED, _UNSIGNED = _Format(127), _Format(255)
 
 
 def decompressed(stored: Codes) -> jax.Array:
-    """f32[..., n] of compressed numbers."""
+    """Returns the numbers f32[..., n] that `stored` holds."""
     scales = stored.scales[..., None]
     if stored.codes.dtype == jnp.uint8:
         return _UNSIGNED.decode(stored.codes) * scales
@@ -79,11 +85,11 @@ def decompressed(stored: Codes) -> jax.Array:
 
 
 def compressed(x: jax.Array, noise: jax.Array, signed: bool) -> Codes:
-    """Codes of f32[..., n] `x`, rounded by 16 random bits u32[..., n].
+    """Returns the codes of `x`, f32[..., n], rounded with the help of 16 random bits, u32[..., n].
 
-    Signed: |x| + least is what has a code, so that 0 is stored as 0 and what is small in its row evenly, right on
-    average like the rest. Unsigned: there is no zero, the least is 1.6e-5 of the row's largest: a second moment of 0
-    beside a first that is not would make a step of m / epsilon.
+    Signed: |x| + least is encoded, so that 0 is stored as 0, and small numbers have evenly spaced codes and are right
+    on average like the others. Unsigned: there is no code for zero; the smallest is 1.6e-5 of the largest number of its
+    vector. A second moment of 0 beside a first moment that is not 0 would make a step of m / epsilon.
     """
     largest = _SIGNED.largest - _SIGNED.least if signed else _UNSIGNED.largest
     scales = jnp.max(jnp.abs(x), axis=-1) / largest
@@ -95,15 +101,20 @@ def compressed(x: jax.Array, noise: jax.Array, signed: bool) -> Codes:
 
 
 def _mixed(bits: jax.Array) -> jax.Array:
-    """A hash of each u32 (lowbias32 of github.com/skeeto/hash-prospector); unlike threefry it costs next to nothing."""
+    """A hash of each u32 (lowbias32 of github.com/skeeto/hash-prospector).
+
+    Unlike threefry it costs almost nothing.
+    """
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
         bits = (bits ^ (bits >> shift)) * np.uint32(factor)
     return bits
 
 
 def _random_bits(step: jax.Array, array: int, shape: tuple[int, ...]) -> jax.Array:
-    """u32 of that shape for the `array`-th parameter at i32[] `step`: the low half for its first moment, the high one
-    for its second."""
+    """Returns random u32 of that shape for parameter number `array` at `step`, i32[].
+
+    The low 16 bits are for its first moment, the high 16 bits for its second.
+    """
     strides = np.cumprod([1, *shape[:0:-1]], dtype=np.uint64)[::-1] % 2**32
     index = sum(
         jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(strides[axis]) for axis in range(len(shape))
@@ -115,9 +126,10 @@ def _random_bits(step: jax.Array, array: int, shape: tuple[int, ...]) -> jax.Arr
 def scale_by_adam(b1: float, b2: float, eps: float, kind: str) -> optax.GradientTransformation:
     """optax.scale_by_adam with its moments stored as `kind`.
 
+    The state is Optax's own, with mu and nu that hold such arrays instead of f32 ones.
+
     Args:
-      kind: 'bfloat16', or 'int8': `Codes` for arrays of 4096 elements and more, f32 for smaller ones.
-    The state is Optax's own, mu and nu with such arrays in the place of f32 ones.
+      kind: 'bfloat16' or 'int8'. 'int8' stores `Codes` for arrays of at least 4096 elements, and f32 for smaller ones.
     Raises: ValueError for another kind.
     """
     if kind not in KINDS[1:]:
@@ -152,12 +164,12 @@ def scale_by_adam(b1: float, b2: float, eps: float, kind: str) -> optax.Gradient
         for number, (gradient, mu, nu) in enumerate(
             zip(gradients, structure.flatten_up_to(state.mu), structure.flatten_up_to(state.nu), strict=True)
         ):
-            if out:  # one array after the other, or the f32 moments of all of them may be alive at once
+            if out:  # one array after the other: otherwise the f32 moments of all arrays may be alive at once
                 mu, nu = after((mu, nu), out[-1])
             m = b1 * read(mu) + (1 - b1) * gradient
             v = b2 * read(nu) + (1 - b2) * jnp.square(gradient)
             step = m / (1 - b1**count) / (jnp.sqrt(v / (1 - b2**count)) + eps)
-            # The step reads the old moments: once it is done, the new ones can take their place without a copy.
+            # The step reads the old moments. Once it is computed, the new ones can overwrite them without a copy.
             m, v = after((m, v), step)
             bits = _random_bits(count, number, gradient.shape)
             out.append((step, store(m, mu, bits & 0xFFFF, True), store(v, nu, bits >> 16, False)))

@@ -1,4 +1,4 @@
-"""The order of work in a compiled program, where it decides how much memory is alive at once."""
+"""The order of work in a compiled program, where it decides how much memory is in use at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 
 def after(x: Any, done: Any) -> Any:
-    """The pytree `x` as it is, but whatever uses it waits until the arrays of the pytree `done` are computed.
+    """Returns the pytree `x` unchanged, but its users wait until the arrays of the pytree `done` are computed.
 
-    XLA's own barrier does it on GPU and TPU. On CPU the compiler takes it out before it orders the work, breadth
-    first, with the temporary arrays of all branches alive together; so there `x` depends on a number of each of `done`:
-    where one is NaN, so is what is float in `x`.
+    XLA's optimization barrier does this on GPU and TPU. On CPU the compiler removes the barrier before it orders the
+    work breadth first, and then the temporary arrays of all branches are alive together. So there `x` is made to depend
+    on one element of each array of `done`: if one of these is NaN, the float arrays of `x` become NaN too.
     """
     x, done = jax.lax.optimization_barrier((x, done))
     if jax.default_backend() != 'cpu':
@@ -29,13 +29,12 @@ def after(x: Any, done: Any) -> Any:
 
 
 def mean_of_micro_batches(function: Callable[[Any], Any], examples: Any, count: int, *, unroll: bool = False) -> Any:
-    """function(examples), a pytree of means over the examples, computed from `count` equal parts of them one after the
-    other.
+    """Computes function(examples), a pytree of means over the examples, from `count` equal parts one after the other.
 
     Args:
-      examples: pytree of arrays [B, ...]. Part j holds the examples j, j + count, ...: so each part has its share of
-        instance and of class examples, and of what each device holds of a sharded batch.
-      unroll: without a lax.scan, inside which XLA on CPU runs a convolution's backward pass very slowly.
+      examples: a pytree of arrays [B, ...]. Part j holds the examples j, j + count, ... So each part has its share of
+        instance examples and of class examples, and of what each device holds of a sharded batch.
+      unroll: avoids lax.scan, inside which XLA on CPU runs the backward pass of a convolution very slowly.
     Raises: ValueError if `count` does not divide B.
     """
     if count == 1:
@@ -45,6 +44,7 @@ def mean_of_micro_batches(function: Callable[[Any], Any], examples: Any, count: 
         raise ValueError(
             f'{size} examples (under pmap, of a device) cannot be cut into {count} equal micro-batches; pad'
         )
+    # Sum the parts one at a time, so that only one part's activations are alive.
     parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), examples)
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -1,8 +1,10 @@
-"""Where the state, the data and the batch live: `pmap` (replicated state) or `fsdp` (state sharded by size).
+"""Where the state, the frozen data and the batch are stored.
+
+Mode `pmap` replicates the state; mode `fsdp` shards its large arrays.
 
 One step body serves both (training/step.py); the only difference is the optional `lax.pmean`. The state has no device
-axis: pmap runs with in_axes None, which from JAX 0.10 on is jit(shard_map), so a checkpoint written under one mode is
-read under the other and on any number of devices.
+axis: pmap runs with in_axes None, which from JAX 0.10 on is jit(shard_map). So a checkpoint that was written in one
+mode can be read in the other, and on any number of devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,28 +20,34 @@ MODES = ('pmap', 'fsdp')
 
 
 class Placement(Protocol):
-    """Both placements have these methods; a program never asks which one it holds."""
+    """The interface of both placements; a program never asks which one it has."""
 
     devices: int
 
     def place_state(self, init: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs `init(*arguments)` straight into its final layout; for the state, and for what is frozen."""
+        """Runs `init(*arguments)` so that its result has its final layout from the start.
+
+        It places the state and the frozen data.
+        """
 
     def place_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Splits the global batch, arrays of equal length B (a multiple of `devices`), over the devices."""
+        """Splits the global batch over the devices: arrays of equal length B, a multiple of `devices`."""
 
     def compile(self, make_step: Callable[[str | None], Callable]) -> Callable:
-        """Compiles `make_step(axis_name)`: (state, frozen, key, batch) -> (state, metrics); the state is donated."""
+        """Compiles `make_step(axis_name)`: (state, frozen, key, batch) -> (state, metrics). The state is donated."""
 
     def to_global(self, state: Any) -> Any:
-        """The state as arrays that Orbax may save from every host."""
+        """Returns the state as arrays that Orbax may save from every host."""
 
     def fetch(self, metrics: Any) -> Any:
-        """Metrics as numpy arrays on every host; waits for the step that made them."""
+        """Returns the metrics as numpy arrays on every host. It waits for the step that computes them."""
 
 
 def _local_examples(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
-    """This host's part of the global batch: hosts hold equal, consecutive runs of examples."""
+    """Returns this host's part of the global batch: hosts hold equal, consecutive ranges of examples.
+
+    Raises: ValueError if `devices` does not divide the number of examples.
+    """
     size = len(next(iter(batch.values())))
     if size % devices:
         raise ValueError(f'the batch has {size} examples, which {devices} devices cannot share evenly; pad it first')
@@ -49,16 +57,16 @@ def _local_examples(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.
 
 
 class Pmap:
-    """State and frozen data replicated, batch split; gradients averaged by one `pmean`.
+    """The state and the frozen data are replicated and the batch is split; one `pmean` averages the gradients.
 
     Args:
-      devices: all of them where None.
+      devices: None means all devices.
     """
 
     def __init__(self, devices: Sequence[jax.Device] | None = None):
         self._devices = tuple(devices or jax.devices())
         self.devices = len(self._devices)
-        # The mesh that pmap itself makes; make_mesh may permute the devices, and the state would move at every call.
+        # The same mesh that pmap makes. make_mesh may permute the devices, and then the state would move at every call.
         self._mesh = Mesh(np.array(self._devices), (AXIS,))
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
 
@@ -75,7 +83,7 @@ class Pmap:
 
     def compile(self, make_step):
         if self.devices == 1:
-            # The same program, but XLA's CPU backend runs convolutions inside pmap's shard_map six times slower.
+            # jit gives the same program; inside pmap's shard_map, XLA on CPU runs convolutions six times slower.
             return jax.jit(make_step(None), donate_argnums=0)
         in_axes = (None, None, None, 0)
         return jax.pmap(make_step(AXIS), AXIS, in_axes=in_axes, out_axes=None, donate_argnums=0, devices=self._devices)
@@ -90,11 +98,13 @@ class Pmap:
 
 
 class Fsdp:
-    """Each large array sharded over all devices along its longest divisible axis; the compiler inserts the collectives.
+    """Each large array is sharded over all devices along its longest divisible axis.
+
+    The compiler inserts the collectives.
 
     Args:
-      min_bytes: arrays below this size stay replicated: gathering them would cost more than it saves.
-      devices: all of them where None.
+      min_bytes: arrays below this size stay replicated, because gathering them would cost more than it saves.
+      devices: None means all devices.
     """
 
     def __init__(self, min_bytes: int = 4 * 2**20, devices: Sequence[jax.Device] | None = None):
@@ -105,7 +115,7 @@ class Fsdp:
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
 
     def shardings(self, tree: Any) -> Any:
-        """The layout of every array of a pytree of arrays or shapes."""
+        """Returns the layout of every array in a pytree of arrays or shapes."""
 
         def one(x):
             if x.size * x.dtype.itemsize < self.min_bytes:
@@ -135,7 +145,7 @@ class Fsdp:
             nonlocal compiled
             if compiled is None:
                 layout = jax.tree.map(lambda x: x.sharding, state)
-                # Without a fixed layout the compiler may return the state sharded otherwise, and compile again.
+                # Without a fixed layout the compiler may return the state in another layout, and then compile again.
                 compiled = jax.jit(step, donate_argnums=0, out_shardings=(layout, self._replicated))
             return compiled(state, frozen, key, batch)
 
@@ -151,7 +161,10 @@ class Fsdp:
 def make_placement(
     mode: str, *, fsdp_min_bytes: int = 4 * 2**20, devices: Sequence[jax.Device] | None = None
 ) -> Placement:
-    """The placement of that name, over all devices or those given. Raises: ValueError for an unknown one."""
+    """Returns the placement named `mode`, over the given devices or, with None, over all of them.
+
+    Raises: ValueError for an unknown name.
+    """
     if mode == 'pmap':
         return Pmap(devices)
     if mode == 'fsdp':

@@ -1,8 +1,8 @@
-"""A run's folder: begun with its settings and its images, and gone on with under the same ones.
+"""The folder of a run: a run begins with its settings and images there, and continues only with the same ones.
 
-Until a stage has a checkpoint nothing is learned, and its settings may change: what is there by then, such as class
-images, is kept where it still fits. From then on, settings that change what is learned are refused, and photos and
-models are known by their hashes (inputs.py), so that they may be moved and renamed but not exchanged.
+Until a stage has a checkpoint nothing is learned, and its settings may change; what exists by then, such as class
+images, is kept where it still fits. From then on, settings that change what is learned are refused. Photos and models
+are identified by their hashes (inputs.py), so that they may be moved and renamed but not exchanged.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from dreambooth_jax.training import inputs as run_inputs
 from dreambooth_jax.training.inputs import CLASS_PHOTOS, Inputs
 
 CONFIG = 'config.json'
-# Settings that may always change: how long, how often, how much at once, and where, but not what is learned.
+# Settings that may always change: they say how long, how often, how much at once and where, but not what is learned.
 FREE = (
     'base.steps',
     'base.gradient_accumulation_steps',
@@ -39,9 +39,10 @@ FREE = (
     'export',
     'painters',
 )
-_CLASS_IMAGES = ('prior.num_images', 'prior.steps', 'prior.guidance_scale', 'prior.sampler')  # as they are generated
+# Settings that class images are generated with.
+_CLASS_IMAGES = ('prior.num_images', 'prior.steps', 'prior.guidance_scale', 'prior.sampler')
 _STAGES = ('base', 'super_resolution')
-# Settings of models, whose files are known by their hashes whatever they are called.
+# Settings that name models; the files of a model are identified by their hashes, whatever their names.
 _MODELS = ('model', 'super_resolution_model')
 _PHOTOS = 'instance_dir'
 _PATHS = ('model', 'model_tokenizer_dir', 'super_resolution_model', 'init', 'base')
@@ -49,9 +50,11 @@ _PATHS = ('model', 'model_tokenizer_dir', 'super_resolution_model', 'init', 'bas
 
 @contextlib.contextmanager
 def alone(workdir: Path) -> Iterator[None]:
-    """Keeps other processes from working in the run's folder, which is made if missing; hosts of one run share it.
+    """Keeps other processes from working in the folder of the run.
 
-    Raises: LockError if one does; ConfigError if the folder cannot be written.
+    The folder is made if it is missing. Hosts of one run share it.
+
+    Raises: LockError if another process works there; ConfigError if the folder cannot be written.
     """
     with contextlib.ExitStack() as held:
         if jax.process_index() == 0:
@@ -67,16 +70,18 @@ def _unwritable(workdir: Path, error: OSError) -> ConfigError:
 
 
 def check(config: Config, workdir: Path, found: Inputs | None = None) -> Inputs | None:
-    """Whether a run may go on, or begin, in a folder; writes nothing.
+    """Checks whether a run may begin or continue in a folder; writes nothing.
 
     Args:
-      found: what is there to learn from; None if the settings say all of it.
-    Returns: `found`, its photos in the order in which the run takes them.
-    Raises: ConfigError if another setting, photo or model would change what is learned, naming both.
+      found: the inputs that are present now; None if the settings describe them completely.
+    Returns: `found`, with its photos in the order in which the run uses them.
+    Raises: ConfigError if a setting, photo or model differs from the run's and would change what is learned; it names
+      both.
     """
     stages = trained_stages(workdir)
     if not stages:
         return found
+    # Something was learned here, so the settings and the inputs must be those that it was learned with.
     begun = run_inputs.read(workdir) if found is not None else None
     new = _flat(to_dict(config))
     if (workdir / CONFIG).exists():
@@ -87,9 +92,9 @@ def check(config: Config, workdir: Path, found: Inputs | None = None) -> Inputs 
 
 
 def begin(config: Config, workdir: Path, found: Inputs | None = None) -> None:
-    """Makes the folder and writes config.json and, if anything was found, inputs.json.
+    """Makes the folder and writes config.json and, unless `found` is None, inputs.json.
 
-    Raises: as `check`; ConfigError if the folder cannot be written.
+    Raises: ConfigError as `check`, and if the folder cannot be written.
     """
     found = check(config, workdir, found)
     if jax.process_index() != 0:
@@ -104,7 +109,10 @@ def begin(config: Config, workdir: Path, found: Inputs | None = None) -> None:
 
 
 def trained_stages(workdir: Path) -> list[str]:
-    """The stages that have something to lose: those with a complete checkpoint, or all if only a model/ is left."""
+    """Returns the stages that have something to lose.
+
+    These are the stages with a complete checkpoint, or all stages if only an exported model/ is left.
+    """
     found = {path.parts[-3] for path in workdir.glob('*/checkpoints/*') if path.name.isdigit()}
     if not found and (workdir / 'model' / 'model_index.json').is_file():
         return list(_STAGES)
@@ -117,7 +125,12 @@ def _write(path: Path, text: str) -> None:
 
 
 def _read(path: Path, cls: type[Config]) -> dict:
-    """The settings in a file; those younger than it have their defaults, which do what was done without them."""
+    """Returns the settings in a file.
+
+    Settings that are newer than the file get their defaults, which do what the program did before they existed.
+
+    Raises: ConfigError if the file is damaged.
+    """
     try:
         before = json.loads(path.read_text('utf-8'))
     except ValueError:
@@ -126,7 +139,7 @@ def _read(path: Path, cls: type[Config]) -> dict:
         raise ConfigError(f'{path} is damaged; restore it, or start another run with --workdir')
     try:
         return to_dict(resolve(cls, with_new_names(cls, before)))
-    except ConfigError:  # a setting that is no more: compared as it stands there
+    except ConfigError:  # it has a setting that no longer exists: compare the settings as they are in the file
         return before
 
 
@@ -141,9 +154,10 @@ def _check_settings(
     """Compares two flat dicts of settings.
 
     Args:
-      stages: those that have trained.
-      by_content: whether models and photos are compared by their hashes, so that their names say nothing.
-      unused: names of settings that nothing was learned from.
+      stages: the stages that have trained.
+      by_content: whether models and photos are compared by their hashes, so that their names do not matter.
+      unused: names of settings from which nothing was learned.
+    Raises: ConfigError for the first setting that differs and would change what is learned.
     """
     unused = {*unused, *(_unused(old) & _unused(new))}
     for name in sorted({*old, *new}):
@@ -172,7 +186,7 @@ def _is_length(name: str) -> bool:
 
 
 def _unused(settings: Mapping[str, Any]) -> set[str]:
-    """Names of settings that nothing is learned from, whatever they are, under the others."""
+    """Returns the names of settings that have no influence on what is learned, given the other settings."""
     weight, kind = settings.get('prior.weight'), settings.get('prior.kind')
     found = set()
     if weight == 0 or kind == 'distillation':
@@ -195,12 +209,12 @@ def _is_photos(name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """Without the numbers of subjects: data.subjects[0].class_prompt -> data.subjects.class_prompt."""
+    """Removes the numbers of subjects: data.subjects[0].class_prompt -> data.subjects.class_prompt."""
     return re.sub(r'\[\d+\]', '', name)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Dotted name -> value; subjects by number: data.subjects[0].class_prompt."""
+    """Returns dotted name -> value. Subjects are numbered: data.subjects[0].class_prompt."""
     found = {}
     for name, value in settings.items():
         groups = isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value)

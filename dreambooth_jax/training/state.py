@@ -1,4 +1,4 @@
-"""The whole of a training run that a checkpoint must hold."""
+"""The complete state of a training run, which is what a checkpoint holds."""
 
 import dataclasses
 from typing import Any
@@ -11,13 +11,13 @@ import optax
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """Everything that changes from step to step; there is no iterator state (DESIGN.md, decision 5).
+    """Everything that changes from step to step. There is no iterator state (DESIGN.md, decision 5).
 
     Attributes:
-      step: i32[], optimiser steps taken.
-      params: f32 master weights, component -> dotted path -> array.
+      step: i32[], the number of optimizer steps taken.
+      params: the f32 master weights, component -> dotted path -> array.
       ema: their exponential moving average in the same layout, or None.
-      opt_state: Optax's.
+      opt_state: the optimizer state of Optax.
     """
 
     step: jax.Array
@@ -27,12 +27,12 @@ class TrainState:
 
     @property
     def best_params(self):
-        """The averaged weights where there is an average, else the weights."""
+        """The averaged weights if the run keeps an average, otherwise the weights."""
         return self.params if self.ema is None else self.ema
 
 
 def init_state(params: Any, tx: optax.GradientTransformation, *, ema: bool) -> TrainState:
-    """A state at step 0. With `ema` the average starts as a copy of the weights."""
+    """Returns a state at step 0. With `ema`, the average starts as a copy of the weights."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
