@@ -134,14 +134,14 @@ def read_buckets(
             found[image.shape[:2]].append((file, image, mask))
     return {
         size: Images(
-            images=np.stack([image for _, image, _ in rows]),
-            masks=np.stack([mask for _, _, mask in rows]) if any(file.mask for file, _, _ in rows) else None,
-            prompts=[file.caption or prompt for file, _, _ in rows],
-            names=[file.path.name for file, _, _ in rows],
+            images=np.stack([image for _, image, _ in kept]),
+            masks=np.stack([mask for _, _, mask in kept]) if any(file.mask for file, _, _ in kept) else None,
+            prompts=[file.caption or prompt for file, _, _ in kept],
+            names=[file.path.name for file, _, _ in kept],
             skipped=skipped,
         )
-        for size, rows in found.items()
-        if rows
+        for size, kept in found.items()
+        if kept
     }
 
 

@@ -236,8 +236,8 @@ class Cascade:
         tokens = conditioning.tokens(prompts, size)
         encoded = []
         for first in range(0, len(prompts), _PROMPTS_AT_ONCE):
-            examples = np.minimum(np.arange(first, first + _PROMPTS_AT_ONCE), len(prompts) - 1)
-            encoded.append(jax.tree.map(np.asarray, encoder(params, take(tokens, examples))))
+            indices = np.minimum(np.arange(first, first + _PROMPTS_AT_ONCE), len(prompts) - 1)
+            encoded.append(jax.tree.map(np.asarray, encoder(params, take(tokens, indices))))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(prompts)], *encoded)
 
     def _reader(self, stage: str) -> Pipeline:

@@ -47,8 +47,8 @@ def encode_images(apply: Callable, params: Mapping[str, Any], images: np.ndarray
     with tqdm(total=len(images), unit='image', desc='encoding', dynamic_ncols=True, disable=len(images) <= 8) as bar:
         for first in range(0, len(images), batch_size):
             # The last batch repeats the last image, so that one shape is compiled.
-            examples = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
-            encoded.append(np.asarray(encode(params, images[examples])))
+            indices = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
+            encoded.append(np.asarray(encode(params, images[indices])))
             bar.update(min(batch_size, len(images) - first))
     return np.concatenate(encoded)[: len(images)]
 

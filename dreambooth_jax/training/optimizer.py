@@ -170,7 +170,7 @@ def make_optimizer(
     betas, epsilon = betas or BETAS.get(kind), epsilon or EPSILON.get(kind)
     if state_dtype != 'float32' and kind != 'adamw':
         raise ValueError(
-            f'moments are {state_dtype!r} but only adamw has them in other numbers than float32, not {kind}'
+            f'state_dtype is {state_dtype!r} but kind {kind!r} keeps its state in float32; only adamw can compress it'
         )
 
     def of_decay(weight_decay):

@@ -133,7 +133,7 @@ def scale_by_adam(b1: float, b2: float, eps: float, kind: str) -> optax.Gradient
     Raises: ValueError for another kind.
     """
     if kind not in KINDS[1:]:
-        raise ValueError(f'moments are {kind!r} but must be one of {KINDS[1:]}')
+        raise ValueError(f'state_dtype is {kind!r} but must be one of {KINDS[1:]}')
 
     def zeros(x, signed):
         if kind == 'bfloat16':

@@ -96,7 +96,7 @@ def make_train_step(
                 if per_example.shape != examples['weight'].shape:
                     wanted = examples['weight'].shape
                     raise ValueError(
-                        f'the loss has shape {per_example.shape} but must be one number an example, {wanted}'
+                        f'the loss has shape {per_example.shape} but must be one number per example, {wanted}'
                     )
                 return jnp.mean(examples['weight'] * per_example), {'loss': per_example, **parts}
 

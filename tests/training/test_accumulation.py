@@ -63,7 +63,7 @@ def test_each_micro_batch_has_its_share_of_both_groups_and_of_every_device():
 def test_examples_that_do_not_divide_are_refused():
     made = step.make_train_step(toy.loss, optax.sgd(0.1), pick=toy.pick, gradient_accumulation_steps=4)
     state = init_state(toy.params(), optax.sgd(0.1), ema=False)
-    with pytest.raises(ValueError, match=r'6 examples .* cannot be cut into 4 equal micro-batches; pad'):
+    with pytest.raises(ValueError, match='6 examples cannot be cut into 4 equal micro-batches; pad the batch'):
         made(state, toy.frozen(), jax.random.key(0), toy.batch())
 
 

@@ -117,7 +117,7 @@ def test_what_is_named_does_not_decay_and_takes_the_same_step_otherwise(kind):
 def test_unknown_kinds_and_moments_without_adamw_are_refused():
     with pytest.raises(ValueError, match="optimizer.kind is 'sgd' but must be one of"):
         optimizer.make_optimizer(LEARNING_RATE, kind='sgd')
-    with pytest.raises(ValueError, match="moments are 'int8' but only adamw has them in other numbers"):
+    with pytest.raises(ValueError, match="state_dtype is 'int8' but kind 'lion' keeps its state in float32"):
         optimizer.make_optimizer(LEARNING_RATE, kind='lion', state_dtype='int8')
 
 

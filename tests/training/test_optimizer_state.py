@@ -197,5 +197,5 @@ def test_second_moment_forgets_a_large_gradient_which_rounding_to_the_nearest_wo
 
 
 def test_unknown_moments_are_refused():
-    with pytest.raises(ValueError, match=r"moments are 'int4' but must be one of \('bfloat16', 'int8'\)"):
+    with pytest.raises(ValueError, match=r"state_dtype is 'int4' but must be one of \('bfloat16', 'int8'\)"):
         optimizer_state.scale_by_adam(0.9, 0.999, 1e-8, 'int4')

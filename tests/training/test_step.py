@@ -83,7 +83,7 @@ def test_what_is_frozen_has_no_gradient_no_moments_and_does_not_move():
 def test_loss_that_is_averaged_over_the_batch_is_refused():
     made = step.make_train_step(lambda *_: (jnp.float32(1.0), {}), optax.sgd(0.1))
     state = init_state({'unet': {'a': jnp.float32(2.0)}}, optax.sgd(0.1), ema=False)
-    with pytest.raises(ValueError, match=r'shape \(\) but must be one number an example, \(6,\)'):
+    with pytest.raises(ValueError, match=r'shape \(\) but must be one number per example, \(6,\)'):
         made(state, {}, jax.random.key(0), toy.batch())
 
 
