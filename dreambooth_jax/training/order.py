@@ -42,7 +42,8 @@ def mean_of_micro_batches(function: Callable[[Any], Any], examples: Any, count: 
     size = len(jax.tree.leaves(examples)[0])
     if size % count:
         raise ValueError(
-            f'{size} examples cannot be cut into {count} equal micro-batches; pad the batch (under pmap, of each device)'
+            f'{size} examples cannot be cut into {count} equal micro-batches; pad the batch (under pmap, that of each '
+            f'device)'
         )
     # Sum the parts one at a time, so that only one part's activations are alive.
     parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), examples)
