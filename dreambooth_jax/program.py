@@ -139,6 +139,7 @@ def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None
     Raises:
       Exception: every other error of `main`, unchanged: it is a bug, and its traceback is needed.
     """
+    # Before anything can fail or print.
     end_on_signals()
     _escape_what_cannot_be_shown()
     _hush_threads()
@@ -156,6 +157,7 @@ def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None
                     raise ConfigError(f'--{name} is {text!r}, which is not UTF-8; set LC_ALL=C.UTF-8 first')
         main(argv)
 
+    # Every way in which a program can end, turned into an exit code and at most one sentence.
     try:
         app.run(checked, flags_parser=_parse)
     except SystemExit as ending:

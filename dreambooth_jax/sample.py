@@ -126,6 +126,7 @@ def main(argv) -> None:
             super_resolution_guidance_scale=chosen(_SECOND_GUIDANCE, second_stage.sample_guidance_scale),
             batch_size=batch_size,
         )
+    # The images of the last stage, the base stage's if there are two stages, and a grid with a row per prompt.
     folders = {output: images.final}
     if images.super_resolution is not None:
         folders[output / 'base'] = images.base

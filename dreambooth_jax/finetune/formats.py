@@ -75,6 +75,7 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
         )
     else:
         written = _write_adapters
+    # The check comes before the first file is written. The writers are generators: they run, and compare, in this loop.
     _check_place_of_word(trained.cascade, output)
     lines = [
         f'{path} holds {count} tensors, read back and equal' for path, count in written(trained, format, output, dtype)

@@ -17,8 +17,8 @@ from dreambooth_jax.models.functional import parameter_count
 from dreambooth_jax.training import optimizer
 from dreambooth_jax.weights.pipeline import COMPONENTS
 
-# A training step reaches about this share of the device's speed in large matrix products (CPU: 95 of 256 GFLOP/s
-# measured on two cores; PROTOCOL: 16-45% on accelerators).
+# A training step reaches about this share of the device's speed in large matrix products. (Measured on two CPU cores:
+# 95 of 256 GFLOP/s; on accelerators, by PROTOCOL: 16-45 %.)
 EFFICIENCY = 0.35
 BACKWARD = 3  # a training example costs about three forward passes
 
@@ -68,6 +68,7 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         line, work = _class_images(config, costs, SUPER_RESOLUTION in generating)
         seconds += work / speed
         lines.append(line + (f', {_duration(work / speed)}' if work else ''))
+    # The stages that train are built as in training, so that the numbers of parameters and bytes are exact.
     for name, pipeline in stages.items():
         settings = getattr(config, name)
         if not settings.steps:
@@ -89,6 +90,7 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         copies = 2 + (config.optimizer.ema_decay is not None)  # weights, gradients, average
         memory = copies * 4 * count + optimizer.state_bytes(tx, trainable.params)
         memory += sum(value.nbytes for part in trainable.frozen.values() for value in part.values())
+        # Time in forward passes, with those of the distillation teacher.
         passes = examples * BACKWARD
         if config.is_distilled(name):
             passes += examples // 2  # the teacher's forward passes of the class examples

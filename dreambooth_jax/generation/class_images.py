@@ -218,6 +218,7 @@ def ensure_class_images(
         if super_resolution:
             model = cascade.super_resolution
             wanted[SUPER_RESOLUTION] = {'model': model.weights_hash, 'scheduler': scheduler_hash(model), **second}
+        # Nothing is generated if the folder holds images that differ in one of these values.
         manifest = open_manifest(folder, wanted, count)
         folder.mkdir(parents=True, exist_ok=True)  # before sampling, so that a bad path costs no time
         missing = [index for index, file in enumerate(files) if not is_there(manifest, file)]

@@ -50,9 +50,11 @@ def make_sampler(
     guided = guidance_scale != 1.0
 
     def sample(params, text, negative, keys, low=None, level=None):
+        # Every example has keys of its own: for its initial noise, for the sampler's noise and for the augmentation.
         noise_keys, step_keys, augment_keys = jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 0, 1)
         x = samplers.initial_noise(noise_keys, shape)
         examples, channels = len(x), shape[-1]
+        # With guidance, every pass has 2 B examples: those with the prompt, then the same with the negative prompt.
         if guided:
             text = jax.tree.map(lambda *both: jnp.concatenate(both), text, negative)
         condition, options = None, text
