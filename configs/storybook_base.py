@@ -1,9 +1,10 @@
 """Pretraining of Storybook's base stage from scratch: T5 encoder and 32 px pixel UNet in DeepFloyd IF's layout.
 
-Expected result: images of all 15 classes in all contexts, as captions ask.
-Measured: the shipped weights saw 186,000 images, in three runs that storybook/pretrained/README.md names, one after
-the other; this file is their sum as one run (192,000 images), which was not made as one. Scores of the shipped
-weights: experiments/storybook_base. About 31 images/s on two CPU cores that do nothing else: 100 minutes.
+Expected result: images of all 15 classes in all contexts, as the captions say.
+Measured: the shipped weights were trained on 186,000 images, in three runs one after the other, which
+storybook/pretrained/README.md names. This file describes one run of about the same length (192,000 images), which was
+not tried in this form. Scores of the shipped weights: experiments/storybook_base. Two CPU cores that do nothing else
+train on about 31 images/s: 100 minutes.
 Command: python -m dreambooth_jax.pretrain --config=configs/storybook_base.py --workdir=runs/storybook_base
 """
 
@@ -25,7 +26,8 @@ def get_config():
         num_heads=4,
         feed_forward_proj='gated-gelu',
     )
-    # As deep-floyd/IF-I-M, narrower; cross_attention_dim must be a multiple of 32, the groups of the text states' norm.
+    # As deep-floyd/IF-I-M, but narrower. cross_attention_dim must be a multiple of 32, the number of groups in the norm
+    # of the text states.
     config.unet = dict(
         sample_size=32,
         in_channels=3,
@@ -51,7 +53,7 @@ def get_config():
         beta_schedule='squaredcos_cap_v2',
         prediction_type='v_prediction',
         variance_type='learned_range',
-        timestep_spacing='trailing',  # few denoise steps must begin at pure noise
+        timestep_spacing='trailing',  # so that sampling starts at pure noise, even with few steps
         thresholding=True,
         dynamic_thresholding_ratio=0.95,
         sample_max_value=1.5,

@@ -1,9 +1,9 @@
 """Pretraining of Storybook's super-resolution stage, 32 -> 128 px, in the layout of DeepFloyd IF's second stage.
 
-Expected result: a 32 px image comes back at 128 px, sharp and true to it at low noise levels.
-Measured: the shipped weights saw 120,000 crops in four runs (storybook/pretrained/README.md): outlines are sharp, busy
-surfaces look brushed, nearer to the truth than bilinear upsampling. This file is one run of 64,000 crops, not made.
-About 28 crops/s on two CPU cores: 40 minutes.
+Expected result: a 32 px image is enlarged to 128 px, sharply and, at low noise levels, faithfully.
+Measured: the shipped weights were trained on 120,000 crops in four runs (storybook/pretrained/README.md). Outlines are
+sharp, surfaces with much detail look brushed, and the images are nearer to the truth than bilinear upsampling. This
+file describes one run of 64,000 crops, which was not tried. Two CPU cores train on about 28 crops/s: 40 minutes.
 Command: python -m dreambooth_jax.pretrain --config=configs/storybook_super_resolution.py
            --workdir=runs/storybook_super_resolution      (after storybook_base.py, whose text encoder it uses)
 """
@@ -16,11 +16,11 @@ def get_config():
     config.stage = 'super_resolution'
     config.base = 'runs/storybook_base/model'
     config.batch_size = 16
-    config.crop = 64  # a convolutional network need not see whole images to learn detail, and crops are cheaper
-    # As deep-floyd/IF-II-M, narrower, with attention at the lowest resolution alone.
+    config.crop = 64  # a convolutional network learns detail from crops too, and they cost less
+    # As deep-floyd/IF-II-M, but narrower, and with attention at the lowest resolution only.
     config.unet = dict(
         sample_size=128,
-        in_channels=6,  # noisy target and upsampled low image
+        in_channels=6,  # noisy target and upsampled low-resolution image
         out_channels=6,  # prediction and learned variance
         block_out_channels=(16, 24, 48, 96),
         layers_per_block=1,
@@ -48,7 +48,7 @@ def get_config():
         beta_schedule='squaredcos_cap_v2',
         prediction_type='v_prediction',
         variance_type='learned_range',
-        timestep_spacing='trailing',  # few denoise steps must begin at pure noise
+        timestep_spacing='trailing',  # so that sampling starts at pure noise, even with few steps
         thresholding=True,
         dynamic_thresholding_ratio=0.95,
         sample_max_value=1.0,

@@ -1,8 +1,9 @@
 """DreamBooth on any of the 30 subjects of the paper's dataset, with the recipe of dog.py.
 
-Expected result: as dog.py's, for the subject named.
-Measured: the dog alone (dog.py), for which the recipe was chosen. One trial each of the backpack: half learned after
-the 200 steps, with its colours but often without its star; learned with --config.base.steps=400, in most contexts.
+Expected result: that of dog.py, for the named subject.
+Measured: only the dog, for which the recipe was chosen (dog.py). The backpack was tried once with each of two settings:
+after the 200 steps it is half learned, with its colours but often without its star; with --config.base.steps=400 it is
+learned, in most contexts.
 Command: python -m dreambooth_jax.train --config=configs/subject.py:backpack --workdir=runs/backpack
 """
 
@@ -14,13 +15,13 @@ from dreambooth_jax.storybook.subjects import SUBJECTS
 
 
 def get_config(subject: str = 'dog'):
-    """The run of dog.py on `subject`: --config=configs/subject.py:SUBJECT."""
+    """Returns the settings of dog.py for the subject `subject`, as named by --config=configs/subject.py:SUBJECT."""
     if subject not in SUBJECTS:
         raise ConfigError(
             f'--config=configs/subject.py:{subject} names no subject; the name must be one of {tuple(SUBJECTS)}'
         )
     noun = SUBJECTS[subject].class_noun
-    # By path: configs/ is no package, and the config file may be read from any folder.
+    # Read by path, because configs/ is not a package and the program may be started in any folder.
     config = runpy.run_path(str(pathlib.Path(__file__).with_name('dog.py')))['get_config']()
     config.data.subject = subject
     config.data.instance_prompt = f'a sks {noun}'

@@ -3,7 +3,7 @@
 import sys
 
 if sys.argv[:1] == ['-m'] and any(word.startswith(f'{__name__}.') for word in sys.orig_argv):
-    # One of the programs is starting: Ctrl-C must end it from here on, while the imports are under way.
+    # One of the programs is starting. Ctrl-C must end it from here on, even during the imports that follow.
     from dreambooth_jax.system.ending import end_on_signals
 
     end_on_signals()

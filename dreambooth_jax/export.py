@@ -1,18 +1,19 @@
-"""Writes what a run has trained, in the format that others read.
+"""Writes what a run has trained in a format that other programs read.
 
   python -m dreambooth_jax.export --workdir=runs/dog --output=exported
   python -m dreambooth_jax.export --workdir=runs/dog --format=single_file --output=dog.safetensors
 
-takes the newest checkpoint of each stage (the averaged weights where there are any) and the rest from the model that
-the run began with, writes it, reads it back and compares. A run without checkpoints gives its model/.
+The program takes the newest checkpoint of each stage (the averaged weights, if the run averages) and everything else
+from the model that the run began with. It writes the result, reads it back and compares. If the run has no checkpoints,
+its model/ is exported.
 
   diffusers     a pipeline folder with both stages, which PyTorch's diffusers opens too; adapters are merged
   single_file   the original layout of Stable Diffusion, for AUTOMATIC1111, ComfyUI and diffusers; adapters are merged
   lora_peft     the adapters of a run that trained LoRA, for diffusers and PEFT; DoRA and DeepFloyd IF too
   lora_kohya    the same for ComfyUI, AUTOMATIC1111, Forge and kohya, which do not read all of lora_peft, and OneTrainer
 
-A new word of textual inversion lies beside the last three in a file of its name, sks-dog.safetensors of <sks-dog>, by
-which ComfyUI (embedding:sks-dog) and AUTOMATIC1111 (sks-dog) call it.
+In the last three formats, the new word of textual inversion is written beside the output in a file of its own, such as
+sks-dog.safetensors for <sks-dog>. ComfyUI (embedding:sks-dog) and AUTOMATIC1111 (sks-dog) call the word by that name.
 """
 
 import typing

@@ -1,8 +1,8 @@
-"""Lists rare tokens of a model's tokenizer: words to name a subject with, weakest prior first.
+"""Lists rare tokens of a model's tokenizer, which can name a subject; the token with the weakest prior comes first.
 
   python -m dreambooth_jax.find_identifier --model=storybook
 
-The score is the token's log-probability in the tokenizer's vocabulary (T5), or minus the rank of its merge (CLIP).
+The score is the token's log-probability in the tokenizer's vocabulary (T5), or the negative rank of its merge (CLIP).
 """
 
 from absl import flags

@@ -1,8 +1,9 @@
-"""Generates the class images of a run until all are there; train does the same when it starts.
+"""Generates the class images that a run still lacks; train does the same when it starts.
 
   python -m dreambooth_jax.generate_prior --config=configs/dog.py --workdir=runs/dog
 
-They are prior.num_images per class prompt, in prior.dir or else runs/dog/prior. Start it again to go on after a break.
+There are prior.num_images images per class prompt, in the folder prior.dir or, if that is None, in runs/dog/prior. If
+the program was interrupted, start it again: it continues where it was.
 """
 
 from pathlib import Path

@@ -1,9 +1,10 @@
-"""Trains a Storybook stage from scratch, or further.
+"""Trains a stage of Storybook, from scratch or starting from existing weights.
 
   python -m dreambooth_jax.pretrain --config=configs/storybook_base.py --workdir=runs/storybook_base
 
-Host processes paint images and captions (storybook/pools.py) while the device trains. Run again with the same
---workdir, it resumes from the newest checkpoint. The averaged weights end in <workdir>/model, a diffusers folder.
+Host processes paint images and captions (storybook/pools.py) while the device trains. Started again with the same
+--workdir, the program resumes from the newest checkpoint. At the end it writes the averaged weights to <workdir>/model,
+a folder in diffusers' layout.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ _WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: checkpoints,
 
 
 def pretrain(config: PretrainConfig, workdir: Path) -> None:
-    """Trains the stage that `config` describes and writes <workdir>/model."""
+    """Trains the stage that `config` describes and writes the averaged weights to <workdir>/model."""
     import jax
     import numpy as np
 
@@ -34,6 +35,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.training.placement import make_placement
     from dreambooth_jax.weights import folders, noise_schedules
 
+    # The networks, and the loss of the stage.
     run.begin(config, workdir)
     pipeline = start_pipeline(config, workdir)
     is_base = config.stage == 'base'
@@ -54,7 +56,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
             crop=config.crop,
         )
 
-    # The pool: `passes` times through it in order (its images are sampled at random already), then the next one.
+    # The data: a pool is used `passes` times, in order since its scenes are random already, and then the next pool.
     steps_per_pool = max(1, config.passes * config.pool_size // config.batch_size)
     painters = pools.Painters(
         config.seed,
@@ -83,6 +85,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     def pick(key, step, batch, frozen):
         return {**batch, 'image': pairs.image_index(key, step, batch, config.pool_size, shuffle=False)}
 
+    # Samples show the averaged weights, and only the base stage has samples: a second stage alone cannot generate.
     def trained(params):
         parts = {name: dataclasses.replace(getattr(pipeline, name), params=value) for name, value in params.items()}
         return dataclasses.replace(pipeline, **({'text_encoder': None} | parts))
@@ -105,6 +108,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
             path = workdir / 'samples' / config.stage / f'{step:06d}.png'
             grid.save(Cascade(trained(state.best_params), programs=programs), path, f'{config.stage}, step {step}')
 
+    # A multiplier of 0 freezes the outputs that predict the variance.
     multipliers = {} if config.train_variance else {'unet': optimizer.variance_head_masks(params['unet'])}
     learning_rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, multipliers=multipliers)
     batch = pairs.pad_examples(pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0), placement.devices)

@@ -1,8 +1,8 @@
-"""How every program starts and ends: flags, quiet libraries, and errors as one sentence with exit code 1.
+"""The start and end of every program: flags, quiet libraries, and errors as one sentence with exit code 1.
 
-The errors that are meant for people are known by name, so that nothing slow is imported before --help is answered.
-What a console cannot show is escaped, what nobody reads any more ends the program (141, as shells say it), and Ctrl-C
-and SIGTERM end it at any moment (system/ending.py).
+The errors whose message is meant for users are listed by name, so that --help is answered before anything slow is
+imported. Characters that the console cannot show are escaped. If nobody reads the output any more, the program ends
+with exit code 141, as in shells. Ctrl-C and SIGTERM end it at any moment (system/ending.py).
 """
 
 import importlib.machinery
@@ -22,7 +22,7 @@ from dreambooth_jax.config.schema import ConfigError, expanded, is_unicode
 from dreambooth_jax.system import disk
 from dreambooth_jax.system.ending import end_on_signals
 
-# Errors whose message is a whole sentence about what to do. Of modules that are not imported none can be on its way.
+# Errors whose message is a whole sentence about what to do. A module that is not imported cannot have raised one.
 SENTENCES = (
     ('dreambooth_jax.config.schema', 'ConfigError'),
     ('dreambooth_jax.system.lock', 'LockError'),
@@ -34,17 +34,17 @@ SENTENCES = (
     ('dreambooth_jax.training.loop', 'TrainingError'),
 )
 _HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
-# Messages about machinery that works: a TPU that is not there, every save's timings, XLA's advice.
+# Loggers with messages about things that work: an absent TPU, the timings of every save, advice from XLA.
 _QUIET_LOGGERS = ('jax', 'orbax', 'etils', 'huggingface_hub', 'transformers')
 _QUIET_MESSAGE = 'Unable to initialize backend'
-_LOOP_IS_CLOSED = 'Event loop is closed'  # says Orbax of every array after the one that the disk did not take
-_INTERRUPTED, _NOBODY_READS = 130, 141  # as shells say it: 128 and the signal's number
+_LOOP_IS_CLOSED = 'Event loop is closed'  # Orbax's message for every array after one that could not be written
+_INTERRUPTED, _NOBODY_READS = 130, 141  # as in shells: 128 + number of the signal
 
-flags.disclaim_key_flags()  # what is defined here belongs to the program that asks for it
+flags.disclaim_key_flags()  # flags defined by this module count as flags of the program that asks for them
 
 
 class _PathParser(flags.ArgumentParser):
-    """A path, or a model's name: see settings.expanded."""
+    """Parses a path or the name of a model; see config.schema.expanded."""
 
     syntactic_help = 'a path'
 
@@ -56,30 +56,30 @@ class _PathParser(flags.ArgumentParser):
 
 
 def DEFINE_path(name: str, default: str | None, help: str) -> flags.FlagHolder:
-    """A flag that is a path, or may be one (a model): ~ is expanded, an empty one refused."""
+    """Defines a flag that is a path, or may be one (a model): ~ is expanded, and an empty value is an error."""
     return flags.DEFINE(_PathParser(name), name, default, help)
 
 
 def DEFINE_multi_path(name: str, default: list[str], help: str) -> flags.FlagHolder:
-    """The same for a flag that may be given several times."""
+    """Defines the same kind of flag, which may be given several times."""
     return flags.DEFINE_multi(_PathParser(name), flags.ArgumentSerializer(), name, default, help)
 
 
 class _ConfigFileParser(flags.ArgumentParser):
-    """FILE or FILE:WORD -> what get_config() or get_config(WORD) of that file returns."""
+    """Parses FILE or FILE:WORD and returns the result of get_config() or get_config(WORD) in that file."""
 
     syntactic_help = 'a Python file'
 
     def __init__(self, name: str):
         self.name = name
-        self.config = None  # what was parsed last: the flag itself has no value before all of them are parsed
+        self.config = None  # the last result; the flag itself has no value until all flags are parsed
 
     def parse(self, argument: str) -> config_dict.ConfigDict:
         name, colon, word = argument.partition(':')
         flag = f'--{self.name}={argument}'
         path = os.path.abspath(expanded(f'--{self.name}', name))
         try:
-            # As the flag's own parser does it, which has its own ideas about errors.
+            # These three lines do what ml_collections' own parser does, whose error messages are not fit for users.
             loader = importlib.machinery.SourceFileLoader(f'{self.name}_config', path)
             module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
             loader.exec_module(module)
@@ -95,7 +95,7 @@ class _ConfigFileParser(flags.ArgumentParser):
             raise ConfigError(
                 f'the file given to {flag} {reason}; give the path of a config file, such as configs/dog.py'
             ) from None
-        except Exception as error:  # it is Python, and may raise anything
+        except Exception as error:  # a config file is Python code and may raise anything
             raise ConfigError(f'{flag}: {_in_file(error, path)}') from None
         if not isinstance(config, config_dict.ConfigDict):
             raise ConfigError(
@@ -107,10 +107,10 @@ class _ConfigFileParser(flags.ArgumentParser):
 
 
 def DEFINE_config(name: str, help: str, **options) -> flags.FlagHolder:
-    """A flag such as --config=FILE, and with it --config.ANY.SETTING=VALUE.
+    """Defines a flag such as --config=FILE and, with it, --config.ANY.SETTING=VALUE.
 
     Args:
-      options: flag_values and sys_argv, as config_flags.DEFINE_config_file takes them.
+      options: flag_values and sys_argv, as in config_flags.DEFINE_config_file.
     """
     holder = config_flags.DEFINE_config_file(name, None, help, **options)
     options.get('flag_values', flags.FLAGS)[name].parser = _ConfigFileParser(name)
@@ -118,7 +118,7 @@ def DEFINE_config(name: str, help: str, **options) -> flags.FlagHolder:
 
 
 def _in_file(error: Exception, path: str) -> str:
-    """What is wrong in a config file, and in which line if that can be told."""
+    """Describes an error in a config file, with the line if it is known."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     if isinstance(error, SyntaxError) and error.filename == path:
         lines.append(error.lineno)
@@ -128,13 +128,18 @@ def _in_file(error: Exception, path: str) -> str:
 
 
 def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None:
-    """Parses the command line, runs `main` and ends the process: 0 if it returns, 1 with one sentence on stderr if not.
+    """Parses the command line, runs `main` and ends the process.
+
+    The exit code is 0 if `main` returns, and 1 with one sentence on stderr if it raises an error meant for users.
 
     Args:
-      main: given the arguments that are no flags, the program's name first; there are no others.
-      required: flags that must be given.
-    Raises: whatever `main` raises that is no message for people, as it is: that is a bug, and its traceback is wanted.
+      main: function of the arguments that are not flags; this is the program's name alone.
+      required: names of flags that must be given.
+
+    Raises:
+      Exception: every other error of `main`, unchanged: it is a bug, and its traceback is needed.
     """
+    # Before anything can fail or print.
     end_on_signals()
     _escape_what_cannot_be_shown()
     _hush_threads()
@@ -152,6 +157,7 @@ def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None
                     raise ConfigError(f'--{name} is {text!r}, which is not UTF-8; set LC_ALL=C.UTF-8 first')
         main(argv)
 
+    # Every way in which a program can end, turned into an exit code and at most one sentence.
     try:
         app.run(checked, flags_parser=_parse)
     except SystemExit as ending:
@@ -161,7 +167,7 @@ def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
     except BrokenPipeError as error:
-        if error.filename:  # a file of the run's, such as a named pipe
+        if error.filename:  # a file of the run, such as a named pipe, not stdout
             raise SystemExit(explained(error)) from None
         _stop_printing()
         raise SystemExit(_NOBODY_READS) from None
@@ -173,7 +179,7 @@ def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None
 
 
 def explained(error: Exception) -> str | None:
-    """What to tell people about an error; None if it was not foreseen."""
+    """Returns the sentence that tells users about an error; None if the error was not foreseen."""
     known = (getattr(sys.modules[module], name) for module, name in SENTENCES if module in sys.modules)
     if isinstance(error, tuple(known)):
         return str(error)
@@ -191,13 +197,13 @@ def _parse(argv: list[str]) -> list[str]:
         raise
     except (flags.Error, KeyError, ValueError, TypeError) as error:
         reason = ' '.join(str(error.args[0] if error.args else error).split())
-        if behind := _behind_settings(argv):  # of which the parser says what Python says of the value there
+        if behind := _behind_settings(argv):  # the parser's own message would be Python's about the value there
             reason = f'{behind[0]} is not a known setting; what stands before its last dot is one itself'
         raise SystemExit(f'{reason} (--help lists the flags)') from None
 
 
 def _behind_settings(argv: list[str]) -> list[str]:
-    """The names among the arguments that have a setting, not a group of them, before their last dot."""
+    """Returns the names among the arguments in which a single setting, not a group, comes before the last dot."""
     found = []
     for name in (word.lstrip('-').partition('=')[0] for word in argv[1:] if word.startswith('-')):
         flag, *groups = name.split('.')[:-1] or ['']
@@ -219,7 +225,7 @@ def _escape_what_cannot_be_shown() -> None:
 
 
 def _stop_printing() -> None:
-    # Python flushes both at its very end, and would complain there.
+    # Python flushes both streams when it exits and would print an error then.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
@@ -240,14 +246,14 @@ def _is_no_advice(record: logging.LogRecord) -> bool:
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    # What fails there is raised too, and told in one sentence (training/checkpoint.py).
+    # Orbax also raises its errors, and training/checkpoint.py turns them into one sentence.
     return f'{os.sep}orbax{os.sep}' not in record.pathname
 
 
 def _hush_threads() -> None:
-    """Threads of libraries tell in tracebacks what a full disk does to them, and to what they hand on then.
+    """Hides the tracebacks that threads of libraries print when the disk is full.
 
-    The main thread learns of it too, and has the last word.
+    The main thread gets an error too and reports it.
     """
     tell, tell_unraisable = threading.excepthook, sys.unraisablehook
     threading.excepthook = lambda told: None if _is_of_the_disk(told.exc_value) else tell(told)

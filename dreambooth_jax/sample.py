@@ -1,9 +1,10 @@
-"""Generates images of prompts with any model: a run's, the built-in one, a pipeline folder or one of the hub.
+"""Generates images for prompts with any model: that of a run, the built-in one, a pipeline folder or one of the hub.
 
   python -m dreambooth_jax.sample --model=runs/dog --prompt="a sks dog in the snow" --output=out
 
-writes out/000_00.png ... (number of the prompt, number of the image) and out/grid.png; with two stages the base
-stage's images are in out/base/. The same seed gives the same images, whatever else is generated.
+The program writes out/000_00.png ... (number of the prompt, number of the image) and out/grid.png. If the model has two
+stages, the base stage's images are in out/base/. The same prompt and seed give the same images, whatever else is
+generated.
 """
 
 import typing
@@ -23,7 +24,7 @@ _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Images per prompt.', lower_
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the noise; image j of every prompt starts from the same.', lower_bound=0)
 _NEGATIVE = flags.DEFINE_string('negative_prompt', '', 'What guidance leads away from.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Images generated at once.', lower_bound=1)
-# Without these a run's own settings hold, or those of the built-in model, and for other models the defaults.
+# If these flags are not given, the settings of the run or of the built-in model are used; for other models, defaults.
 _STEPS = flags.DEFINE_integer('steps', None, "Denoise steps; else the run's samples.steps, or 25.", lower_bound=1)
 _GUIDANCE = flags.DEFINE_float(
     'guidance_scale', None, "1 is none; else the run's samples.guidance_scale, or 7.5.", lower_bound=1
@@ -108,7 +109,7 @@ def main(argv) -> None:
         cascade = with_lora(cascade, path, stage=SUPER_RESOLUTION)
     for path in _EMBEDDING.value:
         cascade = with_embedding(cascade, path, [*prompts, _NEGATIVE.value])
-    output.mkdir(parents=True, exist_ok=True)  # before the work, so that a bad path costs nothing
+    output.mkdir(parents=True, exist_ok=True)  # before sampling, so that a bad path costs no time
     batch_size = _BATCH_SIZE.value
     smaller = [f'--batch_size={batch_size // 2}'] if batch_size > 1 else []
     with memory.explained('images are generated', smaller, kept=False):
@@ -125,6 +126,7 @@ def main(argv) -> None:
             super_resolution_guidance_scale=chosen(_SECOND_GUIDANCE, second_stage.sample_guidance_scale),
             batch_size=batch_size,
         )
+    # The images of the last stage, the base stage's if there are two stages, and a grid with a row per prompt.
     folders = {output: images.final}
     if images.super_resolution is not None:
         folders[output / 'base'] = images.base

@@ -1,10 +1,10 @@
-"""All of DreamBooth: class images, base stage, super-resolution stage, samples, checkpoints, export.
+"""Runs all of DreamBooth: class images, base stage, super-resolution stage, samples, checkpoints, export.
 
   python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/dog
 
-Run again with the same --workdir, it resumes. Any setting can be changed on the command line:
---config.base.steps=400 --config.data.instance_dir=my_photos. The trained pipeline ends in <workdir>/model, a folder
-that PyTorch's diffusers opens too.
+Started again with the same --workdir, the program resumes. Any setting can be changed on the command line:
+--config.base.steps=400 --config.data.instance_dir=my_photos. At the end the trained pipeline is written to
+<workdir>/model, a folder that PyTorch's diffusers opens too.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other hosts of 
 
 
 def train(config: DreamBoothConfig, workdir: Path) -> None:
-    """Runs all stages of `config` in `workdir`; what is there already is kept."""
+    """Runs all stages of `config` in `workdir`, or continues the run there. With --dry_run it only prints a plan."""
     from dreambooth_jax.finetune import examples, pinned, plan, textual_inversion
     from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
     from dreambooth_jax.generation import class_images
@@ -29,12 +29,14 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     from dreambooth_jax.stages import instance_images
     from dreambooth_jax.training import inputs, run
 
+    # All checks come before anything is generated, trained or written, so that a wrong setting costs no time.
     config, original = pinned.read_pinned(config, workdir)
     check_schedules(config, original)
     check_lora_targets(config, original)
     cascade = textual_inversion.with_word(
         original, config.textual_inversion, dtype=compute_dtype(config.parallel.dtype), seed=config.seed
     )
+    # A run that was begun before must continue with the same models and photos.
     models = {BASE: original.base}
     if config.super_resolution.steps and original.super_resolution is not None:
         models[SUPER_RESOLUTION] = original.super_resolution
@@ -53,11 +55,13 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
 
 
 def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, instance, class_photos) -> None:
-    """Generates class images, fine-tunes one stage after the other and exports: all that writes into the run's folder.
+    """Generates class images, fine-tunes one stage after the other and exports, all in the run's folder.
 
     Args:
-      original, cascade: the model, without and with a new word.
-      instance: of examples.read_instance. class_photos: names of one's own class images in their order, or None.
+      original: the model before the run.
+      cascade: the same model with the new word of textual inversion, if there is one.
+      instance: the subjects' images, as returned by examples.read_instance.
+      class_photos: file names of the user's own class images, in the order to use; None: sorted by name.
     """
     import jax
 
@@ -107,7 +111,7 @@ def main(argv) -> None:
     if _DISTRIBUTED.value:
         import jax
 
-        jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM for itself
+        jax.config.update('jax_enable_preemption_service', False)  # that service would handle SIGTERM itself
         jax.distributed.initialize()
     train(config, Path(_WORKDIR.value))
 

@@ -24,8 +24,8 @@ def test_memory_counts_weights_and_moments(tmp_path):
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / 'memory.json').read_text())['rows']
     assert row['trained_weights'] == 4 * row['trained_parameters'] > 0 == row['frozen_weights']
-    assert 0 <= row['optimiser_state'] - 2 * 2 * row['trained_parameters'] < 16  # and the number of steps taken
-    state = row['trained_weights'] + row['optimiser_state']
+    assert 0 <= row['optimizer_state'] - 2 * 2 * row['trained_parameters'] < 16  # and the number of steps taken
+    state = row['trained_weights'] + row['optimizer_state']
     assert row['argument'] > state
     assert row['alias'] >= state  # the new state takes the place of the old one
     assert row['peak'] == row['argument'] + row['output'] + row['temp'] - row['alias'] > state

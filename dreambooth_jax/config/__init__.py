@@ -1,9 +1,9 @@
-"""Every setting of this project, as frozen dataclasses and as the ConfigDict that config files change.
+"""Every setting of this project: frozen dataclasses, and the ConfigDict of them that config files change.
 
 schema.py       the machinery: dataclasses -> locked ConfigDict -> checked dataclasses, and all error texts
-dreambooth.py   the settings of train and its companions
+dreambooth.py   the settings of train and of the programs that share its config files
 pretrain.py     the settings of pretrain
-training.py     what both have in common
+training.py     the settings that train and pretrain have in common
 """
 
 from dreambooth_jax.config.dreambooth import (

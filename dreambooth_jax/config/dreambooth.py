@@ -1,10 +1,12 @@
-"""Every setting of DreamBooth, for train and its companions; those of pretrain are in pretrain.py, those of both in
-training.py.
+"""The settings of DreamBooth, read by train and by the programs that share its config files.
 
-Each setting stands here once, with its default, its meaning and, where it has one, its legal range. A file in configs/
-starts from `to_config_dict(DreamBoothConfig())` and changes what differs; programs call `resolve` once and pass on
-plain dataclasses. How that works and what the errors say: schema.py. Everything random is a function of `seed`.
-Recipe: Ruiz et al. 2023 (DreamBooth); where the paper is silent, defaults are those of diffusers' training scripts.
+The settings of pretrain are in pretrain.py; the settings that both have in common are in training.py.
+
+Each setting is defined once, with its default, its meaning and, where there is one, its allowed range. A file in
+configs/ starts from `to_config_dict(DreamBoothConfig())` and assigns the settings that differ. A program calls
+`resolve` once and passes on plain dataclasses; schema.py describes how that works and holds the error texts.
+Everything random in a run is a function of `seed`.
+Recipe: Ruiz et al. 2023 (DreamBooth). Where the paper is silent, the defaults are those of diffusers' training scripts.
 """
 
 import dataclasses
@@ -21,36 +23,42 @@ from dreambooth_jax.config.training import (
 )
 
 STORYBOOK = 'storybook'  # the model that ships with the package
-# How it generates best: chosen by experiments/storybook_base.
+# The settings with which Storybook generates best, as measured by experiments/storybook_base.
 STORYBOOK_SAMPLING = {'steps': 25, 'guidance_scale': 4.0, 'sampler': 'ddpm'}
-STORYBOOK_ENLARGING = {'sample_steps': 15, 'sample_guidance_scale': 1.0}  # its second stage
-NO_MODEL = 'none'  # super_resolution_model: leave the second stage out
+STORYBOOK_ENLARGING = {'sample_steps': 15, 'sample_guidance_scale': 1.0}  # the same for its second stage
+NO_MODEL = 'none'  # the value of super_resolution_model that leaves the second stage out
 
 PredictionType = Literal['epsilon', 'v_prediction']
 ExportFormat = Literal['diffusers', 'single_file', 'lora_peft', 'lora_kohya']
-Timestep = int  # of a noise schedule of 1000 steps
+Timestep = int  # a timestep of a noise schedule of 1000 steps
 LAST_TIMESTEP = 999
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubjectConfig(Config):
-    """One subject: where its images are, and what it and its class are called."""
+    """One subject: the folder of its images, and the words for the subject and for its class."""
 
     # Folder with 3-5 images of the subject. A text file beside an image (dog.txt beside dog.jpg) is its caption and
-    # replaces instance_prompt for that image. None: the Storybook subject's built-in images.
+    # replaces instance_prompt for that image. None: the built-in images of the Storybook subject below.
     instance_dir: str | None = path_setting(None)
-    # Name of a built-in Storybook subject, one of the dataset's 30; only used while instance_dir is None.
+    # Name of a built-in Storybook subject, one of the dataset's 30. It is used only while instance_dir is None.
     subject: str | None = None
-    # "a [identifier] [class noun]", such as 'a sks dog'; the identifier is a rare token (program find_identifier).
+    # "a [identifier] [class noun]", such as 'a sks dog'. The identifier is a rare token of the model's tokenizer; the
+    # program find_identifier lists such tokens.
     instance_prompt: str = ''
-    # "a [class noun]", such as 'a dog'. May be left empty where prior.weight is 0.
+    # "a [class noun]", such as 'a dog'. It may stay empty if prior.weight is 0.
     class_prompt: str = ''
 
     def check_complete(self, path: str, model: str, *, uses_class: bool) -> None:
-        """Raises ConfigError if something is missing that training on `model` needs.
+        """Checks that this subject has every setting that training needs.
 
         Args:
-          uses_class: whether class examples train, which read the class prompt.
+          path: dotted name of this group of settings, for the error.
+          model: the setting `model`; only 'storybook' has built-in subjects.
+          uses_class: whether the run trains on class examples, which need the class prompt.
+
+        Raises:
+          ConfigError: if a setting is missing.
         """
         if self.instance_dir is None and model != STORYBOOK:
             raise ConfigError(
@@ -72,18 +80,21 @@ class SubjectConfig(Config):
 class DataConfig(SubjectConfig):
     """The subject's images, and how they are read."""
 
-    # Side of the square training images, in pixels. None: the model's own sample size.
+    # Side of the square training images, in pixels. None: the side at which the model itself generates.
     resolution: int | None = setting(None, '> 0')
-    # Mirror half of the examples. Off: it would teach that a badge may sit on either side, and reverses lettering.
+    # Mirror half of the examples, chosen at random. It is off by default because a mirrored image teaches that a badge
+    # may be on either side, and reverses lettering.
     random_flip: bool = False
-    # Crops kept of each image: the centre one, then random ones. 1: the centre alone.
+    # How many square crops of each image are trained on: first the centre crop, then random ones. 1: the centre alone.
     crops: int = setting(1, '> 0')
-    # Keep the ratio of width and height: each photo is brought to the nearest of some sizes of about resolution^2
-    # pixels, from 1:2 to 2:1, and a step takes all its examples from one size. Every size in use has its own compiled
-    # step and its own copy of the class images in the device's memory, fitted to it. (The x4 upscaler trains on square
-    # crops from all over the photo, whatever its ratio.) False: the square in the middle of every photo.
+    # True keeps each photo's ratio of width to height: the photo is resized to the nearest of a set of sizes that all
+    # have about resolution^2 pixels, with ratios from 1:2 to 2:1. All examples of a step have the same size. Every size
+    # in use costs one more compilation of the step and, in the device's memory, one more copy of the class images at
+    # that size. False: each photo is cropped to the square in its middle. Either way the x4 upscaler trains on square
+    # crops from all over the photo.
     aspect_buckets: bool = False
-    # Several subjects in one run, instead of the four settings above, which then stay empty.
+    # Several subjects in one run. They replace the four settings of one subject (instance_dir, subject,
+    # instance_prompt, class_prompt), which must then stay empty.
     subjects: tuple[SubjectConfig, ...] = setting((), formerly='concepts')
 
     def check(self, path: str) -> None:
@@ -98,35 +109,38 @@ class DataConfig(SubjectConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PriorConfig(Config):
-    """Prior preservation: what the frozen model makes of the class keeps the class from becoming the subject."""
+    """Prior preservation: training on class examples keeps the model from showing the subject for its whole class."""
 
-    # lambda of the loss mean(instance) + lambda * mean(class); 0 trains without class examples.
+    # lambda in the loss mean(instance) + lambda * mean(class). 0: no class examples.
     weight: float = setting(1.0, '>= 0')
-    # What class examples are. 'images', the paper's: class images that the frozen model generates before training.
-    # 'distillation': the subject's images under the class prompt, where the model is held to what the frozen model
-    # predicts. Nothing is generated, so the settings below have no use; a step takes another forward pass of its class
-    # examples (under fsdp, of all examples) and, unless adapters leave the frozen UNet in place, a copy of it in the
-    # compute dtype.
+    # What the class examples are.
+    # 'images', as in the paper: class images that the frozen model generates before training.
+    # 'distillation': the subject's images under the class prompt; the target is the frozen model's prediction for them.
+    # No image is generated, so the settings below are not used. A step costs one more forward pass of its class
+    # examples (under fsdp, of all examples) and a copy of the UNet in the compute dtype, unless the frozen UNet is in
+    # memory anyway, as with LoRA.
     kind: Literal['images', 'distillation'] = setting(
         'images', former_values={'pictures': 'images', 'prediction': 'distillation'}
     )
-    # Class images per class prompt; the paper takes about 1000, "but less can be used".
+    # Class images per class prompt. The paper uses about 1000, "but less can be used".
     num_images: int = setting(200, '> 0')
-    # Folder of the class images, filled where it holds too few. None: prior/ in the run's folder. A folder of photos
-    # of one's own, which has no manifest.json: all of them are the class images, under their captions or else the
-    # class prompt, none is generated, and the settings below and num_images have no use.
+    # Folder of the class images; those that it lacks are generated into it. None: prior/ in the run's folder.
+    # A folder of your own photos, one without a manifest.json, is used as it is: every photo is a class image, with its
+    # caption or else the class prompt as its prompt. Nothing is generated then, and num_images and the settings below
+    # are not used.
     dir: str | None = path_setting(None)
-    # Denoise steps of a class image.
+    # Denoising steps per class image.
     steps: int = setting(50, '> 0')
-    # Classifier-free guidance of class images; 1 is none. The paper is silent.
+    # Classifier-free guidance scale of class images; 1 means no guidance. The paper gives no value.
     guidance_scale: float = setting(7.5, '>= 1')
     # Class images generated at once, on all devices together.
     batch_size: int = setting(16, '> 0')
-    # 'ddpm' is the ancestral sampler, the paper's choice; the others need fewer steps.
+    # 'ddpm' is the ancestral sampler, which the paper uses; the other samplers need fewer steps.
     sampler: Sampler = 'ddpm'
 
     def check(self, path: str) -> None:
-        # The other settings of class images stand at defaults that say nothing of whether they were set.
+        # `dir` alone is checked: the other settings of class images always have a value, which does not show whether
+        # the user has set it.
         if self.kind == 'distillation' and self.dir is not None:
             raise ConfigError(
                 f"{path}.dir is {self.dir!r} but {path}.kind is 'distillation', which has no class images to keep; "
@@ -138,24 +152,25 @@ class PriorConfig(Config):
 class BaseConfig(Config):
     """Fine-tuning of the base stage."""
 
-    # Optimiser steps; the paper takes about 1000. 0 leaves the stage as it is.
+    # Optimizer steps; the paper takes about 1000. 0: this stage is not trained.
     steps: int = setting(1000, '>= 0')
-    # Instance examples per step, on all devices together; as many class examples come on top while prior.weight > 0.
+    # Instance examples per step, on all devices together. If prior.weight > 0, each step has as many class examples in
+    # addition.
     batch_size: int = setting(1, '> 0')
-    # Micro-batches that a step's examples are cut into, one after the other: the same step in less memory, rounding
-    # aside.
+    # Number of micro-batches into which the examples of one step are split. They are processed one after the other and
+    # their gradients are added up: the step is the same except for rounding, but needs less memory.
     gradient_accumulation_steps: int = setting(1, '> 0', formerly='accumulation')
-    # The paper: 1e-5 for Imagen, 5e-6 for Stable Diffusion.
+    # The paper uses 1e-5 for Imagen and 5e-6 for Stable Diffusion.
     learning_rate: float = setting(5e-6, '> 0')
-    # False: the UNet is frozen, as in textual inversion alone.
+    # Train the denoiser, which is a UNet. False: it stays frozen, as in pure textual inversion.
     train_denoiser: bool = setting(True, formerly='train_unet')
-    # Train the text encoder along: closer to the subject, more memory.
+    # Train the text encoders too: the images come closer to the subject, and training needs more memory.
     train_text_encoder: bool = False
-    # Its own learning rate. None: that of the UNet.
+    # Learning rate of the text encoders. None: base.learning_rate.
     text_encoder_learning_rate: float | None = setting(None, '> 0')
 
-    # How many of CLIP's last layers are left out when prompts are read, in training and in generating; some community
-    # models were trained with 1. T5 has none to skip.
+    # How many of CLIP's last layers are skipped when a prompt is encoded, in training and in sampling; some community
+    # models were trained with 1. A T5 encoder cannot skip layers.
     clip_skip: int = setting(0, '>= 0')
 
     def check(self, path: str) -> None:
@@ -170,32 +185,34 @@ class BaseConfig(Config):
 class SuperResolutionConfig(Config):
     """Fine-tuning of the super-resolution stage, which the paper calls essential for most subjects."""
 
-    # Optimiser steps. 0 leaves the stage as it is.
+    # Optimizer steps. 0: this stage is not trained.
     steps: int = setting(0, '>= 0')
     # Instance examples per step, on all devices together.
     batch_size: int = setting(1, '> 0')
-    # As in BaseConfig.
+    # Number of micro-batches per step, as in base.
     gradient_accumulation_steps: int = setting(1, '> 0', formerly='accumulation')
-    # The paper gives none for this stage; that of the base stage is a good start.
+    # The paper gives no value for this stage; the learning rate of the base stage is a good start.
     learning_rate: float = setting(1e-5, '> 0')
-    # Lowest and highest noise augmentation of the low image in training: times of the image_noising schedule, both
-    # included, sampled per example. The paper lowers it for fine-tuning; high levels blur fine detail.
+    # Lowest and highest noise augmentation of the low-resolution image in training: timesteps of the schedule
+    # image_noising_scheduler, both included; one is sampled for each example. The paper lowers the augmentation for
+    # fine-tuning because high levels blur fine detail.
     noise_level: tuple[Timestep, Timestep] = setting((0, 50), f'in [0, {LAST_TIMESTEP}]')
-    # Train on random crops of this side, in pixels of the high image. None: on whole images; the x4 upscaler of
-    # latents, whose whole images are too large, on crops of 512.
+    # Side of the random crops that are trained on, in pixels of the high-resolution image. None: whole images, except
+    # for the x4 upscaler of latents, which then trains on crops of 512 pixels because whole images are too large.
     crop: int | None = setting(None, '> 0')
-    # The x4 upscaler: crops kept of each image, their latents encoded once; other stages crop anew at every step.
+    # Only for the x4 upscaler: how many crops are made of each image, once, so that their latents are encoded once.
+    # Other second stages make new crops at every step.
     crops: int = setting(8, '> 0')
-    # Prior preservation in this stage too, of the same kind; nothing to do while prior.weight is 0.
+    # Train this stage with prior preservation too, of the kind prior.kind. No effect if prior.weight is 0.
     with_prior: bool = False
-    # The augmentation when samples are generated, a time of the same schedule; best inside noise_level.
+    # Noise augmentation in sampling, a timestep of the same schedule. It is best inside the range noise_level.
     sample_noise_level: Timestep = setting(0, f'in [0, {LAST_TIMESTEP}]')
-    # Denoise steps and guidance when images are generated. None: those of the base stage.
+    # Denoising steps and guidance scale of this stage in sampling. None: the values used for the base stage.
     sample_steps: int | None = setting(None, '> 0')
     sample_guidance_scale: float | None = setting(None, '>= 1')
 
     def sampling_options(self) -> dict[str, int | float | None]:
-        """How this stage generates, as options of Cascade.generate."""
+        """Returns the sampling settings of this stage as keyword arguments of Cascade.generate."""
         return {
             'noise_level': self.sample_noise_level,
             'super_resolution_steps': self.sample_steps,
@@ -207,28 +224,37 @@ class SuperResolutionConfig(Config):
 
 
 def check_noise_level(noise_level: tuple[int, int], path: str) -> None:
-    """Raises ConfigError unless low <= high."""
+    """Checks a range of noise levels.
+
+    Args:
+      noise_level: (low, high), in timesteps.
+      path: dotted name of the group that holds the setting, for the error.
+
+    Raises:
+      ConfigError: unless low <= high.
+    """
     if noise_level[0] > noise_level[1]:
         raise ConfigError(f'{path}.noise_level must be (low, high) with low <= high, got {noise_level}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig(Config):
-    """Low-rank adapters (Hu et al. 2021) instead of whole networks, in every stage that trains."""
+    """Low-rank adapters (LoRA, Hu et al. 2021), trained instead of whole networks in every stage that trains."""
 
-    # Inner width of the adapters, usually 4 to 64. None: whole networks train.
+    # Rank of the adapters, usually 4 to 64. None: no adapters; whole networks train.
     rank: int | None = setting(None, '> 0')
-    # The adapters' output is multiplied by alpha / rank. None: as rank, a factor of 1.
+    # The adapters' output is multiplied by alpha / rank. None: alpha = rank, so the factor is 1.
     alpha: float | None = setting(None, '> 0')
-    # Which layers, as regular expressions of whole dotted paths such as '.*attn2\.to_k'; convolutions too. Each must
-    # match in one of the networks that train. Empty: the attention projections.
+    # The layers that get adapters: regular expressions, each matched against a layer's whole dotted path, such as
+    # '.*attn2\.to_k'. Linear layers and convolutions can be named. Every expression must match a layer of at least one
+    # network that trains. Empty: the attention projections.
     targets: tuple[str, ...] = ()
-    # Learn the length of every output's kernel as well (DoRA, Liu et al. 2024).
+    # DoRA (Liu et al. 2024): also learn, for every output of a layer, the norm of its weights.
     dora: bool = False
 
     @property
     def scale_alpha(self) -> float:
-        """alpha, or its default."""
+        """The value of `alpha`, or its default, `rank`."""
         return float(self.rank if self.alpha is None else self.alpha)
 
     def check(self, path: str) -> None:
@@ -243,17 +269,21 @@ class LoraConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextualInversionConfig(Config):
-    """A new word for the base stage's text encoders (Gal et al. 2022), alone or beside whatever else trains."""
+    """Textual inversion (Gal et al. 2022): a new word for the base stage's text encoders.
 
-    # The word, in lower case and no token of the model yet, such as '<sks-dog>'; tokenizers find it inside other words
-    # too. It stands in instance prompts in the identifier's place. None: no new word.
+    The word can be learned alone, or together with the networks that train.
+    """
+
+    # The new word, such as '<sks-dog>': in lower case, and not yet a token of the model. Tokenizers find it inside
+    # longer words too. Instance prompts must hold it where the identifier would be. None: no new word.
     token: str | None = None
-    # Tokens that it stands for, each a learned row of the text encoder's token table.
+    # Number of tokens that the word stands for. Each is one learned row of the text encoder's token table.
     num_vectors: int = setting(1, '> 0')
-    # What its rows start as: those of these words' tokens, best the class noun; row i takes token i, over and over.
-    # None: rows sampled at random, like those of the table.
+    # Words, best the class noun, whose tokens give the learned rows their initial values. If there are fewer tokens
+    # than rows, they are repeated in order. None: random rows with the mean and spread of the token table.
     initializer: str | None = None
-    # Of the rows, which never decay. None: 5e-4 as in diffusers' script, or base.learning_rate with prodigy.
+    # Learning rate of the learned rows, which have no weight decay. None: 5e-4 as in diffusers' script, or
+    # base.learning_rate if the optimizer is prodigy.
     learning_rate: float | None = setting(None, '> 0')
 
     def check(self, path: str) -> None:
@@ -265,7 +295,15 @@ class TextualInversionConfig(Config):
             raise ConfigError(f'{path}.token is {self.token!r} but must be one word in lower case, like <sks-dog>')
 
     def check_prompts(self, subjects: tuple[SubjectConfig, ...], path: str) -> None:
-        """Raises ConfigError unless instance prompts hold the new word and class prompts do not."""
+        """Checks that prompts use the new word, if there is one.
+
+        Args:
+          subjects: every subject of the run.
+          path: dotted name of this group of settings, for the error.
+
+        Raises:
+          ConfigError: if no instance prompt holds the word, or a class prompt holds it.
+        """
         holds = lambda prompt: self.token in prompt.lower()  # noqa: E731
         if self.token and not any(holds(subject.instance_prompt) for subject in subjects):
             raise ConfigError(f'{path}.token is {self.token!r} but no instance_prompt holds it; write it in there')
@@ -277,23 +315,25 @@ class TextualInversionConfig(Config):
 class DreamBoothConfig(Config):
     """A whole DreamBooth run: class images, base stage, super-resolution stage, samples, export."""
 
-    # Of images, times, noise and dropout: the same seed gives the same run.
+    # Seed of everything random in a run: class images, order of images, timesteps, noise and dropout. The same seed
+    # and settings give the same run. (Samples have a seed of their own.)
     seed: int = setting(0, '>= 0')
-    # 'storybook' (ships with the package), a folder in diffusers' layout, one .safetensors file in the original layout
-    # of Stable Diffusion, or a hub id.
+    # The model to fine-tune: 'storybook' (ships with the package), a folder in diffusers' layout, one .safetensors file
+    # in the original layout of Stable Diffusion, or a hub id.
     model: str = path_setting(STORYBOOK)
-    # What the base model's UNet predicts. None: what the model says; single files of Stable Diffusion 2.x may not.
+    # What the base stage's UNet predicts. None: as the model's files say; single files of Stable Diffusion 2.x do not
+    # always say it.
     model_prediction_type: PredictionType | None = None
-    # Folder that holds tokenizer/ (and tokenizer_2/) for a model that is a single file, which has none. None: the
-    # folder of the file or, where that has no tokenizer/, the published one from the hub.
+    # Folder that holds tokenizer/ (and tokenizer_2/) for a model that is a single file, since such a file holds no
+    # tokenizer. None: the folder of that file or, if there is no tokenizer/ in it, the published tokenizer of the hub.
     model_tokenizer_dir: str | None = path_setting(None)
-    # Branch, tag or commit of a model of the hub. None: its main branch, or the commit that this run was begun with:
-    # config.json holds the commit that was read.
+    # Branch, tag or commit of a model of the hub. None: its main branch or, if this run was begun before, the commit
+    # that it was begun with, which the run's config.json holds.
     model_revision: str | None = None
-    # Second stage: a folder, a single file or a hub id. None: the model's own super_resolution/ folder if it has one.
-    # 'none': no second stage even then, whatever super_resolution.steps says.
+    # The second stage: a folder, a single file or a hub id. None: the super_resolution/ folder of the model, if it has
+    # one. 'none': no second stage, whatever the model has and whatever super_resolution.steps is.
     super_resolution_model: str | None = path_setting(None)
-    # As model_revision.
+    # Branch, tag or commit of the second stage's model, as model_revision.
     super_resolution_model_revision: str | None = None
     data: DataConfig = DataConfig()
     prior: PriorConfig = PriorConfig()
@@ -306,7 +346,8 @@ class DreamBoothConfig(Config):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: SamplesConfig = SamplesConfig()
-    # Write the trained pipeline to model/ in the run's folder; other formats are the export program's.
+    # Write the trained pipeline to model/ in the run's folder, in diffusers' layout. The program export writes other
+    # formats.
     export: bool = True
 
     def check(self, path: str) -> None:
@@ -329,7 +370,7 @@ class DreamBoothConfig(Config):
             if stage.gradient_accumulation_steps > examples:
                 raise ConfigError(
                     f'{path}.{name}.gradient_accumulation_steps is {stage.gradient_accumulation_steps} but a step '
-                    f'has only {examples} rows to cut into micro-batches ({path}.{name}.batch_size, and as many '
+                    f'has only {examples} examples to cut into micro-batches ({path}.{name}.batch_size, and as many '
                     f'class examples if there are some); set it to at most {examples}'
                 )
         if self.data.aspect_buckets and (self.parallel.steps_per_dispatch or 1) > 1:
@@ -348,12 +389,15 @@ class DreamBoothConfig(Config):
             raise ConfigError(f'{frozen}, so class images teach nothing; set {path}.prior.weight to 0')
 
     def examples_per_step(self, name: str) -> int:
-        """Instance and class examples of one step of the stage 'base' or 'super_resolution', on all devices
-        together."""
+        """Counts the instance and class examples of one step, on all devices together.
+
+        Args:
+          name: the stage, 'base' or 'super_resolution'; the same for the methods below.
+        """
         return getattr(self, name).batch_size * (2 if self.has_class_examples(name) else 1)
 
     def has_class_examples(self, name: str) -> bool:
-        """Whether that stage trains with prior preservation."""
+        """Whether the stage `name` trains with prior preservation."""
         return self.prior.weight > 0 and (name == 'base' or self.super_resolution.with_prior)
 
     def _class_example_stages(self) -> tuple[str, ...]:
@@ -361,18 +405,22 @@ class DreamBoothConfig(Config):
         return tuple(name for name in stages if getattr(self, name).steps and self.has_class_examples(name))
 
     def class_image_stages(self) -> tuple[str, ...]:
-        """The stages that train on class images."""
+        """Returns the stages that train on class images."""
         return tuple(name for name in self._class_example_stages() if not self.is_distilled(name))
 
     def is_distilled(self, name: str) -> bool:
-        """Whether class examples of that stage show no class images but are held to the frozen model's prediction."""
+        """Whether the class examples of stage `name` have the frozen model's prediction as target (distillation)."""
         return self.prior.kind == 'distillation' and self.has_class_examples(name)
 
     def subjects(self) -> tuple[SubjectConfig, ...]:
-        """Every subject of the run: data.subjects, or the one that `data` itself describes."""
+        """Returns every subject of the run: data.subjects, or the one that `data` itself describes."""
         return self.data.subjects or (self.data,)
 
     def sample_prompts(self) -> tuple[str, ...]:
-        """samples.prompts, or the instance and class prompt of every subject, each once; empty ones are left out."""
+        """Returns the prompts that samples are generated for.
+
+        These are samples.prompts or, if it is empty, the instance and class prompt of every subject. Repeated and empty
+        prompts are left out then.
+        """
         prompts = [prompt for subject in self.subjects() for prompt in (subject.instance_prompt, subject.class_prompt)]
         return self.samples.prompts or tuple(dict.fromkeys(prompt for prompt in prompts if prompt.strip()))

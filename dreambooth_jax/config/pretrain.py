@@ -1,4 +1,7 @@
-"""Every setting of pretrain, the program that trains Storybook's networks from scratch; see dreambooth.py."""
+"""The settings of pretrain, the program that trains Storybook's networks from scratch.
+
+dreambooth.py says how settings are defined and used; training.py holds those that both programs have in common.
+"""
 
 import dataclasses
 from typing import Literal
@@ -17,47 +20,53 @@ from dreambooth_jax.config.training import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig(OptimizerConfig, ObjectiveConfig):
-    """Pretraining of one Storybook stage from scratch; with one stage, optimiser and objective need no group."""
+    """Pretraining of one Storybook stage.
 
-    # Of the weights' start, the painted scenes, times and noise.
+    A run trains one stage alone, so the settings of optimizer and objective belong to this group itself.
+    """
+
+    # Seed of the initial weights, the painted scenes, timesteps and noise.
     seed: int = setting(0, '>= 0')
-    # Which network of the cascade is trained.
+    # The stage that is trained.
     stage: Literal['base', 'super_resolution'] = 'base'
-    # Optimiser steps.
+    # Optimizer steps.
     steps: int = setting(30_000, '> 0')
-    # Rows per step, on all devices together.
+    # Examples per step, on all devices together.
     batch_size: int = setting(64, '> 0')
     learning_rate: float = setting(3e-4, '> 0')
-    # As in OptimizerConfig and ObjectiveConfig, with what pretraining needs.
+    # The next four have the meaning that training.py describes; their defaults are those that pretraining needs.
     schedule: LearningRateSchedule = 'cosine'
     warmup_steps: int = setting(500, '>= 0')
     ema_decay: float | None = setting(0.999, 'in (0, 1)')
     prompt_dropout: float = setting(0.1, 'in [0, 1]')
-    # Share of captions with a meaningless rare token before the noun, so that an identifier is neutral, not unseen.
+    # Share of captions that get a meaningless rare token before the noun. The model thereby learns that such a token
+    # means nothing, so an identifier is neutral to it instead of unseen.
     rare_token_rate: float = setting(0.05, 'in [0, 1]')
-    # Images painted for one pool, which lives on the device while the next is painted.
+    # Images painted for one pool. A pool is on the device while the next one is painted.
     pool_size: int = setting(4096, '> 0')
-    # How often a pool is trained on before the next replaces it.
+    # How many times a pool is trained on before the next one replaces it.
     passes: int = setting(2, '> 0')
-    # Host processes that paint. 0: in the program itself.
+    # Host processes that paint. 0: the program paints in its own process.
     painters: int = setting(1, '>= 0')
-    # Super-resolution: train on random crops of this side, in pixels. None: whole images.
+    # Super-resolution only: side of the random crops that are trained on, in pixels of the high-resolution image. None:
+    # whole images.
     crop: int | None = setting(None, '> 0')
-    # Super-resolution: side of the high image / side of the low one.
+    # Super-resolution only: side of the high-resolution image divided by the side of the low-resolution image.
     factor: int = setting(4, '> 1')
-    # Super-resolution: lowest and highest noise augmentation, as in SuperResolutionConfig; pretraining sees all of it.
+    # Super-resolution only: lowest and highest noise augmentation of the low-resolution image, in timesteps of
+    # image_noising_scheduler, both included. Pretraining covers every level that fine-tuning and sampling may use.
     noise_level: tuple[Timestep, Timestep] = setting((0, 350), f'in [0, {LAST_TIMESTEP}]')
-    # Pipeline folder whose weights training starts from. None: from scratch.
+    # Pipeline folder whose weights training starts from. None: it starts from random weights.
     init: str | None = path_setting(None)
-    # Super-resolution: pipeline folder of the base stage, whose text encoder and tokenizer are used, frozen.
+    # Super-resolution only: pipeline folder of the base stage, whose text encoder (frozen) and tokenizer are used.
     base: str | None = path_setting(None)
-    # Architecture, as in the config.json of a diffusers UNet2DConditionModel; sample_size is the images' side.
+    # Architecture, as in the config.json of a diffusers UNet2DConditionModel. sample_size is the side of the images.
     unet: dict = dataclasses.field(default_factory=dict)
-    # Architecture, as in the config.json of a transformers T5EncoderModel; of the base stage alone.
+    # Base stage only: architecture, as in the config.json of a transformers T5EncoderModel.
     text_encoder: dict = dataclasses.field(default_factory=dict)
     # Noise schedule, as in diffusers' scheduler_config.json.
     scheduler: dict = dataclasses.field(default_factory=dict)
-    # The same for the noise that super-resolution puts on the low image.
+    # Super-resolution only: schedule of the noise that is added to the low-resolution image, in the same form.
     image_noising_scheduler: dict = dataclasses.field(default_factory=dict)
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -1,8 +1,8 @@
-"""The machinery behind config.py: frozen dataclasses -> locked ConfigDict -> checked dataclasses, and all error texts.
+"""The machinery behind the settings: frozen dataclasses -> locked ConfigDict -> checked dataclasses; all error texts.
 
-The dataclasses are the only list of settings. `to_config_dict` makes of them what config files and the command line may
-change; `resolve` turns that back into dataclasses once. After that nobody sees a ConfigDict. A setting's type is its
-annotation, its range the text given to `setting`, which is also what the error says:
+The dataclasses are the only list of settings. `to_config_dict` turns them into a ConfigDict, which config files and the
+command line may change; `resolve` checks it and turns it back into dataclasses once. No other module handles a
+ConfigDict. A setting's type is its annotation. Its range is the text given to `setting`, which the error repeats:
 
     weight: float = setting(1.0, '>= 0')        ->  config.prior.weight must be >= 0, got -1.0
 
@@ -30,16 +30,17 @@ _PLURALS = {int: 'ints', float: 'numbers', str: 'strings'}
 
 
 class ConfigError(Exception):
-    """A setting that cannot be: one sentence with its dotted name, what was found and what is allowed.
+    """A setting has a value that is not allowed. The message is one sentence: dotted name, value, what is allowed.
 
-    Not a ValueError: config_flags turns those into a page of traceback, and lets this one through to the program.
+    It is not a ValueError, because config_flags would answer that with a page of traceback; this one reaches the
+    program.
     """
 
 
 class UnknownSettingError(ConfigError, AttributeError, KeyError):
-    """A name that is no setting; also what Python expects of a missing attribute and of a missing key."""
+    """A name is not a setting. It is also the error that Python expects for a missing attribute and a missing key."""
 
-    def __str__(self):  # KeyError's would put the sentence in quotes
+    def __str__(self):  # KeyError's own __str__ would put the sentence in quotes
         return self.args[0]
 
 
@@ -50,12 +51,12 @@ def setting(
     formerly: str | None = None,
     former_values: Mapping[str, str] | None = None,
 ) -> Any:
-    """A field with a range, or with names that it had before.
+    """Declares a setting with a range, or one that had other names before.
 
     Args:
-      allowed: '>= 0', '> 0' or an interval such as 'in [0, 1)'; each entry of a tuple must be inside. None: any value.
-      formerly: what the setting was called in its group. former_values: what its values were called -> what they are.
-        The old names are errors that say the new ones, but in the config.json of a run that was begun with them.
+      allowed: '>= 0', '> 0' or an interval such as 'in [0, 1)'; every entry of a tuple must be inside. None: any value.
+      formerly: the setting's former name. It is an error that says the new one, but in a begun run's config.json.
+      former_values: former name of a value -> its name now; handled in the same way.
     """
     if allowed is not None:
         _is_within(0, allowed)
@@ -64,16 +65,19 @@ def setting(
 
 
 def path_setting(default: str | None) -> Any:
-    """A field that is the path of a file or folder, or may be (a model): see `expanded`."""
+    """Declares a setting that is the path of a file or folder, or may be one (a model); `expanded` is applied to it."""
     return dataclasses.field(default=default, metadata={'is_path': True})
 
 
 def expanded(name: str, path: str) -> str:
-    """A path as people write it, with ~ and ~user replaced by home folders.
+    """Replaces ~ and ~user at the beginning of a path by the home folder.
 
     Args:
-      name: of the setting or flag, for the error.
-    Raises: ConfigError if it is empty (often a shell variable that is not set), or can be no path at all.
+      name: name of the setting or flag, for the error.
+      path: the path as the user wrote it.
+
+    Raises:
+      ConfigError: if the path is empty (often because a shell variable is not set), or cannot be a path.
     """
     if not path.strip():
         raise ConfigError(f'{name} is {path!r}, which is no path; give one (is a shell variable not set?)')
@@ -103,19 +107,19 @@ def _is_within(value: float, allowed: str) -> bool:
 
 
 class Config:
-    """Base of all groups of settings: checks and normalises every field when it is made."""
+    """Base class of all groups of settings. It checks and converts every field when a group is created."""
 
     def __post_init__(self):
         for name, field in _fields(type(self)).items():
             object.__setattr__(self, name, field.convert(name, getattr(self, name)))
 
     def check(self, path: str) -> None:
-        """Rules between settings. `resolve` calls it with the group's dotted name; raises ConfigError."""
+        """Checks rules between settings and raises ConfigError. `resolve` calls it with the group's dotted name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Field:
-    """One setting: its type without None, whether None is allowed, its range, whether it is a path, and old names."""
+    """One setting: its type without None, whether None is allowed, range, whether it is a path, and former names."""
 
     kind: Any
     optional: bool
@@ -142,7 +146,7 @@ def _fields(cls: type) -> dict[str, _Field]:
 
 
 def _field(hint: Any, **metadata: Any) -> _Field:
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # the latter of a Literal and None
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # Union: a Literal or None
         kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
         return _Field(kinds[0], len(kinds) < len(typing.get_args(hint)), **metadata)
     return _Field(hint, False, **metadata)
@@ -161,7 +165,7 @@ def _describe(kind: Any) -> str:
 
 
 def _convert(path: str, field: _Field, value: Any) -> Any:
-    """The value in the field's own type, or ConfigError."""
+    """Converts a value to the field's type; raises ConfigError if it is not allowed."""
     kind = field.kind
     if dataclasses.is_dataclass(kind):
         return _resolve(kind, value, path)
@@ -199,12 +203,12 @@ def _convert(path: str, field: _Field, value: Any) -> Any:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text holds characters alone: bytes that the console's encoding does not know are lone surrogates."""
+    """Whether a text is valid Unicode. Python represents bytes that it cannot decode as lone surrogates."""
     return not any('\ud800' <= character <= '\udfff' for character in text)
 
 
 def _free_form(path: str, value: Any) -> Any:
-    """Plain dicts, tuples and scalars of a free-form setting, so that it survives JSON and compares equal."""
+    """Converts a free-form setting to plain dicts, tuples and scalars, so that it compares equal after JSON."""
     if isinstance(value, Mapping | config_dict.ConfigDict):
         return {str(key): _free_form(f'{path}.{key}', value[key]) for key in value}
     if isinstance(value, tuple | list):
@@ -215,10 +219,11 @@ def _free_form(path: str, value: Any) -> Any:
 
 
 def with_new_names(cls: type[Config], written: Any) -> Any:
-    """What a file of settings holds, with the names and values of today in the place of those before (`setting`).
+    """Replaces the former names of settings and values (see `setting`) by the present ones.
 
     Args:
-      cls: the group that it stands for. written: plain dicts, as JSON gives them; may be wrong in any other way.
+      cls: the group of settings that `written` describes.
+      written: plain dicts, as read from JSON. Anything else that is wrong in them stays as it is.
     """
     if not isinstance(written, Mapping):
         return written
@@ -262,9 +267,9 @@ def _unknown_of(cls: type, path: str, name: str) -> UnknownSettingError:
 
 
 class CheckedConfigDict(config_dict.ConfigDict):
-    """A ConfigDict that knows which settings it stands for: assignments are checked at once, with our error texts.
+    """A ConfigDict that knows its settings and therefore checks every assignment at once, with our error texts.
 
-    With schema None it is a free-form setting: unlocked, any key.
+    If `schema` is None, it is a free-form setting: unlocked, with any keys.
     """
 
     def __init__(self, schema: type[Config] | None, path: str, values: Mapping[str, Any] | None = None):
@@ -272,7 +277,7 @@ class CheckedConfigDict(config_dict.ConfigDict):
         object.__setattr__(self, '_schema', schema)
         object.__setattr__(self, '_path', path)
 
-    def __reduce__(self):  # copy and pickle; ConfigDict's own way would call __init__ without arguments
+    def __reduce__(self):  # for copy and pickle: ConfigDict's own would call __init__ without arguments
         return _rebuild, (self._schema, self._path, self._fields, self.is_locked)
 
     def __getattr__(self, name: str):
@@ -314,7 +319,7 @@ class CheckedConfigDict(config_dict.ConfigDict):
         super().__setitem__(name, value)
 
     def get_type(self, key: str):
-        """As ConfigDict's, but `X | None` for an optional setting, so that the command line can set it to None."""
+        """Returns a setting's type; `X | None` if it is optional, so that the command line can set it to None."""
         kind = super().get_type(key)
         return kind | None if self._schema and _fields(self._schema)[key].optional else kind
 
@@ -331,7 +336,7 @@ def _holds_groups(field: _Field) -> bool:
 
 
 class _TupleParser(tuple_parser.TupleParser):
-    """ml_collections' own takes what it cannot read for one string: also a tuple whose last bracket is missing."""
+    """A parser that refuses a broken tuple, such as one without its last bracket; the parent takes it for a string."""
 
     def parse(self, argument: Any) -> Any:
         if isinstance(argument, str) and re.match(r'[(\[]?\s*["\']', argument):
@@ -343,7 +348,7 @@ class _TupleParser(tuple_parser.TupleParser):
 
 
 class _OptionalParser:
-    """Command-line parser of an `X | None` setting: 'None' is None; in absl's ArgumentParser's shape."""
+    """Command-line parser of an `X | None` setting, with the interface of absl's ArgumentParser: 'None' means None."""
 
     syntactic_help = ''
 
@@ -365,7 +370,7 @@ for _kind in (int, float, str, tuple):
 
 
 def to_config_dict(settings: Config, path: str = ROOT) -> CheckedConfigDict:
-    """The locked ConfigDict of a dataclass of settings; free-form settings stay unlocked."""
+    """Turns a group of settings into a locked ConfigDict, in which only free-form settings stay unlocked."""
     out = CheckedConfigDict(type(settings), path)
     free = []
     for name, field in _fields(type(settings)).items():
@@ -387,7 +392,7 @@ def to_config_dict(settings: Config, path: str = ROOT) -> CheckedConfigDict:
 
 
 def _class_of(kind: Any) -> type:
-    """The class of a setting's values."""
+    """Returns the class of a setting's values."""
     if typing.get_origin(kind) is typing.Literal:
         return type(typing.get_args(kind)[0])
     return typing.get_origin(kind) or kind
@@ -397,10 +402,12 @@ def resolve(cls: type[Config], config: Any) -> Any:
     """Checks a whole config and returns it as the dataclass `cls`.
 
     Args:
-      config: what a config file's get_config() returned, or the dict of a run's config.json; missing settings take
+      config: the result of a config file's get_config(), or the dict in a run's config.json. Missing settings take
         their defaults.
-    Raises: ConfigError, one sentence: an unknown setting, a wrong type, not one of the choices, out of range, or two
-      settings that do not go together.
+
+    Raises:
+      ConfigError: if a setting is unknown, has a wrong type, is not one of the choices or is out of range, or if two
+        settings exclude each other.
     """
     return _resolve(cls, config, ROOT)
 
@@ -420,7 +427,7 @@ def _resolve(cls: type[Config], config: Any, path: str) -> Any:
 
 
 def to_dict(settings: Config) -> dict[str, Any]:
-    """Nested dicts and lists, ready for JSON; `resolve` turns them back into an equal dataclass."""
+    """Turns settings into nested dicts and lists for JSON; `resolve` turns them back into an equal dataclass."""
 
     def plain(value):
         if isinstance(value, Config):

@@ -7,35 +7,40 @@ from dreambooth_jax.config.schema import Config, ConfigError, setting
 
 Sampler = Literal['ddpm', 'ddim', 'dpmsolver++']
 LearningRateSchedule = Literal['constant', 'warmup', 'cosine']
-LOWEST_MULTIPLIER = 0.01  # of prodigy's learning rate: below it stands a learning rate that was meant for another kind
+# With prodigy, learning_rate is a multiplier. A value below this one was surely meant for another kind of optimizer.
+LOWEST_MULTIPLIER = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Config):
-    """The optimiser; both stages share it, each with its own learning rate."""
+    """The optimizer. Both stages share these settings, but each stage has its own learning rate."""
 
-    # 'adamw': as torch.optim.AdamW computes it. 'adafactor': rows and columns in the place of second moments, no first
-    # ones, so next to no memory; the learning rate is not scaled by the size of a weight and means what it means for
-    # adamw. 'lion': steps of one size, in the sign's direction; a learning rate 3 to 10 times lower, a decay as much
-    # higher, than adamw's. 'prodigy': finds its learning rate; learning_rate is a multiplier of that, best 1.0.
+    # 'adamw': computed as torch.optim.AdamW does.
+    # 'adafactor': no first moments, and the second moments are kept as sums over rows and columns, so the optimizer
+    # state needs almost no memory. The learning rate is not scaled by the size of a weight: use the values of adamw.
+    # 'lion': uses only the sign of the update, so all weights move by the same amount. Use a learning rate 3 to 10
+    # times lower than for adamw, and a weight decay higher by the same factor.
+    # 'prodigy': finds the learning rate itself; learning_rate is multiplied with it and is best left at 1.0.
     kind: Literal['adamw', 'adafactor', 'lion', 'prodigy'] = 'adamw'
-    # Numbers that adamw's two moments are stored in, 8, 4 or 2 bytes a weight; each step computes in float32.
-    # 'int8': with a scale for every row of an array; arrays below 4096 weights stay float32.
+    # Dtype in which adamw stores its two moments, together 8, 4 or 2 bytes per weight; each step computes in float32.
+    # 'int8' stores a scale for every row of an array; arrays of fewer than 4096 weights stay float32.
     state_dtype: Literal['float32', 'bfloat16', 'int8'] = setting('float32', formerly='moments')
-    # Decay of the first and second moment. None: (0.9, 0.999), of lion (0.9, 0.99); adafactor has none.
+    # Decay of the first and of the second moment. None: (0.9, 0.999), or (0.9, 0.99) for lion. adafactor has no betas.
     betas: tuple[float, float] | None = setting(None, 'in [0, 1)')
-    # Decoupled weight decay, times the learning rate.
+    # Decoupled weight decay; each step it is multiplied by the learning rate.
     weight_decay: float = setting(0.01, '>= 0')
-    # Added to the root of the second moment. None: 1e-8; adafactor and lion have none.
+    # Added to the square root of the second moment. None: 1e-8. adafactor and lion have no epsilon.
     epsilon: float | None = setting(None, '> 0')
-    # Largest global norm of the gradient; larger ones are scaled down to it. None: no clipping.
+    # Largest global norm of the gradient; a larger gradient is scaled down to it. None: no clipping.
     grad_clip_norm: float | None = setting(1.0, '> 0')
-    # Decay per step of the averaged weights, which are then sampled and exported. None: no average. As in diffusers it
-    # is reached slowly: step t (from 0) decays by min(ema_decay, (1 + t) / (10 + t)), 0.99 from step 890 on.
+    # Decay per step of an exponential moving average of the weights. Samples and exports then use the average. None: no
+    # average. As in diffusers the decay rises slowly: step t (from 0) uses min(ema_decay, (1 + t) / (10 + t)), which
+    # reaches 0.99 at step 890.
     ema_decay: float | None = setting(None, 'in (0, 1)')
-    # 'constant'; 'warmup': linear, then constant; 'cosine': linear, then to 0 at the stage's last step.
+    # Learning rate over the steps. 'constant'; 'warmup': rises linearly from 0, then stays constant; 'cosine': rises
+    # linearly, then falls along a cosine to 0 at the stage's last step.
     schedule: LearningRateSchedule = 'constant'
-    # Steps of the linear rise of 'warmup' and 'cosine'.
+    # Length of the linear rise of 'warmup' and 'cosine', in steps.
     warmup_steps: int = setting(0, '>= 0')
 
     def check(self, path: str) -> None:
@@ -56,72 +61,87 @@ class OptimizerConfig(Config):
             )
 
     def check_learning_rate(self, learning_rate: float, path: str) -> None:
-        """Raises ConfigError if `learning_rate`, the setting of that name, is one that this kind cannot mean."""
+        """Checks a learning rate against the kind of optimizer.
+
+        Args:
+          learning_rate: the value of a setting.
+          path: dotted name of that setting, for the error.
+
+        Raises:
+          ConfigError: if the kind is 'prodigy' and the value is too low to be a multiplier.
+        """
         if self.kind == 'prodigy' and learning_rate < LOWEST_MULTIPLIER:
             raise ConfigError(
-                f"{path} is {learning_rate} but the optimiser's kind is 'prodigy', which finds the learning rate and "
+                f"{path} is {learning_rate} but the optimizer's kind is 'prodigy', which finds the learning rate and "
                 f'multiplies it by this; set it to 1.0 (at least {LOWEST_MULTIPLIER})'
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Config):
-    """How the denoising error of a row is weighed; the same in both stages."""
+    """The loss of an example; the same in both stages."""
 
-    # Cap of the signal-to-noise weight (Hang et al. 2023), usually 5. None: all times weigh the same.
+    # Min-SNR weighting (Hang et al. 2023): the upper limit of the signal-to-noise ratio in a timestep's weight, usually
+    # 5. None: all timesteps have the same weight.
     min_snr_gamma: float | None = setting(None, '> 0')
-    # Strength of noise that is constant over each channel; about 0.1 where very dark images are wanted.
+    # Strength of additional noise that is constant over each channel; about 0.1 if very dark images are wanted.
     offset_noise: float = setting(0.0, '>= 0')
-    # Train the learned variance of models that have one. False freezes that half of their last layer.
+    # Train the learned variance of models that have one. False freezes the half of the UNet's last layer that predicts
+    # it.
     train_variance: bool = True
-    # Weight of the variance's bound, which the loss already scales as Nichol & Dhariwal's lambda = 0.001 does: 1 is
-    # their hybrid loss.
+    # Weight of the variational bound that trains the variance. The loss already contains the factor lambda = 0.001 of
+    # Nichol & Dhariwal: 1 gives their hybrid loss.
     variance_weight: float = setting(1.0, '>= 0')
-    # Share of examples whose prompt is emptied, for classifier-free guidance; fine-tuning on a few images needs none.
+    # Share of examples whose prompt is replaced by the empty prompt, which trains classifier-free guidance. Fine-tuning
+    # on a few images does not need it.
     prompt_dropout: float = setting(0.0, 'in [0, 1]')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParallelConfig(Config):
-    """How the work is spread over devices, and in which numbers it is done."""
+    """How the work is spread over devices, and the dtype in which they compute."""
 
-    # 'pmap': every device holds everything and takes its share of the examples; 'fsdp': parameters are sharded as well.
+    # 'pmap': every device holds all parameters and computes its share of the examples.
+    # 'fsdp': the parameters are sharded over the devices as well.
     mode: Literal['pmap', 'fsdp'] = 'pmap'
-    # Numbers of the networks' compute; master weights, norms and loss stay float32. 'auto': bfloat16 but on CPU.
+    # Dtype in which the networks compute. Master weights, norms and loss stay float32. 'auto': bfloat16, but float32 on
+    # CPU.
     dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'
-    # 'fsdp' shards parameters of at least this many bytes; smaller ones are copied.
+    # 'fsdp' shards every parameter of at least this many bytes and copies smaller ones to all devices.
     fsdp_min_bytes: int = setting(4 * 2**20, '>= 0')
-    # Compute the UNet's activations again in the backward pass instead of keeping them: less memory, a third more time.
+    # Rematerialisation: compute the UNet's activations again in the backward pass instead of keeping them. It needs
+    # less memory and a third more time.
     remat: bool = False
-    # Optimiser steps in one device call (lax.scan), which saves host time. None: 1 on CPU, where convolutions inside a
-    # loop run slowly, else 10.
+    # Optimizer steps per device call (a lax.scan), which saves host time. None: 10, but 1 on CPU, where convolutions
+    # inside a loop are slow.
     steps_per_dispatch: int | None = setting(None, '> 0')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(Config):
-    """What a run can be resumed from."""
+    """Checkpoints, from which an interrupted run resumes."""
 
-    # Steps between checkpoints; the last step always has one. 0: only that.
+    # Steps between checkpoints. The last step always writes one. 0: only the last step does.
     every: int = setting(500, '>= 0')
-    # Newest checkpoints kept.
+    # How many checkpoints are kept, the newest ones; older ones are deleted.
     keep: int = setting(2, '> 0')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplesConfig(Config):
-    """Images generated while training, to watch it."""
+    """Images that are generated during training, to watch its progress."""
 
-    # Steps between samples; the last step always has some. 0: only those.
+    # Steps between samples. The last step always generates some. 0: only the last step does.
     every: int = setting(0, '>= 0')
-    # What to generate. Empty: the instance and class prompts (pretraining: nothing).
+    # The prompts to sample. Empty: every instance and class prompt (in pretraining: no samples).
     prompts: tuple[str, ...] = ()
     # Images per prompt.
     num_images: int = setting(2, '> 0')
-    # Denoise steps.
+    # Denoising steps per image.
     steps: int = setting(25, '> 0')
-    # Classifier-free guidance; 1 is none.
+    # Classifier-free guidance scale; 1 means no guidance.
     guidance_scale: float = setting(7.5, '>= 1')
+    # 'ddpm' is the ancestral sampler; 'ddim' and 'dpmsolver++' need fewer steps.
     sampler: Sampler = 'dpmsolver++'
-    # Of the samples alone, so that they show the same noise at every step.
+    # Seed of the samples alone: they start from the same noise at every step, so that steps can be compared.
     seed: int = setting(0, '>= 0')

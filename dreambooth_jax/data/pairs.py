@@ -4,7 +4,7 @@ A batch has `num_instance_examples` instance examples, followed by `num_class_ex
 (`make_batch`) is made once and placed on the devices. A step then selects images by index, so nothing moves between
 host and device, and there is no iterator state: `image_index` is a pure function of (key, step, example).
 
-Prior preservation, mean(instance) + lambda * mean(class), is a weight per example (DESIGN.md, decision 4). So the loss
+Prior preservation, mean(instance) + lambda * mean(class), is a weight per example. So the loss
 is mean(weight * loss) for any split of the examples over devices. The image array holds the instance images first, then
 the class images. A group is identified by the index of its first image.
 """

@@ -1,11 +1,12 @@
-"""The classifier of Storybook: says what is in an image of that world, and whether a subject's fine mark was generated.
+"""The classifier of Storybook: it says what an image of that world shows, and whether a subject's fine mark is in it.
 
-Two small networks that DreamBooth never trains on, trained on painted scenes (experiments/storybook_classifier).
-`names` looks at 32 px and tells class noun, context, subject and accessory; `fine_marks` looks at what a 128 px image
-has beyond the averages of its 4 x 4 squares, where the fine marks are (storybook/draw_subject.py) and nothing else of
-them. Labels are the values of the fields of `world.Scene`; None is plain, no subject, nothing worn, no mark.
+It has two small networks, which were trained on painted scenes (experiments/storybook_classifier); DreamBooth never
+uses them in training. The naming network sees 32 px images and tells class noun, context, subject and accessory. The
+fine-mark network sees only what a 128 px image has beyond the averages of its 4 x 4 squares: fine marks
+(storybook/draw_subject.py) are visible there and nowhere else. The labels are the values of the fields of
+`world.Scene`; None means a plain background, no subject, no accessory or no mark.
 
-Conventions: images are uint8 RGB outside and f32 in [0, 1] inside; probabilities are a softmax over a head's labels.
+Images are uint8 RGB for callers and f32 in [0, 1] inside. Probabilities are a softmax over the labels of a head.
 """
 
 import dataclasses
@@ -30,16 +31,16 @@ STEM = 'model'
 HEADS = ('class_noun', 'context', 'subject', 'accessory')
 NORM_GROUPS = 8
 NORM_EPSILON = 1e-5
-# Rows per compiled call; calls are padded to it, so that any number of images compiles once.
+# Examples per compiled call. Every call is padded to this size, so that any number of images needs one compilation.
 NAMING_ROWS, FINE_MARK_ROWS = 128, 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """The shapes of both networks and what their outputs stand for, as config.json holds them."""
+    """The shapes of both networks and the labels of their outputs, as stored in config.json."""
 
     naming_channels: tuple[int, ...] = (32, 32, 72, 72, 192)
-    naming_layout: tuple[int, int] = (48, 128)  # channels per place, features of all places
+    naming_layout: tuple[int, int] = (48, 128)  # channels per position, features of all positions together
     fine_mark_channels: tuple[int, ...] = (24, 40, 48)
     class_noun: tuple[str, ...] = world.CLASSES
     context: tuple[str | None, ...] = (None, *world.CONTEXTS)
@@ -56,7 +57,7 @@ def _space_to_depth(x, factor):
 
 
 class _Trunk(nnx.Module):
-    """3 x 3 convolutions with group norm and ReLU, the side halved after some: f32[B, H, W, C]."""
+    """3 x 3 convolutions with group norm and ReLU on f32[B, H, W, C]; average pooling halves the side after some."""
 
     def __init__(self, in_channels: int, channels: tuple[int, ...], halve_after: tuple[int, ...], *, rngs):
         pairs = zip((in_channels, *channels[:-1]), channels, strict=True)
@@ -74,7 +75,7 @@ class _Trunk(nnx.Module):
 
 
 def _over_space(x):
-    """f32[B, H, W, C] -> f32[B, 2 C]: means and maxima."""
+    """f32[B, H, W, C] -> f32[B, 2 C]: the means and the maxima over all positions."""
     return jnp.concatenate([jnp.mean(x, axis=(1, 2)), jnp.max(x, axis=(1, 2))], axis=-1)
 
 
@@ -92,25 +93,26 @@ class NamingNetwork(nnx.Module):
 
     def __call__(self, images):
         x = self.trunk(_space_to_depth(2 * images - 1, 2))
-        # Where things are tells classes apart: a mean over space would take a spout for a tail.
+        # Positions tell classes apart: a mean over space alone cannot distinguish a spout from a tail.
         layout = jax.nn.relu(self.layout(jax.nn.relu(self.squeeze(x)).reshape(len(x), -1)))
         x = jnp.concatenate([_over_space(x), layout], axis=-1)
         return {head: getattr(self, head)(x) for head in HEADS}
 
 
 class FineMarkNetwork(nnx.Module):
-    """f32[B, 128, 128, 3] in [0, 1] -> logits f32[B, 1 + kinds of fine mark], the first of none."""
+    """f32[B, 128, 128, 3] in [0, 1] -> logits f32[B, 1 + kinds of fine mark]; the first one stands for no mark."""
 
     def __init__(self, config: ClassifierConfig, *, rngs):
         self.trunk = _Trunk(16, config.fine_mark_channels, (0,), rngs=rngs)
         self.kind = nnx.Linear(2 * config.fine_mark_channels[-1], len(config.fine_mark), rngs=rngs)
 
     def __call__(self, images):
-        # Fine marks move all channels alike, so grey is enough, and a false colour cannot pass for a texture.
+        # Fine marks change all channels by the same amount, so grey is enough. It also keeps the network from taking
+        # wrong colours for a texture.
         grey = jnp.mean(images, axis=-1, keepdims=True)
         squares = _space_to_depth(grey, HIGH // LOW)
         squares = squares - jnp.mean(squares, axis=-1, keepdims=True)
-        # A mark's contrast is 60 of 255 levels; this brings it to about 1.
+        # A mark's contrast is 60 of 255 levels; the factor 4 scales it to about 1.
         return self.kind(_over_space(self.trunk(4 * squares)))
 
 
@@ -124,11 +126,13 @@ class ClassifierNetworks(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """What the classifier sees in N images: the likeliest label of each head, and how likely every label is.
+    """What the classifier sees in N images: the most likely label of each head, and the probability of every label.
 
     Attributes:
       class_noun: N class nouns.
-      context, subject, accessory: N labels each; None where there is none.
+      context: N contexts; None for a plain background.
+      subject: N subjects; None for no subject.
+      accessory: N accessories; None for no accessory.
       probabilities: head -> f32[N, labels], in the order of `labels`.
       labels: head -> its labels.
     """
@@ -141,9 +145,10 @@ class Verdicts:
     labels: dict[str, tuple[str | None, ...]]
 
     def probability(self, head: str, label: str | None) -> np.ndarray:
-        """How likely one label is in each image, f32[N].
+        """Returns the probability of one label in each image, f32[N].
 
-        Raises: ValueError for an unknown head or label.
+        Raises:
+          ValueError: if the head or the label is unknown.
         """
         if head not in self.labels:
             raise ValueError(f'head is {head!r} but must be one of {HEADS}')
@@ -154,7 +159,7 @@ class Verdicts:
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """Both networks with weights, compiled on first use; `Classifier.load()` gives the shipped one."""
+    """Both networks with weights, compiled on first use. `Classifier.load()` reads the shipped one."""
 
     config: ClassifierConfig
     naming_params: functional.Params
@@ -167,8 +172,10 @@ class Classifier:
         """Reads config.json and model.safetensors.
 
         Args:
-          folder: None is the shipped classifier, storybook/pretrained/classifier.
-        Raises: WeightsError, one sentence, if a file is missing or damaged or does not fit the other.
+          folder: the folder of both files; None: that of the shipped classifier, storybook/pretrained/classifier.
+
+        Raises:
+          WeightsError: if a file is missing or damaged, or the two do not fit each other.
         """
         folder = storybook_folder() / 'classifier' if folder is None else Path(folder)
         config = _read_config(folder / 'config.json')
@@ -178,7 +185,7 @@ class Classifier:
 
     @classmethod
     def of(cls, config: ClassifierConfig, params: functional.Params) -> 'Classifier':
-        """The classifier with these parameters of ClassifierNetworks(config)."""
+        """Makes a classifier with the parameters `params` of ClassifierNetworks(config)."""
         naming, _ = functional.abstract(lambda: NamingNetwork(config, rngs=functional.Keys(0)))
         fine_mark, _ = functional.abstract(lambda: FineMarkNetwork(config, rngs=functional.Keys(0)))
 
@@ -196,9 +203,13 @@ class Classifier:
         """Names what is in images.
 
         Args:
-          images: uint8[N, 32, 32, 3] or uint8[N, 128, 128, 3], any N; the larger are averaged to 32 px.
-        Returns: Verdicts of N rows.
-        Raises: ValueError for another shape or dtype.
+          images: uint8[N, 32, 32, 3] or uint8[N, 128, 128, 3] for any N. Images of 128 px are averaged to 32 px.
+
+        Returns:
+          The verdicts on the N images.
+
+        Raises:
+          ValueError: if the images have another shape or dtype.
         """
         images = _checked(images, (LOW, HIGH))
         probabilities = _in_batches(self._name, self.naming_params, images, NAMING_ROWS)
@@ -207,26 +218,32 @@ class Classifier:
         return Verdicts(**best, probabilities=probabilities, labels=labels)
 
     def has_fine_mark(self, images: np.ndarray) -> np.ndarray:
-        """How likely each image shows a subject's fine mark, of whichever kind.
+        """Returns the probability that an image shows a subject's fine mark of any kind.
 
         Args:
-          images: uint8[N, 128, 128, 3], any N.
-        Returns: f32[N] in [0, 1].
-        Raises: ValueError for another shape or dtype.
+          images: uint8[N, 128, 128, 3] for any N.
+
+        Returns:
+          f32[N] in [0, 1].
+
+        Raises:
+          ValueError: if the images have another shape or dtype.
         """
         return 1 - self.fine_mark_kinds(images)[:, self.config.fine_mark.index(None)]
 
     def fine_mark_kinds(self, images: np.ndarray) -> np.ndarray:
-        """How likely each of `config.fine_mark` is, f32[N, labels]; images and errors as for has_fine_mark."""
+        """Returns the probability of each label in `config.fine_mark`, f32[N, labels]; otherwise as has_fine_mark."""
         return _in_batches(self._fine_mark, self.fine_mark_params, _checked(images, (HIGH,)), FINE_MARK_ROWS)
 
 
 def save(folder: str | os.PathLike, config: ClassifierConfig, params: functional.Params) -> None:
-    """Writes a classifier for `Classifier.load`, its weights in float16.
+    """Writes a classifier for `Classifier.load`, with weights in float16.
 
     Args:
-      params: of ClassifierNetworks(config), 'naming.<path>' and 'fine_mark.<path>'.
-    Raises: WeightsError if they do not fit or cannot be written.
+      params: the parameters of ClassifierNetworks(config), named 'naming.<path>' and 'fine_mark.<path>'.
+
+    Raises:
+      WeightsError: if they do not fit or cannot be written.
     """
     folder = Path(folder)
     abstract_model = nnx.eval_shape(lambda: ClassifierNetworks(config, rngs=functional.Keys(0)))
@@ -269,7 +286,7 @@ def _checked(images, sides: tuple[int, ...]) -> np.ndarray:
 
 
 def _in_batches(function, params, images: np.ndarray, rows: int):
-    """function(params, uint8[rows, ...]) over any number of images; every output has a row for each."""
+    """Applies function(params, uint8[rows, ...]) to any number of images; outputs have the images as first axis."""
     outputs = []
     for start in range(0, max(len(images), 1), rows):
         part = images[start : start + rows]

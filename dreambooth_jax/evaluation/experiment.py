@@ -1,8 +1,8 @@
-"""What an experiment does around its measurements: keeps finished parts, trains runs once, writes numbers in a README.
+"""Helpers of experiments: they keep finished parts, train each run once, and write numbers into a README.
 
-An experiment is a folder in experiments/ with a run.py. While it works, its parts lie in a working folder
-(<part>.json with <part>.npz, and training runs), so that an interrupted experiment goes on where it was. At the end
-results.json and images are written beside run.py, and the README's part between the two marks is replaced.
+An experiment is a folder in experiments/ with a run.py. While it runs, its parts are kept in a working folder
+(<part>.json with <part>.npz, and training runs), so that an interrupted experiment continues where it was. At the end
+results.json and images are written beside run.py, and the part of the README between two marks is replaced.
 """
 
 import hashlib
@@ -35,13 +35,16 @@ def kept(
     settings: Mapping[str, Any],
     make: Callable[[], tuple[dict[str, Any], dict[str, np.ndarray]]],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """One part of an experiment: measured now, or read if it was measured with the same settings before.
+    """Measures one part of an experiment, or reads it if it was measured with the same settings before.
 
     Args:
-      folder, name: of its files.
-      settings: everything that the numbers depend on, as JSON can hold it.
-      make: gives numbers for JSON and images uint8[...] by label.
-    Returns: make()'s numbers, to which 'measured' (seconds, hardware, date) is added, and its images.
+      folder: folder of the part's files.
+      name: name of the part's files, without suffix.
+      settings: everything that the numbers depend on, in a form that JSON can hold.
+      make: measures; it returns numbers for JSON, and label -> images uint8[...].
+
+    Returns:
+      The numbers of make() with the additional entry 'measured' (seconds, hardware, date), and its images.
     """
     path, settings = folder / f'{name}.json', json.loads(json.dumps(settings))
     images_path = path.with_suffix('.npz')
@@ -56,14 +59,14 @@ def kept(
     measured = {'seconds': seconds, 'hardware': hardware(), 'date': date.today().isoformat()}
     numbers = json.loads(json.dumps({**numbers, 'measured': measured}))
     folder.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # the images of one measurement must not meet the numbers of another
+    path.unlink(missing_ok=True)  # first, so that numbers are never kept beside images of another measurement
     np.savez_compressed(images_path, **images)
     write_json(path, {'settings': settings, 'numbers': numbers})
     return numbers, images
 
 
 def fingerprint(*params: Mapping[str, Any]) -> str:
-    """Sixteen hex digits that change with any name, shape or value of these parameters."""
+    """Returns 16 hex digits that change with any name, shape or value of these parameters."""
     found = hashlib.sha256()
     for part in params:
         for name in sorted(part):
@@ -74,16 +77,20 @@ def fingerprint(*params: Mapping[str, Any]) -> str:
 
 
 def train_once(workdir: Path, config: Path, settings: Mapping[str, Any], *, weights: str) -> Path:
-    """Runs `python -m dreambooth_jax.train` as a process of its own, unless the same command has finished there before.
+    """Runs `python -m dreambooth_jax.train` as a separate process, unless the same command has finished there before.
 
     Args:
-      workdir: of the run; one that was interrupted goes on.
+      workdir: the run's folder; an interrupted run continues.
       config: settings file, such as configs/dog.py.
-      settings: dotted name -> value, put on the command line as --config.<name>=<value>.
-      weights: fingerprint of the model that is fine-tuned, so that a run is never taken for one of another model.
-    Returns: workdir.
-    Raises: TrainingError if the folder holds a run that began with other weights, or if the program fails or was
-      stopped; it has then said why.
+      settings: dotted name -> value, passed on the command line as --config.<name>=<value>.
+      weights: fingerprint of the model that is fine-tuned, so that a run of another model is never reused.
+
+    Returns:
+      `workdir`.
+
+    Raises:
+      TrainingError: if the folder holds a run that began with other weights, or if the program fails or is stopped; it
+        has then printed the reason.
     """
     arguments = [f'--config={config}', f'--workdir={workdir}']
     arguments += [f'--config.{name}={value}' for name, value in settings.items()]
@@ -107,17 +114,18 @@ def train_once(workdir: Path, config: Path, settings: Mapping[str, Any], *, weig
 
 
 def sampling_of(config: Path) -> dict[str, Any]:
-    """How the runs of a file in configs/ generate their samples, as options of Cascade.generate."""
+    """Returns the sampling settings of a file in configs/ as keyword arguments of Cascade.generate."""
     samples = runpy.run_path(str(config))['get_config']().samples
     return {name: samples[name] for name in ('steps', 'guidance_scale', 'sampler')}
 
 
 def of_model(model: str, subject: str, folder: Path) -> dict[str, str]:
-    """Settings that train a built-in subject on any model: only 'storybook' itself paints the subject's images.
+    """Returns settings that train a built-in subject on any model; only 'storybook' has the subject's images built in.
 
     Args:
-      model: as config.model. subject: one of the thirty.
-      folder: where the reference images are written as PNGs for other models than 'storybook'.
+      model: the setting config.model.
+      subject: one of the thirty subjects.
+      folder: folder that the reference images are written to as PNG files, unless the model is 'storybook'.
     """
     if model == STORYBOOK:
         return {}
@@ -128,14 +136,14 @@ def of_model(model: str, subject: str, folder: Path) -> dict[str, str]:
 
 
 def hardware() -> str:
-    """What the numbers were measured on, in words."""
+    """Describes this machine in words."""
     if jax.default_backend() == 'cpu':
         return f'{os.cpu_count()} CPU cores ({platform.machine()})'
     return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
 
 
 def measured_on(parts: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence on where, when and how long the parts of `kept` were measured."""
+    """Returns a sentence that says on what, when and for how long some results of `kept` were measured."""
     notes = [part['measured'] for part in parts]
     machines = ' and '.join(dict.fromkeys(note['hardware'] for note in notes))
     seconds = sum(note['seconds'] for note in notes)
@@ -144,7 +152,7 @@ def measured_on(parts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file in one step, so that it is never half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.part')
     temporary.write_text(json.dumps(content, indent=1) + '\n', 'utf-8')
@@ -152,9 +160,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_section(readme: Path, text: str) -> None:
-    """Puts Markdown between the two marks of a README; a README that is not there is made.
+    """Puts Markdown between the two marks of a README, which is created if it does not exist.
 
-    Raises: ConfigError if the README has not exactly one pair of marks.
+    Raises:
+      ConfigError: unless the README has exactly one pair of marks.
     """
     first, last = MARKS
     content = readme.read_text('utf-8') if readme.is_file() else f'{first}\n{last}\n'
@@ -168,18 +177,18 @@ def write_section(readme: Path, text: str) -> None:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; the first column to the left, the others to the right."""
+    """Returns a Markdown table; the first column is aligned to the left, the others to the right."""
     lines = [headings, ['---', *['---:'] * (len(headings) - 1)], *rows]
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
 def expectations(path: Path, results: Mapping[str, Any]) -> str:
-    """What was expected beside what was measured, as a Markdown table.
+    """Returns a Markdown table of expected and measured numbers.
 
     Args:
-      path: expected.json, a list of {"number": its name, "at": keys that lead to a share in `results`} with one of
+      path: expected.json, a list of {"number": a name, "at": keys that lead to a share in `results`}, each with one of
         "at_least": share, "at_most": share, or "more_than": keys of another share.
-      results: as in results.json; what it does not hold (another choice of flags) gets a dash.
+      results: the content of results.json. A number that it lacks (because of other flags) is shown as a dash.
     """
 
     def find(keys):
@@ -205,5 +214,5 @@ def expectations(path: Path, results: Mapping[str, Any]) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share in words: '97 %', or a dash for None."""
+    """Formats a share in [0, 1] as '97 %', or None as a dash."""
     return '-' if share is None else f'{100 * share:.0f} %'

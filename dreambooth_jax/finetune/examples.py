@@ -1,7 +1,7 @@
-"""Which images each stage of a run sees: the subjects', at the stage's size, and the class images beside them.
+"""The images that each stage of a run trains on: the subjects' images at the stage's size, and class images.
 
-Stages see whole images, but for the x4 upscaler: it sees crops, at every scale up to that at which it enlarges, kept
-as images of their own because their latents are encoded once (stages/latent.py).
+Stages train on whole images. The exception is the x4 upscaler, which trains on crops at every scale up to its own
+factor. Its crops are made once and kept as images, because their latents are encoded once (stages/latent.py).
 """
 
 import math
@@ -17,21 +17,27 @@ from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.generation.class_images import ClassImage
 from dreambooth_jax.stages import instance_images
 
-UPSCALER_CROP = 512  # pixels, as it was trained
-BUCKET_MULTIPLE = 64  # pixels, of the sides of aspect buckets of latent models, as the field has it
+UPSCALER_CROP = 512  # side of the crops that the x4 upscaler was trained on, in pixels
+BUCKET_MULTIPLE = 64  # sides of aspect buckets of latent models are multiples of this, in pixels, as is usual
 
 
 def read_instance(
     config: DreamBoothConfig, cascade: Cascade, order: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, list[Examples]]:
-    """Stage -> the subjects' images as that stage trains on them, by size; of the stages that the cascade has.
+    """Reads the subjects' images for every stage that the cascade has.
 
-    Files that are no images are skipped with a warning.
+    A file that is not an image is skipped with a warning.
 
     Args:
-      order: of each folder's photos, see instance_images.read; None: sorted by name.
-    Raises: ImageError; ConfigError for a size that a stage cannot halve, a crop that it cannot take, or captions
-      that do not teach the new word.
+      order: order of each folder's photos, see instance_images.read; None: sorted by name.
+
+    Returns:
+      Stage -> the images that it trains on, one entry per image size.
+
+    Raises:
+      ImageError: if an image cannot be used.
+      ConfigError: if a stage cannot halve a size as often as it must, or cannot use a crop, or if captions lack the new
+        word.
     """
     instance_images.check_folders(config)
     base, second = cascade.base, cascade.super_resolution
@@ -70,9 +76,11 @@ def _read_whole(
 
 
 def crop_side(config: DreamBoothConfig, cascade: Cascade) -> int | None:
-    """Side of the crops that the second stage trains on, in pixels; None: whole images.
+    """Returns the side of the crops that the second stage trains on, in pixels; None: whole images.
 
-    Raises: ConfigError unless the UNet can halve it as often as it does, and the low image has whole pixels.
+    Raises:
+      ConfigError: if the UNet cannot halve the side as often as it must, or the side of the low-resolution image would
+        not be a whole number of pixels.
     """
     second, side = cascade.super_resolution, config.super_resolution.crop
     if side is None:
@@ -84,7 +92,7 @@ def crop_side(config: DreamBoothConfig, cascade: Cascade) -> int | None:
 
 
 def describe(config: DreamBoothConfig, instance: Mapping[str, Sequence[Examples]]) -> str:
-    """What the run will see of the photos, as text: the folders, then the crops of each stage that trains."""
+    """Describes in text what the run will use of the photos: the folders, then the crops of each stage that trains."""
     lines = ['photos:', instance_images.describe_folders(config)]
     for name, groups in instance.items():
         if getattr(config, name).steps:
@@ -94,16 +102,17 @@ def describe(config: DreamBoothConfig, instance: Mapping[str, Sequence[Examples]
 
 
 def references(instance: Mapping[str, Sequence[Examples]], cascade: Cascade) -> list[np.ndarray]:
-    """The subjects' images as the last stage of whole images sees them, to be shown."""
+    """Returns the subjects' images for sample grids: those of the last stage that trains on whole images."""
     second = cascade.super_resolution
     name = BASE if second is None or second.is_latent else SUPER_RESOLUTION
     return [image for examples in instance[name] for image in examples.images]
 
 
 def check_class_images(config: DreamBoothConfig, cascade: Cascade, images: Sequence[ClassImage]) -> None:
-    """Before anything trains: whether class images of one's own are as large as the second stage needs them.
+    """Checks before training that the user's own class images are large enough for the second stage.
 
-    Raises: ImageError for one that is smaller, or damaged.
+    Raises:
+      ImageError: if one is too small or damaged.
     """
     for image in images:
         if image.super_resolution == image.path:  # the user's own: generated ones have a file for each stage
@@ -111,7 +120,7 @@ def check_class_images(config: DreamBoothConfig, cascade: Cascade, images: Seque
 
 
 def _class_image_side(config: DreamBoothConfig, cascade: Cascade, name: str) -> tuple[int, bool]:
-    """Side of the class images that a stage trains on, and whether they are crops."""
+    """Returns the side of the class images that a stage trains on, in pixels, and whether they are crops."""
     if name == BASE:
         return cascade.base_size, False
     if not cascade.super_resolution.is_latent:
@@ -122,8 +131,10 @@ def _class_image_side(config: DreamBoothConfig, cascade: Cascade, name: str) -> 
 def stage_tables(
     config: DreamBoothConfig, cascade: Cascade, name: str, instance: Sequence[Examples], images: Sequence[ClassImage]
 ) -> list[Table]:
-    """The images of one stage with their prompts, by size: the subjects' and, where they were generated for it, all
-    class images; with a teacher in their place the subjects' have their class prompts too.
+    """Returns the images of one stage with their prompts, one table per image size.
+
+    Each table holds the subjects' images of that size and all class images, if this stage has them. With distillation
+    the subjects' images are shown a second time, under their class prompts, instead of class images.
     """
     size, is_crop = _class_image_side(config, cascade, name)
     options = {'crop_seed': config.seed, 'max_zoom': cascade.factor} if is_crop else {}

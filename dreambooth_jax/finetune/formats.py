@@ -1,12 +1,13 @@
-"""The formats in which a trained model is written, each read back from the disk and compared before it counts.
+"""The formats in which a trained model is written. Everything is read back from the disk and compared after writing.
 
     diffusers     a pipeline folder, the second stage inside it
     single_file   the original layout of Stable Diffusion
     lora_peft     the adapters alone, for diffusers and PEFT
     lora_kohya    the adapters alone, for ComfyUI, AUTOMATIC1111, Forge, kohya and OneTrainer; diffusers reads it too
 
-In the last three, the second stage has a file of its own beside that of the first, x.super_resolution.safetensors, and
-so has the new word of textual inversion, sks-dog.safetensors: other programs' token tables have their length.
+In the last three formats, the second stage is in a file of its own, x.super_resolution.safetensors. The new word of
+textual inversion is in a file of its own too, sks-dog.safetensors, because other programs expect token tables of the
+original length.
 """
 
 import functools
@@ -46,11 +47,17 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
     """Writes what a run has trained.
 
     Args:
-      format: one of config.ExportFormat. output: a folder for 'diffusers', else '<name>.safetensors'.
-      dtype: of the stored weights, one of files.STORAGE_DTYPES.
-    Returns: a line for each folder or file.
-    Raises: ConfigError if the run, or its model, has nothing to write in this format, or for a bad `output`;
-      WeightsError if what was written does not read back as the same, or could not be written.
+      trained: the run.
+      format: one of config.ExportFormat.
+      output: a folder for 'diffusers', else a file '<name>.safetensors'.
+      dtype: dtype of the stored weights, one of files.STORAGE_DTYPES.
+
+    Returns:
+      One line of text for each folder or file.
+
+    Raises:
+      ConfigError: if the run or its model has nothing to write in this format, or `output` has the wrong form.
+      WeightsError: if something cannot be written, or differs when it is read back.
     """
     if format == 'diffusers':
         cascade = trained.cascade
@@ -68,7 +75,8 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
         )
     else:
         written = _write_adapters
-    _check_place_of_word(trained.cascade, output)
+    # The check comes before the first file is written. The writers are generators: they run, and compare, in this loop.
+    _check_path_of_word(trained.cascade, output)
     lines = [
         f'{path} holds {count} tensors, read back and equal' for path, count in written(trained, format, output, dtype)
     ]
@@ -82,10 +90,11 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
     return lines
 
 
-def _check_place_of_word(cascade: Cascade, output: Path) -> None:
-    """Whether the file of a new word may be written beside `output`.
+def _check_path_of_word(cascade: Cascade, output: Path) -> None:
+    """Checks that the file of the new word, if there is one, can be written beside `output`.
 
-    Raises: ConfigError if it would be one of this export's, or replace a file of anything else.
+    Raises:
+      ConfigError: if it has the name of another file of this export, or would replace a file with other content.
     """
     if not cascade.base.added_tokens:
         return
@@ -154,7 +163,7 @@ def _warn_of_dropped_layers(path: Path, adapter: Adapter) -> None:
 
 
 def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
-    """What the file says of itself (modelspec.py)."""
+    """Returns the metadata that is written into a file (modelspec.py)."""
     pipeline, config = getattr(trained.cascade, stage), trained.config
     predicts = {'prediction_type': original_configs.EPSILON, **pipeline.scheduler}['prediction_type']
     if pipeline.is_latent:
@@ -163,7 +172,8 @@ def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
     else:
         family = modelspec.PIXEL_FAMILIES[pipeline.family.is_super_resolution]
     prompts = dict.fromkeys(subject.instance_prompt for subject in config.subjects())
-    # As kohya's trainer says it: SDXL's files and whole models keep the original names, other adapters diffusers'.
+    # As in kohya's trainer: whole models and adapters of SDXL name the original implementation, other adapters
+    # diffusers.
     as_diffusers = format != SINGLE_FILE and not (format == lora_files.KOHYA and family == 'sdxl')
     more = modelspec.kohya_version(family, predicts) if format == lora_files.KOHYA else {}
     return more | modelspec.build(
@@ -177,18 +187,21 @@ def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
 
 
 def trigger_phrase(config: DreamBoothConfig) -> str:
-    """What calls a run's subjects: 'sks dog' of the prompts 'a sks dog' and 'a dog'; of several, joined by commas."""
+    """Returns the words that bring up a run's subjects, joined by commas.
+
+    For the prompts 'a sks dog' and 'a dog' they are 'sks dog'.
+    """
     phrases = []
     for subject in config.subjects():
         try:
             phrases.append(' '.join(identifier_and_class(subject.instance_prompt, subject.class_prompt)))
-        except ValueError:  # the prompts may be any words
+        except ValueError:  # the prompts do not have that form
             phrases.append(subject.instance_prompt)
     return ', '.join(dict.fromkeys(phrases))
 
 
 def _compare_folder(cascade: Cascade, output: Path, dtype: str) -> int:
-    """The number of tensors in a folder, all of which are what the cascade's weights are in `dtype`."""
+    """Compares a folder with the cascade's weights in `dtype`; returns the number of tensors."""
     count, back = 0, Cascade.load(output)
     for stage in STAGES:
         for component in COMPONENTS:
@@ -200,7 +213,7 @@ def _compare_folder(cascade: Cascade, output: Path, dtype: str) -> int:
 
 
 def _compare_single_file(pipeline: Pipeline, path: Path, dtype: str) -> int:
-    """The number of tensors in the file; some layouts join several of a network's."""
+    """Compares a file with a pipeline. Returns the number of tensors in the file, since a layout may join several."""
     back = single_file.read_single_file(path)
     for component in pipeline.family.networks:
         tensors = network_tensors(component, getattr(pipeline, component))
@@ -211,7 +224,8 @@ def _compare_single_file(pipeline: Pipeline, path: Path, dtype: str) -> int:
 def _compare_adapter(pipeline: Pipeline, adapter: Adapter, path: Path, dtype: str) -> int:
     back = lora_files.read_lora(path, {name: getattr(pipeline, name).params for name in adapter.params})
     kind = jnp.finfo(dtype)
-    # alpha / rank may be stored as part of B, so halves are rounded before or after it.
+    # The file may store alpha / rank as part of B. The values are then rounded after that product instead of before it,
+    # so they may differ by rounding.
     same = functools.partial(np.allclose, rtol=2 * float(kind.eps), atol=2 * float(kind.smallest_subnormal))
     count = 0
     for component, params in adapter.params.items():
@@ -221,7 +235,7 @@ def _compare_adapter(pipeline: Pipeline, adapter: Adapter, path: Path, dtype: st
 
 
 def _scaled(params: Mapping[str, Any], adapter: Adapter) -> dict[str, np.ndarray]:
-    """The adapters with alpha / rank multiplied into B."""
+    """Returns the adapters with alpha / rank multiplied into B."""
     scale = np.float32(adapter.alpha / adapter.rank)
     return {name: np.asarray(value) * (scale if name.endswith(f'.{B}') else 1) for name, value in params.items()}
 
@@ -231,9 +245,10 @@ def _stored(params: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
 
 
 def _compare(path: Path, what: str, given: Mapping[str, Any], read: Mapping[str, Any], same=np.array_equal) -> int:
-    """The number of tensors given.
+    """Compares the tensors that were read with those that were given; returns their number.
 
-    Raises: WeightsError if another is in its place.
+    Raises:
+      WeightsError: if one is missing, additional or different.
     """
     for name in sorted(given.keys() | read.keys()):
         if not (name in given and name in read and same(given[name], read[name])):

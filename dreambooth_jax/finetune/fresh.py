@@ -1,4 +1,4 @@
-"""The pipeline that pretraining starts from: another one's, or fresh networks as the settings describe them."""
+"""The pipeline that pretraining starts from: an existing one, or new networks that the settings describe."""
 
 import dataclasses
 from pathlib import Path
@@ -14,11 +14,14 @@ CLASSES = {'base': 'IFPipeline', 'super_resolution': 'IFSuperResolutionPipeline'
 
 
 def start_pipeline(config: PretrainConfig, workdir: Path) -> Pipeline:
-    """The pipeline of config.init, or a fresh one; of the second stage with the text encoder of config.base.
+    """Returns the pipeline of config.init, or a new one; a second stage gets the text encoder of config.base.
 
     Args:
-      workdir: of the run; a fresh base stage's tokenizer/ is written there.
-    Raises: WeightsError, ConfigError for a model of another kind, or networks that do not fit each other.
+      workdir: the run's folder. The tokenizer/ of a new base stage is written there.
+
+    Raises:
+      WeightsError: if a model cannot be read, or networks or schedules do not fit.
+      ConfigError: if a model is of another kind or incomplete.
     """
     dtype, class_name = compute_dtype(config.parallel.dtype), CLASSES[config.stage]
 
@@ -30,7 +33,7 @@ def start_pipeline(config: PretrainConfig, workdir: Path) -> Pipeline:
 
     base = None
     if config.base is not None:
-        # In float32: it is frozen, and encodes every pool once.
+        # In float32: it is frozen and encodes every pool only once, so precision costs little.
         base = folders.read_pipeline(config.base, components=('text_encoder',))
         if base.class_name != CLASSES['base'] or base.text_encoder is None or base.tokenizer_folder is None:
             raise ConfigError(_wrong('base', config.base, base, CLASSES['base']))

@@ -1,4 +1,4 @@
-"""Models of the hub change; a run goes on with the commits that it was begun with, which its config.json holds."""
+"""Fixed commits of hub models: a model may change there, but a run continues with the commit in its config.json."""
 
 import dataclasses
 import json
@@ -13,13 +13,17 @@ _REVISIONS = {'model': 'model_revision', 'super_resolution_model': 'super_resolu
 
 
 def read_pinned(config: DreamBoothConfig, workdir: Path) -> tuple[DreamBoothConfig, Cascade]:
-    """The model that a run begins with, or goes on with.
+    """Reads the model that a run begins or continues with.
 
     Args:
-      workdir: of the run; need not exist.
-    Returns: the settings with the commit of each model that came from the hub, and the model. Where the settings ask
-      for no revision, the commit is the one that the run was begun with.
-    Raises: as Cascade.of.
+      workdir: the run's folder, which need not exist yet.
+
+    Returns:
+      The settings with the commit of each model that came from the hub, and the model. If the settings name no
+      revision, the commit is the one that the run was begun with.
+
+    Raises:
+      WeightsError, ConfigError: as Cascade.of.
     """
     begun = _begun(workdir / 'config.json')
     for model, revision in _REVISIONS.items():
@@ -30,7 +34,7 @@ def read_pinned(config: DreamBoothConfig, workdir: Path) -> tuple[DreamBoothConf
     for stage, revision in zip(STAGES, _REVISIONS.values(), strict=True):
         pipeline = getattr(cascade, stage)
         commit = hub.commit_of(pipeline.folder) if pipeline is not None else None
-        # A run that was begun without a record keeps none: its settings would not be those it was begun with.
+        # A run whose config.json holds no commit gets none now: it would then differ from the settings it began with.
         if commit is not None and (begun is None or begun.get(revision) is not None):
             config = dataclasses.replace(config, **{revision: commit})
     return config, cascade
@@ -39,6 +43,6 @@ def read_pinned(config: DreamBoothConfig, workdir: Path) -> tuple[DreamBoothConf
 def _begun(path: Path) -> dict[str, Any] | None:
     try:
         written = json.loads(path.read_text('utf-8'))
-    except (OSError, ValueError):  # a damaged one is named where the run begins
+    except (OSError, ValueError):  # training.run reports a damaged file when the run begins
         return None
     return written if isinstance(written, dict) else None

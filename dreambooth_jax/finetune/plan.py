@@ -1,4 +1,4 @@
-"""What a DreamBooth run will do before it does it: steps, memory, time."""
+"""The plan of a DreamBooth run before it starts: steps, memory and time (train --dry_run)."""
 
 import math
 import time
@@ -17,16 +17,17 @@ from dreambooth_jax.models.functional import parameter_count
 from dreambooth_jax.training import optimizer
 from dreambooth_jax.weights.pipeline import COMPONENTS
 
-# A training step reaches about this share of the device's speed in large matrix products (CPU: 95 of 256 GFLOP/s
-# measured on two cores; PROTOCOL: 16-45% on accelerators).
+# A training step reaches about this share of the device's speed in large matrix products. (Measured on two CPU cores:
+# 95 of 256 GFLOP/s; on accelerators published trainers reach 16-45 %.)
 EFFICIENCY = 0.35
 BACKWARD = 3  # a training example costs about three forward passes
 
 
 def forward_flops(cascade: Cascade, stage: str) -> float:
-    """FLOPs of one forward pass of a stage's UNet on one image, counted by XLA.
+    """Returns the FLOPs of one forward pass of a stage's UNet on one image, counted by XLA.
 
-    Of attention in parts (models/attention.py) one part is counted: 12 % too little for Stable Diffusion 1.x at 512 px.
+    XLA counts only one part of attention that is computed in parts (models/attention.py). The result is therefore 12 %
+    too low for Stable Diffusion 1.x at 512 px.
     """
     pipeline = getattr(cascade, stage)
     net = pipeline.unet
@@ -43,7 +44,7 @@ def forward_flops(cascade: Cascade, stage: str) -> float:
 
 
 def device_speed(side: int = 2048) -> float:
-    """FLOP/s of all devices together in one large matrix product, measured in under a second."""
+    """Measures in less than a second the FLOP/s of all devices together in products of side x side matrices."""
     dtype = jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
     square = jnp.ones((side, side), dtype)
     product = jax.jit(lambda x: x @ x)
@@ -56,7 +57,7 @@ def device_speed(side: int = 2048) -> float:
 
 
 def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
-    """The settings and the plan as text; reads the model, writes nothing."""
+    """Returns the settings and the plan as text. It computes nothing but a speed test, and writes nothing."""
     lines = ['settings:', *(f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items())]
     speed = EFFICIENCY * device_speed()
     stages = {name: getattr(cascade, name) for name in STAGES if getattr(cascade, name) is not None}
@@ -67,6 +68,7 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         line, work = _class_images(config, costs, SUPER_RESOLUTION in generating)
         seconds += work / speed
         lines.append(line + (f', {_duration(work / speed)}' if work else ''))
+    # The stages that train are built as in training, so that the numbers of parameters and bytes are exact.
     for name, pipeline in stages.items():
         settings = getattr(config, name)
         if not settings.steps:
@@ -84,12 +86,14 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         )
         count = sum(parameter_count(part) for part in trainable.params.values())
         _, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps)
+        # Memory in bytes: weights, gradients and perhaps their average in float32, optimizer state, frozen weights.
         copies = 2 + (config.optimizer.ema_decay is not None)  # weights, gradients, average
         memory = copies * 4 * count + optimizer.state_bytes(tx, trainable.params)
         memory += sum(value.nbytes for part in trainable.frozen.values() for value in part.values())
+        # Time in forward passes, with those of the distillation teacher.
         passes = examples * BACKWARD
         if config.is_distilled(name):
-            passes += examples // 2
+            passes += examples // 2  # the teacher's forward passes of the class examples
             if 'unet' not in trainable.frozen:
                 itemsize = jnp.dtype(compute_dtype(config.parallel.dtype)).itemsize
                 memory += parameter_count(pipeline.unet.params) * itemsize
@@ -112,11 +116,11 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
 
 
 def generation_bytes(config: DreamBoothConfig, cascade: Cascade) -> int:
-    """Bytes of weights that generating keeps on every device beside those that train, in float32 whatever the mode.
+    """Returns the bytes of weights that sampling keeps on every device in addition to those that train, in float32.
 
-    That is the whole model as it was, which encodes prompts, generates class images and its half of every sample grid;
-    and of each network with adapters a second copy, which they are merged into. Networks that train as a whole are
-    generated with as they lie there.
+    They are the whole original model, which encodes prompts and generates class images and its part of every sample
+    grid, and one more copy of each network with adapters, into which the adapters are merged. A network that trains as
+    a whole needs no copy.
     """
     found = 0
     for stage in STAGES:
@@ -130,8 +134,12 @@ def generation_bytes(config: DreamBoothConfig, cascade: Cascade) -> int:
 
 
 def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: bool) -> tuple[str, float]:
-    """What is said of class images, and the FLOPs of generating them, in the second stage too if that trains on
-    them."""
+    """Returns the plan's line about class images, and the FLOPs of generating them.
+
+    Args:
+      costs: stage -> FLOPs of one forward pass on one image.
+      second: whether the second stage generates class images too.
+    """
     prior = config.prior
     if own := class_images.own_photos(config):
         return f'  class images: {len(own)} photos of your own in {prior.dir}, all used, none generated', 0.0
@@ -149,7 +157,7 @@ def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: 
 
 
 def flat_settings(settings: Mapping, prefix: str = 'config.') -> dict:
-    """Nested settings by dotted name."""
+    """Turns nested settings into a flat dict: dotted name -> value."""
     found = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:

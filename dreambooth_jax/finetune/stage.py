@@ -1,4 +1,4 @@
-"""One stage of a DreamBooth run: the pipeline's networks, its images, loss and optimiser, joined and trained."""
+"""One stage of a DreamBooth run: joins the pipeline's networks with images, loss and optimizer, and trains them."""
 
 import dataclasses
 import logging
@@ -29,11 +29,11 @@ from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.weights import noise_schedules
 from dreambooth_jax.weights.pipeline import Pipeline, abstract_network, in_float32
 
-NEW_ROWS_LEARNING_RATE = 5e-4  # of textual inversion: diffusers' examples/textual_inversion
+NEW_ROWS_LEARNING_RATE = 5e-4  # default for textual inversion, as in diffusers' examples/textual_inversion
 
 
 def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) -> tuple[str, ...]:
-    """Which networks of stage `name` train: the UNet, and the base stage's text encoders, as the settings say."""
+    """Returns the networks of stage `name` that train by the settings: the UNet, and the base stage's text encoders."""
     if name != BASE:
         return ('unet',)
     texts = tuple(cascade.base.text_encoders) if config.base.train_text_encoder else ()
@@ -41,11 +41,13 @@ def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) ->
 
 
 def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
-    """Before anything is generated or trained: whether the model's noise schedules allow what the settings ask.
+    """Checks, before anything is generated or trained, that the model's noise schedules allow the settings.
 
-    Raises: ConfigError if a sampler cannot sample, a variance cannot be trained, or the second stage does not know the
-      noise levels that it is to train at.
+    Raises:
+      ConfigError: if a sampler cannot sample with its number of steps, the objective does not fit a schedule, or the
+        second stage does not have the noise levels of the settings.
     """
+    # Every combination of stage, steps and sampler that the run will use, for class images and for samples.
     settings, second = config.super_resolution, cascade.super_resolution
     samplings = [(BASE, config.samples.steps, config.samples.sampler)]
     if config.prior.weight > 0 and config.prior.kind == 'images':
@@ -72,10 +74,12 @@ def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
 
 
 def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
-    """Before anything is generated or trained: whether every LoRA target has a layer in a network that trains.
+    """Checks, before anything is generated or trained, that every LoRA target has a layer in a network that trains.
 
-    Warns (logging) of networks that are to train and have none: they stay as they are.
-    Raises: ConfigError for a target without a layer, and for a stage in which nothing would train.
+    It logs a warning for every network that should train but has no such layer and therefore stays as it is.
+
+    Raises:
+      ConfigError: if a target has no layer, or nothing would train in a stage.
     """
     if config.lora.rank is None:
         return
@@ -104,7 +108,12 @@ def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
 def make_stage(
     config: DreamBoothConfig, name: str, cascade: Cascade, trainable: Trainable, teacher: Distillation | None = None
 ) -> Stage:
-    """The loss of stage `name` of a cascade, its networks as they train."""
+    """Makes the object that computes the loss of stage `name`.
+
+    Args:
+      trainable: the stage's networks in the form in which they train.
+      teacher: the frozen model's prediction for class examples, for distillation; None: no distillation.
+    """
     pipeline = getattr(cascade, name)
     shared = {
         'unet': trainable.apply['unet'],
@@ -132,11 +141,14 @@ def make_stage(
 def stage_data(
     config: DreamBoothConfig, name: str, cascade: Cascade, original: Cascade, table: Table, trainable: Trainable
 ) -> dict[str, Any]:
-    """What the loss of stage `name` reads besides its weights: images or latents, and prompts; on the host."""
+    """Returns the arrays that the loss of stage `name` reads besides weights: images or latents, and prompts.
+
+    The arrays are on the host. Prompts are tokens if a text encoder trains, else they are encoded here once.
+    """
     pipeline, size = getattr(cascade, name), table.images.shape[1:3]
     flip = config.data.random_flip
     data = _latents(pipeline, table, flip) if pipeline.is_latent else table.arrays
-    if config.is_distilled(name):  # whose text encoders never trained, in this stage or before
+    if config.is_distilled(name):  # the teacher reads prompts with the text encoders before any training
         data['teacher_text'] = original.encode(table.prompts, name, size)
     if trainable.trains_text:
         return {**data, 'tokens': cascade.conditioning(name).tokens(table.prompts, size)}
@@ -145,7 +157,7 @@ def stage_data(
 
 def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
     mirrored = latent.with_mirrored if flip else lambda examples: examples
-    encoder = in_float32('vae', pipeline.vae)  # once for the whole run, whose targets they are
+    encoder = in_float32('vae', pipeline.vae)  # in float32, since the latents are the targets of the whole run
     data = {
         **table.prompt_arrays,
         'moments': latent.encode_images(encoder.apply, encoder.params, mirrored(table.images)),
@@ -160,10 +172,13 @@ def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
 def lr_multipliers(
     config: DreamBoothConfig, name: str, trainable: Trainable, *, learns_variance: bool
 ) -> dict[str, dict[str, Any]]:
-    """What trains at another learning rate than stage `name`'s own, and how much faster (optimizer.scale_updates).
+    """Returns the multipliers of parameters that have another learning rate than stage `name` (scale_updates).
 
     Args:
-      learns_variance: whether the UNet's last layer predicts a variance, which the settings may hold.
+      learns_variance: whether the UNet's last layer predicts a variance, which the settings may freeze.
+
+    Returns:
+      Component -> parameter -> its learning rate divided by the stage's, or an array of such factors.
     """
     multipliers = {component: {} for component in trainable.params}
     if learns_variance and not config.objective.train_variance and config.lora.rank is None and 'unet' in multipliers:
@@ -171,10 +186,10 @@ def lr_multipliers(
     if name == BASE and config.base.text_encoder_learning_rate is not None:
         ratio = config.base.text_encoder_learning_rate / config.base.learning_rate
         multipliers |= {part: dict.fromkeys(trainable.params[part], ratio) for part in multipliers if part != 'unet'}
-    for component, examples in trainable.new_rows.items():
+    for component, rows in trainable.new_rows.items():
         usual = config.base.learning_rate if config.optimizer.kind == 'prodigy' else NEW_ROWS_LEARNING_RATE
         learning_rate = config.textual_inversion.learning_rate or usual
-        multipliers[component][examples.name] = learning_rate / config.base.learning_rate
+        multipliers[component][rows.name] = learning_rate / config.base.learning_rate
     return {component: part for component, part in multipliers.items() if part}
 
 
@@ -188,14 +203,21 @@ def finetune(
     grid: SampleGrid,
     placement: Placement,
 ) -> tuple[Cascade, bool]:
-    """Fine-tunes one stage from its newest checkpoint on.
+    """Fine-tunes one stage, starting from its newest checkpoint if there is one.
 
     Args:
+      workdir: the run's folder.
       name: 'base' or 'super_resolution'.
-      cascade: with the stages before as they were trained. original: as the run found it.
-      tables: the stage's images, by size.
-    Returns: the cascade with it, and whether it is finished.
+      cascade: the model, in which earlier stages are trained already.
+      original: the model before the run.
+      tables: the stage's images, one table per image size.
+      grid: generates the samples.
+      placement: how arrays are placed on devices.
+
+    Returns:
+      The cascade with the trained stage, and whether the stage is finished.
     """
+    # What trains and what stays frozen.
     settings = config.base if name == BASE else config.super_resolution
     pipeline = getattr(cascade, name)
     trainable = make_trainable(
@@ -207,6 +229,7 @@ def finetune(
         remat=config.parallel.remat,
         seed=config.seed,
     )
+    # Which examples each step sees.
     feed = Feed(
         config.seed,
         settings.steps,
@@ -221,10 +244,11 @@ def finetune(
         placement.devices,
         settings.gradient_accumulation_steps,
     )
+    # The teacher of distillation is the UNet before training. Its weights are copied if the UNet trains as a whole.
     frozen = {'weights': trainable.frozen}
     teacher = None
     if config.is_distilled(name):
-        whole = config.parallel.mode == 'pmap' or placement.devices == 1  # else a batch is sharded
+        whole = config.parallel.mode == 'pmap' or placement.devices == 1  # else one batch is sharded over devices
         class_examples = (
             pairs.most_class_examples(batch, placement.devices, settings.gradient_accumulation_steps) if whole else None
         )
@@ -234,11 +258,12 @@ def finetune(
             frozen['teacher'] = stored(network.params, compute_dtype(config.parallel.dtype))
     stage = make_stage(config, name, cascade, trainable, teacher)
     data = [{**stage_data(config, name, cascade, original, table, trainable), **feed.arrays} for table in tables]
-    # One copy of the frozen weights for all sizes.
+    # Placed together, so that tables of different sizes share one copy of the frozen weights.
     placed, frozen = placement.place_state(lambda data: data, jax.tree.map(jnp.asarray, (data, frozen)))
     if teacher is not None and 'teacher' not in frozen:  # adapters leave the frozen network where it is
         frozen['teacher'] = frozen['weights']['unet']
 
+    # What fit calls: the loss of a step, and samples from the present weights.
     def loss(params, frozen, batch, keys):
         return stage.loss(trainable.assemble(params, frozen['weights']), frozen, batch, keys)
 

@@ -1,7 +1,7 @@
-"""Textual inversion: a new word for the base stage, of which only the rows in the text encoders' token tables train.
+"""Textual inversion: a new word for the base stage, whose rows in the text encoders' token tables train.
 
-Where the rows stand and how they are read: generation/new_words.py. The original cascade keeps its tokenizers and
-generates class images and comparisons.
+generation/new_words.py defines the index of these rows and how they are read. The original cascade does not get the
+word; it generates class images and the base model's side of sample grids.
 Source: Gal et al. 2022; diffusers 0.42.1 examples/textual_inversion/textual_inversion.py.
 """
 
@@ -22,11 +22,17 @@ from dreambooth_jax.weights.textual_inversion import file_name, read_textual_inv
 
 
 def with_word(cascade: Cascade, settings: TextualInversionConfig, *, dtype: Any, seed: int) -> Cascade:
-    """The cascade whose base stage knows the word of `settings`, its rows at their start; itself without a word.
+    """Adds the word of `settings` to the base stage, with the initial values of its rows.
 
     Args:
-      dtype: of the compute. seed: of rows without initializer.
-    Raises: ConfigError if a tokenizer has the token, or reads the initializer as more tokens than there are rows.
+      dtype: the dtype that the text encoders compute in.
+      seed: seed of random rows, if there is no initializer.
+
+    Returns:
+      The cascade with the word; the same cascade if the settings have no word.
+
+    Raises:
+      ConfigError: if a tokenizer has the token already, or the initializer has no tokens or more tokens than rows.
     """
     if settings.token is None:
         return cascade
@@ -41,7 +47,7 @@ def with_word(cascade: Cascade, settings: TextualInversionConfig, *, dtype: Any,
 
 
 def new_rows(cascade: Cascade) -> dict[str, NewRows]:
-    """Text encoder -> the rows of the base stage's new word; empty without one."""
+    """Returns text encoder -> table rows of the base stage's new word; empty if there is none."""
     added = cascade.base.added_tokens
     if not added:
         return {}
@@ -53,12 +59,16 @@ def new_rows(cascade: Cascade) -> dict[str, NewRows]:
 
 
 def write_learned(cascade: Cascade, folder: Path, dtype: str = 'float32') -> Path | None:
-    """Writes what was learned to a file named after the word, reads it back and compares.
+    """Writes the learned rows to a file named after the word, reads it back and compares.
 
     Args:
-      dtype: of the stored rows, one of files.STORAGE_DTYPES.
-    Returns: the file; None without a new word.
-    Raises: WeightsError if the rows do not read back, or the disk does not take them.
+      dtype: dtype of the stored rows, one of files.STORAGE_DTYPES.
+
+    Returns:
+      The path of the file; None if there is no new word.
+
+    Raises:
+      WeightsError: if the file cannot be written, or differs when it is read back.
     """
     rows = {part: np.asarray(new.take(getattr(cascade.base, part).params)) for part, new in new_rows(cascade).items()}
     if not rows:
@@ -74,9 +84,10 @@ def write_learned(cascade: Cascade, folder: Path, dtype: str = 'float32') -> Pat
 
 
 def without_word(cascade: Cascade) -> Cascade:
-    """The cascade whose CLIP text encoders know no more words than at first; what else was learned stays.
+    """Removes the new word's rows from the text encoders' token tables; everything else that was learned stays.
 
-    It is for formats without a place for longer token tables; the rows go into a file of their own (write_learned).
+    Formats that cannot hold longer token tables need this. The rows are written to a file of their own (write_learned).
+    It is right for CLIP, whose table ends with these rows.
     """
     networks = {}
     for component, rows in new_rows(cascade).items():

@@ -1,8 +1,8 @@
-"""What of a stage's networks trains, and how the networks' parameters come of it.
+"""Which parameters of a stage's networks train, and how the networks' full parameters are made of them.
 
-Full fine-tuning trains parameters as they are; LoRA trains adapters beside frozen ones, textual inversion rows of a
-frozen token table. A stage's loss (stages/) knows nothing of it: it is given the full parameters, which `assemble`
-makes of what trains and of what is frozen.
+Full fine-tuning trains the parameters themselves. LoRA trains adapters beside frozen parameters, and textual inversion
+trains rows of a frozen token table. The loss of a stage (stages/) does not know the difference: it gets the full
+parameters, which `assemble` makes of the trained and the frozen ones.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ Components = dict[str, dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Trainable:
-    """The networks of one stage as they train.
+    """The networks of one stage, divided into parameters that train and parameters that are frozen.
 
     Attributes:
-      apply: component -> pure function of its full parameters; the UNet, and the text encoders that train in part.
-      params: component -> what the optimiser changes, on the host; not empty.
-      frozen: component -> the other weights that a step needs, kernels in the compute dtype.
-      start: component -> the network's own parameters before training, in f32.
-      lora: the adapters' settings, or None where whole networks train.
-      new_rows: text encoder -> the rows of its token table that train by themselves.
+      apply: component -> pure function of its full parameters, for the UNet and every text encoder that trains at all.
+      params: component -> the parameters that the optimizer changes, on the host; not empty.
+      frozen: component -> the other parameters that a step needs, with kernels in the compute dtype.
+      start: component -> the network's own parameters before training, f32.
+      lora: the adapters' settings; None if whole networks train.
+      new_rows: text encoder -> the rows of its token table that train as a parameter of their own.
     """
 
     apply: Mapping[str, Callable]
@@ -43,17 +43,17 @@ class Trainable:
 
     @property
     def trains_text(self) -> bool:
-        """Whether prompts must be read anew at every step."""
+        """Whether a text encoder trains, so that prompts must be encoded at every step."""
         return any(component != 'unet' for component in self.params)
 
     def assemble(self, params: Components, frozen: Mapping[str, Mapping[str, Any]]) -> Components:
-        """The full parameters of every network in the step; pure."""
+        """Returns the full parameters of every network that a step uses. Pure."""
         names = {**frozen, **params}
         full = {name: {**frozen.get(name, {}), **params.get(name, {})} for name in names}
         return full | {name: rows.put(full[name]) for name, rows in self.new_rows.items()}
 
     def plain(self, params: Components) -> Components:
-        """The parameters of the networks that train, without adapters: what is generated with and exported."""
+        """Returns the parameters of the networks that train, adapters merged, for sampling and export."""
         full = self.assemble(params, {name: self.start[name] for name in params})
         if self.lora is None:
             return full
@@ -71,14 +71,19 @@ def make_trainable(
     remat: bool,
     seed: int,
 ) -> Trainable:
-    """The networks of a pipeline, those named by `components` made ready to train.
+    """Divides the networks of a pipeline into parameters that train and parameters that are frozen.
 
     Args:
-      settings: adapters, or with rank None the whole networks. A network in which no target matches stays as it is.
-      new_rows: text encoder -> rows that train as well, whether or not it is named.
-      dtype: of the compute. remat: compute activations again in the backward pass instead of keeping them (the UNet's).
-      seed: of the adapters' start.
-    Raises: ConfigError for targets that none of these networks has.
+      components: the networks that train.
+      settings: the adapters' settings; if the rank is None, whole networks train. A network without a matching target
+        gets no adapters and stays as it is.
+      new_rows: text encoder -> token-table rows that train too, whether or not `components` names that encoder.
+      dtype: the dtype that the networks compute in.
+      remat: compute the UNet's activations again in the backward pass instead of keeping them.
+      seed: seed of the adapters' initial values.
+
+    Raises:
+      ConfigError: if none of these networks has a layer that a target matches.
     """
     new_rows = dict(new_rows or {})
     apply, params, frozen, start = {}, {}, {}, {}
@@ -92,7 +97,8 @@ def make_trainable(
     if settings.rank is not None:
         targets = lora_targets(settings, {component: models[component] for component in components})
         if not any(targets.get(component) for component in components if component != 'unet') and not new_rows:
-            models = {'unet': models['unet']}  # prompts are read once
+            models = {'unet': models['unet']}  # no text encoder trains, so prompts are encoded once, outside the step
+    # A network has adapters, or trains as a whole, or is frozen; learned rows of its token table may come in addition.
     for index, (component, model) in enumerate(models.items()):
         network = getattr(pipeline, component)
         adapted = bool(targets.get(component))
@@ -124,11 +130,16 @@ def _adapted(model, settings: LoraConfig, targets):
 
 
 def lora_targets(settings: LoraConfig, models: Mapping[str, nnx.Module]) -> dict[str, tuple[str, ...]]:
-    """The targets that each of some networks has; a target that none of them has may be meant for another stage.
+    """Finds the LoRA targets that each network has. A target that no network has may be meant for another stage.
 
     Args:
-      models: {component: network} of those that are to train; empty if none is.
-    Raises: ConfigError if no target matches in any of them.
+      models: component -> network, for the networks that train; it may be empty.
+
+    Returns:
+      Component -> the targets that match one of its layers.
+
+    Raises:
+      ConfigError: if no target matches in any network.
     """
     targets = settings.targets or lora.ATTENTION_PROJECTIONS
     try:
@@ -141,9 +152,9 @@ def lora_targets(settings: LoraConfig, models: Mapping[str, nnx.Module]) -> dict
 
 
 def stored(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """Frozen parameters as a step keeps them.
+    """Returns frozen parameters in the form that a step keeps: kernels in the compute dtype, the others unchanged.
 
-    A kernel is only ever read in the compute dtype: kept so, it takes half the memory and computes the same.
+    A step reads kernels only in the compute dtype. In bfloat16 they need half the memory, and the result is the same.
     """
     return {
         name: np.asarray(value).astype(dtype, copy=False) if name.endswith('.kernel') else value

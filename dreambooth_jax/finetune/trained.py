@@ -1,7 +1,7 @@
-"""What a run has trained, read back from its checkpoints: the model, and the adapters where LoRA trained.
+"""The result of a run, read from its checkpoints: the model and, if the run trained LoRA, the adapters.
 
-The newest checkpoint of each stage counts (the averaged weights where there are any), and for the rest the model that
-the run began with.
+Each stage's weights come from its newest checkpoint (the averaged weights, if the run averages). Everything else comes
+from the model that the run began with.
 """
 
 import json
@@ -29,12 +29,12 @@ class Trained(NamedTuple):
     """What a run has trained.
 
     Attributes:
-      name: of the run: its folder's.
-      config: its settings.
-      cascade: the model on the host, adapters merged.
-      stages: those whose weights come from a checkpoint.
-      adapters: stage -> its adapters; empty where whole networks trained.
-      origins: a line on where each stage's weights come from.
+      name: name of the run's folder.
+      config: the run's settings.
+      cascade: the model, on the host, adapters merged.
+      stages: the stages whose weights come from a checkpoint.
+      adapters: stage -> its adapters; empty if whole networks trained.
+      origins: lines of text that say where each stage's weights come from.
     """
 
     name: str
@@ -46,12 +46,16 @@ class Trained(NamedTuple):
 
 
 def read_trained(workdir: Path, step: int | None = None) -> Trained:
-    """Reads a run's folder; a run without checkpoints gives its model/.
+    """Reads what a run has trained. If the run has no checkpoints, its model/ is read.
 
     Args:
-      step: which checkpoint; None: the newest. A stage that has none of that step gives its newest.
-    Raises: ConfigError if it is no run's folder; CheckpointError if there is nothing to read, no stage has `step`,
-      or a checkpoint does not fit the model; WeightsError if that model cannot be read.
+      workdir: the run's folder.
+      step: step of the checkpoint; None: the newest. A stage without a checkpoint of that step gives its newest.
+
+    Raises:
+      ConfigError: if `workdir` is not a run's folder.
+      CheckpointError: if there is nothing to read, no stage has a checkpoint of `step`, or one does not fit the model.
+      WeightsError: if the model that the run began with cannot be read.
     """
     path = workdir / 'config.json'
     if not path.is_file():
@@ -93,11 +97,15 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
 
 
 def _read_checkpoint(folder: Path, step: int | None) -> tuple[int, dict[str, dict[str, Any]]] | None:
-    """(step, {component: {dotted path: f32 array}}) of one stage, averaged where the run averages; None without any.
+    """Reads a checkpoint of one stage.
 
     Args:
-      folder: <workdir>/<stage>/checkpoints; need not exist.
-      step: which one; None: the newest. If the stage has other steps only, the newest.
+      folder: <workdir>/<stage>/checkpoints; it need not exist.
+      step: step of the checkpoint. If there is none of that step, or `step` is None, the newest is read.
+
+    Returns:
+      The step, and component -> dotted path -> f32 array: the averaged weights if the run averages. None if the stage
+      has no checkpoint.
     """
     if not folder.is_dir():
         return None
@@ -122,15 +130,16 @@ def _read_checkpoint(folder: Path, step: int | None) -> tuple[int, dict[str, dic
 
 
 def _finetuned(config: DreamBoothConfig, cascade: Cascade, stage: str, params) -> tuple[Cascade, Adapter | None]:
-    """The cascade with what a stage has trained, and its adapters if it trained some.
+    """Returns the cascade with the trained weights of a stage, and the stage's adapters or None.
 
-    Raises: ValueError with the name of a component that is not, or not so, in the model.
+    Raises:
+      ValueError: with the name of a component that the model lacks, or that has other shapes there.
     """
     pipeline = getattr(cascade, stage)
     for component in params:
         if getattr(pipeline, component, None) is None:
             raise ValueError(component)
-    # In float32, as the master weights are: merging into what a step computes with would round the whole kernel.
+    # In float32, like the master weights: merging adapters into kernels in the compute dtype would round the kernels.
     trainable = make_trainable(
         pipeline,
         trained_components(config, stage, cascade),

@@ -1,4 +1,4 @@
-"""Generating with LoRA adapters that lie in files of their own, beside the model that they were trained on."""
+"""Sampling with LoRA adapters from files, merged into the model that they were trained on."""
 
 import os
 
@@ -10,19 +10,24 @@ from dreambooth_jax.weights.pipeline import COMPONENTS
 
 
 def with_lora(cascade: Cascade, path: str | os.PathLike, scale: float = 1.0, stage: str = BASE) -> Cascade:
-    """The cascade with a file's adapters merged into its weights; of several files each changes what is there by then.
+    """Merges the adapters of a file into the weights of a cascade.
+
+    Several files can be merged one after the other; each is merged into the weights that the earlier ones left.
 
     Args:
-      path: of a LoRA file in any format that lora_files.read_lora reads.
-      scale: factor on the difference that the adapters make; 0 generates as without them, less than 0 away from
-        them.
-      stage: whose networks the file is for.
-    Raises: WeightsError for a file that is no LoRA of this model; ConfigError if the cascade has no such stage.
+      path: a LoRA file in any format that lora_files.read_lora reads.
+      scale: factor of the change that the adapters make. 0 leaves the weights as they are; a negative value leads away
+        from what the adapters learned.
+      stage: the stage whose networks the file is for, 'base' or 'super_resolution'.
+
+    Raises:
+      WeightsError: if the file is not a LoRA of this model.
+      ConfigError: if the cascade has no such stage.
     """
     pipeline = getattr(cascade, stage)
     if pipeline is None:
         raise ConfigError(f'{path} is for a {stage} stage, but {cascade.base.name} has none; leave it out')
-    adapted = COMPONENTS if stage == BASE else ('unet',)  # of the second stage nothing else trains
+    adapted = COMPONENTS if stage == BASE else ('unet',)  # in the second stage only the UNet trains
     networks = {name: network for name in adapted if name != 'vae' and (network := getattr(pipeline, name))}
     adapter = read_lora(path, {name: network.params for name, network in networks.items()})
     merged = {

@@ -1,9 +1,9 @@
-"""The whole model, prompts to images: text encoder, base stage and, where there is one, super-resolution stage.
+"""The whole model, from prompts to images: text encoders, base stage and, if there is one, super-resolution stage.
 
-An image is a function of (weights, prompt, seed, its number): neighbours and batch size do not matter, and image j
-of every prompt starts from the same noise, so that rows of a contact sheet compare prompts. The second stage is given
-the first one's images before they are rounded to 8 bits, as IFSuperResolutionPipeline is when it gets a tensor.
-On several local devices the images of a batch are shared out; the weights are copied to all.
+An image depends only on the weights, the prompt, the seed and its image number, not on the other images of its batch or
+on the batch size. Image j of every prompt starts from the same noise, so that a contact sheet compares prompts. The
+second stage gets the base stage's images before they are rounded to 8 bits, as IFSuperResolutionPipeline does when it
+is given a tensor. If there are several local devices, each generates a part of the batch with a copy of the weights.
 """
 
 import dataclasses
@@ -29,14 +29,15 @@ from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network, Pipeline, in_float32
 
 BASE, SUPER_RESOLUTION = STAGES = ('base', 'super_resolution')
-# The second stage's keys are the first one's folded with this; make_sampler splits a key into the streams 0, 1, 2.
+# The second stage's keys are those of the base stage folded with this number. It must differ from 0, 1 and 2, the
+# streams into which make_sampler splits a key.
 _SUPER_RESOLUTION_STREAM = 3
 _IMAGES_AT_ONCE = 8
-_PROMPTS_AT_ONCE = 8  # the text encoder is compiled for this many, whatever is asked for
+_PROMPTS_AT_ONCE = 8  # the text encoder is compiled for this batch size alone
 
 
 class Images(NamedTuple):
-    """What both stages generated: uint8[N, h, w, 3] and uint8[N, H, W, 3], or None without a second stage."""
+    """The images of both stages: uint8[N, h, w, 3], and uint8[N, H, W, 3] or None if there is no second stage."""
 
     base: np.ndarray
     super_resolution: np.ndarray | None
@@ -49,18 +50,21 @@ class Images(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cascade:
-    """A base stage with text encoder and tokenizer, and perhaps a second stage.
+    """A base stage with text encoders and tokenizers and, optionally, a super-resolution stage.
 
     Attributes:
-      base: a pipeline that generates from noise alone, complete.
-      super_resolution: a pipeline that enlarges, or None. Without a text encoder of its own it uses the base's; of
-        pixels, after a base of pixels whose text states it can read, `load` reads none.
-      size: side of the base stage's images in pixels; None: its own. Only latent models generate at other sizes, and
-        models that do not say theirs.
-      clip_skip: of the base stage, see TextConditioning.
-      programs: compiled functions; with_params hands them on.
-    Raises: WeightsError if a part is missing, is of the other kind, does not fit the other stage, or has a scheduler of
-      another kind of noise (weights/noise_schedules.py); ConfigError for a size that the model cannot sample at.
+      base: the complete pipeline of the base stage.
+      super_resolution: the pipeline of the second stage, or None. If it has no text encoder, the base stage's is used.
+        `load` reads none for a pixel-space second stage that can use the text states of a pixel-space base stage.
+      size: side of the base stage's images in pixels; None: the model's own. Only latent models, and models that do not
+        state their size, can generate at another size.
+      clip_skip: number of last CLIP layers that the base stage skips; see TextConditioning.
+      programs: cache of compiled functions, which with_params hands on.
+
+    Raises:
+      WeightsError: if a part is missing, is meant for the other stage or does not fit it, or if a scheduler has another
+        kind of noise (weights/noise_schedules.py).
+      ConfigError: if the model cannot sample at `size`.
     """
 
     base: Pipeline
@@ -97,14 +101,16 @@ class Cascade:
         """Reads a model.
 
         Args:
-          name: as in read_pipeline: 'storybook', a pipeline folder, a single file, a run's folder or a hub id.
-          super_resolution_model: the same for the second stage; None: the one inside the model's folder if there is
-            one; 'none': no second stage.
-          dtype: of the compute; 'auto': bfloat16, but float32 on CPU.
-          size, clip_skip: attributes.
-          prediction_type, tokenizer_dir: of the base stage, as read_pipeline.
-          revisions: of either stage's hub id, as read_pipeline.
-        Raises: WeightsError.
+          name: 'storybook', a pipeline folder, a single file, a run's folder or a hub id, as in read_pipeline.
+          super_resolution_model: the same for the second stage. None: the one inside the model's folder, if there is
+            one. 'none': no second stage.
+          dtype: the dtype that networks compute in; 'auto': bfloat16, but float32 on CPU.
+          size: see the class; so for clip_skip.
+          prediction_type: what the base stage predicts; see read_pipeline, as for tokenizer_dir.
+          revisions: branch, tag or commit of the base and the second stage if they are hub ids.
+
+        Raises:
+          WeightsError: if a model cannot be read, or as the class says.
         """
         dtype = compute_dtype(dtype)
         options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir, 'revision': revisions[0]}
@@ -117,10 +123,7 @@ class Cascade:
 
     @classmethod
     def of(cls, config: DreamBoothConfig) -> 'Cascade':
-        """Reads the model that a run begins with.
-
-        Raises: as `load`.
-        """
+        """Reads the model that a run begins with; raises what `load` raises."""
         return cls.load(
             config.model,
             super_resolution_model=config.super_resolution_model,
@@ -134,10 +137,7 @@ class Cascade:
 
     @property
     def base_size(self) -> int:
-        """Side of the base stage's images, in pixels.
-
-        Raises: WeightsError if neither `size` nor the model says it.
-        """
+        """Side of the base stage's images, in pixels; WeightsError if neither `size` nor the model states it."""
         return self.size or self.base.size
 
     @property
@@ -148,10 +148,7 @@ class Cascade:
 
     @property
     def factor(self) -> int:
-        """How much larger the second stage's images are.
-
-        Raises: WeightsError if it is no whole number.
-        """
+        """Side of the second stage's images divided by the base stage's; WeightsError if it is not a whole number."""
         if self.super_resolution_size % self.base_size:
             raise WeightsError(
                 f'{self.super_resolution.name} generates {self.super_resolution_size} px, no multiple of the '
@@ -172,7 +169,7 @@ class Cascade:
         text_encoder_2: Mapping[str, Any] | None = None,
         super_resolution_unet: Mapping[str, Any] | None = None,
     ) -> 'Cascade':
-        """The same networks with other parameters; nothing is compiled again. None keeps what is there."""
+        """Returns the same networks with other parameters. None keeps a network's own; nothing is compiled again."""
         given = {
             (BASE, 'unet'): unet,
             (BASE, 'text_encoder'): text_encoder,
@@ -188,17 +185,18 @@ class Cascade:
         return dataclasses.replace(self, **stages, _on_device=on_device)
 
     def with_tokens(self, text_encoders: Mapping[str, Network], added_tokens: tuple[str, ...]) -> 'Cascade':
-        """The same cascade, its base stage with more words; what generates is not compiled again.
+        """Returns the cascade with other words added to its base stage; the samplers are not compiled again.
 
         Args:
-          text_encoders: component -> network whose token table has a row for each. added_tokens: of Pipeline.
+          text_encoders: component -> network whose token table has a row for every added token.
+          added_tokens: all added tokens, as in Pipeline.
         """
         base = dataclasses.replace(self.base, added_tokens=added_tokens, **text_encoders)
         on_device = {part: params for part, params in self._on_device.items() if part[1] not in text_encoders}
         return dataclasses.replace(self, base=base, _on_device=on_device)
 
     def conditioning(self, stage: str = BASE) -> TextConditioning:
-        """How `stage` reads prompts, in float32."""
+        """Returns the text conditioning of `stage`, computed in float32."""
         pipeline = self._reader(stage)
 
         def make():
@@ -214,19 +212,22 @@ class Cascade:
         return self._program(('conditioning', stage, pipeline.added_tokens), make)
 
     def text_shapes(self, stage: str = BASE) -> Text:
-        """Shapes and dtypes of `encode` of one prompt; nothing is computed, and no weights are placed."""
+        """Returns shapes and dtypes of `encode` for one prompt, without computing or placing weights on a device."""
         conditioning, pipeline = self.conditioning(stage), self._reader(stage)
         params = {component: getattr(pipeline, component).params for component in conditioning.encoders}
         shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)  # noqa: E731
         return jax.eval_shape(conditioning, shapes(params), shapes(conditioning.tokens([''])))
 
     def encode(self, prompts: Sequence[str], stage: str = BASE, size: tuple[int, int] | None = None) -> Text:
-        """The text of N prompts as the UNet of `stage` reads it (stages/text_conditioning.py), on the host.
+        """Encodes N prompts for the UNet of `stage` (stages/text_conditioning.py).
 
-        It is computed in float32 whatever the rest computes in: it is done once, and read at every step.
+        It always computes in float32: the result is computed once and used at every step.
 
         Args:
-          size: (height, width) of the images; None: those of the stage.
+          size: (height, width) of the images in pixels; None: the stage's own.
+
+        Returns:
+          The text conditioning of N prompts, on the host.
         """
         conditioning = self.conditioning(stage)
         pipeline = self._reader(stage)
@@ -241,18 +242,22 @@ class Cascade:
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(prompts)], *encoded)
 
     def _reader(self, stage: str) -> Pipeline:
-        # The pipeline whose text encoder `stage` uses.
+        # Returns the pipeline whose text encoders `stage` uses.
         return self.base if stage == BASE or self.super_resolution.text_encoder is None else self.super_resolution
 
     def generate(self, prompts: Sequence[str], *, num_images: int = 1, progress: bool = True, **options) -> Images:
-        """Images of several prompts, in the prompts' order, `num_images` of each in a row.
+        """Generates images of N prompts.
 
         Args:
-          num_images: per prompt; image j of every prompt has the key image_keys(seed, j).
-          progress: show a bar if there is more than one batch.
-          options: of `stream`.
-        Returns: N * num_images images.
-        Raises: as `stream`.
+          num_images: images per prompt; image j of every prompt has the key image_keys(seed, j).
+          progress: show a progress bar if there is more than one batch.
+          options: keyword arguments of `stream`.
+
+        Returns:
+          N * num_images images: those of the first prompt, then those of the second, and so on.
+
+        Raises:
+          ConfigError: without prompts or images, or as `stream`.
         """
         if not len(prompts) or num_images < 1:
             raise ConfigError(f'{len(prompts)} prompts with {num_images} images each; both must be at least 1')
@@ -284,18 +289,23 @@ class Cascade:
         noise_level: int = 0,
         batch_size: int = _IMAGES_AT_ONCE,
     ) -> Iterator[tuple[range, Images]]:
-        """Generates any images of any prompts, batch by batch.
+        """Generates requested images batch by batch.
 
         Args:
-          requests: (index into prompts, image number) of every image; its key is image_keys(seed, number).
-          steps, guidance_scale, sampler: of both stages; guidance 1 is none.
-          super_resolution_steps, super_resolution_guidance_scale: None, or others for the second stage.
+          requests: (index into `prompts`, image number) of each image; its key is image_keys(seed, number).
+          steps: denoising steps of both stages, unless super_resolution_steps is given.
+          guidance_scale: guidance of both stages, unless super_resolution_guidance_scale is given; 1 means no guidance.
           super_resolution: False leaves the second stage out.
-          noise_level: time of image_noising_scheduler at which the second stage's low image is noised; 0: not at all.
+          noise_level: timestep of image_noising_scheduler, the noise augmentation of the low-resolution image; 0: none.
           batch_size: images at once, on all local devices together; rounded up to a multiple of their number.
-        Yields: positions in `requests`, and their images.
-        Raises: ConfigError for steps, a sampler or a noise level that the model does not allow.
+
+        Yields:
+          The range of positions in `requests`, and their images.
+
+        Raises:
+          ConfigError: if the model does not allow the number of steps, the sampler or the noise level.
         """
+        # Check both stages and encode all prompts first, so that nothing is generated before an error.
         second = self.super_resolution if super_resolution else None
         sample_base = self.sampler(BASE, steps, guidance_scale, sampler)
         text = self.encode([negative_prompt, *prompts])
@@ -312,6 +322,7 @@ class Cascade:
             second_text = text
             if second.text_encoder is not None:
                 second_text = self.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
+        # Every batch has the same size (the last one is padded), so that one compiled sampler serves them all.
         prompt_of, numbers = np.asarray(requests, np.int64).reshape(-1, 2).T
         devices = len(jax.local_devices())
         first = 0
@@ -330,10 +341,7 @@ class Cascade:
             first += used
 
     def sampler(self, stage: str, steps: int, guidance_scale: float, sampler: str):
-        """The compiled sampler of a stage (text_to_image.make_sampler).
-
-        Raises: as checks.check_sampler.
-        """
+        """Returns the compiled sampler of a stage (text_to_image.make_sampler); raises as checks.check_sampler."""
 
         def make():
             pipeline = getattr(self, stage)
@@ -348,7 +356,7 @@ class Cascade:
                     schedule.sampling(sampler).clip_sample_range,
                 )
             noising = noise_schedules.read_noising(pipeline) if stage == SUPER_RESOLUTION else None
-            # What the UNet generates: latents are as wide as the upscaler's low image, pixels as the image itself.
+            # The side of what the UNet generates: latents have the side of the upscaler's low-resolution image.
             pixels = self.base_size if stage == BASE else self.super_resolution_size
             side = pixels // pipeline.latent_scale
             return text_to_image.make_sampler(
@@ -364,8 +372,9 @@ class Cascade:
         return self._program(('sampler', stage, steps, float(guidance_scale), sampler), make)
 
     def _decoded(self, stage: str, generated: jax.Array) -> jax.Array:
-        """Images of what the UNet of `stage` generated: itself, or what the VAE makes of latents, cut to [-1, 1]: the
-        second stage was trained on images, which have nothing beyond white.
+        """Decodes what the UNet of `stage` generated: latents by the VAE; pixels are returned as they are.
+
+        Decoded images are clipped to [-1, 1], the range of the images that the second stage was trained on.
         """
         network = getattr(self, stage).vae
         if network is None:
@@ -398,14 +407,14 @@ class Cascade:
 
 
 def compute_dtype(dtype: Any = 'auto'):
-    """The dtype that networks compute in; 'auto': bfloat16, but float32 on CPU, which has no fast bfloat16."""
+    """Returns the dtype that networks compute in; 'auto': bfloat16, but float32 on CPU, which has no fast bfloat16."""
     if isinstance(dtype, str) and dtype == 'auto':
         return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
     return jnp.dtype(dtype)
 
 
 def _words(text: Text, prompt_of: np.ndarray) -> tuple[Text, Text]:
-    # Text and negative text of some examples; the first prompt is the negative one.
+    # Text and negative text of some examples. The first prompt in `text` is the negative prompt.
     return take(text, 1 + prompt_of), take(text, np.zeros_like(prompt_of))
 
 
@@ -415,8 +424,8 @@ def _mesh() -> Mesh:
 
 
 def _on_devices(tree, split: bool = False):
-    """Arrays copied to all local devices, or with `split` shared out by their first axis."""
+    """Copies arrays to all local devices or, if `split`, distributes them along their first axis."""
     leaves = jax.tree.leaves(tree)
     if isinstance(leaves[0], jax.Array) and len(leaves[0].sharding.device_set) > 1:
-        return tree  # a training run's, on all devices already
+        return tree  # parameters of a training run, which are on all devices already
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec('data') if split else PartitionSpec()))

@@ -1,4 +1,4 @@
-"""What a cascade checks of its stages before anything is generated."""
+"""Checks of a cascade's stages before anything is generated."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,11 @@ from dreambooth_jax.weights.pipeline import Pipeline
 
 
 def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
-    """Before anything is generated: whether a stage's scheduler lets `sampler` generate in so many steps.
+    """Checks that a stage's noise schedule allows this sampler with this number of steps.
 
-    Raises: ConfigError for steps or a sampler that the model's schedule does not allow; WeightsError for a scheduler
-      that does not fit the model.
+    Raises:
+      ConfigError: if it does not.
+      WeightsError: if the scheduler does not fit the model.
     """
     schedule = noise_schedules.read(pipeline)
     try:
@@ -25,11 +26,14 @@ def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
 
 
 def check_stage(pipeline: Pipeline, is_super_resolution: bool, parts: Sequence[str]) -> None:
-    """Whether a pipeline is complete and of the stage that it was given for.
+    """Checks that a pipeline is complete and belongs to the stage that it was given for.
 
     Args:
-      is_super_resolution: whether it is to be the second stage. parts: the networks and tokenizers that it needs.
-    Raises: WeightsError.
+      is_super_resolution: whether it was given as the second stage.
+      parts: names of the networks and tokenizers that it needs.
+
+    Raises:
+      WeightsError: if it is of the other stage, lacks a part, or its schedule does not fit.
     """
     if pipeline.family.is_super_resolution != is_super_resolution:
         kinds, settings = ('base', 'second'), ('model', 'super_resolution_model')
@@ -47,9 +51,13 @@ def check_stage(pipeline: Pipeline, is_super_resolution: bool, parts: Sequence[s
 
 
 def check_size(pipeline: Pipeline, size: int | None) -> None:
-    """Whether a base stage generates images of that side, in pixels; None is its own.
+    """Checks that a base stage can generate images of this side.
 
-    Raises: ConfigError.
+    Args:
+      size: side in pixels; None: the model's own.
+
+    Raises:
+      ConfigError: if it cannot.
     """
     if size is None or size == pipeline.native_size:
         return

@@ -1,11 +1,11 @@
-"""What a folder of generated class images says of itself, so that images of another origin are never mixed in.
+"""The manifest of a folder of class images: it records their origin, so that different origins are never mixed.
 
-    <folder>/manifest.json    what all have in common: hashes of the model and of its noise schedule, sampler, steps,
-                              guidance, seed, size; and every finished image with its prompt, number and hash
+    <folder>/manifest.json    what all images have in common: hashes of the model and of its noise schedule, sampler,
+                              steps, guidance, seed, size; and every finished image with its prompt, number and hash
                               or "photos": the folder of the user's own class images, with their prompts and hashes
 
-A manifest that older versions wrote lacks some of that, and what it lacks is taken as fitting; but for dpmsolver++,
-which older versions generated at other times of the schedule.
+Manifests of older versions lack some of these values. A missing value counts as equal. The exception is dpmsolver++,
+for which older versions used other timesteps of the schedule.
 """
 
 import json
@@ -18,8 +18,9 @@ from dreambooth_jax.generation.cascade import SUPER_RESOLUTION
 from dreambooth_jax.system import disk
 
 MANIFEST = 'manifest.json'
-_FORMERLY = 'pictures'  # what older versions called the images in it
-# What all images of a folder have in common; manifests older than the last three have only images of one size.
+_FORMERLY = 'pictures'  # the key of 'images' in manifests of older versions
+# Values that all images of a folder have in common. Manifests from before the last three were added have images of one
+# size alone.
 _SHARED = ('sampler', 'steps', 'guidance_scale', 'seed', 'size', 'clip_skip')
 _IMAGES = ('.png', '.jpg', '.jpeg', '.webp')
 WAY_OUT = 'delete that folder or set prior.dir'
@@ -27,11 +28,11 @@ _HASH, _SECOND_HASH = 'sha256', 'super_resolution_sha256'
 
 
 class PriorError(ValueError):
-    """Class images that cannot be used: one sentence with the folder, what it holds and what to do."""
+    """Class images cannot be used. The message is one sentence: the folder, what it holds and what to do."""
 
 
 class ClassImage(NamedTuple):
-    """One class image: its file, its prompt, and its file of the second stage or None."""
+    """One class image: its file, its prompt, and the file of the same image after the second stage, or None."""
 
     path: Path
     prompt: str
@@ -39,11 +40,14 @@ class ClassImage(NamedTuple):
 
 
 def open_manifest(folder: Path, wanted: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The folder's manifest, or a new one; never one whose images are not those that are wanted.
+    """Returns the folder's manifest, or a new one if the folder holds no images.
 
     Args:
-      wanted: what the images are to have in common. count: prior.num_images, for errors.
-    Raises: PriorError.
+      wanted: the values that the images must have in common.
+      count: prior.num_images, for errors.
+
+    Raises:
+      PriorError: if the folder's images have other values or no manifest, or its manifest is damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -71,9 +75,10 @@ def open_manifest(folder: Path, wanted: Mapping[str, Any], count: int) -> dict[s
 
 
 def is_there(manifest: Mapping[str, Any], image: ClassImage) -> bool:
-    """Whether an image was generated, and is still what was generated.
+    """Whether an image is in the manifest and its files exist.
 
-    Raises: PriorError if its file was changed since.
+    Raises:
+      PriorError: if a file was changed since it was generated.
     """
     entry = manifest['images'].get(image.path.name)
     if entry is None or not image.path.is_file():
@@ -88,7 +93,7 @@ def is_there(manifest: Mapping[str, Any], image: ClassImage) -> bool:
 
 
 def add(manifest: Mapping[str, Any], image: ClassImage, *, seed: int, number: int) -> None:
-    """Notes an image whose files are written."""
+    """Adds an image, whose files are written already, to the manifest."""
     before = manifest['images'].get(image.path.name, {SUPER_RESOLUTION: False})
     entry = {
         'prompt': image.prompt,
@@ -105,18 +110,19 @@ def add(manifest: Mapping[str, Any], image: ClassImage, *, seed: int, number: in
 
 
 def note_photos(folder: Path, photos: Sequence[ClassImage]) -> None:
-    """Says in a run's own manifest that its class images are the user's photos, whose folder is never written.
+    """Lists the user's photos in the run's own manifest, because nothing is written to the folder of the photos.
 
-    What was generated there before stays noted beside them.
+    Entries of images that were generated there before stay in the manifest.
 
     Args:
-      folder: prior/ in the run's folder. photos: in the order in which the run takes them.
+      folder: prior/ in the run's folder.
+      photos: the photos in the order in which the run uses them.
     """
     path = folder / MANIFEST
     try:
         known = json.loads(path.read_text('utf-8')) if path.is_file() else {}
     except ValueError:
-        known = {}  # of images that this run does not use
+        known = {}  # it is about generated images, which this run does not use
     known = known if isinstance(known, dict) else {}
     listed = {photo.path.name: {'prompt': photo.prompt, _HASH: file_hash(photo.path)} for photo in photos}
     own = {'folder': str(photos[0].path.parent.absolute()), 'images': listed}
@@ -125,7 +131,7 @@ def note_photos(folder: Path, photos: Sequence[ClassImage]) -> None:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Replaces the folder's manifest in one move."""
+    """Replaces the folder's manifest in one step, so that it is never half written."""
     with disk.writing(folder / MANIFEST) as new:
         new.write_text(json.dumps(manifest, indent=1) + '\n', 'utf-8')
 

@@ -1,12 +1,12 @@
-"""New words of a base stage (textual inversion): rows of the text encoders' token tables, and files of them.
+"""New words of a base stage (textual inversion): rows of the text encoders' token tables, and the files that hold them.
 
-A word gets tokens of its own behind the tokenizer's vocabulary; the rows stand where their ids point: behind the token
-table, or, where the table is longer than the vocabulary (T5 v1.1), in its unused part.
+A word gets tokens of its own, with ids behind the tokenizer's vocabulary. Their rows have the index of the id: behind
+the token table or, if the table is longer than the vocabulary (T5 v1.1), in its unused part.
 
-CLIP's published configurations have eos_token_id 2, which means that a text ends at its highest id. A new token's id is
-higher than that of the end, so Stable Diffusion XL's pooled state would be taken at the new word and not hear what
-follows it; so it is when diffusers' load_textual_inversion adds a token to such a model. Here the configuration gets
-the tokenizer's true end, which transformers and we then look for, in training, in generating and in what is exported.
+CLIP's published configurations have eos_token_id 2, which means that a text ends at its highest id. But the id of a new
+token is higher than that of the end token, so Stable Diffusion XL's pooled state would be taken at the new word and
+would miss everything after it. (This happens when diffusers' load_textual_inversion adds a token to such a model.) Here
+the configuration gets the tokenizer's true end id, which is then used in training, in sampling and in exported models.
 Source: Gal et al. 2022; diffusers 0.42.1 loaders/textual_inversion.py.
 """
 
@@ -28,14 +28,19 @@ from dreambooth_jax.weights.pipeline import Network, abstract_network, kind_of
 from dreambooth_jax.weights.textual_inversion import read_textual_inversion
 
 NEW_ROWS = 'new_rows'
-_LAYERS = {'t5': 'shared', 'clip_text_model': 'text_model.embeddings.token_embedding'}  # that hold the token tables
+_LAYERS = {
+    't5': 'shared',
+    'clip_text_model': 'text_model.embeddings.token_embedding',
+}  # model type -> layer of the token table
 
 
 class NewRows(NamedTuple):
-    """The rows of a text encoder's token table that are learned.
+    """The table rows of a text encoder's token table that are learned.
 
     Attributes:
-      layer: that holds the table. first, count: the rows.
+      layer: path of the layer that holds the table.
+      first: index of the first learned row.
+      count: number of learned rows.
     """
 
     layer: str
@@ -44,15 +49,15 @@ class NewRows(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Under which they train, beside the table or its frozen copy: f32[count, width]."""
+        """Name of the parameter f32[count, width] in which the rows train, beside the table or its frozen copy."""
         return f'{self.layer}.{NEW_ROWS}'
 
     def take(self, params: Mapping[str, Any]) -> Any:
-        """The rows of a text encoder's parameters."""
+        """Returns the learned rows of the table in a text encoder's parameters."""
         return params[f'{self.layer}.embedding'][self.first : self.first + self.count]
 
     def put(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters and the rows beside them -> the parameters of the plain text encoder; pure."""
+        """Puts the separately trained rows into the table; returns the parameters of the plain text encoder. Pure."""
         params = dict(params)
         rows, table = params.pop(self.name), params[f'{self.layer}.embedding']
         params[f'{self.layer}.embedding'] = jnp.concatenate(
@@ -62,16 +67,19 @@ class NewRows(NamedTuple):
 
 
 def table_layer(component: str, network: Network) -> str:
-    """The path of the layer that holds a text encoder's token table."""
+    """Returns the path of the layer that holds a text encoder's token table."""
     return _LAYERS[kind_of(component, network.config).model_type]
 
 
 def with_rows(cascade: Cascade, tokens: Sequence[str], rows: Mapping[str, np.ndarray], *, dtype: Any) -> Cascade:
-    """The cascade whose base stage knows more tokens, beside those that were added before.
+    """Adds tokens to the base stage of a cascade, in addition to those that were added before.
 
     Args:
-      rows: {text encoder: f32[number of tokens, width of its table]}. dtype: of the compute.
-    Raises: TokenizerError if a tokenizer has one of the tokens already.
+      rows: text encoder -> f32[number of tokens, width of its table].
+      dtype: the dtype that the text encoders compute in.
+
+    Raises:
+      TokenizerError: if a tokenizer has one of the tokens already.
     """
     base, networks = cascade.base, {}
     for component, network in base.text_encoders.items():
@@ -82,13 +90,15 @@ def with_rows(cascade: Cascade, tokens: Sequence[str], rows: Mapping[str, np.nda
 
 
 def with_embedding(cascade: Cascade, path: str | os.PathLike, prompts: Sequence[str] = ()) -> Cascade:
-    """The cascade that knows the word of a textual inversion's file; of several files each adds its own.
+    """Adds the word of a textual inversion file to a cascade. Several files can be added one after the other.
 
     Args:
-      path: of a file that weights/textual_inversion.py reads. The word is what the file says it is, else its name.
-      prompts: all that are to be generated or avoided; if none holds the word, a warning (logging) says so.
-    Raises: WeightsError for a file of anything else or of another model's text encoders; ConfigError for a word that
-      the model knows already, or that is no word.
+      path: a file that weights/textual_inversion.py reads. The word is the one that the file states, else its name.
+      prompts: all prompts and negative prompts that will be used. If none holds the word, a warning is logged.
+
+    Raises:
+      WeightsError: if the file is something else, or of another model's text encoders.
+      ConfigError: if the model knows the word already, it is not one word, or the numbers of rows differ.
     """
     widths = {
         component: network.params[f'{table_layer(component, network)}.embedding'].shape[1]
@@ -96,7 +106,7 @@ def with_embedding(cascade: Cascade, path: str | os.PathLike, prompts: Sequence[
     }
     token, rows = read_textual_inversion(path, widths)
     rename = 'give the file another name' if token == Path(path).stem else 'leave it out'
-    # Tokenizers look for added tokens in a prompt that is in lower case by then.
+    # Tokenizers put a prompt into lower case before they look for added tokens.
     word = token.lower()
     if len(word.split()) != 1 or word != word.strip():
         raise ConfigError(f'{path} holds the word {token!r}, which is not one word; {rename}')

@@ -1,4 +1,4 @@
-"""How a model was generated with before: what a run's folder, or the built-in model, says of its own samples."""
+"""The sampling settings that belong to a model: those of a run's folder, or of the built-in model."""
 
 import json
 import typing
@@ -19,11 +19,13 @@ from dreambooth_jax.config import (
 
 
 class RunSettings(typing.NamedTuple):
-    """What is taken where no flag says otherwise; the defaults for models that are no run's.
+    """Settings that are used unless a flag gives another value; for a model without a run they are the defaults.
 
     Attributes:
-      samples, super_resolution: as the run generates its samples.
-      size: side of the run's images, None for the model's own. clip_skip: CLIP's layers that the run leaves out.
+      samples: how the run generates its samples.
+      super_resolution: how its second stage generates them.
+      size: side of the base stage's images in pixels; None: the model's own.
+      clip_skip: number of last CLIP layers that the run skips.
     """
 
     samples: SamplesConfig
@@ -33,20 +35,21 @@ class RunSettings(typing.NamedTuple):
 
 
 def settings_of(model: str) -> RunSettings:
-    """The settings of the run of train or pretrain in the folder `model`, or of the built-in model.
+    """Returns the settings of the run of train or pretrain in the folder `model`, or of the built-in model.
 
-    Raises: ConfigError, one sentence, if its config.json is damaged.
+    Raises:
+      ConfigError: if the run's config.json is damaged.
     """
     folder = Path(model).expanduser()
     path = folder / 'config.json'
     if model == STORYBOOK:
         written = {'samples': STORYBOOK_SAMPLING, 'super_resolution': STORYBOOK_ENLARGING}
-    # A pipeline folder may have such a file too, which says nothing of settings.
+    # A pipeline folder may hold a config.json too, but of something else than a run's settings.
     elif path.is_file() and not (folder / 'model_index.json').is_file():
         written = _read(path)
     else:
         written = {}
-    # Pretraining has one stage; its super_resolution and base are no groups of settings.
+    # Of a pretraining run, known by its setting 'stage', only 'samples' is used: its 'base' is not a group of settings.
     groups = {'samples': {}, 'super_resolution': {}, 'data': {}, 'base': {}}
     groups |= {
         name: written[name] for name in groups if name in written and not ('stage' in written and name != 'samples')

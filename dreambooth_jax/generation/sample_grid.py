@@ -1,4 +1,4 @@
-"""The grid that shows a run: the subject's images on top, then prompts x seeds, ours beside the base model's own."""
+"""The sample grid of a run: on top the subject's images, then per prompt our images beside the base model's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,14 @@ from dreambooth_jax.training import memory
 
 
 class SampleGrid:
-    """Generates the same prompts with the same seeds at any step of a run.
+    """Generates images of the same prompts from the same noise at any step of a run.
 
     Args:
-      original: the model before fine-tuning, whose own answers are generated once and shown beside ours; None: no such.
+      original: the model before fine-tuning; its images are generated once and shown beside ours. None: ours alone.
       references: the subject's images, uint8[H, W, 3] each.
-      prompts, num_images: rows and images a row.
-      options: steps, guidance_scale, sampler, seed and those of the second stage: of Cascade.generate.
+      prompts: one line of the grid each.
+      num_images: images per prompt.
+      options: steps, guidance_scale, sampler, seed and the second stage's options, as in Cascade.generate.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class SampleGrid:
         self._answers = None
 
     def _generate(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
-        """[stage][prompt][seed] images."""
+        """Returns the images as lists [stage][prompt][image number]."""
         with memory.explained('samples are generated', []):
             generated = cascade.generate(self.prompts, num_images=self.num_images, progress=False, **self.options)
         stages = [stage for stage in (generated.base, generated.super_resolution) if stage is not None]
@@ -43,7 +44,7 @@ class SampleGrid:
         return [list(stage.reshape(*shape, *stage.shape[1:])) for stage in stages]
 
     def save(self, cascade: Cascade, path: Path, title: str) -> np.ndarray:
-        """Generates with the model as it is now, writes the PNG, and returns the sheet's pixels uint8[H, W, 3]."""
+        """Generates with the present weights, writes the grid as PNG and returns its pixels uint8[H, W, 3]."""
         groups = dict(zip(('ours, base stage', 'ours, super-resolution'), self._generate(cascade), strict=False))
         if self.original is not None:
             if self._answers is None:

@@ -1,7 +1,7 @@
-"""Prompts to images with one stage: a compiled sampler over a UNet, guidance included.
+"""The compiled sampler of one stage: a UNet with classifier-free guidance.
 
-An image is a function of (weights, prompt, seed, its number) alone: every example has its own key, so batch size and
-neighbours change nothing.
+An image depends only on the weights, the prompt, the seed and its image number: every example has its own key, so the
+batch size and the other examples do not matter.
 """
 
 import functools
@@ -17,7 +17,7 @@ from dreambooth_jax.stages.super_resolution import conditioning
 
 
 def image_keys(seed: int, numbers) -> jax.Array:
-    """PRNG keys [B] of images `numbers` [B] under a seed."""
+    """Returns the PRNG keys [B] that belong to a seed and the image numbers i[B]."""
     return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(numbers))
 
 
@@ -31,23 +31,30 @@ def make_sampler(
     sampler: str,
     noising_schedule: schedules.Schedule | None = None,
 ) -> Callable[..., jax.Array]:
-    """Compiles (params, text, negative, keys, low=None, level=None) -> images in [-1, 1] or latents, f32[B, H, W, C].
+    """Makes a compiled sampler.
 
     Args:
-      unet: (params, x, t, class_labels=, **text) -> prediction.
-      shape: (H, W, C) of what is generated.
-      steps, sampler: of samplers.sample.
-      guidance_scale: 1 runs the network once per step, more runs it on the negative prompt too.
-      noising_schedule: for super-resolution, where the sampler takes `low` f32[B, h, w, C] in [-1, 1] and `level`
-        i32[B], the noise-augmentation time.
-    The sampler's text and negative are of B prompts (stages/text_conditioning.py), its keys [B].
+      unet: function (params, x, t, class_labels=, **text) -> prediction.
+      schedule: the noise schedule of the stage.
+      shape: (H, W, C) of one generated image or latent.
+      steps: denoising steps.
+      guidance_scale: 1: no guidance, one pass of the UNet per step. Above 1: the UNet also runs on the negative prompt.
+      sampler: name of the sampler, as in samplers.sample.
+      noising_schedule: schedule of the noise augmentation, for a super-resolution stage; None for a base stage.
+
+    Returns:
+      A function (params, text, negative, keys, low=None, level=None) -> f32[B, H, W, C], images in [-1, 1] or latents.
+      `text` and `negative` are the conditioning of B prompts (stages/text_conditioning.py), `keys` has shape [B]. A
+      super-resolution stage also needs `low` f32[B, h, w, C] in [-1, 1] and `level` i32[B], in timesteps.
     """
     guided = guidance_scale != 1.0
 
     def sample(params, text, negative, keys, low=None, level=None):
+        # Every example has keys of its own: for its initial noise, for the sampler's noise and for the augmentation.
         noise_keys, step_keys, augment_keys = jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 0, 1)
         x = samplers.initial_noise(noise_keys, shape)
         examples, channels = len(x), shape[-1]
+        # With guidance, every pass has 2 B examples: those with the prompt, then the same with the negative prompt.
         if guided:
             text = jax.tree.map(lambda *both: jnp.concatenate(both), text, negative)
         condition, options = None, text
@@ -72,12 +79,15 @@ def make_sampler(
 
 
 def padded_batches(count: int, batch_size: int, multiple: int = 1) -> Iterator[tuple[np.ndarray, int]]:
-    """Splits examples 0 to count - 1 into batches of one size, so that one compiled sampler generates them all.
+    """Splits examples 0 to count - 1 into batches of equal size, so that one compiled sampler generates them all.
 
     Args:
-      batch_size: of every batch; less if there are fewer examples.
-      multiple: the size is rounded up to a multiple of this, the number of devices.
-    Yields: example numbers i64[size], the last example repeated to fill up, and how many of them are not repetitions.
+      batch_size: size of every batch; it is reduced if there are fewer examples.
+      multiple: the number of devices; the size is rounded up to a multiple of it.
+
+    Yields:
+      Example numbers i64[size], where the last example is repeated to fill the batch, and how many of them are not
+      repetitions.
     """
     size = -(-max(1, min(batch_size, count)) // multiple) * multiple
     for first in range(0, count, size):
@@ -85,9 +95,10 @@ def padded_batches(count: int, batch_size: int, multiple: int = 1) -> Iterator[t
 
 
 def to_uint8(images: jax.Array) -> np.ndarray:
-    """f32 in [-1, 1] to uint8, rounded as diffusers' image processor rounds.
+    """Converts images f32 in [-1, 1] to uint8, rounded as diffusers' image processor does.
 
-    Raises: ConfigError for NaN, which would be black: class images like that would spoil a training unseen.
+    Raises:
+      ConfigError: if a value is NaN. It would become black, and such class images would spoil a training unnoticed.
     """
     if bool(jnp.isnan(images).any()):
         raise ConfigError(

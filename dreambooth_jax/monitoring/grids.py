@@ -1,4 +1,4 @@
-"""Labelled contact sheets: rows of images with a sentence before each."""
+"""Labelled contact sheets: rows of images, each with a sentence on its left."""
 
 import textwrap
 from collections.abc import Sequence
@@ -20,14 +20,16 @@ def contact_sheet(
     headings: Sequence[str] = (),
     headings_from: int = 0,
 ) -> Image.Image:
-    """Lays images out in rows.
+    """Arranges images in rows.
 
     Args:
-      rows: each a sequence of uint8[H, W, 3] of any size, all shown inside `side` x `side` pixels; small ones are
-        enlarged without smoothing so that nothing is hidden.
-      labels: one sentence a row.
-      title: a line above all.
-      headings: names of the columns, each written once above the columns that share it, above row `headings_from`.
+      rows: each row is a sequence of uint8[H, W, 3] of any size.
+      labels: one sentence per row.
+      side: every image is shown inside `side` x `side` pixels. Small images are enlarged without smoothing, so that
+        every pixel can be seen.
+      title: a line of text at the top.
+      headings: names of the columns. Neighbouring columns with the same name get one common heading.
+      headings_from: index of the row above which the headings are written.
     """
     columns = max((len(row) for row in rows), default=0)
     top = LINE if title else 0

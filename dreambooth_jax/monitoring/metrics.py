@@ -1,4 +1,4 @@
-"""Numbers of a run, written as they come: `metrics.jsonl` for programs and TensorBoard events for eyes."""
+"""The numbers of a run, written as they come: `metrics.jsonl` for programs, and TensorBoard events for people."""
 
 import contextlib
 import json
@@ -10,16 +10,16 @@ from pathlib import Path
 from dreambooth_jax.system import disk
 
 FILE = 'metrics.jsonl'
-_FLUSH_SECONDS = 30.0  # of the events, for whoever watches
+_FLUSH_SECONDS = 30.0  # time after which TensorBoard events are flushed, so that new numbers can be watched
 
 
 class Metrics:
-    """Writes one line of numbers a step.
+    """Writes the numbers of each step as one line.
 
     Args:
-      folder: the run's folder; made if missing.
-      stage: name put before every TensorBoard tag and into every line, such as 'base'.
-      resume_step: lines of this stage beyond this step are dropped, so that a resumed run has each step once.
+      folder: the run's folder, which is created if it does not exist.
+      stage: name of the stage, such as 'base'. Every line and every TensorBoard tag has it.
+      resume_step: lines of this stage with a later step are removed, so that a resumed run has each step once.
       tensorboard: write event files too.
     """
 
@@ -31,11 +31,12 @@ class Metrics:
         self._file = self.path.open('a', encoding='utf-8')
         self._events = None
         if tensorboard:
-            # Slow to import, so only when a run writes. Not its SummaryWriter: that writes in a thread, which a full
-            # disk ends with a traceback, and the training would wait for it for ever.
+            # It is slow to import, so it is imported only when a run writes. Its SummaryWriter is not used because that
+            # writes in a thread: a full disk would end the thread, and the training would wait for it for ever.
             from tensorboardX.event_file_writer import EventsWriter
 
-            # No session_log: TensorBoard would hide other stages' numbers. What a resumed run repeats is equal.
+            # No session_log is written: TensorBoard would then hide the numbers of other stages. It is not needed,
+            # because a resumed run repeats the same numbers.
             with disk.named(self.path.parent):
                 self._events = EventsWriter(str(self.path.parent / 'events'), f'.{stage}')
             self._flushed = time.monotonic()
@@ -47,12 +48,12 @@ class Metrics:
         for line, entry in _lines(self.path):
             if entry.get('stage') != self.stage or entry.get('step', 0) <= step:
                 kept.append(line)
-        # In one move, so that a run that is killed meanwhile has all of its numbers still.
+        # The file is replaced in one step, so that no numbers are lost if the run is killed meanwhile.
         with disk.writing(self.path) as new:
             new.write_text(''.join(line + '\n' for line in kept), 'utf-8')
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds the numbers of one step. What is not finite is written as null, for strict JSON readers."""
+        """Adds the numbers of one step. A number that is not finite is written as null, for strict JSON readers."""
         values = {name: float(value) for name, value in values.items()}
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with disk.named(self.path):
@@ -65,7 +66,7 @@ class Metrics:
                 self._event(step, scalar(f'{self.stage}/{name}', value))
 
     def image(self, step: int, name: str, pixels) -> None:
-        """Adds an image, uint8[H, W, 3], to TensorBoard."""
+        """Adds an image uint8[H, W, 3] to the TensorBoard events, if they are written."""
         if self._events is not None:
             from tensorboardX.summary import image
 
@@ -81,7 +82,7 @@ class Metrics:
                 self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Ends the files."""
+        """Closes the files."""
         with disk.named(self.path):
             self._file.close()
         if self._events is not None:
@@ -90,7 +91,7 @@ class Metrics:
 
 
 def read(folder: str | Path, stage: str | None = None) -> list[dict]:
-    """All lines of a run's metrics, of one stage or of all."""
+    """Returns all lines of a run's metrics, those of one stage or, if `stage` is None, of all stages."""
     return [entry for _, entry in _lines(Path(folder) / FILE) if stage is None or entry['stage'] == stage]
 
 

@@ -18,7 +18,7 @@ class Stage(Protocol):
     def loss(
         self, params: Params, frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the loss of every example, unweighted and not averaged over the batch (DESIGN.md, decision 4).
+        """Returns the loss of every example, unweighted and not averaged over the batch.
 
         Args:
           params: the trained components, for example {'unet': {...}}.

@@ -1,4 +1,4 @@
-"""The super-resolution stage, trained in the way in which it is used (DESIGN.md, decision 7).
+"""The super-resolution stage, trained in the way in which it is used.
 
 An example is a pair of a high-resolution and a low-resolution version of one image. The low-resolution image is
 downsampled with antialiasing, enlarged to full size as the pipeline does it, and noised at a level s that is sampled

@@ -101,8 +101,8 @@ def check(begun: Inputs, found: Inputs, settings: Mapping[str, Any], workdir: Pa
         own = CLASS_PHOTOS in found.photos
         raise ConfigError(
             f'config.{CLASS_PHOTOS} is {settings.get(CLASS_PHOTOS)!r}, {"a" if own else "no"} folder of photos of your '
-            f'own, but {workdir} was begun with class images that {"the model generated" if own else "are such photos"}; '
-            f'set it back, {_NEW_RUN}'
+            f'own, but {workdir} was begun with class images that '
+            f'{"the model generated" if own else "are such photos"}; set it back, {_NEW_RUN}'
         )
     photos = dict(found.photos)
     for setting in sorted(begun.photos.keys() & found.photos.keys()):

@@ -11,7 +11,7 @@ import optax
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """Everything that changes from step to step. There is no iterator state (DESIGN.md, decision 5).
+    """Everything that changes from step to step. There is no iterator state.
 
     Attributes:
       step: i32[], the number of optimizer steps taken.

@@ -1,7 +1,7 @@
 """The training step: one optimizer step on any loss. The same body runs under jit, pmap and fsdp.
 
 Prior preservation is a weight per example, never a mean per group: loss = mean over the global batch of weight *
-example loss. So the split of the batch over devices cannot change it (DESIGN.md, decision 4). Every random number is a
+example loss. So the split of the batch over devices cannot change it. Every random number is a
 function of (seed, stream, step, slot), where slot is the example's index in the global batch (decision 5).
 """
 

@@ -1,6 +1,6 @@
 """Converts PyTorch checkpoints to the parameters of our networks and back, by one rule for all networks.
 
-Our networks give their submodules the names of the checkpoints (DESIGN.md, decision 2). So the type of the layer that
+Our networks give their submodules the names of the checkpoints. So the type of the layer that
 owns a parameter determines everything else: the last part of the name in torch, and the order of the axes in torch.
 There is no table for each model, nothing is guessed from shapes, and export uses the same rule.
 

@@ -102,7 +102,7 @@ def measure(device, settings: str, text: bool, dtype: str, remat: bool) -> dict:
         'trained_parameters': sum(x.size for x in jax.tree.leaves(training.state.params)),
         'trained_weights': stable_diffusion.size_of(training.state.params),
         'frozen_weights': stable_diffusion.size_of(training.frozen['weights']),
-        'optimiser_state': stable_diffusion.size_of(training.state.opt_state),
+        'optimizer_state': stable_diffusion.size_of(training.state.opt_state),
         'images_and_prompts': stable_diffusion.size_of({**training.frozen, 'weights': {}}),
         'steps_per_dispatch': steps,
     }
@@ -125,7 +125,7 @@ def measure(device, settings: str, text: bool, dtype: str, remat: bool) -> dict:
 
 def row_of(row: dict) -> list[str]:
     """A row of the table; GB are 10^9 bytes."""
-    sizes = [row['trained_weights'] + row['frozen_weights'], row['optimiser_state'], row.get('temp')]
+    sizes = [row['trained_weights'] + row['frozen_weights'], row['optimizer_state'], row.get('temp')]
     peak = f'{row["peak"] / GB:.2f}' + (' (refused)' if 'refused_above' in row else '')
     aim = AIMS.get((row['settings'], row['text_encoder'] == 'yes'))
     met = '-' if aim is None else f'{"yes" if row["peak"] <= aim * GB else "**no**"} (<= {aim})'

@@ -44,7 +44,7 @@ _FRAMEWORK = flags.DEFINE_multi_enum(
     "This package; diffusers' UNet as it is; the same through torch.compile.",
 )
 _REMAT = flags.DEFINE_bool('remat', False, 'Compute activations again in the backward pass, in all frameworks.')
-_STEPS = flags.DEFINE_integer('steps', 20, 'Optimiser steps of one repeat.', lower_bound=1)
+_STEPS = flags.DEFINE_integer('steps', 20, 'Optimizer steps of one repeat.', lower_bound=1)
 _STEPS_PER_DISPATCH = flags.DEFINE_integer(
     'steps_per_dispatch', None, "JAX's steps in one call; default: train's, 1 on CPU and else 10.", lower_bound=1
 )
@@ -54,7 +54,7 @@ _OUTPUT = program.DEFINE_path('output', None, 'Gets training.json; default: the 
 
 
 def repeat(run, wait) -> list[float]:
-    """Seconds per optimiser step of every repeat.
+    """Seconds per optimizer step of every repeat.
 
     Args:
       run: takes the steps of one repeat and returns how many it took. wait: until the device has done them.
@@ -118,7 +118,7 @@ def measure_torch(program: str, batch_size: int, compiled: bool) -> list[float]:
         parameter.data = parameter.data.float()  # adapters are made in the numbers of what they adapt
     if _REMAT.value:
         unet.enable_gradient_checkpointing()
-    optimiser = torch.optim.AdamW(trained, lr=5e-6, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(trained, lr=5e-6, weight_decay=0.01)
     schedule = diffusers.DDPMScheduler(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012)
     side, width = unet.config.sample_size, unet.config.cross_attention_dim
     length = networks()['text_encoder']['max_position_embeddings']
@@ -139,8 +139,8 @@ def measure_torch(program: str, batch_size: int, compiled: bool) -> list[float]:
         ours, prior = (prediction.float() - noise).square().chunk(2)
         (ours.mean() + prior.mean()).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def run():
         for _ in range(_STEPS.value):

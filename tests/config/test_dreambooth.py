@@ -150,7 +150,7 @@ BETWEEN = [
         'optimizer.kind',
         'prodigy',
         (
-            "config.base.learning_rate is 5e-06 but the optimiser's kind is 'prodigy', which finds the learning rate "
+            "config.base.learning_rate is 5e-06 but the optimizer's kind is 'prodigy', which finds the learning rate "
             'and multiplies it by this; set it to 1.0 (at least 0.01)'
         ),
     ),
@@ -166,7 +166,7 @@ BETWEEN = [
         'base.gradient_accumulation_steps',
         3,
         (
-            'config.base.gradient_accumulation_steps is 3 but a step has only 2 rows to cut into micro-batches '
+            'config.base.gradient_accumulation_steps is 3 but a step has only 2 examples to cut into micro-batches '
             '(config.base.batch_size, and as many class examples if there are some); set it to at most 2'
         ),
     ),
@@ -174,7 +174,7 @@ BETWEEN = [
         'super_resolution.gradient_accumulation_steps',
         2,
         (
-            'config.super_resolution.gradient_accumulation_steps is 2 but a step has only 1 rows to cut into '
+            'config.super_resolution.gradient_accumulation_steps is 2 but a step has only 1 examples to cut into '
             'micro-batches (config.super_resolution.batch_size, and as many class examples if there are some); set '
             'it to at most 1'
         ),

@@ -24,7 +24,7 @@ PRETRAIN = [
         'kind',
         'prodigy',
         (
-            "config.learning_rate is 0.0003 but the optimiser's kind is 'prodigy', which finds the learning rate and "
+            "config.learning_rate is 0.0003 but the optimizer's kind is 'prodigy', which finds the learning rate and "
             'multiplies it '
             'by this; set it to 1.0 (at least 0.01)'
         ),

@@ -1,4 +1,4 @@
-"""3 + 3 steps equal 6, bit for bit, for each stage with a real network: weights, average, optimiser and numbers."""
+"""3 + 3 steps equal 6, bit for bit, for each stage with a real network: weights, average, optimizer and numbers."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Every kind of optimiser: Optax's own step, what it costs in memory, resume and placements."""
+"""Every kind of optimizer: Optax's own step, what it costs in memory, resume and placements."""
 
 import jax
 import jax.numpy as jnp
