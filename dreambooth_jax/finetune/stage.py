@@ -156,7 +156,7 @@ def stage_data(
 
 
 def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
-    mirrored = latent.with_mirrored if flip else lambda examples: examples
+    mirrored = latent.with_mirrored if flip else lambda images: images
     encoder = in_float32('vae', pipeline.vae)  # in float32, since the latents are the targets of the whole run
     data = {
         **table.prompt_arrays,
@@ -283,7 +283,7 @@ def finetune(
         settings.learning_rate,
         settings.steps,
         multipliers=multipliers,
-        undecayed=[examples.name for examples in trainable.new_rows.values()],
+        undecayed=[rows.name for rows in trainable.new_rows.values()],
     )
     state, finished = fit.fit(
         loss,
