@@ -1,4 +1,4 @@
-"""Ten-step images of Stable Diffusion with the scheduler file that is published with it, which leaves keys out."""
+"""Ten-step images with the scheduler files that are published with Stable Diffusion, which leave keys out."""
 
 import json
 import shutil
@@ -14,18 +14,22 @@ from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights import folders, single_file
 from tests.support import tiny_latent_pipelines as tiny
-from tests.support.published_schedulers import SD_1_5
+from tests.support.published_schedulers import SD_1_5, SD_2_1, SDXL
 from tests.support.same_noise import difference
 from tests.support.torch_reference import nchw
 
 PROMPTS, STEPS, GUIDANCE, SEED = ['a red dog', 'a cat'], 10, 3.0, 5
 
 
-def theirs():
+CLASSES = {'ddim': diffusers.DDIMScheduler, 'dpmsolver++': diffusers.DPMSolverMultistepScheduler}
+PUBLISHED = {'sd1': SD_1_5, 'sd2': SD_2_1, 'sdxl': SDXL}
+
+
+def theirs(published, sampler):
     """With the sampler that a user of diffusers makes of the pipeline's own scheduler."""
-    published = diffusers.PNDMScheduler.from_config(SD_1_5)
-    scheduler = diffusers.DPMSolverMultistepScheduler.from_config(published.config)
+    own = getattr(diffusers, published['_class_name']).from_config(published)
     shared = tiny.torch_pipeline('sd1')
+    scheduler = CLASSES[sampler].from_config(own.config)
     pipe = type(shared)(**{**shared.components, 'scheduler': scheduler}, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.unet.config.sample_size
@@ -37,16 +41,29 @@ def theirs():
     return (generated.images * 255).round().astype(np.uint8)
 
 
-@pytest.mark.parametrize('source', ['folder', pytest.param('single file', marks=pytest.mark.slow)])
-def test_ten_steps_of_dpmsolver_generate_what_diffusers_generates(source, tmp_path):
+@pytest.mark.parametrize(
+    ('published', 'sampler', 'source'),
+    [
+        ('sd1', 'dpmsolver++', 'folder'),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ('sd1', 'dpmsolver++', 'single file'),
+                ('sd1', 'ddim', 'folder'),
+                *((name, sampler, 'folder') for name in ('sd2', 'sdxl') for sampler in CLASSES),
+            )
+        ),
+    ],
+)
+def test_ten_steps_generate_what_diffusers_generates(published, sampler, source, tmp_path):
     model = tmp_path / 'model'
     shutil.copytree(tiny.folder('sd1'), model)
-    (model / 'scheduler' / 'scheduler_config.json').write_text(json.dumps(SD_1_5))
+    (model / 'scheduler' / 'scheduler_config.json').write_text(json.dumps(PUBLISHED[published]))
     options = {}
     if source == 'single file':
         file = single_file.write_pipeline(folders.read_pipeline(model), tmp_path / 'model.safetensors')
         options, model = {'tokenizer_dir': model}, file or tmp_path / 'model.safetensors'
     ours = Cascade.load(model, **options).generate(
-        PROMPTS, steps=STEPS, guidance_scale=GUIDANCE, sampler='dpmsolver++', seed=SEED, batch_size=2, progress=False
+        PROMPTS, steps=STEPS, guidance_scale=GUIDANCE, sampler=sampler, seed=SEED, batch_size=2, progress=False
     )
-    assert difference(ours.final, theirs()) <= 2
+    assert difference(ours.final, theirs(PUBLISHED[published], sampler)) <= 2

@@ -279,21 +279,19 @@ def train_on_two_ratios(program, finished, config, folder, run, steps):
 
 
 @pytest.mark.slow
-def test_photos_of_two_ratios_train_in_buckets_of_their_own(program, finished, config, tmp_path):
-    ended = train_on_two_ratios(program, finished, config, tmp_path, tmp_path / 'run', 3)
-    assert ended.code == 0 and 'images: 2 of 10 x 6, 1 of 6 x 10 pixels' in ended.out
-    lines = metrics.read(tmp_path / 'run', 'base')
-    assert len(lines) == 3 and all(line['instance_loss'] > 0 and line['prior_loss'] > 0 for line in lines)
-    lines = metrics.read(tmp_path / 'run', 'super_resolution')
-    assert len(lines) == 3 and all(line['instance_loss'] > 0 for line in lines)
-    for stage in ('base', 'super_resolution'):
-        assert (tmp_path / 'run' / 'samples' / stage / '000003.png').is_file()
-
-
-@pytest.mark.slow
-def test_a_run_of_two_buckets_goes_on_as_if_it_had_not_been_ended(program, finished, config, tmp_path):
+def test_photos_of_two_ratios_train_in_buckets_of_their_own_and_go_on_as_if_not_ended(
+    program, finished, config, tmp_path
+):
     for run, steps in (('whole', 6), ('parts', 3), ('parts', 6)):
-        assert train_on_two_ratios(program, finished, config, tmp_path, tmp_path / run, steps).code == 0
+        ended = train_on_two_ratios(program, finished, config, tmp_path, tmp_path / run, steps)
+        assert ended.code == 0 and 'images: 2 of 10 x 6, 1 of 6 x 10 pixels' in ended.out
+    for run in ('whole', 'parts'):
+        lines = metrics.read(tmp_path / run, 'base')
+        assert len(lines) == 6 and all(line['instance_loss'] > 0 and line['prior_loss'] > 0 for line in lines)
+        lines = metrics.read(tmp_path / run, 'super_resolution')
+        assert len(lines) == 6 and all(line['instance_loss'] > 0 for line in lines)
+        for stage in ('base', 'super_resolution'):
+            assert (tmp_path / run / 'samples' / stage / '000006.png').is_file()
     trained = {
         run: [files.read_tensors(tmp_path / run / 'model' / name) for name in WEIGHTS] for run in ('whole', 'parts')
     }
