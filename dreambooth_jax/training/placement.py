@@ -111,7 +111,9 @@ class Fsdp:
         devices = tuple(devices or jax.devices())
         self.devices = len(devices)
         self.min_bytes = min_bytes
-        self._mesh = jax.make_mesh((self.devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+        # Not jax.make_mesh, which orders a TPU's devices by their links: samples are generated with these weights on a
+        # mesh in the order of jax.devices(), and one computation cannot take arrays of two orders.
+        self._mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
 
     def shardings(self, tree: Any) -> Any:

@@ -108,3 +108,22 @@ def test_placements_are_made_by_name_over_all_devices():
     assert fsdp.devices == jax.device_count() == 4
     with pytest.raises(ValueError, match="'ddp' but must be one of"):
         make_placement('ddp')
+
+
+@pytest.mark.parametrize('made', [Pmap, lambda: Fsdp(min_bytes=0)], ids=MANY)
+def test_devices_keep_their_order_where_a_mesh_would_be_ordered_by_links(made, monkeypatch):
+    """As on TPUs; images are generated with the same weights by devices in the order of jax.devices()."""
+    devices = jax.devices()
+
+    def by_links(*_, **__):
+        return jax.sharding.Mesh(np.array(devices)[[0, 1, 3, 2]], (AXIS,))
+
+    monkeypatch.setattr(jax, 'make_mesh', by_links)
+    state = made().place_state(lambda: {'kernel': jax.numpy.arange(8.0)})
+    mesh = state['kernel'].sharding.mesh
+    assert list(mesh.devices.flat) == devices
+    beside = jax.device_put(
+        np.ones(8, np.float32),
+        jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices), ('data',)), jax.sharding.PartitionSpec()),
+    )
+    assert float(jax.jit(lambda x, y: (x * y).sum())(state['kernel'], beside)) == 28.0
