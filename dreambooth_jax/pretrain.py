@@ -91,22 +91,15 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         return dataclasses.replace(pipeline, **({'text_encoder': None} | parts))
 
     samples = config.samples
-    grid = SampleGrid(
-        None,
-        [],
-        samples.prompts,
-        num_images=samples.num_images,
-        steps=samples.steps,
-        seed=samples.seed,
-        guidance_scale=samples.guidance_scale,
-        sampler=samples.sampler,
-    )
+    grid = SampleGrid(None, [], samples.prompts, **samples.sampling_options())
     programs = {}
 
     def sample(step, state):
         if is_base and samples.prompts and jax.process_count() == 1:
             path = workdir / 'samples' / config.stage / f'{step:06d}.png'
-            grid.save(Cascade(trained(state.best_params), programs=programs), path, f'{config.stage}, step {step}')
+            grid.save_if_possible(
+                Cascade(trained(state.best_params), programs=programs), path, f'{config.stage}, step {step}'
+            )
 
     # A multiplier of 0 freezes the outputs that predict the variance.
     multipliers = {} if config.train_variance else {'unet': optimizer.variance_head_masks(params['unet'])}

@@ -75,16 +75,11 @@ def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, 
 
     images = class_images.class_images_of(config, original, workdir, class_photos)
     examples.check_class_images(config, cascade, images)
-    samples = config.samples
     grid = SampleGrid(
         original,
         examples.references(instance, cascade),
         config.sample_prompts(),
-        num_images=samples.num_images,
-        steps=samples.steps,
-        guidance_scale=samples.guidance_scale,
-        sampler=samples.sampler,
-        seed=samples.seed,
+        **config.samples.sampling_options(),
         **config.super_resolution.sampling_options(),
     )
     placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)

@@ -137,6 +137,9 @@ class SamplesConfig(Config):
     prompts: tuple[str, ...] = ()
     # Images per prompt.
     num_images: int = setting(2, '> 0')
+    # Images generated at once, on all devices together. None: 8, or one per device with a latent model, whose decoder
+    # needs much memory per image. The images do not depend on it.
+    batch_size: int | None = setting(None, '> 0')
     # Denoising steps per image.
     steps: int = setting(25, '> 0')
     # Classifier-free guidance scale; 1 means no guidance.
@@ -145,3 +148,8 @@ class SamplesConfig(Config):
     sampler: Sampler = 'dpmsolver++'
     # Seed of the samples alone: they start from the same noise at every step, so that steps can be compared.
     seed: int = setting(0, '>= 0')
+
+    def sampling_options(self) -> dict[str, int | float | str | None]:
+        """Returns keyword arguments for generation.sample_grid.SampleGrid."""
+        names = ('num_images', 'batch_size', 'steps', 'guidance_scale', 'sampler', 'seed')
+        return {name: getattr(self, name) for name in names}

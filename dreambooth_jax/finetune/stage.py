@@ -275,7 +275,9 @@ def finetune(
 
     def sample(step, state):
         if jax.process_count() == 1:
-            grid.save(finetuned(state), workdir / 'samples' / name / f'{step:06d}.png', f'{name}, step {step}')
+            grid.save_if_possible(
+                finetuned(state), workdir / 'samples' / name / f'{step:06d}.png', f'{name}, step {step}'
+            )
 
     multipliers = lr_multipliers(config, name, trainable, learns_variance=stage.schedule.learns_variance)
     learning_rate, tx = optimizer.from_settings(

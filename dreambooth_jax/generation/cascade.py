@@ -157,6 +157,15 @@ class Cascade:
         return self.super_resolution_size // self.base_size
 
     @property
+    def usual_batch_size(self) -> int:
+        """Images generated at once if nobody asks for another number, on all devices together.
+
+        It is 1 with latent models, because a decoder needs much memory per image; `stream` makes that one per device.
+        """
+        stages = (self.base, self.super_resolution)
+        return 1 if any(stage is not None and stage.is_latent for stage in stages) else _IMAGES_AT_ONCE
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The base stage's tokenizer."""
         return self._tokenizer(BASE)
@@ -263,7 +272,7 @@ class Cascade:
             raise ConfigError(f'{len(prompts)} prompts with {num_images} images each; both must be at least 1')
         requests = [(prompt, number) for prompt in range(len(prompts)) for number in range(num_images)]
         generated = []
-        hidden = not progress or len(requests) <= options.get('batch_size', _IMAGES_AT_ONCE)
+        hidden = not progress or len(requests) <= (options.get('batch_size') or self.usual_batch_size)
         with tqdm(total=len(requests), unit='image', disable=hidden, dynamic_ncols=True) as bar:
             for examples, images in self.stream(prompts, requests, **options):
                 generated.append(images)
@@ -287,7 +296,7 @@ class Cascade:
         super_resolution_steps: int | None = None,
         super_resolution_guidance_scale: float | None = None,
         noise_level: int = 0,
-        batch_size: int = _IMAGES_AT_ONCE,
+        batch_size: int | None = None,
     ) -> Iterator[tuple[range, Images]]:
         """Generates requested images batch by batch.
 
@@ -297,7 +306,8 @@ class Cascade:
           guidance_scale: guidance of both stages, unless super_resolution_guidance_scale is given; 1 means no guidance.
           super_resolution: False leaves the second stage out.
           noise_level: timestep of image_noising_scheduler, the noise augmentation of the low-resolution image; 0: none.
-          batch_size: images at once, on all local devices together; rounded up to a multiple of their number.
+          batch_size: images at once, on all local devices together; rounded up to a multiple of their number. None:
+            `usual_batch_size`.
 
         Yields:
           The range of positions in `requests`, and their images.
@@ -326,7 +336,7 @@ class Cascade:
         prompt_of, numbers = np.asarray(requests, np.int64).reshape(-1, 2).T
         devices = len(jax.local_devices())
         first = 0
-        for examples, used in text_to_image.padded_batches(len(requests), batch_size, devices):
+        for examples, used in text_to_image.padded_batches(len(requests), batch_size or self.usual_batch_size, devices):
             keys = text_to_image.image_keys(seed, numbers[examples])
             keys, *words = _on_devices((keys, *_words(text, prompt_of[examples])), split=True)
             low = self._decoded(BASE, sample_base(self._params(BASE, 'unet'), *words, keys))

@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
+from absl import logging
 
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.system import disk
 from dreambooth_jax.training import memory
+from dreambooth_jax.training.loop import TrainingError
 
 
 class SampleGrid:
@@ -19,6 +23,7 @@ class SampleGrid:
       references: the subject's images, uint8[H, W, 3] each.
       prompts: one line of the grid each.
       num_images: images per prompt.
+      batch_size: images generated at once; None: as many as Cascade.generate takes.
       options: steps, guidance_scale, sampler, seed and the second stage's options, as in Cascade.generate.
     """
 
@@ -29,19 +34,34 @@ class SampleGrid:
         prompts: Sequence[str],
         *,
         num_images: int,
+        batch_size: int | None = None,
         **options,
     ):
         self.original, self.references, self.prompts = original, list(references), list(prompts)
-        self.num_images, self.options = num_images, options
+        self.num_images, self.batch_size, self.options = num_images, batch_size, options
         self._answers = None
 
     def _generate(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
         """Returns the images as lists [stage][prompt][image number]."""
-        with memory.explained('samples are generated', []):
-            generated = cascade.generate(self.prompts, num_images=self.num_images, progress=False, **self.options)
+        batch_size = self.batch_size or cascade.usual_batch_size
+        smaller = [f'--config.samples.batch_size={batch_size // 2}'] if batch_size > 1 else []
+        with memory.explained('samples are generated', smaller):
+            generated = cascade.generate(
+                self.prompts, num_images=self.num_images, batch_size=batch_size, progress=False, **self.options
+            )
         stages = [stage for stage in (generated.base, generated.super_resolution) if stage is not None]
         shape = (len(self.prompts), self.num_images)
         return [list(stage.reshape(*shape, *stage.shape[1:])) for stage in stages]
+
+    def save_if_possible(self, cascade: Cascade, path: Path, title: str) -> None:
+        """Saves the grid, or warns if the images cannot be generated: a training must not end because of its samples.
+
+        Raises: OSError if the disk does not take the file.
+        """
+        try:
+            self.save(cascade, path, title)
+        except (TrainingError, ConfigError, jax.errors.JaxRuntimeError) as error:
+            logging.warning('no samples of %s, training goes on: %s', title, error)
 
     def save(self, cascade: Cascade, path: Path, title: str) -> np.ndarray:
         """Generates with the present weights, writes the grid as PNG and returns its pixels uint8[H, W, 3]."""

@@ -44,7 +44,7 @@ _ROOT = tempfile.TemporaryDirectory(prefix='textual_inversion_')
 class NoGrid:
     """Generates nothing."""
 
-    def save(self, cascade, path, title):
+    def save_if_possible(self, cascade, path, title):
         pass
 
 

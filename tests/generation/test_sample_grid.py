@@ -1,0 +1,99 @@
+"""The grid of samples: what it holds, how many images at once, and that a training outlives what it cannot generate."""
+
+import logging
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax.config import ConfigError
+from dreambooth_jax.generation import cascade as cascade_lib
+from dreambooth_jax.generation.cascade import Cascade, Images
+from dreambooth_jax.generation.sample_grid import SampleGrid
+
+PROMPTS = ('a sks dog', 'a dog')
+
+
+class Model:
+    """In a cascade's place: images of one brightness, and what was asked for."""
+
+    usual_batch_size = 8
+
+    def __init__(self, brightness=0, error=None):
+        self.brightness, self.error, self.asked = brightness, error, []
+
+    def generate(self, prompts, *, num_images, **options):
+        self.asked.append(options)
+        if self.error is not None:
+            raise self.error
+        return Images(np.full((len(prompts) * num_images, 8, 8, 3), self.brightness, np.uint8), None)
+
+
+def grid(original=None, **options):
+    return SampleGrid(original, [], PROMPTS, num_images=2, steps=3, **options)
+
+
+def test_the_grid_holds_the_images_of_both_models_and_asks_the_original_once(tmp_path):
+    original, ours = Model(brightness=255), Model(brightness=7)
+    samples = grid(original)
+    for step in (1, 2):
+        sheet = samples.save(ours, tmp_path / f'{step}.png', 'a title')
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f'{step}.png').convert('RGB')), sheet)
+    assert len(original.asked) == 1 and len(ours.asked) == 2 and ours.asked[0]['steps'] == 3
+    assert (sheet == 7).all(axis=-1).sum() >= 2 * 2 * 8 * 8  # two prompts, two images
+
+
+@pytest.mark.parametrize(('given', 'asked'), [({}, 8), ({'batch_size': None}, 8), ({'batch_size': 3}, 3)])
+def test_as_many_images_at_once_as_the_setting_says(given, asked, tmp_path):
+    model = Model()
+    grid(**given).save(model, tmp_path / 'x.png', '')
+    assert model.asked[0]['batch_size'] == asked
+
+
+def test_latent_models_generate_one_image_per_device():
+    def usual(*latent):
+        stages = [None if one is None else SimpleNamespace(is_latent=one) for one in latent]
+        return Cascade.usual_batch_size.fget(SimpleNamespace(base=stages[0], super_resolution=stages[1]))
+
+    assert usual(False, None) == usual(False, False) == cascade_lib._IMAGES_AT_ONCE
+    assert usual(True, None) == usual(True, True) == usual(False, True) == 1
+
+
+FULL = jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 bytes')
+SENTENCES = {
+    'memory': (
+        FULL,
+        {},
+        "the device's memory is full while samples are generated (RESOURCE_EXHAUSTED: 9 bytes); try "
+        '--config.samples.batch_size=4, and start again: what is done is kept',
+    ),
+    'memory of one image': (
+        FULL,
+        {'batch_size': 1},
+        "the device's memory is full while samples are generated (RESOURCE_EXHAUSTED: 9 bytes); take a device with "
+        'more memory or smaller images, and start again: what is done is kept',
+    ),
+    'NaN': (ConfigError('an image came out as NaN'), {}, 'an image came out as NaN'),
+    'device': (jax.errors.JaxRuntimeError('INTERNAL: no'), {}, 'INTERNAL: no'),
+}
+
+
+@pytest.mark.parametrize('kind', SENTENCES)
+def test_samples_that_cannot_be_generated_are_a_warning(kind, tmp_path, caplog):
+    error, options, sentence = SENTENCES[kind]
+    with caplog.at_level(logging.WARNING):
+        grid(**options).save_if_possible(Model(error=error), tmp_path / 'x.png', 'base, step 7')
+    assert [record.getMessage() for record in caplog.records] == [
+        f'no samples of base, step 7, training goes on: {sentence}'
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_of_ours_and_a_disk_that_is_full_are_no_warning(tmp_path):
+    with pytest.raises(TypeError):
+        grid().save_if_possible(Model(error=TypeError()), tmp_path / 'x.png', '')
+    (tmp_path / 'file').touch()
+    with pytest.raises(OSError):
+        grid().save_if_possible(Model(), tmp_path / 'file' / 'x.png', '')
