@@ -13,11 +13,17 @@ from absl import flags
 
 from dreambooth_jax import program
 from dreambooth_jax.config import DreamBoothConfig, resolve
+from dreambooth_jax.training import hosts
 
 _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py.')
 _WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: class images, checkpoints, samples, model.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print photos, settings and plan (steps, memory, time); write nothing.')
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other hosts of this TPU slice or cluster first.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator_address', None, 'host:port of process 0; with --distributed, where no cluster tells it.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes take part.', lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'The number of this one, from 0.', lower_bound=0)
 
 
 def train(config: DreamBoothConfig, workdir: Path) -> None:
@@ -103,11 +109,8 @@ def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, 
 def main(argv) -> None:
     del argv
     config = resolve(DreamBoothConfig, _CONFIG.value)
-    if _DISTRIBUTED.value:
-        import jax
-
-        jax.config.update('jax_enable_preemption_service', False)  # that service would handle SIGTERM itself
-        jax.distributed.initialize()
+    address = hosts.Address(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    hosts.join(_DISTRIBUTED.value, address)
     train(config, Path(_WORKDIR.value))
 
 

@@ -1,0 +1,50 @@
+"""How a process joins the others of a run on several hosts."""
+
+from typing import NamedTuple
+
+from dreambooth_jax.config import ConfigError
+
+
+class Address(NamedTuple):
+    """Where the processes of a run meet, under the names of jax.distributed.initialize.
+
+    Attributes:
+      coordinator_address: 'host:port' of process 0.
+      num_processes: how many there are.
+      process_id: the number of this one.
+    All are None where the cluster itself tells them, as TPU slices and Slurm do.
+    """
+
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def join(distributed: bool, address: Address = Address()) -> None:  # noqa: B008
+    """Joins the other processes if `distributed` says so; must come before anything else asks JAX for devices.
+
+    Raises:
+      ConfigError: if the address is incomplete, contradicts itself or `distributed`, or if nobody tells it.
+    """
+    given = [f'--{name}' for name, value in address._asdict().items() if value is not None]
+    missing = [f'--{name}' for name, value in address._asdict().items() if value is None]
+    if given and not distributed:
+        raise ConfigError(f'{given[0]} is given but --distributed is not; give both or neither')
+    if given and missing:
+        raise ConfigError(f'{given[0]} is given but {missing[0]} is not; give all three, or none where a cluster tells')
+    if given and address.process_id >= address.num_processes:
+        raise ConfigError(
+            f'--process_id is {address.process_id} but --num_processes is {address.num_processes}; count from 0'
+        )
+    if not distributed:
+        return
+    import jax
+
+    jax.config.update('jax_enable_preemption_service', False)  # that service would handle SIGTERM itself
+    try:
+        jax.distributed.initialize(**address._asdict())
+    except ValueError as error:  # no cluster that JAX knows
+        raise ConfigError(
+            f'--distributed finds no cluster that tells where the processes meet ({error}); give '
+            f'--coordinator_address, --num_processes and --process_id'
+        ) from None
