@@ -56,7 +56,7 @@ def open_manifest(folder: Path, wanted: Mapping[str, Any], count: int) -> dict[s
     try:
         found = json.loads(path.read_text('utf-8'))
         pictures = {name: entry for name, entry in found['pictures'].items() if (folder / name).is_file()}
-        differences = _differences(found, wanted) if pictures else []
+        differences = [] if 'photos' in found and not pictures else _differences(found, wanted)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PriorError(f'{path} is no readable manifest ({type(error).__name__}: {error}); {WAY_OUT}.') from None
     if not pictures:

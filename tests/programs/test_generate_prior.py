@@ -55,7 +55,8 @@ def test_of_photos_of_ones_own_nothing_is_drawn(program, config, tmp_path):
     Image.new('RGB', (20, 20)).save(tmp_path / 'dogs' / '1.png')
     ended = program('generate_prior', config, f'--workdir={tmp_path / "run"}', f'--config.prior.dir={tmp_path}/dogs')
     assert ended[:2] == (0, f"1 class pictures of 'a dog' in {tmp_path}/dogs, photos of your own: nothing is drawn\n")
-    assert [path.name for path in (tmp_path / 'dogs').iterdir()] == ['1.png'] and not (tmp_path / 'run').exists()
+    assert [path.name for path in (tmp_path / 'dogs').iterdir()] == ['1.png']
+    assert [path.name for path in (tmp_path / 'run').rglob('*.*')] == ['manifest.json']
 
 
 def test_what_is_wrong_is_named(program, config, tmp_path):
