@@ -24,33 +24,39 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     import numpy as np
 
     from dreambooth_jax.data import pairs
+    from dreambooth_jax.families.prompts import take
     from dreambooth_jax.finetune.fresh import start_pipeline
     from dreambooth_jax.generation.cascade import Cascade
     from dreambooth_jax.generation.sample_grid import SampleGrid
-    from dreambooth_jax.stages.pixel import Objective, PixelStage
-    from dreambooth_jax.stages.super_resolution import SuperResolutionStage
-    from dreambooth_jax.stages.text_conditioning import TextConditioning, take
+    from dreambooth_jax.losses.denoising import DenoisingLoss, Objective
+    from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
     from dreambooth_jax.storybook import pools, vocabulary
     from dreambooth_jax.training import fit, optimizer, run
     from dreambooth_jax.training.placement import make_placement
-    from dreambooth_jax.weights import folders, noise_schedules
+    from dreambooth_jax.weights import folders
 
     # The networks, and the loss of the stage.
     run.begin(config, workdir)
     pipeline = start_pipeline(config, workdir)
-    is_base = config.stage == 'base'
-    conditioning = TextConditioning.of(pipeline, size=pipeline.size)
-    params = {'unet': pipeline.unet.params}
-    shared = {'unet': pipeline.unet.apply, 'schedule': noise_schedules.read(pipeline)}
-    shared['objective'] = Objective.from_settings(config)
-    shared['objective'].check(shared['schedule'], pipeline.name)
+    is_base, family = config.stage == 'base', pipeline.family
+    prompt_encoder = family.prompt_encoder(pipeline, size=pipeline.size)
+    params = {family.denoiser: pipeline.denoiser.params}
+    shared = {
+        'denoiser': family.denoiser,
+        'predict': functools.partial(family.predict, pipeline.denoiser.apply),
+        'process': family.process(pipeline),
+        'space': pipeline.space,
+        'objective': Objective.from_settings(config),
+    }
+    shared['objective'].check(shared['process'], pipeline.name)
+    texts = {component: network.params for component, network in pipeline.text_encoders.items()}
     if is_base:
-        stage = PixelStage(**shared, encode=conditioning)
-        params['text_encoder'] = pipeline.text_encoder.params
+        stage = DenoisingLoss(**shared, encode=prompt_encoder)
+        params |= texts
     else:
-        stage = SuperResolutionStage(
+        stage = SuperResolutionLoss(
             **shared,
-            noising_schedule=noise_schedules.read_noising(pipeline),
+            noising_process=family.noising_process(pipeline),
             factor=config.factor,
             noise_level=config.noise_level,
             crop=config.crop,
@@ -67,12 +73,12 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         rare_token_rate=config.rare_token_rate,
     )
     placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
-    encode = functools.partial(jax.jit(conditioning), {'text_encoder': pipeline.text_encoder.params})
+    encode = functools.partial(jax.jit(prompt_encoder), texts)
 
     @functools.lru_cache(maxsize=1)
     def pool_data(number):
         pool = painters.pool(number)
-        tokens = conditioning.tokens(['', *pool.captions])
+        tokens = prompt_encoder.tokens(['', *pool.captions])
         data = {'images': pool.images, 'prompt_of': np.arange(1, config.pool_size + 1, dtype=np.int32)}
         if is_base:
             data['tokens'] = tokens
@@ -87,8 +93,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
 
     # Samples show the averaged weights, and only the base stage has samples: a second stage alone cannot generate.
     def trained(params):
-        parts = {name: dataclasses.replace(getattr(pipeline, name), params=value) for name, value in params.items()}
-        return dataclasses.replace(pipeline, **({'text_encoder': None} | parts))
+        parts = {name: dataclasses.replace(pipeline.components[name], params=value) for name, value in params.items()}
+        return pipeline.with_components(**(dict.fromkeys(pipeline.text_encoders) | parts))
 
     samples = config.samples
     grid = SampleGrid(None, [], samples.prompts, **samples.sampling_options())
@@ -102,7 +108,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
             )
 
     # A multiplier of 0 freezes the outputs that predict the variance.
-    multipliers = {} if config.train_variance else {'unet': optimizer.variance_head_masks(params['unet'])}
+    heads = {family.denoiser: optimizer.variance_head_masks(params[family.denoiser])}
+    multipliers = {} if config.train_variance else heads
     learning_rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, multipliers=multipliers)
     batch = pairs.pad_examples(pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0), placement.devices)
     state, finished = fit.fit(

@@ -28,11 +28,10 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'The number of this one, 
 
 def train(config: DreamBoothConfig, workdir: Path) -> None:
     """Runs all stages of `config` in `workdir`, or continues the run there. With --dry_run it only prints a plan."""
-    from dreambooth_jax.finetune import examples, pinned, plan, textual_inversion
+    from dreambooth_jax.finetune import examples, instance_images, pinned, plan, textual_inversion
     from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
     from dreambooth_jax.generation import class_images
     from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, compute_dtype
-    from dreambooth_jax.stages import instance_images
     from dreambooth_jax.training import inputs, run
 
     # All checks come before anything is generated, trained or written, so that a wrong setting costs no time.

@@ -23,13 +23,12 @@ from tqdm import tqdm
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.evaluation.classifier import Classifier
+from dreambooth_jax.families.prompts import take
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
-from dreambooth_jax.stages.text_conditioning import take
 from dreambooth_jax.storybook import draw, subjects, world
 from dreambooth_jax.text import prompts as prompt_lists
 from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT, PROPERTY, Prompt
-from dreambooth_jax.weights import noise_schedules
 
 INSTANCE = 'instance'  # kind of the plain prompt 'a sks dog', in addition to the kinds of the 25 prompts
 FOUND = 0.5  # a fine mark counts as found if its probability is above this
@@ -355,7 +354,7 @@ def enlarge(
       ConfigError: if the model does not allow the noise level, the sampler or the number of steps.
     """
     sampler = cascade.sampler(SUPER_RESOLUTION, steps, guidance_scale, sampler)
-    highest = noise_schedules.highest_noise_level(cascade.super_resolution)
+    highest = cascade.super_resolution.family.highest_noise_level(cascade.super_resolution)
     if not 0 <= noise_level <= highest:
         raise ConfigError(f'noise_level is {noise_level}; it must be 0 to {highest}')
     text = cascade.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
@@ -366,7 +365,7 @@ def enlarge(
         for rows, used in text_to_image.padded_batches(len(low), batch_size):
             level = np.full(len(rows), noise_level, np.int32)
             images = sampler(
-                cascade.super_resolution.unet.params,
+                cascade.super_resolution.denoiser.params,
                 take(text, 1 + rows),
                 take(text, np.zeros_like(rows)),
                 keys[rows],

@@ -1,7 +1,8 @@
 """The images that each stage of a run trains on: the subjects' images at the stage's size, and class images.
 
-Stages train on whole images. The exception is the x4 upscaler, which trains on crops at every scale up to its own
-factor. Its crops are made once and kept as images, because their latents are encoded once (stages/latent.py).
+Stages train on whole images, or on crops that the step makes of them. The exception is a second stage on latents (the
+x4 upscaler), which trains on crops at every scale up to its own factor. Its crops are made once and kept as images,
+because their latents are encoded once (families/image_space.py).
 """
 
 import math
@@ -12,13 +13,10 @@ import numpy as np
 from dreambooth_jax.config import ConfigError, DreamBoothConfig
 from dreambooth_jax.data.images import read_image
 from dreambooth_jax.data.table import Examples, Table, make_table
+from dreambooth_jax.finetune import instance_images
 from dreambooth_jax.generation import class_images
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.generation.class_images import ClassImage
-from dreambooth_jax.stages import instance_images
-
-UPSCALER_CROP = 512  # side of the crops that the x4 upscaler was trained on, in pixels
-BUCKET_MULTIPLE = 64  # sides of aspect buckets of latent models are multiples of this, in pixels, as is usual
 
 
 def read_instance(
@@ -41,17 +39,17 @@ def read_instance(
     """
     instance_images.check_folders(config)
     base, second = cascade.base, cascade.super_resolution
-    multiple = BUCKET_MULTIPLE if base.is_latent else base.size_divisor
+    multiple = base.family.bucket_multiple(base)
     found = {BASE: _read_whole(config, cascade.base_size, multiple, order)}
     if second is None:
         return found
-    if not second.is_latent:  # a photo has the same ratio in both stages
+    if second.space.crops_in_step:  # a photo has the same ratio in both stages
         multiple = math.lcm(multiple * cascade.factor, second.size_divisor)
         found[SUPER_RESOLUTION] = _read_whole(config, cascade.super_resolution_size, multiple, order)
     if not config.super_resolution.steps:
         return found
     crop = crop_side(config, cascade)
-    if second.is_latent:
+    if not second.space.crops_in_step:
         found[SUPER_RESOLUTION] = instance_images.read(
             config, crop, crops=config.super_resolution.crops, max_zoom=cascade.factor, order=order
         )
@@ -84,7 +82,7 @@ def crop_side(config: DreamBoothConfig, cascade: Cascade) -> int | None:
     """
     second, side = cascade.super_resolution, config.super_resolution.crop
     if side is None:
-        return min(UPSCALER_CROP, cascade.super_resolution_size) if second.is_latent else None
+        return None if second.space.crops_in_step else min(second.family.crop, cascade.super_resolution_size)
     multiple = math.lcm(second.size_divisor, cascade.factor)
     if side % multiple:
         raise ConfigError(f'config.super_resolution.crop is {side} but must be a multiple of {multiple}')
@@ -104,7 +102,7 @@ def describe(config: DreamBoothConfig, instance: Mapping[str, Sequence[Examples]
 def references(instance: Mapping[str, Sequence[Examples]], cascade: Cascade) -> list[np.ndarray]:
     """Returns the subjects' images for sample grids: those of the last stage that trains on whole images."""
     second = cascade.super_resolution
-    name = BASE if second is None or second.is_latent else SUPER_RESOLUTION
+    name = BASE if second is None or not second.space.crops_in_step else SUPER_RESOLUTION
     return [image for examples in instance[name] for image in examples.images]
 
 
@@ -123,7 +121,7 @@ def _class_image_side(config: DreamBoothConfig, cascade: Cascade, name: str) -> 
     """Returns the side of the class images that a stage trains on, in pixels, and whether they are crops."""
     if name == BASE:
         return cascade.base_size, False
-    if not cascade.super_resolution.is_latent:
+    if cascade.super_resolution.space.crops_in_step:
         return cascade.super_resolution_size, False
     return crop_side(config, cascade), True
 

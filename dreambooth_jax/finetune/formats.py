@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig
+from dreambooth_jax.families.family import FAMILIES
 from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.trained import Trained
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
@@ -36,7 +37,7 @@ from dreambooth_jax.weights import (
 )
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_files import Adapter
-from dreambooth_jax.weights.pipeline import COMPONENTS, Pipeline, network_tensors
+from dreambooth_jax.weights.pipeline import Pipeline, network_tensors
 from dreambooth_jax.weights.textual_inversion import file_name
 
 SINGLE_FILE = 'single_file'
@@ -130,7 +131,7 @@ def _write_single_files(trained: Trained, format: str, output: Path, dtype: str)
         pipeline = getattr(cascade, stage)
         if pipeline is None or (stage != BASE and stage not in trained.stages):
             continue
-        if not pipeline.is_latent:
+        if pipeline.space.decoder is None:
             raise ConfigError(
                 f'--format={format} cannot hold an {pipeline.class_name}: the layout is that of Stable Diffusion and '
                 f'has no place for its networks; export diffusers'
@@ -151,7 +152,7 @@ def _write_adapters(trained: Trained, format: str, output: Path, dtype: str):
 
 
 def _warn_of_dropped_layers(path: Path, adapter: Adapter) -> None:
-    layers = dict.fromkeys(name.rpartition('.')[0] for name in adapter.params.get('unet', ()))
+    layers = dict.fromkeys(name.rpartition('.')[0] for params in adapter.params.values() for name in params)
     dropped = [layer for layer in layers if lora_names.UNKNOWN_TO_KOHYA.fullmatch(layer)]
     if dropped:
         logging.warning(
@@ -166,8 +167,8 @@ def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
     """Returns the metadata that is written into a file (modelspec.py)."""
     pipeline, config = getattr(trained.cascade, stage), trained.config
     predicts = {'prediction_type': original_configs.EPSILON, **pipeline.scheduler}['prediction_type']
-    if pipeline.is_latent:
-        configs = {part: getattr(pipeline, part).config for part in ('unet', 'text_encoder')}
+    if pipeline.space.decoder is not None:
+        configs = {component: network.config for component, network in pipeline.components.items()}
         family = original_configs.family_of(configs)
     else:
         family = modelspec.PIXEL_FAMILIES[pipeline.family.is_super_resolution]
@@ -204,25 +205,24 @@ def _compare_folder(cascade: Cascade, output: Path, dtype: str) -> int:
     """Compares a folder with the cascade's weights in `dtype`; returns the number of tensors."""
     count, back = 0, Cascade.load(output)
     for stage in STAGES:
-        for component in COMPONENTS:
-            network, read = (getattr(getattr(one, stage), component, None) for one in (cascade, back))
-            if network is not None:
-                found = read.params if read else {}
-                count += _compare(output, f'{stage} {component}', _stored(network.params, dtype), found)
+        pipeline, read = (getattr(one, stage) for one in (cascade, back))
+        for component, network in pipeline.components.items() if pipeline is not None else ():
+            found = read.components[component].params if read and component in read.components else {}
+            count += _compare(output, f'{stage} {component}', _stored(network.params, dtype), found)
     return count
 
 
 def _compare_single_file(pipeline: Pipeline, path: Path, dtype: str) -> int:
     """Compares a file with a pipeline. Returns the number of tensors in the file, since a layout may join several."""
-    back = single_file.read_single_file(path)
-    for component in pipeline.family.networks:
-        tensors = network_tensors(component, getattr(pipeline, component))
+    back = single_file.read_single_file(path, families=FAMILIES)
+    for component, network in pipeline.components.items():
+        tensors = network_tensors(component, network)
         _compare(path, component, _stored(tensors, dtype), back.components[component])
     return len(files.read_header(path).shapes)
 
 
 def _compare_adapter(pipeline: Pipeline, adapter: Adapter, path: Path, dtype: str) -> int:
-    back = lora_files.read_lora(path, {name: getattr(pipeline, name).params for name in adapter.params})
+    back = lora_files.read_lora(path, {name: pipeline.components[name].params for name in adapter.params})
     kind = jnp.finfo(dtype)
     # The file may store alpha / rank as part of B. The values are then rounded after that product instead of before it,
     # so they may differ by rounding.

@@ -4,13 +4,15 @@ import dataclasses
 from pathlib import Path
 
 from dreambooth_jax.config import ConfigError, PretrainConfig
+from dreambooth_jax.families import deepfloyd_if
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.generation.cascade import compute_dtype
 from dreambooth_jax.models import functional, t5, unet
 from dreambooth_jax.storybook import vocabulary
-from dreambooth_jax.weights import folders, guard
-from dreambooth_jax.weights.pipeline import Network, Pipeline
+from dreambooth_jax.weights import guard
+from dreambooth_jax.weights.pipeline import Layout, Network, Pipeline
 
-CLASSES = {'base': 'IFPipeline', 'super_resolution': 'IFSuperResolutionPipeline'}
+FAMILIES = {'base': deepfloyd_if.BASE, 'super_resolution': deepfloyd_if.SUPER_RESOLUTION}
 
 
 def start_pipeline(config: PretrainConfig, workdir: Path) -> Pipeline:
@@ -23,7 +25,7 @@ def start_pipeline(config: PretrainConfig, workdir: Path) -> Pipeline:
       WeightsError: if a model cannot be read, or networks or schedules do not fit.
       ConfigError: if a model is of another kind or incomplete.
     """
-    dtype, class_name = compute_dtype(config.parallel.dtype), CLASSES[config.stage]
+    dtype, family = compute_dtype(config.parallel.dtype), FAMILIES[config.stage]
 
     def fresh(kind, architecture, stream):
         def construct(rngs):
@@ -34,36 +36,44 @@ def start_pipeline(config: PretrainConfig, workdir: Path) -> Pipeline:
     base = None
     if config.base is not None:
         # In float32: it is frozen and encodes every pool only once, so precision costs little.
-        base = folders.read_pipeline(config.base, components=('text_encoder',))
-        if base.class_name != CLASSES['base'] or base.text_encoder is None or base.tokenizer_folder is None:
-            raise ConfigError(_wrong('base', config.base, base, CLASSES['base']))
+        base = read_pipeline(config.base, components=tuple(family.tokenizers))
+        complete = base.text_encoders.keys() == base.tokenizers.keys() == family.tokenizers.keys()
+        if base.family is not FAMILIES['base'] or not complete:
+            raise ConfigError(_wrong('base', config.base, base, FAMILIES['base']))
     if config.init is not None:
-        start = folders.read_pipeline(config.init, dtype=dtype)
-        if start.class_name != class_name or start.unet is None:
-            raise ConfigError(_wrong('init', config.init, start, class_name))
+        start = read_pipeline(config.init, dtype=dtype)
+        if start.family is not family or start.denoiser is None:
+            raise ConfigError(_wrong('init', config.init, start, family))
         if base is None:
             return start
-        return dataclasses.replace(start, text_encoder=base.text_encoder, tokenizer_folder=base.tokenizer_folder)
-    text = config.text_encoder if base is None else base.text_encoder.config
-    guard.check_networks(class_name, {'unet': config.unet, 'text_encoder': text}, "this run's settings")
+        return dataclasses.replace(start.with_components(**base.text_encoders), tokenizers=base.tokenizers)
+    denoiser, (text_encoder,) = family.denoiser, family.tokenizers
+    text = config.text_encoder if base is None else base.text_encoders[text_encoder].config
+    guard.check_networks(family, {denoiser: config.unet, text_encoder: text}, "this run's settings")
     guard.check_schedule(config.scheduler, 'config.scheduler')
     network = fresh(unet.UNet2DConditionModel, config.unet, 0)
     if base is None:
         vocabulary.write_tokenizer(workdir / 'tokenizer')
         encoder = fresh(t5.T5EncoderModel, config.text_encoder, 1)
-        parts = {'text_encoder': encoder, 'tokenizer_folder': workdir / 'tokenizer'}
-        return Pipeline(class_name=class_name, scheduler=config.scheduler, unet=network, **parts)
+        return Pipeline(
+            family=family,
+            scheduler=config.scheduler,
+            components={denoiser: network, text_encoder: encoder},
+            tokenizers={text_encoder: workdir / 'tokenizer'},
+        )
     guard.check_schedule(config.image_noising_scheduler, 'config.image_noising_scheduler')
     return Pipeline(
-        class_name=class_name,
+        family=family,
         scheduler=config.scheduler,
-        unet=network,
+        components={denoiser: network, **base.text_encoders},
+        tokenizers=base.tokenizers,
         image_noising_scheduler=config.image_noising_scheduler,
-        text_encoder=base.text_encoder,
-        tokenizer_folder=base.tokenizer_folder,
     )
 
 
-def _wrong(setting: str, name: str, found: Pipeline, wanted: str) -> str:
-    what = f'a {found.class_name}' if found.class_name != wanted else 'incomplete'
-    return f'config.{setting} is {name!r}, which is {what}, but a complete {wanted} is needed; give a folder of one'
+def _wrong(setting: str, name: str, found: Pipeline, wanted: Layout) -> str:
+    what = f'a {found.class_name}' if found.family is not wanted else 'incomplete'
+    return (
+        f'config.{setting} is {name!r}, which is {what}, but a complete {wanted.class_name} is needed; give a folder '
+        f'of one'
+    )

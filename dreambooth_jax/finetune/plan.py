@@ -1,5 +1,6 @@
 """The plan of a DreamBooth run before it starts: steps, memory and time (train --dry_run)."""
 
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from dreambooth_jax.generation import class_images
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.models.functional import parameter_count
 from dreambooth_jax.training import optimizer
-from dreambooth_jax.weights.pipeline import COMPONENTS
 
 # A training step reaches about this share of the device's speed in large matrix products. (Measured on two CPU cores:
 # 95 of 256 GFLOP/s; on accelerators published trainers reach 16-45 %.)
@@ -24,23 +24,22 @@ BACKWARD = 3  # a training example costs about three forward passes
 
 
 def forward_flops(cascade: Cascade, stage: str) -> float:
-    """Returns the FLOPs of one forward pass of a stage's UNet on one image, counted by XLA.
+    """Returns the FLOPs of one forward pass of a stage's denoiser on one image, counted by XLA.
 
     XLA counts only one part of attention that is computed in parts (models/attention.py). The result is therefore 12 %
     too low for Stable Diffusion 1.x at 512 px.
     """
     pipeline = getattr(cascade, stage)
-    net = pipeline.unet
-    pixels = cascade.base_size if stage == BASE else cascade.super_resolution_size
-    side = pixels // pipeline.latent_scale
-    shapes = (
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(net.params)),
-        jax.ShapeDtypeStruct((1, side, side, pipeline.unet_value('in_channels')), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-    )
-    text = cascade.text_shapes(stage)
-    labels = {'class_labels': shapes[2]} if pipeline.family.is_super_resolution else {}
-    return jax.jit(net.apply).lower(*shapes, **text, **labels).cost_analysis()['flops']
+    denoiser, space = pipeline.denoiser, pipeline.space
+    side = (cascade.base_size if stage == BASE else cascade.super_resolution_size) // space.scale
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(denoiser.params))
+    image = lambda channels: jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)  # noqa: E731
+    time = jax.ShapeDtypeStruct((1,), jnp.int32)
+    conditioning = cascade.conditioning_shapes(stage)
+    if pipeline.family.is_super_resolution:
+        conditioning |= {'low_image': image(3), 'noise_level': time}
+    predict = jax.jit(functools.partial(pipeline.family.predict, denoiser.apply))
+    return predict.lower(params, image(space.channels), time, conditioning).cost_analysis()['flops']
 
 
 def device_speed(side: int = 2048) -> float:
@@ -94,9 +93,9 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         passes = examples * BACKWARD
         if config.is_distilled(name):
             passes += examples // 2  # the teacher's forward passes of the class examples
-            if 'unet' not in trainable.frozen:
+            if trainable.denoiser not in trainable.frozen:
                 itemsize = jnp.dtype(compute_dtype(config.parallel.dtype)).itemsize
-                memory += parameter_count(pipeline.unet.params) * itemsize
+                memory += parameter_count(pipeline.denoiser.params) * itemsize
         parts = (
             f' in {settings.gradient_accumulation_steps} micro-batches'
             if settings.gradient_accumulation_steps > 1
@@ -127,9 +126,8 @@ def generation_bytes(config: DreamBoothConfig, cascade: Cascade) -> int:
         pipeline = getattr(cascade, stage)
         has_adapters = config.lora.rank is not None and getattr(config, stage).steps > 0
         adapted = trained_components(config, stage, cascade) if has_adapters else ()
-        for component in COMPONENTS:
-            if network := getattr(pipeline, component, None):
-                found += 4 * parameter_count(network.params) * (1 + (component in adapted))
+        for component, network in pipeline.components.items() if pipeline is not None else ():
+            found += 4 * parameter_count(network.params) * (1 + (component in adapted))
     return found
 
 

@@ -1,6 +1,7 @@
 """One stage of a DreamBooth run: joins the pipeline's networks with images, loss and optimizer, and trains them."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,32 +13,33 @@ import jax.numpy as jnp
 from dreambooth_jax.config import ConfigError, DreamBoothConfig
 from dreambooth_jax.data import pairs
 from dreambooth_jax.data.feed import Feed
-from dreambooth_jax.data.table import Table, shrink_masks
+from dreambooth_jax.data.table import Table
 from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable, stored
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.generation.checks import check_sampler
 from dreambooth_jax.generation.sample_grid import SampleGrid
-from dreambooth_jax.models import lora, vae
-from dreambooth_jax.stages import latent
-from dreambooth_jax.stages.distillation import Distillation
-from dreambooth_jax.stages.pixel import Objective, PixelStage
-from dreambooth_jax.stages.stage import Stage
-from dreambooth_jax.stages.super_resolution import SuperResolutionStage
+from dreambooth_jax.losses.denoising import DenoisingLoss, Objective
+from dreambooth_jax.losses.stage import Stage
+from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
+from dreambooth_jax.losses.teacher import Distillation
+from dreambooth_jax.models import lora
 from dreambooth_jax.training import fit, optimizer
 from dreambooth_jax.training.placement import Placement
-from dreambooth_jax.weights import noise_schedules
-from dreambooth_jax.weights.pipeline import Pipeline, abstract_network, in_float32
+from dreambooth_jax.weights.pipeline import abstract_network
 
 NEW_ROWS_LEARNING_RATE = 5e-4  # default for textual inversion, as in diffusers' examples/textual_inversion
 
 
 def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) -> tuple[str, ...]:
-    """Returns the networks of stage `name` that train by the settings: the UNet, and the base stage's text encoders."""
+    """Returns the networks of stage `name` that train by the settings: the denoiser and, in the base stage, text
+    encoders.
+    """
+    denoiser = getattr(cascade, name).family.denoiser
     if name != BASE:
-        return ('unet',)
+        return (denoiser,)
     texts = tuple(cascade.base.text_encoders) if config.base.train_text_encoder else ()
-    return (*(('unet',) if config.base.train_denoiser else ()), *texts)
+    return (*((denoiser,) if config.base.train_denoiser else ()), *texts)
 
 
 def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
@@ -61,10 +63,11 @@ def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
     for name in STAGES:
         if getattr(cascade, name) is not None and getattr(config, name).steps:
             objective = Objective.from_settings(config.objective)
-            objective.check(noise_schedules.read(getattr(cascade, name)), getattr(cascade, name).name)
+            pipeline = getattr(cascade, name)
+            objective.check(pipeline.family.process(pipeline), pipeline.name)
     if second is None or not settings.steps:
         return
-    highest = noise_schedules.highest_noise_level(second)
+    highest = second.family.highest_noise_level(second)
     for name, level in (('noise_level', settings.noise_level[1]), ('sample_noise_level', settings.sample_noise_level)):
         if level > highest:
             raise ConfigError(
@@ -83,16 +86,19 @@ def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
     """
     if config.lora.rank is None:
         return
-    dtype, trained = compute_dtype(config.parallel.dtype), {}
+    dtype, trained, usual = compute_dtype(config.parallel.dtype), {}, []
     for name in STAGES:
         pipeline = getattr(cascade, name)
         if pipeline is None or not getattr(config, name).steps:
             continue
         models = {
-            f'{component} of the {name} stage': abstract_network(component, getattr(pipeline, component).config, dtype)
+            f'{component} of the {name} stage': abstract_network(
+                component, pipeline.components[component].config, dtype
+            )
             for component in trained_components(config, name, cascade)
         }
-        for network, targets in lora_targets(config.lora, models).items():
+        usual += [target for target in pipeline.family.lora_targets if target not in usual]
+        for network, targets in lora_targets(config.lora, models, pipeline.family.lora_targets).items():
             if not targets:
                 logging.warning(
                     'the %s is not trained: config.lora.targets %s has no layer of it', network, config.lora.targets
@@ -100,7 +106,7 @@ def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
         trained |= models
     if trained:
         try:
-            lora.check_targets(trained, config.lora.targets or lora.ATTENTION_PROJECTIONS)
+            lora.check_targets(trained, config.lora.targets or usual)
         except ValueError as error:
             raise ConfigError(f'config.lora: {error}') from None
 
@@ -115,27 +121,28 @@ def make_stage(
       teacher: the frozen model's prediction for class examples, for distillation; None: no distillation.
     """
     pipeline = getattr(cascade, name)
+    family = pipeline.family
     shared = {
-        'unet': trainable.apply['unet'],
-        'schedule': noise_schedules.read(pipeline),
+        'denoiser': family.denoiser,
+        'predict': functools.partial(family.predict, trainable.apply[family.denoiser]),
+        'process': family.process(pipeline),
+        'space': pipeline.space,
         'objective': Objective.from_settings(config.objective, random_flip=config.data.random_flip),
         'teacher': teacher,
     }
     if trainable.trains_text:
-        conditioning = cascade.conditioning(name)
-        encoders = {part: (trainable.apply[part], kind) for part, (_, kind) in conditioning.encoders.items()}
-        shared['encode'] = dataclasses.replace(conditioning, encoders=encoders)
-    if pipeline.is_latent:
-        shared['scaling_factor'] = vae.scaling_factor(pipeline.vae.config)
+        prompt_encoder = cascade.prompt_encoder(name)
+        encoders = {component: trainable.apply[component] for component in prompt_encoder.encoders}
+        shared['encode'] = dataclasses.replace(prompt_encoder, encoders=encoders)
     if name == BASE:
-        return (latent.LatentStage if pipeline.is_latent else PixelStage)(**shared)
-    shared |= {
-        'noising_schedule': noise_schedules.read_noising(pipeline),
-        'noise_level': config.super_resolution.noise_level,
-    }
-    if pipeline.is_latent:
-        return latent.LatentSuperResolutionStage(**shared)
-    return SuperResolutionStage(**shared, factor=cascade.factor, crop=config.super_resolution.crop)
+        return DenoisingLoss(**shared)
+    return SuperResolutionLoss(
+        **shared,
+        noising_process=family.noising_process(pipeline),
+        factor=cascade.factor,
+        noise_level=config.super_resolution.noise_level,
+        crop=config.super_resolution.crop if pipeline.space.crops_in_step else None,
+    )
 
 
 def stage_data(
@@ -146,27 +153,14 @@ def stage_data(
     The arrays are on the host. Prompts are tokens if a text encoder trains, else they are encoded here once.
     """
     pipeline, size = getattr(cascade, name), table.images.shape[1:3]
-    flip = config.data.random_flip
-    data = _latents(pipeline, table, flip) if pipeline.is_latent else table.arrays
+    data = table.prompt_arrays | pipeline.space.prepare(
+        table.images, table.masks, flip=config.data.random_flip, pairs=pipeline.family.is_super_resolution
+    )
     if config.is_distilled(name):  # the teacher reads prompts with the text encoders before any training
         data['teacher_text'] = original.encode(table.prompts, name, size)
     if trainable.trains_text:
-        return {**data, 'tokens': cascade.conditioning(name).tokens(table.prompts, size)}
+        return {**data, 'tokens': cascade.prompt_encoder(name).tokens(table.prompts, size)}
     return {**data, 'text': cascade.encode(table.prompts, name, size)}
-
-
-def _latents(pipeline: Pipeline, table: Table, flip: bool) -> dict[str, Any]:
-    mirrored = latent.with_mirrored if flip else lambda images: images
-    encoder = in_float32('vae', pipeline.vae)  # in float32, since the latents are the targets of the whole run
-    data = {
-        **table.prompt_arrays,
-        'moments': latent.encode_images(encoder.apply, encoder.params, mirrored(table.images)),
-    }
-    if table.masks is not None:
-        data['masks'] = mirrored(shrink_masks(table.masks, pipeline.latent_scale))
-    if pipeline.family.is_super_resolution:
-        data['low'] = mirrored(latent.low_images(table.images, pipeline.latent_scale))
-    return data
 
 
 def lr_multipliers(
@@ -175,17 +169,19 @@ def lr_multipliers(
     """Returns the multipliers of parameters that have another learning rate than stage `name` (scale_updates).
 
     Args:
-      learns_variance: whether the UNet's last layer predicts a variance, which the settings may freeze.
+      learns_variance: whether the denoiser's last layer predicts a variance, which the settings may freeze.
 
     Returns:
       Component -> parameter -> its learning rate divided by the stage's, or an array of such factors.
     """
     multipliers = {component: {} for component in trainable.params}
-    if learns_variance and not config.objective.train_variance and config.lora.rank is None and 'unet' in multipliers:
-        multipliers['unet'] = optimizer.variance_head_masks(trainable.params['unet'])
+    denoiser = trainable.denoiser
+    whole = config.lora.rank is None and denoiser in multipliers
+    if learns_variance and not config.objective.train_variance and whole:
+        multipliers[denoiser] = optimizer.variance_head_masks(trainable.params[denoiser])
     if name == BASE and config.base.text_encoder_learning_rate is not None:
         ratio = config.base.text_encoder_learning_rate / config.base.learning_rate
-        multipliers |= {part: dict.fromkeys(trainable.params[part], ratio) for part in multipliers if part != 'unet'}
+        multipliers |= {part: dict.fromkeys(trainable.params[part], ratio) for part in multipliers if part != denoiser}
     for component, rows in trainable.new_rows.items():
         usual = config.base.learning_rate if config.optimizer.kind == 'prodigy' else NEW_ROWS_LEARNING_RATE
         learning_rate = config.textual_inversion.learning_rate or usual
@@ -244,7 +240,7 @@ def finetune(
         placement.devices,
         settings.gradient_accumulation_steps,
     )
-    # The teacher of distillation is the UNet before training. Its weights are copied if the UNet trains as a whole.
+    # The teacher of distillation is the denoiser before training, whose weights are copied if it trains as a whole.
     frozen = {'weights': trainable.frozen}
     teacher = None
     if config.is_distilled(name):
@@ -252,16 +248,16 @@ def finetune(
         class_examples = (
             pairs.most_class_examples(batch, placement.devices, settings.gradient_accumulation_steps) if whole else None
         )
-        network = getattr(original, name).unet
-        teacher = Distillation(network.apply, class_examples)
-        if 'unet' not in trainable.frozen:
+        network = getattr(original, name).denoiser
+        teacher = Distillation(functools.partial(pipeline.family.predict, network.apply), class_examples)
+        if trainable.denoiser not in trainable.frozen:
             frozen['teacher'] = stored(network.params, compute_dtype(config.parallel.dtype))
     stage = make_stage(config, name, cascade, trainable, teacher)
     data = [{**stage_data(config, name, cascade, original, table, trainable), **feed.arrays} for table in tables]
     # Placed together, so that tables of different sizes share one copy of the frozen weights.
     placed, frozen = placement.place_state(lambda data: data, jax.tree.map(jnp.asarray, (data, frozen)))
     if teacher is not None and 'teacher' not in frozen:  # adapters leave the frozen network where it is
-        frozen['teacher'] = frozen['weights']['unet']
+        frozen['teacher'] = frozen['weights'][trainable.denoiser]
 
     # What fit calls: the loss of a step, and samples from the present weights.
     def loss(params, frozen, batch, keys):
@@ -269,9 +265,7 @@ def finetune(
 
     def finetuned(state):
         best = trainable.plain({component: state.best_params[component] for component in trainable.params})
-        if name == BASE:
-            return cascade.with_params(**best)
-        return cascade.with_params(super_resolution_unet=best['unet'])
+        return cascade.with_params(**{name: best})
 
     def sample(step, state):
         if jax.process_count() == 1:
@@ -279,7 +273,7 @@ def finetune(
                 finetuned(state), workdir / 'samples' / name / f'{step:06d}.png', f'{name}, step {step}'
             )
 
-    multipliers = lr_multipliers(config, name, trainable, learns_variance=stage.schedule.learns_variance)
+    multipliers = lr_multipliers(config, name, trainable, learns_variance=stage.process.learns_variance)
     learning_rate, tx = optimizer.from_settings(
         config.optimizer,
         settings.learning_rate,

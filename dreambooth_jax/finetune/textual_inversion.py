@@ -38,7 +38,7 @@ def with_word(cascade: Cascade, settings: TextualInversionConfig, *, dtype: Any,
         return cascade
     starts = {}
     for index, (component, network) in enumerate(cascade.base.text_encoders.items()):
-        tokenizer = Tokenizer.load(cascade.base.tokenizer_folders[component])
+        tokenizer = Tokenizer.load(cascade.base.tokenizers[component])
         starts[component] = _start(tokenizer, component, network, settings, np.random.default_rng((seed, index)))
     try:
         return with_rows(cascade, vector_names(settings.token, settings.num_vectors), starts, dtype=dtype)
@@ -52,8 +52,8 @@ def new_rows(cascade: Cascade) -> dict[str, NewRows]:
     if not added:
         return {}
     found = {}
-    for component, tokenizer in cascade.conditioning().tokenizers.items():
-        network = getattr(cascade.base, component)
+    for component, tokenizer in cascade.prompt_encoder().tokenizers.items():
+        network = cascade.base.components[component]
         found[component] = NewRows(table_layer(component, network), tokenizer.ids_of(added)[0], len(added))
     return found
 
@@ -70,7 +70,7 @@ def write_learned(cascade: Cascade, folder: Path, dtype: str = 'float32') -> Pat
     Raises:
       WeightsError: if the file cannot be written, or differs when it is read back.
     """
-    rows = {part: np.asarray(new.take(getattr(cascade.base, part).params)) for part, new in new_rows(cascade).items()}
+    rows = {part: np.asarray(new.take(cascade.base.components[part].params)) for part, new in new_rows(cascade).items()}
     if not rows:
         return None
     token = cascade.base.added_tokens[0]
@@ -91,7 +91,7 @@ def without_word(cascade: Cascade) -> Cascade:
     """
     networks = {}
     for component, rows in new_rows(cascade).items():
-        network = getattr(cascade.base, component)
+        network = cascade.base.components[component]
         name = f'{rows.layer}.embedding'
         table = np.delete(np.asarray(network.params[name]), np.s_[rows.first : rows.first + rows.count], axis=0)
         config = {**network.config, 'vocab_size': len(table)}

@@ -6,7 +6,7 @@ parameters, which `assemble` makes of the trained and the frozen ones.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,8 @@ class Trainable:
     """The networks of one stage, divided into parameters that train and parameters that are frozen.
 
     Attributes:
-      apply: component -> pure function of its full parameters, for the UNet and every text encoder that trains at all.
+      denoiser: the component that denoises.
+      apply: component -> pure function of its full parameters, for the denoiser and every text encoder that trains.
       params: component -> the parameters that the optimizer changes, on the host; not empty.
       frozen: component -> the other parameters that a step needs, with kernels in the compute dtype.
       start: component -> the network's own parameters before training, f32.
@@ -34,6 +35,7 @@ class Trainable:
       new_rows: text encoder -> the rows of its token table that train as a parameter of their own.
     """
 
+    denoiser: str
     apply: Mapping[str, Callable]
     params: Components
     frozen: Components
@@ -44,7 +46,7 @@ class Trainable:
     @property
     def trains_text(self) -> bool:
         """Whether a text encoder trains, so that prompts must be encoded at every step."""
-        return any(component != 'unet' for component in self.params)
+        return any(component != self.denoiser for component in self.params)
 
     def assemble(self, params: Components, frozen: Mapping[str, Mapping[str, Any]]) -> Components:
         """Returns the full parameters of every network that a step uses. Pure."""
@@ -79,28 +81,33 @@ def make_trainable(
         gets no adapters and stays as it is.
       new_rows: text encoder -> token-table rows that train too, whether or not `components` names that encoder.
       dtype: the dtype that the networks compute in.
-      remat: compute the UNet's activations again in the backward pass instead of keeping them.
+      remat: compute the denoiser's activations again in the backward pass instead of keeping them.
       seed: seed of the adapters' initial values.
 
     Raises:
       ConfigError: if none of these networks has a layer that a target matches.
     """
-    new_rows = dict(new_rows or {})
+    denoiser, new_rows = pipeline.family.denoiser, dict(new_rows or {})
     apply, params, frozen, start = {}, {}, {}, {}
     models = {
         component: abstract_network(
-            component, getattr(pipeline, component).config, dtype, **({'remat': remat} if component == 'unet' else {})
+            component,
+            pipeline.components[component].config,
+            dtype,
+            **({'remat': remat} if component == denoiser else {}),
         )
-        for component in dict.fromkeys(('unet', *components, *new_rows))
+        for component in dict.fromkeys((denoiser, *components, *new_rows))
     }
     targets = {}
     if settings.rank is not None:
-        targets = lora_targets(settings, {component: models[component] for component in components})
-        if not any(targets.get(component) for component in components if component != 'unet') and not new_rows:
-            models = {'unet': models['unet']}  # no text encoder trains, so prompts are encoded once, outside the step
+        trained = {component: models[component] for component in components}
+        targets = lora_targets(settings, trained, pipeline.family.lora_targets)
+        if not any(targets.get(component) for component in components if component != denoiser) and not new_rows:
+            # No text encoder trains, so prompts are encoded once, outside the step.
+            models = {denoiser: models[denoiser]}
     # A network has adapters, or trains as a whole, or is frozen; learned rows of its token table may come in addition.
     for index, (component, model) in enumerate(models.items()):
-        network = getattr(pipeline, component)
+        network = pipeline.components[component]
         adapted = bool(targets.get(component))
         whole = component in components and settings.rank is None
         apply[component], shapes = functional.split(_adapted(model, settings, targets[component]) if adapted else model)
@@ -118,7 +125,8 @@ def make_trainable(
             trained[rows.name] = np.asarray(rows.take(network.params))
         if trained:
             params[component] = trained
-    return Trainable(apply, params, frozen, start, settings if settings.rank is not None else None, new_rows)
+    adapters = settings if settings.rank is not None else None
+    return Trainable(denoiser, apply, params, frozen, start, adapters, new_rows)
 
 
 def _adapted(model, settings: LoraConfig, targets):
@@ -129,11 +137,14 @@ def _adapted(model, settings: LoraConfig, targets):
         raise ConfigError(f'config.lora: {error}') from None
 
 
-def lora_targets(settings: LoraConfig, models: Mapping[str, nnx.Module]) -> dict[str, tuple[str, ...]]:
+def lora_targets(
+    settings: LoraConfig, models: Mapping[str, nnx.Module], usual: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
     """Finds the LoRA targets that each network has. A target that no network has may be meant for another stage.
 
     Args:
       models: component -> network, for the networks that train; it may be empty.
+      usual: the family's targets, which are taken if the settings name none.
 
     Returns:
       Component -> the targets that match one of its layers.
@@ -141,7 +152,7 @@ def lora_targets(settings: LoraConfig, models: Mapping[str, nnx.Module]) -> dict
     Raises:
       ConfigError: if no target matches in any network.
     """
-    targets = settings.targets or lora.ATTENTION_PROJECTIONS
+    targets = settings.targets or usual
     try:
         found = {component: lora.matching(model, targets) for component, model in models.items()}
         if found and not any(found.values()):

@@ -137,7 +137,7 @@ def _finetuned(config: DreamBoothConfig, cascade: Cascade, stage: str, params) -
     """
     pipeline = getattr(cascade, stage)
     for component in params:
-        if getattr(pipeline, component, None) is None:
+        if component not in pipeline.components:
             raise ValueError(component)
     # In float32, like the master weights: merging adapters into kernels in the compute dtype would round the kernels.
     trainable = make_trainable(
@@ -153,14 +153,12 @@ def _finetuned(config: DreamBoothConfig, cascade: Cascade, stage: str, params) -
         if _shapes(params.get(component, {})) != _shapes(trainable.params.get(component, {})):
             raise ValueError(component)
     given = trainable.plain(params)
-    if stage != BASE:
-        given = {f'{stage}_{component}': part for component, part in given.items()}
     adapter = None
     if config.lora.rank is not None:
         own = {component: lora.separate(part)[0] for component, part in params.items()}
         own = {component: part for component, part in own.items() if part}  # new rows may train alone
         adapter = Adapter(own, config.lora.rank, config.lora.scale_alpha) if own else None
-    return cascade.with_params(**given), adapter
+    return cascade.with_params(**{stage: given}), adapter
 
 
 def _shapes(params) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,6 @@ from dreambooth_jax.config import ConfigError
 from dreambooth_jax.generation.cascade import BASE, Cascade
 from dreambooth_jax.models import lora
 from dreambooth_jax.weights.lora_files import read_lora
-from dreambooth_jax.weights.pipeline import COMPONENTS
 
 
 def with_lora(cascade: Cascade, path: str | os.PathLike, scale: float = 1.0, stage: str = BASE) -> Cascade:
@@ -27,11 +26,11 @@ def with_lora(cascade: Cascade, path: str | os.PathLike, scale: float = 1.0, sta
     pipeline = getattr(cascade, stage)
     if pipeline is None:
         raise ConfigError(f'{path} is for a {stage} stage, but {cascade.base.name} has none; leave it out')
-    adapted = COMPONENTS if stage == BASE else ('unet',)  # in the second stage only the UNet trains
-    networks = {name: network for name in adapted if name != 'vae' and (network := getattr(pipeline, name))}
+    # In the second stage only the denoiser trains.
+    networks = {pipeline.family.denoiser: pipeline.denoiser, **(pipeline.text_encoders if stage == BASE else {})}
     adapter = read_lora(path, {name: network.params for name, network in networks.items()})
     merged = {
         name: lora.merge({**networks[name].params, **params}, rank=adapter.rank, alpha=adapter.alpha, scale=scale)
         for name, params in adapter.params.items()
     }
-    return cascade.with_params(**{name if stage == BASE else f'{stage}_{name}': new for name, new in merged.items()})
+    return cascade.with_params(**{stage: merged})

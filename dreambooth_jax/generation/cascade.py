@@ -20,11 +20,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from dreambooth_jax.config import NO_MODEL, ConfigError, DreamBoothConfig
+from dreambooth_jax.families.prompts import Conditioning, PromptEncoder, take
+from dreambooth_jax.families.reading import read_pipeline, read_second_stage
 from dreambooth_jax.generation import checks, text_to_image
-from dreambooth_jax.models import vae
-from dreambooth_jax.stages.text_conditioning import Text, TextConditioning, take
 from dreambooth_jax.text.tokenize import Tokenizer
-from dreambooth_jax.weights import folders, guard, noise_schedules
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network, Pipeline, in_float32
 
@@ -58,12 +57,12 @@ class Cascade:
         `load` reads none for a pixel-space second stage that can use the text states of a pixel-space base stage.
       size: side of the base stage's images in pixels; None: the model's own. Only latent models, and models that do not
         state their size, can generate at another size.
-      clip_skip: number of last CLIP layers that the base stage skips; see TextConditioning.
+      clip_skip: number of last CLIP layers that the base stage skips; see PromptEncoder.
       programs: cache of compiled functions, which with_params hands on.
 
     Raises:
       WeightsError: if a part is missing, is meant for the other stage or does not fit it, or if a scheduler has another
-        kind of noise (weights/noise_schedules.py).
+        kind of noise (Family.process).
       ConfigError: if the model cannot sample at `size`.
     """
 
@@ -76,14 +75,14 @@ class Cascade:
 
     def __post_init__(self):
         base, second = self.base, self.super_resolution
-        checks.check_stage(base, False, base.family.networks + base.family.tokenizers)
+        checks.check_stage(base, False, base.family.networks)
         checks.check_size(base, self.size)
         if second is None:
             return
-        parts = second.family.networks + second.family.tokenizers if second.is_latent else ('unet',)
-        checks.check_stage(second, True, parts)
-        if second.text_encoder is None:
-            guard.check_second_stage(second, base)
+        needed = [name for name in second.family.networks if name not in second.family.tokenizers]
+        checks.check_stage(second, True, needed if second.family.shares_text else second.family.networks)
+        if not second.text_encoders:
+            second.family.check_shared_text(second, base)
 
     @classmethod
     def load(
@@ -114,11 +113,11 @@ class Cascade:
         """
         dtype = compute_dtype(dtype)
         options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir, 'revision': revisions[0]}
-        base = folders.read_pipeline(name, dtype=dtype, **options)
+        base = read_pipeline(name, dtype=dtype, **options)
         second = base.super_resolution_folder if super_resolution_model is None else super_resolution_model
         if second is None or str(second) == NO_MODEL:
             return cls(base, size=size, clip_skip=clip_skip)
-        second = folders.read_second_stage(second, base, dtype=dtype, revision=revisions[1])
+        second = read_second_stage(second, base, dtype=dtype, revision=revisions[1])
         return cls(base, second, size=size, clip_skip=clip_skip)
 
     @classmethod
@@ -143,8 +142,7 @@ class Cascade:
     @property
     def super_resolution_size(self) -> int:
         """Side of the second stage's images, in pixels."""
-        second = self.super_resolution
-        return self.base_size * second.latent_scale if second.is_latent else second.size
+        return self.super_resolution.family.enlarged_size(self.super_resolution, self.base_size)
 
     @property
     def factor(self) -> int:
@@ -163,33 +161,32 @@ class Cascade:
         It is 1 with latent models, because a decoder needs much memory per image; `stream` makes that one per device.
         """
         stages = (self.base, self.super_resolution)
-        return 1 if any(stage is not None and stage.is_latent for stage in stages) else _IMAGES_AT_ONCE
+        return 1 if any(stage is not None and stage.space.decoder for stage in stages) else _IMAGES_AT_ONCE
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The base stage's tokenizer."""
-        return self._tokenizer(BASE)
+        """The base stage's tokenizer, that of its first text encoder if there are several."""
+        return next(iter(self._tokenizers(BASE).values()))
 
     def with_params(
         self,
         *,
-        unet: Mapping[str, Any] | None = None,
-        text_encoder: Mapping[str, Any] | None = None,
-        text_encoder_2: Mapping[str, Any] | None = None,
-        super_resolution_unet: Mapping[str, Any] | None = None,
+        base: Mapping[str, Mapping[str, Any]] | None = None,
+        super_resolution: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> 'Cascade':
-        """Returns the same networks with other parameters. None keeps a network's own; nothing is compiled again."""
-        given = {
-            (BASE, 'unet'): unet,
-            (BASE, 'text_encoder'): text_encoder,
-            (BASE, 'text_encoder_2'): text_encoder_2,
-            (SUPER_RESOLUTION, 'unet'): super_resolution_unet,
-        }
-        given = {part: params for part, params in given.items() if params is not None}
+        """Returns the same networks with other parameters; nothing is compiled again.
+
+        Args:
+          base: component -> parameters, for the networks of the base stage that get others.
+          super_resolution: the same for the second stage.
+        """
         stages = {stage: getattr(self, stage) for stage in STAGES}
-        for (stage, component), params in given.items():
-            network = dataclasses.replace(getattr(stages[stage], component), params=params)
-            stages[stage] = dataclasses.replace(stages[stage], **{component: network})
+        given = set()
+        for stage, components in ((BASE, base or {}), (SUPER_RESOLUTION, super_resolution or {})):
+            for component, params in components.items():
+                network = dataclasses.replace(stages[stage].components[component], params=params)
+                stages[stage] = stages[stage].with_components(**{component: network})
+                given.add((stage, component))
         on_device = {part: params for part, params in self._on_device.items() if part not in given}
         return dataclasses.replace(self, **stages, _on_device=on_device)
 
@@ -200,35 +197,32 @@ class Cascade:
           text_encoders: component -> network whose token table has a row for every added token.
           added_tokens: all added tokens, as in Pipeline.
         """
-        base = dataclasses.replace(self.base, added_tokens=added_tokens, **text_encoders)
+        base = dataclasses.replace(self.base.with_components(**text_encoders), added_tokens=added_tokens)
         on_device = {part: params for part, params in self._on_device.items() if part[1] not in text_encoders}
         return dataclasses.replace(self, base=base, _on_device=on_device)
 
-    def conditioning(self, stage: str = BASE) -> TextConditioning:
-        """Returns the text conditioning of `stage`, computed in float32."""
+    def prompt_encoder(self, stage: str = BASE) -> PromptEncoder:
+        """Returns how `stage` reads prompts, computed in float32."""
         pipeline = self._reader(stage)
 
         def make():
             size = self.base_size if stage == BASE else self.super_resolution_size
-            tokenizers = {'text_encoder': self._tokenizer(stage)}
-            if pipeline.tokenizer_2_folder is not None:
-                tokenizers['text_encoder_2'] = Tokenizer.load(pipeline.tokenizer_2_folder, added=pipeline.added_tokens)
             skip = self.clip_skip if pipeline is self.base else 0
             encoders = {part: in_float32(part, network) for part, network in pipeline.text_encoders.items()}
-            reader = dataclasses.replace(pipeline, **encoders)
-            return TextConditioning.of(reader, size=size, clip_skip=skip, tokenizers=tokenizers)
+            reader = pipeline.with_components(**encoders)
+            return pipeline.family.prompt_encoder(reader, size=size, clip_skip=skip, tokenizers=self._tokenizers(stage))
 
-        return self._program(('conditioning', stage, pipeline.added_tokens), make)
+        return self._program(('prompt encoder', stage, pipeline.added_tokens), make)
 
-    def text_shapes(self, stage: str = BASE) -> Text:
+    def conditioning_shapes(self, stage: str = BASE) -> Conditioning:
         """Returns shapes and dtypes of `encode` for one prompt, without computing or placing weights on a device."""
-        conditioning, pipeline = self.conditioning(stage), self._reader(stage)
-        params = {component: getattr(pipeline, component).params for component in conditioning.encoders}
+        encoder, pipeline = self.prompt_encoder(stage), self._reader(stage)
+        params = {component: pipeline.components[component].params for component in encoder.encoders}
         shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)  # noqa: E731
-        return jax.eval_shape(conditioning, shapes(params), shapes(conditioning.tokens([''])))
+        return jax.eval_shape(encoder, shapes(params), shapes(encoder.tokens([''])))
 
-    def encode(self, prompts: Sequence[str], stage: str = BASE, size: tuple[int, int] | None = None) -> Text:
-        """Encodes N prompts for the UNet of `stage` (stages/text_conditioning.py).
+    def encode(self, prompts: Sequence[str], stage: str = BASE, size: tuple[int, int] | None = None) -> Conditioning:
+        """Encodes N prompts for the denoiser of `stage` (families/prompts.py).
 
         It always computes in float32: the result is computed once and used at every step.
 
@@ -236,14 +230,14 @@ class Cascade:
           size: (height, width) of the images in pixels; None: the stage's own.
 
         Returns:
-          The text conditioning of N prompts, on the host.
+          The conditioning of N prompts, on the host.
         """
-        conditioning = self.conditioning(stage)
+        prompt_encoder = self.prompt_encoder(stage)
         pipeline = self._reader(stage)
-        encoder = self._program(('text_encoder', stage, pipeline.added_tokens), lambda: jax.jit(conditioning))
+        encoder = self._program(('text_encoder', stage, pipeline.added_tokens), lambda: jax.jit(prompt_encoder))
         reader = BASE if pipeline is self.base else stage
-        params = {component: self._params(reader, component) for component in conditioning.encoders}
-        tokens = conditioning.tokens(prompts, size)
+        params = {component: self._params(reader, component) for component in prompt_encoder.encoders}
+        tokens = prompt_encoder.tokens(prompts, size)
         encoded = []
         for first in range(0, len(prompts), _PROMPTS_AT_ONCE):
             indices = np.minimum(np.arange(first, first + _PROMPTS_AT_ONCE), len(prompts) - 1)
@@ -252,7 +246,7 @@ class Cascade:
 
     def _reader(self, stage: str) -> Pipeline:
         # Returns the pipeline whose text encoders `stage` uses.
-        return self.base if stage == BASE or self.super_resolution.text_encoder is None else self.super_resolution
+        return self.base if stage == BASE or not self.super_resolution.text_encoders else self.super_resolution
 
     def generate(self, prompts: Sequence[str], *, num_images: int = 1, progress: bool = True, **options) -> Images:
         """Generates images of N prompts.
@@ -326,11 +320,11 @@ class Cascade:
                 super_resolution_guidance_scale or guidance_scale,
                 sampler,
             )
-            highest = noise_schedules.highest_noise_level(second)
+            highest = second.family.highest_noise_level(second)
             if not 0 <= noise_level <= highest:
                 raise ConfigError(f'noise_level is {noise_level}; it must be 0 to {highest}')
             second_text = text
-            if second.text_encoder is not None:
+            if second.text_encoders:
                 second_text = self.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
         # Every batch has the same size (the last one is padded), so that one compiled sampler serves them all.
         prompt_of, numbers = np.asarray(requests, np.int64).reshape(-1, 2).T
@@ -339,13 +333,13 @@ class Cascade:
         for examples, used in text_to_image.padded_batches(len(requests), batch_size or self.usual_batch_size, devices):
             keys = text_to_image.image_keys(seed, numbers[examples])
             keys, *words = _on_devices((keys, *_words(text, prompt_of[examples])), split=True)
-            low = self._decoded(BASE, sample_base(self._params(BASE, 'unet'), *words, keys))
+            low = self._decoded(BASE, sample_base(self._params(BASE), *words, keys))
             high = None
             if second is not None:
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, _SUPER_RESOLUTION_STREAM))(keys)
                 level = np.full(len(examples), noise_level, np.int32)
                 *words, level = _on_devices((*_words(second_text, prompt_of[examples]), level), split=True)
-                high = sample_second(self._params(SUPER_RESOLUTION, 'unet'), *words, keys, low=low, level=level)
+                high = sample_second(self._params(SUPER_RESOLUTION), *words, keys, low=low, level=level)
                 high = text_to_image.to_uint8(self._decoded(SUPER_RESOLUTION, high))[:used]
             yield range(first, first + used), Images(text_to_image.to_uint8(low)[:used], high)
             first += used
@@ -356,8 +350,8 @@ class Cascade:
         def make():
             pipeline = getattr(self, stage)
             checks.check_sampler(pipeline, steps, sampler)
-            schedule = noise_schedules.read(pipeline)
-            if pipeline.is_latent and schedule.sampling(sampler).clip_sample:
+            schedule, space = pipeline.family.process(pipeline), pipeline.space
+            if not space.bounded and schedule.sampling(sampler).clip_sample:
                 logging.warning(
                     'the scheduler of %s lets sampler %s clip latents to +-%g, as diffusers then does, which dulls '
                     'images; write "clip_sample": false into its scheduler_config.json',
@@ -365,43 +359,35 @@ class Cascade:
                     sampler,
                     schedule.sampling(sampler).clip_sample_range,
                 )
-            noising = noise_schedules.read_noising(pipeline) if stage == SUPER_RESOLUTION else None
-            # The side of what the UNet generates: latents have the side of the upscaler's low-resolution image.
+            noising = pipeline.family.noising_process(pipeline) if stage == SUPER_RESOLUTION else None
             pixels = self.base_size if stage == BASE else self.super_resolution_size
-            side = pixels // pipeline.latent_scale
+            side = pixels // space.scale
             return text_to_image.make_sampler(
-                pipeline.unet.apply,
+                functools.partial(pipeline.family.predict, pipeline.denoiser.apply),
                 schedule,
-                shape=(side, side, noise_schedules.sampled_channels(pipeline)),
+                shape=(side, side, space.channels),
                 steps=steps,
                 sampler=sampler,
                 guidance_scale=guidance_scale,
-                noising_schedule=noising,
+                noising_process=noising,
             )
 
         return self._program(('sampler', stage, steps, float(guidance_scale), sampler), make)
 
     def _decoded(self, stage: str, generated: jax.Array) -> jax.Array:
-        """Decodes what the UNet of `stage` generated: latents by the VAE; pixels are returned as they are.
-
-        Decoded images are clipped to [-1, 1], the range of the images that the second stage was trained on.
-        """
-        network = getattr(self, stage).vae
-        if network is None:
+        """Decodes what the denoiser of `stage` generated: latents by the VAE; pixels are returned as they are."""
+        space = getattr(self, stage).space
+        if space.decoder is None:
             return generated
-        scale = vae.scaling_factor(network.config)
+        compiled = self._program(('decode', stage), lambda: jax.jit(space.decode))
+        return compiled(self._params(stage, space.decoder), generated)
 
-        def decode(params, latents):
-            return jnp.clip(network.apply(params, latents / scale, method='decode'), -1.0, 1.0)
-
-        compiled = self._program(('decode', stage), lambda: jax.jit(decode))
-        return compiled(self._params(stage, 'vae'), generated)
-
-    def _tokenizer(self, stage: str) -> Tokenizer:
-        pipeline = getattr(self, stage) if getattr(self, stage).tokenizer_folder else self.base
+    def _tokenizers(self, stage: str) -> dict[str, Tokenizer]:
+        pipeline = getattr(self, stage) if getattr(self, stage).tokenizers else self.base
         added = pipeline.added_tokens
         return self._program(
-            ('tokenizer', stage, added), lambda: Tokenizer.load(pipeline.tokenizer_folder, added=added)
+            ('tokenizers', stage, added),
+            lambda: {text: Tokenizer.load(folder, added=added) for text, folder in pipeline.tokenizers.items()},
         )
 
     def _program(self, key, make):
@@ -409,10 +395,12 @@ class Cascade:
             self.programs[key] = make()
         return self.programs[key]
 
-    def _params(self, stage: str, component: str):
-        part = (stage, component)
+    def _params(self, stage: str, component: str | None = None):
+        # The parameters of a component on the devices; None: of the denoiser.
+        pipeline = getattr(self, stage)
+        part = (stage, component or pipeline.family.denoiser)
         if part not in self._on_device:
-            self._on_device[part] = _on_devices(getattr(getattr(self, stage), component).params)
+            self._on_device[part] = _on_devices(pipeline.components[part[1]].params)
         return self._on_device[part]
 
 
@@ -423,7 +411,7 @@ def compute_dtype(dtype: Any = 'auto'):
     return jnp.dtype(dtype)
 
 
-def _words(text: Text, prompt_of: np.ndarray) -> tuple[Text, Text]:
+def _words(text: Conditioning, prompt_of: np.ndarray) -> tuple[Conditioning, Conditioning]:
     # Text and negative text of some examples. The first prompt in `text` is the negative prompt.
     return take(text, 1 + prompt_of), take(text, np.zeros_like(prompt_of))
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.diffusion.scheduler_files import SchedulerFileError
-from dreambooth_jax.weights import noise_schedules
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline
 
@@ -17,7 +16,7 @@ def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
       ConfigError: if it does not.
       WeightsError: if the scheduler does not fit the model.
     """
-    schedule = noise_schedules.read(pipeline)
+    schedule = pipeline.family.process(pipeline)
     try:
         samplers.step_table(schedule, sampler, steps)
     except ValueError as error:
@@ -25,12 +24,12 @@ def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
         raise ConfigError(f'{prefix}{error}') from None
 
 
-def check_stage(pipeline: Pipeline, is_super_resolution: bool, parts: Sequence[str]) -> None:
+def check_stage(pipeline: Pipeline, is_super_resolution: bool, networks: Sequence[str]) -> None:
     """Checks that a pipeline is complete and belongs to the stage that it was given for.
 
     Args:
       is_super_resolution: whether it was given as the second stage.
-      parts: names of the networks and tokenizers that it needs.
+      networks: those that it needs; its text encoders among them need their tokenizers too.
 
     Raises:
       WeightsError: if it is of the other stage, lacks a part, or its schedule does not fit.
@@ -42,12 +41,14 @@ def check_stage(pipeline: Pipeline, is_super_resolution: bool, parts: Sequence[s
             f'{settings[is_super_resolution]} must be a {kinds[is_super_resolution]} stage; this one can be given as '
             f'{settings[not is_super_resolution]}.'
         )
-    for part in parts:
-        if getattr(pipeline, f'{part}_folder' if part.startswith('tokenizer') else part) is None:
-            raise WeightsError(f'{pipeline.name} has no {part}; give a complete pipeline.')
-    noise_schedules.read(pipeline)
+    tokenizers = {text: name for text, name in pipeline.family.tokenizers.items() if text in networks}
+    absent = [name for name in networks if name not in pipeline.components]
+    absent += [name for text, name in tokenizers.items() if text not in pipeline.tokenizers]
+    if absent:
+        raise WeightsError(f'{pipeline.name} has no {absent[0]}; give a complete pipeline.')
+    pipeline.family.process(pipeline)
     if is_super_resolution:
-        noise_schedules.read_noising(pipeline)
+        pipeline.family.noising_process(pipeline)
 
 
 def check_size(pipeline: Pipeline, size: int | None) -> None:
@@ -61,7 +62,7 @@ def check_size(pipeline: Pipeline, size: int | None) -> None:
     """
     if size is None or size == pipeline.native_size:
         return
-    if not pipeline.is_latent and pipeline.native_size is not None:
+    if pipeline.family.fixed_size and pipeline.native_size is not None:
         raise ConfigError(
             f'config.data.resolution is {size} but the base stage of {pipeline.name} generates at {pipeline.size}; '
             'leave it None'

@@ -83,7 +83,7 @@ def with_rows(cascade: Cascade, tokens: Sequence[str], rows: Mapping[str, np.nda
     """
     base, networks = cascade.base, {}
     for component, network in base.text_encoders.items():
-        tokenizer = Tokenizer.load(base.tokenizer_folders[component], added=base.added_tokens)
+        tokenizer = Tokenizer.load(base.tokenizers[component], added=base.added_tokens)
         first = tokenizer.add_tokens(tokens)[0]
         networks[component] = _enlarged(component, network, first, rows[component], tokenizer, dtype)
     return cascade.with_tokens(networks, (*base.added_tokens, *tokens))

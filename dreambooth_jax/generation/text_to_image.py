@@ -1,4 +1,4 @@
-"""The compiled sampler of one stage: a UNet with classifier-free guidance.
+"""The compiled sampler of one stage: a denoiser with classifier-free guidance.
 
 An image depends only on the weights, the prompt, the seed and its image number: every example has its own key, so the
 batch size and the other examples do not matter.
@@ -13,7 +13,7 @@ import numpy as np
 
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.diffusion import guidance, samplers, schedules
-from dreambooth_jax.stages.super_resolution import conditioning
+from dreambooth_jax.losses.super_resolution import noisy_low_image
 
 
 def image_keys(seed: int, numbers) -> jax.Array:
@@ -22,29 +22,29 @@ def image_keys(seed: int, numbers) -> jax.Array:
 
 
 def make_sampler(
-    unet: Callable,
+    predict: Callable,
     schedule: schedules.Schedule,
     *,
     shape: tuple[int, int, int],
     steps: int,
     guidance_scale: float,
     sampler: str,
-    noising_schedule: schedules.Schedule | None = None,
+    noising_process: schedules.Schedule | None = None,
 ) -> Callable[..., jax.Array]:
     """Makes a compiled sampler.
 
     Args:
-      unet: function (params, x, t, class_labels=, **text) -> prediction.
+      predict: function (params, x_t, t, conditioning) -> prediction (families/family.py).
       schedule: the noise schedule of the stage.
       shape: (H, W, C) of one generated image or latent.
       steps: denoising steps.
-      guidance_scale: 1: no guidance, one pass of the UNet per step. Above 1: the UNet also runs on the negative prompt.
+      guidance_scale: 1: no guidance, one pass of the denoiser per step. Above 1: it also runs on the negative prompt.
       sampler: name of the sampler, as in samplers.sample.
-      noising_schedule: schedule of the noise augmentation, for a super-resolution stage; None for a base stage.
+      noising_process: schedule of the noise augmentation, for a super-resolution stage; None for a base stage.
 
     Returns:
       A function (params, text, negative, keys, low=None, level=None) -> f32[B, H, W, C], images in [-1, 1] or latents.
-      `text` and `negative` are the conditioning of B prompts (stages/text_conditioning.py), `keys` has shape [B]. A
+      `text` and `negative` are the conditioning of B prompts (families/prompts.py), `keys` has shape [B]. A
       super-resolution stage also needs `low` f32[B, h, w, C] in [-1, 1] and `level` i32[B], in timesteps.
     """
     guided = guidance_scale != 1.0
@@ -57,16 +57,20 @@ def make_sampler(
         # With guidance, every pass has 2 B examples: those with the prompt, then the same with the negative prompt.
         if guided:
             text = jax.tree.map(lambda *both: jnp.concatenate(both), text, negative)
-        condition, options = None, text
-        if noising_schedule is not None:
-            condition = conditioning(low, shape[0], noising_schedule, level, augment_keys)
-            options = {**text, 'class_labels': jnp.concatenate([level, level]) if guided else level}
+        conditioning = text
+        if noising_process is not None:
+            seen = {
+                'low_image': noisy_low_image(low, shape[0], noising_process, level, augment_keys),
+                'noise_level': level,
+            }
+            if guided:
+                seen = jax.tree.map(lambda array: jnp.concatenate([array, array]), seen)
+            conditioning = {**text, **seen}
 
         def denoise(x_t, t):
-            inputs = x_t if condition is None else jnp.concatenate([x_t, condition], axis=-1)
             if guided:
-                inputs, t = jnp.concatenate([inputs, inputs]), jnp.concatenate([t, t])
-            answer = unet(params, inputs, t, **options)
+                x_t, t = jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t])
+            answer = predict(params, x_t, t, conditioning)
             if not guided:
                 return answer
             return guidance.classifier_free_guidance(

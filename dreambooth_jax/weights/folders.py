@@ -8,9 +8,9 @@
     super_resolution/                         our addition: the second stage, which is a pipeline folder itself
 
 A folder is read from this machine, from the hub or from the installed package; hub.py finds it by the model's name. The
-supported families and their parts are in pipeline.py, and guard.py refuses all other models. PyTorch's diffusers opens
-the folders that this package writes, and this package opens those of diffusers. A safety checker or watermarker is not
-read, and is written as absent.
+families that may be found there are given by the caller, and guard.py refuses all other models. PyTorch's diffusers
+opens the folders that this package writes, and this package opens those of diffusers. A safety checker or watermarker
+is not read, and is written as absent.
 """
 
 import dataclasses
@@ -29,12 +29,9 @@ from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import files, guard, hub, single_file
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import (
-    CLASS_NAMES,
-    COMPONENTS,
     DIFFUSERS_VERSION,
-    FAMILIES,
     SUPER_RESOLUTION,
-    TEXT_ENCODERS,
+    Layout,
     Network,
     Pipeline,
     abstract_network,
@@ -49,8 +46,9 @@ _SCHEDULER_FILE = 'scheduler_config.json'
 def read_pipeline(
     name: str | os.PathLike,
     *,
+    families: Sequence[Layout],
     dtype=jnp.float32,
-    components: Sequence[str] = COMPONENTS,
+    components: Sequence[str] | None = None,
     prediction_type: str | None = None,
     tokenizer_dir: str | os.PathLike | None = None,
     revision: str | None = None,
@@ -61,82 +59,105 @@ def read_pipeline(
       name: 'storybook', a pipeline folder, the folder of a training run (its model/ is read), a .safetensors file of a
         whole model (single_file.py), or a hub id 'owner/model'. A hub model is downloaded once, and only the JSON,
         tokenizer and safetensors files of the wanted components.
+      families: those that may be found.
       dtype: compute dtype of the networks. Parameters are f32, whatever dtype the files store.
-      components: the networks to read, a subset of COMPONENTS. The other networks are not downloaded and are None.
+      components: the networks to read; None: all. The other networks are not downloaded and are left out.
       prediction_type: 'epsilon' or 'v_prediction'; it overrides what the model says. SD 2.x files may not say it.
       tokenizer_dir: only for a single file, which holds no tokenizer; see tokenizer_folders.py.
       revision: branch, tag or commit of a hub model; None means its main branch.
     Raises: WeightsError, one sentence, followed by one line for each tensor that does not fit.
     """
-    unknown = [component for component in components if component not in COMPONENTS]
+    known = _networks(families)
+    components = known if components is None else tuple(components)
+    unknown = [component for component in components if component not in known]
     if unknown:
-        raise WeightsError(f'components holds {unknown[0]!r}; it may hold {COMPONENTS}.')
-    found = hub.find(name, folders=hub.COMMON_FOLDERS + tuple(components), revision=revision)
+        raise WeightsError(f'components holds {unknown[0]!r}; it may hold {known}.')
+    found = hub.find(name, folders=_common_folders(families) + components, revision=revision)
     if found.is_file():
-        options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir}
+        options = {'families': families, 'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir}
         return single_file.read_pipeline(found, dtype=dtype, components=components, **options)
     if tokenizer_dir is not None:
         raise WeightsError(
             f'tokenizer_dir is {str(tokenizer_dir)!r} but {found} is a folder, which holds its own; leave it out.'
         )
-    pipeline = _read_folder(found, dtype, components)
+    pipeline = _read_folder(found, families, dtype, components)
     if prediction_type is None:
         return pipeline
     return dataclasses.replace(pipeline, scheduler={**pipeline.scheduler, 'prediction_type': prediction_type})
 
 
+def _networks(families: Sequence[Layout]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(component for family in families for component in family.networks))
+
+
+def _common_folders(families: Sequence[Layout]) -> tuple[str, ...]:
+    """Returns the folders besides those of networks that a model of these families may have."""
+    tokenizers = [name for family in families for name in family.tokenizers.values()]
+    schedules = ['scheduler', *(family.noising for family in families if family.noising)]
+    return tuple(dict.fromkeys(tokenizers + schedules))
+
+
 def read_second_stage(
-    name: str | os.PathLike, base: Pipeline, *, dtype=jnp.float32, revision: str | None = None
+    name: str | os.PathLike,
+    base: Pipeline,
+    *,
+    families: Sequence[Layout],
+    dtype=jnp.float32,
+    revision: str | None = None,
 ) -> Pipeline:
     """Reads a super-resolution stage that enlarges the images that `base` generates.
 
-    Its text encoders are not read if it uses the text states of the base stage (guard.shares_text).
+    Its text encoders are not read if it uses the text states of the base stage (Family.can_share_text).
 
     Args:
       name: the model, as in read_pipeline.
       base: the base stage with all its networks.
+      families: those that may be found.
       dtype: compute dtype, as in read_pipeline.
       revision: as in read_pipeline.
     Raises: WeightsError, as read_pipeline does.
     """
-    second = read_pipeline(name, dtype=dtype, components=('unet', 'vae'), revision=revision)
-    if second.unet is None or guard.shares_text(second, base):
-        return dataclasses.replace(second, tokenizer_folder=None)
-    text = read_pipeline(name, dtype=dtype, components=TEXT_ENCODERS, revision=revision)
-    return dataclasses.replace(second, **text.text_encoders)
+    options = {'families': families, 'dtype': dtype, 'revision': revision}
+    texts = [component for family in families for component in family.tokenizers]
+    others = [component for component in _networks(families) if component not in texts]
+    second = read_pipeline(name, components=others, **options)
+    if second.denoiser is None or second.family.can_share_text(second, base):
+        return dataclasses.replace(second, tokenizers={})
+    text = read_pipeline(name, components=list(dict.fromkeys(texts)), **options)
+    return second.with_components(**text.text_encoders)
 
 
-def _read_folder(folder: Path, dtype, components: Sequence[str]) -> Pipeline:
-    index = guard.checked_index(_read_json(folder / 'model_index.json'), str(folder / 'model_index.json'))
-    class_name = index['_class_name']
-    family = FAMILIES[class_name]
+def _read_folder(folder: Path, families: Sequence[Layout], dtype, components: Sequence[str]) -> Pipeline:
+    index, family = guard.checked_index(
+        _read_json(folder / 'model_index.json'), str(folder / 'model_index.json'), families
+    )
     # Configurations and schedules are checked before any weights are read, so that errors appear at once.
-    asked = [component for component in components if component in family.networks and guard.holds(index, component)]
+    asked = [component for component in family.networks if component in components and guard.holds(index, component)]
     configs = {component: _read_config(folder / component, component, index[component][1]) for component in asked}
-    guard.check_networks(class_name, configs, str(folder))
+    guard.check_networks(family, configs, str(folder))
     names = {'scheduler': 'scheduler'} | ({'image_noising_scheduler': family.noising} if family.noising else {})
     schedules = {entry: _read_json(folder / name / _SCHEDULER_FILE) for entry, name in names.items()}
-    if 'unet' in asked:
+    if family.denoiser in asked:
         for entry, name in names.items():
             guard.check_schedule(schedules[entry], str(folder / name / _SCHEDULER_FILE))
     tokenizers = {}
-    for tokenizer in family.tokenizers:
+    for component, tokenizer in family.tokenizers.items():
         if guard.holds(index, tokenizer):
             if not (folder / tokenizer).is_dir():
                 missing = f'{folder / tokenizer} is missing although model_index.json names it'
                 raise WeightsError(f'{missing}; complete the folder.')
-            tokenizers[f'{tokenizer}_folder'] = folder / tokenizer
+            tokenizers[component] = folder / tokenizer
     # Weights come last, because reading them takes longest.
     networks = {
         component: _read_network(folder / component, component, config, dtype) for component, config in configs.items()
     }
     return Pipeline(
-        class_name=class_name,
+        family=family,
+        components=networks,
+        tokenizers=tokenizers,
         options={name: index[name] for name in family.options if name in index},
         folder=folder,
         **schedules,
-        **networks,
-        **tokenizers,
     )
 
 
@@ -145,7 +166,7 @@ def _read_config(folder: Path, component: str, class_name: str) -> Mapping[str, 
 
     Args:
       folder: the folder of the network.
-      component: one of COMPONENTS.
+      component: name of the network.
       class_name: the class of the network according to model_index.json.
     Raises: WeightsError if the file is missing or damaged, or if the configuration is not supported.
     """
@@ -192,7 +213,7 @@ def write_pipeline(
     unless a new one is given.
 
     Args:
-      pipeline: a pipeline with a UNet. Its text encoders and tokenizers may be None and are then written as absent.
+      pipeline: a pipeline with a denoiser. Text encoders and tokenizers may be missing and are then written as absent.
       folder: the path of the pipeline folder.
       super_resolution: the second stage, which is written into super_resolution/.
       dtype: dtype of the stored weights: 'float32', 'float16' or 'bfloat16'.
@@ -243,12 +264,11 @@ def _put_in_place(new: Path, folder: Path) -> None:
 
 
 def _write_stage(pipeline: Pipeline, folder: Path, *, dtype: str, max_shard_bytes: int) -> None:
-    if pipeline.class_name not in CLASS_NAMES:
-        raise WeightsError(f'class_name is {pipeline.class_name!r}; it must be one of {CLASS_NAMES}.')
     family = pipeline.family
-    networks = {component: getattr(pipeline, component) for component in family.networks}
-    if networks['unet'] is None:
-        raise WeightsError('a pipeline without a unet cannot be written; read it with the component unet.')
+    if pipeline.denoiser is None:
+        raise WeightsError(
+            f'a pipeline without a {family.denoiser} cannot be written; read it with the component {family.denoiser}.'
+        )
     schedulers = {'scheduler': pipeline.scheduler}
     if family.noising:
         if pipeline.image_noising_scheduler is None:
@@ -258,23 +278,22 @@ def _write_stage(pipeline: Pipeline, folder: Path, *, dtype: str, max_shard_byte
     index: dict[str, Any] = {
         '_class_name': pipeline.class_name,
         '_diffusers_version': DIFFUSERS_VERSION,
-        **{component: [None, None] for component in (*family.absent, *family.networks, *family.tokenizers)},
+        **{component: [None, None] for component in (*family.absent, *family.networks, *family.tokenizers.values())},
         **family.options,
         **pipeline.options,
     }
     if 'requires_safety_checker' in index:
         index['requires_safety_checker'] = False  # the folder holds no safety checker
-    for component, network in networks.items():
-        if network is not None:
-            kind = kind_of(component, network.config)
-            index[component] = [kind.library, kind.class_name]
-            _write_network(network, component, folder / component, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    for component, network in pipeline.components.items():
+        kind = kind_of(component, network.config)
+        index[component] = [kind.library, kind.class_name]
+        _write_network(network, component, folder / component, dtype=dtype, max_shard_bytes=max_shard_bytes)
     for component, config in schedulers.items():
         config = {'_class_name': 'DDPMScheduler', '_diffusers_version': DIFFUSERS_VERSION, **config}
         index[component] = ['diffusers', config['_class_name']]
         _write_json(folder / component / _SCHEDULER_FILE, config)
-    for tokenizer in family.tokenizers:
-        source = getattr(pipeline, f'{tokenizer}_folder')
+    for component, tokenizer in family.tokenizers.items():
+        source = pipeline.tokenizers.get(component)
         if source is not None:
             index[tokenizer] = ['transformers', _tokenizer_class(Path(source))]
             (folder / tokenizer).mkdir()

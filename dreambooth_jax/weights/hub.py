@@ -8,11 +8,10 @@ from pathlib import Path
 from dreambooth_jax.storybook import storybook_folder
 from dreambooth_jax.weights import files
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.pipeline import SUPER_RESOLUTION, TOKENIZERS
+from dreambooth_jax.weights.pipeline import SUPER_RESOLUTION
 
 STORYBOOK = 'storybook'
 RUN_MODEL = 'model'  # the exported pipeline inside the folder of a training run
-COMMON_FOLDERS = (*TOKENIZERS, 'scheduler', 'image_noising_scheduler', 'low_res_scheduler')
 TOKENIZER_SUFFIXES = ('.json', '.model', '.txt')
 _COMMIT = re.compile('[0-9a-f]{40}')
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
@@ -88,7 +87,7 @@ def _in_folder(path: Path) -> Path:
 
 def _patterns(folders: Sequence[str], variants: bool) -> tuple[list[str], list[str]]:
     suffixes = {folder: ('.json', '.safetensors') for folder in folders}
-    suffixes |= {tokenizer: TOKENIZER_SUFFIXES for tokenizer in TOKENIZERS if tokenizer in folders}
+    suffixes |= {folder: TOKENIZER_SUFFIXES for folder in folders if folder.startswith('tokenizer')}
     allowed = ['model_index.json'] + [f'{folder}/*{s}' for folder, ends in suffixes.items() for s in ends]
     allowed += [f'{SUPER_RESOLUTION}/{pattern}' for pattern in allowed]
     # Repositories hold every network again as fp16 and in other variants, which would double the download for nothing.

@@ -16,8 +16,8 @@ def identity(pipeline: Pipeline) -> dict[str, str]:
     Returns: {'weights': ..., 'scheduler': ...} and, if the stage has tokenizers, 'tokenizer': sha256, hexadecimal.
     """
     found = {'weights': pipeline.weights_hash, 'scheduler': scheduler_hash(pipeline)}
-    if pipeline.tokenizer_folders:
-        found['tokenizer'] = _folders_hash(list(pipeline.tokenizer_folders.values()))
+    if pipeline.tokenizers:
+        found['tokenizer'] = _folders_hash(list(pipeline.tokenizers.values()))
     return found
 
 

@@ -1,7 +1,8 @@
 """The parts of a text-to-image pipeline: its family, its networks, its tokenizers and its noise schedules.
 
-A family is a pipeline class of diffusers. FAMILIES says which parts each family must have and how a folder names them.
-folders.py reads and writes folders.
+A family is a class of pipelines, such as Stable Diffusion. Here it is only what the parts of a pipeline are called
+(Layout), which is all that reading and writing files need; the families themselves are in families/. KINDS says how
+the networks of each class are built and stored. folders.py reads and writes folders.
 """
 
 import dataclasses
@@ -28,72 +29,33 @@ SUPER_RESOLUTION = 'super_resolution'  # folder of the second stage inside the f
 DIFFUSERS_VERSION = '0.42.1'  # the version whose layout is written and tested
 
 
-class Family(NamedTuple):
-    """A class of pipelines.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Layout:
+    """What a folder of one class of pipelines holds.
 
     Attributes:
+      class_name: the pipeline class of diffusers, which model_index.json names.
       title: its common name.
-      is_super_resolution: whether it enlarges a low-resolution image (a second stage); otherwise it starts from noise.
       networks: the components with weights that it needs.
-      tokenizers: names of its tokenizer folders.
+      denoiser: which of them denoises.
+      tokenizers: {text encoder: name of its tokenizer's folder}, in the order in which their states are joined.
+      is_super_resolution: whether it enlarges a low-resolution image (a second stage); otherwise it starts from noise.
       noising: folder of the schedule of the noise on the low-resolution image, or None.
       options: further entries of model_index.json that have an effect, with diffusers' defaults.
       absent: components that are written as absent.
+      also_saved_as: other pipeline classes that hold the same networks and are read as this one.
     """
 
+    class_name: str
     title: str
-    is_super_resolution: bool
     networks: tuple[str, ...]
-    tokenizers: tuple[str, ...]
-    noising: str | None
-    options: Mapping[str, Any]
-    absent: tuple[str, ...]
-
-
-_CHECKER = ('safety_checker', 'feature_extractor')
-_IF = {
-    'networks': ('unet', 'text_encoder'),
-    'tokenizers': ('tokenizer',),
-    'options': {'requires_safety_checker': False},
-    'absent': (*_CHECKER, 'watermarker'),
-}
-FAMILIES = {
-    'IFPipeline': Family(title='DeepFloyd IF', is_super_resolution=False, noising=None, **_IF),
-    'IFSuperResolutionPipeline': Family(
-        title="DeepFloyd IF's second stage", is_super_resolution=True, noising='image_noising_scheduler', **_IF
-    ),
-    'StableDiffusionPipeline': Family(
-        title='Stable Diffusion',
-        is_super_resolution=False,
-        networks=('unet', 'vae', 'text_encoder'),
-        tokenizers=('tokenizer',),
-        noising=None,
-        options={'requires_safety_checker': False},
-        absent=(*_CHECKER, 'image_encoder'),
-    ),
-    'StableDiffusionXLPipeline': Family(
-        title='Stable Diffusion XL',
-        is_super_resolution=False,
-        networks=('unet', 'vae', 'text_encoder', 'text_encoder_2'),
-        tokenizers=('tokenizer', 'tokenizer_2'),
-        noising=None,
-        options={'force_zeros_for_empty_prompt': True},
-        absent=('image_encoder', 'feature_extractor'),
-    ),
-    'StableDiffusionUpscalePipeline': Family(
-        title='the Stable Diffusion x4 upscaler',
-        is_super_resolution=True,
-        networks=('unet', 'vae', 'text_encoder'),
-        tokenizers=('tokenizer',),
-        noising='low_res_scheduler',
-        options={'max_noise_level': 350},
-        absent=(*_CHECKER, 'watermarker'),
-    ),
-}
-CLASS_NAMES = tuple(FAMILIES)
-COMPONENTS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
-TEXT_ENCODERS = ('text_encoder', 'text_encoder_2')
-TOKENIZERS = ('tokenizer', 'tokenizer_2')
+    denoiser: str
+    tokenizers: Mapping[str, str]
+    is_super_resolution: bool = False
+    noising: str | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    also_saved_as: tuple[str, ...] = ()
 
 
 class Kind(NamedTuple):
@@ -137,6 +99,7 @@ KINDS = {
         ),
     )
 }
+# Components whose class follows from their name; the class of a text encoder is read from its configuration.
 _OF_COMPONENT = {'unet': 'UNet2DConditionModel', 'vae': 'AutoencoderKL'}
 _WITH_CLIP = ('clip', 'clip_text_model')
 
@@ -161,33 +124,29 @@ class Pipeline:
     """One stage of a text-to-image model, as a folder holds it.
 
     Attributes:
-      class_name: one of CLASS_NAMES.
+      family: what it consists of and, if families/ knows it, everything else that only its family knows.
       scheduler: contents of scheduler_config.json.
-      unet, vae, text_encoder, text_encoder_2: the networks; None if the stage has none or it was not read.
-      tokenizer_folder, tokenizer_2_folder: folders for text.tokenize.Tokenizer.load; None if there is none.
+      components: {name: network} of the networks that were read, in the order of family.networks.
+      tokenizers: {text encoder: folder for text.tokenize.Tokenizer.load} of the tokenizers that there are.
       added_tokens: tokens of textual inversions, which the text encoders know in addition to those in the folders.
       image_noising_scheduler: schedule of the noise on the low-resolution image; only for super-resolution stages.
-      options: the entries of model_index.json that Family.options names; missing ones have diffusers' defaults.
+      options: the entries of model_index.json that Layout.options names; missing ones have diffusers' defaults.
       folder: the folder or the single file that it was read from; None if it was not read.
     """
 
-    class_name: str
+    family: Layout
     scheduler: Mapping[str, Any]
-    unet: Network | None = None
-    vae: Network | None = None
-    text_encoder: Network | None = None
-    text_encoder_2: Network | None = None
-    tokenizer_folder: Path | None = None
-    tokenizer_2_folder: Path | None = None
+    components: Mapping[str, Network] = dataclasses.field(default_factory=dict)
+    tokenizers: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     added_tokens: tuple[str, ...] = ()
     image_noising_scheduler: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     folder: Path | None = None
 
     @property
-    def family(self) -> Family:
-        """The family of the pipeline's class."""
-        return FAMILIES[self.class_name]
+    def class_name(self) -> str:
+        """The pipeline class of diffusers."""
+        return self.family.class_name
 
     @property
     def name(self) -> str:
@@ -195,37 +154,24 @@ class Pipeline:
         return str(self.folder or f'this {self.class_name}')
 
     @property
+    def denoiser(self) -> Network | None:
+        """The network that denoises; None if it was not read."""
+        return self.components.get(self.family.denoiser)
+
+    @property
     def text_encoders(self) -> dict[str, Network]:
         """{component: network} of the text encoders that were read, in the order in which their states are joined."""
-        found = {component: getattr(self, component) for component in TEXT_ENCODERS}
-        return {component: network for component, network in found.items() if network is not None}
+        return {name: self.components[name] for name in self.family.tokenizers if name in self.components}
 
-    @property
-    def tokenizer_folders(self) -> dict[str, Path]:
-        """{text encoder component: folder of its tokenizer}."""
-        found = zip(TEXT_ENCODERS, (self.tokenizer_folder, self.tokenizer_2_folder), strict=True)
-        return {component: folder for component, folder in found if folder is not None}
-
-    @property
-    def is_latent(self) -> bool:
-        """Whether the UNet works on the latents of a VAE rather than on pixels."""
-        return 'vae' in self.family.networks
-
-    @property
-    def latent_scale(self) -> int:
-        """Side of an image divided by the side of the UNet's input.
-
-        It is 8 for Stable Diffusion, 4 for the x4 upscaler and 1 for pipelines that work on pixels.
-
-        Source: vae_scale_factor of diffusers' pipelines.
-        """
-        return vae.size_divisor(self.vae.config) if self.vae else 1
+    @functools.cached_property
+    def space(self) -> Any:
+        """What the denoiser works on, pixels or latents (families/image_space.py)."""
+        return self.family.space(self)
 
     @property
     def native_size(self) -> int | None:
         """Side in pixels of the square images that the model is made for; None if it does not say or has no square."""
-        height, width = unet_config.sides(self.unet.config)
-        return None if height is None or height != width else height * self.latent_scale
+        return None if self.space.side is None else self.space.side * self.space.scale
 
     @property
     def size(self) -> int:
@@ -234,7 +180,7 @@ class Pipeline:
         Raises: WeightsError, one sentence, if the model does not say it.
         """
         if self.native_size is None:
-            found = self.unet_value('sample_size')
+            found = self.denoiser.config.get('sample_size')
             says = f'are no squares (its sample_size is {found})' if found else 'have a size that it does not say'
             settings = 'config.data.resolution (sample: --resolution)'
             do = (
@@ -247,8 +193,8 @@ class Pipeline:
 
     @property
     def size_divisor(self) -> int:
-        """The height and width of images must be multiples of this many pixels, so that the UNet can halve them."""
-        return self.latent_scale * 2 ** (len(self.unet_value('block_out_channels')) - 1)
+        """The height and width of images must be multiples of this many pixels, so that the denoiser can halve them."""
+        return self.space.scale * 2**self.space.halvings
 
     @property
     def super_resolution_folder(self) -> Path | None:
@@ -260,28 +206,30 @@ class Pipeline:
     def weights_hash(self) -> str:
         """sha256 of the names, shapes and f32 values of all networks; it takes about a second for 1 to 2 GB."""
         found = hashlib.sha256()
-        for component in COMPONENTS:
-            network = getattr(self, component)
+        for component in self.family.networks:
+            network = self.components.get(component)
             for name in sorted(network.params) if network else ():
                 value = np.ascontiguousarray(network.params[name], np.float32)
                 found.update(f'{component}.{name} {value.shape}'.encode())
                 found.update(value.data)
         return found.hexdigest()
 
-    def unet_value(self, key: str) -> Any:
-        """Returns an entry of the UNet's config.json, or diffusers' default."""
-        return self.unet.config.get(key, unet_config.DEFAULTS[key])
-
     def option(self, name: str) -> Any:
         """Returns an entry of model_index.json, or diffusers' default."""
         return self.options.get(name, self.family.options[name])
+
+    def with_components(self, **networks: Network | None) -> 'Pipeline':
+        """Returns the pipeline with other networks, {component: network}; None takes a network out."""
+        merged = {**self.components, **networks}
+        ordered = {name: merged[name] for name in self.family.networks if merged.get(name) is not None}
+        return dataclasses.replace(self, components=ordered)
 
 
 def kind_of(component: str, config: Mapping[str, Any]) -> Kind:
     """Finds out which class of networks a component's config.json describes.
 
     Args:
-      component: one of COMPONENTS.
+      component: name of the component, such as 'unet' or 'text_encoder'.
       config: contents of the file.
     Raises: ValueError, one sentence, if the class is not supported for this component, such as a text encoder that is
       neither a T5 nor a CLIP, or if the weights are quantised.
@@ -312,7 +260,7 @@ def abstract_network(component: str, config: Mapping[str, Any], dtype=jnp.float3
     The result is cached and shared, so it must not be changed.
 
     Args:
-      component: one of COMPONENTS.
+      component: name of the component.
       config: contents of its config.json.
       dtype: compute dtype; parameters are f32.
       **options: further arguments of the constructor.
@@ -336,7 +284,7 @@ def filled_network(
 
     Args:
       model: result of abstract_network for the same component and configuration.
-      component: one of COMPONENTS.
+      component: name of the component.
       config: contents of its config.json.
       tensors: {name in a checkpoint of diffusers or transformers: array}.
       source: name of the checkpoint for an error.

@@ -27,8 +27,7 @@ from dreambooth_jax.weights import (
 )
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import (
-    COMPONENTS,
-    FAMILIES,
+    Layout,
     Pipeline,
     abstract_network,
     filled_network,
@@ -55,8 +54,9 @@ class SingleFile(NamedTuple):
 def read_pipeline(
     path: str | os.PathLike,
     *,
+    families: Sequence[Layout],
     dtype=jnp.float32,
-    components: Sequence[str] = COMPONENTS,
+    components: Sequence[str] | None = None,
     prediction_type: str | None = None,
     tokenizer_dir: str | os.PathLike | None = None,
 ) -> Pipeline:
@@ -64,16 +64,17 @@ def read_pipeline(
 
     Args:
       path: the file.
+      families: those that may be found.
       dtype: compute dtype of the networks; parameters are f32.
-      components: the networks to read, a subset of COMPONENTS.
+      components: the networks to read; None: all.
       prediction_type: as in read_single_file.
       tokenizer_dir: folder that holds tokenizer/; see `given` of tokenizer_folders.find.
     Raises: WeightsError, as read_single_file does, or if there is no tokenizer; TokenizerError if it is unreadable.
     """
     path = Path(path)
-    found = read_single_file(path, prediction_type=prediction_type, components=components)
+    found = read_single_file(path, families=families, prediction_type=prediction_type, components=components)
     index = found.configs['model_index']
-    family = FAMILIES[index['_class_name']]
+    family = _family_of(index, families)
     networks = {}
     for component, tensors in found.components.items():
         config = found.configs[component]
@@ -84,14 +85,18 @@ def read_pipeline(
         networks[component] = filled_network(model, component, config, tensors, str(path))
     tokenizers = tokenizer_folders.find(path, found.family, tokenizer_dir)
     return Pipeline(
-        class_name=index['_class_name'],
+        family=family,
+        components=networks,
+        tokenizers={component: tokenizers[name] for component, name in family.tokenizers.items()},
         scheduler=found.configs['scheduler'],
         image_noising_scheduler=found.configs[family.noising] if family.noising else None,
         options={name: index[name] for name in family.options if name in index},
         folder=path,
-        **networks,
-        **{f'{name}_folder': folder for name, folder in tokenizers.items()},
     )
+
+
+def _family_of(index: Mapping[str, Any], families: Sequence[Layout]) -> Layout:
+    return next(family for family in families if family.class_name == index['_class_name'])
 
 
 def write_pipeline(
@@ -107,9 +112,9 @@ def write_pipeline(
     Returns: the path of the file.
     Raises: WeightsError as write_single_file does, and if the pipeline is incomplete or its family has no such layout.
     """
-    networks = {component: getattr(pipeline, component) for component in pipeline.family.networks}
-    missing = [component for component, network in networks.items() if network is None]
-    if missing or not pipeline.is_latent:
+    networks = pipeline.components
+    missing = [component for component in pipeline.family.networks if component not in networks]
+    if missing or 'vae' not in networks:
         what = f'has no {missing[0]}' if missing else f'is an {pipeline.class_name}'
         raise WeightsError(
             f'{pipeline.name} {what}, but a single file holds a whole Stable Diffusion model; write a pipeline folder.'
@@ -223,9 +228,10 @@ def _reduction(configs: original_layout.Configs) -> int:
 def read_single_file(
     path: str | os.PathLike,
     *,
+    families: Sequence[Layout],
     prediction_type: str | None = None,
     configs: original_layout.Configs | None = None,
-    components: Sequence[str] = COMPONENTS,
+    components: Sequence[str] | None = None,
 ) -> SingleFile:
     """Reads a whole model from one file.
 
@@ -234,10 +240,11 @@ def read_single_file(
 
     Args:
       path: the file.
+      families: those that may be found.
       prediction_type: 'epsilon' or 'v_prediction'; it overrides what the file says. It is required for an SD 2.x file
         that does not have the name of a published file and does not say it in its metadata.
       configs: {component: known entries of its configuration}, which override the derived ones.
-      components: the networks to read. Without 'unet', the prediction type need not be known.
+      components: the networks to read; None: all. Without 'unet', the prediction type need not be known.
     Raises: WeightsError, one sentence, which may be followed by one line for each wrong tensor: if the file is missing,
       damaged or pickled, is not a whole model of a supported family, or does not say what it predicts.
     """
@@ -251,6 +258,7 @@ def read_single_file(
         )
     shapes = {original_names.canonical(name): shape for name, shape in given.items()}
     family = original_configs.detect(shapes, source=str(path))
+    components = tuple(original_names.prefixes(family)) if components is None else components
     if prediction_type is None and 'unet' in components:
         prediction_type = _prediction_type(path, family, shapes, metadata)
     derived = original_configs.derive(
@@ -267,7 +275,7 @@ def read_single_file(
     # The derived configurations pass the same checks as those of a pipeline folder.
     prefixes = original_names.prefixes(family).items()
     networks = {component: derived[component] for component, _ in prefixes}
-    guard.check_networks(derived['model_index']['_class_name'], networks, str(path))
+    guard.check_networks(_family_of(derived['model_index'], families), networks, str(path))
     # Tensors of networks that are not wanted are not read, because they may be several GB.
     others = tuple(prefix for component, prefix in prefixes if component not in components)
 

@@ -14,13 +14,14 @@ import tempfile
 from pathlib import Path
 
 from dreambooth_jax.text.tokenize import Tokenizer
-from dreambooth_jax.weights import hub, original_configs, pipeline
+from dreambooth_jax.weights import hub, original_configs
 from dreambooth_jax.weights.errors import WeightsError
 
 PUBLISHED = 'openai/clip-vit-large-patch14'
 # The tokenizer's files of a repository that holds much more.
 _FILES = ('tokenizer_config.json', 'tokenizer.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json')
 _FIRST = 'tokenizer'
+_FOLDERS = (_FIRST, 'tokenizer_2')
 
 
 def find(path: Path, family: str, given: str | os.PathLike | None = None) -> dict[str, Path]:
@@ -61,7 +62,7 @@ def _published(path: Path) -> Path:
 def _padding_with(pad: str, folder: Path) -> Path:
     tokenizer = Tokenizer.load(folder)
     # A folder in the hub's cache may hold a whole model, but a pipeline must be written with the tokenizer alone.
-    if tokenizer.pad_token == pad and folder.name in pipeline.TOKENIZERS:
+    if tokenizer.pad_token == pad and folder.name in _FOLDERS:
         return folder
     copy = Path(tempfile.mkdtemp(prefix='tokenizer_'))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)

@@ -81,7 +81,7 @@ def main(argv) -> None:
     variants = {variant: settings_of(variant) for variant in _VARIANT.value}
     workdir, output = Path(_WORKDIR.value), Path(_OUTPUT.value or HERE)
     base, classifier = Cascade.load('storybook', super_resolution_model='none'), Classifier.load()
-    fingerprint = experiment.fingerprint(base.base.unet.params, base.base.text_encoder.params)
+    fingerprint = experiment.fingerprint(base.base.denoiser.params, base.base.components['text_encoder'].params)
     options = {
         'num_images': _NUM_IMAGES.value,
         'class_images': _CLASS_IMAGES.value,
@@ -102,7 +102,7 @@ def main(argv) -> None:
         }
         run = experiment.train_once(workdir / name, CONFIG, settings, weights=fingerprint)
         finetuned = Cascade.load(run).base
-        cascade = base.with_params(unet=finetuned.unet.params, text_encoder=finetuned.text_encoder.params)
+        cascade = base.with_params(base={name: network.params for name, network in finetuned.components.items()})
 
         def measure(cascade=cascade):
             generated = {}
@@ -113,7 +113,7 @@ def main(argv) -> None:
 
         print(f'measuring: {variant}', flush=True)
         marks = {
-            'weights': experiment.fingerprint(finetuned.unet.params, cascade.base.text_encoder.params),
+            'weights': experiment.fingerprint(*(network.params for network in finetuned.components.values())),
             'classifier': experiment.fingerprint(classifier.naming_params),
             **options,
         }

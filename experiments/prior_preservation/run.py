@@ -73,7 +73,7 @@ def train(weight: str, workdir: Path, weights: str) -> Path:
 
 
 def fingerprint(cascade: Cascade) -> str:
-    return experiment.fingerprint(cascade.base.unet.params, cascade.base.text_encoder.params)
+    return experiment.fingerprint(cascade.base.denoiser.params, cascade.base.components['text_encoder'].params)
 
 
 def main(argv) -> None:
@@ -105,7 +105,7 @@ def main(argv) -> None:
         cascade = base
         if weight is not None:
             finetuned = Cascade.load(train(weight, workdir, fingerprint(base))).base
-            cascade = base.with_params(unet=finetuned.unet.params, text_encoder=finetuned.text_encoder.params)
+            cascade = base.with_params(base={name: network.params for name, network in finetuned.components.items()})
 
         def measure(cascade=cascade):
             generated = {}

@@ -16,10 +16,11 @@ import numpy as np
 
 from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.data.feed import Feed
+from dreambooth_jax.families import stable_diffusion
+from dreambooth_jax.families.prompts import ClipPrompts
 from dreambooth_jax.finetune.stage import make_stage, trained_components
 from dreambooth_jax.finetune.trainable import make_trainable
 from dreambooth_jax.models import functional
-from dreambooth_jax.stages.text_conditioning import TextConditioning
 from dreambooth_jax.training import optimizer
 from dreambooth_jax.training.state import init_state
 from dreambooth_jax.training.step import make_train_step
@@ -118,15 +119,17 @@ def training(config: DreamBoothConfig, networks: Mapping[str, Mapping[str, Any]]
     side, length = unet['sample_size'], networks['text_encoder']['max_position_embeddings']
     stored = jnp.float32 if config.lora.rank is None else dtype
     pipeline = Pipeline(
-        class_name='StableDiffusionPipeline',
+        family=stable_diffusion.FAMILY,
         scheduler=SCHEDULER,
-        vae=Network(VAE, None, {}),
-        **{component: _network(component, network, stored) for component, network in networks.items()},
+        components={
+            'vae': Network(VAE, None, {}),
+            **{component: _network(component, network, stored) for component, network in networks.items()},
+        },
     )
     cascade = types.SimpleNamespace(
         base=pipeline,
         # Prompts are read inside the step, from ids: it needs no tokenizer.
-        conditioning=lambda name: TextConditioning({'text_encoder': (pipeline.text_encoder.apply, 'clip')}, {}),
+        prompt_encoder=lambda name: ClipPrompts({'text_encoder': pipeline.components['text_encoder'].apply}, {}),
     )
     trainable = make_trainable(
         pipeline,

@@ -66,7 +66,7 @@ def main(argv) -> None:
         'sampler': _SAMPLER.value,
         'seed': _SEED.value,
     }
-    weights = experiment.fingerprint(cascade.base.unet.params, cascade.base.text_encoder.params)
+    weights = experiment.fingerprint(cascade.base.denoiser.params, cascade.base.components['text_encoder'].params)
     marker = experiment.fingerprint(classifier.naming_params)
     settings = {'weights': weights, 'classifier': marker, 'contexts': list(contexts), **options}
 

@@ -15,10 +15,10 @@ from dreambooth_jax import program
 from dreambooth_jax.config import STORYBOOK_ENLARGING, ConfigError
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import subjects
-from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.pipeline import Pipeline
 
 HERE = Path(__file__).parent
@@ -111,7 +111,7 @@ def train(levels: tuple[int, int], run: Path, cascade: Cascade, workdir: Path) -
 
 
 def fingerprint(*stages: Pipeline) -> str:
-    networks = [network for stage in stages for network in (stage.unet, stage.text_encoder) if network is not None]
+    networks = [network for stage in stages for name, network in stage.components.items()]
     return experiment.fingerprint(*(network.params for network in networks))
 
 
@@ -144,7 +144,7 @@ def main(argv) -> None:
     classifier = Classifier.load(_CLASSIFIER.value)
     run = base_run(workdir, original)
     finetuned = Cascade.load(run, super_resolution_model='none').base
-    cascade = original.with_params(unet=finetuned.unet.params, text_encoder=finetuned.text_encoder.params)
+    cascade = original.with_params(base={name: network.params for name, network in finetuned.components.items()})
     marker = experiment.fingerprint(classifier.naming_params, classifier.fine_mark_params)
     options = {
         'noise_levels': levels,
@@ -161,8 +161,8 @@ def main(argv) -> None:
         stage = cascade
         if trained is not None:
             second = train(trained, run, cascade, workdir) / 'model' / 'super_resolution'
-            params = folders.read_pipeline(second, components=['unet']).unet.params
-            stage = cascade.with_params(super_resolution_unet=params)
+            params = read_pipeline(second, components=['unet']).denoiser.params
+            stage = cascade.with_params(super_resolution={'unet': params})
 
         def measure(stage=stage):
             generated = {}

@@ -17,6 +17,7 @@ from dreambooth_jax.evaluation.classifier import HEADS, ClassifierConfig, Verdic
 from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.storybook import world
 from dreambooth_jax.weights.pipeline import Network, Pipeline
+from tests.support import made_pipelines
 
 LABELS = {head: getattr(ClassifierConfig(), head) for head in HEADS}
 OPTIONS = {'steps': 3, 'guidance_scale': 2.0, 'sampler': 'ddim'}
@@ -246,7 +247,7 @@ class SecondStage:
         unet = Network({'sample_size': 128, 'in_channels': 6, 'out_channels': 3}, apply, {})
         schedule = {'_class_name': 'DDPMScheduler', 'prediction_type': 'sample', 'clip_sample': False}
         parts = {'scheduler': schedule, 'unet': unet, 'image_noising_scheduler': schedule}
-        return cls(Pipeline(class_name='IFSuperResolutionPipeline', **parts))
+        return cls(made_pipelines.pipeline('IFSuperResolutionPipeline', **parts))
 
     def encode(self, prompts, stage):
         assert stage == 'super_resolution'

@@ -14,9 +14,9 @@ from dreambooth_jax.generation import new_words
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights import files
 from dreambooth_jax.weights.lora_files import Adapter
-from dreambooth_jax.weights.pipeline import Network, Pipeline
+from dreambooth_jax.weights.pipeline import Network
 from dreambooth_jax.weights.textual_inversion import write_textual_inversion
-from tests.support import lora_clients, tiny_latent_pipelines, tiny_pipelines
+from tests.support import lora_clients, made_pipelines, tiny_latent_pipelines, tiny_pipelines
 from tests.support import published_stable_diffusion as published
 
 CONFIG = {
@@ -41,9 +41,9 @@ def trained(family, prediction='epsilon'):
         if component in configs
     }
     tokenizer = tiny_pipelines.tokenizer_folder()
-    tokenizers = {'tokenizer_folder': tokenizer, **({'tokenizer_2_folder': tokenizer} if family == 'sdxl' else {})}
     scheduler = {**configs['scheduler'], 'prediction_type': prediction}
-    base = Pipeline(class_name=configs['model_index']['_class_name'], scheduler=scheduler, **networks, **tokenizers)
+    class_name = configs['model_index']['_class_name']
+    base = made_pipelines.pipeline(class_name, scheduler=scheduler, tokenizer=tokenizer, **networks)
     params = {}
     for name, kernel in kernels.items():
         path = name.removesuffix('.kernel')
@@ -83,7 +83,7 @@ def with_word():
     rows = {'text_encoder': np.ones((1, 32), np.float32)}
     learned = new_words.with_rows(cascade, (WORD,), rows, dtype=np.float32)
     path = 'mid_block.attentions.0.proj_in'
-    *window, inputs, outputs = cascade.base.unet.params[f'{path}.kernel'].shape
+    *window, inputs, outputs = cascade.base.denoiser.params[f'{path}.kernel'].shape
     params = {
         f'{path}.lora_a': np.ones((*window, inputs, 1), np.float32),
         f'{path}.lora_b': np.ones((1, outputs), np.float32),

@@ -25,15 +25,16 @@ SECOND = {
 
 def test_a_folder_is_a_start_of_its_stage(tmp_path):
     start = start_pipeline(PretrainConfig(init=str(tiny_pipelines.folder())), tmp_path)
-    assert start.class_name == 'IFPipeline' and start.unet is not None and start.text_encoder is not None
+    assert start.class_name == 'IFPipeline' and start.denoiser is not None and 'text_encoder' in start.components
 
 
 @pytest.mark.slow  # every start value is compiled
 def test_fresh_networks_are_pipelines_of_their_stage(tmp_path):
     base = start_pipeline(PretrainConfig(**FRESH), tmp_path)
-    assert base.class_name == 'IFPipeline' and base.size == 8 and base.tokenizer_folder == tmp_path / 'tokenizer'
+    assert base.class_name == 'IFPipeline' and base.size == 8
+    assert base.tokenizers == {'text_encoder': tmp_path / 'tokenizer'}
     second = start_pipeline(PretrainConfig(**SECOND), tmp_path)
-    assert second.class_name == 'IFSuperResolutionPipeline' and second.text_encoder is not None
+    assert second.class_name == 'IFSuperResolutionPipeline' and 'text_encoder' in second.components
 
 
 @pytest.mark.parametrize(

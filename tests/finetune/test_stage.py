@@ -11,9 +11,9 @@ import pytest
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, ObjectiveConfig, PriorConfig, SamplesConfig
 from dreambooth_jax.data.table import Examples, make_table
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.finetune import plan, stage
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
-from dreambooth_jax.weights import folders
 from tests.support import smallest_pipelines
 
 FROZEN_TEXT = types.SimpleNamespace(trains_text=False)
@@ -23,8 +23,8 @@ PROMPTS = ['a sks dog', 'a dog in the snow']
 def cascade(kind, dtype=jnp.float32, **scheduler):
     """The smallest one of a kind, its base stage's scheduler changed."""
     folder = smallest_pipelines.folder(kind)
-    base = folders.read_pipeline(folder, dtype=dtype)
-    second = folders.read_pipeline(base.super_resolution_folder, dtype=dtype)
+    base = read_pipeline(folder, dtype=dtype)
+    second = read_pipeline(base.super_resolution_folder, dtype=dtype)
     return Cascade(dataclasses.replace(base, scheduler={**base.scheduler, **scheduler}), second)
 
 
@@ -38,7 +38,7 @@ def test_targets_and_frozen_text_are_float32_whatever_the_steps_compute_in():
     for ours, exact in zip(jax.tree.leaves(half), jax.tree.leaves(full), strict=True):
         np.testing.assert_allclose(ours, exact, rtol=1e-6, atol=1e-7)
     # The comparison would see bfloat16: the networks as they were read do compute in it.
-    vae = cascade('latents', jnp.bfloat16).base.vae
+    vae = cascade('latents', jnp.bfloat16).base.components['vae']
     coarse = stage.latent.encode_images(vae.apply, vae.params, table.images)
     assert np.abs(coarse - full['moments']).max() > 1e-4
 
@@ -79,10 +79,10 @@ def test_a_variance_saved_as_fixed_trains_as_the_range_that_it_is():
     """diffusers' train_dreambooth.py saves DeepFloyd IF so."""
     model = cascade('pixels', variance_type='fixed_small')
     check(model)
-    trainable = types.SimpleNamespace(apply={'unet': model.base.unet.apply}, trains_text=False)
+    trainable = types.SimpleNamespace(apply={'unet': model.base.denoiser.apply}, trains_text=False)
     made = stage.make_stage(DreamBoothConfig(), BASE, model, trainable)
-    assert made.schedule.variance_type == 'learned_range'
-    assert made.schedule.sampling('ddpm').variance_type == 'fixed_small'
+    assert made.process.variance_type == 'learned_range'
+    assert made.process.sampling('ddpm').variance_type == 'fixed_small'
 
 
 def test_a_variance_of_another_scale_is_only_left_as_it_is():

@@ -18,18 +18,17 @@ from safetensors.torch import load_file
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 from dreambooth_jax.diffusion import noise as noise_lib
+from dreambooth_jax.families.image_space import sample_latents
 from dreambooth_jax.finetune import examples, formats, stage, textual_inversion
 from dreambooth_jax.finetune.trainable import make_trainable
 from dreambooth_jax.finetune.trained import Trained
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.losses.denoising import streams
 from dreambooth_jax.models import lora
 from dreambooth_jax.monitoring import metrics
-from dreambooth_jax.stages.latent import sample_latents
-from dreambooth_jax.stages.pixel import streams
 from dreambooth_jax.training.placement import Pmap
 from dreambooth_jax.training.step import example_keys
 from dreambooth_jax.weights import folders, single_file
-from dreambooth_jax.weights.pipeline import COMPONENTS
 from dreambooth_jax.weights.textual_inversion import file_name, read_textual_inversion
 from tests.support import tiny_latent_pipelines, tiny_pipelines
 from tests.support.torch_reference import largest_relative_difference, nchw, quick_jit
@@ -109,10 +108,10 @@ def learned(family):
     cascade, folder = begun(settings(), family), Path(_ROOT.name) / f'learned_{family}'
     params = {}
     for component, rows in textual_inversion.new_rows(cascade).items():
-        network = getattr(cascade.base, component)
+        network = cascade.base.components[component]
         values = np.random.default_rng(1).normal(0, 0.2, rows.take(network.params).shape).astype(np.float32)
         params[component] = rows.put({**network.params, rows.name: values})
-    cascade = cascade.with_params(**params)
+    cascade = cascade.with_params(base=params)
     folders.write_pipeline(cascade.base, folder / 'model')
     assert textual_inversion.write_learned(cascade, folder) == folder / 'sks-dog.safetensors'
     return cascade, folder
@@ -142,12 +141,10 @@ def given_file(family, folder):
 def changed(before, after):
     """{component: names of parameters that differ}."""
     found = {}
-    for component in COMPONENTS:
-        networks = [getattr(cascade.base, component) for cascade in (before, after)]
-        if networks[0] is not None:
-            old, new = (network.params for network in networks)
-            assert old.keys() == new.keys()
-            found[component] = [name for name in old if not np.array_equal(old[name], new[name])]
+    for component in before.base.components:
+        old, new = (cascade.base.components[component].params for cascade in (before, after))
+        assert old.keys() == new.keys()
+        found[component] = [name for name in old if not np.array_equal(old[name], new[name])]
     return found
 
 
@@ -390,15 +387,15 @@ def test_rows_start_as_the_initializers_tokens_in_turn():
 def test_a_table_that_is_longer_than_the_vocabulary_keeps_its_length():
     """T5 v1.1 has 32128 rows for 32100 tokens; the new ones take the next rows, as their ids say."""
     base = original('if').base
-    encoder = base.text_encoder
+    encoder = base.components['text_encoder']
     table = np.concatenate([encoder.params['shared.embedding'], np.full((5, 24), 7, np.float32)])
     params = {**encoder.params, 'shared.embedding': table}
     longer = dataclasses.replace(encoder, config={**encoder.config, 'vocab_size': len(table)}, params=params)
-    cascade = Cascade(dataclasses.replace(base, text_encoder=longer))
+    cascade = Cascade(base.with_components(text_encoder=longer))
     config = settings()
     begun = textual_inversion.with_word(cascade, config.textual_inversion, dtype=jnp.float32, seed=0)
     rows, found = table_of(begun, 'text_encoder')
-    assert found.shape == table.shape and begun.base.text_encoder.config['vocab_size'] == len(table)
+    assert found.shape == table.shape and begun.base.components['text_encoder'].config['vocab_size'] == len(table)
     assert rows.first == len(table) - 5 and (found[-3:] == 7).all() and (found[-5:-3] != 7).all()
     folder = folders.write_pipeline(begun.base, Path(_ROOT.name) / 'longer')
     ids, _ = Cascade.load(folder).tokenizer([PROMPT])

@@ -12,8 +12,8 @@ from dreambooth_jax.finetune.stage import check_lora_targets, trained_components
 from dreambooth_jax.finetune.trainable import make_trainable
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import lora
-from dreambooth_jax.weights.pipeline import Network, Pipeline
-from tests.support import smallest_pipelines, tiny_pipelines, tiny_stable_diffusion
+from dreambooth_jax.weights.pipeline import Network
+from tests.support import made_pipelines, smallest_pipelines, tiny_pipelines, tiny_stable_diffusion
 
 UNET, T5 = r'.*attentions.*\.to_q', r'.*SelfAttention\.q'
 
@@ -48,13 +48,12 @@ def two_text_encoders():
     }
     tokenizer = tiny_pipelines.tokenizer_folder()
     return Cascade(
-        Pipeline(
-            class_name='StableDiffusionXLPipeline',
+        made_pipelines.pipeline(
+            'StableDiffusionXLPipeline',
             scheduler={},
             vae=Network(configs['vae'], None, {}),
             unet=tiny_pipelines.random_network('unet', configs['unet'], seed=0),
-            tokenizer_folder=tokenizer,
-            tokenizer_2_folder=tokenizer,
+            tokenizer=tokenizer,
             **networks,
         )
     )
@@ -117,7 +116,7 @@ def test_one_of_two_text_encoders_may_have_no_target():
     assert trainable.apply.keys() == {'unet', 'text_encoder', 'text_encoder_2'} == trainable.frozen.keys()
     full = trainable.assemble(trainable.params, trainable.frozen)
     assert full.keys() == trainable.apply.keys()
-    assert full['text_encoder'].keys() == cascade.base.text_encoder.params.keys()
+    assert full['text_encoder'].keys() == cascade.base.components['text_encoder'].params.keys()
 
 
 def test_a_target_may_be_of_another_stage():

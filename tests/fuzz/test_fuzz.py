@@ -72,7 +72,7 @@ def train(program, monkeypatch):
             return found, skipped
 
         def reading(config, cascade, *order):
-            sight['params'] = cascade.base.unet.params
+            sight['params'] = cascade.base.denoiser.params
             found = read_instance(config, cascade, *order)
             sight['images'] = [image for examples in found['base'] for image in examples.images]
             return found

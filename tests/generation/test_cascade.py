@@ -150,9 +150,8 @@ def test_other_parameters_change_the_images_and_compile_nothing(cascade):
     count = len(cascade.programs)
     compiled = [program._cache_size() for program in cascade.programs.values() if hasattr(program, '_cache_size')]
     other = cascade.with_params(
-        unet=tiny_pipelines.base(1).unet.params,
-        text_encoder=tiny_pipelines.base(1).text_encoder.params,
-        super_resolution_unet=tiny_pipelines.super_resolution(1).unet.params,
+        base={name: network.params for name, network in tiny_pipelines.base(1).components.items()},
+        super_resolution={'unet': tiny_pipelines.super_resolution(1).denoiser.params},
     )
     after = other.generate(PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
     assert len(other.programs) == count
@@ -160,7 +159,7 @@ def test_other_parameters_change_the_images_and_compile_nothing(cascade):
     assert np.any(before.base != after.base)
     again = cascade.generate(PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
     assert np.array_equal(before.final, again.final)
-    second = cascade.with_params(super_resolution_unet=tiny_pipelines.super_resolution(1).unet.params)
+    second = cascade.with_params(super_resolution={'unet': tiny_pipelines.super_resolution(1).denoiser.params})
     changed = second.generate(PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
     assert np.array_equal(before.base, changed.base) and np.any(before.final != changed.final)
 
@@ -181,7 +180,7 @@ def test_the_second_stage_has_steps_and_guidance_of_its_own(cascade):
 
 
 def test_a_second_stage_with_a_text_encoder_uses_it(cascade):
-    own = dataclasses.replace(tiny_pipelines.super_resolution(), text_encoder=tiny_pipelines.base(1).text_encoder)
+    own = tiny_pipelines.super_resolution().with_components(**tiny_pipelines.base(1).text_encoders)
     both, other = Cascade(tiny_pipelines.base(), own), Cascade(tiny_pipelines.base(1))
 
     def states(cascade, *stage):
@@ -220,21 +219,21 @@ def test_stages_in_the_wrong_place_are_named():
 def test_a_missing_or_unfitting_part_is_named():
     base, second = tiny_pipelines.base(), tiny_pipelines.super_resolution()
     with pytest.raises(WeightsError, match=r'^this IFPipeline has no text_encoder; give a complete pipeline\.$'):
-        Cascade(dataclasses.replace(base, text_encoder=None))
+        Cascade(base.with_components(text_encoder=None))
     with pytest.raises(WeightsError, match=r'^this IFPipeline has no tokenizer; give a complete pipeline\.$'):
-        Cascade(dataclasses.replace(base, tokenizer_folder=None))
-    unet = dataclasses.replace(second.unet, config={**second.unet.config, 'encoder_hid_dim': 512})
+        Cascade(dataclasses.replace(base, tokenizers={}))
+    unet = dataclasses.replace(second.denoiser, config={**second.denoiser.config, 'encoder_hid_dim': 512})
     with pytest.raises(WeightsError) as error:
-        Cascade(base, dataclasses.replace(second, unet=unet))
+        Cascade(base, second.with_components(unet=unet))
     assert str(error.value) == (
         'this IFSuperResolutionPipeline reads text embeddings of width 512 but the text encoder of this IFPipeline '
         'writes 24; give the second stage that belongs to this model.'
     )
-    unet = dataclasses.replace(second.unet, config={**second.unet.config, 'sample_size': 20})
+    unet = dataclasses.replace(second.denoiser, config={**second.denoiser.config, 'sample_size': 20})
     with pytest.raises(
         WeightsError, match=r'generates 20 px, no multiple of the 8 px of this IFPipeline; give the second'
     ):
-        _ = Cascade(base, dataclasses.replace(second, unet=unet)).factor
+        _ = Cascade(base, second.with_components(unet=unet)).factor
 
 
 @pytest.mark.parametrize(
@@ -252,10 +251,10 @@ def test_impossible_options_are_one_sentence(cascade, options, sentence):
 
 
 def test_images_that_are_no_numbers_are_an_error(cascade):
-    params = {name: np.full_like(value, np.nan) for name, value in cascade.base.unet.params.items()}
+    params = {name: np.full_like(value, np.nan) for name, value in cascade.base.denoiser.params.items()}
     sentence = 'an image came out as NaN; the weights that generate it hold NaN or make numbers beyond bounds: take an '
     with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}earlier checkpoint, or another file of the model$'):
-        cascade.with_params(unet=params).generate(PROMPTS, **OPTIONS)
+        cascade.with_params(base={'unet': params}).generate(PROMPTS, **OPTIONS)
 
 
 def test_an_unsupported_scheduler_is_named():

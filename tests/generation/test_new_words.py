@@ -81,7 +81,7 @@ def test_several_files_each_add_their_word(tmp_path):
     for word, rows in ((WORD, first), ('<rex>', second)):
         cascade = new_words.with_embedding(cascade, write_textual_inversion(tmp_path / 'x.safetensors', word, rows))
     assert cascade.base.added_tokens == (WORD, f'{WORD}_1', '<rex>')
-    table = cascade.base.text_encoder.params['text_model.embeddings.token_embedding.embedding']
+    table = cascade.base.components['text_encoder'].params['text_model.embeddings.token_embedding.embedding']
     np.testing.assert_array_equal(table[-3:], np.concatenate([first['text_encoder'], second['text_encoder']]))
     assert list(cascade.tokenizer(['<rex>'])[0][0][1:2]) == [len(table) - 1]
     assert not np.array_equal(*(cascade.encode([prompt])['encoder_hidden_states'] for prompt in ('<rex>', WORD)))
@@ -90,12 +90,12 @@ def test_several_files_each_add_their_word(tmp_path):
 def test_a_word_and_a_lora_of_the_text_encoder_go_together(tmp_path):
     word = write_textual_inversion(tmp_path / 'x.safetensors', WORD, take('sd1'))
     path, rng = 'text_model.encoder.layers.0.mlp.fc1', np.random.default_rng(0)
-    inputs, outputs = original('sd1').base.text_encoder.params[f'{path}.kernel'].shape
+    inputs, outputs = original('sd1').base.components['text_encoder'].params[f'{path}.kernel'].shape
     params = {f'{path}.lora_a': rng.normal(size=(inputs, 2)), f'{path}.lora_b': rng.normal(size=(2, outputs))}
     file = write_lora(tmp_path / 'lora.safetensors', Adapter({'text_encoder': params}, 2, 2.0), 'lora_kohya')
-    one = new_words.with_embedding(with_lora(original('sd1'), file), word).base.text_encoder.params
-    other = with_lora(new_words.with_embedding(original('sd1'), word), file).base.text_encoder.params
-    plain = original('sd1').base.text_encoder.params
+    one = new_words.with_embedding(with_lora(original('sd1'), file), word).base.components['text_encoder'].params
+    other = with_lora(new_words.with_embedding(original('sd1'), word), file).base.components['text_encoder'].params
+    plain = original('sd1').base.components['text_encoder'].params
     changed = {name for name, value in one.items() if value.shape != plain[name].shape or (value != plain[name]).any()}
     assert changed == {f'{path}.kernel', 'text_model.embeddings.token_embedding.embedding'}
     assert all(np.array_equal(other[name], value) for name, value in one.items())

@@ -54,7 +54,9 @@ def test_as_many_images_at_once_as_the_setting_says(given, asked, tmp_path):
 
 def test_latent_models_generate_one_image_per_device():
     def usual(*latent):
-        stages = [None if one is None else SimpleNamespace(is_latent=one) for one in latent]
+        spaces = [SimpleNamespace(decoder='vae' if one else None) for one in latent]
+        stages = [one is not None and SimpleNamespace(space=space) for one, space in zip(latent, spaces, strict=True)]
+        stages = [stage or None for stage in stages]
         return Cascade.usual_batch_size.fget(SimpleNamespace(base=stages[0], super_resolution=stages[1]))
 
     assert usual(False, None) == usual(False, False) == cascade_lib._IMAGES_AT_ONCE

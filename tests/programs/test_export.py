@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from dreambooth_jax.config import BaseConfig, DataConfig, DreamBoothConfig, LoraConfig, to_dict
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.finetune import formats
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import lora
@@ -52,11 +53,11 @@ def assert_shifted(params, original, shift):
 def test_the_newest_averages_of_both_stages_are_exported(program, tmp_path):
     workdir = begun(tmp_path / 'run', tiny_pipelines.folder(), base=BaseConfig(train_text_encoder=True))
     base, second, output = tiny_pipelines.base(), tiny_pipelines.super_resolution(), tmp_path / 'out'
-    both = {'unet': base.unet.params, 'text_encoder': base.text_encoder.params}
+    both = {'unet': base.denoiser.params, 'text_encoder': base.components['text_encoder'].params}
     save(workdir, 'base', [1, 3], both, ema=True)
-    save(workdir, 'super_resolution', [2], {'unet': second.unet.params})
+    save(workdir, 'super_resolution', [2], {'unet': second.denoiser.params})
     ended = program('export', f'--workdir={workdir}', '--format=diffusers', f'--output={output}')
-    count = sum(len(network.params) for network in (base.unet, base.text_encoder, second.unet))
+    count = sum(len(network.params) for network in (base.denoiser, base.components['text_encoder'], second.denoiser))
     assert (ended.code, ended.out.splitlines()) == (
         0,
         [
@@ -66,20 +67,20 @@ def test_the_newest_averages_of_both_stages_are_exported(program, tmp_path):
         ],
     )
     exported = Cascade.load(output)
-    assert_shifted(exported.base.unet.params, base.unet.params, 3.5)
-    assert_shifted(exported.base.text_encoder.params, base.text_encoder.params, 3.5)
-    assert_shifted(exported.super_resolution.unet.params, second.unet.params, 2)
+    assert_shifted(exported.base.denoiser.params, base.denoiser.params, 3.5)
+    assert_shifted(exported.base.components['text_encoder'].params, base.components['text_encoder'].params, 3.5)
+    assert_shifted(exported.super_resolution.denoiser.params, second.denoiser.params, 2)
 
 
 def test_one_stage_at_one_step_in_half_precision(program, workdir, tmp_path):
     base, output = tiny_pipelines.base(), tmp_path / 'out'
-    save(workdir, 'base', [1, 3], {'unet': base.unet.params})
+    save(workdir, 'base', [1, 3], {'unet': base.denoiser.params})
     ended = program('export', f'--workdir={workdir}', f'--output={output}', '--step=1', '--dtype=float16')
     assert ended.code == 0
     assert ended.out.splitlines()[:2] == ['base: checkpoint 1', f'super_resolution: as in {tiny_pipelines.folder()}']
     exported = Cascade.load(output)
-    for name, value in base.unet.params.items():
-        np.testing.assert_array_equal(exported.base.unet.params[name], (value + np.float32(1)).astype(np.float16))
+    for name, value in base.denoiser.params.items():
+        np.testing.assert_array_equal(exported.base.denoiser.params[name], (value + np.float32(1)).astype(np.float16))
     ended = program('export', f'--workdir={workdir}', f'--output={tmp_path / "other"}', '--step=2')
     assert (ended.code, ended.error) == (
         1,
@@ -97,7 +98,7 @@ def test_a_finished_run_without_checkpoints_gives_its_model(program, workdir, tm
     folders.write_pipeline(tiny_pipelines.base(1), workdir / 'model')
     ended = program('export', f'--workdir={workdir}', f'--output={tmp_path / "out"}')
     assert ended.code == 0 and ended.out.startswith(f'both stages: {workdir}/model\n')
-    assert_shifted(Cascade.load(tmp_path / 'out').base.unet.params, tiny_pipelines.base(1).unet.params, 0)
+    assert_shifted(Cascade.load(tmp_path / 'out').base.denoiser.params, tiny_pipelines.base(1).denoiser.params, 0)
 
 
 def test_what_is_wrong_is_named(program, workdir, tmp_path):
@@ -129,11 +130,11 @@ def test_what_is_wrong_is_named(program, workdir, tmp_path):
 
 
 def test_a_folder_that_does_not_read_back_as_written_is_no_success(program, workdir, tmp_path, monkeypatch):
-    save(workdir, 'base', [1], {'unet': tiny_pipelines.base().unet.params})
+    save(workdir, 'base', [1], {'unet': tiny_pipelines.base().denoiser.params})
     write, output = folders.write_pipeline, tmp_path / 'out'
     monkeypatch.setattr(folders, 'write_pipeline', lambda pipeline, *a, **k: write(tiny_pipelines.base(), *a, **k))
     ended = program('export', f'--workdir={workdir}', f'--output={output}')
-    first = next(iter(tiny_pipelines.base().unet.params))
+    first = next(iter(tiny_pipelines.base().denoiser.params))
     assert (ended.code, ended.error) == (1, f'{output} does not read back as written: base unet {first} differs.')
 
 
@@ -143,7 +144,7 @@ def test_diffusers_generates_the_same_with_a_single_file(program, family, tmp_pa
     model, file = tiny_latent_pipelines.folder(family), tmp_path / 'dog.safetensors'
     run = begun(tmp_path / 'run', model)
     rng = np.random.default_rng(0)
-    unet = same_noise.cascade(family).base.unet.params
+    unet = same_noise.cascade(family).base.denoiser.params
     save(run, 'base', [0], {'unet': {name: value * rng.uniform(0.8, 1.2) for name, value in unet.items()}})
     ended = program('export', f'--workdir={run}', '--format=single_file', f'--output={file}')
     count = len(files.read_header(file).shapes)
@@ -151,7 +152,7 @@ def test_diffusers_generates_the_same_with_a_single_file(program, family, tmp_pa
     assert files.read_metadata(file)['modelspec.title'] == 'run: a sks dog'
     assert files.read_metadata(file)['modelspec.trigger_phrase'] == 'sks dog'
     shutil.copytree(model / 'tokenizer', tmp_path / 'tokenizer')
-    ours = same_noise.ours(family, folders.read_pipeline(file))
+    ours = same_noise.ours(family, read_pipeline(file))
     assert same_noise.difference(ours, same_noise.ours(family)) > 20
     kind = type(tiny_latent_pipelines.torch_pipeline(family))
     pipe = kind.from_single_file(file, config=str(model), local_files_only=True)
@@ -176,7 +177,7 @@ def lora_run(tmp_path):
     """A LoRA run of both stages of a pixel model; and the adapters of its checkpoints."""
     settings = LoraConfig(rank=2, alpha=1.0, targets=(r'.*\.to_q',))
     run = begun(tmp_path / 'run', tiny_pipelines.folder(), lora=settings)
-    given = adapters(tiny_pipelines.base().unet), adapters(tiny_pipelines.super_resolution().unet, 1)
+    given = adapters(tiny_pipelines.base().denoiser), adapters(tiny_pipelines.super_resolution().denoiser, 1)
     for stage, params in zip(('base', 'super_resolution'), given, strict=True):
         save(run, stage, [0], {'unet': params})
     return run, given
@@ -195,7 +196,7 @@ def test_adapters_of_both_stages_of_a_pixel_model_are_exported(program, lora_run
             *(f'{path} holds {count} tensors, read back and equal' for path, count in zip(paths, counts, strict=True)),
         ],
     )
-    networks = tiny_pipelines.base().unet, tiny_pipelines.super_resolution().unet
+    networks = tiny_pipelines.base().denoiser, tiny_pipelines.super_resolution().denoiser
     for path, params, network, name in zip(paths, given, networks, ('deepfloyd-if-i', 'deepfloyd-if-ii'), strict=True):
         read = lora_files.read_lora(path, {'unet': network.params})
         for part, value in params.items():
@@ -207,14 +208,14 @@ def test_adapters_of_both_stages_of_a_pixel_model_are_exported(program, lora_run
     assert program('export', f'--workdir={run}', f'--output={merged}').code == 0
     kernel = next(iter(given[0])).replace(lora.A, 'kernel')
     a, b = (given[0][kernel.replace('kernel', part)] for part in (lora.A, lora.B))
-    before, after = networks[0].params[kernel], Cascade.load(merged).base.unet.params[kernel]
+    before, after = networks[0].params[kernel], Cascade.load(merged).base.denoiser.params[kernel]
     np.testing.assert_allclose(after, before + 0.5 * a @ b, atol=1e-6)
 
 
 def test_what_a_run_or_its_model_cannot_give_is_said(program, lora_run, tmp_path):
     run, _ = lora_run
     full = begun(tmp_path / 'full', tiny_pipelines.folder())
-    save(full, 'base', [1], {'unet': tiny_pipelines.base().unet.params})
+    save(full, 'base', [1], {'unet': tiny_pipelines.base().denoiser.params})
     file = tmp_path / 'x.safetensors'
 
     def said(run, name, output=file):

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, SuperResolutionConfig
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.finetune.stage import check_schedules
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models.functional import parameter_count
-from dreambooth_jax.weights import folders
 from tests.support import tiny_latent_pipelines as tiny
 
 CONFIG = """
@@ -86,7 +86,7 @@ def test_dry_run_tells_the_plan_of_both_stages_and_writes_nothing(program, confi
     run = tmp_path / 'run'
     plan = plan_of(program('train', f'--config={config}', f'--workdir={run}', *model('sd1'), UPSCALER, '--dry_run'))
     assert not run.exists()
-    millions = parameter_count(tiny.cascade('sd1').base.unet.params) / 1e6
+    millions = parameter_count(tiny.cascade('sd1').base.denoiser.params) / 1e6
     assert f'base: 4 steps of 4 examples, {millions:.1f}M parameters trained, ' in plan
     assert 'super_resolution: 3 steps of 1 examples, ' in plan
 
@@ -103,7 +103,7 @@ def test_dry_run_counts_both_text_encoders_of_xl(program, config, tmp_path):
         )
     )
     base = tiny.cascade('sdxl').base
-    count = sum(parameter_count(network.params) for network in (base.unet, *base.text_encoders.values()))
+    count = sum(parameter_count(network.params) for network in (base.denoiser, *base.text_encoders.values()))
     assert f'base: 4 steps of 4 examples, {count / 1e6:.1f}M parameters trained, ' in plan
     assert 'super_resolution' not in plan
 
@@ -126,7 +126,7 @@ def test_noise_that_the_upscaler_does_not_know_is_refused_before_anything_is_don
 
 
 def test_samples_at_an_unknown_noise_level_are_refused_where_the_upscaler_trains():
-    cascade = Cascade(tiny.cascade('sd1').base, folders.read_pipeline(tiny.folder('upscaler')))
+    cascade = Cascade(tiny.cascade('sd1').base, read_pipeline(tiny.folder('upscaler')))
 
     def check(**settings):
         check_schedules(DreamBoothConfig(super_resolution=SuperResolutionConfig(**settings)), cascade)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training import placement
-from dreambooth_jax.weights import files, folders, single_file
+from dreambooth_jax.weights import files, single_file
 from tests.support import same_noise, tiny_latent_pipelines
 from tests.support.reports import nothing_reported
 
@@ -77,7 +78,7 @@ def test_both_lora_files_of_a_run_generate_the_same_in_diffusers_as_its_merged_m
     program, run_of, family, tmp_path
 ):
     run = run_of(program, family)
-    merged = same_noise.ours(family, folders.read_pipeline(run))
+    merged = same_noise.ours(family, read_pipeline(run))
     assert same_noise.difference(merged, same_noise.ours(family)) > 20  # the adapters show
     pipe = tiny_latent_pipelines.torch_pipeline(family)
     for name in ('lora_peft', 'lora_kohya'):

@@ -19,7 +19,8 @@ from dreambooth_jax.models import functional
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import placement
 from dreambooth_jax.weights import folders
-from dreambooth_jax.weights.pipeline import Network, Pipeline, kind_of
+from dreambooth_jax.weights.pipeline import Network, kind_of
+from tests.support import made_pipelines
 
 DATASET = os.environ.get('DREAMBOOTH_DATASET')
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATASET, reason='DREAMBOOTH_DATASET names no folder')]
@@ -81,8 +82,9 @@ def model(tmp_path_factory):
         return Network(config, *functional.init(lambda rngs: constructor(config, rngs=rngs), seed))
 
     networks = {name: network(name, config, seed) for seed, (name, config) in enumerate(CONFIGS.items())}
-    parts = {'scheduler': SCHEDULER, 'tokenizer_folder': root / 'tokenizer', **networks}
-    return folders.write_pipeline(Pipeline(class_name='StableDiffusionPipeline', **parts), root / 'stable_diffusion')
+    parts = {'scheduler': SCHEDULER, 'tokenizer': root / 'tokenizer', **networks}
+    made = made_pipelines.pipeline('StableDiffusionPipeline', **parts)
+    return folders.write_pipeline(made, root / 'stable_diffusion')
 
 
 @pytest.fixture

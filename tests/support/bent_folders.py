@@ -10,10 +10,9 @@ import numpy as np
 
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.diffusion import samplers, schedules
+from dreambooth_jax.families.prompts import take
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
-from dreambooth_jax.stages.text_conditioning import take
 from dreambooth_jax.text.tokenize import TokenizerError
-from dreambooth_jax.weights import noise_schedules
 from dreambooth_jax.weights.errors import WeightsError
 
 ABSENT = 'absent'
@@ -76,7 +75,7 @@ def _trace(cascade: Cascade, stage: str) -> None:
     for sampler in ('ddpm', 'ddim', 'dpmsolver++'):
         assert np.isfinite(np.asarray(jax.tree.leaves(samplers.step_table(schedule, sampler, 3))[0])).all()
     # A token beyond the table would give NaN without an error, which shapes do not show.
-    conditioning = cascade.conditioning(stage)
+    conditioning = cascade.prompt_encoder(stage)
     reader = cascade._reader(stage)
     encoders = {component: shapes(network.params) for component, network in reader.text_encoders.items()}
     tokens = conditioning.tokens(['', 'a dog'])
@@ -91,7 +90,7 @@ def _trace(cascade: Cascade, stage: str) -> None:
     size = cascade.base_size if stage == BASE else cascade.super_resolution_size
     low = {}
     if stage != BASE:
-        assert noise_schedules.highest_noise_level(pipeline) >= 0 and cascade.factor >= 1
+        assert pipeline.family.highest_noise_level(pipeline) >= 0 and cascade.factor >= 1
         low_size = cascade.base_size
         low = {
             'low': jax.ShapeDtypeStruct((2, low_size, low_size, 3), 'float32'),
@@ -100,11 +99,11 @@ def _trace(cascade: Cascade, stage: str) -> None:
     # Sampling, decoding and encoding are traced with abstract arrays, which finds every mismatch of shapes.
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     sample = cascade.sampler(stage, 2, 4.0, 'ddim')
-    sampled = jax.eval_shape(sample, shapes(pipeline.unet.params), text, text, keys, **low)
-    if pipeline.vae is not None:
-        params = shapes(pipeline.vae.params)
-        sampled = jax.eval_shape(lambda p, x: pipeline.vae.apply(p, x, method='decode'), params, sampled)
-        jax.eval_shape(lambda p, x: pipeline.vae.apply(p, x, method='encode'), params, sampled)
+    sampled = jax.eval_shape(sample, shapes(pipeline.denoiser.params), text, text, keys, **low)
+    vae = pipeline.components.get('vae')
+    if vae is not None:
+        sampled = jax.eval_shape(lambda p, x: vae.apply(p, x, method='decode'), shapes(vae.params), sampled)
+        jax.eval_shape(lambda p, x: vae.apply(p, x, method='encode'), shapes(vae.params), sampled)
     assert sampled.shape == (2, size, size, 3)
 
 

@@ -36,7 +36,7 @@ def ours(family: str, pipeline=None) -> np.ndarray:
     """Our images uint8[N, H, W, 3] from the tiny pipeline, or from the parameters of another one like it."""
     generated = cascade(family)
     if pipeline is not None:
-        parts = {'unet': pipeline.unet, **pipeline.text_encoders}
+        parts = {'unet': pipeline.denoiser, **pipeline.text_encoders}
         generated = generated.with_params(**{component: network.params for component, network in parts.items()})
     return generated.generate(PROMPTS, **OPTIONS).final
 

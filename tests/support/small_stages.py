@@ -1,17 +1,24 @@
-"""Helpers of the stages' tests: images and prompts, a network of one convolution, and a record of its inputs."""
+"""Helpers of the losses' tests: images and prompts, a network of one convolution, and a record of its inputs."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax.diffusion import schedules
+from dreambooth_jax.families import deepfloyd_if
+from dreambooth_jax.families.image_space import LatentSpace, PixelSpace
+from dreambooth_jax.losses.denoising import DenoisingLoss
+from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
+from dreambooth_jax.losses.teacher import Distillation
 from dreambooth_jax.training.step import example_keys
 
 IMAGES, PROMPTS, LENGTH, WIDTH = 6, 4, 5, 8
 
 
 def frozen(side=8, seed=0):
-    """PixelStage's data: images, indices of their prompts, and the prompts both as text states and as tokens."""
+    """DenoisingLoss's data: images, indices of their prompts, and the prompts both as text states and as tokens."""
     rng = np.random.default_rng(seed)
     return {
         'images': rng.integers(0, 256, (IMAGES, side, side, 3), np.uint8),
@@ -45,6 +52,33 @@ def unet(params, x, t, encoder_hidden_states, class_labels=None):
         x, params['kernel'], (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
     return answer + moved[:, None, None, None]
+
+
+def told(unet):
+    """A network as the losses call it."""
+    return functools.partial(deepfloyd_if.BASE.predict, unet)
+
+
+def pixel_loss(*, unet, schedule, space=None, **settings):
+    space = space or PixelSpace()
+    return DenoisingLoss(denoiser='unet', predict=told(unet), process=schedule, space=space, **settings)
+
+
+def enlarging_loss(*, unet, schedule, noising_schedule, space=None, factor=2, **settings):
+    settings |= {'process': schedule, 'noising_process': noising_schedule, 'factor': factor}
+    return SuperResolutionLoss(denoiser='unet', predict=told(unet), space=space or PixelSpace(), **settings)
+
+
+def latent_loss(*, scaling_factor=0.5, **settings):
+    return pixel_loss(space=LatentSpace(scaling_factor=scaling_factor), **settings)
+
+
+def latent_enlarging_loss(*, scaling_factor=0.5, **settings):
+    return enlarging_loss(space=LatentSpace(scaling_factor=scaling_factor), **settings)
+
+
+def teacher(unet, class_examples=None):
+    return Distillation(told(unet), class_examples)
 
 
 def run(kind, params=None, data=None, examples=None, example_keys=None, **settings):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.pipeline import Pipeline
-from tests.support import tiny_clip, tiny_pipelines, tiny_stable_diffusion
+from tests.support import made_pipelines, tiny_clip, tiny_pipelines, tiny_stable_diffusion
 from tests.support import tiny_networks as tiny
 
 _ROOT = tempfile.TemporaryDirectory(prefix='smallest_pipelines_')
@@ -54,15 +54,15 @@ CLIP = {
 
 def _pixels() -> tuple[Pipeline, Pipeline]:
     random = tiny_pipelines.random_network
-    base = Pipeline(
-        class_name='IFPipeline',
+    base = made_pipelines.pipeline(
+        'IFPipeline',
         scheduler=tiny.SCHEDULER,
         unet=random('unet', PIXEL_UNET, 0),
         text_encoder=random('text_encoder', {**tiny.TEXT_ENCODER, 'num_layers': 1}, 1),
-        tokenizer_folder=tiny_pipelines.tokenizer_folder(),
+        tokenizer=tiny_pipelines.tokenizer_folder(),
     )
-    second = Pipeline(
-        class_name='IFSuperResolutionPipeline',
+    second = made_pipelines.pipeline(
+        'IFSuperResolutionPipeline',
         scheduler=tiny.SCHEDULER,
         unet=random('unet', PIXEL_UPSCALER, 2),
         image_noising_scheduler=tiny.NOISING_SCHEDULER,
@@ -75,13 +75,13 @@ def _latents() -> tuple[Pipeline, Pipeline]:
     tiny_clip.tokenizer().save_pretrained(tokenizer)
 
     def pipeline(class_name, unet, seed, prediction_type, **more):
-        return Pipeline(
-            class_name=class_name,
+        return made_pipelines.pipeline(
+            class_name,
             scheduler=tiny_stable_diffusion.scheduler(prediction_type),
             unet=tiny_pipelines.random_network('unet', unet, seed),
             vae=tiny_pipelines.random_network('vae', VAE, seed + 1),
             text_encoder=tiny_pipelines.random_network('text_encoder', CLIP, seed + 2),
-            tokenizer_folder=tokenizer,
+            tokenizer=tokenizer,
             **more,
         )
 

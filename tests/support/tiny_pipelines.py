@@ -10,6 +10,7 @@ from dreambooth_jax.models import functional
 from dreambooth_jax.storybook import vocabulary
 from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.pipeline import Network, Pipeline, abstract_network
+from tests.support import made_pipelines
 from tests.support import tiny_networks as tiny
 
 _ROOT = tempfile.TemporaryDirectory(prefix='tiny_pipelines_')
@@ -35,12 +36,12 @@ def tokenizer_folder() -> Path:
 
 @functools.cache
 def base(seed: int = 0) -> Pipeline:
-    return Pipeline(
-        class_name='IFPipeline',
+    return made_pipelines.pipeline(
+        'IFPipeline',
         scheduler=tiny.SCHEDULER,
         unet=random_network('unet', tiny.UNET, 3 * seed),
         text_encoder=random_network('text_encoder', tiny.TEXT_ENCODER, 3 * seed + 1),
-        tokenizer_folder=tokenizer_folder(),
+        tokenizer=tokenizer_folder(),
     )
 
 
@@ -48,8 +49,8 @@ def base(seed: int = 0) -> Pipeline:
 def super_resolution(seed: int = 0) -> Pipeline:
     """The second stage, which has no text encoder of its own, like Storybook's."""
     unet = random_network('unet', tiny.SUPER_RESOLUTION_UNET, 3 * seed + 2)
-    return Pipeline(
-        class_name='IFSuperResolutionPipeline',
+    return made_pipelines.pipeline(
+        'IFSuperResolutionPipeline',
         scheduler=tiny.SCHEDULER,
         unet=unet,
         image_noising_scheduler=tiny.NOISING_SCHEDULER,

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.weights import files, folders
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import tiny_networks as tiny
@@ -28,8 +29,8 @@ def copied(tmp_path, diffusers_folder):
 
 @pytest.fixture(scope='module')
 def pipelines(diffusers_folder):
-    base = folders.read_pipeline(diffusers_folder)
-    return base, folders.read_pipeline(base.super_resolution_folder)
+    base = read_pipeline(diffusers_folder)
+    return base, read_pipeline(base.super_resolution_folder)
 
 
 def equal(ours, theirs):
@@ -38,7 +39,7 @@ def equal(ours, theirs):
 
 def fails(match, name, **options):
     with pytest.raises(WeightsError, match=match) as error:
-        folders.read_pipeline(name, **options)
+        read_pipeline(name, **options)
     assert '\n' not in str(error.value) and str(error.value).endswith('.')
 
 
@@ -51,10 +52,10 @@ def edit(path, change):
 def test_folder_saved_by_diffusers_is_read(pipelines, diffusers_folder):
     base, second = pipelines
     assert (base.class_name, second.class_name) == ('IFPipeline', 'IFSuperResolutionPipeline')
-    assert equal(base.unet.params, to_ours(tiny.torch_unet()))
-    assert equal(second.unet.params, to_ours(tiny.torch_unet(super_resolution=True)))
-    assert equal(base.text_encoder.params, to_ours(tiny.torch_text_encoder(), ignored=TIED))
-    assert base.folder == diffusers_folder and base.tokenizer_folder == diffusers_folder / 'tokenizer'
+    assert equal(base.denoiser.params, to_ours(tiny.torch_unet()))
+    assert equal(second.denoiser.params, to_ours(tiny.torch_unet(super_resolution=True)))
+    assert equal(base.components['text_encoder'].params, to_ours(tiny.torch_text_encoder(), ignored=TIED))
+    assert base.folder == diffusers_folder and base.tokenizers == {'text_encoder': diffusers_folder / 'tokenizer'}
     assert base.scheduler['variance_type'] == 'learned_range' and base.image_noising_scheduler is None
     assert second.image_noising_scheduler['variance_type'] == 'fixed_small'
     assert second.super_resolution_folder is None
@@ -63,7 +64,7 @@ def test_folder_saved_by_diffusers_is_read(pipelines, diffusers_folder):
 def test_networks_that_were_read_compute_what_torch_computes(pipelines):
     base, _ = pipelines
     ids = np.arange(8, dtype=np.int32).reshape(1, 8)
-    text = base.text_encoder.apply(base.text_encoder.params, ids)
+    text = base.components['text_encoder'].apply(base.components['text_encoder'].params, ids)
     with torch.no_grad():
         expected = tiny.torch_text_encoder()(torch.from_numpy(ids).long()).last_hidden_state
     assert np.allclose(text, expected.numpy(), atol=1e-5)
@@ -94,10 +95,10 @@ def test_folder_written_by_us_is_opened_by_diffusers(written, caplog, capfd):
     assert complaints == []
 
     for ours, theirs in (
-        (base.unet, tiny.torch_unet()),
-        (second.unet, tiny.torch_unet(True)),
-        (base.text_encoder, tiny.torch_text_encoder()),
-        (second.text_encoder, tiny.torch_text_encoder()),
+        (base.denoiser, tiny.torch_unet()),
+        (second.denoiser, tiny.torch_unet(True)),
+        (base.components['text_encoder'], tiny.torch_text_encoder()),
+        (second.components['text_encoder'], tiny.torch_text_encoder()),
     ):
         expected = theirs.state_dict()
         assert ours.state_dict().keys() == expected.keys()
@@ -117,9 +118,9 @@ def test_folder_written_by_us_generates_an_image_in_diffusers(written):
 
 def test_folder_written_by_us_is_read_back_equal(written, pipelines):
     for pipeline, folder in zip(pipelines, (written, written / 'super_resolution'), strict=True):
-        again = folders.read_pipeline(folder)
-        assert equal(again.unet.params, pipeline.unet.params)
-        assert equal(again.text_encoder.params, pipeline.text_encoder.params)
+        again = read_pipeline(folder)
+        assert equal(again.denoiser.params, pipeline.denoiser.params)
+        assert equal(again.components['text_encoder'].params, pipeline.components['text_encoder'].params)
         assert again.scheduler.items() >= pipeline.scheduler.items()
 
 
@@ -138,14 +139,14 @@ def test_nothing_is_left_beside_the_written_folder(written):
 def test_a_second_export_replaces_the_first_and_keeps_the_second_stage(pipelines, tmp_path):
     base, second = pipelines
     folder = folders.write_pipeline(base, tmp_path / 'model', super_resolution=second)
-    doubled = {name: 2 * value for name, value in base.unet.params.items()}
+    doubled = {name: 2 * value for name, value in base.denoiser.params.items()}
     # Read from the folder that is replaced, as a run does that exports again.
-    opened = folders.read_pipeline(folder)
-    changed = dataclasses.replace(opened, unet=dataclasses.replace(opened.unet, params=doubled))
+    opened = read_pipeline(folder)
+    changed = opened.with_components(unet=dataclasses.replace(opened.denoiser, params=doubled))
     folders.write_pipeline(changed, folder)
-    again = folders.read_pipeline(folder)
-    assert equal(again.unet.params, doubled)
-    assert again.super_resolution_folder is not None and again.tokenizer_folder.is_dir()
+    again = read_pipeline(folder)
+    assert equal(again.denoiser.params, doubled)
+    assert again.super_resolution_folder is not None and again.tokenizers['text_encoder'].is_dir()
     assert os.listdir(tmp_path) == ['model']
 
 
@@ -175,7 +176,7 @@ def test_export_never_replaces_a_folder_of_something_else(pipelines, tmp_path):
 
 def test_parameters_of_another_network_are_not_written(pipelines, tmp_path):
     base, second = pipelines
-    mixed = dataclasses.replace(base, unet=dataclasses.replace(base.unet, params=second.unet.params))
+    mixed = base.with_components(unet=dataclasses.replace(base.denoiser, params=second.denoiser.params))
     with pytest.raises(WeightsError, match='class_embedding.linear_1.kernel'):
         folders.write_pipeline(mixed, tmp_path / 'model')
     assert os.listdir(tmp_path) == []
@@ -184,31 +185,31 @@ def test_parameters_of_another_network_are_not_written(pipelines, tmp_path):
 def test_half_precision_folder(pipelines, tmp_path):
     base, _ = pipelines
     folder = folders.write_pipeline(base, tmp_path / 'model', dtype='bfloat16')
-    again = folders.read_pipeline(folder)
-    for name, value in base.unet.params.items():
+    again = read_pipeline(folder)
+    for name, value in base.denoiser.params.items():
         rounded = np.asarray(jnp.asarray(value, jnp.bfloat16), np.float32)
-        assert again.unet.params[name].dtype == np.float32 and np.array_equal(again.unet.params[name], rounded)
+        assert again.denoiser.params[name].dtype == np.float32 and np.array_equal(again.denoiser.params[name], rounded)
 
 
 def test_only_what_is_asked_for_is_read(copied):
     shutil.rmtree(copied / 'text_encoder')
-    pipeline = folders.read_pipeline(copied, components=('unet',))
-    assert pipeline.text_encoder is None and pipeline.unet is not None
+    pipeline = read_pipeline(copied, components=('unet',))
+    assert 'text_encoder' not in pipeline.components and pipeline.denoiser is not None
     fails("components holds 'decoder'; it may hold", copied, components=('decoder',))
     fails('text_encoder/config.json is missing', copied)
 
 
 def test_second_stage_without_text_encoder_is_written_and_opened(pipelines, tmp_path):
-    second = dataclasses.replace(pipelines[1], text_encoder=None, tokenizer_folder=None)
+    second = dataclasses.replace(pipelines[1].with_components(text_encoder=None), tokenizers={})
     folder = folders.write_pipeline(second, tmp_path / 'model')
-    assert folders.read_pipeline(folder).text_encoder is None
+    assert not read_pipeline(folder).text_encoders
     opened = diffusers.IFSuperResolutionPipeline.from_pretrained(folder)
     assert opened.text_encoder is None and opened.tokenizer is None
 
 
 def test_parameters_are_f32_whatever_the_compute_dtype(diffusers_folder):
-    pipeline = folders.read_pipeline(diffusers_folder, dtype=jnp.bfloat16, components=('text_encoder',))
-    assert {value.dtype for value in pipeline.text_encoder.params.values()} == {np.dtype(np.float32)}
+    pipeline = read_pipeline(diffusers_folder, dtype=jnp.bfloat16, components=('text_encoder',))
+    assert {value.dtype for value in pipeline.components['text_encoder'].params.values()} == {np.dtype(np.float32)}
 
 
 def test_unknown_pipeline_class_is_named(copied):
@@ -224,7 +225,7 @@ def test_unsupported_configuration_is_named(copied):
 def test_weights_of_another_configuration_list_every_tensor(copied):
     edit(copied / 'unet' / 'config.json', lambda config: config.update(addition_embed_type=None, layers_per_block=2))
     with pytest.raises(WeightsError, match='diffusion_pytorch_model.safetensors does not fit') as error:
-        folders.read_pipeline(copied)
+        read_pipeline(copied)
     assert 'missing: down_blocks.0.resnets.1.conv1.weight [16, 16, 3, 3]' in error.value.problems
     assert 'unused: add_embedding.norm1.weight [24]' in error.value.problems
 

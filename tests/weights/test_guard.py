@@ -11,6 +11,8 @@ import safetensors.torch
 import torch
 from diffusers.pipelines import auto_pipeline
 
+from dreambooth_jax.families.family import FAMILIES, of_class
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights import folders, guard, original_configs
 from dreambooth_jax.weights.errors import WeightsError
@@ -60,7 +62,7 @@ def sentence_of(read, *arguments, **options):
 def test_a_unet_of_more_channels_gives_the_sentence_of_a_single_file(tmp_path, class_name):
     folder = bent(tmp_path, 'latents', 'unet/config.json', in_channels=9)
     bent_folders.bend(folder / 'model_index.json', '_class_name', class_name)
-    said = sentence_of(folders.read_pipeline, folder)
+    said = sentence_of(read_pipeline, folder)
     assert said == sentence_of(guard.check_channels, str(folder), 'Stable Diffusion', 9, 4)
     assert said == f'{folder} {VARIANT[2:].format("Stable Diffusion", 9, 4)}; give the plain model.'
     shapes = {
@@ -74,22 +76,22 @@ def test_a_unet_of_more_channels_gives_the_sentence_of_a_single_file(tmp_path, c
 
 @pytest.mark.parametrize('family', CONFIGS)
 def test_networks_of_every_family_pass(family):
-    guard.check_networks(CLASS_OF[family], configs_of(family), 'x')
+    guard.check_networks(of_class(CLASS_OF[family]), configs_of(family), 'x')
 
 
 @pytest.mark.parametrize('family', published.CONFIGS)
 def test_published_models_pass(family):
     configs = dict(published.CONFIGS[family])
-    index = guard.checked_index(configs.pop('model_index'), 'x')
+    index, kind = guard.checked_index(configs.pop('model_index'), 'x', FAMILIES)
     for name in [name for name in configs if 'scheduler' in name]:
         guard.check_schedule(configs.pop(name), 'x')
     own = {name: guard.own_config(name, config, index[name][1]) for name, config in configs.items()}
-    guard.check_networks(index['_class_name'], own, 'x')
+    guard.check_networks(kind, own, 'x')
 
 
 def test_networks_of_deepfloyd_if_pass():
-    guard.check_networks(IF, PIXELS, 'x')
-    guard.check_networks(IF_SECOND, SECOND, 'x')
+    guard.check_networks(of_class(IF), PIXELS, 'x')
+    guard.check_networks(of_class(IF_SECOND), SECOND, 'x')
 
 
 CLIP_2 = configs_of('sdxl')['text_encoder_2']
@@ -141,14 +143,16 @@ CLIP_2 = configs_of('sdxl')['text_encoder_2']
 def test_networks_that_do_not_fit_are_one_sentence(class_name, configs, component, change, sentence):
     configs = dict(configs_of(configs) if isinstance(configs, str) else configs)
     configs[component] = {**({} if change is CLIP_2 else configs[component]), **change}
-    assert sentence in sentence_of(guard.check_networks, class_name, configs, 'x')
+    assert sentence in sentence_of(guard.check_networks, of_class(class_name), configs, 'x')
 
 
 def test_a_unet_alone_is_held_to_itself():
     """Where only the UNet is read: its VAE and text encoder are not known, and are not asked for."""
-    guard.check_networks(SD, {'unet': {**CONFIGS['sd1']['unet'], 'cross_attention_dim': 48}}, 'x')
+    guard.check_networks(of_class(SD), {'unet': {**CONFIGS['sd1']['unet'], 'cross_attention_dim': 48}}, 'x')
     unet = {**CONFIGS['sd1']['unet'], 'in_channels': 9}
-    assert VARIANT.format('Stable Diffusion', 9, 4) in sentence_of(guard.check_networks, SD, {'unet': unet}, 'x')
+    assert VARIANT.format('Stable Diffusion', 9, 4) in sentence_of(
+        guard.check_networks, of_class(SD), {'unet': unet}, 'x'
+    )
 
 
 def test_classes_that_diffusers_reads_as_the_plain_one_are_read():
@@ -163,8 +167,9 @@ def test_classes_that_diffusers_reads_as_the_plain_one_are_read():
             if plain in families:
                 known[kind.__name__] = families[plain]
     assert len(known) > 20
-    assert {name: guard.PLAIN_CLASSES.get(name) for name in known} == known
-    others = set(guard.PLAIN_CLASSES) - set(known)
+    plain = {name: kind.class_name for kind in FAMILIES for name in (kind.class_name, *kind.also_saved_as)}
+    assert {name: plain.get(name) for name in known} == known
+    others = set(plain) - set(known)
     not_made = {'StableDiffusionControlNetPAGImg2ImgPipeline', 'StableDiffusionXLControlNetPAGInpaintPipeline'}
     assert {name for name in others if not hasattr(diffusers, name)} == not_made
 
@@ -179,10 +184,11 @@ def test_classes_that_diffusers_reads_as_the_plain_one_are_read():
 )
 def test_a_pipeline_saved_for_another_task_is_read_and_written_as_the_plain_one(tmp_path, kind, stored, plain):
     folder = bent(tmp_path, kind, 'model_index.json', _class_name=stored)
-    pipeline = folders.read_pipeline(folder)
-    expected = folders.read_pipeline(smallest_pipelines.folder(kind))
+    pipeline = read_pipeline(folder)
+    expected = read_pipeline(smallest_pipelines.folder(kind))
     assert pipeline.class_name == plain
-    assert all(np.array_equal(pipeline.unet.params[name], value) for name, value in expected.unet.params.items())
+    weights = expected.denoiser.params
+    assert all(np.array_equal(pipeline.denoiser.params[name], value) for name, value in weights.items())
     written = folders.write_pipeline(pipeline, tmp_path / 'written')
     assert json.loads((written / 'model_index.json').read_text())['_class_name'] == plain
 
@@ -209,8 +215,8 @@ def test_a_pipeline_saved_for_another_task_is_read_and_written_as_the_plain_one(
 def test_a_model_index_that_is_not_supported_is_one_sentence(tmp_path, changes, reason):
     folder = bent(tmp_path, 'latents', 'model_index.json', **changes)
     with pytest.raises(WeightsError, match=reason):
-        folders.read_pipeline(folder)
-    assert sentence_of(folders.read_pipeline, folder).startswith(str(folder))
+        read_pipeline(folder)
+    assert sentence_of(read_pipeline, folder).startswith(str(folder))
 
 
 def test_the_sdxl_refiner_is_named():
@@ -220,7 +226,7 @@ def test_the_sdxl_refiner_is_named():
         'text_encoder': [None, None],
         'text_encoder_2': ['transformers', 'CLIPTextModelWithProjection'],
     }
-    assert sentence_of(guard.checked_index, index, 'x') == (
+    assert sentence_of(guard.checked_index, index, 'x', FAMILIES) == (
         'x names no text_encoder, as that of the SDXL refiner, which only finishes images; give the SDXL base model.'
     )
 
@@ -275,7 +281,7 @@ def test_a_model_without_a_square_size_takes_that_of_the_settings(tmp_path, kind
 @pytest.mark.parametrize('size', ['x', -1, 0, 1.5, [], [8], [8, 'x'], {}, True])
 def test_a_size_that_is_none_is_one_sentence(tmp_path, size):
     folder = bent(tmp_path, 'latents', 'unet/config.json', sample_size=size)
-    said = sentence_of(folders.read_pipeline, folder)
+    said = sentence_of(read_pipeline, folder)
     assert f'unet/config.json is not supported: unet config: sample_size is {size!r} but must be None, a' in said
 
 
@@ -307,13 +313,15 @@ def test_a_text_encoder_described_inside_a_whole_clip_is_read(tmp_path):
     whole = {'model_type': 'clip', 'architectures': ['CLIPModel'], 'projection_dim': 9, 'text_config': own}
     path.unlink()
     path.write_text(json.dumps(whole))
-    read = folders.read_pipeline(folder, components=('text_encoder',)).text_encoder
-    expected = folders.read_pipeline(smallest_pipelines.folder('latents'), components=('text_encoder',)).text_encoder
+    read, expected = (
+        read_pipeline(source, components=('text_encoder',)).components['text_encoder']
+        for source in (folder, smallest_pipelines.folder('latents'))
+    )
     assert {name: value.tolist() for name, value in read.params.items()} == {
         name: value.tolist() for name, value in expected.params.items()
     }
     path.write_text(json.dumps({**whole, 'text_config': None}))
-    assert 'text_config is None but must be' in sentence_of(folders.read_pipeline, folder)
+    assert 'text_config is None but must be' in sentence_of(read_pipeline, folder)
 
 
 def test_what_emas_leave_in_a_configuration_is_left_aside(tmp_path):
@@ -327,7 +335,7 @@ def test_what_emas_leave_in_a_configuration_is_left_aside(tmp_path):
         'use_ema_warmup': False,
     }
     folder = bent(tmp_path, 'latents', 'unet/config.json', **ema)
-    assert folders.read_pipeline(folder, components=('unet',)).unet is not None
+    assert read_pipeline(folder, components=('unet',)).denoiser is not None
 
 
 @pytest.mark.parametrize('dtype', [torch.float8_e4m3fn, torch.float8_e5m2])
@@ -338,12 +346,12 @@ def test_a_folder_of_8_bit_floats_is_read_as_torch_widens_them(tmp_path, dtype):
     path.unlink()
     stored = {name: value.to(dtype) for name, value in safetensors.torch.load_file(source).items()}
     safetensors.torch.save_file(stored, path)
-    unet = folders.read_pipeline(folder, components=('unet',)).unet
+    unet = read_pipeline(folder, components=('unet',)).denoiser
     read = network_tensors('unet', unet)
     assert all(np.array_equal(read[name], value.float().numpy()) for name, value in stored.items())
 
     safetensors.torch.save_file({**stored, 'scaled_fp8': torch.zeros(0).to(dtype)}, path)
-    assert 'holds scaled 8-bit weights (it has scaled_fp8); give' in sentence_of(folders.read_pipeline, folder)
+    assert 'holds scaled 8-bit weights (it has scaled_fp8); give' in sentence_of(read_pipeline, folder)
 
 
 def test_the_second_stage_reads_prompts_with_the_bases_text_encoder(tmp_path, diffusers_folder):
@@ -352,14 +360,14 @@ def test_the_second_stage_reads_prompts_with_the_bases_text_encoder(tmp_path, di
     assert (folder / 'super_resolution' / 'text_encoder' / 'model.safetensors').is_file()
     shutil.rmtree(folder / 'super_resolution' / 'text_encoder')
     cascade = Cascade.load(folder)
-    assert cascade.super_resolution.text_encoder is None and cascade.super_resolution.tokenizer_folder is None
+    assert not cascade.super_resolution.text_encoders and not cascade.super_resolution.tokenizers
 
 
 def test_a_second_stage_that_cannot_read_the_bases_text_reads_its_own(diffusers_folder):
     latents = smallest_pipelines.folder('latents')
     cascade = Cascade.load(latents, super_resolution_model=diffusers_folder / 'super_resolution')
-    assert cascade.super_resolution.text_encoder is not None
-    assert cascade.super_resolution.tokenizer_folder is not None
+    assert cascade.super_resolution.text_encoders
+    assert cascade.super_resolution.tokenizers
 
 
 def fuzz(tmp_path, kind, seed, count, **options):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_jax.weights import folders, single_file
+from dreambooth_jax.families.reading import read_pipeline
+from dreambooth_jax.weights import single_file
 from tests.support import tiny_latent_pipelines
 
 COMMIT, OLDER = 'c' * 40, 'd' * 40
@@ -131,8 +132,8 @@ for name in sys.argv[1:]:
         files = sorted(str(file.relative_to(base.folder)) for file in base.folder.rglob('*') if file.is_file())
         told[name] = {
             'files': files, 'commit': base.folder.name, 'class': base.class_name,
-            'parameters': sum(v.size for v in base.unet.params.values()),
-            'ids': Tokenizer.load(base.tokenizer_folder)(['a dog'])[0].tolist()}
+            'parameters': sum(v.size for v in base.denoiser.params.values()),
+            'ids': Tokenizer.load(base.tokenizers['text_encoder'])(['a dog'])[0].tolist()}
     except ValueError as error:
         told[name] = str(error)
 print(json.dumps(told))
@@ -151,7 +152,7 @@ def test_a_hub_model_is_downloaded_once_and_then_read_without_the_hub(hub, tmp_p
     needed = sorted(contents(tiny_latent_pipelines.folder('sd1')))
     single = tmp_path / 'alone' / 'x.safetensors'
     single.parent.mkdir()
-    single_file.write_pipeline(folders.read_pipeline(tiny_latent_pipelines.folder('sd1')), single)
+    single_file.write_pipeline(read_pipeline(tiny_latent_pipelines.folder('sd1')), single)
     told = loaded(hub.url, tmp_path / 'cache', 'owner/model', 'owner/gated', 'owner/missing', single)
     assert told['owner/model']['class'] == 'StableDiffusionPipeline' and told['owner/model']['commit'] == COMMIT
     assert told['owner/model']['files'] == needed

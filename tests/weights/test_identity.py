@@ -3,38 +3,40 @@
 import dataclasses
 import shutil
 
-from dreambooth_jax.weights import folders
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.weights.identity import identity, scheduler_hash
 from tests.support import smallest_pipelines, tiny_pipelines
 
 
 def with_params(pipeline, **params):
-    networks = {name: dataclasses.replace(getattr(pipeline, name), params=value) for name, value in params.items()}
-    return dataclasses.replace(pipeline, **networks)
+    networks = pipeline.components
+    return pipeline.with_components(
+        **{name: dataclasses.replace(networks[name], params=value) for name, value in params.items()}
+    )
 
 
 def test_the_hash_is_of_values_names_and_shapes():
     base = tiny_pipelines.base()
     assert base.weights_hash == tiny_pipelines.base().weights_hash
-    name, value = next(iter(base.unet.params.items()))
+    name, value = next(iter(base.denoiser.params.items()))
     for changed in ({name: value + 1e-3}, {name: value[None]}):
-        assert with_params(base, unet={**base.unet.params, **changed}).weights_hash != base.weights_hash
-    other = with_params(base, text_encoder=tiny_pipelines.base(1).text_encoder.params)
+        assert with_params(base, unet={**base.denoiser.params, **changed}).weights_hash != base.weights_hash
+    other = with_params(base, text_encoder=tiny_pipelines.base(1).components['text_encoder'].params)
     assert other.weights_hash != base.weights_hash
 
 
 def test_a_model_is_the_same_in_another_folder_and_another_with_another_schedule_or_tokenizer(tmp_path):
-    before = identity(folders.read_pipeline(smallest_pipelines.folder('pixels')))
+    before = identity(read_pipeline(smallest_pipelines.folder('pixels')))
     assert before.keys() == {'weights', 'scheduler', 'tokenizer'}
     moved = tmp_path / 'moved'
     shutil.copytree(smallest_pipelines.folder('pixels'), moved)
     (moved / 'tokenizer' / 'README.md').write_text('of no use to the tokenizer')
-    assert identity(folders.read_pipeline(moved)) == before
-    overridden = identity(folders.read_pipeline(moved, prediction_type='v_prediction'))
+    assert identity(read_pipeline(moved)) == before
+    overridden = identity(read_pipeline(moved, prediction_type='v_prediction'))
     assert {part for part in before if overridden[part] != before[part]} == {'scheduler'}
     path = next((moved / 'tokenizer').glob('*.json'))
     path.write_text(path.read_text() + ' ')
-    after = identity(folders.read_pipeline(moved))
+    after = identity(read_pipeline(moved))
     assert {part for part in before if after[part] != before[part]} == {'tokenizer'}
 
 

@@ -6,6 +6,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import files, folders, single_file, tokenizer_folders
 from dreambooth_jax.weights.errors import WeightsError
@@ -57,7 +58,7 @@ def test_the_folder_that_is_given_comes_first(written, tmp_path, no_cache):
         f"tokenizer_dir is '{tmp_path / 'models'}', which holds no tokenizer/ folder; give one that does."
     )
     with pytest.raises(WeightsError, match=r'^tokenizer_dir is .* is a folder, which holds its own; leave it out\.$'):
-        folders.read_pipeline(tiny_latent_pipelines.folder('sd1'), components=(), tokenizer_dir=written)
+        read_pipeline(tiny_latent_pipelines.folder('sd1'), components=(), tokenizer_dir=written)
 
 
 def test_without_a_tokenizer_and_without_the_hub_it_is_one_sentence(tmp_path, no_cache):
@@ -74,11 +75,11 @@ def test_without_a_tokenizer_and_without_the_hub_it_is_one_sentence(tmp_path, no
 
 @pytest.mark.parametrize('family', tiny_latent_pipelines.FAMILIES)
 def test_a_single_file_is_read_as_the_folder_that_it_was_made_of(family, written):
-    made = folders.read_pipeline(tiny_latent_pipelines.folder(family))
+    made = read_pipeline(tiny_latent_pipelines.folder(family))
     if family == 'upscaler':  # the tiny one has the schedule of Stable Diffusion, which a file cannot tell
         made.scheduler.update(beta_start=0.0001, beta_end=0.02)
     file = single_file.write_pipeline(made, written / 'x.safetensors')
-    read = folders.read_pipeline(file)
+    read = read_pipeline(file)
     assert (read.class_name, read.size, read.folder) == (made.class_name, made.size, file)
     for component in made.family.networks:
         ours, theirs = getattr(read, component).params, getattr(made, component).params
@@ -87,12 +88,12 @@ def test_a_single_file_is_read_as_the_folder_that_it_was_made_of(family, written
     assert {name: read.option(name) for name in made.family.options if name != 'requires_safety_checker'} == {
         name: made.option(name) for name in made.family.options if name != 'requires_safety_checker'
     }
-    again = folders.read_pipeline(folders.write_pipeline(read, written / 'folder'))
-    assert all((folder / 'tokenizer_config.json').is_file() for folder in again.tokenizer_folders.values())
+    again = read_pipeline(folders.write_pipeline(read, written / 'folder'))
+    assert all((folder / 'tokenizer_config.json').is_file() for folder in again.tokenizers.values())
 
 
 def test_networks_that_are_not_asked_for_are_not_read_from_the_file(written, monkeypatch):
-    made = folders.read_pipeline(tiny_latent_pipelines.folder('sd2'))
+    made = read_pipeline(tiny_latent_pipelines.folder('sd2'))
     file = single_file.write_pipeline(made, written / 'x.safetensors')
     header = files.read_header(file)
     monkeypatch.setattr(files, 'read_header', lambda path: header._replace(metadata={}))  # does not say: epsilon or v
@@ -104,24 +105,26 @@ def test_networks_that_are_not_asked_for_are_not_read_from_the_file(written, mon
         return tensors
 
     monkeypatch.setattr(files, 'read_tensors', read)
-    pipeline = folders.read_pipeline(file, components=('text_encoder',))
-    assert pipeline.unet is None and pipeline.text_encoder.params.keys() == made.text_encoder.params.keys()
+    pipeline = read_pipeline(file, components=('text_encoder',))
+    assert pipeline.components.keys() == {'text_encoder'}
+    theirs, ours = (one.components['text_encoder'].params for one in (pipeline, made))
+    assert theirs.keys() == ours.keys()
     assert all(name.startswith('cond_stage_model.') for name in asked[0])
     with pytest.raises(WeightsError, match='does not say what it predicts; give prediction_type'):
-        folders.read_pipeline(file)
+        read_pipeline(file)
     for kind in ('epsilon', 'v_prediction'):
-        assert folders.read_pipeline(file, prediction_type=kind).scheduler['prediction_type'] == kind
+        assert read_pipeline(file, prediction_type=kind).scheduler['prediction_type'] == kind
 
 
 def test_what_a_folder_predicts_can_be_said_too():
     folder = tiny_latent_pipelines.folder('sd1')
-    assert folders.read_pipeline(folder, components=()).scheduler['prediction_type'] == 'epsilon'
-    other = folders.read_pipeline(folder, components=(), prediction_type='v_prediction')
+    assert read_pipeline(folder, components=()).scheduler['prediction_type'] == 'epsilon'
+    other = read_pipeline(folder, components=(), prediction_type='v_prediction')
     assert other.scheduler['prediction_type'] == 'v_prediction'
 
 
 def test_a_pipeline_that_a_single_file_cannot_hold_is_one_sentence(tmp_path):
-    made = folders.read_pipeline(tiny_latent_pipelines.folder('sd1'))
+    made = read_pipeline(tiny_latent_pipelines.folder('sd1'))
 
     def fails(sentence, pipeline):
         file = tmp_path / 'x.safetensors'
@@ -131,7 +134,7 @@ def test_a_pipeline_that_a_single_file_cannot_hold_is_one_sentence(tmp_path):
 
     fails(
         f'{made.name} has no vae, but a single file holds a whole Stable Diffusion model; write a pipeline folder.',
-        folders.read_pipeline(made.folder, components=('unet', 'text_encoder')),
+        read_pipeline(made.folder, components=('unet', 'text_encoder')),
     )
     made.scheduler['beta_end'] = 0.02
     fails(
@@ -140,7 +143,7 @@ def test_a_pipeline_that_a_single_file_cannot_hold_is_one_sentence(tmp_path):
         made,
     )
     made.scheduler['beta_end'] = 0.012
-    made.unet.config['attention_head_dim'] = 4
+    made.denoiser.config['attention_head_dim'] = 4
     fails(
         f'{tmp_path}/x.safetensors cannot hold this model: the attention_head_dim of its unet is (4, 4, 4), but a '
         f'single file does not say so and Stable Diffusion 1.x has (8, 8, 8); write a pipeline folder.',

@@ -1,8 +1,8 @@
-"""The base stage of pixel cascades (Imagen, DeepFloyd IF, Storybook): it denoises images at the first resolution.
+"""The denoising loss of a base stage, on pixels and on latents alike.
 
 The loss of one example is the weighted squared error of the network's prediction (epsilon, v or x0, as the schedule
 says). Networks with a learned-range variance add the variational bound of Nichol & Dhariwal 2021, which trains the
-variance alone. The data range is [-1, 1], the layout NHWC.
+variance alone. The layout is NHWC; pixels lie in [-1, 1].
 
 With masks, both are the mean over the part that the example's mask keeps. So the scale of an example, and with it the
 balance between instance and class examples, does not depend on the size of that part. (kohya's masked loss leaves small
@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from dreambooth_jax.config import ConfigError, ObjectiveConfig
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import objective, prediction, schedules
-from dreambooth_jax.stages.distillation import Distillation, Lesson
-from dreambooth_jax.stages.text_conditioning import Text, take
+from dreambooth_jax.families.image_space import ImageSpace
+from dreambooth_jax.families.prompts import Conditioning, take
+from dreambooth_jax.losses.teacher import Distillation, Lesson
 
 # Prompt 0 is always the empty prompt. Dropped prompts point to it (classifier-free guidance).
 EMPTY_PROMPT = 0
@@ -75,29 +76,6 @@ def streams(keys: jax.Array, count: int) -> jax.Array:
     return jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, count))(keys), 0, 1)
 
 
-def gather_images(frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool) -> jax.Array:
-    """Returns the examples' images, f32[B, H, W, C] in [-1, 1]; with `flip`, half of them are mirrored at random."""
-    return _gather(frozen['images'], batch, keys, flip) / 127.5 - 1.0
-
-
-def gather_masks(
-    frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool
-) -> jax.Array | None:
-    """Returns how much each pixel of the examples counts, f32[B, H, W, 1] in [0, 1]. None means that all count alike.
-
-    With the keys of `gather_images`, masks are mirrored together with their images.
-    """
-    return _gather(frozen['masks'], batch, keys, flip) / 255.0 if 'masks' in frozen else None
-
-
-def _gather(examples: jax.Array, batch: Mapping[str, jax.Array], keys: jax.Array, flip: bool) -> jax.Array:
-    examples = examples[batch['image']].astype(jnp.float32)
-    if not flip:
-        return examples
-    mirrored = jax.vmap(jax.random.bernoulli)(keys)
-    return jnp.where(mirrored[:, None, None, None], examples[:, :, ::-1], examples)
-
-
 def gather_prompts(
     frozen: Mapping[str, Any], batch: Mapping[str, jax.Array], keys: jax.Array, dropout: float
 ) -> jax.Array:
@@ -117,8 +95,8 @@ def gather_prompts(
 
 def read_prompts(
     params: Mapping[str, Any], frozen: Mapping[str, Any], prompt: jax.Array, encode: Callable | None
-) -> Text:
-    """Returns the text of the prompts i32[B]: encoded if a text encoder trains, and looked up otherwise."""
+) -> Conditioning:
+    """Returns the conditioning by prompts i32[B]: encoded if a text encoder trains, and looked up otherwise."""
     if encode is None:
         return take(frozen['text'], prompt)
     return encode(params, take(frozen['tokens'], prompt))
@@ -193,34 +171,41 @@ def _over(examples: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PixelStage:
-    """The base stage; see `stage.Stage`.
+class DenoisingLoss:
+    """The loss of a base stage; see `stage.Stage`.
 
-    `frozen` holds: images uint8[N, H, W, C]; prompt_of i32[N]; either `text` of P prompts or, with a trained text
-    encoder, their `tokens` (text_conditioning.py); and, if images have masks, masks uint8[N, H, W, 1], which say how
-    much each pixel counts (255: in full). Prompt 0 is the empty prompt.
+    `frozen` holds what `space.prepare` returned; prompt_of i32[N]; and either `text`, the conditioning by P prompts,
+    or, with a trained text encoder, their `tokens` (families/prompts.py). Prompt 0 is the empty prompt.
 
     Attributes:
-      unet: (params, x_t, t, **text) -> prediction, of a UNet2DConditionModel (models/functional.py).
-      schedule: the noise schedule of the model.
-      encode: (params, tokens) -> text if a text encoder is trained too (TextConditioning); None if text is looked up.
+      denoiser: the component that denoises.
+      predict: (its params, x_t, t, conditioning) -> prediction (families/family.py).
+      process: the noise process of the model.
+      space: what the denoiser works on.
+      encode: (params, tokens) -> conditioning if a text encoder trains too (PromptEncoder); None if it is looked up.
       objective: the weights of the loss.
-      teacher: the teacher of class examples (distillation.py, which says what `frozen` and `batch` hold then); None:
+      teacher: the teacher of class examples (teacher.py, which says what `frozen` and `batch` hold then); None:
         class images teach the class examples.
     """
 
-    unet: Callable
-    schedule: schedules.Schedule
+    denoiser: str
+    predict: Callable
+    process: schedules.Schedule
+    space: ImageSpace
     encode: Callable | None = None
     objective: Objective = Objective()
     teacher: Distillation | None = None
 
     def loss(self, params, frozen, batch, keys):
-        time_keys, noise_keys, flip_keys, drop_keys = streams(keys, 4)
-        images = gather_images(frozen, batch, flip_keys, self.objective.random_flip)
-        masks = gather_masks(frozen, batch, flip_keys, self.objective.random_flip)
+        time_keys, noise_keys, flip_keys, drop_keys, *more_keys = streams(keys, 8)
+        images, masks, seen = self._examples(frozen, batch, flip_keys, more_keys)
         prompt = gather_prompts(frozen, batch, drop_keys, self.objective.prompt_dropout)
-        text = read_prompts(params, frozen, prompt, self.encode)
-        network = lambda x_t, t: self.unet(params['unet'], x_t, t, **text)  # noqa: E731
-        lesson = self.teacher and self.teacher.lesson(frozen, batch, prompt)
-        return denoise_examples(network, images, self.schedule, self.objective, time_keys, noise_keys, masks, lesson)
+        conditioning = {**read_prompts(params, frozen, prompt, self.encode), **seen}
+        network = lambda x_t, t: self.predict(params[self.denoiser], x_t, t, conditioning)  # noqa: E731
+        lesson = self.teacher and self.teacher.lesson(frozen, batch, prompt, seen)
+        return denoise_examples(network, images, self.process, self.objective, time_keys, noise_keys, masks, lesson)
+
+    def _examples(self, frozen, batch, flip_keys, more_keys):
+        """Returns the images or latents, their masks or None, and what the denoiser sees besides x_t and the prompt."""
+        images, masks, _ = self.space.sample(frozen, batch, flip_keys, more_keys[0], flip=self.objective.random_flip)
+        return images, masks, {}

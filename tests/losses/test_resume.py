@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from dreambooth_jax.data import pairs
+from dreambooth_jax.losses.denoising import Objective
 from dreambooth_jax.models import functional
 from dreambooth_jax.models.t5 import T5EncoderModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
-from dreambooth_jax.stages.pixel import Objective, PixelStage
-from dreambooth_jax.stages.super_resolution import SuperResolutionStage
 from dreambooth_jax.training import optimizer, step
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import Pmap
@@ -64,13 +63,13 @@ def base():
     def encode(params, tokens):
         return {'encoder_hidden_states': encoder(params['text_encoder'], tokens['ids'])}
 
-    stage = PixelStage(unet=unet, encode=encode, schedule=schedule, objective=OBJECTIVE)
+    stage = small.pixel_loss(unet=unet, encode=encode, schedule=schedule, objective=OBJECTIVE)
     return stage, {'unet': unet_params, 'text_encoder': encoder_params}
 
 
 def super_resolution():
     unet, unet_params = network(UNet2DConditionModel, SUPER_RESOLUTION_UNET, 2)
-    stage = SuperResolutionStage(
+    stage = small.enlarging_loss(
         unet=unet,
         schedule=small.schedule('epsilon', 'learned_range'),
         noising_schedule=small.schedule(),

@@ -5,41 +5,40 @@ import json
 
 import pytest
 
-from dreambooth_jax.stages.text_conditioning import TextConditioning
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.text.tokenize import Tokenizer
-from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import bent_folders, smallest_pipelines, tiny_pipelines
 
 
 @pytest.fixture(scope='module')
 def pipeline():
-    return folders.read_pipeline(smallest_pipelines.folder('latents'), components=('text_encoder',))
+    return read_pipeline(smallest_pipelines.folder('latents'), components=('text_encoder',))
 
 
 def conditioning(pipeline, **changes):
-    return TextConditioning.of(dataclasses.replace(pipeline, **changes), size=16)
+    return pipeline.family.prompt_encoder(dataclasses.replace(pipeline, **changes), size=16)
 
 
 def test_a_tokenizer_of_another_kind_is_named(pipeline):
     with pytest.raises(
         WeightsError, match='its text_encoder reads CLIP prompts of 20 tokens, but .* T5 prompts of 77;'
     ):
-        conditioning(pipeline, tokenizer_folder=tiny_pipelines.tokenizer_folder())
+        conditioning(pipeline, tokenizers={'text_encoder': tiny_pipelines.tokenizer_folder()})
 
 
 def test_a_tokenizer_of_longer_prompts_is_named(pipeline, tmp_path):
-    folder = bent_folders.copied(pipeline.tokenizer_folder, tmp_path / 'tokenizer')
+    folder = bent_folders.copied(pipeline.tokenizers['text_encoder'], tmp_path / 'tokenizer')
     bent_folders.bend(folder / 'tokenizer_config.json', 'model_max_length', 77)
     with pytest.raises(
         WeightsError, match='CLIP prompts of 20 tokens, but its tokenizer makes CLIP prompts of 77; give'
     ):
-        conditioning(pipeline, tokenizer_folder=folder)
+        conditioning(pipeline, tokenizers={'text_encoder': folder})
 
 
 def test_a_token_that_the_text_encoder_does_not_know_is_named(pipeline):
     """Its state would be NaN."""
-    more = Tokenizer.load(pipeline.tokenizer_folder, added=('<new>',))
+    more = Tokenizer.load(pipeline.tokenizers['text_encoder'], added=('<new>',))
     known = conditioning(pipeline)
     wider = dataclasses.replace(known, tokenizers={'text_encoder': more})
     assert wider.tokens(['a dog'])['text_encoder']['ids'].shape == (1, 20)
@@ -57,9 +56,9 @@ def test_a_token_that_the_text_encoder_does_not_know_is_named(pipeline):
     ],
 )
 def test_a_damaged_tokenizer_is_one_sentence(pipeline, tmp_path, key, value, reason):
-    folder = bent_folders.copied(pipeline.tokenizer_folder, tmp_path / 'tokenizer')
+    folder = bent_folders.copied(pipeline.tokenizers['text_encoder'], tmp_path / 'tokenizer')
     bent_folders.bend(folder / 'tokenizer_config.json', key, value)
     assert json.loads((folder / 'tokenizer_config.json').read_text())[key] == value
     with pytest.raises(ValueError, match=reason) as error:
-        conditioning(pipeline, tokenizer_folder=folder)
+        conditioning(pipeline, tokenizers={'text_encoder': folder})
     assert type(error.value).__name__ == 'TokenizerError' and '\n' not in str(error.value)

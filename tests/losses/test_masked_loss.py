@@ -5,15 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreambooth_jax.stages.pixel import Objective, PixelStage
-from dreambooth_jax.stages.super_resolution import SuperResolutionStage
+from dreambooth_jax.losses.denoising import Objective
 from tests.support import small_stages as small
 
 SIDE, CROP, FACTOR = 16, 8, 2
 KINDS = {
-    'pixel': (PixelStage, {}),
+    'pixel': (small.pixel_loss, {}),
     'super_resolution': (
-        SuperResolutionStage,
+        small.enlarging_loss,
         dict(noising_schedule=small.schedule(), factor=FACTOR, noise_level=(0, 50)),
     ),
 }

@@ -10,15 +10,12 @@ import pytest
 import torch
 from diffusers.training_utils import compute_snr
 
-from dreambooth_jax.data.table import shrink_masks
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.models import vae
-from dreambooth_jax.stages import latent
-from dreambooth_jax.stages.latent import LatentStage, LatentSuperResolutionStage
-from dreambooth_jax.stages.pixel import Objective, streams
-from dreambooth_jax.stages.text_conditioning import TextConditioning
-from dreambooth_jax.weights import folders
+from dreambooth_jax.families import image_space
+from dreambooth_jax.families.reading import read_pipeline
+from dreambooth_jax.losses.denoising import DenoisingLoss, Objective, streams
+from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
 from tests.support import small_stages as small
 from tests.support import tiny_latent_pipelines as tiny
 from tests.support.torch_reference import nchw, nhwc, quick_jit
@@ -37,40 +34,39 @@ MASKS = 255 * _DRAW.integers(0, 2, (4, SIZE, SIZE, 1), np.uint8)
 
 @functools.cache
 def pipeline(family):
-    return folders.read_pipeline(tiny.folder(family))
+    return read_pipeline(tiny.folder(family))
 
 
 @functools.cache
 def moments(family):
     """Of the images, and behind them of the mirrored ones, by our VAE."""
-    network = pipeline(family).vae
-    return latent.encode_images(network.apply, network.params, latent.with_mirrored(IMAGES), batch_size=3)
+    network = pipeline(family).components['vae']
+    return image_space.encode_images(network.apply, network.params, image_space.with_mirrored(IMAGES), batch_size=3)
 
 
 def losses(family, *, trains_text=False, masks=False, **weights):
     """The loss of a family's stage, f32[ROWS], with the networks and the prompts of its folder."""
     opened = pipeline(family)
-    read = TextConditioning.of(opened, size=SIZE)
-    params = {'unet': opened.unet.params, **{part: net.params for part, net in opened.text_encoders.items()}}
+    read = opened.family.prompt_encoder(opened, size=SIZE)
+    params = {'unet': opened.denoiser.params, **{part: net.params for part, net in opened.text_encoders.items()}}
     settings = dict(
-        unet=opened.unet.apply,
-        schedule=schedules.from_config(opened.scheduler),
-        scaling_factor=vae.scaling_factor(opened.vae.config),
+        denoiser='unet',
+        predict=functools.partial(opened.family.predict, opened.denoiser.apply),
+        process=schedules.from_config(opened.scheduler),
+        space=opened.space,
         objective=Objective(**weights),
     )
-    data = {'moments': moments(family), 'prompt_of': PROMPT_OF}
+    data = opened.space.prepare(IMAGES, MASKS if masks else None, flip=True, pairs=family == 'upscaler')
+    data = {**data, 'moments': moments(family), 'prompt_of': PROMPT_OF}
     if trains_text:
         data['tokens'], settings['encode'] = read.tokens(PROMPTS), read
     else:
         data['text'] = quick_jit(read)(params, read.tokens(PROMPTS))
-    if masks:
-        data['masks'] = latent.with_mirrored(shrink_masks(MASKS, SCALE))
     if family == 'upscaler':
-        data['low'] = latent.with_mirrored(latent.low_images(IMAGES, SCALE))
         noising = schedules.from_config(opened.image_noising_scheduler)
-        stage = LatentSuperResolutionStage(noising_schedule=noising, noise_level=LEVELS, **settings)
+        stage = SuperResolutionLoss(noising_process=noising, noise_level=LEVELS, factor=SCALE, **settings)
     else:
-        stage = LatentStage(**settings)
+        stage = DenoisingLoss(**settings)
     loss, parts = quick_jit(stage.loss)(params, data, {'image': IMAGE}, KEYS)
     np.testing.assert_array_equal(parts['denoising'], loss)
     return loss
@@ -79,7 +75,8 @@ def losses(family, *, trains_text=False, masks=False, **weights):
 def random_numbers(family, random_flip):
     """What the examples sample, as torch takes it: time, noise, posterior noise, mirrored, level, low image's noise."""
     is_super_resolution = family == 'upscaler'
-    time_keys, noise_keys, flip_keys, _, posterior_keys, *others = streams(KEYS, 7 if is_super_resolution else 5)
+    time_keys, noise_keys, flip_keys, _, *others = streams(KEYS, 8)
+    posterior_keys = others[3 if is_super_resolution else 0]
     side = SIZE // SCALE
     found = {
         't': torch.from_numpy(np.array(noise_lib.sample_timesteps(time_keys, 0, 1000))).long(),
@@ -173,9 +170,9 @@ def data_of(side=8, mirrored=False):
 
 
 STAGES = {
-    'base': (LatentStage, {}),
+    'base': (small.latent_loss, {}),
     'super_resolution': (
-        LatentSuperResolutionStage,
+        small.latent_enlarging_loss,
         dict(noising_schedule=schedules.make_schedule('linear'), noise_level=(3, 3)),
     ),
 }

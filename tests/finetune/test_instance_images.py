@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve, to_config_dict
-from dreambooth_jax.stages import instance_images
+from dreambooth_jax.finetune import instance_images
 from dreambooth_jax.storybook import draw, subjects
 
 

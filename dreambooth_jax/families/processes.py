@@ -1,24 +1,19 @@
-"""Reads the noise schedules of a pipeline, as its diffusers class and its UNet require them.
+"""Reads the noise processes of a pipeline with a UNet, as its family and its UNet require them.
 
 Training, planning and sampling all read them with these functions, so a schedule that one of them cannot use is refused
 by all.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline
 
-# StableDiffusionPipeline sets these two options in every scheduler that it is created with. Older files leave the
-# options out and mean these values, and latents have no range [-1, 1] to be clipped to. Other pipelines do not set
-# them, so there the file decides. In diffusers a user can replace the scheduler later (`pipe.scheduler = ...`), without
-# these values; here that is not possible.
-_SET_BY_PIPELINE = {'StableDiffusionPipeline': {'steps_offset': 1, 'clip_sample': False}}
-_LOW_IMAGE_CHANNELS = 3  # channels of the low-resolution image, which a super-resolution UNet also takes as input
 
-
-def read(pipeline: Pipeline) -> schedules.Schedule:
+def read(pipeline: Pipeline, forced: Mapping[str, Any]) -> schedules.Schedule:
     """Reads the schedule of the images or latents that the pipeline generates.
 
     The UNet determines the schedule's variance_type: a UNet with twice the output channels has learned a variance
@@ -26,13 +21,15 @@ def read(pipeline: Pipeline) -> schedules.Schedule:
     variance. Then sampling follows the file and drops the channels of the variance, as IFPipeline does, while training
     goes on to train them.
 
+    Args:
+      forced: entries of scheduler_config.json that the pipeline's class sets whatever the file says.
     Raises: WeightsError if the scheduler is not discrete and variance-preserving, or does not fit the UNet.
     """
-    schedule = _read(pipeline, 'scheduler', **_SET_BY_PIPELINE.get(pipeline.class_name, {}))
-    if pipeline.unet is None:
+    schedule = _read(pipeline, 'scheduler', forced)
+    if pipeline.denoiser is None:
         return schedule
-    sampled = sampled_channels(pipeline)
-    answered = pipeline.unet_value('out_channels')
+    sampled = pipeline.space.channels
+    answered = pipeline.family.value(pipeline, 'out_channels')
     if answered == 2 * sampled:
         return schedule if schedule.learns_variance else dataclasses.replace(schedule, variance_type='learned_range')
     if answered != sampled:
@@ -53,28 +50,10 @@ def read_noising(pipeline: Pipeline) -> schedules.Schedule:
 
     Raises: WeightsError if the scheduler is not discrete and variance-preserving.
     """
-    return _read(pipeline, 'image_noising_scheduler')
+    return _read(pipeline, 'image_noising_scheduler', {})
 
 
-def highest_noise_level(pipeline: Pipeline) -> int:
-    """Returns the highest level of noise augmentation of a second stage, a time step of its image_noising_scheduler.
-
-    The level of the upscaler is also at most max_noise_level, and must be in its table of noise levels.
-    """
-    last = read_noising(pipeline).num_train_timesteps - 1
-    if not pipeline.is_latent:
-        return last
-    # A level outside of the table would be looked up as NaN, and all images would be black.
-    known = pipeline.unet.config.get('num_class_embeds') or last + 1
-    return min(last, pipeline.option('max_noise_level'), known - 1)
-
-
-def sampled_channels(pipeline: Pipeline) -> int:
-    """Returns the number of channels that the UNet generates, those of a pixel or of a latent."""
-    return pipeline.unet_value('in_channels') - _LOW_IMAGE_CHANNELS * pipeline.family.is_super_resolution
-
-
-def _read(pipeline: Pipeline, component: str, **forced) -> schedules.Schedule:
+def _read(pipeline: Pipeline, component: str, forced: Mapping[str, Any]) -> schedules.Schedule:
     try:
         return schedules.from_config({**getattr(pipeline, component), **forced})
     except ValueError as error:

@@ -10,8 +10,8 @@ import torch
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.stages.pixel import streams
-from dreambooth_jax.stages.super_resolution import SuperResolutionStage, conditioning, crop_examples
+from dreambooth_jax.losses.denoising import streams
+from dreambooth_jax.losses.super_resolution import crop_examples, noisy_low_image
 from tests.support import small_stages as small
 from tests.support.torch_reference import nchw, nhwc
 
@@ -21,7 +21,7 @@ NOISING = schedules.make_schedule('linear')  # another one than the target's, so
 
 def run(noise_level=(0, 0), data=None, examples=EXAMPLES, prediction_type='epsilon', **settings):
     return small.run(
-        SuperResolutionStage,
+        small.enlarging_loss,
         small.kernel(inputs=6),
         data or small.frozen(SIDE),
         small.batch(examples),
@@ -100,7 +100,7 @@ def test_level_goes_in_as_the_class_label_over_its_whole_range_and_independent_o
 
 def test_level_0_adds_nothing_at_all_beside_examples_of_other_levels():
     low = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (3, 4, 4, 3)), jnp.float32)
-    made = jax.jit(lambda low, level, keys: conditioning(low, SIDE, NOISING, level, keys))(
+    made = jax.jit(lambda low, level, keys: noisy_low_image(low, SIDE, NOISING, level, keys))(
         low, jnp.array([0, 1, 0]), small.keys(3)
     )
     clean = jax.jit(low_resolution.upsample, static_argnums=1)(low, SIDE)

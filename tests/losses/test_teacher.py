@@ -11,10 +11,7 @@ import pytest
 from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.data.pairs import most_class_examples
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.stages.distillation import Distillation
-from dreambooth_jax.stages.latent import LatentStage, LatentSuperResolutionStage
-from dreambooth_jax.stages.pixel import EMPTY_PROMPT, Objective, PixelStage
-from dreambooth_jax.stages.super_resolution import SuperResolutionStage
+from dreambooth_jax.losses.denoising import EMPTY_PROMPT, Objective
 from dreambooth_jax.training.placement import Fsdp, Pmap
 from dreambooth_jax.training.state import init_state
 from dreambooth_jax.training.step import make_train_step
@@ -24,10 +21,10 @@ from tests.support.torch_reference import quick_jit
 ENLARGING = dict(noising_schedule=small.schedule(), noise_level=(0, 50))
 # Stage, its settings, and the channels that its network reads and writes.
 KINDS = {
-    'pixel': (PixelStage, {}, 3, 3),
-    'super_resolution': (SuperResolutionStage, dict(ENLARGING, factor=2, crop=4), 6, 3),
-    'latent': (LatentStage, dict(scaling_factor=0.5), 4, 4),
-    'latent_super_resolution': (LatentSuperResolutionStage, dict(ENLARGING, scaling_factor=0.5), 7, 4),
+    'pixel': (small.pixel_loss, {}, 3, 3),
+    'super_resolution': (small.enlarging_loss, dict(ENLARGING, factor=2, crop=4), 6, 3),
+    'latent': (small.latent_loss, dict(scaling_factor=0.5), 4, 4),
+    'latent_super_resolution': (small.latent_enlarging_loss, dict(ENLARGING, scaling_factor=0.5), 7, 4),
 }
 CLASS_PROMPTS = np.array([3, 3, 3, 2, 2, 2], np.int32)
 EXAMPLES = 6
@@ -64,7 +61,7 @@ def example_losses(kind, params, frozen, *, unet=small.unet, class_examples=4, t
         **options,
         unet=unet,
         encode=encode,
-        teacher=Distillation(unet, class_examples) if teacher else None,
+        teacher=small.teacher(unet, class_examples) if teacher else None,
         **{'schedule': small.schedule(), **settings},
     )
 
@@ -215,7 +212,8 @@ def steps(placement, gradient_accumulation_steps, count=3):
         if isinstance(placement, Pmap)
         else None
     )
-    stage = PixelStage(unet=small.unet, schedule=small.schedule(), teacher=Distillation(small.unet, class_examples))
+    teacher = small.teacher(small.unet, class_examples)
+    stage = small.pixel_loss(unet=small.unet, schedule=small.schedule(), teacher=teacher)
     tx = optax.sgd(0.5)
     make = functools.partial(
         make_train_step,

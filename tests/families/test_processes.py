@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from dreambooth_jax.diffusion import samplers, scheduler_files, schedules
-from dreambooth_jax.weights import noise_schedules, original_configs
+from dreambooth_jax.weights import original_configs
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.pipeline import Network, Pipeline
+from dreambooth_jax.weights.pipeline import Network
+from tests.support import made_pipelines
 from tests.support import published_stable_diffusion as real
 from tests.support.published_schedulers import PUBLISHED, SD_1_5, SDXL
 
@@ -20,7 +21,11 @@ LEARNED = {'beta_schedule': 'squaredcos_cap_v2', 'variance_type': 'learned_range
 
 def pipeline(class_name='IFPipeline', *, scheduler=LEARNED, unet=PIXELS, noising=None):
     network = Network(unet, None, {})
-    return Pipeline(class_name=class_name, scheduler=scheduler, unet=network, image_noising_scheduler=noising)
+    return made_pipelines.pipeline(class_name, scheduler=scheduler, unet=network, image_noising_scheduler=noising)
+
+
+def read(pipeline):
+    return pipeline.family.process(pipeline)
 
 
 @pytest.mark.parametrize('sampler', scheduler_files.SAMPLERS)
@@ -34,27 +39,27 @@ def test_stable_diffusion_puts_old_files_right_as_its_pipeline_does(file, writte
     parts = dict.fromkeys(('vae', 'text_encoder', 'tokenizer', 'unet', 'safety_checker', 'feature_extractor'))
     made = diffusers.StableDiffusionPipeline(**parts, scheduler=theirs, requires_safety_checker=False)
     found = pipeline('StableDiffusionPipeline', scheduler=config, unet={})
-    ours = noise_schedules.read(found).sampling(sampler)
+    ours = read(found).sampling(sampler)
     assert ours.steps_offset == made.scheduler.config.steps_offset == 1
     assert ours.clip_sample is made.scheduler.config.get('clip_sample', False) is False
 
 
 def test_other_pipelines_leave_a_file_its_way():
     xl = pipeline('StableDiffusionXLPipeline', scheduler={'_class_name': 'EulerDiscreteScheduler'}, unet={})
-    sampling = noise_schedules.read(xl).sampling('ddim')
+    sampling = read(xl).sampling('ddim')
     assert sampling.clip_sample and sampling.steps_offset == 0  # DDIMScheduler's own
 
 
 @pytest.mark.parametrize('variance_type', ['fixed_small', 'fixed_large', None])
 def test_a_unet_with_a_variance_learns_it_though_the_file_says_fixed(variance_type):
     """Saved so by diffusers' train_dreambooth.py, and generated with as the file says."""
-    schedule = noise_schedules.read(pipeline(scheduler={**LEARNED, 'variance_type': variance_type}))
+    schedule = read(pipeline(scheduler={**LEARNED, 'variance_type': variance_type}))
     assert schedule.variance_type == 'learned_range' and schedule.learns_variance
     assert schedule.sampling('ddpm').variance_type == (variance_type or 'fixed_small')
 
 
 def test_a_variance_that_is_learned_otherwise_stays_so():
-    assert noise_schedules.read(pipeline(scheduler={'variance_type': 'learned'})).variance_type == 'learned'
+    assert read(pipeline(scheduler={'variance_type': 'learned'})).variance_type == 'learned'
 
 
 @pytest.mark.parametrize(
@@ -79,21 +84,21 @@ def test_a_variance_that_is_learned_otherwise_stays_so():
 )
 def test_what_cannot_be_used_is_one_sentence(found, sentence):
     with pytest.raises(WeightsError, match=f'^{re.escape(sentence)}'):
-        noise_schedules.read(found)
+        read(found)
 
 
 def test_a_stage_that_enlarges_generates_what_is_left_of_its_inputs():
     unet = {'in_channels': 6, 'out_channels': 6}
     second = pipeline('IFSuperResolutionPipeline', unet=unet, noising={'_class_name': 'EulerScheduler'})
-    assert noise_schedules.sampled_channels(second) == 3 and noise_schedules.read(second).learns_variance
+    assert second.space.channels == 3 and read(second).learns_variance
     with pytest.raises(WeightsError, match="^the image_noising_scheduler of this IFSuper.* 'EulerScheduler'; allowed"):
-        noise_schedules.read_noising(second)
+        second.family.noising_process(second)
     latent = pipeline(
         'StableDiffusionUpscalePipeline',
         scheduler=PUBLISHED['stable-diffusion-x4-upscaler'],
         unet={'in_channels': 7, 'out_channels': 4},
     )
-    assert noise_schedules.sampled_channels(latent) == 4 and not noise_schedules.read(latent).learns_variance
+    assert latent.space.channels == 4 and not read(latent).learns_variance
 
 
 @pytest.mark.parametrize('sampler', scheduler_files.SAMPLERS)

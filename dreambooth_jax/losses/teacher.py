@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreambooth_jax.stages.text_conditioning import take
+from dreambooth_jax.families.prompts import take
 
 # (x_t, t) -> the prediction of the frozen network, and bool[B]: the examples that are held to it. The prediction for
 # other examples may be any finite value.
@@ -31,13 +31,13 @@ class Distillation:
     frozen text encoders; class_prompt_of i32[N], the class prompt of each image.
 
     Attributes:
-      unet: (params, x_t, t, **text) -> prediction, as the pipeline has it before fine-tuning.
+      predict: (params, x_t, t, conditioning) -> prediction, as the pipeline has it before fine-tuning.
       class_examples: the largest number of class examples in any batch of the loss (pairs.most_class_examples); the
         teacher then computes only that many examples. None: it computes all examples. This is needed where a batch is
         sharded, because choosing examples would gather the batch.
     """
 
-    unet: Callable
+    predict: Callable
     class_examples: int | None = None
 
     def lesson(
@@ -45,9 +45,7 @@ class Distillation:
         frozen: Mapping[str, Any],
         batch: Mapping[str, jax.Array],
         prompt: jax.Array,
-        *,
-        beside: jax.Array | None = None,
-        **labels: jax.Array,
+        seen: Mapping[str, jax.Array] | None = None,
     ) -> Lesson:
         """Returns what the teacher says about this batch, as a function of x_t and t.
 
@@ -55,24 +53,21 @@ class Distillation:
           frozen: the frozen data of the stage.
           batch: holds `is_instance` f32[B], 0 for class examples.
           prompt: i32[B], the same prompts as for the network in training, with the same ones dropped.
-          beside: f32[B, H, W, C'], channels that the network gets beside x_t; None: no channels.
-          labels: more inputs of the network, one value per example.
+          seen: what the network in training sees besides x_t and the prompt, one entry per example.
         """
         is_class = batch['is_instance'] == 0
 
         def answer(x_t, t):
-            x = x_t if beside is None else jnp.concatenate([x_t, beside], axis=-1)
-            inputs = {'x': x, 't': t, 'prompt': prompt, 'labels': labels}
+            inputs = {'x_t': x_t, 't': t, 'prompt': prompt, 'seen': dict(seen or {})}
             if self.class_examples is None:
                 return self._answer(frozen, **inputs), is_class
             # The class examples come first in this order, because the sort is stable and False sorts before True.
             indices = jnp.argsort(~is_class)[: self.class_examples]
             some = self._answer(frozen, **take(inputs, indices))
-            return jnp.zeros((len(x), *some.shape[1:])).at[indices].set(some), is_class
+            return jnp.zeros((len(x_t), *some.shape[1:])).at[indices].set(some), is_class
 
         return answer
 
-    def _answer(self, frozen, x, t, prompt, labels):
-        text = take(frozen['teacher_text'], prompt)
-        output = self.unet(frozen['teacher'], x, t, **text, **labels)
-        return jax.lax.stop_gradient(output.astype(jnp.float32))
+    def _answer(self, frozen, x_t, t, prompt, seen):
+        conditioning = {**take(frozen['teacher_text'], prompt), **seen}
+        return jax.lax.stop_gradient(self.predict(frozen['teacher'], x_t, t, conditioning).astype(jnp.float32))

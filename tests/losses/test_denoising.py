@@ -11,7 +11,8 @@ from diffusers.training_utils import compute_snr
 
 from dreambooth_jax.config import ObjectiveConfig
 from dreambooth_jax.diffusion import noise as noise_lib
-from dreambooth_jax.stages.pixel import EMPTY_PROMPT, Objective, PixelStage, gather_images, streams
+from dreambooth_jax.families.image_space import PixelSpace
+from dreambooth_jax.losses.denoising import EMPTY_PROMPT, Objective, streams
 from tests.support import small_stages as small
 from tests.support.torch_reference import nchw, nhwc
 
@@ -40,7 +41,7 @@ def reference(images, noise, t, embeddings, kernel, prediction_type, gamma):
 def test_loss_equals_that_of_diffusers_on_the_same_examples_noise_and_times(prediction_type, gamma):
     data, examples, keys, params = small.frozen(), small.batch(EXAMPLES), small.keys(EXAMPLES), small.kernel()
     loss, parts, seen = small.run(
-        PixelStage,
+        small.pixel_loss,
         params,
         data,
         examples,
@@ -63,9 +64,9 @@ def test_loss_equals_that_of_diffusers_on_the_same_examples_noise_and_times(pred
 
 def test_loss_of_an_example_does_not_depend_on_the_examples_beside_it():
     settings = dict(schedule=small.schedule(), objective=Objective(random_flip=True, prompt_dropout=0.5))
-    whole, _, _ = small.run(PixelStage, examples=small.batch(6), **settings)
+    whole, _, _ = small.run(small.pixel_loss, examples=small.batch(6), **settings)
     some = np.array([4, 1], np.int32)
-    part, _, _ = small.run(PixelStage, examples={'image': some}, example_keys=small.keys(6)[some], **settings)
+    part, _, _ = small.run(small.pixel_loss, examples={'image': some}, example_keys=small.keys(6)[some], **settings)
     np.testing.assert_allclose(part, whole[some], rtol=1e-6)
 
 
@@ -75,7 +76,7 @@ def learned(weight):
 
 def variance_gradient(weight):
     def total(params):
-        loss, _ = PixelStage(unet=small.unet, **learned(weight)).loss(
+        loss, _ = small.pixel_loss(unet=small.unet, **learned(weight)).loss(
             params, jax.tree.map(jnp.asarray, small.frozen()), small.batch(), small.keys()
         )
         return loss.sum()
@@ -85,14 +86,14 @@ def variance_gradient(weight):
 
 
 def test_variance_is_added_at_its_weight_and_logged_apart():
-    loss, parts, _ = small.run(PixelStage, small.kernel(outputs=6), **learned(0.25))
+    loss, parts, _ = small.run(small.pixel_loss, small.kernel(outputs=6), **learned(0.25))
     assert parts.keys() == {'denoising', 'variance'}
     assert (np.asarray(parts['variance']) > 0).all()
     np.testing.assert_allclose(loss, parts['denoising'] + 0.25 * parts['variance'], rtol=1e-6)
 
 
 def test_variance_of_weight_zero_is_left_out_and_has_no_gradient():
-    loss, parts, _ = small.run(PixelStage, small.kernel(outputs=6), **learned(0.0))
+    loss, parts, _ = small.run(small.pixel_loss, small.kernel(outputs=6), **learned(0.0))
     assert parts.keys() == {'denoising'}
     np.testing.assert_array_equal(loss, parts['denoising'])
     mean, variance = variance_gradient(0.0)
@@ -109,7 +110,7 @@ def test_variance_bound_moves_the_variance_alone():
 def test_prompt_dropout_shows_the_empty_prompt(dropout):
     data = small.frozen()
     _, _, seen = small.run(
-        PixelStage, data=data, schedule=small.schedule(), objective=Objective(prompt_dropout=dropout)
+        small.pixel_loss, data=data, schedule=small.schedule(), objective=Objective(prompt_dropout=dropout)
     )
     prompts = data['prompt_of'] if dropout == 0 else [EMPTY_PROMPT] * 6
     np.testing.assert_array_equal(seen['text'], data['text']['encoder_hidden_states'][np.array(prompts)])
@@ -120,7 +121,7 @@ def test_prompt_dropout_takes_its_share_and_leaves_the_other_random_numbers_alon
     shown = {}
     for dropout in (0.0, 0.25):
         settings = dict(schedule=small.schedule(), objective=Objective(prompt_dropout=dropout))
-        _, _, shown[dropout] = small.run(PixelStage, data=data, examples=examples, **settings)
+        _, _, shown[dropout] = small.run(small.pixel_loss, data=data, examples=examples, **settings)
     empty_prompt = data['text']['encoder_hidden_states'][EMPTY_PROMPT]
     empty = (np.asarray(shown[0.25]['text']) == empty_prompt).all(axis=(1, 2))
     assert 0.17 < empty.mean() < 0.33  # 4 standard deviations
@@ -129,16 +130,20 @@ def test_prompt_dropout_takes_its_share_and_leaves_the_other_random_numbers_alon
         np.testing.assert_array_equal(shown[0.25][name], shown[0.0][name])
 
 
+def images_of(data, examples, keys, *, flip=False):
+    return PixelSpace().sample(data, examples, keys, None, flip=flip)[0]
+
+
 def test_images_span_minus_one_to_one():
     data = {'images': jnp.array([0, 255, 51], jnp.uint8).reshape(3, 1, 1, 1)}
     examples = {'image': jnp.array([1, 0, 2])}
-    np.testing.assert_allclose(gather_images(data, examples, small.keys(3), False).ravel(), [1, -1, -0.6], atol=1e-7)
+    np.testing.assert_allclose(images_of(data, examples, small.keys(3)).ravel(), [1, -1, -0.6], atol=1e-7)
 
 
 def test_flips_mirror_about_half_of_the_examples_left_to_right():
     data, examples = jax.tree.map(jnp.asarray, small.frozen()), small.batch(200)
-    plain = np.asarray(gather_images(data, examples, small.keys(200), False))
-    flipped = np.asarray(gather_images(data, examples, small.keys(200), True))
+    plain = np.asarray(images_of(data, examples, small.keys(200)))
+    flipped = np.asarray(images_of(data, examples, small.keys(200), flip=True))
     same = (flipped == plain).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(flipped[~same], plain[~same][:, :, ::-1])
     assert 0.35 < same.mean() < 0.65
@@ -156,16 +161,16 @@ def test_looked_up_text_gives_the_loss_of_computed_text():
     settings = dict(schedule=small.schedule(), objective=Objective(prompt_dropout=0.3))
     data = small.frozen()
     params = {**small.kernel(), 'text_encoder': {'table': TABLE}}
-    computed, _, _ = small.run(PixelStage, params, data, encode=encode, **settings)
+    computed, _, _ = small.run(small.pixel_loss, params, data, encode=encode, **settings)
     data['text'] = jax.tree.map(np.asarray, encode(params, data['tokens']))
-    looked_up, _, _ = small.run(PixelStage, small.kernel(), data, **settings)
+    looked_up, _, _ = small.run(small.pixel_loss, small.kernel(), data, **settings)
     np.testing.assert_allclose(computed, looked_up, rtol=1e-6)
 
 
 def test_trained_text_encoder_has_a_gradient_from_the_prompts_it_reads_alone():
     data = small.frozen()
     data['tokens']['ids'] = np.minimum(data['tokens']['ids'], 5)  # token 6 is in no prompt
-    stage = PixelStage(unet=small.unet, schedule=small.schedule(), encode=encode)
+    stage = small.pixel_loss(unet=small.unet, schedule=small.schedule(), encode=encode)
 
     def total(params):
         return stage.loss(params, jax.tree.map(jnp.asarray, data), small.batch(), small.keys())[0].sum()
@@ -182,7 +187,7 @@ def test_offset_noise_moves_whole_channels():
     seen = {}
     for offset in (0.0, 0.1):
         settings = dict(schedule=small.schedule(), objective=Objective(offset_noise=offset))
-        _, _, seen[offset] = small.run(PixelStage, **settings)
+        _, _, seen[offset] = small.run(small.pixel_loss, **settings)
     moved = np.asarray(seen[0.1]['x']) - np.asarray(seen[0.0]['x'])
     np.testing.assert_array_equal(seen[0.1]['t'], seen[0.0]['t'])
     assert np.abs(moved).max() > 0.01

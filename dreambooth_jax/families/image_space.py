@@ -1,0 +1,217 @@
+"""What a denoiser works on: the pixels of images, or the latents of a VAE.
+
+A space says what a stage keeps of its images on the device, how a step gets an example from that, and how what was
+generated becomes an image. The losses and the generator ask it and nothing else about pixels and latents.
+
+Pixels are kept as they are; crops and mirrored images are made in the step. The VAE never trains, so for latents every
+image is encoded once, to the moments of its posterior, and each step samples a fresh latent from them. Crops are then
+images of their own (data.crops). So are mirrored images, because the VAE's encoding of a mirrored image is not the
+mirrored encoding of the image; they follow the unmirrored ones (`with_mirrored`).
+
+Sources: Rombach et al. 2022, section 3.1; diffusers StableDiffusionPipeline, StableDiffusionUpscalePipeline.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from dreambooth_jax.data import low_resolution
+from dreambooth_jax.data.table import shrink_masks
+from dreambooth_jax.diffusion import noise
+from dreambooth_jax.models import vae
+from dreambooth_jax.weights.pipeline import Network, in_float32
+
+Arrays = Mapping[str, Any]
+
+
+class ImageSpace(Protocol):
+    """What a denoiser works on.
+
+    Attributes:
+      channels: channels of what is denoised.
+      side: side of the denoiser's input for the square images that the model is made for; None if it does not say.
+      halvings: how often the denoiser halves its input.
+      scale: side of an image divided by the side of the denoiser's input.
+      decoder: the component that decodes; None if nothing is decoded.
+      bounded: whether values lie in [-1, 1], so that a sampler may clip them.
+      crops_in_step: whether a step can crop its examples; otherwise crops are made before training.
+    """
+
+    channels: int
+    side: int | None
+    halvings: int
+    scale: int
+    decoder: str | None
+    bounded: bool
+    crops_in_step: bool
+
+    def prepare(self, images: np.ndarray, masks: np.ndarray | None, *, flip: bool, pairs: bool) -> dict[str, Any]:
+        """Returns what a stage keeps of its images, on the host.
+
+        Args:
+          images: uint8[N, H, W, 3].
+          masks: uint8[N, H, W, 1], how much each pixel counts (255: in full); None: all count in full.
+          flip: whether steps will mirror half of the examples.
+          pairs: whether steps will also need the low-resolution images.
+        """
+
+    def sample(
+        self, frozen: Arrays, batch: Arrays, flip_keys: jax.Array, keys: jax.Array, *, flip: bool
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+        """Returns a step's examples.
+
+        Args:
+          frozen: holds what `prepare` returned, and prompt_of [N].
+          batch: holds `image` i32[B], the index of each example's image.
+          flip_keys: example keys [B] that decide who is mirrored.
+          keys: example keys [B] for whatever else is random.
+          flip: whether half of the examples, chosen at random, are mirrored.
+        Returns: f32[B, h, w, C]; how much each pixel or latent counts, f32[B, h, w, 1] in [0, 1], or None if all count
+          in full; and the index i32[B] for `low_images`.
+        """
+
+    def low_images(self, frozen: Arrays, index: jax.Array, x: jax.Array, factor: int) -> tuple[jax.Array, tuple]:
+        """Returns the examples' low-resolution images f32[B, h, w, 3] in [-1, 1], and the size (height, width) at which
+        the denoiser takes them.
+
+        Args:
+          frozen: as for `sample`.
+          index: the result of `sample`.
+          x: the result of `sample`, perhaps cropped.
+          factor: side of an image divided by the side of its low-resolution image.
+        """
+
+    def decode(self, params: Mapping[str, Any] | None, x: jax.Array) -> jax.Array:
+        """Returns the images f32[B, H, W, 3] that belong to what was generated; `params` are those of `decoder`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PixelSpace:
+    """The pixels of images in [-1, 1]; see ImageSpace. `prepare` keeps images and masks as they are."""
+
+    channels: int = 3
+    side: int | None = None
+    halvings: int = 0
+    scale: ClassVar[int] = 1
+    decoder: ClassVar[None] = None
+    bounded: ClassVar[bool] = True
+    crops_in_step: ClassVar[bool] = True
+
+    def prepare(self, images, masks, *, flip=False, pairs=False):
+        return {'images': images} | ({} if masks is None else {'masks': masks})
+
+    def sample(self, frozen, batch, flip_keys, keys, *, flip=False):
+        index = batch['image']
+        # Images and masks get the same keys, so that they are mirrored together.
+        images = _gather(frozen['images'], index, flip_keys, flip) / 127.5 - 1.0
+        masks = _gather(frozen['masks'], index, flip_keys, flip) / 255.0 if 'masks' in frozen else None
+        return images, masks, index
+
+    def low_images(self, frozen, index, x, factor):
+        return low_resolution.downsample(x, factor), x.shape[1:3]
+
+    def decode(self, params, x):
+        return x
+
+
+def _gather(examples: jax.Array, index: jax.Array, keys: jax.Array, flip: bool) -> jax.Array:
+    examples = examples[index].astype(jnp.float32)
+    if not flip:
+        return examples
+    mirrored = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(mirrored[:, None, None, None], examples[:, :, ::-1], examples)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LatentSpace:
+    """The latents of a VAE; see ImageSpace.
+
+    `prepare` keeps moments f32[N or 2 N, h, w, 2C] and, if images have masks, masks uint8[N or 2 N, h, w, 1]; for
+    super-resolution also low f32[N or 2 N, h, w, 3], the low-resolution images, which have the size of the latents.
+
+    Attributes:
+      vae: the VAE; None if nothing is encoded or decoded.
+      scaling_factor: latents are multiplied by it before the denoiser sees them.
+    """
+
+    scaling_factor: float
+    vae: Network | None = None
+    channels: int = 4
+    side: int | None = None
+    halvings: int = 0
+    scale: int = 8
+    decoder: ClassVar[str] = 'vae'
+    bounded: ClassVar[bool] = False
+    crops_in_step: ClassVar[bool] = False
+
+    def prepare(self, images, masks, *, flip=False, pairs=False):
+        mirrored = with_mirrored if flip else lambda images: images
+        encoder = in_float32('vae', self.vae)  # in float32, since the latents are the targets of the whole run
+        data = {'moments': encode_images(encoder.apply, encoder.params, mirrored(images))}
+        if masks is not None:
+            data['masks'] = mirrored(shrink_masks(masks, self.scale))
+        if pairs:
+            pixels = jnp.asarray(images, jnp.float32) / 127.5 - 1.0
+            data['low'] = mirrored(np.asarray(low_resolution.downsample(pixels, self.scale)))
+        return data
+
+    def sample(self, frozen, batch, flip_keys, keys, *, flip=False):
+        index = batch['image']
+        if flip:
+            index = index + len(frozen['prompt_of']) * jax.vmap(jax.random.bernoulli)(flip_keys)
+        masks = frozen['masks'][index].astype(jnp.float32) / 255.0 if 'masks' in frozen else None
+        return sample_latents(frozen['moments'][index], keys, self.scaling_factor), masks, index
+
+    def low_images(self, frozen, index, x, factor):
+        low = frozen['low'][index]
+        return low, low.shape[1:3]
+
+    def decode(self, params, x):
+        # Decoded images are clipped to the range of the images that a second stage was trained on.
+        return jnp.clip(self.vae.apply(params, x / self.scaling_factor, method='decode'), -1.0, 1.0)
+
+
+def encode_images(apply: Callable, params: Mapping[str, Any], images: np.ndarray, *, batch_size: int = 4) -> np.ndarray:
+    """Returns the moments of all images, f32[N, h, w, 2 * channels] on the host.
+
+    Args:
+      apply, params: of an AutoencoderKL.
+      images: uint8[N, H, W, 3].
+      batch_size: how many images are encoded at once.
+    """
+
+    @jax.jit
+    def encode(params, pixels):
+        return apply(params, pixels.astype(jnp.float32) / 127.5 - 1.0, method='encode')
+
+    params = jax.device_put(params)
+    encoded = []
+    with tqdm(total=len(images), unit='image', desc='encoding', dynamic_ncols=True, disable=len(images) <= 8) as bar:
+        for first in range(0, len(images), batch_size):
+            # The last batch repeats the last image, so that one shape is compiled.
+            indices = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
+            encoded.append(np.asarray(encode(params, images[indices])))
+            bar.update(min(batch_size, len(images) - first))
+    return np.concatenate(encoded)[: len(images)]
+
+
+def with_mirrored(examples: np.ndarray) -> np.ndarray:
+    """Appends the mirrored examples: [N, H, W, C] -> [2 N, H, W, C]."""
+    return np.concatenate([examples, examples[:, :, ::-1]])
+
+
+def sample_latents(moments: jax.Array, keys: jax.Array, scaling_factor: float) -> jax.Array:
+    """Samples a latent from every example's posterior, f32[B, h, w, C], scaled as the denoiser sees it.
+
+    Args:
+      moments: f32[B, h, w, 2C], mean and log-variance.
+      keys: example keys [B].
+      scaling_factor: as in LatentSpace.
+    """
+    *shape, channels = moments.shape[1:]
+    return vae.sample_latents(moments, noise.sample_noise(keys, (*shape, channels // 2)), scaling_factor)

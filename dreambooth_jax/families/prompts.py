@@ -1,0 +1,209 @@
+"""How prompts become the conditioning of a denoiser, with the tokenizers and text encoders of each family.
+
+The conditioning is a dictionary of arrays with one entry per prompt, which a family's `predict` understands:
+
+    encoder_hidden_states f32[N, L, D]                       every family with a UNet
+    added_cond {text_embeds f32[N, P], time_ids f32[N, 6]}   Stable Diffusion XL
+
+Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline and StableDiffusionXLPipeline.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreambooth_jax.text.tokenize import MAX_LENGTH, Tokenizer
+from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.pipeline import Pipeline, kind_of
+
+Conditioning = dict[str, Any]
+Tokens = dict[str, Any]
+_TOKEN_TABLES = ('token_embedding.embedding', 'shared.embedding')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PromptEncoder:
+    """Reads prompts for one pipeline; a subclass says in `encode` how its text encoders are called.
+
+    `tokens` runs on the host. The call takes its result; it is pure and may be traced.
+
+    Attributes:
+      encoders: component -> apply of its text encoder, in the order in which their states are concatenated.
+      tokenizers: component -> tokenizer.
+      size: (height, width) of the images in pixels, for families whose denoiser is told.
+      clip_skip: how many of CLIP's last layers are left out, as diffusers counts (1: the output of the last but one is
+        used).
+      table_sizes: component -> how many tokens its text encoder knows.
+    """
+
+    kind: ClassVar[str]  # of its tokenizers, 't5' or 'clip'
+
+    encoders: Mapping[str, Callable]
+    tokenizers: Mapping[str, Tokenizer]
+    size: tuple[int, int] = (0, 0)
+    clip_skip: int = 0
+    table_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: Pipeline,
+        *,
+        size: int,
+        clip_skip: int = 0,
+        tokenizers: Mapping[str, Tokenizer] | None = None,
+    ) -> 'PromptEncoder':
+        """Returns the way in which `pipeline` reads prompts for images of side `size`.
+
+        Args:
+          size: in pixels.
+          clip_skip: as in the attributes.
+          tokenizers: component -> its tokenizer, if they are already open; None opens them.
+        Raises: WeightsError if a text encoder or a tokenizer is missing, if they do not fit each other, or if clip_skip
+          leaves out every layer.
+        """
+        # The size of the token table says which ids an encoder can look up: JAX does not report one that is too high.
+        encoders, table_sizes = {}, {}
+        for component, network in pipeline.text_encoders.items():
+            encoders[component] = network.apply
+            table_sizes[component] = next(
+                len(value) for name, value in network.params.items() if name.endswith(_TOKEN_TABLES)
+            )
+            layers = network.config.get('num_hidden_layers', 12)
+            if cls.kind == 'clip' and clip_skip >= layers:
+                raise WeightsError(
+                    f'clip_skip is {clip_skip} but the {component} of {pipeline.name} has {layers} layers.'
+                )
+        # Every text encoder that the family needs must be there, and each must have a tokenizer.
+        if tokenizers is None:
+            tokenizers = {
+                component: Tokenizer.load(folder, added=pipeline.added_tokens)
+                for component, folder in pipeline.tokenizers.items()
+            }
+        absent = [component for component in pipeline.family.tokenizers if component not in encoders]
+        absent += [f'tokenizer of the {component}' for component in encoders if component not in tokenizers]
+        if absent:
+            raise WeightsError(f'{pipeline.name} has no {absent[0]}; give a complete pipeline.')
+        # A tokenizer of another model would give ids and lengths that the encoder reads without an error, as nonsense.
+        for component in encoders:
+            tokenizer, config = tokenizers[component], pipeline.text_encoders[component].config
+            kind = 't5' if kind_of(component, config).model_type == 't5' else 'clip'
+            longest = config.get('max_position_embeddings', MAX_LENGTH) if kind == 'clip' else tokenizer.max_length
+            if tokenizer.kind != kind or tokenizer.max_length > longest:
+                reads = f'{kind.upper()} prompts' + (f' of {longest} tokens' if kind == 'clip' else '')
+                raise WeightsError(
+                    f'{pipeline.name}: its {component} reads {reads}, but its tokenizer makes {tokenizer.kind.upper()} '
+                    f'prompts of {tokenizer.max_length}; give the tokenizer of this model.'
+                )
+        options = {'size': (size, size), 'clip_skip': clip_skip, 'table_sizes': table_sizes}
+        return cls(encoders, tokenizers, **options, **cls.options_of(pipeline))
+
+    @classmethod
+    def options_of(cls, pipeline: Pipeline) -> dict[str, Any]:
+        """Returns the values of attributes that a subclass adds."""
+        return {}
+
+    def tokens(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Tokens:
+        """Returns what the call needs of N prompts.
+
+        Args:
+          size: (height, width) of the images; None: the `size` of this object.
+        Returns: component -> {ids i32[N, L], mask i32[N, L]}, and what the family adds.
+        Raises: WeightsError for a token that a text encoder does not know.
+        """
+        tokens: Tokens = {
+            component: dict(zip(('ids', 'mask'), self.tokenizers[component](prompts), strict=True))
+            for component in self.encoders
+        }
+        for component, known in self.table_sizes.items():
+            if (highest := tokens[component]['ids'].max(initial=0)) >= known:
+                raise WeightsError(
+                    f'the tokenizer makes the token {highest}, but the {component} knows {known}; give the tokenizer '
+                    f'of this model.'
+                )
+        return tokens
+
+    def __call__(self, params: Mapping[str, Any], tokens: Mapping[str, Any]) -> Conditioning:
+        """Returns the conditioning of N prompts, in float32.
+
+        Args:
+          params: component -> the parameters of its text encoder; other components are ignored.
+          tokens: the result of `tokens`, or a selection of its prompts.
+        """
+        return jax.tree.map(lambda array: array.astype(jnp.float32), self.encode(params, tokens))
+
+    def encode(self, params: Mapping[str, Any], tokens: Mapping[str, Any]) -> Conditioning:
+        """Returns what the call returns, in the dtype of the encoders."""
+        raise NotImplementedError
+
+
+class T5Prompts(PromptEncoder):
+    """Prompts that a T5 reads; padding is masked."""
+
+    kind = 't5'
+
+    def encode(self, params, tokens):
+        ((component, apply),) = self.encoders.items()
+        return {'encoder_hidden_states': apply(params[component], tokens[component]['ids'], tokens[component]['mask'])}
+
+
+class ClipPrompts(PromptEncoder):
+    """Prompts that one CLIP reads. Padding is not masked: the models were trained to read it."""
+
+    kind = 'clip'
+
+    def encode(self, params, tokens):
+        ((component, apply),) = self.encoders.items()
+        states, _ = apply(params[component], tokens[component]['ids'], skip=self.clip_skip)
+        return {'encoder_hidden_states': states}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class XLPrompts(PromptEncoder):
+    """Prompts that two CLIPs read, with the pooled state of the second and the size of the image.
+
+    Attributes:
+      empty_is_zero: whether the conditioning of the empty prompt is zeros.
+    """
+
+    kind = 'clip'
+
+    empty_is_zero: bool = False
+
+    @classmethod
+    def options_of(cls, pipeline):
+        return {'empty_is_zero': bool(pipeline.option('force_zeros_for_empty_prompt'))}
+
+    def tokens(self, prompts, size=None):
+        """Returns also time_ids f32[N, 6] (original height and width, the crop's top and left, target height and width)
+        and given f32[N], 0 for the empty prompt and 1 for others.
+        """
+        tokens = super().tokens(prompts, size)
+        # The values of a whole, uncropped image at its own size, because images are generated with these.
+        height, width = size or self.size
+        tokens['time_ids'] = np.tile(np.array([height, width, 0, 0, height, width], np.float32), (len(prompts), 1))
+        tokens['given'] = np.array([float(bool(prompt)) for prompt in prompts], np.float32)
+        return tokens
+
+    def encode(self, params, tokens):
+        states, pooled = [], None
+        for component, apply in self.encoders.items():
+            ids = tokens[component]['ids']
+            encoded, pooled = apply(params[component], ids, skip=1 + self.clip_skip, final_norm=False)
+            states.append(encoded)
+        joined = jnp.concatenate(states, axis=-1) if len(states) > 1 else states[0]
+        if self.empty_is_zero:
+            joined, pooled = joined * tokens['given'][:, None, None], pooled * tokens['given'][:, None]
+        return {
+            'encoder_hidden_states': joined,
+            'added_cond': {'text_embeds': pooled, 'time_ids': tokens['time_ids']},
+        }
+
+
+def take(tree: Any, indices: Any) -> Any:
+    """Returns the entries `indices` i[B] of every array of a conditioning, or of tokens."""
+    return jax.tree.map(lambda array: array[indices], tree)
