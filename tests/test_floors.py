@@ -1,6 +1,7 @@
 """The house's walls: imports only go down, files stay small and are named after what they are. Read from the source."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ FLOORS = (
     ('config', 'system'),
     ('diffusion', 'models', 'text', 'data', 'storybook', 'monitoring'),
     ('weights',),
-    ('stages', 'training'),
+    ('families',),
+    ('losses', 'training'),
     ('generation',),
     ('evaluation', 'finetune'),
     ('program',),  # how every program starts and ends
@@ -22,7 +24,10 @@ FLOORS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # What these do is given as plain arguments, so that it works in a notebook without a config.
-WITHOUT_CONFIG = FLOORS[1] + FLOORS[2]
+WITHOUT_CONFIG = FLOORS[1] + FLOORS[2] + FLOORS[3]
+# Only these may ask which family a model is of: by the name of a network or of a pipeline's class, or by its kind.
+KNOW_FAMILIES = ('families', 'weights')
+FAMILY = re.compile(r'unet|transformer|(IF|StableDiffusion|Flux|ZImage)\w*Pipeline')
 NOT_AT_RUN_TIME = ('torch', 'torchvision', 'diffusers', 'tensorflow')
 HOMELESS = ('utils', 'util', 'helpers', 'helper', 'common', 'misc')
 LONGEST_FILE, LONGEST_PROGRAM = 450, 150
@@ -89,6 +94,34 @@ def test_imports_only_go_down():
     assert [wrong for path in FILES if path != PACKAGE / '__init__.py' for wrong in wrong_imports(path)] == []
 
 
+def family_branches(path):
+    """The lines on which a file names a network or class of one family, or asks whether a model works on latents."""
+    tree = ast.parse(path.read_text())
+    documented = (node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef))
+    docs = {id(node.body[0].value) for node in documented if node.body and isinstance(node.body[0], ast.Expr)}
+    found = []
+    for node in ast.walk(tree):
+        text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs
+        if text and FAMILY.fullmatch(node.value) or isinstance(node, ast.Attribute) and node.attr == 'is_latent':
+            found.append(f'{name(path)}:{node.lineno}')
+    return found
+
+
+def test_nothing_but_families_and_weights_asks_which_family_a_model_is_of():
+    others = [path for path in FILES if room(module_of(path)) not in KNOW_FAMILIES]
+    assert [line for path in others for line in family_branches(path)] == []
+
+
+@pytest.mark.parametrize(
+    'line', ["x = {'unet': 1}", "y = kind == 'IFPipeline'", "z = 'StableDiffusionXLPipeline'", 'w = pipeline.is_latent']
+)
+def test_branches_on_a_family_are_seen(line, tmp_path, monkeypatch):
+    monkeypatch.setattr('tests.test_floors.ROOT', tmp_path)
+    path = tmp_path / 'new.py'
+    path.write_text(f'"""unet"""\n{line}\n')
+    assert family_branches(path) == ['new.py:2']
+
+
 def test_maths_networks_and_weights_know_no_settings():
     wrong = [
         f'{name(path)} imports {module}'
@@ -133,11 +166,13 @@ def test_programs_only_compose():
 @pytest.mark.parametrize(
     'where, line, is_wrong',
     [
-        ('models', 'from dreambooth_jax.stages.pixel import PixelStage', True),  # up
+        ('models', 'from dreambooth_jax.losses.denoising import DenoisingLoss', True),  # up
         ('models', 'import dreambooth_jax.text.tokenize', True),  # sideways
         ('models', 'from dreambooth_jax.models import layers', False),
-        ('stages', 'def late():\n    from dreambooth_jax.training import step', True),
-        ('stages', 'from dreambooth_jax.data import pairs', False),
+        ('losses', 'def late():\n    from dreambooth_jax.training import step', True),
+        ('losses', 'from dreambooth_jax.data import pairs', False),
+        ('families', 'from dreambooth_jax.weights import files', False),
+        ('weights', 'from dreambooth_jax.families import sdxl', True),
         ('weights', 'from dreambooth_jax import train', True),
         ('weights', 'from ..models import unet', False),
         ('weights', 'from ..generation import cascade', True),

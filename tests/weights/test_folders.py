@@ -95,10 +95,10 @@ def test_folder_written_by_us_is_opened_by_diffusers(written, caplog, capfd):
     assert complaints == []
 
     for ours, theirs in (
-        (base.denoiser, tiny.torch_unet()),
-        (second.denoiser, tiny.torch_unet(True)),
-        (base.components['text_encoder'], tiny.torch_text_encoder()),
-        (second.components['text_encoder'], tiny.torch_text_encoder()),
+        (base.unet, tiny.torch_unet()),
+        (second.unet, tiny.torch_unet(True)),
+        (base.text_encoder, tiny.torch_text_encoder()),
+        (second.text_encoder, tiny.torch_text_encoder()),
     ):
         expected = theirs.state_dict()
         assert ours.state_dict().keys() == expected.keys()
