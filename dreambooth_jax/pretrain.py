@@ -26,13 +26,14 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.data import pairs
     from dreambooth_jax.finetune.fresh import start_pipeline
     from dreambooth_jax.generation.cascade import Cascade
-    from dreambooth_jax.generation.sample_grid import SampleGrid
+    from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
     from dreambooth_jax.stages.pixel import Objective, PixelStage
     from dreambooth_jax.stages.super_resolution import SuperResolutionStage
     from dreambooth_jax.stages.text_conditioning import TextConditioning, take
     from dreambooth_jax.storybook import pools, vocabulary
-    from dreambooth_jax.training import fit, optimizer, run
+    from dreambooth_jax.training import optimizer, run, train_run
     from dreambooth_jax.training.placement import make_placement
+    from dreambooth_jax.training.train_run import Budget, TrainRun
     from dreambooth_jax.weights import folders, noise_schedules
 
     # The networks, and the loss of the stage.
@@ -94,37 +95,37 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     grid = SampleGrid(None, [], samples.prompts, **samples.sampling_options())
     programs = {}
 
-    def sample(step, state):
-        if is_base and samples.prompts and jax.process_count() == 1:
-            path = workdir / 'samples' / config.stage / f'{step:06d}.png'
-            grid.save_if_possible(
-                Cascade(trained(state.best_params), programs=programs), path, f'{config.stage}, step {step}'
-            )
+    sampling = SaveSamples(
+        grid=grid,
+        cascade_of=lambda state: Cascade(trained(state.best_params), programs=programs),
+        folder=workdir / 'samples' / config.stage,
+        title=config.stage,
+        every=samples.every,
+    )
 
     # A multiplier of 0 freezes the outputs that predict the variance.
     multipliers = {} if config.train_variance else {'unet': optimizer.variance_head_masks(params['unet'])}
     learning_rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, multipliers=multipliers)
     batch = pairs.pad_examples(pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0), placement.devices)
-    state, finished = fit.fit(
-        stage.loss,
-        params,
-        tx=tx,
-        learning_rate=learning_rate,
-        placement=placement,
-        batch=batch,
-        pick=pick,
-        frozen=lambda step: pool_data(step // steps_per_pool),
-        workdir=workdir,
-        name=config.stage,
-        seed=config.seed,
-        steps=config.steps,
-        ema_decay=config.ema_decay,
-        steps_per_dispatch=config.parallel.steps_per_dispatch,
-        save_every=config.checkpoint.every,
-        keep=config.checkpoint.keep,
-        sample=sample,
-        sample_every=samples.every,
-        description=f'pretrain {config.stage}',
+    state, finished = train_run.fit(
+        TrainRun(
+            name=config.stage,
+            loss=stage.loss,
+            params=params,
+            frozen_at=lambda placed, step: pool_data(step // steps_per_pool),
+            batch=batch,
+            pick=pick,
+            tx=tx,
+            learning_rate=learning_rate,
+            ema_decay=config.ema_decay,
+            placement=placement,
+            budget=Budget(steps=config.steps, per_dispatch=config.parallel.steps_per_dispatch),
+            seed=config.seed,
+            checkpoint=config.checkpoint,
+            callbacks=[sampling] if is_base and samples.prompts else [],
+            description=f'pretrain {config.stage}',
+        ),
+        workdir,
     )
     painters.close()
     folders.write_pipeline(trained(jax.tree.map(np.asarray, state.best_params)), workdir / 'model', dtype='float16')

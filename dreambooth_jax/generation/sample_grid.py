@@ -1,6 +1,7 @@
 """The sample grid of a run: on top the subject's images, then per prompt our images beside the base model's."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from dreambooth_jax.monitoring import grids
 from dreambooth_jax.system import disk
 from dreambooth_jax.training import memory
 from dreambooth_jax.training.loop import TrainingError
+from dreambooth_jax.training.state import TrainState
 
 
 class SampleGrid:
@@ -85,3 +87,27 @@ class SampleGrid:
         with disk.writing(path) as new:
             sheet.save(new, format='PNG')
         return np.asarray(sheet)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SaveSamples:
+    """Saves a grid of the present weights: a callback of training (training/callbacks.py). Not with several hosts.
+
+    Attributes:
+      grid: generates the images.
+      cascade_of: training state -> the model with its weights.
+      folder: gets <step>.png.
+      title: what is trained, for the title of the grid.
+      every: as in Callback.
+    """
+
+    grid: SampleGrid
+    cascade_of: Callable[[TrainState], Cascade]
+    folder: Path
+    title: str
+    every: int = 0
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        if jax.process_count() == 1:
+            path = self.folder / f'{step:06d}.png'
+            self.grid.save_if_possible(self.cascade_of(state), path, f'{self.title}, step {step}')
