@@ -53,7 +53,7 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     order = learned_from.order
     instance = examples.read_instance(config, cascade, order)
     if _DRY_RUN.value:
-        return print(examples.describe(config, instance), plan.describe(config, cascade), sep='\n\n')
+        return print(examples.describe(config, instance), plan.describe(config, cascade, instance), sep='\n\n')
     print(instance_images.describe(instance['base']))
     with run.alone(workdir):
         run.begin(config, workdir, learned_from)

@@ -222,13 +222,3 @@ def from_settings(
         undecayed=undecayed,
     )
     return schedule, tx
-
-
-def state_bytes(tx: optax.GradientTransformation, params: Any) -> int:
-    """Returns how many bytes the optimizer state needs on all devices together; it allocates nothing.
-
-    Args:
-      params: a pytree of arrays or shapes; the state is computed for float32 parameters of these shapes.
-    """
-    shapes = jax.eval_shape(tx.init, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
