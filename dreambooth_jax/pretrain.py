@@ -26,6 +26,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.data import pairs
     from dreambooth_jax.finetune.fresh import start_pipeline
     from dreambooth_jax.generation.cascade import Cascade
+    from dreambooth_jax.generation.options import SamplingOptions
     from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
     from dreambooth_jax.stages.pixel import Objective, PixelStage
     from dreambooth_jax.stages.super_resolution import SuperResolutionStage
@@ -92,7 +93,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         return dataclasses.replace(pipeline, **({'text_encoder': None} | parts))
 
     samples = config.samples
-    grid = SampleGrid(None, [], samples.prompts, **samples.sampling_options())
+    options = SamplingOptions.of_samples(samples)
+    grid = SampleGrid(None, [], samples.prompts, options, num_images=samples.num_images)
     programs = {}
 
     sampling = SaveSamples(

@@ -12,6 +12,7 @@ from dreambooth_jax.data.table import Examples
 from dreambooth_jax.finetune.stage import make_feed, make_run, stage_trainable, trained_components
 from dreambooth_jax.generation import class_images
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.models.functional import parameter_count
 from dreambooth_jax.training.placement import make_placement
 from dreambooth_jax.weights.pipeline import COMPONENTS
@@ -136,17 +137,13 @@ def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: 
       costs: stage -> FLOPs of one forward pass on one image.
       second: whether the second stage generates class images too.
     """
-    prior = config.prior
     if own := class_images.own_photos(config):
-        return f'  class images: {len(own)} photos of your own in {prior.dir}, all used, none generated', 0.0
+        return f'  class images: {len(own)} photos of your own in {config.prior.dir}, all used, none generated', 0.0
     count = count_class_images(config)
-    generating = {BASE: (prior.steps, prior.guidance_scale)}
+    options = SamplingOptions.of_class_images(config, super_resolution=second)
+    generating = {BASE: (options.steps, options.guidance_scale)}
     if second:
-        other = config.super_resolution
-        generating[SUPER_RESOLUTION] = (
-            other.sample_steps or prior.steps,
-            other.sample_guidance_scale or prior.guidance_scale,
-        )
+        generating[SUPER_RESOLUTION] = options.second_steps, options.second_guidance_scale
     passes = {stage: count * steps * (2 if scale != 1 else 1) for stage, (steps, scale) in generating.items()}
     work = sum(passes[stage] * costs[stage] for stage in passes)
     return f'  class images: {count}, {sum(passes.values())} network passes', work

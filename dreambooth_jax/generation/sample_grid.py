@@ -10,6 +10,7 @@ from absl import logging
 
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.system import disk
 from dreambooth_jax.training import memory
@@ -24,9 +25,8 @@ class SampleGrid:
       original: the model before fine-tuning; its images are generated once and shown beside ours. None: ours alone.
       references: the subject's images, uint8[H, W, 3] each.
       prompts: one line of the grid each.
+      options: how the images are sampled.
       num_images: images per prompt.
-      batch_size: images generated at once; None: as many as Cascade.generate takes.
-      options: steps, guidance_scale, sampler, seed and the second stage's options, as in Cascade.generate.
     """
 
     def __init__(
@@ -34,23 +34,20 @@ class SampleGrid:
         original: Cascade | None,
         references: Sequence[np.ndarray],
         prompts: Sequence[str],
+        options: SamplingOptions,
         *,
         num_images: int,
-        batch_size: int | None = None,
-        **options,
     ):
         self.original, self.references, self.prompts = original, list(references), list(prompts)
-        self.num_images, self.batch_size, self.options = num_images, batch_size, options
+        self.options, self.num_images = options, num_images
         self._answers = None
 
     def _generate(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
         """Returns the images as lists [stage][prompt][image number]."""
-        batch_size = self.batch_size or cascade.usual_batch_size
+        batch_size = self.options.batch_size or cascade.usual_batch_size
         smaller = [f'--config.samples.batch_size={batch_size // 2}'] if batch_size > 1 else []
         with memory.explained('samples are generated', smaller):
-            generated = cascade.generate(
-                self.prompts, num_images=self.num_images, batch_size=batch_size, progress=False, **self.options
-            )
+            generated = cascade.generate(self.prompts, self.options, num_images=self.num_images, progress=False)
         stages = [stage for stage in (generated.base, generated.super_resolution) if stage is not None]
         shape = (len(self.prompts), self.num_images)
         return [list(stage.reshape(*shape, *stage.shape[1:])) for stage in stages]

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
 from dreambooth_jax.monitoring import metrics
 from tests.support import toy
@@ -134,8 +135,9 @@ class Broken:
 
 
 def test_samples_that_cannot_be_generated_are_a_warning_and_the_training_goes_on(tmp_path, caplog):
+    options = SamplingOptions(steps=1, guidance_scale=1.0, sampler='ddim')
     samples = SaveSamples(
-        grid=SampleGrid(None, [], ['a dog'], num_images=1, steps=1),
+        grid=SampleGrid(None, [], ['a dog'], options, num_images=1),
         cascade_of=lambda state: Broken(),
         folder=tmp_path / 'samples',
         title='toy',
