@@ -27,12 +27,14 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.families.prompts import take
     from dreambooth_jax.finetune.fresh import start_pipeline
     from dreambooth_jax.generation.cascade import Cascade
-    from dreambooth_jax.generation.sample_grid import SampleGrid
+    from dreambooth_jax.generation.options import SamplingOptions
+    from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
     from dreambooth_jax.losses.denoising import DenoisingLoss, Objective
     from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
     from dreambooth_jax.storybook import pools, vocabulary
-    from dreambooth_jax.training import fit, optimizer, run
+    from dreambooth_jax.training import optimizer, run, train_run
     from dreambooth_jax.training.placement import make_placement
+    from dreambooth_jax.training.train_run import Budget, TrainRun
     from dreambooth_jax.weights import folders
 
     # The networks, and the loss of the stage.
@@ -97,41 +99,42 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         return pipeline.with_components(**(dict.fromkeys(pipeline.text_encoders) | parts))
 
     samples = config.samples
-    grid = SampleGrid(None, [], samples.prompts, **samples.sampling_options())
+    options = SamplingOptions.of_samples(samples)
+    grid = SampleGrid(None, [], samples.prompts, options, num_images=samples.num_images)
     programs = {}
 
-    def sample(step, state):
-        if is_base and samples.prompts and jax.process_count() == 1:
-            path = workdir / 'samples' / config.stage / f'{step:06d}.png'
-            grid.save_if_possible(
-                Cascade(trained(state.best_params), programs=programs), path, f'{config.stage}, step {step}'
-            )
+    sampling = SaveSamples(
+        grid=grid,
+        cascade_of=lambda state: Cascade(trained(state.best_params), programs=programs),
+        folder=workdir / 'samples' / config.stage,
+        title=config.stage,
+        every=samples.every,
+    )
 
     # A multiplier of 0 freezes the outputs that predict the variance.
     heads = {family.denoiser: optimizer.variance_head_masks(params[family.denoiser])}
     multipliers = {} if config.train_variance else heads
     learning_rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, multipliers=multipliers)
     batch = pairs.pad_examples(pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0), placement.devices)
-    state, finished = fit.fit(
-        stage.loss,
-        params,
-        tx=tx,
-        learning_rate=learning_rate,
-        placement=placement,
-        batch=batch,
-        pick=pick,
-        frozen=lambda step: pool_data(step // steps_per_pool),
-        workdir=workdir,
-        name=config.stage,
-        seed=config.seed,
-        steps=config.steps,
-        ema_decay=config.ema_decay,
-        steps_per_dispatch=config.parallel.steps_per_dispatch,
-        save_every=config.checkpoint.every,
-        keep=config.checkpoint.keep,
-        sample=sample,
-        sample_every=samples.every,
-        description=f'pretrain {config.stage}',
+    state, finished = train_run.fit(
+        TrainRun(
+            name=config.stage,
+            loss=stage.loss,
+            params=params,
+            frozen_at=lambda placed, step: pool_data(step // steps_per_pool),
+            batch=batch,
+            pick=pick,
+            tx=tx,
+            learning_rate=learning_rate,
+            ema_decay=config.ema_decay,
+            placement=placement,
+            budget=Budget(steps=config.steps, per_dispatch=config.parallel.steps_per_dispatch),
+            seed=config.seed,
+            checkpoint=config.checkpoint,
+            callbacks=[sampling] if is_base and samples.prompts else [],
+            description=f'pretrain {config.stage}',
+        ),
+        workdir,
     )
     painters.close()
     folders.write_pipeline(trained(jax.tree.map(np.asarray, state.best_params)), workdir / 'model', dtype='float16')

@@ -7,6 +7,7 @@ stages, the base stage's images are in out/base/. The same prompt and seed give 
 generated.
 """
 
+import dataclasses
 import typing
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def main(argv) -> None:
     from dreambooth_jax.generation.adapters import with_lora
     from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
     from dreambooth_jax.generation.new_words import with_embedding
+    from dreambooth_jax.generation.options import SamplingOptions
     from dreambooth_jax.generation.run_settings import settings_of
     from dreambooth_jax.monitoring import grids
     from dreambooth_jax.system import disk
@@ -86,11 +88,21 @@ def main(argv) -> None:
 
     prompts, output = _PROMPT.value, Path(_OUTPUT.value)
     run = settings_of(_MODEL.value)
-    samples, second_stage = run.samples, run.super_resolution
-
-    def chosen(flag, default):
-        return default if flag.value is None else flag.value
-
+    given = {
+        'steps': _STEPS.value,
+        'guidance_scale': _GUIDANCE.value,
+        'sampler': _SAMPLER.value,
+        'seed': _SEED.value,
+        'negative_prompt': _NEGATIVE.value,
+        'batch_size': _BATCH_SIZE.value,
+        'super_resolution_steps': _SECOND_STEPS.value,
+        'super_resolution_guidance_scale': _SECOND_GUIDANCE.value,
+        'noise_level': _NOISE_LEVEL.value,
+    }
+    options = dataclasses.replace(
+        SamplingOptions.of_samples(run.samples, run.super_resolution),
+        **{name: value for name, value in given.items() if value is not None},
+    )
     scales = _LORA_SCALE.value or [1.0] * len(_LORA.value)
     if len(scales) != len(_LORA.value):
         raise ConfigError(f'--lora_scale is given {len(scales)} times, --lora {len(_LORA.value)}; give one for each')
@@ -100,7 +112,7 @@ def main(argv) -> None:
         prediction_type=_PREDICTION_TYPE.value,
         tokenizer_dir=_TOKENIZER_DIR.value,
         revisions=(_REVISION.value, _SECOND_REVISION.value),
-        size=chosen(_RESOLUTION, run.size),
+        size=run.size if _RESOLUTION.value is None else _RESOLUTION.value,
         clip_skip=run.clip_skip,
     )
     for path, scale in zip(_LORA.value, scales, strict=True):
@@ -110,22 +122,9 @@ def main(argv) -> None:
     for path in _EMBEDDING.value:
         cascade = with_embedding(cascade, path, [*prompts, _NEGATIVE.value])
     output.mkdir(parents=True, exist_ok=True)  # before sampling, so that a bad path costs no time
-    batch_size = _BATCH_SIZE.value
-    smaller = [f'--batch_size={batch_size // 2}'] if batch_size > 1 else []
+    smaller = [f'--batch_size={options.batch_size // 2}'] if options.batch_size > 1 else []
     with memory.explained('images are generated', smaller, kept=False):
-        images = cascade.generate(
-            prompts,
-            num_images=_NUM_IMAGES.value,
-            steps=chosen(_STEPS, samples.steps),
-            guidance_scale=chosen(_GUIDANCE, samples.guidance_scale),
-            sampler=chosen(_SAMPLER, samples.sampler),
-            seed=_SEED.value,
-            negative_prompt=_NEGATIVE.value,
-            noise_level=chosen(_NOISE_LEVEL, second_stage.sample_noise_level),
-            super_resolution_steps=chosen(_SECOND_STEPS, second_stage.sample_steps),
-            super_resolution_guidance_scale=chosen(_SECOND_GUIDANCE, second_stage.sample_guidance_scale),
-            batch_size=batch_size,
-        )
+        images = cascade.generate(prompts, options, num_images=_NUM_IMAGES.value)
     # The images of the last stage, the base stage's if there are two stages, and a grid with a row per prompt.
     folders = {output: images.final}
     if images.super_resolution is not None:

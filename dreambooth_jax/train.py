@@ -52,7 +52,7 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     order = learned_from.order
     instance = examples.read_instance(config, cascade, order)
     if _DRY_RUN.value:
-        return print(examples.describe(config, instance), plan.describe(config, cascade), sep='\n\n')
+        return print(examples.describe(config, instance), plan.describe(config, cascade, instance), sep='\n\n')
     print(instance_images.describe(instance['base']))
     with run.alone(workdir):
         run.begin(config, workdir, learned_from)
@@ -73,6 +73,7 @@ def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, 
     from dreambooth_jax.finetune import examples, textual_inversion
     from dreambooth_jax.finetune.stage import finetune
     from dreambooth_jax.generation import class_images
+    from dreambooth_jax.generation.options import SamplingOptions
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.training import memory, run
     from dreambooth_jax.training.placement import make_placement
@@ -84,8 +85,8 @@ def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, 
         original,
         examples.references(instance, cascade),
         config.sample_prompts(),
-        **config.samples.sampling_options(),
-        **config.super_resolution.sampling_options(),
+        SamplingOptions.of_samples(config.samples, config.super_resolution),
+        num_images=config.samples.num_images,
     )
     placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
     for name in instance:

@@ -25,12 +25,14 @@ FLOORS = (
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # What these do is given as plain arguments, so that it works in a notebook without a config.
 WITHOUT_CONFIG = FLOORS[1] + FLOORS[2] + FLOORS[3]
-# Only these may ask which family a model is of: by the name of a network or of a pipeline's class, or by its kind.
-KNOW_FAMILIES = ('families', 'weights')
+# Only these may ask which family a model is of: by the name of a network or of a pipeline's class, or by its kind. In
+# models/ a network names itself in its errors.
+KNOW_FAMILIES = ('families', 'weights', 'models')
 FAMILY = re.compile(r'unet|transformer|(IF|StableDiffusion|Flux|ZImage)\w*Pipeline')
 NOT_AT_RUN_TIME = ('torch', 'torchvision', 'diffusers', 'tensorflow')
 HOMELESS = ('utils', 'util', 'helpers', 'helper', 'common', 'misc')
 LONGEST_FILE, LONGEST_PROGRAM = 450, 150
+MOST_PARAMETERS = 8
 
 FILES = sorted(PACKAGE.rglob('*.py'))
 OTHERS = sorted(path for folder in ('tests', 'configs', 'experiments') for path in (ROOT / folder).rglob('*.py'))
@@ -161,6 +163,32 @@ def test_programs_only_compose():
     programs = [path for path in PACKAGE.glob('[!_]*.py') if room(module_of(path)) == PROGRAMS]
     assert {'train', 'pretrain'} <= {path.stem for path in programs}
     assert {name(path): length(path) for path in programs if length(path) > LONGEST_PROGRAM} == {}
+
+
+def too_many_parameters(path):
+    """The functions of a file that take more than MOST_PARAMETERS; *args and **kwargs are not counted."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(parameter.arg not in ('self', 'cls') for parameter in every)
+            if count > MOST_PARAMETERS:
+                found.append(f'{name(path)}: {getattr(node, "name", "a lambda")} has {count}')
+    return found
+
+
+def test_no_function_outside_layers_has_many_parameters():
+    """Where one has more, a dataclass is missing. Layers take what their checkpoint's configuration lists."""
+    assert [many for path in FILES if room(module_of(path)) != 'models' for many in too_many_parameters(path)] == []
+
+
+def test_too_many_parameters_are_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr('tests.test_floors.ROOT', tmp_path)
+    path = tmp_path / 'new.py'
+    path.write_text('def f(a, b, c, d, /, e, *more, f, g, h, **others): pass')
+    assert too_many_parameters(path) == []
+    path.write_text('class A:\n    def f(self, a, b, c, d, /, e, *more, f, g, h, i, **others): pass')
+    assert too_many_parameters(path) == ['new.py: f has 9']
 
 
 @pytest.mark.parametrize(

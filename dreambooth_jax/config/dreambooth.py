@@ -211,14 +211,6 @@ class SuperResolutionConfig(Config):
     sample_steps: int | None = setting(None, '> 0')
     sample_guidance_scale: float | None = setting(None, '>= 1')
 
-    def sampling_options(self) -> dict[str, int | float | None]:
-        """Returns the sampling settings of this stage as keyword arguments of Cascade.generate."""
-        return {
-            'noise_level': self.sample_noise_level,
-            'super_resolution_steps': self.sample_steps,
-            'super_resolution_guidance_scale': self.sample_guidance_scale,
-        }
-
     def check(self, path: str) -> None:
         check_noise_level(self.noise_level, path)
 

@@ -148,8 +148,3 @@ class SamplesConfig(Config):
     sampler: Sampler = 'dpmsolver++'
     # Seed of the samples alone: they start from the same noise at every step, so that steps can be compared.
     seed: int = setting(0, '>= 0')
-
-    def sampling_options(self) -> dict[str, int | float | str | None]:
-        """Returns keyword arguments for generation.sample_grid.SampleGrid."""
-        names = ('num_images', 'batch_size', 'steps', 'guidance_scale', 'sampler', 'seed')
-        return {name: getattr(self, name) for name in names}

@@ -114,7 +114,7 @@ def train_once(workdir: Path, config: Path, settings: Mapping[str, Any], *, weig
 
 
 def sampling_of(config: Path) -> dict[str, Any]:
-    """Returns the sampling settings of a file in configs/ as keyword arguments of Cascade.generate."""
+    """Returns the sampling settings of a file in configs/ as arguments of SamplingOptions."""
     samples = runpy.run_path(str(config))['get_config']().samples
     return {name: samples[name] for name in ('steps', 'guidance_scale', 'sampler')}
 

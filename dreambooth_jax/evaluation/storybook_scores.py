@@ -8,8 +8,7 @@ Several functions have these arguments:
   cascade: a Cascade, or an object with its methods.
   classifier: a Classifier, or an object with its methods.
   gallery: a dict to which the images behind the numbers are added, label -> uint8[n, H, W, 3], for contact sheets.
-  options: keyword arguments of Cascade.generate; steps, guidance_scale and sampler must be given. The images are those
-    of the base stage, unless super_resolution=True is given.
+  options: how the images are sampled. Those of the last stage that the options ask for are named.
 """
 
 import dataclasses
@@ -24,8 +23,9 @@ from dreambooth_jax.config import ConfigError
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.families.prompts import take
-from dreambooth_jax.generation import text_to_image
+from dreambooth_jax.generation import checks, text_to_image
 from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.storybook import draw, subjects, world
 from dreambooth_jax.text import prompts as prompt_lists
 from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT, PROPERTY, Prompt
@@ -40,18 +40,19 @@ SUBJECT_SHARES = {
     'class prompt taken for the subject': lambda scores: scores['class_images']['taken_for_subject'],
     'class prompt named its class': lambda scores: scores['class_images']['class_named'],
 }
+_ENLARGED_AT_ONCE = 8
 _SECOND_STAGE_STREAM = 3  # as in Cascade: gives the second stage other noise than the base stage
 
 
 def base_scores(
     cascade: Cascade,
     classifier: Classifier,
+    options: SamplingOptions,
     *,
     classes: Sequence[str] = world.CLASSES,
     contexts: Sequence[str] = world.CONTEXTS,
     num_images: int = 4,
     gallery: dict[str, np.ndarray] | None = None,
-    **options: Any,
 ) -> dict[str, Any]:
     """Measures how often the prompts 'a {class} {context}', without identifier, give the class and context asked for.
 
@@ -127,11 +128,11 @@ def subject_scores(
     classifier: Classifier,
     subject_name: str,
     identifier: str,
+    options: SamplingOptions,
     *,
     num_images: int = 4,
     class_images: int = 32,
     gallery: dict[str, np.ndarray] | None = None,
-    **options: Any,
 ) -> dict[str, Any]:
     """Measures how well a model generates one subject by its identifier, and how far its class drifted to the subject.
 
@@ -212,21 +213,33 @@ def _class_scores(cascade, classifier, subject_name, class_images, gallery, opti
     }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineMarkImages:
+    """How many images fine_mark_scores looks at.
+
+    Attributes:
+      num_images: images per prompt.
+      num_prompts: how many prompts are used, 1 to 11: 'a sks dog' and the first context prompts.
+      class_images: images of the class prompt.
+      held_out: held-out images of the subject.
+    """
+
+    num_images: int = 2
+    num_prompts: int = 11
+    class_images: int = 8
+    held_out: int = 20
+
+
 def fine_mark_scores(
     cascade: Cascade,
     classifier: Classifier,
     subject_name: str,
     identifier: str,
+    options: SamplingOptions,
     *,
     noise_levels: Sequence[int] = (0,),
-    num_images: int = 2,
-    num_prompts: int = 11,
-    class_images: int = 8,
-    held_out: int = 20,
-    super_resolution_steps: int | None = None,
-    super_resolution_guidance_scale: float | None = None,
+    images: FineMarkImages = FineMarkImages(),
     gallery: dict[str, np.ndarray] | None = None,
-    **options: Any,
 ) -> dict[str, Any]:
     """Measures how often the second stage generates the subject's fine mark, which images of 32 px cannot show.
 
@@ -236,13 +249,9 @@ def fine_mark_scores(
     mark.
 
     Args:
+      options: how the images are sampled; noise_level is not used.
       noise_levels: noise augmentation of the low-resolution images, in timesteps of image_noising_scheduler.
-      num_images: images per prompt.
-      num_prompts: how many prompts are used, 1 to 11: 'a sks dog' and the first context prompts.
-      class_images: images of the class prompt.
-      held_out: held-out images of the subject.
-      super_resolution_steps: denoising steps of the second stage; None: the `steps` of the options.
-      super_resolution_guidance_scale: its guidance scale; None: the `guidance_scale` of the options.
+      images: how many images of each kind.
       gallery: gets 'generated low', 'class low', 'held_out low', 'held_out true', and 'generated 50' and so on.
       (for the others see the module)
 
@@ -264,48 +273,44 @@ def fine_mark_scores(
     class_noun = subjects.SUBJECTS[subject_name].class_noun
     # The low-resolution images of all three kinds and their prompts, which do not depend on the noise level.
     asked = [Prompt(INSTANCE, 'a {identifier} {class_noun}'), *prompt_lists.evaluation_prompts(class_noun)[:10]]
-    texts = [prompt.text(class_noun, identifier) for prompt in asked[:num_prompts]]
+    texts = [prompt.text(class_noun, identifier) for prompt in asked[: images.num_prompts]]
     class_text = prompt_lists.class_prompt(class_noun)
-    scenes = subjects.held_out_scenes(subject_name, held_out)
+    scenes = subjects.held_out_scenes(subject_name, images.held_out)
     true, plain = (
         np.stack([draw.paint(dataclasses.replace(scene, **change)) for scene in scenes])
         for change in ({}, {'fine_mark': None})
     )
-    generated = _generate(cascade, texts, num_images, None, options)
-    class_low = _generate(cascade, [class_text], class_images, None, options)
+    base_alone = dataclasses.replace(options, super_resolution=False)
+    generated = _generate(cascade, texts, images.num_images, None, base_alone)
+    class_low = _generate(cascade, [class_text], images.class_images, None, base_alone)
     low = {
         'generated': _signed(generated),
         'class': _signed(class_low),
         'held_out': low_resolution.downsample(_signed(true), true.shape[1] // generated.shape[1]),
     }
     words = {
-        'generated': [text for text in texts for _ in range(num_images)],
-        'class': [class_text] * class_images,
+        'generated': [text for text in texts for _ in range(images.num_images)],
+        'class': [class_text] * images.class_images,
         'held_out': [
             ' '.join(filter(None, (f'a {identifier} {class_noun}', scene.accessory, scene.context))) for scene in scenes
         ],
     }
     if gallery is not None:
-        gallery.update({f'{kind} low': _to_uint8(images) for kind, images in low.items()})
+        gallery.update({f'{kind} low': _to_uint8(small) for kind, small in low.items()})
         gallery['held_out true'] = true
     # Enlarge all kinds together at every level, then split the result again.
-    ends = np.cumsum([len(images) for images in low.values()])[:-1]
-    shared = ('sampler', 'seed', 'batch_size', 'progress', 'negative_prompt')
-    shared = {name: options[name] for name in shared if name in options}
+    ends = np.cumsum([len(small) for small in low.values()])[:-1]
     levels = []
     for level in noise_levels:
         enlarged = enlarge(
             cascade,
             np.concatenate(list(low.values())),
             sum(words.values(), []),
-            noise_level=level,
-            steps=super_resolution_steps or options['steps'],
-            guidance_scale=super_resolution_guidance_scale or options['guidance_scale'],
-            **shared,
+            dataclasses.replace(options, noise_level=level),
         )
         parts = dict(zip(low, np.split(enlarged, ends), strict=True))
         if gallery is not None:
-            gallery.update({f'{kind} {level}': images for kind, images in parts.items()})
+            gallery.update({f'{kind} {level}': large for kind, large in parts.items()})
         error = np.abs(parts['held_out'].astype(np.float32) - true).mean()
         levels.append(
             {
@@ -319,7 +324,7 @@ def fine_mark_scores(
     return {
         'subject': subject_name,
         'identifier': identifier,
-        'images': {'generated': len(generated), 'held_out': held_out, 'class_images': class_images},
+        'images': {'generated': len(generated), 'held_out': images.held_out, 'class_images': images.class_images},
         'real': {'with_mark': _found(classifier, true), 'without_mark': _found(classifier, plain)},
         'low_named': _share(classifier.name(generated).subject, subject_name),
         'noise_levels': levels,
@@ -330,22 +335,16 @@ def enlarge(
     cascade: Cascade,
     low: np.ndarray,
     prompts: Sequence[str],
+    options: SamplingOptions,
     *,
-    steps: int,
-    guidance_scale: float,
-    sampler: str,
-    noise_level: int = 0,
-    seed: int = 0,
-    negative_prompt: str = '',
-    batch_size: int = 8,
     progress: bool = True,
 ) -> np.ndarray:
-    """Runs the second stage alone on given low-resolution images. Arguments not listed are those of Cascade.generate.
+    """Runs the second stage alone on given low-resolution images.
 
     Args:
       low: low-resolution images f32[N, h, w, 3] in [-1, 1].
       prompts: N prompts, one for each image.
-      noise_level: noise augmentation, a timestep of image_noising_scheduler; 0: none.
+      options: how the second stage samples. batch_size None: 8 images at once.
 
     Returns:
       uint8[N, H, W, 3]. Image i depends only on its low-resolution image, its prompt, the seed and i.
@@ -353,17 +352,15 @@ def enlarge(
     Raises:
       ConfigError: if the model does not allow the noise level, the sampler or the number of steps.
     """
-    sampler = cascade.sampler(SUPER_RESOLUTION, steps, guidance_scale, sampler)
-    highest = cascade.super_resolution.family.highest_noise_level(cascade.super_resolution)
-    if not 0 <= noise_level <= highest:
-        raise ConfigError(f'noise_level is {noise_level}; it must be 0 to {highest}')
-    text = cascade.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
-    keys = text_to_image.image_keys(seed, np.arange(len(low)))
+    sampler = cascade.sampler(SUPER_RESOLUTION, options.second_steps, options.second_guidance_scale, options.sampler)
+    checks.check_noise_level(cascade.super_resolution, options.noise_level)
+    text = cascade.encode([options.negative_prompt, *prompts], SUPER_RESOLUTION)
+    keys = text_to_image.image_keys(options.seed, np.arange(len(low)))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, _SECOND_STAGE_STREAM))(keys)
     made = []
     with tqdm(total=len(low), unit='image', desc='enlarging', disable=not progress, dynamic_ncols=True) as bar:
-        for rows, used in text_to_image.padded_batches(len(low), batch_size):
-            level = np.full(len(rows), noise_level, np.int32)
+        for rows, used in text_to_image.padded_batches(len(low), options.batch_size or _ENLARGED_AT_ONCE):
+            level = np.full(len(rows), options.noise_level, np.int32)
             images = sampler(
                 cascade.super_resolution.denoiser.params,
                 take(text, 1 + rows),
@@ -379,7 +376,7 @@ def enlarge(
 
 def _generate(cascade, texts, num_images, gallery, options) -> np.ndarray:
     """Returns uint8[N * num_images, H, W, 3], images of the last stage that the options ask for."""
-    images = cascade.generate(texts, num_images=num_images, **{'super_resolution': False, **options}).final
+    images = cascade.generate(texts, options, num_images=num_images).final
     if gallery is not None:
         gallery.update(zip(texts, images.reshape(len(texts), num_images, *images.shape[1:]), strict=True))
     return images

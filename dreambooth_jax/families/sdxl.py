@@ -38,4 +38,5 @@ FAMILY = _XL(
     reads_with='CLIP',
     prompts=XLPrompts,
     takes_sizes=True,
+    original_lora_names=True,
 )

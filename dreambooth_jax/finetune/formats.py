@@ -41,7 +41,6 @@ from dreambooth_jax.weights.pipeline import Pipeline, network_tensors
 from dreambooth_jax.weights.textual_inversion import file_name
 
 SINGLE_FILE = 'single_file'
-_XL = 'StableDiffusionXLPipeline'
 
 
 def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32') -> list[str]:
@@ -145,7 +144,9 @@ def _write_adapters(trained: Trained, format: str, output: Path, dtype: str):
     for stage, adapter in trained.adapters.items():
         pipeline, path = getattr(trained.cascade, stage), _file_of(output, stage)
         metadata = _metadata(trained, stage, format)
-        lora_files.write_lora(path, adapter, format, sdxl=pipeline.class_name == _XL, dtype=dtype, metadata=metadata)
+        lora_files.write_lora(
+            path, adapter, format, sdxl=pipeline.family.original_lora_names, dtype=dtype, metadata=metadata
+        )
         if format == lora_files.KOHYA:
             _warn_of_dropped_layers(path, adapter)
         yield path, _compare_adapter(pipeline, adapter, path, dtype)

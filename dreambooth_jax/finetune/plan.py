@@ -3,19 +3,19 @@
 import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from dreambooth_jax.config import DreamBoothConfig, to_dict
-from dreambooth_jax.finetune import textual_inversion
-from dreambooth_jax.finetune.stage import trained_components
-from dreambooth_jax.finetune.trainable import make_trainable
+from dreambooth_jax.data.table import Examples
+from dreambooth_jax.finetune.stage import make_feed, make_run, stage_trainable, trained_components
 from dreambooth_jax.generation import class_images
-from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
+from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.models.functional import parameter_count
-from dreambooth_jax.training import optimizer
+from dreambooth_jax.training.placement import make_placement
 
 # A training step reaches about this share of the device's speed in large matrix products. (Measured on two CPU cores:
 # 95 of 256 GFLOP/s; on accelerators published trainers reach 16-45 %.)
@@ -55,8 +55,12 @@ def device_speed(side: int = 2048) -> float:
     return jax.device_count() * 3 * 2 * side**3 / (time.perf_counter() - started)
 
 
-def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
-    """Returns the settings and the plan as text. It computes nothing but a speed test, and writes nothing."""
+def describe(config: DreamBoothConfig, cascade: Cascade, instance: Mapping[str, Sequence[Examples]]) -> str:
+    """Returns the settings and the plan as text. It computes nothing but a speed test, and writes nothing.
+
+    Args:
+      instance: stage -> the subjects' images (examples.read_instance).
+    """
     lines = ['settings:', *(f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items())]
     speed = EFFICIENCY * device_speed()
     stages = {name: getattr(cascade, name) for name in STAGES if getattr(cascade, name) is not None}
@@ -67,44 +71,31 @@ def describe(config: DreamBoothConfig, cascade: Cascade) -> str:
         line, work = _class_images(config, costs, SUPER_RESOLUTION in generating)
         seconds += work / speed
         lines.append(line + (f', {_duration(work / speed)}' if work else ''))
-    # The stages that train are built as in training, so that the numbers of parameters and bytes are exact.
-    for name, pipeline in stages.items():
+    placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
+    for name in stages:
         settings = getattr(config, name)
         if not settings.steps:
             lines.append(f'  {name}: not trained')
             continue
-        examples = config.examples_per_step(name)
-        trainable = make_trainable(
-            pipeline,
-            trained_components(config, name, cascade),
-            config.lora,
-            new_rows=textual_inversion.new_rows(cascade) if name == BASE else None,
-            dtype=compute_dtype(config.parallel.dtype),
-            remat=config.parallel.remat,
-            seed=config.seed,
-        )
-        count = sum(parameter_count(part) for part in trainable.params.values())
-        _, tx = optimizer.from_settings(config.optimizer, settings.learning_rate, settings.steps)
-        # Memory in bytes: weights, gradients and perhaps their average in float32, optimizer state, frozen weights.
-        copies = 2 + (config.optimizer.ema_decay is not None)  # weights, gradients, average
-        memory = copies * 4 * count + optimizer.state_bytes(tx, trainable.params)
-        memory += sum(value.nbytes for part in trainable.frozen.values() for value in part.values())
-        # Time in forward passes, with those of the distillation teacher.
-        passes = examples * BACKWARD
+        # The same object that training carries out, so that the numbers of parameters and bytes are exact.
+        num_class = count_class_images(config) if name in generating else 0
+        feed = make_feed(config, name, [len(examples.images) for examples in instance[name]], num_class)
+        run = make_run(config, name, cascade, cascade, stage_trainable(config, name, cascade), feed, placement)
+        state = run.state_shapes
+        # Gradients are as large as the weights that train.
+        memory = sum(_bytes(tree) for tree in (state.params, state.params, state.ema, state.opt_state, run.frozen))
+        # Time in forward passes of what is computed, which is more than the examples where the batch is padded, with
+        # those of the distillation teacher.
+        passes = BACKWARD * len(run.batch['slot'])
         if config.is_distilled(name):
-            passes += examples // 2  # the teacher's forward passes of the class examples
-            if trainable.denoiser not in trainable.frozen:
-                itemsize = jnp.dtype(compute_dtype(config.parallel.dtype)).itemsize
-                memory += parameter_count(pipeline.denoiser.params) * itemsize
-        parts = (
-            f' in {settings.gradient_accumulation_steps} micro-batches'
-            if settings.gradient_accumulation_steps > 1
-            else ''
-        )
-        work = settings.steps * passes * costs[name] / speed
+            passes += int((run.batch['is_instance'] == 0).sum())
+        accumulated = run.budget.gradient_accumulation_steps
+        parts = f' in {accumulated} micro-batches' if accumulated > 1 else ''
+        work = run.budget.steps * passes * costs[name] / speed
         seconds += work
         lines.append(
-            f'  {name}: {settings.steps} steps of {examples} examples{parts}, {count / 1e6:.1f}M parameters trained, '
+            f'  {name}: {run.budget.steps} steps of {run.examples_per_step} examples{parts}, '
+            f'{sum(map(parameter_count, run.params.values())) / 1e6:.1f}M parameters trained, '
             f'{memory / 2**20:.0f} MiB for weights, gradients, moments (activations come on top), '
             f'{_duration(work)}'
         )
@@ -131,6 +122,12 @@ def generation_bytes(config: DreamBoothConfig, cascade: Cascade) -> int:
     return found
 
 
+def count_class_images(config: DreamBoothConfig) -> int:
+    """Returns how many class images a stage that trains on class images has."""
+    prompts = {subject.class_prompt for subject in config.subjects()}
+    return len(class_images.own_photos(config)) or config.prior.num_images * len(prompts)
+
+
 def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: bool) -> tuple[str, float]:
     """Returns the plan's line about class images, and the FLOPs of generating them.
 
@@ -138,17 +135,13 @@ def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: 
       costs: stage -> FLOPs of one forward pass on one image.
       second: whether the second stage generates class images too.
     """
-    prior = config.prior
     if own := class_images.own_photos(config):
-        return f'  class images: {len(own)} photos of your own in {prior.dir}, all used, none generated', 0.0
-    count = prior.num_images * len({subject.class_prompt for subject in config.subjects()})
-    generating = {BASE: (prior.steps, prior.guidance_scale)}
+        return f'  class images: {len(own)} photos of your own in {config.prior.dir}, all used, none generated', 0.0
+    count = count_class_images(config)
+    options = SamplingOptions.of_class_images(config, super_resolution=second)
+    generating = {BASE: (options.steps, options.guidance_scale)}
     if second:
-        other = config.super_resolution
-        generating[SUPER_RESOLUTION] = (
-            other.sample_steps or prior.steps,
-            other.sample_guidance_scale or prior.guidance_scale,
-        )
+        generating[SUPER_RESOLUTION] = options.second_steps, options.second_guidance_scale
     passes = {stage: count * steps * (2 if scale != 1 else 1) for stage, (steps, scale) in generating.items()}
     work = sum(passes[stage] * costs[stage] for stage in passes)
     return f'  class images: {count}, {sum(passes.values())} network passes', work
@@ -163,6 +156,10 @@ def flat_settings(settings: Mapping, prefix: str = 'config.') -> dict:
         else:
             found[prefix + name] = value
     return found
+
+
+def _bytes(tree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _duration(seconds: float) -> str:

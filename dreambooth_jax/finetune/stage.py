@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from dreambooth_jax.config import ConfigError, DreamBoothConfig
 from dreambooth_jax.data import pairs
 from dreambooth_jax.data.feed import Feed
@@ -18,14 +15,15 @@ from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable, stored
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.generation.checks import check_sampler
-from dreambooth_jax.generation.sample_grid import SampleGrid
+from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
 from dreambooth_jax.losses.denoising import DenoisingLoss, Objective
 from dreambooth_jax.losses.stage import Stage
 from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
 from dreambooth_jax.losses.teacher import Distillation
 from dreambooth_jax.models import lora
-from dreambooth_jax.training import fit, optimizer
+from dreambooth_jax.training import optimizer, train_run
 from dreambooth_jax.training.placement import Placement
+from dreambooth_jax.training.train_run import Budget, TrainRun
 from dreambooth_jax.weights.pipeline import abstract_network
 
 NEW_ROWS_LEARNING_RATE = 5e-4  # default for textual inversion, as in diffusers' examples/textual_inversion
@@ -189,6 +187,112 @@ def lr_multipliers(
     return {component: part for component, part in multipliers.items() if part}
 
 
+def stage_trainable(
+    config: DreamBoothConfig, name: str, cascade: Cascade, *, dtype: Any = None, remat: bool | None = None
+) -> Trainable:
+    """Divides the networks of stage `name` into parameters that train and parameters that are frozen.
+
+    Args:
+      dtype, remat: as in make_trainable; None: as the settings say.
+    """
+    parallel = config.parallel
+    return make_trainable(
+        getattr(cascade, name),
+        trained_components(config, name, cascade),
+        config.lora,
+        new_rows=textual_inversion.new_rows(cascade) if name == BASE else None,
+        dtype=compute_dtype(parallel.dtype) if dtype is None else dtype,
+        remat=parallel.remat if remat is None else remat,
+        seed=config.seed,
+    )
+
+
+def make_feed(config: DreamBoothConfig, name: str, num_instance: Sequence[int], num_class: int) -> Feed:
+    """Returns what decides which images each step of stage `name` sees.
+
+    Args:
+      num_instance: the number of instance images of each image size.
+      num_class: the number of class images.
+    """
+    steps = getattr(config, name).steps
+    return Feed(config.seed, steps, num_instance, num_class, shown_again=config.is_distilled(name))
+
+
+def make_run(
+    config: DreamBoothConfig,
+    name: str,
+    cascade: Cascade,
+    original: Cascade,
+    trainable: Trainable,
+    feed: Feed,
+    placement: Placement,
+) -> TrainRun:
+    """Returns the training of stage `name`, without its images and prompts and without callbacks.
+
+    It computes nothing. To train, `frozen` needs the images in addition: 'data' is a list with what `stage_data` and
+    `feed.arrays` give for each image size.
+
+    Args:
+      cascade: the model, in which earlier stages are trained already.
+      original: the model before the run.
+      trainable: the stage's networks (stage_trainable).
+      feed: which images each step sees (make_feed).
+      placement: how arrays are placed on devices.
+    """
+    settings, parts = getattr(config, name), getattr(config, name).gradient_accumulation_steps
+    batch = feed.batch(settings.batch_size, settings.batch_size, config.prior.weight, placement.devices, parts)
+    frozen = {'weights': trainable.frozen}
+    teacher = None
+    if config.is_distilled(name):  # the teacher is the denoiser before training
+        whole = config.parallel.mode == 'pmap' or placement.devices == 1  # else one batch is sharded over devices
+        network = getattr(original, name).denoiser
+        teacher = Distillation(
+            functools.partial(getattr(original, name).family.predict, network.apply),
+            pairs.most_class_examples(batch, placement.devices, parts) if whole else None,
+        )
+        if trainable.denoiser not in trainable.frozen:  # its weights are copied only if it trains as a whole
+            frozen['teacher'] = stored(network.params, compute_dtype(config.parallel.dtype))
+    stage = make_stage(config, name, cascade, trainable, teacher)
+
+    def loss(params, frozen, batch, keys):
+        return stage.loss(trainable.assemble(params, frozen['weights']), frozen, batch, keys)
+
+    def frozen_at(placed, step):
+        found = {**placed['data'][feed.bucket(step)], 'weights': placed['weights']}
+        if teacher is not None:  # adapters leave the frozen network where it is
+            found['teacher'] = placed['teacher'] if 'teacher' in placed else placed['weights'][trainable.denoiser]
+        return found
+
+    multipliers = lr_multipliers(config, name, trainable, learns_variance=stage.process.learns_variance)
+    learning_rate, tx = optimizer.from_settings(
+        config.optimizer,
+        settings.learning_rate,
+        settings.steps,
+        multipliers=multipliers,
+        undecayed=[rows.name for rows in trainable.new_rows.values()],
+    )
+    return TrainRun(
+        name=name,
+        loss=loss,
+        params=trainable.params,
+        frozen=frozen,
+        frozen_at=frozen_at,
+        batch=batch,
+        pick=feed.pick,
+        tx=tx,
+        learning_rate=learning_rate,
+        ema_decay=config.optimizer.ema_decay,
+        placement=placement,
+        budget=Budget(
+            steps=settings.steps,
+            per_dispatch=feed.steps_per_dispatch(config.parallel.steps_per_dispatch),
+            gradient_accumulation_steps=parts,
+        ),
+        seed=config.seed,
+        checkpoint=config.checkpoint,
+    )
+
+
 def finetune(
     config: DreamBoothConfig,
     workdir: Path,
@@ -213,93 +317,18 @@ def finetune(
     Returns:
       The cascade with the trained stage, and whether the stage is finished.
     """
-    # What trains and what stays frozen.
-    settings = config.base if name == BASE else config.super_resolution
-    pipeline = getattr(cascade, name)
-    trainable = make_trainable(
-        pipeline,
-        trained_components(config, name, cascade),
-        config.lora,
-        new_rows=textual_inversion.new_rows(cascade) if name == BASE else None,
-        dtype=compute_dtype(config.parallel.dtype),
-        remat=config.parallel.remat,
-        seed=config.seed,
-    )
-    # Which examples each step sees.
-    feed = Feed(
-        config.seed,
-        settings.steps,
-        [table.num_instance for table in tables],
-        tables[0].num_class,
-        shown_again=config.is_distilled(name),
-    )
-    batch = feed.batch(
-        settings.batch_size,
-        settings.batch_size,
-        config.prior.weight,
-        placement.devices,
-        settings.gradient_accumulation_steps,
-    )
-    # The teacher of distillation is the denoiser before training, whose weights are copied if it trains as a whole.
-    frozen = {'weights': trainable.frozen}
-    teacher = None
-    if config.is_distilled(name):
-        whole = config.parallel.mode == 'pmap' or placement.devices == 1  # else one batch is sharded over devices
-        class_examples = (
-            pairs.most_class_examples(batch, placement.devices, settings.gradient_accumulation_steps) if whole else None
-        )
-        network = getattr(original, name).denoiser
-        teacher = Distillation(functools.partial(pipeline.family.predict, network.apply), class_examples)
-        if trainable.denoiser not in trainable.frozen:
-            frozen['teacher'] = stored(network.params, compute_dtype(config.parallel.dtype))
-    stage = make_stage(config, name, cascade, trainable, teacher)
+    trainable = stage_trainable(config, name, cascade)
+    feed = make_feed(config, name, [table.num_instance for table in tables], tables[0].num_class)
+    run = make_run(config, name, cascade, original, trainable, feed, placement)
     data = [{**stage_data(config, name, cascade, original, table, trainable), **feed.arrays} for table in tables]
-    # Placed together, so that tables of different sizes share one copy of the frozen weights.
-    placed, frozen = placement.place_state(lambda data: data, jax.tree.map(jnp.asarray, (data, frozen)))
-    if teacher is not None and 'teacher' not in frozen:  # adapters leave the frozen network where it is
-        frozen['teacher'] = frozen['weights'][trainable.denoiser]
-
-    # What fit calls: the loss of a step, and samples from the present weights.
-    def loss(params, frozen, batch, keys):
-        return stage.loss(trainable.assemble(params, frozen['weights']), frozen, batch, keys)
 
     def finetuned(state):
         best = trainable.plain({component: state.best_params[component] for component in trainable.params})
         return cascade.with_params(**{name: best})
 
-    def sample(step, state):
-        if jax.process_count() == 1:
-            grid.save_if_possible(
-                finetuned(state), workdir / 'samples' / name / f'{step:06d}.png', f'{name}, step {step}'
-            )
-
-    multipliers = lr_multipliers(config, name, trainable, learns_variance=stage.process.learns_variance)
-    learning_rate, tx = optimizer.from_settings(
-        config.optimizer,
-        settings.learning_rate,
-        settings.steps,
-        multipliers=multipliers,
-        undecayed=[rows.name for rows in trainable.new_rows.values()],
+    samples = SaveSamples(
+        grid=grid, cascade_of=finetuned, folder=workdir / 'samples' / name, title=name, every=config.samples.every
     )
-    state, finished = fit.fit(
-        loss,
-        trainable.params,
-        tx=tx,
-        learning_rate=learning_rate,
-        placement=placement,
-        batch=batch,
-        pick=feed.pick,
-        frozen=lambda step: {**placed[feed.bucket(step)], **frozen},
-        workdir=workdir,
-        name=name,
-        seed=config.seed,
-        steps=settings.steps,
-        ema_decay=config.optimizer.ema_decay,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        steps_per_dispatch=feed.steps_per_dispatch(config.parallel.steps_per_dispatch),
-        save_every=config.checkpoint.every,
-        keep=config.checkpoint.keep,
-        sample=sample,
-        sample_every=config.samples.every,
-    )
+    run = dataclasses.replace(run, frozen={**run.frozen, 'data': data}, callbacks=[samples])
+    state, finished = train_run.fit(run, workdir)
     return finetuned(state), finished

@@ -15,9 +15,8 @@ import orbax.checkpoint as ocp
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve, with_new_names
 from dreambooth_jax.finetune import textual_inversion
-from dreambooth_jax.finetune.stage import trained_components
-from dreambooth_jax.finetune.trainable import make_trainable
-from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
+from dreambooth_jax.finetune.stage import stage_trainable
+from dreambooth_jax.generation.cascade import STAGES, Cascade
 from dreambooth_jax.models import lora
 from dreambooth_jax.training.checkpoint import CheckpointError
 from dreambooth_jax.weights.lora_files import Adapter
@@ -140,15 +139,7 @@ def _finetuned(config: DreamBoothConfig, cascade: Cascade, stage: str, params) -
         if component not in pipeline.components:
             raise ValueError(component)
     # In float32, like the master weights: merging adapters into kernels in the compute dtype would round the kernels.
-    trainable = make_trainable(
-        pipeline,
-        trained_components(config, stage, cascade),
-        config.lora,
-        new_rows=textual_inversion.new_rows(cascade) if stage == BASE else None,
-        dtype=jnp.float32,
-        remat=False,
-        seed=config.seed,
-    )
+    trainable = stage_trainable(config, stage, cascade, dtype=jnp.float32, remat=False)
     for component in {**trainable.params, **params}:
         if _shapes(params.get(component, {})) != _shapes(trainable.params.get(component, {})):
             raise ValueError(component)

@@ -23,6 +23,7 @@ from dreambooth_jax.config import NO_MODEL, ConfigError, DreamBoothConfig
 from dreambooth_jax.families.prompts import Conditioning, PromptEncoder, take
 from dreambooth_jax.families.reading import read_pipeline, read_second_stage
 from dreambooth_jax.generation import checks, text_to_image
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network, Pipeline, in_float32
@@ -248,13 +249,14 @@ class Cascade:
         # Returns the pipeline whose text encoders `stage` uses.
         return self.base if stage == BASE or not self.super_resolution.text_encoders else self.super_resolution
 
-    def generate(self, prompts: Sequence[str], *, num_images: int = 1, progress: bool = True, **options) -> Images:
+    def generate(
+        self, prompts: Sequence[str], options: SamplingOptions, *, num_images: int = 1, progress: bool = True
+    ) -> Images:
         """Generates images of N prompts.
 
         Args:
-          num_images: images per prompt; image j of every prompt has the key image_keys(seed, j).
+          num_images: images per prompt; image j of every prompt has the key image_keys(options.seed, j).
           progress: show a progress bar if there is more than one batch.
-          options: keyword arguments of `stream`.
 
         Returns:
           N * num_images images: those of the first prompt, then those of the second, and so on.
@@ -266,9 +268,9 @@ class Cascade:
             raise ConfigError(f'{len(prompts)} prompts with {num_images} images each; both must be at least 1')
         requests = [(prompt, number) for prompt in range(len(prompts)) for number in range(num_images)]
         generated = []
-        hidden = not progress or len(requests) <= (options.get('batch_size') or self.usual_batch_size)
+        hidden = not progress or len(requests) <= (options.batch_size or self.usual_batch_size)
         with tqdm(total=len(requests), unit='image', disable=hidden, dynamic_ncols=True) as bar:
-            for examples, images in self.stream(prompts, requests, **options):
+            for examples, images in self.stream(prompts, requests, options):
                 generated.append(images)
                 bar.update(len(examples))
         second = (
@@ -277,31 +279,12 @@ class Cascade:
         return Images(np.concatenate([p.base for p in generated]), second)
 
     def stream(
-        self,
-        prompts: Sequence[str],
-        requests: Sequence[tuple[int, int]],
-        *,
-        steps: int,
-        guidance_scale: float,
-        sampler: str,
-        seed: int = 0,
-        negative_prompt: str = '',
-        super_resolution: bool = True,
-        super_resolution_steps: int | None = None,
-        super_resolution_guidance_scale: float | None = None,
-        noise_level: int = 0,
-        batch_size: int | None = None,
+        self, prompts: Sequence[str], requests: Sequence[tuple[int, int]], options: SamplingOptions
     ) -> Iterator[tuple[range, Images]]:
         """Generates requested images batch by batch.
 
         Args:
-          requests: (index into `prompts`, image number) of each image; its key is image_keys(seed, number).
-          steps: denoising steps of both stages, unless super_resolution_steps is given.
-          guidance_scale: guidance of both stages, unless super_resolution_guidance_scale is given; 1 means no guidance.
-          super_resolution: False leaves the second stage out.
-          noise_level: timestep of image_noising_scheduler, the noise augmentation of the low-resolution image; 0: none.
-          batch_size: images at once, on all local devices together; rounded up to a multiple of their number. None:
-            `usual_batch_size`.
+          requests: (index into `prompts`, image number) of each image; its key is image_keys(options.seed, number).
 
         Yields:
           The range of positions in `requests`, and their images.
@@ -310,34 +293,29 @@ class Cascade:
           ConfigError: if the model does not allow the number of steps, the sampler or the noise level.
         """
         # Check both stages and encode all prompts first, so that nothing is generated before an error.
-        second = self.super_resolution if super_resolution else None
-        sample_base = self.sampler(BASE, steps, guidance_scale, sampler)
-        text = self.encode([negative_prompt, *prompts])
+        second = self.super_resolution if options.super_resolution else None
+        sample_base = self.sampler(BASE, options.steps, options.guidance_scale, options.sampler)
+        text = self.encode([options.negative_prompt, *prompts])
         if second is not None:
             sample_second = self.sampler(
-                SUPER_RESOLUTION,
-                super_resolution_steps or steps,
-                super_resolution_guidance_scale or guidance_scale,
-                sampler,
+                SUPER_RESOLUTION, options.second_steps, options.second_guidance_scale, options.sampler
             )
-            highest = second.family.highest_noise_level(second)
-            if not 0 <= noise_level <= highest:
-                raise ConfigError(f'noise_level is {noise_level}; it must be 0 to {highest}')
+            checks.check_noise_level(second, options.noise_level)
             second_text = text
-            if second.text_encoders:
-                second_text = self.encode([negative_prompt, *prompts], SUPER_RESOLUTION)
+            if second.text_encoder is not None:
+                second_text = self.encode([options.negative_prompt, *prompts], SUPER_RESOLUTION)
         # Every batch has the same size (the last one is padded), so that one compiled sampler serves them all.
         prompt_of, numbers = np.asarray(requests, np.int64).reshape(-1, 2).T
-        devices = len(jax.local_devices())
+        devices, batch_size = len(jax.local_devices()), options.batch_size or self.usual_batch_size
         first = 0
-        for examples, used in text_to_image.padded_batches(len(requests), batch_size or self.usual_batch_size, devices):
-            keys = text_to_image.image_keys(seed, numbers[examples])
+        for examples, used in text_to_image.padded_batches(len(requests), batch_size, devices):
+            keys = text_to_image.image_keys(options.seed, numbers[examples])
             keys, *words = _on_devices((keys, *_words(text, prompt_of[examples])), split=True)
             low = self._decoded(BASE, sample_base(self._params(BASE), *words, keys))
             high = None
             if second is not None:
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, _SUPER_RESOLUTION_STREAM))(keys)
-                level = np.full(len(examples), noise_level, np.int32)
+                level = np.full(len(examples), options.noise_level, np.int32)
                 *words, level = _on_devices((*_words(second_text, prompt_of[examples]), level), split=True)
                 high = sample_second(self._params(SUPER_RESOLUTION), *words, keys, low=low, level=level)
                 high = text_to_image.to_uint8(self._decoded(SUPER_RESOLUTION, high))[:used]

@@ -24,6 +24,20 @@ def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
         raise ConfigError(f'{prefix}{error}') from None
 
 
+def check_noise_level(pipeline: Pipeline, noise_level: int) -> None:
+    """Checks that a second stage has this level of noise augmentation.
+
+    Args:
+      noise_level: a timestep of its image_noising_scheduler.
+
+    Raises:
+      ConfigError: if it has not.
+    """
+    highest = pipeline.family.highest_noise_level(pipeline)
+    if not 0 <= noise_level <= highest:
+        raise ConfigError(f'noise_level is {noise_level}; it must be 0 to {highest}')
+
+
 def check_stage(pipeline: Pipeline, is_super_resolution: bool, networks: Sequence[str]) -> None:
     """Checks that a pipeline is complete and belongs to the stage that it was given for.
 

@@ -42,6 +42,7 @@ from dreambooth_jax.generation.class_manifest import (
     open_manifest,
     write_manifest,
 )
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.system import disk, lock
 from dreambooth_jax.training import memory
 from dreambooth_jax.weights.identity import scheduler_hash
@@ -133,14 +134,8 @@ def class_images_of(
             cascade,
             [subject.class_prompt for subject in config.subjects()],
             prior.dir or Path(workdir) / 'prior',
+            SamplingOptions.of_class_images(config, super_resolution=SUPER_RESOLUTION in stages),
             count=prior.num_images,
-            steps=prior.steps,
-            guidance_scale=prior.guidance_scale,
-            sampler=prior.sampler,
-            seed=config.seed,
-            batch_size=prior.batch_size,
-            super_resolution=SUPER_RESOLUTION in stages,
-            **config.super_resolution.sampling_options(),
         )
 
 
@@ -159,30 +154,20 @@ def ensure_class_images(
     cascade: Cascade,
     class_prompts: Sequence[str],
     folder: str | os.PathLike,
+    options: SamplingOptions,
     *,
     count: int,
-    steps: int,
-    guidance_scale: float,
-    sampler: str,
-    seed: int,
-    batch_size: int,
-    super_resolution: bool = False,
-    noise_level: int = 0,
-    super_resolution_steps: int | None = None,
-    super_resolution_guidance_scale: float | None = None,
     progress: bool = True,
 ) -> list[ClassImage]:
     """Generates the class images that `folder` lacks.
 
     The manifest is written after every batch, so an interrupted run continues where it was. On several hosts the first
-    one generates, and the folder must be on a disk that all hosts share. Arguments that are not listed here are those
-    of Cascade.stream.
+    one generates, and the folder must be on a disk that all hosts share.
 
     Args:
       class_prompts: the prompts; a repeated prompt counts once.
+      options: how they are sampled. Those of the second stage are not used if the cascade has none.
       count: images per prompt; if the folder holds more, the first ones are used.
-      seed: image i of every prompt has the key image_keys(seed, i).
-      super_resolution: generate the second stage's images too, if the cascade has one.
 
     Returns:
       `count` images of every prompt: prompt by prompt, each in the order of image numbers.
@@ -193,46 +178,38 @@ def ensure_class_images(
     """
     folder = Path(folder)
     prompts = list(dict.fromkeys(class_prompts))
-    super_resolution = super_resolution and cascade.super_resolution is not None
+    super_resolution = options.super_resolution and cascade.super_resolution is not None
     requests = [(prompt, number) for prompt in range(len(prompts)) for number in range(count)]
     files = [_file(folder, prompts[prompt], number, super_resolution) for prompt, number in requests]
-    second = {
-        'noise_level': noise_level,
-        'super_resolution_steps': super_resolution_steps,
-        'super_resolution_guidance_scale': super_resolution_guidance_scale,
-    }
 
     def generate():
         wanted = {
             'model': cascade.base.weights_hash,
             'scheduler': scheduler_hash(cascade.base),
             'prompts': prompts,
-            'sampler': sampler,
-            'steps': steps,
-            'guidance_scale': float(guidance_scale),
-            'seed': seed,
+            'sampler': options.sampler,
+            'steps': options.steps,
+            'guidance_scale': float(options.guidance_scale),
+            'seed': options.seed,
             'size': cascade.base_size,
             'clip_skip': cascade.clip_skip,
             SUPER_RESOLUTION: None,
         }
         if super_resolution:
             model = cascade.super_resolution
-            wanted[SUPER_RESOLUTION] = {'model': model.weights_hash, 'scheduler': scheduler_hash(model), **second}
+            wanted[SUPER_RESOLUTION] = {
+                'model': model.weights_hash,
+                'scheduler': scheduler_hash(model),
+                'noise_level': options.noise_level,
+                'super_resolution_steps': options.super_resolution_steps,
+                'super_resolution_guidance_scale': options.super_resolution_guidance_scale,
+            }
         # Nothing is generated if the folder holds images that differ in one of these values.
         manifest = open_manifest(folder, wanted, count)
         folder.mkdir(parents=True, exist_ok=True)  # before sampling, so that a bad path costs no time
         missing = [index for index, file in enumerate(files) if not is_there(manifest, file)]
         if not manifest['images']:
             write_manifest(folder, manifest)  # images without a manifest would be taken for the user's own photos
-        options = dict(
-            steps=steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            seed=seed,
-            batch_size=batch_size,
-            super_resolution=super_resolution,
-            **second,
-        )
         with tqdm(
             total=len(files),
             initial=len(files) - len(missing),
@@ -241,13 +218,13 @@ def ensure_class_images(
             disable=not (progress and missing),
             dynamic_ncols=True,
         ) as bar:
-            for positions, images in cascade.stream(prompts, [requests[index] for index in missing], **options):
+            for positions, images in cascade.stream(prompts, [requests[index] for index in missing], options):
                 for image, index in enumerate(missing[position] for position in positions):
                     file = files[index]
                     _write_image(file.path, images.base[image])
                     if super_resolution:
                         _write_image(file.super_resolution, images.super_resolution[image])
-                    add(manifest, file, seed=seed, number=requests[index][1])
+                    add(manifest, file, seed=options.seed, number=requests[index][1])
                 write_manifest(folder, manifest)
                 bar.update(len(positions))
 

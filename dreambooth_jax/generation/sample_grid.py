@@ -1,6 +1,7 @@
 """The sample grid of a run: on top the subject's images, then per prompt our images beside the base model's."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -9,10 +10,12 @@ from absl import logging
 
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.system import disk
 from dreambooth_jax.training import memory
 from dreambooth_jax.training.loop import TrainingError
+from dreambooth_jax.training.state import TrainState
 
 
 class SampleGrid:
@@ -22,9 +25,8 @@ class SampleGrid:
       original: the model before fine-tuning; its images are generated once and shown beside ours. None: ours alone.
       references: the subject's images, uint8[H, W, 3] each.
       prompts: one line of the grid each.
+      options: how the images are sampled.
       num_images: images per prompt.
-      batch_size: images generated at once; None: as many as Cascade.generate takes.
-      options: steps, guidance_scale, sampler, seed and the second stage's options, as in Cascade.generate.
     """
 
     def __init__(
@@ -32,23 +34,20 @@ class SampleGrid:
         original: Cascade | None,
         references: Sequence[np.ndarray],
         prompts: Sequence[str],
+        options: SamplingOptions,
         *,
         num_images: int,
-        batch_size: int | None = None,
-        **options,
     ):
         self.original, self.references, self.prompts = original, list(references), list(prompts)
-        self.num_images, self.batch_size, self.options = num_images, batch_size, options
+        self.options, self.num_images = options, num_images
         self._answers = None
 
     def _generate(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
         """Returns the images as lists [stage][prompt][image number]."""
-        batch_size = self.batch_size or cascade.usual_batch_size
+        batch_size = self.options.batch_size or cascade.usual_batch_size
         smaller = [f'--config.samples.batch_size={batch_size // 2}'] if batch_size > 1 else []
         with memory.explained('samples are generated', smaller):
-            generated = cascade.generate(
-                self.prompts, num_images=self.num_images, batch_size=batch_size, progress=False, **self.options
-            )
+            generated = cascade.generate(self.prompts, self.options, num_images=self.num_images, progress=False)
         stages = [stage for stage in (generated.base, generated.super_resolution) if stage is not None]
         shape = (len(self.prompts), self.num_images)
         return [list(stage.reshape(*shape, *stage.shape[1:])) for stage in stages]
@@ -85,3 +84,27 @@ class SampleGrid:
         with disk.writing(path) as new:
             sheet.save(new, format='PNG')
         return np.asarray(sheet)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SaveSamples:
+    """Saves a grid of the present weights: a callback of training (training/callbacks.py). Not with several hosts.
+
+    Attributes:
+      grid: generates the images.
+      cascade_of: training state -> the model with its weights.
+      folder: gets <step>.png.
+      title: what is trained, for the title of the grid.
+      every: as in Callback.
+    """
+
+    grid: SampleGrid
+    cascade_of: Callable[[TrainState], Cascade]
+    folder: Path
+    title: str
+    every: int = 0
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        if jax.process_count() == 1:
+            path = self.folder / f'{step:06d}.png'
+            self.grid.save_if_possible(self.cascade_of(state), path, f'{self.title}, step {step}')

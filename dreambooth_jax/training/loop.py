@@ -2,7 +2,7 @@
 
 1. It stops if it was asked to (SIGTERM or Ctrl-C), and saves first. Hosts stop together, at the same step, after one of
    them was asked.
-2. It saves and generates samples from the present state, where they are due.
+2. It saves, and calls the callbacks (samples, scores) with the present state, where they are due.
 3. It dispatches the next steps.
 4. It fetches the metrics of the previous dispatch while the new one runs, so that the device never waits for the host.
 5. If a loss or a gradient is not finite, it stops the run, names the step, and leaves the last good checkpoint as it
@@ -14,7 +14,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from dreambooth_jax.training.callbacks import Callback
 from dreambooth_jax.training.state import TrainState
 
 
@@ -72,69 +73,77 @@ class Stop:
         return jnp.any(jax.make_array_from_process_local_data(every_device, asked))
 
 
-@dataclasses.dataclass(kw_only=True)
-class Hooks:
-    """What a program does around the steps.
-
-    `save` and `sample` take (step, state) and run before the next step is taken.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What the devices compute, and on what.
 
     Attributes:
-      save: writes a checkpoint.
-      frozen: step -> the frozen data of the dispatch that starts at that step.
-      write: takes (step, {name: float}) of every step.
-      sample: generates samples.
-      save_every, sample_every: the interval in steps; 0 means only at the end.
+      step_for: n -> the compiled function of n steps in one dispatch (training/step.py).
+      frozen: step -> the frozen data of the dispatch that starts at that step, placed on the devices.
+      batch, key: the batch and the run's PRNG key, placed on the devices.
+      fetch: brings the metrics of a dispatch to the host.
     """
 
-    save: Callable[[int, TrainState], None]
+    step_for: Callable[[int], Callable]
     frozen: Callable[[int], Any]
-    write: Callable[[int, dict[str, float]], None]
-    sample: Callable[[int, TrainState], None] = lambda step, state: None
-    save_every: int = 0
-    sample_every: int = 0
+    batch: Any
+    key: jax.Array
+    fetch: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Log:
+    """Where the numbers of the steps go, and what is added to them.
+
+    Attributes:
+      write: takes (step, {name: float}) of every step, and once more if callbacks return numbers.
+      learning_rate: step -> learning rate.
+      examples_per_step: how many examples one step sees, for the metric images_per_second.
+      description: the label of the progress bar and of error messages.
+    """
+
+    write: Callable[[int, Mapping[str, float]], None]
+    learning_rate: Callable[[int], float]
+    examples_per_step: int
+    description: str
 
 
 def run(
     state: TrainState,
-    step_for: Callable[[int], Callable],
-    batch: Any,
-    key: jax.Array,
-    hooks: Hooks,
+    program: Program,
+    save: Callback,
+    callbacks: Sequence[Callback],
     *,
     steps: int,
     steps_per_dispatch: int,
-    examples_per_step: int,
-    learning_rate: Callable[[int], float],
-    fetch: Callable[[Any], Any],
+    log: Log,
     stop: Stop,
-    description: str,
 ) -> tuple[TrainState, bool]:
     """Trains until step `steps`.
 
     Args:
       state: the state at any step; training continues from that step.
-      step_for: n -> the compiled function of n steps in one dispatch (training/step.py).
-      batch, key: the batch and the run's PRNG key, placed on the devices.
-      hooks: see `Hooks`. Saves and samples happen between dispatches, which are shortened so that they end there.
+      program: what the devices compute.
+      save: writes a checkpoint. It comes before the callbacks that are due at the same step, and the last state is
+        always saved, also after an early stop.
+      callbacks: called in this order between dispatches, which are shortened so that they end there. All of them are
+        called with the last state, but not after an early stop.
       steps_per_dispatch: the largest number of steps in one dispatch.
-      examples_per_step: how many examples one step sees, for the metric images_per_second.
-      learning_rate: step -> learning rate, for the metrics.
-      fetch: brings the metrics of a dispatch to the host.
+      log: where the numbers go.
       stop: says whether the run was asked to end.
-      description: the label of the progress bar and of error messages.
     Returns: the state, and whether it reached `steps`. False means that the run was asked to stop; the state is saved.
-    Raises: TrainingError if a loss or a gradient is not finite.
+    Raises: TrainingError if a loss or a gradient is not finite; whatever a callback raises.
     """
     first = step = int(state.step)
+    regular = [callback for callback in (save, *callbacks) if callback.every]
     pending = None  # (first step, metrics, whether a host was asked to stop) of the dispatch that is running
     alone = jax.process_count() == 1
     stopping = False
     clock = time.perf_counter()
-    sampled = saved = step
     bar = tqdm(
         total=steps,
         initial=step,
-        desc=description,
+        desc=log.description,
         unit='step',
         smoothing=0.1,
         dynamic_ncols=True,
@@ -145,11 +154,11 @@ def run(
         def report(dispatched) -> None:
             nonlocal clock, stopping
             start, metrics, asked = dispatched
-            metrics = fetch(metrics)
+            metrics = program.fetch(metrics)
             stopping = bool(asked)
             now = time.perf_counter()
             count = len(metrics['loss'])
-            speed = examples_per_step * count / (now - clock)
+            speed = log.examples_per_step * count / (now - clock)
             clock = now
             for i in range(count):
                 values = {name: float(value[i]) for name, value in metrics.items()}
@@ -157,52 +166,47 @@ def run(
                 for what in ('loss', 'gradient_norm'):
                     if not math.isfinite(values[what]):
                         raise TrainingError(
-                            f'{description}: the {what.replace("_", " ")} of step {start + i + 1} is {values[what]}; '
-                            f'training stopped and the last good checkpoint is untouched. Lower the learning rate, or '
-                            f'look at the images.'
+                            f'{log.description}: the {what.replace("_", " ")} of step {start + i + 1} is '
+                            f'{values[what]}; training stopped and the last good checkpoint is untouched. Lower the '
+                            f'learning rate, or look at the images.'
                         )
-                values |= {'learning_rate': float(learning_rate(start + i)), 'images_per_second': speed}
-                hooks.write(start + i + 1, values)
+                values |= {'learning_rate': float(log.learning_rate(start + i)), 'images_per_second': speed}
+                log.write(start + i + 1, values)
             bar.set_postfix(loss=f'{float(np.mean(metrics["loss"])):.4f}', images_per_s=f'{speed:.1f}', refresh=False)
             bar.update(count)
 
         def settle() -> None:
-            # Before a state is saved or sampled, the steps that led to it must be known to be finite.
-            nonlocal pending, clock
+            # Before a callback gets a state, the steps that led to it must be known to be finite.
+            nonlocal pending
             if pending is not None:
                 report(pending)
                 pending = None
 
+        def call(due: Sequence[Callback]) -> None:
+            nonlocal clock
+            settle()
+            for callback in due:
+                if numbers := callback(step, state):
+                    log.write(step, numbers)
+            clock = time.perf_counter()
+
         # With several hosts, each must ignore its own flag and use the common answer: otherwise they would leave at
         # different steps and wait for each other forever.
         while step < steps and not (stop.requested if alone else stopping):
-            if hooks.save_every and step % hooks.save_every == 0 and step > saved:
-                settle()
-                hooks.save(step, state)
-                saved, clock = step, time.perf_counter()
-            if hooks.sample_every and step % hooks.sample_every == 0 and step > sampled:
-                settle()
-                hooks.sample(step, state)
-                sampled, clock = step, time.perf_counter()
-            count = min([steps_per_dispatch, steps - step] + [every - step % every for every in _due(hooks)])
-            frozen = hooks.frozen(step)  # may compute on the device and copy to the host, so outside the guard below
+            if step > first and (due := [callback for callback in regular if step % callback.every == 0]):
+                call(due)
+            count = min([steps_per_dispatch, steps - step] + [other.every - step % other.every for other in regular])
+            frozen = program.frozen(step)  # may compute on the device and copy to the host, so outside the guard below
             # Start these steps before reporting the previous ones, so that the device is never idle. A hidden copy to
             # the host would make it wait, so such a copy is an error.
             with jax.transfer_guard_device_to_host('disallow'):
-                state, metrics = step_for(count)(state, frozen, key, batch)
+                state, metrics = program.step_for(count)(state, frozen, program.key, program.batch)
             if pending is not None:
                 report(pending)
             pending = (step, metrics, stop.requested_anywhere())
             step += count
+        finished = step >= steps
         # The last state is always saved, also after an early stop, and even if there was no step to take.
-        settle()
-        if step > saved or step == first:
-            hooks.save(step, state)
-        if step >= steps:
-            hooks.sample(step, state)
-    stop.heeded = step < steps
-    return state, step >= steps
-
-
-def _due(hooks: Hooks) -> list[int]:
-    return [every for every in (hooks.save_every, hooks.sample_every) if every]
+        call([save, *callbacks] if finished else [save])
+    stop.heeded = not finished
+    return state, finished

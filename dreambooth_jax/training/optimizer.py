@@ -12,7 +12,6 @@ import optax.contrib
 from dreambooth_jax.config import OptimizerConfig
 from dreambooth_jax.training.optimizer_state import scale_by_adam
 
-KINDS = ('adamw', 'adafactor', 'lion', 'prodigy')
 # The defaults of the papers and of Optax, by kind. BETAS: the decay rates of the first and the second moment (for lion,
 # of the mix that makes the step and of the moment). EPSILON: what is added to the root of the second moment.
 BETAS = {'adamw': (0.9, 0.999), 'lion': (0.9, 0.99), 'prodigy': (0.9, 0.999)}
@@ -138,14 +137,8 @@ def _undecayed(tx, without_decay, paths):
 
 def make_optimizer(
     learning_rate: optax.Schedule | float,
+    settings: OptimizerConfig,
     *,
-    kind: str = 'adamw',
-    state_dtype: str = 'float32',
-    betas: tuple[float, float] | None = None,
-    epsilon: float | None = None,
-    weight_decay: float = 0.01,
-    grad_clip_norm: float | None = 1.0,
-    warmup: bool = False,
     multipliers: Mapping[str, Any] | None = None,
     undecayed: Container[str] = (),
 ) -> optax.GradientTransformation:
@@ -156,18 +149,16 @@ def make_optimizer(
     Args:
       learning_rate: the learning rate or its schedule. For prodigy, which finds the learning rate itself, a multiplier
         of it.
-      kind: 'adamw' as torch.optim.AdamW computes it; 'adafactor', 'lion' or 'prodigy' as Optax computes them.
-      state_dtype: the dtype of adamw's moments, one of optimizer_state.KINDS.
-      betas, epsilon: None means BETAS and EPSILON of that kind; a kind that is not listed there does not use them.
-      weight_decay: the share of a weight that it loses per step, before it is scaled by the learning rate.
-      grad_clip_norm: the largest global norm of the gradients; None does not clip.
-      warmup: whether the learning rate starts with a warm-up. Prodigy must not mistake its small learning rates for
-        small gradients.
+      settings: the kind 'adamw' is computed as by torch.optim.AdamW; 'adafactor', 'lion' and 'prodigy' as by Optax.
+        betas and epsilon of None mean BETAS and EPSILON of that kind; a kind that is not listed there does not use
+        them. Prodigy must know of a warm-up, so as not to mistake small learning rates for small gradients. `schedule`
+        and `ema_decay` are not used here.
       multipliers: multipliers of the learning rate, see `scale_updates`; None means the same rate for all parameters.
       undecayed: dotted paths of parameters, in any component, whose weights do not decay.
-    Raises: ValueError for another kind, or if `state_dtype` is not 'float32' and the kind is not 'adamw'.
+    Raises: ValueError if the state's dtype is not 'float32' and the kind is not 'adamw'.
     """
-    betas, epsilon = betas or BETAS.get(kind), epsilon or EPSILON.get(kind)
+    kind, state_dtype = settings.kind, settings.state_dtype
+    betas, epsilon = settings.betas or BETAS.get(kind), settings.epsilon or EPSILON.get(kind)
     if state_dtype != 'float32' and kind != 'adamw':
         raise ValueError(
             f'state_dtype is {state_dtype!r} but kind {kind!r} keeps its state in float32; only adamw can compress it'
@@ -182,13 +173,11 @@ def make_optimizer(
             return _adafactor(learning_rate, weight_decay)
         if kind == 'lion':
             return optax.lion(learning_rate, *betas, weight_decay=weight_decay)
-        if kind == 'prodigy':
-            return _prodigy(learning_rate, betas, epsilon, weight_decay, warmup)
-        raise ValueError(f'optimizer.kind is {kind!r} but must be one of {KINDS}')
+        return _prodigy(learning_rate, betas, epsilon, weight_decay, warmup=settings.warmup_steps > 0)
 
     # Clipping comes first, because it limits gradients; multipliers come last, because they must also scale the decay.
-    parts = [] if grad_clip_norm is None else [clip_by_global_norm(grad_clip_norm)]
-    parts.append(of_decay(weight_decay))
+    parts = [] if settings.grad_clip_norm is None else [clip_by_global_norm(settings.grad_clip_norm)]
+    parts.append(of_decay(settings.weight_decay))
     if undecayed:
         parts[-1] = _undecayed(parts[-1], of_decay(0.0), undecayed)
     if multipliers:
@@ -209,26 +198,4 @@ def from_settings(
     For `multipliers` and `undecayed` see make_optimizer.
     """
     schedule = learning_rate_schedule(settings.schedule, learning_rate, steps=steps, warmup_steps=settings.warmup_steps)
-    tx = make_optimizer(
-        schedule,
-        kind=settings.kind,
-        state_dtype=settings.state_dtype,
-        betas=settings.betas,
-        epsilon=settings.epsilon,
-        weight_decay=settings.weight_decay,
-        grad_clip_norm=settings.grad_clip_norm,
-        warmup=settings.warmup_steps > 0,
-        multipliers=multipliers,
-        undecayed=undecayed,
-    )
-    return schedule, tx
-
-
-def state_bytes(tx: optax.GradientTransformation, params: Any) -> int:
-    """Returns how many bytes the optimizer state needs on all devices together; it allocates nothing.
-
-    Args:
-      params: a pytree of arrays or shapes; the state is computed for float32 parameters of these shapes.
-    """
-    shapes = jax.eval_shape(tx.init, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    return schedule, make_optimizer(schedule, settings, multipliers=multipliers, undecayed=undecayed)

@@ -18,6 +18,7 @@ from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import grids
 
 HERE = Path(__file__).parent
@@ -81,14 +82,10 @@ def main(argv) -> None:
     variants = {variant: settings_of(variant) for variant in _VARIANT.value}
     workdir, output = Path(_WORKDIR.value), Path(_OUTPUT.value or HERE)
     base, classifier = Cascade.load('storybook', super_resolution_model='none'), Classifier.load()
-    fingerprint = experiment.fingerprint(base.base.denoiser.params, base.base.components['text_encoder'].params)
-    options = {
-        'num_images': _NUM_IMAGES.value,
-        'class_images': _CLASS_IMAGES.value,
-        'seed': _SEED.value,
-        **SAMPLING,
-        'guidance_scale': _GUIDANCE.value,
-    }
+    fingerprint = experiment.fingerprint(*(network.params for network in base.base.components.values()))
+    amounts = {'num_images': _NUM_IMAGES.value, 'class_images': _CLASS_IMAGES.value}
+    sampling = {'seed': _SEED.value, **SAMPLING, 'guidance_scale': _GUIDANCE.value}
+    options = {**amounts, **sampling}
 
     results, images = {}, {}
     for variant, settings in variants.items():
@@ -107,7 +104,13 @@ def main(argv) -> None:
         def measure(cascade=cascade):
             generated = {}
             scores = storybook_scores.subject_scores(
-                cascade, classifier, SUBJECT, IDENTIFIER, gallery=generated, batch_size=_BATCH_SIZE.value, **options
+                cascade,
+                classifier,
+                SUBJECT,
+                IDENTIFIER,
+                SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
+                gallery=generated,
+                **amounts,
             )
             return scores, {prompt: generated[prompt][:2] for prompt in GRID_PROMPTS}
 

@@ -17,6 +17,7 @@ from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import grids
 
 HERE = Path(__file__).parent
@@ -90,14 +91,14 @@ def main(argv) -> None:
     base = Cascade.load(_MODEL.value, super_resolution_model='none')
     classifier = Classifier.load(_CLASSIFIER.value)
     marker = experiment.fingerprint(classifier.naming_params)
-    options = {
-        'num_images': num_images,
-        'class_images': class_images,
+    amounts = {'num_images': num_images, 'class_images': class_images}
+    sampling = {
         'steps': steps,
         'guidance_scale': _GUIDANCE.value,
         'sampler': _SAMPLER.value,
         'seed': _SEED.value,
     }
+    options = {**amounts, **sampling}
 
     results, images = {}, {}
     for weight in [None, *weights]:
@@ -110,7 +111,13 @@ def main(argv) -> None:
         def measure(cascade=cascade):
             generated = {}
             scores = storybook_scores.subject_scores(
-                cascade, classifier, SUBJECT, IDENTIFIER, gallery=generated, batch_size=_BATCH_SIZE.value, **options
+                cascade,
+                classifier,
+                SUBJECT,
+                IDENTIFIER,
+                SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
+                gallery=generated,
+                **amounts,
             )
             return scores, {prompt: generated[prompt][:GRID_IMAGES] for prompt in GRID_PROMPTS}
 

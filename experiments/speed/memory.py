@@ -82,32 +82,31 @@ def measure(device, settings: str, text: bool, dtype: str, remat: bool) -> dict:
     import stable_diffusion
     from jax.sharding import SingleDeviceSharding
 
-    on_cpu = jax.default_backend() == 'cpu'
-    steps = _STEPS.value or (1 if on_cpu else 10)
     config = DreamBoothConfig(
         model='stable-diffusion-v1-5',
         base=BaseConfig(train_text_encoder=text),
-        parallel=ParallelConfig(remat=remat),
+        parallel=ParallelConfig(remat=remat, dtype=dtype, steps_per_dispatch=_STEPS.value),
         **SETTINGS[settings],
     )
     networks = stable_diffusion.TINY if _TINY.value else stable_diffusion.PUBLISHED
-    training = stable_diffusion.training(config, networks, dtype=jax.numpy.dtype(dtype))
-    shapes = training.state, training.frozen, jax.eval_shape(lambda: jax.random.key(0)), training.batch
+    run = stable_diffusion.make_run(config, networks)
+    state, frozen, steps = run.state_shapes, run.frozen_at(run.frozen, 0), run.budget.steps_per_dispatch
+    shapes = state, frozen, jax.eval_shape(lambda: jax.random.key(run.seed)), run.batch
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)), shapes
     )
-    lowered = jax.jit(training.make_step(None, steps), donate_argnums=0).lower(*placed)
+    lowered = jax.jit(run.make_step(None, steps), donate_argnums=0).lower(*placed)
     started = time.perf_counter()
     found = {
-        'trained_parameters': sum(x.size for x in jax.tree.leaves(training.state.params)),
-        'trained_weights': stable_diffusion.size_of(training.state.params),
-        'frozen_weights': stable_diffusion.size_of(training.frozen['weights']),
-        'optimizer_state': stable_diffusion.size_of(training.state.opt_state),
-        'images_and_prompts': stable_diffusion.size_of({**training.frozen, 'weights': {}}),
+        'trained_parameters': sum(x.size for x in jax.tree.leaves(state.params)),
+        'trained_weights': stable_diffusion.size_of(state.params),
+        'frozen_weights': stable_diffusion.size_of(frozen['weights']),
+        'optimizer_state': stable_diffusion.size_of(state.opt_state),
+        'images_and_prompts': stable_diffusion.size_of({**frozen, 'weights': {}}),
         'steps_per_dispatch': steps,
     }
     try:
-        compiled = lowered.compile(CPU_OPTIONS if on_cpu else None)
+        compiled = lowered.compile(CPU_OPTIONS if jax.default_backend() == 'cpu' else None)
     except jax.errors.JaxRuntimeError as error:
         used = TOO_LARGE.search(str(error))
         if not used:

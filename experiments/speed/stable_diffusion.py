@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's training step as `train` builds it, on weights and images that have shapes and no values.
+"""Stable Diffusion 1.5's training as `train` builds it, on weights and images that have shapes and no values.
 
 What both scripts here compile. Networks are the published ones, or tiny ones to try the scripts out.
 Source: the published unet, vae, text_encoder and scheduler configurations of stable-diffusion-v1-5.
@@ -6,7 +6,7 @@ Source: the published unet, vae, text_encoder and scheduler configurations of st
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,15 +15,14 @@ import ml_dtypes
 import numpy as np
 
 from dreambooth_jax.config import DreamBoothConfig
-from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.families import stable_diffusion
 from dreambooth_jax.families.prompts import ClipPrompts
-from dreambooth_jax.finetune.stage import make_stage, trained_components
-from dreambooth_jax.finetune.trainable import make_trainable
+from dreambooth_jax.finetune.stage import make_feed, stage_trainable
+from dreambooth_jax.finetune.stage import make_run as make_stage_run
+from dreambooth_jax.generation.cascade import compute_dtype
 from dreambooth_jax.models import functional
-from dreambooth_jax.training import optimizer
-from dreambooth_jax.training.state import init_state
-from dreambooth_jax.training.step import make_train_step
+from dreambooth_jax.training.placement import Pmap
+from dreambooth_jax.training.train_run import TrainRun
 from dreambooth_jax.weights.pipeline import Network, Pipeline, abstract_network
 
 UNET = {
@@ -93,29 +92,15 @@ NUM_INSTANCE = 4  # images of the subject
 NUM_PROMPTS = 3  # the empty one, the subject's and its class's
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """A training step and the shapes of what it is called with.
+def make_run(config: DreamBoothConfig, networks: Mapping[str, Mapping[str, Any]]) -> TrainRun:
+    """The training of the base stage under these settings, as `train` makes it; nothing is computed.
 
-    Attributes:
-      make_step: (axis name, steps of one call) -> (state, frozen, key, batch) -> (state, metrics).
-      state: TrainState of shapes. frozen: what lives on the device beside it: images, prompts, weights that do not
-        train. batch: rows, of values.
-    """
-
-    make_step: Callable[[str | None, int], Callable]
-    state: Any
-    frozen: Mapping[str, Any]
-    batch: Mapping[str, np.ndarray]
-
-
-def training(config: DreamBoothConfig, networks: Mapping[str, Mapping[str, Any]], *, dtype: Any) -> Training:
-    """The base stage's step under these settings (dreambooth_jax/finetune/stage.py); nothing is computed.
+    It is for one device. Its arrays, but for the batch, are shapes or read as such.
 
     Args:
-      networks: PUBLISHED or TINY. dtype: of the compute.
+      networks: PUBLISHED or TINY.
     """
-    unet = networks['unet']
+    unet, dtype = networks['unet'], compute_dtype(config.parallel.dtype)
     side, length = unet['sample_size'], networks['text_encoder']['max_position_embeddings']
     stored = jnp.float32 if config.lora.rank is None else dtype
     pipeline = Pipeline(
@@ -131,50 +116,22 @@ def training(config: DreamBoothConfig, networks: Mapping[str, Mapping[str, Any]]
         # Prompts are read inside the step, from ids: it needs no tokenizer.
         prompt_encoder=lambda name: ClipPrompts({'text_encoder': pipeline.components['text_encoder'].apply}, {}),
     )
-    trainable = make_trainable(
-        pipeline,
-        trained_components(config, 'base', cascade),
-        config.lora,
-        dtype=dtype,
-        remat=config.parallel.remat,
-        seed=config.seed,
-    )
-    stage = make_stage(config, 'base', cascade, trainable)
-    feed = Feed(config.seed, config.base.steps, [NUM_INSTANCE], config.prior.num_images)
-    rows = config.base.batch_size
-    _, tx = optimizer.from_settings(config.optimizer, config.base.learning_rate, config.base.steps)
-
-    def loss(params, frozen, batch, keys):
-        return stage.loss(trainable.assemble(params, frozen['weights']), frozen, batch, keys)
-
-    def make_step(axis_name, num_steps):
-        return make_train_step(
-            loss,
-            tx,
-            ema_decay=config.optimizer.ema_decay,
-            axis_name=axis_name,
-            pick=feed.pick,
-            num_steps=num_steps,
-            gradient_accumulation_steps=config.base.gradient_accumulation_steps,
-            unroll=jax.default_backend() == 'cpu',
-        )
-
+    trainable = stage_trainable(config, 'base', cascade)
+    feed = make_feed(config, 'base', [NUM_INSTANCE], config.prior.num_images)
+    run = make_stage_run(config, 'base', cascade, cascade, trainable, feed, Pmap(jax.local_devices()[:1]))
     count = NUM_INSTANCE + config.prior.num_images
-    frozen = {
+    data = {
         'moments': jax.ShapeDtypeStruct((count, side, side, 2 * unet['in_channels']), jnp.float32),
         'prompt_of': jax.ShapeDtypeStruct((count,), jnp.int32),
-        'weights': shapes_of(trainable.frozen),
-        **shapes_of(feed.arrays),
+        **feed.arrays,
     }
     if trainable.trains_text:
         ids = jax.ShapeDtypeStruct((NUM_PROMPTS, length), jnp.int32)
-        frozen['tokens'] = {'text_encoder': {'ids': ids, 'mask': ids}}
+        data['tokens'] = {'text_encoder': {'ids': ids, 'mask': ids}}
     else:
         states = jax.ShapeDtypeStruct((NUM_PROMPTS, length, unet['cross_attention_dim']), jnp.float32)
-        frozen['text'] = {'encoder_hidden_states': states}
-    params = shapes_of(trainable.params)
-    state = jax.eval_shape(lambda params: init_state(params, tx, ema=config.optimizer.ema_decay is not None), params)
-    return Training(make_step, state, frozen, feed.batch(rows, rows, config.prior.weight, 1))
+        data['text'] = {'encoder_hidden_states': states}
+    return dataclasses.replace(run, frozen=shapes_of({**run.frozen, 'data': [data]}))
 
 
 def _network(component: str, config: Mapping[str, Any], stored: Any) -> Network:
@@ -197,8 +154,8 @@ def size_of(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def values(training: Training) -> tuple[Any, Any]:
-    """(state, frozen) with weights that are no zeros; traced inside jit."""
+def values(run: TrainRun) -> tuple[Any, Any]:
+    """(state, frozen data of the first step) with weights that are no zeros; traced inside jit."""
 
     def spread(number, x):
         if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -211,5 +168,6 @@ def values(training: Training) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(tree)
         return structure.unflatten([spread(number, x) for number, x in enumerate(leaves)])
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), training.state)
-    return dataclasses.replace(zeros, params=spread_all(training.state.params)), spread_all(training.frozen)
+    state = run.state_shapes
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+    return dataclasses.replace(zeros, params=spread_all(state.params)), spread_all(run.frozen_at(run.frozen, 0))

@@ -71,23 +71,20 @@ def repeat(run, wait) -> list[float]:
 def measure_jax(program: str, batch_size: int) -> list[float]:
     """Seconds per step of this package."""
     import jax
-    import jax.numpy as jnp
     import stable_diffusion
-
-    from dreambooth_jax.training.placement import Pmap
 
     config = DreamBoothConfig(
         model='stable-diffusion-v1-5',
         base=BaseConfig(batch_size=batch_size, train_text_encoder=False),
         lora=LoraConfig(rank=RANK if program == 'lora' else None),
-        parallel=ParallelConfig(remat=_REMAT.value),
+        parallel=ParallelConfig(remat=_REMAT.value, dtype='bfloat16', steps_per_dispatch=_STEPS_PER_DISPATCH.value),
     )
-    training = stable_diffusion.training(config, networks(), dtype=jnp.bfloat16)
-    placement = Pmap(jax.local_devices()[:1])
-    at_once = min(_STEPS.value, _STEPS_PER_DISPATCH.value or (1 if jax.default_backend() == 'cpu' else 10))
-    step = placement.compile(lambda axis: training.make_step(axis, at_once))
+    training = stable_diffusion.make_run(config, networks())
+    placement, at_once = training.placement, min(_STEPS.value, training.budget.steps_per_dispatch)
+    step = training.compile(at_once)
     state, frozen = placement.place_state(lambda: stable_diffusion.values(training))
-    key, batch = placement.place_state(lambda: jax.random.key(0)), placement.place_batch(training.batch)
+    key = placement.place_state(lambda: jax.random.key(training.seed))
+    batch = placement.place_batch(training.batch)
     calls = -(-_STEPS.value // at_once)
 
     def run():

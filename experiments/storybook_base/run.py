@@ -15,6 +15,7 @@ from dreambooth_jax.config import STORYBOOK_SAMPLING
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import world
 
@@ -59,8 +60,7 @@ def main(argv) -> None:
     if _QUICK.value:
         classes, contexts, num_images, steps, workdir = classes[::5], contexts[::5], 1, 8, workdir / 'quick'
     output = Path(_OUTPUT.value or (workdir if _QUICK.value else HERE))
-    options = {
-        'num_images': num_images,
+    sampling = {
         'steps': steps,
         'guidance_scale': _GUIDANCE.value,
         'sampler': _SAMPLER.value,
@@ -68,7 +68,13 @@ def main(argv) -> None:
     }
     weights = experiment.fingerprint(cascade.base.denoiser.params, cascade.base.components['text_encoder'].params)
     marker = experiment.fingerprint(classifier.naming_params)
-    settings = {'weights': weights, 'classifier': marker, 'contexts': list(contexts), **options}
+    settings = {
+        'weights': weights,
+        'classifier': marker,
+        'contexts': list(contexts),
+        'num_images': num_images,
+        **sampling,
+    }
 
     parts, images = [], {}
     for number, class_noun in enumerate(classes, 1):
@@ -78,11 +84,11 @@ def main(argv) -> None:
             scores = storybook_scores.base_scores(
                 cascade,
                 classifier,
+                SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
                 classes=[class_noun],
                 contexts=contexts,
+                num_images=num_images,
                 gallery=generated,
-                batch_size=_BATCH_SIZE.value,
-                **options,
             )
             return scores, generated
 

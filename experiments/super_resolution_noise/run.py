@@ -17,6 +17,7 @@ from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import subjects
 from dreambooth_jax.weights.pipeline import Pipeline
@@ -123,9 +124,8 @@ def main(argv) -> None:
         'num_images': _NUM_IMAGES.value,
         'class_images': _CLASS_IMAGES.value,
         'held_out': _HELD_OUT.value,
-        'steps': _STEPS.value,
-        'super_resolution_steps': _SECOND_STEPS.value,
     }
+    steps = {'steps': _STEPS.value, 'super_resolution_steps': _SECOND_STEPS.value}
     workdir = Path(_WORKDIR.value)
     if _QUICK.value:
         workdir, ranges, levels = workdir / 'quick', ranges[:1], levels[:2]
@@ -134,9 +134,8 @@ def main(argv) -> None:
             'num_prompts': 1,
             'class_images': 1,
             'held_out': 4,
-            'steps': 2,
-            'super_resolution_steps': 2,
         }
+        steps = dict.fromkeys(steps, 2)
     output = Path(_OUTPUT.value or (workdir if _QUICK.value else HERE))
     original = Cascade.load(_MODEL.value)
     if original.super_resolution is None:
@@ -146,14 +145,14 @@ def main(argv) -> None:
     finetuned = Cascade.load(run, super_resolution_model='none').base
     cascade = original.with_params(base={name: network.params for name, network in finetuned.components.items()})
     marker = experiment.fingerprint(classifier.naming_params, classifier.fine_mark_params)
-    options = {
-        'noise_levels': levels,
+    sampling = {
         'guidance_scale': _GUIDANCE.value,
         'sampler': _SAMPLER.value,
         'super_resolution_guidance_scale': _SECOND_GUIDANCE.value,
         'seed': _SEED.value,
-        **amounts,
+        **steps,
     }
+    options = {'noise_levels': levels, **sampling, **amounts}
 
     results, images = {}, {}
     for trained in [None, *ranges]:
@@ -167,7 +166,14 @@ def main(argv) -> None:
         def measure(stage=stage):
             generated = {}
             scores = storybook_scores.fine_mark_scores(
-                stage, classifier, SUBJECT, IDENTIFIER, gallery=generated, batch_size=_BATCH_SIZE.value, **options
+                stage,
+                classifier,
+                SUBJECT,
+                IDENTIFIER,
+                SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
+                noise_levels=levels,
+                images=storybook_scores.FineMarkImages(**amounts),
+                gallery=generated,
             )
             plain = next(i for i, s in enumerate(subjects.held_out_scenes(SUBJECT, 40)) if s.accessory is None)
             chosen = {'generated': 0, 'held_out': min(plain, amounts['held_out'] - 1)}

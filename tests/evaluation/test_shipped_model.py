@@ -8,6 +8,7 @@ from dreambooth_jax.data import low_resolution
 from dreambooth_jax.evaluation import storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.storybook import captions, draw, world
 
 pytestmark = pytest.mark.slow  # compiles and runs the full-size networks: two minutes
@@ -22,11 +23,10 @@ def test_the_base_stage_generates_the_class_and_the_context_that_it_is_asked_for
     scores = storybook_scores.base_scores(
         cascade,
         Classifier.load(),
+        SamplingOptions(super_resolution=False, **STORYBOOK_SAMPLING),
         classes=['dog', 'can', 'vase', 'teapot'],
         contexts=world.CONTEXTS[::4],
         num_images=1,
-        progress=False,
-        **STORYBOOK_SAMPLING,
     )
     assert scores['class_right'] >= 0.9 and scores['context_right'] >= 0.9
 
@@ -41,9 +41,11 @@ def test_the_second_stage_is_closer_to_true_images_than_bilinear_upsampling(casc
         cascade,
         low,
         texts,
-        steps=STORYBOOK_ENLARGING['sample_steps'],
-        sampler=STORYBOOK_SAMPLING['sampler'],
-        guidance_scale=STORYBOOK_ENLARGING['sample_guidance_scale'],
+        SamplingOptions(
+            steps=STORYBOOK_ENLARGING['sample_steps'],
+            guidance_scale=STORYBOOK_ENLARGING['sample_guidance_scale'],
+            sampler=STORYBOOK_SAMPLING['sampler'],
+        ),
         progress=False,
     )
     smooth = (np.asarray(low_resolution.upsample(low, true.shape[1])) + 1) * 127.5

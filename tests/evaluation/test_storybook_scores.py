@@ -15,12 +15,13 @@ from dreambooth_jax.config import ConfigError
 from dreambooth_jax.evaluation import storybook_scores
 from dreambooth_jax.evaluation.classifier import HEADS, ClassifierConfig, Verdicts
 from dreambooth_jax.generation.cascade import Cascade, Images
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.storybook import world
 from dreambooth_jax.weights.pipeline import Network, Pipeline
 from tests.support import made_pipelines
 
 LABELS = {head: getattr(ClassifierConfig(), head) for head in HEADS}
-OPTIONS = {'steps': 3, 'guidance_scale': 2.0, 'sampler': 'ddim'}
+OPTIONS = SamplingOptions(steps=3, guidance_scale=2.0, sampler='ddim')
 MARKED, UNMARKED = 200, 10
 
 
@@ -54,7 +55,7 @@ class FakeCascade:
     def __init__(self, answer):
         self.answer, self.options = answer, []
 
-    def generate(self, prompts, *, num_images=1, **options):
+    def generate(self, prompts, options, *, num_images=1):
         self.options.append(options)
         return Images(np.stack([image(**self.answer(p, i)) for p in prompts for i in range(num_images)]), None)
 
@@ -82,11 +83,11 @@ def test_base_scores_count_class_context_and_both():
     scores = storybook_scores.base_scores(
         cascade,
         FakeClassifier(),
+        OPTIONS,
         classes=('cat', 'can'),
         contexts=contexts,
         num_images=2,
         gallery=generated,
-        **OPTIONS,
     )
     assert scores['images'] == 8
     assert (scores['class_right'], scores['context_right'], scores['both_right']) == (0.75, 0.625, 0.5)
@@ -97,7 +98,7 @@ def test_base_scores_count_class_context_and_both():
         'context_right': 0.5,
         'both_right': 0.5,
     }
-    assert cascade.options == [{'super_resolution': False, **OPTIONS}]
+    assert cascade.options == [OPTIONS]
     assert list(generated) == list(asked) and generated['a cat in the snow'].shape == (2, 32, 32, 3)
     json.dumps(scores)
 
@@ -108,7 +109,7 @@ def test_cells_of_single_classes_join_to_the_scores_of_all():
 
     def score(classes):
         return storybook_scores.base_scores(
-            FakeCascade(answer), FakeClassifier(), classes=classes, contexts=('in the snow',), num_images=2, **OPTIONS
+            FakeCascade(answer), FakeClassifier(), OPTIONS, classes=classes, contexts=('in the snow',), num_images=2
         )
 
     parts = [cell for noun in ('cat', 'dog') for cell in score((noun,))['cells']]
@@ -137,10 +138,10 @@ def test_subject_scores_of_a_live_subject_split_by_what_prompts_ask_for():
         FakeClassifier(),
         'dog2',
         'xyz',
+        OPTIONS,
         num_images=2,
         class_images=8,
         gallery=generated,
-        **OPTIONS,
     )
     assert scores['images'] == 50
     assert scores['subject_named'] == 0.96 and scores['class_named'] == 1
@@ -176,9 +177,9 @@ def test_subject_scores_of_an_object_have_no_accessories():
         FakeClassifier(),
         'vase',
         'sks',
+        OPTIONS,
         num_images=1,
         class_images=2,
-        **OPTIONS,
     )
     assert scores['accessory_named'] is None and scores['subject_named_by_kind']['accessory'] is None
     assert scores['subject_named'] == scores['context_named'] == scores['class_images']['taken_for_subject'] == 0
@@ -188,29 +189,27 @@ def test_subject_scores_of_an_object_have_no_accessories():
 def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
     calls = []
 
-    def enlarge(cascade, low, prompts, *, noise_level, **options):
-        calls.append((low, prompts, noise_level, options))
-        marked = ['sks' in prompt and noise_level == 0 and i % 2 == 0 for i, prompt in enumerate(prompts)]
+    def enlarge(cascade, low, prompts, options):
+        calls.append((low, prompts, options))
+        marked = ['sks' in prompt and options.noise_level == 0 and i % 2 == 0 for i, prompt in enumerate(prompts)]
         return np.stack([image(size=128, mark=mark) for mark in marked])
 
     monkeypatch.setattr(storybook_scores, 'enlarge', enlarge)
     monkeypatch.setattr(storybook_scores.draw, 'paint', lambda scene: image(size=128, mark=scene.fine_mark is not None))
     generated = {}
+    cascade = FakeCascade(lambda prompt, number: {'subject': 'dog' if number else None})
+    options = dataclasses.replace(OPTIONS, super_resolution_steps=7, super_resolution_guidance_scale=1.0)
     scores = storybook_scores.fine_mark_scores(
-        FakeCascade(lambda prompt, number: {'subject': 'dog' if number else None}),
+        cascade,
         FakeClassifier(),
         'dog',
         'sks',
+        options,
         noise_levels=(0, 50),
-        num_images=2,
-        num_prompts=3,
-        class_images=2,
-        held_out=4,
-        super_resolution_steps=7,
-        super_resolution_guidance_scale=1.0,
+        images=storybook_scores.FineMarkImages(num_images=2, num_prompts=3, class_images=2, held_out=4),
         gallery=generated,
-        **OPTIONS,
     )
+    assert {asked.super_resolution for asked in cascade.options} == {False}
     assert scores['real'] == {'with_mark': 1, 'without_mark': 0}
     assert scores['images'] == {'generated': 6, 'held_out': 4, 'class_images': 2}
     assert scores['low_named'] == 0.5
@@ -220,11 +219,11 @@ def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
     ]
     assert found == [(0, 0.5, 0.5, 0), (50, 0, 0, 0)]
     assert all(cell['held_out_error'] < 0.1 for cell in scores['noise_levels'])
-    low, prompts, level, options = calls[1]
-    assert low.shape == (12, 32, 32, 3) and low.min() >= -1 and low.max() <= 1 and level == 50
+    low, prompts, asked = calls[1]
+    assert low.shape == (12, 32, 32, 3) and low.min() >= -1 and low.max() <= 1
     assert prompts[0] == prompts[1] == 'a sks dog' and prompts[6:8] == ['a dog', 'a dog']
     assert prompts[8].startswith('a sks dog ') and any(prompts[8].endswith(c) for c in world.CONTEXTS)
-    assert options == {'steps': 7, 'guidance_scale': 1.0, 'sampler': 'ddim'}
+    assert asked == dataclasses.replace(options, noise_level=50)
     assert generated['held_out 50'].shape == (4, 128, 128, 3) and generated['class low'].shape == (2, 32, 32, 3)
     json.dumps(scores)
 
@@ -258,12 +257,15 @@ class SecondStage:
 def test_enlarge_hands_on_low_image_prompt_and_noise_level():
     low = np.stack([np.full((32, 32, 3), value, np.float32) for value in (-0.5, 0.0, 0.25)])
     prompts = ['x' * 10, 'x' * 20, 'x' * 30]
-    options = {'steps': 2, 'guidance_scale': 1.0, 'sampler': 'ddim', 'batch_size': 2, 'progress': False}
-    plain = storybook_scores.enlarge(SecondStage.answering(lambda low, level, text: low), low, prompts, **options)
+    options = SamplingOptions(steps=2, guidance_scale=1.0, sampler='ddim', batch_size=2)
+    plain = storybook_scores.enlarge(
+        SecondStage.answering(lambda low, level, text: low), low, prompts, options, progress=False
+    )
     assert plain.shape == (3, 128, 128, 3) and plain.dtype == np.uint8
     np.testing.assert_array_equal(plain[:, 5, 7, 0], [64, 128, 159])
     told = SecondStage.answering(lambda low, level, text: 0 * low + jnp.float32(level) / 1000 + text)
-    told = storybook_scores.enlarge(told, low, prompts, noise_level=300, **options)
+    options = dataclasses.replace(options, noise_level=300)
+    told = storybook_scores.enlarge(told, low, prompts, options, progress=False)
     np.testing.assert_allclose(told[:, 0, 0, 0], (np.array([0.4, 0.5, 0.6]) + 1) / 2 * 255, atol=1)
 
 
@@ -276,18 +278,18 @@ def test_enlarge_hands_on_low_image_prompt_and_noise_level():
     ],
 )
 def test_enlarge_refuses_what_the_model_does_not_allow(arguments, words):
-    options = {'steps': 2, 'guidance_scale': 1.0, 'sampler': 'ddim', **arguments}
+    options = SamplingOptions(**{'steps': 2, 'guidance_scale': 1.0, 'sampler': 'ddim', **arguments})
     cascade, low = SecondStage.answering(lambda low, level, text: low), np.zeros((1, 32, 32, 3), np.float32)
     with pytest.raises(ConfigError, match=words):
-        storybook_scores.enlarge(cascade, low, ['a'], **options)
+        storybook_scores.enlarge(cascade, low, ['a'], options)
 
 
 def test_unknown_names_are_refused_before_anything_is_generated():
     cascade = FakeCascade(lambda prompt, number: pytest.fail('drawn'))
     with pytest.raises(ConfigError, match="class 'unicorn'"):
-        storybook_scores.base_scores(cascade, FakeClassifier(), classes=('unicorn',), **OPTIONS)
+        storybook_scores.base_scores(cascade, FakeClassifier(), OPTIONS, classes=('unicorn',))
     with pytest.raises(ConfigError, match="subject 'dog4'"):
-        storybook_scores.subject_scores(cascade, FakeClassifier(), 'dog4', 'sks', **OPTIONS)
+        storybook_scores.subject_scores(cascade, FakeClassifier(), 'dog4', 'sks', OPTIONS)
     cascade.super_resolution = None
     with pytest.raises(ConfigError, match='second stage'):
-        storybook_scores.fine_mark_scores(cascade, FakeClassifier(), 'dog', 'sks', **OPTIONS)
+        storybook_scores.fine_mark_scores(cascade, FakeClassifier(), 'dog', 'sks', OPTIONS)

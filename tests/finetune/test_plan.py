@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.config import DreamBoothConfig, resolve
-from dreambooth_jax.finetune import plan
+from dreambooth_jax.finetune import examples, plan
 from dreambooth_jax.generation.cascade import Cascade
 from tests.support import tiny_pipelines
 
@@ -24,7 +24,8 @@ def class_images(monkeypatch):
         data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
         prior = {'num_images': 3, 'steps': 2, **settings.pop('prior', {})}
         config = resolve(DreamBoothConfig, {'data': data, 'prior': prior, **settings})
-        found = re.search(r'  class images: (.*)', plan.describe(config, cascade))
+        text = plan.describe(config, cascade, examples.read_instance(config, cascade))
+        found = re.search(r'  class images: (.*)', text)
         return found and found[1]
 
     return line

@@ -15,8 +15,10 @@ from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import tiny_pipelines
+from tests.support.generating import generate
 from tests.support.torch_reference import nchw
 
 PROMPTS = ['a red dog in the snow', 'A cat ']
@@ -42,7 +44,7 @@ def cascade():
 
 @pytest.fixture(scope='module')
 def images(cascade):
-    return cascade.generate(PROMPTS, **OPTIONS)
+    return generate(cascade, PROMPTS, **OPTIONS)
 
 
 def noises(keys, size, steps, augments):
@@ -125,9 +127,9 @@ def test_embeddings_are_those_of_diffusers(cascade):
 
 
 def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours(cascade):
-    whole = cascade.generate(PROMPTS, num_images=3, batch_size=6, **QUICK)
-    padded = cascade.generate(PROMPTS, num_images=3, batch_size=4, **QUICK)
-    alone = cascade.generate(PROMPTS[1:], num_images=3, batch_size=4, **QUICK)
+    whole = generate(cascade, PROMPTS, num_images=3, batch_size=6, **QUICK)
+    padded = generate(cascade, PROMPTS, num_images=3, batch_size=4, **QUICK)
+    alone = generate(cascade, PROMPTS[1:], num_images=3, batch_size=4, **QUICK)
     for stage in range(2):
         np.testing.assert_allclose(whole[stage], padded[stage], atol=1)
         np.testing.assert_allclose(whole[stage][3:], alone[stage], atol=1)
@@ -136,9 +138,10 @@ def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours(cascade):
 
 
 def test_any_images_can_be_asked_for(cascade):
-    whole = cascade.generate(PROMPTS, num_images=3, batch_size=4, **QUICK)
+    whole = generate(cascade, PROMPTS, num_images=3, batch_size=4, **QUICK)
     requests = [(1, 2), (0, 0), (1, 0), (0, 2), (0, 1)]
-    generated = list(cascade.stream(PROMPTS, requests, super_resolution=False, batch_size=4, **QUICK))
+    options = SamplingOptions(super_resolution=False, batch_size=4, **QUICK)
+    generated = list(cascade.stream(PROMPTS, requests, options))
     assert [list(rows) for rows, _ in generated] == [[0, 1, 2, 3], [4]]
     assert all(images.super_resolution is None for _, images in generated)
     pixels = np.concatenate([images.base for _, images in generated])
@@ -146,35 +149,35 @@ def test_any_images_can_be_asked_for(cascade):
 
 
 def test_other_parameters_change_the_images_and_compile_nothing(cascade):
-    before = cascade.generate(PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
+    before = generate(cascade, PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
     count = len(cascade.programs)
     compiled = [program._cache_size() for program in cascade.programs.values() if hasattr(program, '_cache_size')]
     other = cascade.with_params(
         base={name: network.params for name, network in tiny_pipelines.base(1).components.items()},
         super_resolution={'unet': tiny_pipelines.super_resolution(1).denoiser.params},
     )
-    after = other.generate(PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
+    after = generate(other, PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
     assert len(other.programs) == count
     assert compiled == [p._cache_size() for p in cascade.programs.values() if hasattr(p, '_cache_size')]
     assert np.any(before.base != after.base)
-    again = cascade.generate(PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
+    again = generate(cascade, PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
     assert np.array_equal(before.final, again.final)
     second = cascade.with_params(super_resolution={'unet': tiny_pipelines.super_resolution(1).denoiser.params})
-    changed = second.generate(PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
+    changed = generate(second, PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
     assert np.array_equal(before.base, changed.base) and np.any(before.final != changed.final)
 
 
 def test_guidance_one_ignores_the_negative_prompt(cascade):
-    plain = cascade.generate(PROMPTS[:1], num_images=4, batch_size=4, **QUICK)
-    told = cascade.generate(PROMPTS[:1], num_images=4, batch_size=4, negative_prompt=NEGATIVE, **QUICK)
+    plain = generate(cascade, PROMPTS[:1], num_images=4, batch_size=4, **QUICK)
+    told = generate(cascade, PROMPTS[:1], num_images=4, batch_size=4, negative_prompt=NEGATIVE, **QUICK)
     assert np.array_equal(plain.base, told.base)
 
 
 def test_the_second_stage_has_steps_and_guidance_of_its_own(cascade):
     options = {**QUICK, 'num_images': 4, 'batch_size': 4, 'negative_prompt': NEGATIVE}
-    plain = cascade.generate(PROMPTS[:1], **options)
-    guided = cascade.generate(PROMPTS[:1], super_resolution_guidance_scale=3.0, **options)
-    longer = cascade.generate(PROMPTS[:1], super_resolution_steps=3, **options)
+    plain = generate(cascade, PROMPTS[:1], **options)
+    guided = generate(cascade, PROMPTS[:1], super_resolution_guidance_scale=3.0, **options)
+    longer = generate(cascade, PROMPTS[:1], super_resolution_steps=3, **options)
     for other in (guided, longer):
         assert np.array_equal(plain.base, other.base) and np.any(plain.final != other.final)
 
@@ -247,17 +250,17 @@ def test_a_missing_or_unfitting_part_is_named():
 )
 def test_impossible_options_are_one_sentence(cascade, options, sentence):
     with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}$'):
-        cascade.generate(PROMPTS, **{**QUICK, **options})
+        generate(cascade, PROMPTS, **{**QUICK, **options})
 
 
 def test_images_that_are_no_numbers_are_an_error(cascade):
     params = {name: np.full_like(value, np.nan) for name, value in cascade.base.denoiser.params.items()}
     sentence = 'an image came out as NaN; the weights that generate it hold NaN or make numbers beyond bounds: take an '
     with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}earlier checkpoint, or another file of the model$'):
-        cascade.with_params(base={'unet': params}).generate(PROMPTS, **OPTIONS)
+        generate(cascade.with_params(base={'unet': params}), PROMPTS, **OPTIONS)
 
 
 def test_an_unsupported_scheduler_is_named():
     odd = dataclasses.replace(tiny_pipelines.base(), scheduler={'_class_name': 'EulerScheduler'})
     with pytest.raises(WeightsError, match=r"^the scheduler of this IFPipeline is not supported: .*'EulerScheduler'"):
-        Cascade(odd).generate(PROMPTS, **QUICK)
+        generate(Cascade(odd), PROMPTS, **QUICK)

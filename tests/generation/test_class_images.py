@@ -21,11 +21,12 @@ from dreambooth_jax.data.fingerprints import file_hash
 from dreambooth_jax.data.images import ImageError
 from dreambooth_jax.generation import class_images
 from dreambooth_jax.generation.cascade import Cascade, Images
-from dreambooth_jax.generation.class_images import PriorError, ensure_class_images
+from dreambooth_jax.generation.class_images import PriorError
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.weights.identity import scheduler_hash
 from tests.support import tiny_pipelines
+from tests.support.generating import generate
 
-AS_BASE = {'super_resolution_steps': None, 'super_resolution_guidance_scale': None}
 OPTIONS = dict(steps=2, guidance_scale=3.0, sampler='ddim', seed=5, batch_size=4, progress=False)
 
 
@@ -43,8 +44,8 @@ class Painter:
         self.asked, self.batches, self.stop_after = [], [], stop_after
         self.base_size, self.clip_skip = self.base.size, 0
 
-    def stream(self, prompts, requests, *, super_resolution, batch_size, **options):
-        self.options = options
+    def stream(self, prompts, requests, options):
+        self.options, batch_size = options, options.batch_size
         for first in range(0, len(requests), batch_size):
             if len(self.batches) == self.stop_after:
                 raise KeyboardInterrupt
@@ -52,8 +53,14 @@ class Painter:
             self.asked += [(prompts[prompt], number) for prompt, number in batch]
             self.batches.append(len(batch))
             low = np.stack([np.full((8, 8, 3), (len(prompts[p]), n, 0), np.uint8) for p, n in batch])
-            high = np.repeat(np.repeat(low, 2, 1), 2, 2) if super_resolution else None
+            high = np.repeat(np.repeat(low, 2, 1), 2, 2) if options.super_resolution else None
             yield range(first, first + len(batch)), Images(low, high)
+
+
+def ensure_class_images(*arguments, count, progress, **options):
+    """With these options, and of the base stage alone unless they say otherwise."""
+    options = SamplingOptions(**{'super_resolution': False, **options})
+    return class_images.ensure_class_images(*arguments, options, count=count, progress=progress)
 
 
 def test_images_of_another_size_or_other_layers_of_clip_are_refused(tmp_path):
@@ -84,14 +91,9 @@ def test_every_prompt_gets_its_images_and_each_its_seed(tmp_path):
         for number in range(3)
     ]
     assert painter.batches == [4, 2]
-    assert painter.options == {
-        'steps': 2,
-        'guidance_scale': 3.0,
-        'sampler': 'ddim',
-        'seed': 5,
-        'noise_level': 0,
-        **AS_BASE,
-    }
+    assert painter.options == SamplingOptions(
+        steps=2, guidance_scale=3.0, sampler='ddim', seed=5, batch_size=4, super_resolution=False
+    )
     assert all(image.super_resolution is None for image in images)
     assert np.array_equal(np.asarray(Image.open(images[4].path))[0, 0], (9, 1, 0))  # lossless
     manifest = manifest_of(folder)
@@ -160,7 +162,8 @@ def test_the_second_stage_generates_where_it_is_asked_to(tmp_path):
         'model': painter.super_resolution.weights_hash,
         'scheduler': scheduler_hash(painter.super_resolution),
         'noise_level': 7,
-        **AS_BASE,
+        'super_resolution_steps': None,
+        'super_resolution_guidance_scale': None,
     }
     for wanted in (True, False):  # without it, what is known about the others is kept
         painter = Painter()
@@ -256,14 +259,9 @@ def test_a_run_gets_what_its_settings_ask_for(tmp_path):
     painter = Painter()
     images = class_images.class_images_of(settings(seed=9), painter, tmp_path)
     assert [image.path for image in images] == [tmp_path / 'prior' / f'a_dog_0000{i}.png' for i in range(3)]
-    assert painter.options == {
-        'steps': 2,
-        'guidance_scale': 2.0,
-        'sampler': 'ddim',
-        'seed': 9,
-        'noise_level': 0,
-        **AS_BASE,
-    }
+    assert painter.options == SamplingOptions(
+        steps=2, guidance_scale=2.0, sampler='ddim', seed=9, batch_size=4, super_resolution=False
+    )
     assert class_images.class_images_of(settings(prior=PriorConfig(weight=0.0)), painter, tmp_path / 'other') == []
     assert not (tmp_path / 'other').exists()
 
@@ -406,8 +404,8 @@ def test_a_run_that_trains_the_second_stage_on_class_images_gets_both_sizes(tmp_
     )
     painter = Painter()
     images = class_images.class_images_of(config, painter, tmp_path)
-    assert painter.options['noise_level'] == 20
-    assert painter.options['super_resolution_guidance_scale'] == 1.5
+    assert painter.options.noise_level == 20
+    assert painter.options.super_resolution_guidance_scale == 1.5
     read = class_images.read(images, {'base': 8, 'super_resolution': 16})
     assert {stage: pixels.shape for stage, (pixels, *_) in read.items()} == {
         'base': (4, 8, 8, 3),
@@ -427,7 +425,7 @@ def test_a_real_cascade_generates_the_same_images_after_a_break(tmp_path):
     parts = ensure_class_images(cascade, ['a dog'], tmp_path / 'parts', count=6, **OPTIONS)
     pixels = [class_images.read(images, {'base': 8})['base'][0] for images in (whole, parts)]
     np.testing.assert_allclose(*pixels, atol=1)
-    generated = cascade.generate(
-        ['a dog'], num_images=6, steps=2, guidance_scale=3.0, sampler='ddim', seed=5, batch_size=4
+    generated = generate(
+        cascade, ['a dog'], num_images=6, steps=2, guidance_scale=3.0, sampler='ddim', seed=5, batch_size=4
     )
     np.testing.assert_allclose(pixels[0], generated.base, atol=1)

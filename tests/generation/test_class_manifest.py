@@ -7,8 +7,7 @@ import re
 import pytest
 from PIL import Image
 
-from dreambooth_jax.generation.class_images import ensure_class_images
-from tests.generation.test_class_images import OPTIONS, Painter, manifest_of, refusal
+from tests.generation.test_class_images import OPTIONS, Painter, ensure_class_images, manifest_of, refusal
 from tests.support import tiny_pipelines
 
 

@@ -21,6 +21,7 @@ from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import tiny_latent_pipelines as tiny
+from tests.support.generating import generate
 from tests.support.torch_reference import nchw
 
 PROMPTS = ['a red dog in the snow', 'A cat ']
@@ -63,7 +64,7 @@ def torch_pipeline(family, sampler='ddim', **options):
 
 @functools.cache
 def generated(family, sampler, negative):
-    return tiny.cascade(family).generate(PROMPTS, sampler=sampler, negative_prompt=negative, **OPTIONS).base
+    return generate(tiny.cascade(family), PROMPTS, sampler=sampler, negative_prompt=negative, **OPTIONS).base
 
 
 def images_of_diffusers(family, sampler='ddim', *, size=SIZE, negative=None, **options):
@@ -168,7 +169,7 @@ def test_xl_skips_layers_and_is_told_another_size():
     Not a smaller one: norms of single pixels amplify whatever differs.
     """
     cascade = Cascade(tiny.cascade('sdxl').base, size=48, clip_skip=1, programs=programs('sdxl', 'tokenizer'))
-    ours = cascade.generate(PROMPTS, sampler='ddim', **OPTIONS).base
+    ours = generate(cascade, PROMPTS, sampler='ddim', **OPTIONS).base
     assert_same_images(ours, images_of_diffusers('sdxl', size=48, clip_skip=1))
     moved = images_of_diffusers('sdxl', size=48, clip_skip=1, original_size=(32, 32), target_size=(32, 32))
     assert differ(ours, np.round(moved.numpy().transpose(0, 2, 3, 1) * 255))
@@ -178,7 +179,7 @@ def test_xl_skips_layers_and_is_told_another_size():
 def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours():
     """The other way round, among others, in batches of eight."""
     options = {**OPTIONS, 'num_images': 4, 'batch_size': 8}
-    whole = tiny.cascade('sd1').generate(PROMPTS[::-1], sampler='ddim', **options).base
+    whole = generate(tiny.cascade('sd1'), PROMPTS[::-1], sampler='ddim', **options).base
     np.testing.assert_allclose(whole[[4, 5, 0, 1]], generated('sd1', 'ddim', ''), atol=1)
     assert len({bytes(image) for image in whole}) == 8
 
@@ -208,7 +209,7 @@ def two_stages():
 
 @functools.cache
 def images():
-    return two_stages().generate(PROMPTS, sampler='ddim', negative_prompt=NEGATIVE, noise_level=LEVEL, **OPTIONS)
+    return generate(two_stages(), PROMPTS, sampler='ddim', negative_prompt=NEGATIVE, noise_level=LEVEL, **OPTIONS)
 
 
 @contextlib.contextmanager
@@ -254,7 +255,7 @@ def test_a_noise_level_that_the_upscaler_does_not_know_is_refused(options, highe
     cascade = Cascade(tiny.cascade('sd1').base, second)
     sentence = f'noise_level is {highest + 1}; it must be 0 to {highest}'
     with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}$'):
-        cascade.generate(PROMPTS, sampler='ddim', **OPTIONS, noise_level=highest + 1)
+        generate(cascade, PROMPTS, sampler='ddim', **OPTIONS, noise_level=highest + 1)
 
 
 @pytest.mark.parametrize('part', ['vae', 'text_encoder', 'tokenizer'])

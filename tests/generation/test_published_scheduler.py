@@ -15,6 +15,7 @@ from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights import single_file
 from tests.support import tiny_latent_pipelines as tiny
+from tests.support.generating import generate
 from tests.support.published_schedulers import SD_1_5, SD_2_1, SDXL
 from tests.support.same_noise import difference
 from tests.support.torch_reference import nchw
@@ -64,7 +65,13 @@ def test_ten_steps_generate_what_diffusers_generates(published, sampler, source,
     if source == 'single file':
         file = single_file.write_pipeline(read_pipeline(model), tmp_path / 'model.safetensors')
         options, model = {'tokenizer_dir': model}, file or tmp_path / 'model.safetensors'
-    ours = Cascade.load(model, **options).generate(
-        PROMPTS, steps=STEPS, guidance_scale=GUIDANCE, sampler=sampler, seed=SEED, batch_size=2, progress=False
+    ours = generate(
+        Cascade.load(model, **options),
+        PROMPTS,
+        steps=STEPS,
+        guidance_scale=GUIDANCE,
+        sampler=sampler,
+        seed=SEED,
+        batch_size=2,
     )
     assert difference(ours.final, theirs(PUBLISHED[published], sampler)) <= 2

@@ -11,6 +11,7 @@ from PIL import Image
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.generation import cascade as cascade_lib
 from dreambooth_jax.generation.cascade import Cascade, Images
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.sample_grid import SampleGrid
 
 PROMPTS = ('a sks dog', 'a dog')
@@ -24,7 +25,7 @@ class Model:
     def __init__(self, brightness=0, error=None):
         self.brightness, self.error, self.asked = brightness, error, []
 
-    def generate(self, prompts, *, num_images, **options):
+    def generate(self, prompts, options, *, num_images, progress):
         self.asked.append(options)
         if self.error is not None:
             raise self.error
@@ -32,7 +33,8 @@ class Model:
 
 
 def grid(original=None, **options):
-    return SampleGrid(original, [], PROMPTS, num_images=2, steps=3, **options)
+    options = SamplingOptions(steps=3, guidance_scale=2.0, sampler='ddim', **options)
+    return SampleGrid(original, [], PROMPTS, options, num_images=2)
 
 
 def test_the_grid_holds_the_images_of_both_models_and_asks_the_original_once(tmp_path):
@@ -41,15 +43,15 @@ def test_the_grid_holds_the_images_of_both_models_and_asks_the_original_once(tmp
     for step in (1, 2):
         sheet = samples.save(ours, tmp_path / f'{step}.png', 'a title')
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f'{step}.png').convert('RGB')), sheet)
-    assert len(original.asked) == 1 and len(ours.asked) == 2 and ours.asked[0]['steps'] == 3
+    assert len(original.asked) == 1 and len(ours.asked) == 2 and ours.asked[0].steps == 3
     assert (sheet == 7).all(axis=-1).sum() >= 2 * 2 * 8 * 8  # two prompts, two images
 
 
-@pytest.mark.parametrize(('given', 'asked'), [({}, 8), ({'batch_size': None}, 8), ({'batch_size': 3}, 3)])
-def test_as_many_images_at_once_as_the_setting_says(given, asked, tmp_path):
+@pytest.mark.parametrize('batch_size', [None, 3])
+def test_as_many_images_at_once_as_the_setting_says(batch_size, tmp_path):
     model = Model()
-    grid(**given).save(model, tmp_path / 'x.png', '')
-    assert model.asked[0]['batch_size'] == asked
+    grid(batch_size=batch_size).save(model, tmp_path / 'x.png', '')
+    assert model.asked[0].batch_size == batch_size
 
 
 def test_latent_models_generate_one_image_per_device():

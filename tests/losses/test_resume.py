@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from dreambooth_jax.config import OptimizerConfig
 from dreambooth_jax.data import pairs
 from dreambooth_jax.losses.denoising import Objective
 from dreambooth_jax.models import functional
@@ -88,7 +89,7 @@ class Run:
         stage, params = made()
         self.placement = Pmap(jax.devices()[:1])
         learning_rate = optimizer.learning_rate_schedule('cosine', 1e-3, steps=6, warmup_steps=2)
-        tx = optimizer.make_optimizer(learning_rate)
+        tx = optimizer.make_optimizer(learning_rate, OptimizerConfig())
         self.new = functools.partial(
             self.placement.place_state, lambda params: init_state(params, tx, ema=True), params
         )

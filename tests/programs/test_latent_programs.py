@@ -13,6 +13,7 @@ from dreambooth_jax.finetune.stage import check_schedules
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models.functional import parameter_count
 from tests.support import tiny_latent_pipelines as tiny
+from tests.support.generating import generate
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict
@@ -55,7 +56,7 @@ def test_sample_generates_with_a_folder_of_stable_diffusion(family, program, tmp
         return dataclasses.replace(loaded, programs=programs)
 
     options = dict(num_images=2, steps=10, guidance_scale=7.5, sampler='ddim', seed=4, batch_size=4)
-    images = shared.generate(['a dog', 'a cat'], **options).final
+    images = generate(shared, ['a dog', 'a cat'], **options).final
     monkeypatch.setattr(Cascade, 'load', classmethod(load_compiled))
     ended = program(
         'sample',

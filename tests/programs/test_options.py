@@ -5,6 +5,7 @@ several options. Each pair of options, and each option and kind of pipeline, is 
 some run: a covering array of six runs, where each column but no two alike is on in three of the last five.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from PIL import Image
 from dreambooth_jax.generation.sample_grid import SampleGrid
 from dreambooth_jax.models import lora
 from dreambooth_jax.monitoring import metrics
-from dreambooth_jax.training import fit, placement, step
+from dreambooth_jax.training import placement, step, train_run
 from tests.support import smallest_pipelines, toy
 
 # Option -> its settings, and the runs in which it is on.
@@ -88,7 +89,7 @@ def train(tmp_path_factory):
             if masks:
                 Image.fromarray(mask).save(folder / f'photos_{masks}' / f'{i}.mask.png')
     fit_stage, mean, checkpoint, make_placement = (
-        fit.fit,
+        train_run.fit,
         step.mean_of_micro_batches,
         jax.checkpoint,
         placement.make_placement,
@@ -103,9 +104,13 @@ def train(tmp_path_factory):
         settings += [] if 'distillation' in options else [f'prior.dir={folder / kind}']
         seen = Trained(into, {}, {}, {}, set(), [])
 
-        def spied_fit(*arguments, name, frozen, **given):
-            state, finished = fit_stage(*arguments, name=name, frozen=frozen, **given)
-            seen.frozen[name], seen.state[name] = frozen(0), toy.arrays(state)
+        def spied_fit(run, workdir):
+            def frozen_at(placed, step):
+                seen.frozen[run.name] = run.frozen_at(placed, step)
+                return seen.frozen[run.name]
+
+            state, finished = fit_stage(dataclasses.replace(run, frozen_at=frozen_at), workdir)
+            seen.state[run.name] = toy.arrays(state)
             return state, finished
 
         def spied_mean(function, rows, count, **given):
@@ -117,7 +122,7 @@ def train(tmp_path_factory):
             return checkpoint(*arguments, **given)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(fit, 'fit', spied_fit)
+            patched.setattr(train_run, 'fit', spied_fit)
             patched.setattr(step, 'mean_of_micro_batches', spied_mean)
             patched.setattr(jax, 'checkpoint', spied_checkpoint)
             one = functools.partial(make_placement, devices=jax.devices()[:1])  # as in tests/programs/test_train.py

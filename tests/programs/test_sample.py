@@ -1,5 +1,6 @@
 """sample and find_identifier from the command line, and the ways in which every program may end."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ from dreambooth_jax import program as program_lib
 from dreambooth_jax.config import STORYBOOK_ENLARGING, STORYBOOK_SAMPLING
 from dreambooth_jax.generation.cascade import Cascade
 from tests.support import tiny_pipelines
+from tests.support.generating import generate
 
 PROGRAMS = ('sample', 'generate_prior', 'export', 'find_identifier', 'pretrain', 'train')
 QUICK = ('--steps=2', '--guidance_scale=1', '--sampler=ddim', '--batch_size=4', '--num_images=2')
@@ -44,7 +46,7 @@ def test_sample_writes_every_image_of_both_stages_and_a_grid(program, tmp_path, 
     assert sorted(path.name for path in output.iterdir()) == [*names, 'base', 'grid.png']
     assert sorted(path.name for path in (output / 'base').iterdir()) == names
     options = dict(num_images=2, steps=2, guidance_scale=1.0, sampler='ddim', seed=4, batch_size=4)
-    images = cascade.generate(['a dog', 'a cat, asleep'], **options)
+    images = generate(cascade, ['a dog', 'a cat, asleep'], **options)
     for index, name in enumerate(names):
         assert np.array_equal(np.asarray(Image.open(output / name)), images.final[index])
         assert np.array_equal(np.asarray(Image.open(output / 'base' / name)), images.base[index])
@@ -79,8 +81,8 @@ def test_sample_of_one_stage_writes_that(program, tmp_path):
 def test_sample_of_a_run_takes_its_settings_unless_flags_say_otherwise(program, run_folder, tmp_path, monkeypatch):
     seen = {}
 
-    def generate(self, prompts, **options):
-        seen.update(options)
+    def generate(self, prompts, options, *, num_images):
+        seen.update(dataclasses.asdict(options), num_images=num_images)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Cascade, 'generate', generate)
@@ -93,6 +95,7 @@ def test_sample_of_a_run_takes_its_settings_unless_flags_say_otherwise(program, 
         sampler='ddim',
         seed=0,
         negative_prompt='',
+        super_resolution=True,
         noise_level=9,
         super_resolution_steps=None,
         super_resolution_guidance_scale=1.5,
@@ -117,6 +120,7 @@ def test_sample_of_a_run_takes_its_settings_unless_flags_say_otherwise(program, 
         sampler='ddpm',
         seed=3,
         negative_prompt='blue',
+        super_resolution=True,
         noise_level=0,
         super_resolution_steps=5,
         super_resolution_guidance_scale=2.0,

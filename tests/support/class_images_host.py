@@ -14,8 +14,8 @@ def main(port: str, number: str, folder: str, what: str) -> None:
 
     jax.distributed.initialize(f'localhost:{port}', num_processes=2, process_id=int(number))
 
-    from dreambooth_jax.generation.class_images import PriorError, ensure_class_images
-    from tests.generation.test_class_images import OPTIONS, Painter
+    from dreambooth_jax.generation.class_images import PriorError
+    from tests.generation.test_class_images import OPTIONS, Painter, ensure_class_images
 
     if what == 'broken':
         (Path(folder) / 'manifest.json').write_text('[]')

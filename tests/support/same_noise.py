@@ -9,6 +9,7 @@ from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import Cascade
 from tests.support import tiny_latent_pipelines
+from tests.support.generating import generate
 from tests.support.torch_reference import nchw
 
 PROMPTS = ['a sks dog', 'a cat']
@@ -38,7 +39,7 @@ def ours(family: str, pipeline=None) -> np.ndarray:
     if pipeline is not None:
         parts = {'unet': pipeline.denoiser, **pipeline.text_encoders}
         generated = generated.with_params(**{component: network.params for component, network in parts.items()})
-    return generated.generate(PROMPTS, **OPTIONS).final
+    return generate(generated, PROMPTS, **OPTIONS).final
 
 
 def theirs(pipe) -> np.ndarray:

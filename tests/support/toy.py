@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dreambooth_jax.config import OptimizerConfig
 from dreambooth_jax.data import pairs
 from dreambooth_jax.training import optimizer, step
 from dreambooth_jax.training.placement import Fsdp, Pmap
@@ -22,13 +23,13 @@ PLACEMENTS = {
     'fsdp': lambda: Fsdp(128, jax.devices()[:4]),
 }
 
-# Settings of make_optimizer for optimizers other than 'sgd', 'adamw' and 'adamw_held'.
+# Settings of optimizers other than 'sgd', 'adamw' and 'adamw_held'.
 OTHERS = {
     'bfloat16': {'state_dtype': 'bfloat16'},
     'int8': {'state_dtype': 'int8'},
     'adafactor': {'kind': 'adafactor'},
     'lion': {'kind': 'lion'},
-    'prodigy': {'kind': 'prodigy', 'warmup': True},
+    'prodigy': {'kind': 'prodigy', 'warmup_steps': 2},
 }
 WIDTH = {'int8': 1024}  # by optimizer; only the last layer is then large enough for its state to be compressed
 
@@ -88,9 +89,9 @@ def transformation(kind):
         return optax.sgd(0.05)
     learning_rate = optimizer.learning_rate_schedule('cosine', LEARNING_RATE, steps=20, warmup_steps=2)
     if kind in OTHERS:
-        return optimizer.make_optimizer(learning_rate, weight_decay=DECAY, **OTHERS[kind])
+        return optimizer.make_optimizer(learning_rate, OptimizerConfig(weight_decay=DECAY, **OTHERS[kind]))
     multipliers = {'unet': optimizer.variance_head_masks(params()['unet'])} if kind == 'adamw_held' else None
-    return optimizer.make_optimizer(learning_rate, weight_decay=DECAY, multipliers=multipliers)
+    return optimizer.make_optimizer(learning_rate, OptimizerConfig(weight_decay=DECAY), multipliers=multipliers)
 
 
 @functools.cache

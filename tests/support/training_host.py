@@ -18,7 +18,7 @@ def main(placement_name: str, port: str, number: str, hosts: str, folder: str) -
 
     from dreambooth_jax.training.placement import make_placement
     from tests.support import toy
-    from tests.training import test_fit
+    from tests.training import test_train_run
 
     assert jax.process_count() == int(hosts) and jax.device_count() == 4
     toy.PLACEMENTS['hosts'] = lambda: make_placement(placement_name, fsdp_min_bytes=128)
@@ -29,11 +29,11 @@ def main(placement_name: str, port: str, number: str, hosts: str, folder: str) -
         return toy.frozen()
 
     asked = number == '1'  # only this host gets a signal; the others learn of it from this host
-    state, finished = test_fit.train(Path(folder), 'hosts', data, steps=20, save_every=2)
+    state, finished = test_train_run.train(Path(folder), 'hosts', data, steps=20, save_every=2)
     assert not finished
     print('stopped at', int(state.step))
     asked = False
-    state, finished = test_fit.train(Path(folder), 'hosts', data, steps=6, save_every=2)
+    state, finished = test_train_run.train(Path(folder), 'hosts', data, steps=6, save_every=2)
     assert finished and int(state.step) == 6
 
 

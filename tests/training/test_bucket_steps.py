@@ -7,7 +7,7 @@ import pytest
 
 from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.monitoring import metrics
-from dreambooth_jax.training import fit, step
+from dreambooth_jax.training import step, train_run
 from tests.support import toy
 
 SIZES, COUNTS, STEPS = ((4, 10), (8, 6)), (2, 1), 6
@@ -24,29 +24,23 @@ def tables():
 
 def train(workdir, steps, placement='one', per_dispatch=10, kind='adamw'):
     where, feed = toy.placed(placement), Feed(0, steps, COUNTS, toy.CLASSES)
-    placed = [
-        where.place_state(
-            lambda data: data,
-            {'images': jnp.asarray(images), 'prompt_of': jnp.zeros(len(images), jnp.int32), **feed.arrays},
-        )
-        for images in tables()
-    ]
-    state, finished = fit.fit(
-        toy.loss,
-        toy.params(),
-        tx=toy.transformation(kind),
-        learning_rate=lambda step: toy.LEARNING_RATE,
-        placement=where,
+    data = [{'images': images, 'prompt_of': np.zeros(len(images), np.int32), **feed.arrays} for images in tables()]
+    run = train_run.TrainRun(
+        name='toy',
+        loss=toy.loss,
+        params=toy.params(),
+        frozen=data,
+        frozen_at=lambda placed, step: placed[feed.bucket(step)],
         batch=feed.batch(3, 3, 0.7, where.devices),
         pick=feed.pick,
-        workdir=workdir,
-        name='toy',
-        seed=0,
-        steps=steps,
-        frozen=lambda step: placed[feed.bucket(step)],
+        tx=toy.transformation(kind),
+        learning_rate=lambda step: toy.LEARNING_RATE,
         ema_decay=toy.EMA,
-        steps_per_dispatch=feed.steps_per_dispatch(per_dispatch),
+        placement=where,
+        budget=train_run.Budget(steps=steps, per_dispatch=feed.steps_per_dispatch(per_dispatch)),
+        seed=0,
     )
+    state, finished = train_run.fit(run, workdir)
     assert finished
     return toy.arrays(state)
 

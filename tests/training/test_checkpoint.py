@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreambooth_jax.config import OptimizerConfig
 from dreambooth_jax.training import optimizer
 from dreambooth_jax.training.checkpoint import CheckpointError, Checkpoints
 from dreambooth_jax.training.state import init_state
@@ -20,7 +21,7 @@ from tests.support import toy
 
 
 def small_state(value=0.0, width=4, ema=True):
-    tx = optimizer.make_optimizer(1e-3)
+    tx = optimizer.make_optimizer(1e-3, OptimizerConfig())
     params = {'unet': {'conv.kernel': jnp.full((3, width), float(value)), 'conv.bias': jnp.zeros(width)}}
     return init_state(params, tx, ema=ema)
 

@@ -11,7 +11,7 @@ import pytest
 from dreambooth_jax.training.checkpoint import Checkpoints
 from tests.conftest import XLA_FLAGS
 from tests.support import toy
-from tests.training import test_fit
+from tests.training import test_train_run
 
 DEVICES_FLAG = '--xla_force_host_platform_device_count'
 
@@ -52,9 +52,11 @@ def run_hosts(placement, folder, hosts=2):
 @pytest.mark.parametrize('placement', ['pmap', 'fsdp'])
 def test_two_hosts_take_the_steps_of_one_stop_and_resume_together_and_write_each_step_once(placement, tmp_path):
     run_hosts(placement, tmp_path / 'hosts')
-    state, _ = test_fit.train(tmp_path / 'one', steps=6)
-    assert test_fit.saved(tmp_path / 'hosts') == [4, 6]
-    assert test_fit.steps_written(tmp_path / 'hosts') == [1, 2, 3, 4, 5, 6]
-    np.testing.assert_allclose(test_fit.losses(tmp_path / 'hosts'), test_fit.losses(tmp_path / 'one'), rtol=1e-5)
+    state, _ = test_train_run.train(tmp_path / 'one', steps=6)
+    assert test_train_run.saved(tmp_path / 'hosts') == [4, 6]
+    assert test_train_run.steps_written(tmp_path / 'hosts') == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(
+        test_train_run.losses(tmp_path / 'hosts'), test_train_run.losses(tmp_path / 'one'), rtol=1e-5
+    )
     together = Checkpoints(tmp_path / 'hosts' / 'toy' / 'checkpoints').restore(toy.Run('one').state)
     toy.assert_same(toy.arrays(together.params), toy.arrays(state.params), atol=1e-5)

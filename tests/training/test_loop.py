@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -11,6 +12,17 @@ import pytest
 
 from dreambooth_jax.training import loop
 from dreambooth_jax.training.state import TrainState
+
+
+@dataclasses.dataclass
+class Call:
+    """A callback that only calls."""
+
+    function: Callable
+    every: int
+
+    def __call__(self, step, state):
+        return self.function(step, state)
 
 
 @dataclasses.dataclass
@@ -24,6 +36,7 @@ class Told:
     sample_every: int = 0
     losses: dict = dataclasses.field(default_factory=dict)  # by the step that they end
     gradients: dict = dataclasses.field(default_factory=dict)
+    callbacks: list = dataclasses.field(default_factory=list)
     act: dict = dataclasses.field(default_factory=dict)  # (event, step) -> what else happens then
     events: list = dataclasses.field(default_factory=list)
     lines: list = dataclasses.field(default_factory=list)
@@ -69,28 +82,18 @@ class Told:
         self.lines.append((step, values))
 
     def run(self):
-        hooks = loop.Hooks(
-            save=self.save,
-            sample=self.sample,
-            frozen=self.frozen,
-            write=self.write,
-            save_every=self.save_every,
-            sample_every=self.sample_every,
-        )
+        program = loop.Program(step_for=self.step_for, frozen=self.frozen, batch='batch', key='key', fetch=self.fetch)
+        log = loop.Log(write=self.write, learning_rate=lambda step: step / 100, examples_per_step=4, description='toy')
         with loop.Stop().listening() as stop:
             state, finished = loop.run(
                 TrainState(self.first, None, None, None),
-                self.step_for,
-                'batch',
-                'key',
-                hooks,
+                program,
+                Call(self.save, self.save_every),
+                [Call(self.sample, self.sample_every), *self.callbacks],
                 steps=self.steps,
                 steps_per_dispatch=self.per_dispatch,
-                examples_per_step=4,
-                learning_rate=lambda step: step / 100,
-                fetch=self.fetch,
+                log=log,
                 stop=stop,
-                description='toy',
             )
         return state.step, finished
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from dreambooth_jax.config import OptimizerConfig
 from dreambooth_jax.training import optimizer, optimizer_state
 from tests.support import toy
 
@@ -106,7 +107,7 @@ def test_first_step_equals_that_of_float32(kind):
     params, gradients = normal(), normal()
     steps = []
     for moments_kind in ('float32', kind):
-        tx = optimizer.make_optimizer(0.02, state_dtype=moments_kind, weight_decay=0.1)
+        tx = optimizer.make_optimizer(0.02, OptimizerConfig(state_dtype=moments_kind, weight_decay=0.1))
         steps.append(jax.jit(tx.update)(gradients, tx.init(params), params)[0])
     toy.assert_same(steps[1], steps[0], rtol=1e-5, atol=1e-8)
 
@@ -129,7 +130,7 @@ def trained(kind):
     if kind == 'rounded bfloat16':
         tx = optax.chain(rounded(optax.scale_by_adam()), optax.add_decayed_weights(0.01), optax.scale(-3e-3))
     else:
-        tx = optimizer.make_optimizer(3e-3, state_dtype=kind, grad_clip_norm=None)
+        tx = optimizer.make_optimizer(3e-3, OptimizerConfig(state_dtype=kind, grad_clip_norm=None))
 
     def loss(params, key):
         x = jax.random.normal(key, (32, WIDTH)) * sizes

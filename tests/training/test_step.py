@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.training_utils import EMAModel
 
+from dreambooth_jax.config import OptimizerConfig
 from dreambooth_jax.data import pairs
 from dreambooth_jax.training import optimizer, step
 from dreambooth_jax.training.state import init_state
@@ -68,7 +69,7 @@ def test_what_is_frozen_has_no_gradient_no_moments_and_does_not_move():
         examples = batch['weight'] * 0 + (params['unet']['a'] * frozen['text_encoder']) ** 2
         return examples, {}
 
-    tx = optimizer.make_optimizer(0.1, grad_clip_norm=None)
+    tx = optimizer.make_optimizer(0.1, OptimizerConfig(grad_clip_norm=None))
     state = init_state({'unet': {'a': jnp.float32(2.0)}}, tx, ema=False)
     frozen = {'text_encoder': jnp.float32(3.0)}
     made = jax.jit(step.make_train_step(loss, tx))
@@ -107,7 +108,9 @@ def test_adamw_step_equals_that_of_torch(scale, text_learning_rate):
         return jnp.broadcast_to(product, batch['weight'].shape), {}
 
     multipliers = None if text_learning_rate == learning_rate else {'text_encoder': text_learning_rate / learning_rate}
-    tx = optimizer.make_optimizer(learning_rate, epsilon=1e-6, grad_clip_norm=1.0, multipliers=multipliers, **settings)
+    tx = optimizer.make_optimizer(
+        learning_rate, OptimizerConfig(epsilon=1e-6, grad_clip_norm=1.0, **settings), multipliers=multipliers
+    )
     made = jax.jit(step.make_train_step(loss, tx))
     state = init_state(start, tx, ema=False)
 

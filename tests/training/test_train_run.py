@@ -7,32 +7,37 @@ import jax
 import numpy as np
 import pytest
 
+from dreambooth_jax.config import CheckpointConfig
 from dreambooth_jax.data import pairs
 from dreambooth_jax.monitoring import metrics
-from dreambooth_jax.training import fit, loop
+from dreambooth_jax.training import loop, train_run
 from dreambooth_jax.training.checkpoint import CheckpointError, Checkpoints
 from tests.support import toy
 
 STEPS = 8
 
 
-def train(workdir, placement='one', data=lambda step: toy.frozen(), **options):
+def train(
+    workdir, placement='one', data=lambda step: toy.frozen(), *, steps=STEPS, per_dispatch=None, save_every=3, **more
+):
     """fit() of the toy stage; `data`: step -> what is frozen."""
     where = toy.placed(placement)
-    settings = dict(steps=STEPS, ema_decay=toy.EMA, save_every=3, seed=0) | options
-    return fit.fit(
-        toy.loss,
-        toy.params(),
+    run = train_run.TrainRun(
+        name='toy',
+        loss=toy.loss,
+        params=toy.params(),
+        frozen_at=lambda placed, step: where.place_state(lambda data: data, data(step)),
+        batch=pairs.pad_examples(toy.batch(), where.devices),
+        pick=toy.pick,
         tx=toy.transformation('adamw'),
         learning_rate=lambda step: toy.LEARNING_RATE,
         placement=where,
-        batch=pairs.pad_examples(toy.batch(), where.devices),
-        pick=toy.pick,
-        workdir=workdir,
-        name='toy',
-        frozen=lambda step: where.place_state(lambda data: data, data(step)),
-        **settings,
+        budget=train_run.Budget(steps=steps, per_dispatch=per_dispatch),
+        seed=0,
+        checkpoint=CheckpointConfig(every=save_every),
+        **{'ema_decay': toy.EMA, **more},
     )
+    return train_run.fit(run, workdir)
 
 
 def saved(workdir):
@@ -86,13 +91,13 @@ def test_run_ended_by_sigterm_goes_on_and_ends_equal_to_an_uninterrupted_one(at,
 
 
 def test_sigterm_while_the_last_checkpoint_is_on_its_way_waits_for_it_and_is_handed_on(tmp_path, monkeypatch):
-    close, heard = fit.Checkpoints.close, []
+    close, heard = train_run.Checkpoints.close, []
 
     def close_and_end(checkpoints):
         os.kill(os.getpid(), signal.SIGTERM)
         close(checkpoints)
 
-    monkeypatch.setattr(fit.Checkpoints, 'close', close_and_end)
+    monkeypatch.setattr(train_run.Checkpoints, 'close', close_and_end)
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(saved(tmp_path)))
     try:
         assert train(tmp_path)[1]
@@ -156,7 +161,7 @@ def test_run_with_other_shapes_is_refused_and_its_checkpoint_stays(tmp_path):
 
 @pytest.mark.parametrize('placement', ['pmap', 'fsdp'])
 def test_run_begun_on_four_devices_goes_on_on_one(placement, whole, tmp_path):
-    train(tmp_path, placement=placement, steps=4, steps_per_dispatch=2)
+    train(tmp_path, placement=placement, steps=4, per_dispatch=2)
     state, finished = train(tmp_path)
     assert finished
     toy.assert_same(toy.arrays(state.params), whole[1].params, atol=1e-5)
