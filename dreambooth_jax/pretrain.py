@@ -43,22 +43,17 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     is_base, family = config.stage == 'base', pipeline.family
     prompt_encoder = family.prompt_encoder(pipeline, size=pipeline.size)
     params = {family.denoiser: pipeline.denoiser.params}
-    shared = {
-        'denoiser': family.denoiser,
-        'predict': functools.partial(family.predict, pipeline.denoiser.apply),
-        'process': family.process(pipeline),
-        'space': pipeline.space,
-        'objective': Objective.from_settings(config),
-    }
-    shared['objective'].check(shared['process'], pipeline.name)
+    objective = Objective.from_settings(config)
+    objective.check(family.process(pipeline), pipeline.name)
     texts = {component: network.params for component, network in pipeline.text_encoders.items()}
     if is_base:
-        stage = DenoisingLoss(**shared, encode=prompt_encoder)
+        stage = DenoisingLoss.of(pipeline, pipeline.denoiser.apply, objective=objective, encode=prompt_encoder)
         params |= texts
     else:
-        stage = SuperResolutionLoss(
-            **shared,
-            noising_process=family.noising_process(pipeline),
+        stage = SuperResolutionLoss.of(
+            pipeline,
+            pipeline.denoiser.apply,
+            objective=objective,
             factor=config.factor,
             noise_level=config.noise_level,
             crop=config.crop,

@@ -119,12 +119,7 @@ def make_stage(
       teacher: the frozen model's prediction for class examples, for distillation; None: no distillation.
     """
     pipeline = getattr(cascade, name)
-    family = pipeline.family
     shared = {
-        'denoiser': family.denoiser,
-        'predict': functools.partial(family.predict, trainable.apply[family.denoiser]),
-        'process': family.process(pipeline),
-        'space': pipeline.space,
         'objective': Objective.from_settings(config.objective, random_flip=config.data.random_flip),
         'teacher': teacher,
     }
@@ -132,11 +127,13 @@ def make_stage(
         prompt_encoder = cascade.prompt_encoder(name)
         encoders = {component: trainable.apply[component] for component in prompt_encoder.encoders}
         shared['encode'] = dataclasses.replace(prompt_encoder, encoders=encoders)
+    apply = trainable.apply[trainable.denoiser]
     if name == BASE:
-        return DenoisingLoss(**shared)
-    return SuperResolutionLoss(
+        return DenoisingLoss.of(pipeline, apply, **shared)
+    return SuperResolutionLoss.of(
+        pipeline,
+        apply,
         **shared,
-        noising_process=family.noising_process(pipeline),
         factor=cascade.factor,
         noise_level=config.super_resolution.noise_level,
         crop=config.super_resolution.crop if pipeline.space.crops_in_step else None,

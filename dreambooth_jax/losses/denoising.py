@@ -10,6 +10,7 @@ subjects with a small loss; OneTrainer has this as normalize_masked_area_loss.)
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from dreambooth_jax.diffusion import objective, prediction, schedules
 from dreambooth_jax.families.image_space import ImageSpace
 from dreambooth_jax.families.prompts import Conditioning, take
 from dreambooth_jax.losses.teacher import Distillation, Lesson
+from dreambooth_jax.weights.pipeline import Pipeline
 
 # Prompt 0 is always the empty prompt. Dropped prompts point to it (classifier-free guidance).
 EMPTY_PROMPT = 0
@@ -195,6 +197,24 @@ class DenoisingLoss:
     encode: Callable | None = None
     objective: Objective = Objective()
     teacher: Distillation | None = None
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, apply: Callable, **settings) -> 'DenoisingLoss':
+        """Returns the loss of a pipeline's denoiser.
+
+        Args:
+          apply: of the denoiser in the form in which it trains.
+          settings: the attributes that the pipeline does not determine.
+        Raises: WeightsError if its noise process is not supported.
+        """
+        family = pipeline.family
+        return cls(
+            denoiser=family.denoiser,
+            predict=functools.partial(family.predict, apply),
+            process=family.process(pipeline),
+            space=pipeline.space,
+            **settings,
+        )
 
     def loss(self, params, frozen, batch, keys):
         time_keys, noise_keys, flip_keys, drop_keys, *more_keys = streams(keys, 8)

@@ -76,6 +76,10 @@ class SuperResolutionLoss(DenoisingLoss):
     noise_level: tuple[int, int]
     crop: int | None = None
 
+    @classmethod
+    def of(cls, pipeline, apply, **settings):
+        return super().of(pipeline, apply, noising_process=pipeline.family.noising_process(pipeline), **settings)
+
     def _examples(self, frozen, batch, flip_keys, more_keys):
         level_keys, augment_keys, crop_keys, own_keys = more_keys
         high, masks, index = self.space.sample(frozen, batch, flip_keys, own_keys, flip=self.objective.random_flip)

@@ -79,7 +79,7 @@ def test_a_variance_saved_as_fixed_trains_as_the_range_that_it_is():
     """diffusers' train_dreambooth.py saves DeepFloyd IF so."""
     model = cascade('pixels', variance_type='fixed_small')
     check(model)
-    trainable = types.SimpleNamespace(apply={'unet': model.base.denoiser.apply}, trains_text=False)
+    trainable = types.SimpleNamespace(denoiser='unet', apply={'unet': model.base.denoiser.apply}, trains_text=False)
     made = stage.make_stage(DreamBoothConfig(), BASE, model, trainable)
     assert made.process.variance_type == 'learned_range'
     assert made.process.sampling('ddpm').variance_type == 'fixed_small'
