@@ -1,34 +1,43 @@
-"""The plan counts what the run will generate: class images of the stages that train on them."""
+"""The plan counts what the run will generate and compute: class images of the stages that train on them, steps."""
 
+import functools
 import re
 
+import jax
+import numpy as np
 import pytest
 from PIL import Image
 
 from dreambooth_jax.config import DreamBoothConfig, resolve
-from dreambooth_jax.finetune import examples, plan
+from dreambooth_jax.finetune import examples, plan, stage
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.training.placement import make_placement
 from tests.support import tiny_pipelines
 
 STAGES = {'base': ('unet', 'text_encoder'), 'super_resolution': ('unet',)}
 
 
 @pytest.fixture
-def class_images(monkeypatch):
-    """The plan's line on class images under some settings, and the FLOPs of its second; costs are 1 and 10 a pass."""
+def line_of(monkeypatch):
+    """(beginning, settings) -> the rest of the plan's line of that beginning; a pass costs 1 s, or 10 s."""
     monkeypatch.setattr(plan, 'forward_flops', lambda cascade, stage: {'base': 1.0, 'super_resolution': 10.0}[stage])
     monkeypatch.setattr(plan, 'device_speed', lambda: 1 / plan.EFFICIENCY)
     cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
 
-    def line(**settings):
+    def line(beginning, **settings):
         data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
         prior = {'num_images': 3, 'steps': 2, **settings.pop('prior', {})}
         config = resolve(DreamBoothConfig, {'data': data, 'prior': prior, **settings})
         text = plan.describe(config, cascade, examples.read_instance(config, cascade))
-        found = re.search(r'  class images: (.*)', text)
+        found = re.search(f'  {beginning}: (.*)', text)
         return found and found[1]
 
     return line
+
+
+@pytest.fixture
+def class_images(line_of):
+    return functools.partial(line_of, 'class images')
 
 
 def test_class_images_are_planned_for_the_stages_that_train_on_them(class_images):
@@ -46,6 +55,33 @@ def test_photos_of_ones_own_are_counted_and_none_is_planned(class_images, tmp_pa
     for number in range(5):
         Image.new('RGB', (20, 20)).save(tmp_path / f'{number}.png')
     assert class_images(prior={'dir': str(tmp_path)}) == f'5 photos of your own in {tmp_path}, all used, none generated'
+
+
+def test_the_time_of_a_stage_is_that_of_what_is_computed(line_of):
+    """Two examples are padded to four, one for each device; the teacher has the class examples among them."""
+    assert jax.device_count() == 4
+    for settings, count, passes in (
+        ({}, 2, 3 * 4),
+        ({'prior': {'weight': 0.0}}, 1, 3 * 4),
+        ({'prior': {'kind': 'distillation'}}, 2, 3 * 4 + 2),
+        ({'base': {'batch_size': 3}}, 6, 3 * 8),
+    ):
+        line = line_of('base', **{**settings, 'base': {'steps': 4, **settings.get('base', {})}})
+        assert line.startswith(f'4 steps of {count} examples, ') and line.endswith(f', {4 * passes} s'), line
+
+
+@pytest.mark.parametrize('settings', [{}, {'lora': {'rank': 2}}, {'prior': {'kind': 'distillation'}}])
+def test_the_run_that_the_plan_reads_is_on_the_host(settings):
+    cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
+    data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
+    config = resolve(DreamBoothConfig, {'data': data, **settings})
+    trainable = stage.stage_trainable(config, 'base', cascade)
+    feed = stage.make_feed(config, 'base', [5], 3)
+    run = stage.make_run(config, 'base', cascade, cascade, trainable, feed, make_placement('pmap'))
+    leaves = jax.tree.leaves((run.params, run.frozen, run.batch))
+    assert {type(leaf) for leaf in leaves} == {np.ndarray} and not cascade._on_device
+    assert ('teacher' in run.frozen) == ('prior' in settings)
+    assert run.state_shapes.params.keys() == run.params.keys()
 
 
 def test_what_sampling_keeps_on_a_device_is_the_model_and_merged_adapters():
