@@ -50,14 +50,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         stage = DenoisingLoss.of(pipeline, pipeline.denoiser.apply, objective=objective, encode=prompt_encoder)
         params |= texts
     else:
-        stage = SuperResolutionLoss.of(
-            pipeline,
-            pipeline.denoiser.apply,
-            objective=objective,
-            factor=config.factor,
-            noise_level=config.noise_level,
-            crop=config.crop,
-        )
+        pairing = {'factor': config.factor, 'noise_level': config.noise_level, 'crop': config.crop}
+        stage = SuperResolutionLoss.of(pipeline, pipeline.denoiser.apply, objective=objective, **pairing)
 
     # The data: a pool is used `passes` times, in order since its scenes are random already, and then the next pool.
     steps_per_pool = max(1, config.passes * config.pool_size // config.batch_size)
@@ -100,7 +94,9 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
 
     sampling = SaveSamples(
         grid=grid,
-        cascade_of=lambda state: Cascade(trained(state.best_params), programs=programs),
+        cascade_of=lambda state: Cascade(
+            trained(placement.to_global(state).best_params), placement=placement, programs=programs
+        ),
         folder=workdir / 'samples' / config.stage,
         title=config.stage,
         every=samples.every,
@@ -132,7 +128,9 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         workdir,
     )
     painters.close()
-    folders.write_pipeline(trained(jax.tree.map(np.asarray, state.best_params)), workdir / 'model', dtype='float16')
+    folders.write_pipeline(
+        trained(placement.gather(placement.to_global(state).best_params)), workdir / 'model', dtype='float16'
+    )
     print(f'{"finished" if finished else "stopped"} at step {int(state.step)}; model: {workdir / "model"}')
 
 

@@ -79,6 +79,9 @@ def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, 
     from dreambooth_jax.training.placement import make_placement
     from dreambooth_jax.weights import folders
 
+    # Everything, from class images to samples, is generated on the devices that train.
+    placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
+    original, cascade = original.on(placement), cascade.on(placement)
     images = class_images.class_images_of(config, original, workdir, class_photos)
     examples.check_class_images(config, cascade, images)
     grid = SampleGrid(
@@ -88,7 +91,6 @@ def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, 
         SamplingOptions.of_samples(config.samples, config.super_resolution),
         num_images=config.samples.num_images,
     )
-    placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
     for name in instance:
         if getattr(config, name).steps == 0:
             continue

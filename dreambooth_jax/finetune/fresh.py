@@ -31,7 +31,7 @@ def start_pipeline(config: PretrainConfig, workdir: Path) -> Pipeline:
         def construct(rngs):
             return kind(architecture, dtype=dtype, rngs=rngs)
 
-        return Network(architecture, *functional.init(construct, 2 * config.seed + stream))
+        return Network(architecture, *functional.init(construct, 2 * config.seed + stream), dtype)
 
     base = None
     if config.base is not None:

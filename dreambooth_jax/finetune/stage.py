@@ -12,7 +12,7 @@ from dreambooth_jax.data import pairs
 from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.data.table import Table
 from dreambooth_jax.finetune import textual_inversion
-from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable, stored
+from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.generation.checks import check_sampler
 from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
@@ -20,7 +20,7 @@ from dreambooth_jax.losses.denoising import DenoisingLoss, Objective
 from dreambooth_jax.losses.stage import Stage
 from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
 from dreambooth_jax.losses.teacher import Distillation
-from dreambooth_jax.models import lora
+from dreambooth_jax.models import functional, lora
 from dreambooth_jax.training import optimizer, train_run
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.train_run import Budget, TrainRun
@@ -248,7 +248,7 @@ def make_run(
             pairs.most_class_examples(batch, placement.devices, parts) if whole else None,
         )
         if trainable.denoiser not in trainable.frozen:  # its weights are copied only if it trains as a whole
-            frozen['teacher'] = stored(network.params, compute_dtype(config.parallel.dtype))
+            frozen['teacher'] = functional.cast_kernels(network.params, compute_dtype(config.parallel.dtype))
     stage = make_stage(config, name, cascade, trainable, teacher)
 
     def loss(params, frozen, batch, keys):
@@ -319,13 +319,24 @@ def finetune(
     run = make_run(config, name, cascade, original, trainable, feed, placement)
     data = [{**stage_data(config, name, cascade, original, table, trainable), **feed.arrays} for table in tables]
 
-    def finetuned(state):
-        best = trainable.plain({component: state.best_params[component] for component in trainable.params})
-        return cascade.with_params(**{name: best})
+    # Prompts and images are encoded; until samples are generated the devices are free for the training.
+    cascade.release()
+    original.release()
+
+    def params_of(state):
+        params = placement.to_global(state).best_params
+        return {component: params[component] for component in trainable.params}
+
+    def finetuned(params):
+        return cascade.with_params(**{name: trainable.plain(params)})
 
     samples = SaveSamples(
-        grid=grid, cascade_of=finetuned, folder=workdir / 'samples' / name, title=name, every=config.samples.every
+        grid=grid,
+        cascade_of=lambda state: finetuned(params_of(state)),
+        folder=workdir / 'samples' / name,
+        title=name,
+        every=config.samples.every,
     )
     run = dataclasses.replace(run, frozen={**run.frozen, 'data': data}, callbacks=[samples])
     state, finished = train_run.fit(run, workdir)
-    return finetuned(state), finished
+    return finetuned(placement.gather(params_of(state))), finished

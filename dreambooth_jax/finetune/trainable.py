@@ -119,7 +119,7 @@ def make_trainable(
         elif whole:
             trained = dict(network.params)
         if not whole:
-            frozen[component] = stored(network.params, dtype)
+            frozen[component] = functional.cast_kernels(network.params, dtype)
         if component in new_rows:
             rows = new_rows[component]
             trained[rows.name] = np.asarray(rows.take(network.params))
@@ -160,14 +160,3 @@ def lora_targets(
     except ValueError as error:
         raise ConfigError(f'config.lora: {error}') from None
     return found
-
-
-def stored(params: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """Returns frozen parameters in the form that a step keeps: kernels in the compute dtype, the others unchanged.
-
-    A step reads kernels only in the compute dtype. In bfloat16 they need half the memory, and the result is the same.
-    """
-    return {
-        name: np.asarray(value).astype(dtype, copy=False) if name.endswith('.kernel') else value
-        for name, value in params.items()
-    }

@@ -3,7 +3,11 @@
 An image depends only on the weights, the prompt, the seed and its image number, not on the other images of its batch or
 on the batch size. Image j of every prompt starts from the same noise, so that a contact sheet compares prompts. The
 second stage gets the base stage's images before they are rounded to 8 bits, as IFSuperResolutionPipeline does when it
-is given a tensor. If there are several local devices, each generates a part of the batch with a copy of the weights.
+is given a tensor.
+
+Every device of the placement generates a part of each batch. In training it is the training's own placement: the
+weights that train are used where they are, sharded or not, on one host or several, and all hosts generate together and
+get all images. The other weights are placed when they are first needed and stay until `release`.
 """
 
 import dataclasses
@@ -16,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from dreambooth_jax.config import NO_MODEL, ConfigError, DreamBoothConfig
@@ -24,7 +27,9 @@ from dreambooth_jax.families.prompts import Conditioning, PromptEncoder, take
 from dreambooth_jax.families.reading import read_pipeline, read_second_stage
 from dreambooth_jax.generation import checks, text_to_image
 from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.models import functional
 from dreambooth_jax.text.tokenize import Tokenizer
+from dreambooth_jax.training.placement import Placement, make_placement
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network, Pipeline, in_float32
 
@@ -59,6 +64,7 @@ class Cascade:
       size: side of the base stage's images in pixels; None: the model's own. Only latent models, and models that do not
         state their size, can generate at another size.
       clip_skip: number of last CLIP layers that the base stage skips; see PromptEncoder.
+      placement: the devices that generate; None: all devices of this host, each with a copy of the weights.
       programs: cache of compiled functions, which with_params hands on.
 
     Raises:
@@ -71,8 +77,10 @@ class Cascade:
     super_resolution: Pipeline | None = None
     size: int | None = None
     clip_skip: int = 0
+    placement: Placement | None = None
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
     _on_device: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+    _encoded: dict[Any, Conditioning] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self):
         base, second = self.base, self.super_resolution
@@ -135,6 +143,18 @@ class Cascade:
             revisions=(config.model_revision, config.super_resolution_model_revision),
         )
 
+    def on(self, placement: Placement) -> 'Cascade':
+        """Returns the same model generating on the devices of a placement; nothing of it is on any device yet."""
+        return dataclasses.replace(self, placement=placement, _on_device={})
+
+    def release(self) -> None:
+        """Frees the devices of all weights that this object has placed there."""
+        self._on_device.clear()
+
+    @functools.cached_property
+    def _devices(self) -> Placement:
+        return self.placement or make_placement('pmap', devices=jax.local_devices())
+
     @property
     def base_size(self) -> int:
         """Side of the base stage's images, in pixels; WeightsError if neither `size` nor the model states it."""
@@ -189,7 +209,10 @@ class Cascade:
                 stages[stage] = stages[stage].with_components(**{component: network})
                 given.add((stage, component))
         on_device = {part: params for part, params in self._on_device.items() if part not in given}
-        return dataclasses.replace(self, **stages, _on_device=on_device)
+        # Prompts need not be encoded again where no text encoder changes.
+        reads_as_before = not any(component in stages[stage].family.tokenizers for stage, component in given)
+        encoded = self._encoded if reads_as_before else {}
+        return dataclasses.replace(self, **stages, _on_device=on_device, _encoded=encoded)
 
     def with_tokens(self, text_encoders: Mapping[str, Network], added_tokens: tuple[str, ...]) -> 'Cascade':
         """Returns the cascade with other words added to its base stage; the samplers are not compiled again.
@@ -200,7 +223,7 @@ class Cascade:
         """
         base = dataclasses.replace(self.base.with_components(**text_encoders), added_tokens=added_tokens)
         on_device = {part: params for part, params in self._on_device.items() if part[1] not in text_encoders}
-        return dataclasses.replace(self, base=base, _on_device=on_device)
+        return dataclasses.replace(self, base=base, _on_device=on_device, _encoded={})
 
     def prompt_encoder(self, stage: str = BASE) -> PromptEncoder:
         """Returns how `stage` reads prompts, computed in float32."""
@@ -233,6 +256,9 @@ class Cascade:
         Returns:
           The conditioning of N prompts, on the host.
         """
+        key = (stage, tuple(prompts), size)
+        if key in self._encoded:
+            return self._encoded[key]
         prompt_encoder = self.prompt_encoder(stage)
         pipeline = self._reader(stage)
         encoder = self._program(('text_encoder', stage, pipeline.added_tokens), lambda: jax.jit(prompt_encoder))
@@ -242,8 +268,9 @@ class Cascade:
         encoded = []
         for first in range(0, len(prompts), _PROMPTS_AT_ONCE):
             indices = np.minimum(np.arange(first, first + _PROMPTS_AT_ONCE), len(prompts) - 1)
-            encoded.append(jax.tree.map(np.asarray, encoder(params, take(tokens, indices))))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(prompts)], *encoded)
+            encoded.append(self._devices.gather(encoder(params, take(tokens, indices))))
+        self._encoded[key] = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(prompts)], *encoded)
+        return self._encoded[key]
 
     def _reader(self, stage: str) -> Pipeline:
         # Returns the pipeline whose text encoders `stage` uses.
@@ -302,24 +329,24 @@ class Cascade:
             )
             checks.check_noise_level(second, options.noise_level)
             second_text = text
-            if second.text_encoder is not None:
+            if second.text_encoders:
                 second_text = self.encode([options.negative_prompt, *prompts], SUPER_RESOLUTION)
         # Every batch has the same size (the last one is padded), so that one compiled sampler serves them all.
         prompt_of, numbers = np.asarray(requests, np.int64).reshape(-1, 2).T
-        devices, batch_size = len(jax.local_devices()), options.batch_size or self.usual_batch_size
+        devices, batch_size = self._devices.devices, options.batch_size or self.usual_batch_size
         first = 0
         for examples, used in text_to_image.padded_batches(len(requests), batch_size, devices):
             keys = text_to_image.image_keys(options.seed, numbers[examples])
-            keys, *words = _on_devices((keys, *_words(text, prompt_of[examples])), split=True)
+            keys, *words = self._devices.split((keys, *_words(text, prompt_of[examples])))
             low = self._decoded(BASE, sample_base(self._params(BASE), *words, keys))
             high = None
             if second is not None:
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, _SUPER_RESOLUTION_STREAM))(keys)
                 level = np.full(len(examples), options.noise_level, np.int32)
-                *words, level = _on_devices((*_words(second_text, prompt_of[examples]), level), split=True)
+                *words, level = self._devices.split((*_words(second_text, prompt_of[examples]), level))
                 high = sample_second(self._params(SUPER_RESOLUTION), *words, keys, low=low, level=level)
-                high = text_to_image.to_uint8(self._decoded(SUPER_RESOLUTION, high))[:used]
-            yield range(first, first + used), Images(text_to_image.to_uint8(low)[:used], high)
+                high = self._on_host(self._decoded(SUPER_RESOLUTION, high))[:used]
+            yield range(first, first + used), Images(self._on_host(low)[:used], high)
             first += used
 
     def sampler(self, stage: str, steps: int, guidance_scale: float, sampler: str):
@@ -360,6 +387,9 @@ class Cascade:
         compiled = self._program(('decode', stage), lambda: jax.jit(space.decode))
         return compiled(self._params(stage, space.decoder), generated)
 
+    def _on_host(self, images: jax.Array) -> np.ndarray:
+        return text_to_image.to_uint8(self._devices.gather(images))
+
     def _tokenizers(self, stage: str) -> dict[str, Tokenizer]:
         pipeline = getattr(self, stage) if getattr(self, stage).tokenizers else self.base
         added = pipeline.added_tokens
@@ -378,7 +408,11 @@ class Cascade:
         pipeline = getattr(self, stage)
         part = (stage, component or pipeline.family.denoiser)
         if part not in self._on_device:
-            self._on_device[part] = _on_devices(pipeline.components[part[1]].params)
+            network, params = pipeline.components[part[1]], pipeline.components[part[1]].params
+            if part[1] not in pipeline.family.tokenizers:  # prompts are encoded in float32
+                host = {name: value for name, value in params.items() if not isinstance(value, jax.Array)}
+                params = {**params, **functional.cast_kernels(host, network.dtype)}
+            self._on_device[part] = self._devices.place(params)
         return self._on_device[part]
 
 
@@ -392,16 +426,3 @@ def compute_dtype(dtype: Any = 'auto'):
 def _words(text: Conditioning, prompt_of: np.ndarray) -> tuple[Conditioning, Conditioning]:
     # Text and negative text of some examples. The first prompt in `text` is the negative prompt.
     return take(text, 1 + prompt_of), take(text, np.zeros_like(prompt_of))
-
-
-@functools.cache
-def _mesh() -> Mesh:
-    return Mesh(np.array(jax.local_devices()), ('data',), axis_types=(AxisType.Auto,))
-
-
-def _on_devices(tree, split: bool = False):
-    """Copies arrays to all local devices or, if `split`, distributes them along their first axis."""
-    leaves = jax.tree.leaves(tree)
-    if isinstance(leaves[0], jax.Array) and len(leaves[0].sharding.device_set) > 1:
-        return tree  # parameters of a training run, which are on all devices already
-    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec('data') if split else PartitionSpec()))

@@ -15,6 +15,7 @@ they are. Nothing is generated then, and nothing is written to that folder; the 
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -44,7 +45,7 @@ from dreambooth_jax.generation.class_manifest import (
 )
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.system import disk, lock
-from dreambooth_jax.training import memory
+from dreambooth_jax.training import hosts, memory
 from dreambooth_jax.weights.identity import scheduler_hash
 
 __all__ = ['PriorError', 'ClassImage', 'ensure_class_images', 'own_photos', 'class_images_of', 'read', 'stages_of']
@@ -119,10 +120,10 @@ def class_images_of(
     if not stages:
         return []
     own = _own_images(config, SUPER_RESOLUTION in stages, order)
-    if len(own) != (count := _of_first_host(len(own))):
+    if len(own) != (count := int(hosts.of_first(len(own)))):
         raise PriorError(
             f'config.prior.dir is {prior.dir!r}, where the first host sees {count} photos and host '
-            f'{jax.process_index()} {len(own)}; set it to a folder on a disk that all hosts share.'
+            f'{jax.process_index()} {len(own)}; set it to a folder on a disk that all hosts share, or copy it.'
         )
     if own:
         if jax.process_index() == 0:
@@ -161,8 +162,9 @@ def ensure_class_images(
 ) -> list[ClassImage]:
     """Generates the class images that `folder` lacks.
 
-    The manifest is written after every batch, so an interrupted run continues where it was. On several hosts the first
-    one generates, and the folder must be on a disk that all hosts share.
+    The manifest is written after every batch, so an interrupted run continues where it was. Several hosts generate
+    together if the cascade's placement has devices of all; the first one keeps the files, and the others need not see
+    them.
 
     Args:
       class_prompts: the prompts; a repeated prompt counts once.
@@ -182,7 +184,8 @@ def ensure_class_images(
     requests = [(prompt, number) for prompt in range(len(prompts)) for number in range(count)]
     files = [_file(folder, prompts[prompt], number, super_resolution) for prompt, number in requests]
 
-    def generate():
+    def begin():
+        """Opens the folder; returns the manifest, and for each file whether it is missing."""
         wanted = {
             'model': cascade.base.weights_hash,
             'scheduler': scheduler_hash(cascade.base),
@@ -207,43 +210,43 @@ def ensure_class_images(
         # Nothing is generated if the folder holds images that differ in one of these values.
         manifest = open_manifest(folder, wanted, count)
         folder.mkdir(parents=True, exist_ok=True)  # before sampling, so that a bad path costs no time
-        missing = [index for index, file in enumerate(files) if not is_there(manifest, file)]
         if not manifest['images']:
             write_manifest(folder, manifest)  # images without a manifest would be taken for the user's own photos
+        return manifest, [not is_there(manifest, file) for file in files]
+
+    def keep(manifest, indices, images):
+        for image, index in enumerate(indices):
+            file = files[index]
+            _write_image(file.path, images.base[image])
+            if super_resolution:
+                _write_image(file.super_resolution, images.super_resolution[image])
+            add(manifest, file, seed=options.seed, number=requests[index][1])
+        write_manifest(folder, manifest)
+
+    doing = 'keep class images'
+    with contextlib.ExitStack() as held:
+        hosts.on_first(lambda: held.enter_context(_alone(folder, files)), doing)
+        manifest, is_missing = hosts.on_first(begin, doing) or (None, [False] * len(files))
+        missing = np.flatnonzero(hosts.of_first(np.array(is_missing, bool))).tolist()
         with tqdm(
             total=len(files),
             initial=len(files) - len(missing),
             unit='image',
             desc='class images',
-            disable=not (progress and missing),
+            disable=not (progress and missing and jax.process_index() == 0),
             dynamic_ncols=True,
         ) as bar:
             for positions, images in cascade.stream(prompts, [requests[index] for index in missing], options):
-                for image, index in enumerate(missing[position] for position in positions):
-                    file = files[index]
-                    _write_image(file.path, images.base[image])
-                    if super_resolution:
-                        _write_image(file.super_resolution, images.super_resolution[image])
-                    add(manifest, file, seed=options.seed, number=requests[index][1])
-                write_manifest(folder, manifest)
+                indices = [missing[position] for position in positions]
+                hosts.on_first(functools.partial(keep, manifest, indices, images), doing)
                 bar.update(len(positions))
-
-    # Only the first host generates. It keeps its error until the other hosts know of it; else they would wait for ever.
-    error = None
-    if jax.process_index() == 0:
-        try:
-            with _alone(folder, files):
-                generate()
-        except BaseException as caught:  # also Ctrl-C, of which the other hosts must be told
-            error = caught
-    _end_together(folder, files, error)
     return files
 
 
 def read(
     images: Sequence[ClassImage], sizes: Mapping[str, int], *, crop_seed: int | None = None, max_zoom: float = MAX_ZOOM
 ) -> dict[str, Examples]:
-    """Reads class images into memory.
+    """Reads class images into memory. With several hosts the first one reads them for all.
 
     Args:
       images: as returned by `class_images_of` or `ensure_class_images`.
@@ -265,11 +268,14 @@ def read(
             return read_image(path, size)
         return read_image(path, size, crop='random', rng=np.random.default_rng([crop_seed, index]), max_zoom=max_zoom)
 
-    return {
-        stage: Examples(np.stack([one(path, size, index) for index, path in enumerate(paths[stage])]), prompts)
-        for stage, size in sizes.items()
-        if images and None not in paths[stage]
-    }
+    found = {}
+    for stage, size in sizes.items():
+        if images and None not in paths[stage]:
+            made = [(path, size, index) for index, path in enumerate(paths[stage])]
+            read = hosts.on_first(lambda made=made: np.stack([one(*image) for image in made]), 'read class images')
+            empty = np.zeros((len(images), size, size, 3), np.uint8)
+            found[stage] = Examples(hosts.of_first(empty if read is None else read), prompts)
+    return found
 
 
 def _words(prompt: str) -> str:
@@ -297,31 +303,3 @@ def _write_image(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk.writing(path) as new:
         Image.fromarray(pixels).save(new, format='PNG')
-
-
-def _of_first_host(number: int) -> int:
-    """Returns the first host's `number` on all hosts; the hosts wait for each other here."""
-    if jax.process_count() == 1:
-        return number
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-
-
-def _end_together(folder: Path, files: Sequence[ClassImage], error: BaseException | None) -> None:
-    """Waits for the first host and, if it failed, raises an error on all hosts, which would else wait for ever.
-
-    Args:
-      error: the first host's error, which is raised there; None on the other hosts.
-    """
-    failed = _of_first_host(error is not None)
-    if error is not None:
-        raise error
-    if failed:
-        raise PriorError('the first host could not generate the class images; what it says itself tells why.')
-    unseen = sum(not file.path.is_file() for file in files)
-    if unseen:
-        raise PriorError(
-            f'{unseen} of {len(files)} class images in {folder} are not seen by host {jax.process_index()}; set '
-            f'prior.dir to a folder on a disk that all hosts share.'
-        )

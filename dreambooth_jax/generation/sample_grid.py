@@ -68,6 +68,7 @@ class SampleGrid:
         if self.original is not None:
             if self._answers is None:
                 self._answers = self._generate(self.original)[-1]
+                self.original.release()  # it is not needed again
             groups['the base model'] = self._answers
         headings = [name for name in groups for _ in range(self.num_images)]
         rows = [[image for group in groups.values() for image in group[i]] for i in range(len(self.prompts))]
@@ -80,15 +81,18 @@ class SampleGrid:
             headings_from=len(references),
             title=title,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with disk.writing(path) as new:
-            sheet.save(new, format='PNG')
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with disk.writing(path) as new:
+                sheet.save(new, format='PNG')
         return np.asarray(sheet)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SaveSamples:
-    """Saves a grid of the present weights: a callback of training (training/callbacks.py). Not with several hosts.
+    """Saves a grid of the present weights: a callback of training (training/callbacks.py).
+
+    Several hosts generate together, and the first one writes.
 
     Attributes:
       grid: generates the images.
@@ -105,6 +109,5 @@ class SaveSamples:
     every: int = 0
 
     def __call__(self, step: int, state: TrainState) -> None:
-        if jax.process_count() == 1:
-            path = self.folder / f'{step:06d}.png'
-            self.grid.save_if_possible(self.cascade_of(state), path, f'{self.title}, step {step}')
+        path = self.folder / f'{step:06d}.png'
+        self.grid.save_if_possible(self.cascade_of(state), path, f'{self.title}, step {step}')

@@ -98,7 +98,7 @@ def padded_batches(count: int, batch_size: int, multiple: int = 1) -> Iterator[t
         yield np.minimum(np.arange(first, first + size), count - 1), min(size, count - first)
 
 
-def to_uint8(images: jax.Array) -> np.ndarray:
+def to_uint8(images: jax.Array | np.ndarray) -> np.ndarray:
     """Converts images f32 in [-1, 1] to uint8, rounded as diffusers' image processor does.
 
     Raises:

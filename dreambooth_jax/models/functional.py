@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 Params = dict[str, jax.Array]
@@ -107,3 +108,14 @@ def call(block: Callable[..., Any], *args, remat: bool):
 def parameter_count(params: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> int:
     """Returns the number of scalars in all parameters."""
     return sum(math.prod(value.shape) for value in params.values())
+
+
+def cast_kernels(params: Params, dtype: Any) -> Params:
+    """Returns parameters that are only read, on the host: kernels in the compute dtype, the others unchanged.
+
+    A network reads kernels only in the compute dtype. In bfloat16 they need half the memory; the result is the same.
+    """
+    return {
+        name: np.asarray(value).astype(dtype, copy=False) if name.endswith('.kernel') else value
+        for name, value in params.items()
+    }

@@ -1,6 +1,9 @@
-"""How a process joins the others of a run on several hosts."""
+"""How a process joins the others of a run on several hosts, and what the hosts do one for all."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from dreambooth_jax.config import ConfigError
 
@@ -48,3 +51,44 @@ def join(distributed: bool, address: Address = Address()) -> None:  # noqa: B008
             f'--distributed finds no cluster that tells where the processes meet ({error}); give '
             f'--coordinator_address, --num_processes and --process_id'
         ) from None
+
+
+def of_first(value: np.ndarray | int | bool) -> np.ndarray:
+    """Returns the first host's value on all hosts, which wait for each other here; of the same shape on all."""
+    import jax
+
+    if jax.process_count() == 1:
+        return np.asarray(value)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def on_first(action: Callable[[], Any], doing: str) -> Any:
+    """Runs `action` on the first host alone, while the others wait; if it fails, all hosts fail.
+
+    Args:
+      doing: what it does; the message of the other hosts puts it after 'could not'.
+
+    Returns:
+      What `action` returned on the first host; None on the others.
+
+    Raises:
+      TrainingError: on the other hosts. On the first one, what `action` raised.
+    """
+    import jax
+
+    from dreambooth_jax.training.loop import TrainingError
+
+    found, error = None, None
+    if jax.process_index() == 0:
+        try:
+            found = action()
+        except BaseException as caught:  # also Ctrl-C, of which the other hosts must be told: they would wait for ever
+            error = caught
+    failed = of_first(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        raise TrainingError(f'the first host could not {doing}; what it says itself tells why')
+    return found

@@ -1,6 +1,7 @@
 """Where the state, the frozen data and the batch are stored.
 
-Mode `pmap` replicates the state; mode `fsdp` shards its large arrays.
+Mode `pmap` replicates the state; mode `fsdp` shards its large arrays. Images are generated on the same mesh, with the
+weights where the training has them (generation/cascade.py).
 
 One step body serves both (training/step.py); the only difference is the optional `lax.pmean`. The state has no device
 axis: pmap runs with in_axes None, which from JAX 0.10 on is jit(shard_map). So a checkpoint that was written in one
@@ -24,6 +25,21 @@ class Placement(Protocol):
 
     devices: int
 
+    def place(self, tree: Any) -> Any:
+        """Returns arrays in the layout that they keep; those that are on devices already are returned as they are.
+
+        Every array is sent to where it belongs, without a whole copy of the tree on any device.
+        """
+
+    def split(self, tree: Any) -> Any:
+        """Splits arrays of equal length B, a multiple of `devices`, along their first axis; every host gives them all.
+
+        PRNG keys may be among them.
+        """
+
+    def gather(self, tree: Any) -> Any:
+        """Returns arrays in any layout as numpy arrays, whole on every host. All hosts must call it together."""
+
     def place_state(self, init: Callable[..., Any], *arguments: Any) -> Any:
         """Runs `init(*arguments)` so that its result has its final layout from the start.
 
@@ -43,6 +59,43 @@ class Placement(Protocol):
         """Returns the metrics as numpy arrays on every host. It waits for the step that computes them."""
 
 
+class _OnMesh:
+    """What both placements do alike, on their mesh."""
+
+    devices: int
+    _mesh: Mesh
+
+    def place(self, tree):
+        def one(x):
+            if isinstance(x, jax.Array) and x.sharding.device_set == set(self._mesh.devices.flat):
+                return x
+            layout = self.shardings(jax.ShapeDtypeStruct(np.shape(x), x.dtype))
+            if layout.is_fully_addressable:
+                return jax.device_put(x, layout)
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, layout, lambda index: x[index])
+
+        return jax.tree.map(one, tree)
+
+    def split(self, tree):
+        sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
+
+        def one(x):
+            if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(one(jax.random.key_data(x)))
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+        return jax.tree.map(one, tree)
+
+    def gather(self, tree):
+        def one(x):
+            whole = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+            return np.asarray(x) if whole else multihost_utils.process_allgather(x, tiled=True)
+
+        return jax.tree.map(one, tree)
+
+
 def _local_examples(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
     """Returns this host's part of the global batch: hosts hold equal, consecutive ranges of examples.
 
@@ -56,7 +109,7 @@ def _local_examples(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.
     return {name: value[start : start + per_host] for name, value in batch.items()}
 
 
-class Pmap:
+class Pmap(_OnMesh):
     """The state and the frozen data are replicated and the batch is split; one `pmean` averages the gradients.
 
     Args:
@@ -69,6 +122,10 @@ class Pmap:
         # The same mesh that pmap makes. make_mesh may permute the devices, and then the state would move at every call.
         self._mesh = Mesh(np.array(self._devices), (AXIS,))
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
+
+    def shardings(self, tree: Any) -> Any:
+        """Returns the layout of every array in a pytree of arrays or shapes."""
+        return jax.tree.map(lambda x: self._replicated, tree)
 
     def place_state(self, init, *arguments):
         return jax.jit(init, out_shardings=self._replicated)(*arguments)
@@ -97,7 +154,7 @@ class Pmap:
         return jax.tree.map(np.asarray, metrics)
 
 
-class Fsdp:
+class Fsdp(_OnMesh):
     """Each large array is sharded over all devices along its longest divisible axis.
 
     The compiler inserts the collectives.
@@ -111,8 +168,8 @@ class Fsdp:
         devices = tuple(devices or jax.devices())
         self.devices = len(devices)
         self.min_bytes = min_bytes
-        # Not jax.make_mesh, which orders a TPU's devices by their links: samples are generated with these weights on a
-        # mesh in the order of jax.devices(), and one computation cannot take arrays of two orders.
+        # Not jax.make_mesh, which may order the devices by their links: one computation cannot take arrays of two
+        # orders.
         self._mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
 

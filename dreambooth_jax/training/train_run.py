@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -129,9 +128,9 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
     Raises: CheckpointError, TrainingError.
     """
     placement, budget = run.placement, run.budget
-    frozen = placement.place_state(lambda frozen: frozen, jax.tree.map(jnp.asarray, run.frozen))
+    frozen = placement.place(run.frozen)
     # Place the state first: a checkpoint is restored into its layout and onto its devices.
-    state = placement.place_state(run.init, run.params)
+    state = placement.place_state(run.init, placement.place(run.params))
     checkpoints = Checkpoints(workdir / run.name / 'checkpoints', keep=run.checkpoint.keep)
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)

@@ -195,7 +195,7 @@ def _read_network(folder: Path, component: str, config: Mapping[str, Any], dtype
     except ValueError as error:
         raise WeightsError(f'{folder / "config.json"} is not supported: {str(error).rstrip(".")}.') from None
     path = files.find_weights(folder, kind_of(component, config).stem)
-    return filled_network(model, component, config, files.read_tensors(path), str(path))
+    return filled_network(model, component, config, files.read_tensors(path), str(path), dtype)
 
 
 def write_pipeline(

@@ -112,11 +112,13 @@ class Network:
       config: contents of its config.json.
       apply: pure function of (params, *inputs, method='__call__'); see functional.split.
       params: {dotted path: f32 array}.
+      dtype: the dtype that it computes in.
     """
 
     config: Mapping[str, Any]
     apply: Callable[..., Any]
     params: Mapping[str, Any]
+    dtype: Any = jnp.float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,26 +280,28 @@ def _abstract_network(component: str, config: str, dtype, **options) -> nnx.Modu
 
 
 def filled_network(
-    model: nnx.Module, component: str, config: Mapping[str, Any], tensors: Mapping[str, Any], source: str
+    model: nnx.Module, component: str, config: Mapping[str, Any], tensors: Mapping[str, Any], source: str, dtype: Any
 ) -> Network:
     """Fills an abstract network with the tensors of a checkpoint.
 
     Args:
-      model: result of abstract_network for the same component and configuration.
+      model: result of abstract_network for the same component, configuration and dtype.
       component: name of the component.
       config: contents of its config.json.
       tensors: {name in a checkpoint of diffusers or transformers: array}.
+      dtype: compute dtype of the network.
       source: name of the checkpoint for an error.
     Raises: WeightsError with one line for each tensor that does not fit.
     """
     kind = kind_of(component, config)
     params = mapping.load(model, tensors, aliases=kind.aliases, ignored=kind.ignored, source=source)
-    return Network(config, functional.split(model)[0], params)
+    return Network(config, functional.split(model)[0], params, dtype)
 
 
 def in_float32(component: str, network: Network) -> Network:
     """Returns the same network computing in float32, for a computation that runs once and gains nothing otherwise."""
-    return dataclasses.replace(network, apply=functional.split(abstract_network(component, network.config))[0])
+    apply = functional.split(abstract_network(component, network.config))[0]
+    return dataclasses.replace(network, apply=apply, dtype=jnp.float32)
 
 
 def network_tensors(component: str, network: Network) -> dict[str, np.ndarray]:

@@ -82,7 +82,7 @@ def read_pipeline(
             model = abstract_network(component, config, dtype)
         except ValueError as error:
             raise WeightsError(f'the {component} of {path} is not supported: {str(error).rstrip(".")}.') from None
-        networks[component] = filled_network(model, component, config, tensors, str(path))
+        networks[component] = filled_network(model, component, config, tensors, str(path), dtype)
     tokenizers = tokenizer_folders.find(path, found.family, tokenizer_dir)
     return Pipeline(
         family=family,
