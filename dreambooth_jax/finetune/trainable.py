@@ -1,7 +1,7 @@
 """Which parameters of a stage's networks train, and how the networks' full parameters are made of them.
 
 Full fine-tuning trains the parameters themselves. LoRA trains adapters beside frozen parameters, and textual inversion
-trains rows of a frozen token table. The loss of a stage (stages/) does not know the difference: it gets the full
+trains rows of a frozen token table. The loss of a stage (losses/) does not know the difference: it gets the full
 parameters, which `assemble` makes of the trained and the frozen ones.
 """
 

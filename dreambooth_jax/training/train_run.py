@@ -51,7 +51,7 @@ class TrainRun:
 
     Attributes:
       name: the name of the stage, used for folders and metrics.
-      loss: the loss of a stage (stages/stage.py).
+      loss: the loss of a stage (losses/stage.py).
       params: the parameters to train, as they are at step 0: component -> dotted path -> array.
       frozen: a pytree of arrays that do not train, which are placed once, before the first step.
       frozen_at: (the placed `frozen`, step) -> the frozen data of the dispatch that starts at that step, placed.

@@ -88,7 +88,7 @@ def test_what_sampling_keeps_on_a_device_is_the_model_and_merged_adapters():
     cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
     sizes = {
         stage: {
-            part: sum(4 * value.size for value in getattr(getattr(cascade, stage), part).params.values())
+            part: sum(4 * value.size for value in getattr(cascade, stage).components[part].params.values())
             for part in parts
         }
         for stage, parts in STAGES.items()

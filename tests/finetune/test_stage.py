@@ -11,6 +11,7 @@ import pytest
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, ObjectiveConfig, PriorConfig, SamplesConfig
 from dreambooth_jax.data.table import Examples, make_table
+from dreambooth_jax.families.image_space import encode_images
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.finetune import plan, stage
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
@@ -39,7 +40,7 @@ def test_targets_and_frozen_text_are_float32_whatever_the_steps_compute_in():
         np.testing.assert_allclose(ours, exact, rtol=1e-6, atol=1e-7)
     # The comparison would see bfloat16: the networks as they were read do compute in it.
     vae = cascade('latents', jnp.bfloat16).base.components['vae']
-    coarse = stage.latent.encode_images(vae.apply, vae.params, table.images)
+    coarse = encode_images(vae.apply, vae.params, table.images)
     assert np.abs(coarse - full['moments']).max() > 1e-4
 
 
@@ -48,7 +49,7 @@ def test_the_plan_neither_places_nor_runs_a_text_encoder(kind, monkeypatch):
     model = cascade(kind)
     for name in (BASE, SUPER_RESOLUTION):
         text = jax.tree.map(lambda x: (x.shape, x.dtype), model.encode([''], name))
-        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), model.text_shapes(name))
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), model.conditioning_shapes(name))
         assert text == shapes
     model = cascade(kind)
     monkeypatch.setattr(Cascade, 'encode', None)

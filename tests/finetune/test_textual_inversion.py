@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.families.image_space import sample_latents
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.finetune import examples, formats, stage, textual_inversion
 from dreambooth_jax.finetune.trainable import make_trainable
 from dreambooth_jax.finetune.trained import Trained
@@ -150,7 +151,7 @@ def changed(before, after):
 
 def table_of(cascade, component):
     rows = textual_inversion.new_rows(cascade)[component]
-    return rows, np.asarray(getattr(cascade.base, component).params[f'{rows.layer}.embedding'])
+    return rows, np.asarray(cascade.base.components[component].params[f'{rows.layer}.embedding'])
 
 
 @pytest.mark.parametrize('family', ['if', *(pytest.param(name, marks=pytest.mark.slow) for name in ('sd1', 'sdxl'))])
@@ -161,7 +162,7 @@ def test_only_the_new_rows_change(family):
     for component in list(original(family).base.text_encoders):
         rows, table = table_of(after, component)
         assert found[component] == [f'{rows.layer}.embedding']
-        plain = np.asarray(getattr(original(family).base, component).params[f'{rows.layer}.embedding'])
+        plain = np.asarray(original(family).base.components[component].params[f'{rows.layer}.embedding'])
         assert np.array_equal(np.delete(table, [rows.first, rows.first + 1], 0), plain)
         moved = np.abs(table - table_of(before, component)[1]).max(1)[rows.first : rows.first + 2]
         # Adam's steps are of the learning rate's size: 3 of 0.01.
@@ -274,7 +275,7 @@ def test_diffusers_reads_the_word_in_the_exported_folder_as_we_do(family):
             assert np.abs(ours['added_cond']['text_embeds'] - pooled).max() < 1e-4
     for component in finetuned.base.text_encoders:
         _, table = table_of(finetuned, component)
-        assert getattr(again.base, component).config['vocab_size'] == len(table)
+        assert again.base.components[component].config['vocab_size'] == len(table)
 
 
 def test_the_original_cascade_reads_prompts_as_before():
@@ -346,12 +347,12 @@ def test_a_single_file_has_the_tables_that_other_programs_expect_and_the_word_be
         f'sks-dog'
     )
     formats.write(trained, 'single_file', file, dtype='float16')  # in its own file's place
-    before, after = (single_file.read_pipeline(path) for path in (given_file(family, tmp_path), file))
+    before, after = (read_pipeline(path) for path in (given_file(family, tmp_path), file))
     widths = {part: table_of(cascade, part)[1].shape[1] for part in cascade.base.text_encoders}
     token, rows = read_textual_inversion(beside, widths)
     assert token == WORD
     for component, network in before.text_encoders.items():
-        found = getattr(after, component).params
+        found = after.components[component].params
         assert all(np.array_equal(found[name], value) for name, value in network.params.items())
         new, table = table_of(cascade, component)
         assert np.array_equal(rows[component], table[new.first :].astype(np.float16))

@@ -103,7 +103,7 @@ def test_a_network_without_a_target_is_not_trained_and_the_user_is_told(targets,
     assert stays == 'unet' or 'text_encoder' not in trainable.frozen  # prompts are read once, before training
     plain = trainable.plain(trainable.params)
     assert plain.keys() == {trains}
-    network = getattr(cascade.base, trains).params
+    network = cascade.base.components[trains].params
     assert all(np.array_equal(plain[trains][name], value) for name, value in network.items())
 
 

@@ -260,7 +260,10 @@ def test_a_noise_level_that_the_upscaler_does_not_know_is_refused(options, highe
 
 @pytest.mark.parametrize('part', ['vae', 'text_encoder', 'tokenizer'])
 def test_an_upscaler_without_a_part_is_named(part):
-    name = f'{part}_folder' if part == 'tokenizer' else part
-    second = dataclasses.replace(two_stages().super_resolution, **{name: None})
+    second = two_stages().super_resolution
+    if part == 'tokenizer':
+        second = dataclasses.replace(second, tokenizers={})
+    else:
+        second = second.with_components(**{part: None})
     with pytest.raises(WeightsError, match=rf'upscaler has no {part}; give a complete pipeline\.$'):
         Cascade(tiny.cascade('sd1').base, second)

@@ -49,7 +49,7 @@ def test_our_file_gives_the_model_that_learned_its_word(family, tmp_path):
     ours = new_words.with_embedding(original(family), path, [f'a {WORD}'])
     assert ours.base.added_tokens == learned.base.added_tokens == (WORD, f'{WORD}_1')
     for component, network in learned.base.text_encoders.items():
-        found = getattr(ours.base, component)
+        found = ours.base.components[component]
         assert found.config == network.config
         assert all(np.array_equal(found.params[name], value) for name, value in network.params.items())
     assert same(ours, learned) and not same(ours, original(family))
