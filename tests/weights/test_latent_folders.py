@@ -67,7 +67,7 @@ def assert_equal(ours, expected):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_folder_saved_by_diffusers_is_read(family):
     for component, expected in theirs(family).items():
-        assert_equal(getattr(read(family), component).params, expected)
+        assert_equal(read(family).components[component].params, expected)
 
 
 @pytest.mark.parametrize(('family', 'options'), [*((family, {}) for family in FAMILIES), ('sdxl', SHARDED)])
@@ -111,9 +111,9 @@ def test_folder_written_by_us_is_read_back_equal(family, options):
     for component in pipeline.family.networks:
         rounded = {
             name: np.asarray(jnp.asarray(value, options.get('dtype', 'float32')), np.float32)
-            for name, value in getattr(pipeline, component).params.items()
+            for name, value in pipeline.components[component].params.items()
         }
-        assert_equal(getattr(again, component).params, rounded)
+        assert_equal(again.components[component].params, rounded)
     assert again.scheduler == pipeline.scheduler and again.options == pipeline.options
     assert again.image_noising_scheduler == pipeline.image_noising_scheduler
     assert again.text_encoders.keys() == again.tokenizers.keys()
@@ -151,7 +151,7 @@ def test_folder_with_the_published_names_is_read(family, tmp_path):
         published(folder / component / ('diffusion_pytorch_model' if component == 'vae' else 'model'))
     again = read_pipeline(folder, components=components)
     for component in components:
-        assert_equal(getattr(again, component).params, getattr(read(family), component).params)
+        assert_equal(again.components[component].params, read(family).components[component].params)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_single_file_is_read_as_the_folder_that_it_was_made_of(family, written
     read = read_pipeline(file)
     assert (read.class_name, read.size, read.folder) == (made.class_name, made.size, file)
     for component in made.family.networks:
-        ours, theirs = getattr(read, component).params, getattr(made, component).params
+        ours, theirs = read.components[component].params, made.components[component].params
         assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     assert read.scheduler['prediction_type'] == made.scheduler['prediction_type']
     assert {name: read.option(name) for name in made.family.options if name != 'requires_safety_checker'} == {
