@@ -18,11 +18,11 @@ _COUNT = flags.DEFINE_integer('count', 20, 'How many tokens at most.', lower_bou
 
 def main(argv) -> None:
     del argv
+    from dreambooth_jax.families import reading
     from dreambooth_jax.text.identifier import rare_tokens
     from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError
-    from dreambooth_jax.weights import folders
 
-    folder = folders.read_pipeline(_MODEL.value, components=(), tokenizer_dir=_TOKENIZER_DIR.value).tokenizer_folder
+    folder = reading.read_pipeline(_MODEL.value, components=(), tokenizer_dir=_TOKENIZER_DIR.value).tokenizer_folder
     if folder is None:
         raise TokenizerError(f'model {_MODEL.value!r} has no tokenizer; give a base stage, which reads the prompts.')
     found = rare_tokens(Tokenizer.load(folder), _COUNT.value)

@@ -14,6 +14,7 @@ FLOORS = (
     ('config', 'system'),
     ('diffusion', 'models', 'text', 'data', 'storybook', 'monitoring'),
     ('weights',),
+    ('families',),
     ('stages', 'training'),
     ('generation',),
     ('evaluation', 'finetune'),
@@ -22,7 +23,7 @@ FLOORS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # What these do is given as plain arguments, so that it works in a notebook without a config.
-WITHOUT_CONFIG = FLOORS[1] + FLOORS[2]
+WITHOUT_CONFIG = FLOORS[1] + FLOORS[2] + FLOORS[3]
 NOT_AT_RUN_TIME = ('torch', 'torchvision', 'diffusers', 'tensorflow')
 HOMELESS = ('utils', 'util', 'helpers', 'helper', 'common', 'misc')
 LONGEST_FILE, LONGEST_PROGRAM = 450, 150

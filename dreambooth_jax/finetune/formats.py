@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig
+from dreambooth_jax.families import deepfloyd_if_files
+from dreambooth_jax.families.originals import ORIGINALS
 from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.trained import Trained
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
@@ -36,11 +38,11 @@ from dreambooth_jax.weights import (
 )
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_files import Adapter
+from dreambooth_jax.weights.original_facts import EPSILON, PREDICTION_TYPES, OriginalLayout
 from dreambooth_jax.weights.pipeline import COMPONENTS, Pipeline, network_tensors
 from dreambooth_jax.weights.textual_inversion import file_name
 
 SINGLE_FILE = 'single_file'
-_XL = 'StableDiffusionXLPipeline'
 
 
 def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32') -> list[str]:
@@ -136,15 +138,16 @@ def _write_single_files(trained: Trained, format: str, output: Path, dtype: str)
                 f'has no place for its networks; export diffusers'
             )
         path = _file_of(output, stage)
-        single_file.write_pipeline(pipeline, path, dtype=dtype, metadata=_metadata(trained, stage, format))
+        metadata = _metadata(trained, stage, format)
+        single_file.write_pipeline(pipeline, path, layouts=ORIGINALS, dtype=dtype, metadata=metadata)
         yield path, _compare_single_file(pipeline, path, dtype)
 
 
 def _write_adapters(trained: Trained, format: str, output: Path, dtype: str):
     for stage, adapter in trained.adapters.items():
         pipeline, path = getattr(trained.cascade, stage), _file_of(output, stage)
-        metadata = _metadata(trained, stage, format)
-        lora_files.write_lora(path, adapter, format, sdxl=pipeline.class_name == _XL, dtype=dtype, metadata=metadata)
+        layout, metadata = _layout(pipeline), _metadata(trained, stage, format)
+        lora_files.write_lora(path, adapter, format, layout=layout, dtype=dtype, metadata=metadata)
         if format == lora_files.KOHYA:
             _warn_of_dropped_layers(path, adapter)
         yield path, _compare_adapter(pipeline, adapter, path, dtype)
@@ -162,26 +165,37 @@ def _warn_of_dropped_layers(path: Path, adapter: Adapter) -> None:
         )
 
 
+def _layout(pipeline: Pipeline) -> OriginalLayout | None:
+    """Returns the generation of a pipeline's networks; None if it works on pixels, which no such layout has."""
+    if not pipeline.is_latent:
+        return None
+    configs = {part: getattr(pipeline, part).config for part in ('unet', 'text_encoder')}
+    return original_configs.layout_of(configs, ORIGINALS)
+
+
 def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
     """Returns the metadata that is written into a file (modelspec.py)."""
     pipeline, config = getattr(trained.cascade, stage), trained.config
-    predicts = {'prediction_type': original_configs.EPSILON, **pipeline.scheduler}['prediction_type']
-    if pipeline.is_latent:
-        configs = {part: getattr(pipeline, part).config for part in ('unet', 'text_encoder')}
-        family = original_configs.family_of(configs)
+    predicts = {'prediction_type': EPSILON, **pipeline.scheduler}['prediction_type']
+    layout = _layout(pipeline)
+    if layout is not None:
+        architecture = layout.architecture(predicts)
+    elif pipeline.family.is_super_resolution:
+        architecture = deepfloyd_if_files.SUPER_RESOLUTION_ARCHITECTURE
     else:
-        family = modelspec.PIXEL_FAMILIES[pipeline.family.is_super_resolution]
+        architecture = deepfloyd_if_files.ARCHITECTURE
     prompts = dict.fromkeys(subject.instance_prompt for subject in config.subjects())
     # As in kohya's trainer: whole models and adapters of SDXL name the original implementation, other adapters
     # diffusers.
-    as_diffusers = format != SINGLE_FILE and not (format == lora_files.KOHYA and family == 'sdxl')
-    more = modelspec.kohya_version(family, predicts) if format == lora_files.KOHYA else {}
+    of_kohya = layout if format == lora_files.KOHYA else None
+    as_diffusers = format != SINGLE_FILE and not (of_kohya and of_kohya.kohya_original_names)
+    more = modelspec.kohya_version(of_kohya, predicts) if of_kohya else {}
     return more | modelspec.build(
-        architecture=modelspec.architecture(family, predicts, None if format == SINGLE_FILE else modelspec.LORA),
+        architecture=architecture if format == SINGLE_FILE else modelspec.adapter_of(architecture, modelspec.LORA),
         title=f'{trained.name}: {", ".join(prompts)}',
         implementation=modelspec.DIFFUSERS_IMPLEMENTATION if as_diffusers else modelspec.ORIGINAL_IMPLEMENTATION,
         resolution=trained.cascade.base_size if stage == BASE else trained.cascade.super_resolution_size,
-        prediction_type=predicts if predicts in original_configs.PREDICTION_TYPES else None,
+        prediction_type=predicts if predicts in PREDICTION_TYPES else None,
         trigger_phrase=trigger_phrase(config),
     )
 
@@ -214,7 +228,7 @@ def _compare_folder(cascade: Cascade, output: Path, dtype: str) -> int:
 
 def _compare_single_file(pipeline: Pipeline, path: Path, dtype: str) -> int:
     """Compares a file with a pipeline. Returns the number of tensors in the file, since a layout may join several."""
-    back = single_file.read_single_file(path)
+    back = single_file.read_single_file(path, layouts=ORIGINALS)
     for component in pipeline.family.networks:
         tensors = network_tensors(component, getattr(pipeline, component))
         _compare(path, component, _stored(tensors, dtype), back.components[component])

@@ -4,10 +4,11 @@ import dataclasses
 from pathlib import Path
 
 from dreambooth_jax.config import ConfigError, PretrainConfig
+from dreambooth_jax.families import reading
 from dreambooth_jax.generation.cascade import compute_dtype
 from dreambooth_jax.models import functional, t5, unet
 from dreambooth_jax.storybook import vocabulary
-from dreambooth_jax.weights import folders, guard
+from dreambooth_jax.weights import guard
 from dreambooth_jax.weights.pipeline import Network, Pipeline
 
 CLASSES = {'base': 'IFPipeline', 'super_resolution': 'IFSuperResolutionPipeline'}
@@ -34,11 +35,11 @@ def start_pipeline(config: PretrainConfig, workdir: Path) -> Pipeline:
     base = None
     if config.base is not None:
         # In float32: it is frozen and encodes every pool only once, so precision costs little.
-        base = folders.read_pipeline(config.base, components=('text_encoder',))
+        base = reading.read_pipeline(config.base, components=('text_encoder',))
         if base.class_name != CLASSES['base'] or base.text_encoder is None or base.tokenizer_folder is None:
             raise ConfigError(_wrong('base', config.base, base, CLASSES['base']))
     if config.init is not None:
-        start = folders.read_pipeline(config.init, dtype=dtype)
+        start = reading.read_pipeline(config.init, dtype=dtype)
         if start.class_name != class_name or start.unet is None:
             raise ConfigError(_wrong('init', config.init, start, class_name))
         if base is None:

@@ -20,11 +20,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from dreambooth_jax.config import NO_MODEL, ConfigError, DreamBoothConfig
+from dreambooth_jax.families import reading
 from dreambooth_jax.generation import checks, text_to_image
 from dreambooth_jax.models import vae
 from dreambooth_jax.stages.text_conditioning import Text, TextConditioning, take
 from dreambooth_jax.text.tokenize import Tokenizer
-from dreambooth_jax.weights import folders, guard, noise_schedules
+from dreambooth_jax.weights import guard, noise_schedules
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network, Pipeline, in_float32
 
@@ -114,11 +115,11 @@ class Cascade:
         """
         dtype = compute_dtype(dtype)
         options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir, 'revision': revisions[0]}
-        base = folders.read_pipeline(name, dtype=dtype, **options)
+        base = reading.read_pipeline(name, dtype=dtype, **options)
         second = base.super_resolution_folder if super_resolution_model is None else super_resolution_model
         if second is None or str(second) == NO_MODEL:
             return cls(base, size=size, clip_skip=clip_skip)
-        second = folders.read_second_stage(second, base, dtype=dtype, revision=revisions[1])
+        second = reading.read_second_stage(second, base, dtype=dtype, revision=revisions[1])
         return cls(base, second, size=size, clip_skip=clip_skip)
 
     @classmethod

@@ -28,6 +28,7 @@ from dreambooth_jax.system import disk
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import files, guard, hub, single_file
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.original_facts import OriginalLayout
 from dreambooth_jax.weights.pipeline import (
     CLASS_NAMES,
     COMPONENTS,
@@ -49,6 +50,7 @@ _SCHEDULER_FILE = 'scheduler_config.json'
 def read_pipeline(
     name: str | os.PathLike,
     *,
+    layouts: Sequence[OriginalLayout] = (),
     dtype=jnp.float32,
     components: Sequence[str] = COMPONENTS,
     prediction_type: str | None = None,
@@ -61,6 +63,7 @@ def read_pipeline(
       name: 'storybook', a pipeline folder, the folder of a training run (its model/ is read), a .safetensors file of a
         whole model (single_file.py), or a hub id 'owner/model'. A hub model is downloaded once, and only the JSON,
         tokenizer and safetensors files of the wanted components.
+      layouts: the generations of models that may be in a single file, in the order in which they are tried.
       dtype: compute dtype of the networks. Parameters are f32, whatever dtype the files store.
       components: the networks to read, a subset of COMPONENTS. The other networks are not downloaded and are None.
       prediction_type: 'epsilon' or 'v_prediction'; it overrides what the model says. SD 2.x files may not say it.
@@ -74,7 +77,7 @@ def read_pipeline(
     found = hub.find(name, folders=hub.COMMON_FOLDERS + tuple(components), revision=revision)
     if found.is_file():
         options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir}
-        return single_file.read_pipeline(found, dtype=dtype, components=components, **options)
+        return single_file.read_pipeline(found, layouts=layouts, dtype=dtype, components=components, **options)
     if tokenizer_dir is not None:
         raise WeightsError(
             f'tokenizer_dir is {str(tokenizer_dir)!r} but {found} is a folder, which holds its own; leave it out.'
@@ -86,7 +89,12 @@ def read_pipeline(
 
 
 def read_second_stage(
-    name: str | os.PathLike, base: Pipeline, *, dtype=jnp.float32, revision: str | None = None
+    name: str | os.PathLike,
+    base: Pipeline,
+    *,
+    layouts: Sequence[OriginalLayout] = (),
+    dtype=jnp.float32,
+    revision: str | None = None,
 ) -> Pipeline:
     """Reads a super-resolution stage that enlarges the images that `base` generates.
 
@@ -95,14 +103,15 @@ def read_second_stage(
     Args:
       name: the model, as in read_pipeline.
       base: the base stage with all its networks.
+      layouts: as in read_pipeline.
       dtype: compute dtype, as in read_pipeline.
       revision: as in read_pipeline.
     Raises: WeightsError, as read_pipeline does.
     """
-    second = read_pipeline(name, dtype=dtype, components=('unet', 'vae'), revision=revision)
+    second = read_pipeline(name, layouts=layouts, dtype=dtype, components=('unet', 'vae'), revision=revision)
     if second.unet is None or guard.shares_text(second, base):
         return dataclasses.replace(second, tokenizer_folder=None)
-    text = read_pipeline(name, dtype=dtype, components=TEXT_ENCODERS, revision=revision)
+    text = read_pipeline(name, layouts=layouts, dtype=dtype, components=TEXT_ENCODERS, revision=revision)
     return dataclasses.replace(second, **text.text_encoders)
 
 

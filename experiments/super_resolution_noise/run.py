@@ -15,10 +15,10 @@ from dreambooth_jax import program
 from dreambooth_jax.config import STORYBOOK_ENLARGING, ConfigError
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
+from dreambooth_jax.families import reading
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import subjects
-from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.pipeline import Pipeline
 
 HERE = Path(__file__).parent
@@ -161,7 +161,7 @@ def main(argv) -> None:
         stage = cascade
         if trained is not None:
             second = train(trained, run, cascade, workdir) / 'model' / 'super_resolution'
-            params = folders.read_pipeline(second, components=['unet']).unet.params
+            params = reading.read_pipeline(second, components=['unet']).unet.params
             stage = cascade.with_params(super_resolution_unet=params)
 
         def measure(stage=stage):

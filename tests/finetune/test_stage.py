@@ -11,9 +11,9 @@ import pytest
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, ObjectiveConfig, PriorConfig, SamplesConfig
 from dreambooth_jax.data.table import Examples, make_table
+from dreambooth_jax.families import reading
 from dreambooth_jax.finetune import plan, stage
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
-from dreambooth_jax.weights import folders
 from tests.support import smallest_pipelines
 
 FROZEN_TEXT = types.SimpleNamespace(trains_text=False)
@@ -23,8 +23,8 @@ PROMPTS = ['a sks dog', 'a dog in the snow']
 def cascade(kind, dtype=jnp.float32, **scheduler):
     """The smallest one of a kind, its base stage's scheduler changed."""
     folder = smallest_pipelines.folder(kind)
-    base = folders.read_pipeline(folder, dtype=dtype)
-    second = folders.read_pipeline(base.super_resolution_folder, dtype=dtype)
+    base = reading.read_pipeline(folder, dtype=dtype)
+    second = reading.read_pipeline(base.super_resolution_folder, dtype=dtype)
     return Cascade(dataclasses.replace(base, scheduler={**base.scheduler, **scheduler}), second)
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 from dreambooth_jax.diffusion import noise as noise_lib
+from dreambooth_jax.families.originals import ORIGINALS
 from dreambooth_jax.finetune import examples, formats, stage, textual_inversion
 from dreambooth_jax.finetune.trainable import make_trainable
 from dreambooth_jax.finetune.trained import Trained
@@ -136,7 +137,7 @@ def given_file(family, folder):
     """The model that the runs begin with, in one file and in half precision."""
     path = folder / 'given.safetensors'
     shutil.copytree(tiny_latent_pipelines.folder(family) / 'tokenizer', folder / 'tokenizer')
-    return single_file.write_pipeline(original(family).base, path, dtype='float16')
+    return single_file.write_pipeline(original(family).base, path, dtype='float16', layouts=ORIGINALS)
 
 
 def changed(before, after):
@@ -349,7 +350,9 @@ def test_a_single_file_has_the_tables_that_other_programs_expect_and_the_word_be
         f'sks-dog'
     )
     formats.write(trained, 'single_file', file, dtype='float16')  # in its own file's place
-    before, after = (single_file.read_pipeline(path) for path in (given_file(family, tmp_path), file))
+    before, after = (
+        single_file.read_pipeline(path, layouts=ORIGINALS) for path in (given_file(family, tmp_path), file)
+    )
     widths = {part: table_of(cascade, part)[1].shape[1] for part in cascade.base.text_encoders}
     token, rows = read_textual_inversion(beside, widths)
     assert token == WORD

@@ -16,9 +16,9 @@ from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_upsca
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import samplers
+from dreambooth_jax.families import reading
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import Cascade
-from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import tiny_latent_pipelines as tiny
 from tests.support.torch_reference import nchw
@@ -202,7 +202,7 @@ def two_stages():
         for name, value in base.vae.params.items()
     }
     base = dataclasses.replace(base, vae=dataclasses.replace(base.vae, params=params))
-    second = folders.read_pipeline(tiny.folder('upscaler'))
+    second = reading.read_pipeline(tiny.folder('upscaler'))
     return Cascade(base, second, programs=programs('sd1', 'decode', 'sampler', 'tokenizer'))
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from dreambooth_jax.diffusion import samplers
+from dreambooth_jax.families import reading
+from dreambooth_jax.families.originals import ORIGINALS
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import Cascade
-from dreambooth_jax.weights import folders, single_file
+from dreambooth_jax.weights import single_file
 from tests.support import tiny_latent_pipelines as tiny
 from tests.support.published_schedulers import SD_1_5, SD_2_1, SDXL
 from tests.support.same_noise import difference
@@ -61,7 +63,9 @@ def test_ten_steps_generate_what_diffusers_generates(published, sampler, source,
     (model / 'scheduler' / 'scheduler_config.json').write_text(json.dumps(PUBLISHED[published]))
     options = {}
     if source == 'single file':
-        file = single_file.write_pipeline(folders.read_pipeline(model), tmp_path / 'model.safetensors')
+        file = single_file.write_pipeline(
+            reading.read_pipeline(model), tmp_path / 'model.safetensors', layouts=ORIGINALS
+        )
         options, model = {'tokenizer_dir': model}, file or tmp_path / 'model.safetensors'
     ours = Cascade.load(model, **options).generate(
         PROMPTS, steps=STEPS, guidance_scale=GUIDANCE, sampler=sampler, seed=SEED, batch_size=2, progress=False

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from dreambooth_jax.config import BaseConfig, DataConfig, DreamBoothConfig, LoraConfig, to_dict
+from dreambooth_jax.families import reading
 from dreambooth_jax.finetune import formats
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import lora
@@ -151,7 +152,7 @@ def test_diffusers_generates_the_same_with_a_single_file(program, family, tmp_pa
     assert files.read_metadata(file)['modelspec.title'] == 'run: a sks dog'
     assert files.read_metadata(file)['modelspec.trigger_phrase'] == 'sks dog'
     shutil.copytree(model / 'tokenizer', tmp_path / 'tokenizer')
-    ours = same_noise.ours(family, folders.read_pipeline(file))
+    ours = same_noise.ours(family, reading.read_pipeline(file))
     assert same_noise.difference(ours, same_noise.ours(family)) > 20
     kind = type(tiny_latent_pipelines.torch_pipeline(family))
     pipe = kind.from_single_file(file, config=str(model), local_files_only=True)

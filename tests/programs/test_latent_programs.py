@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, SuperResolutionConfig
+from dreambooth_jax.families import reading
 from dreambooth_jax.finetune.stage import check_schedules
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models.functional import parameter_count
-from dreambooth_jax.weights import folders
 from tests.support import tiny_latent_pipelines as tiny
 
 CONFIG = """
@@ -126,7 +126,7 @@ def test_noise_that_the_upscaler_does_not_know_is_refused_before_anything_is_don
 
 
 def test_samples_at_an_unknown_noise_level_are_refused_where_the_upscaler_trains():
-    cascade = Cascade(tiny.cascade('sd1').base, folders.read_pipeline(tiny.folder('upscaler')))
+    cascade = Cascade(tiny.cascade('sd1').base, reading.read_pipeline(tiny.folder('upscaler')))
 
     def check(**settings):
         check_schedules(DreamBoothConfig(super_resolution=SuperResolutionConfig(**settings)), cascade)

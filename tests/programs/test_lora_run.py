@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth_jax.families import reading
+from dreambooth_jax.families.originals import ORIGINALS
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training import placement
-from dreambooth_jax.weights import files, folders, single_file
+from dreambooth_jax.weights import files, single_file
 from tests.support import same_noise, tiny_latent_pipelines
 from tests.support.reports import nothing_reported
 
@@ -60,7 +62,7 @@ def run_of(tmp_path_factory):
             for name in ('1.png', '2.png'):
                 Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / 'photos' / name)
             photos, model = folder / 'photos', folder / 'model.safetensors'  # of the original layout
-            single_file.write_pipeline(same_noise.cascade(family).base, model)
+            single_file.write_pipeline(same_noise.cascade(family).base, model, layouts=ORIGINALS)
             shutil.copytree(tiny_latent_pipelines.folder(family) / 'tokenizer', folder / 'tokenizer')
             (folder / 'config.py').write_text(CONFIG.format(model=str(model), photos=str(photos)))
             ended = program('train', f'--config={folder / "config.py"}', f'--workdir={folder / "run"}')
@@ -77,7 +79,7 @@ def test_both_lora_files_of_a_run_generate_the_same_in_diffusers_as_its_merged_m
     program, run_of, family, tmp_path
 ):
     run = run_of(program, family)
-    merged = same_noise.ours(family, folders.read_pipeline(run))
+    merged = same_noise.ours(family, reading.read_pipeline(run))
     assert same_noise.difference(merged, same_noise.ours(family)) > 20  # the adapters show
     pipe = tiny_latent_pipelines.torch_pipeline(family)
     for name in ('lora_peft', 'lora_kohya'):
@@ -139,7 +141,7 @@ def test_a_merged_single_file_is_the_model_that_the_run_wrote(program, run_of, t
     run, file = run_of(program, 'sd1'), tmp_path / 'dog.safetensors'
     ended = program('export', f'--workdir={run}', '--format=single_file', f'--output={file}')
     assert ended.code == 0 and f'{file} holds ' in ended.out
-    found = single_file.read_single_file(file)
+    found = single_file.read_single_file(file, layouts=ORIGINALS)
     for component, stem in (('unet', 'diffusion_pytorch_model'), ('text_encoder', 'model')):
         written = files.read_tensors(run / 'model' / component / f'{stem}.safetensors')
         assert written.keys() == found.components[component].keys()

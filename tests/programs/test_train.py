@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth_jax.families import reading
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import loop, placement
-from dreambooth_jax.weights import files, folders
+from dreambooth_jax.weights import files
 from dreambooth_jax.weights.textual_inversion import read_textual_inversion
 from tests.support import smallest_pipelines, tiny_pipelines
 
@@ -110,7 +111,7 @@ def test_a_run_leaves_what_its_folder_promises(program, finished, caplog):
         assert [line['step'] for line in lines] == list(range(1, steps + 1))
         assert {'loss', 'instance_loss', 'gradient_norm', 'learning_rate', 'images_per_second'} <= lines[0].keys()
     assert list(run.glob('events.out.tfevents*'))
-    pipeline = folders.read_pipeline(run)
+    pipeline = reading.read_pipeline(run)
     assert pipeline.super_resolution_folder is not None
     before = [files.read_tensors(smallest_pipelines.folder('pixels') / name) for name in WEIGHTS]
     assert not any(

@@ -13,12 +13,12 @@ from diffusers.training_utils import compute_snr
 from dreambooth_jax.data.table import shrink_masks
 from dreambooth_jax.diffusion import noise as noise_lib
 from dreambooth_jax.diffusion import schedules
+from dreambooth_jax.families import reading
 from dreambooth_jax.models import vae
 from dreambooth_jax.stages import latent
 from dreambooth_jax.stages.latent import LatentStage, LatentSuperResolutionStage
 from dreambooth_jax.stages.pixel import Objective, streams
 from dreambooth_jax.stages.text_conditioning import TextConditioning
-from dreambooth_jax.weights import folders
 from tests.support import small_stages as small
 from tests.support import tiny_latent_pipelines as tiny
 from tests.support.torch_reference import nchw, nhwc, quick_jit
@@ -37,7 +37,7 @@ MASKS = 255 * _DRAW.integers(0, 2, (4, SIZE, SIZE, 1), np.uint8)
 
 @functools.cache
 def pipeline(family):
-    return folders.read_pipeline(tiny.folder(family))
+    return reading.read_pipeline(tiny.folder(family))
 
 
 @functools.cache

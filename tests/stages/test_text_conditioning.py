@@ -5,16 +5,16 @@ import json
 
 import pytest
 
+from dreambooth_jax.families import reading
 from dreambooth_jax.stages.text_conditioning import TextConditioning
 from dreambooth_jax.text.tokenize import Tokenizer
-from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import bent_folders, smallest_pipelines, tiny_pipelines
 
 
 @pytest.fixture(scope='module')
 def pipeline():
-    return folders.read_pipeline(smallest_pipelines.folder('latents'), components=('text_encoder',))
+    return reading.read_pipeline(smallest_pipelines.folder('latents'), components=('text_encoder',))
 
 
 def conditioning(pipeline, **changes):

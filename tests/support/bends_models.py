@@ -7,7 +7,8 @@ import struct
 import ml_dtypes
 import numpy as np
 
-from dreambooth_jax.weights import folders, lora_files
+from dreambooth_jax.families import reading
+from dreambooth_jax.weights import lora_files
 from tests.support.fuzz_world import Expected, Seen, World, change_json
 
 VALUES = (
@@ -240,7 +241,7 @@ def values_of(arrays) -> np.ndarray:
 def lora_file(world, rng):
     """Gives `sample` a LoRA file of the UNet, which may itself be bent."""
     random = np.random.default_rng(0)
-    unet = folders.read_pipeline(world.model, components=('unet',)).unet
+    unet = reading.read_pipeline(world.model, components=('unet',)).unet
     layers = [
         name.removesuffix('.kernel')
         for name in unet.params

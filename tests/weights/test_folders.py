@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+from dreambooth_jax.families import reading
 from dreambooth_jax.weights import files, folders
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import tiny_networks as tiny
@@ -28,8 +29,8 @@ def copied(tmp_path, diffusers_folder):
 
 @pytest.fixture(scope='module')
 def pipelines(diffusers_folder):
-    base = folders.read_pipeline(diffusers_folder)
-    return base, folders.read_pipeline(base.super_resolution_folder)
+    base = reading.read_pipeline(diffusers_folder)
+    return base, reading.read_pipeline(base.super_resolution_folder)
 
 
 def equal(ours, theirs):
@@ -38,7 +39,7 @@ def equal(ours, theirs):
 
 def fails(match, name, **options):
     with pytest.raises(WeightsError, match=match) as error:
-        folders.read_pipeline(name, **options)
+        reading.read_pipeline(name, **options)
     assert '\n' not in str(error.value) and str(error.value).endswith('.')
 
 
@@ -117,7 +118,7 @@ def test_folder_written_by_us_generates_an_image_in_diffusers(written):
 
 def test_folder_written_by_us_is_read_back_equal(written, pipelines):
     for pipeline, folder in zip(pipelines, (written, written / 'super_resolution'), strict=True):
-        again = folders.read_pipeline(folder)
+        again = reading.read_pipeline(folder)
         assert equal(again.unet.params, pipeline.unet.params)
         assert equal(again.text_encoder.params, pipeline.text_encoder.params)
         assert again.scheduler.items() >= pipeline.scheduler.items()
@@ -140,10 +141,10 @@ def test_a_second_export_replaces_the_first_and_keeps_the_second_stage(pipelines
     folder = folders.write_pipeline(base, tmp_path / 'model', super_resolution=second)
     doubled = {name: 2 * value for name, value in base.unet.params.items()}
     # Read from the folder that is replaced, as a run does that exports again.
-    opened = folders.read_pipeline(folder)
+    opened = reading.read_pipeline(folder)
     changed = dataclasses.replace(opened, unet=dataclasses.replace(opened.unet, params=doubled))
     folders.write_pipeline(changed, folder)
-    again = folders.read_pipeline(folder)
+    again = reading.read_pipeline(folder)
     assert equal(again.unet.params, doubled)
     assert again.super_resolution_folder is not None and again.tokenizer_folder.is_dir()
     assert os.listdir(tmp_path) == ['model']
@@ -184,7 +185,7 @@ def test_parameters_of_another_network_are_not_written(pipelines, tmp_path):
 def test_half_precision_folder(pipelines, tmp_path):
     base, _ = pipelines
     folder = folders.write_pipeline(base, tmp_path / 'model', dtype='bfloat16')
-    again = folders.read_pipeline(folder)
+    again = reading.read_pipeline(folder)
     for name, value in base.unet.params.items():
         rounded = np.asarray(jnp.asarray(value, jnp.bfloat16), np.float32)
         assert again.unet.params[name].dtype == np.float32 and np.array_equal(again.unet.params[name], rounded)
@@ -192,7 +193,7 @@ def test_half_precision_folder(pipelines, tmp_path):
 
 def test_only_what_is_asked_for_is_read(copied):
     shutil.rmtree(copied / 'text_encoder')
-    pipeline = folders.read_pipeline(copied, components=('unet',))
+    pipeline = reading.read_pipeline(copied, components=('unet',))
     assert pipeline.text_encoder is None and pipeline.unet is not None
     fails("components holds 'decoder'; it may hold", copied, components=('decoder',))
     fails('text_encoder/config.json is missing', copied)
@@ -201,13 +202,13 @@ def test_only_what_is_asked_for_is_read(copied):
 def test_second_stage_without_text_encoder_is_written_and_opened(pipelines, tmp_path):
     second = dataclasses.replace(pipelines[1], text_encoder=None, tokenizer_folder=None)
     folder = folders.write_pipeline(second, tmp_path / 'model')
-    assert folders.read_pipeline(folder).text_encoder is None
+    assert reading.read_pipeline(folder).text_encoder is None
     opened = diffusers.IFSuperResolutionPipeline.from_pretrained(folder)
     assert opened.text_encoder is None and opened.tokenizer is None
 
 
 def test_parameters_are_f32_whatever_the_compute_dtype(diffusers_folder):
-    pipeline = folders.read_pipeline(diffusers_folder, dtype=jnp.bfloat16, components=('text_encoder',))
+    pipeline = reading.read_pipeline(diffusers_folder, dtype=jnp.bfloat16, components=('text_encoder',))
     assert {value.dtype for value in pipeline.text_encoder.params.values()} == {np.dtype(np.float32)}
 
 
@@ -224,7 +225,7 @@ def test_unsupported_configuration_is_named(copied):
 def test_weights_of_another_configuration_list_every_tensor(copied):
     edit(copied / 'unet' / 'config.json', lambda config: config.update(addition_embed_type=None, layers_per_block=2))
     with pytest.raises(WeightsError, match='diffusion_pytorch_model.safetensors does not fit') as error:
-        folders.read_pipeline(copied)
+        reading.read_pipeline(copied)
     assert 'missing: down_blocks.0.resnets.1.conv1.weight [16, 16, 3, 3]' in error.value.problems
     assert 'unused: add_embedding.norm1.weight [24]' in error.value.problems
 

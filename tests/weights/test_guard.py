@@ -11,6 +11,8 @@ import safetensors.torch
 import torch
 from diffusers.pipelines import auto_pipeline
 
+from dreambooth_jax.families import reading
+from dreambooth_jax.families.originals import ORIGINALS
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights import folders, guard, original_configs
 from dreambooth_jax.weights.errors import WeightsError
@@ -60,7 +62,7 @@ def sentence_of(read, *arguments, **options):
 def test_a_unet_of_more_channels_gives_the_sentence_of_a_single_file(tmp_path, class_name):
     folder = bent(tmp_path, 'latents', 'unet/config.json', in_channels=9)
     bent_folders.bend(folder / 'model_index.json', '_class_name', class_name)
-    said = sentence_of(folders.read_pipeline, folder)
+    said = sentence_of(reading.read_pipeline, folder)
     assert said == sentence_of(guard.check_channels, str(folder), 'Stable Diffusion', 9, 4)
     assert said == f'{folder} {VARIANT[2:].format("Stable Diffusion", 9, 4)}; give the plain model.'
     shapes = {
@@ -68,7 +70,7 @@ def test_a_unet_of_more_channels_gives_the_sentence_of_a_single_file(tmp_path, c
         'first_stage_model.quant_conv.weight': (8, 8, 1, 1),
         'cond_stage_model.transformer.text_model.final_layer_norm.weight': (768,),
     }
-    single = sentence_of(original_configs.detect, shapes, source=str(folder))
+    single = sentence_of(original_configs.detect, shapes, ORIGINALS, source=str(folder))
     assert single == said.replace('Stable Diffusion', 'Stable Diffusion 1.x')
 
 
@@ -179,8 +181,8 @@ def test_classes_that_diffusers_reads_as_the_plain_one_are_read():
 )
 def test_a_pipeline_saved_for_another_task_is_read_and_written_as_the_plain_one(tmp_path, kind, stored, plain):
     folder = bent(tmp_path, kind, 'model_index.json', _class_name=stored)
-    pipeline = folders.read_pipeline(folder)
-    expected = folders.read_pipeline(smallest_pipelines.folder(kind))
+    pipeline = reading.read_pipeline(folder)
+    expected = reading.read_pipeline(smallest_pipelines.folder(kind))
     assert pipeline.class_name == plain
     assert all(np.array_equal(pipeline.unet.params[name], value) for name, value in expected.unet.params.items())
     written = folders.write_pipeline(pipeline, tmp_path / 'written')
@@ -209,8 +211,8 @@ def test_a_pipeline_saved_for_another_task_is_read_and_written_as_the_plain_one(
 def test_a_model_index_that_is_not_supported_is_one_sentence(tmp_path, changes, reason):
     folder = bent(tmp_path, 'latents', 'model_index.json', **changes)
     with pytest.raises(WeightsError, match=reason):
-        folders.read_pipeline(folder)
-    assert sentence_of(folders.read_pipeline, folder).startswith(str(folder))
+        reading.read_pipeline(folder)
+    assert sentence_of(reading.read_pipeline, folder).startswith(str(folder))
 
 
 def test_the_sdxl_refiner_is_named():
@@ -275,7 +277,7 @@ def test_a_model_without_a_square_size_takes_that_of_the_settings(tmp_path, kind
 @pytest.mark.parametrize('size', ['x', -1, 0, 1.5, [], [8], [8, 'x'], {}, True])
 def test_a_size_that_is_none_is_one_sentence(tmp_path, size):
     folder = bent(tmp_path, 'latents', 'unet/config.json', sample_size=size)
-    said = sentence_of(folders.read_pipeline, folder)
+    said = sentence_of(reading.read_pipeline, folder)
     assert f'unet/config.json is not supported: unet config: sample_size is {size!r} but must be None, a' in said
 
 
@@ -307,13 +309,13 @@ def test_a_text_encoder_described_inside_a_whole_clip_is_read(tmp_path):
     whole = {'model_type': 'clip', 'architectures': ['CLIPModel'], 'projection_dim': 9, 'text_config': own}
     path.unlink()
     path.write_text(json.dumps(whole))
-    read = folders.read_pipeline(folder, components=('text_encoder',)).text_encoder
-    expected = folders.read_pipeline(smallest_pipelines.folder('latents'), components=('text_encoder',)).text_encoder
+    read = reading.read_pipeline(folder, components=('text_encoder',)).text_encoder
+    expected = reading.read_pipeline(smallest_pipelines.folder('latents'), components=('text_encoder',)).text_encoder
     assert {name: value.tolist() for name, value in read.params.items()} == {
         name: value.tolist() for name, value in expected.params.items()
     }
     path.write_text(json.dumps({**whole, 'text_config': None}))
-    assert 'text_config is None but must be' in sentence_of(folders.read_pipeline, folder)
+    assert 'text_config is None but must be' in sentence_of(reading.read_pipeline, folder)
 
 
 def test_what_emas_leave_in_a_configuration_is_left_aside(tmp_path):
@@ -327,7 +329,7 @@ def test_what_emas_leave_in_a_configuration_is_left_aside(tmp_path):
         'use_ema_warmup': False,
     }
     folder = bent(tmp_path, 'latents', 'unet/config.json', **ema)
-    assert folders.read_pipeline(folder, components=('unet',)).unet is not None
+    assert reading.read_pipeline(folder, components=('unet',)).unet is not None
 
 
 @pytest.mark.parametrize('dtype', [torch.float8_e4m3fn, torch.float8_e5m2])
@@ -338,12 +340,12 @@ def test_a_folder_of_8_bit_floats_is_read_as_torch_widens_them(tmp_path, dtype):
     path.unlink()
     stored = {name: value.to(dtype) for name, value in safetensors.torch.load_file(source).items()}
     safetensors.torch.save_file(stored, path)
-    unet = folders.read_pipeline(folder, components=('unet',)).unet
+    unet = reading.read_pipeline(folder, components=('unet',)).unet
     read = network_tensors('unet', unet)
     assert all(np.array_equal(read[name], value.float().numpy()) for name, value in stored.items())
 
     safetensors.torch.save_file({**stored, 'scaled_fp8': torch.zeros(0).to(dtype)}, path)
-    assert 'holds scaled 8-bit weights (it has scaled_fp8); give' in sentence_of(folders.read_pipeline, folder)
+    assert 'holds scaled 8-bit weights (it has scaled_fp8); give' in sentence_of(reading.read_pipeline, folder)
 
 
 def test_the_second_stage_reads_prompts_with_the_bases_text_encoder(tmp_path, diffusers_folder):

@@ -8,7 +8,8 @@ import pytest
 from huggingface_hub import errors
 
 from dreambooth_jax import storybook
-from dreambooth_jax.weights import folders, hub
+from dreambooth_jax.families import reading
+from dreambooth_jax.weights import hub
 from dreambooth_jax.weights.errors import WeightsError
 
 COMMIT = 'a' * 40
@@ -16,7 +17,7 @@ COMMIT = 'a' * 40
 
 def fails(match, name, **options):
     with pytest.raises(WeightsError, match=match) as error:
-        folders.read_pipeline(name, **options)
+        reading.read_pipeline(name, **options)
     assert '\n' not in str(error.value) and str(error.value).endswith('.')
 
 
@@ -31,7 +32,7 @@ def no_hub(monkeypatch):
 def test_storybook_is_the_folder_of_the_package(monkeypatch, diffusers_folder, no_hub):
     assert storybook.storybook_folder().parts[-3:] == ('dreambooth_jax', 'storybook', 'pretrained')
     monkeypatch.setattr(hub, 'storybook_folder', lambda: diffusers_folder)
-    assert folders.read_pipeline('storybook', components=()).folder == diffusers_folder
+    assert reading.read_pipeline('storybook', components=()).folder == diffusers_folder
 
 
 def test_storybook_that_is_not_installed_is_one_sentence(monkeypatch, tmp_path, no_hub):
@@ -42,7 +43,7 @@ def test_storybook_that_is_not_installed_is_one_sentence(monkeypatch, tmp_path, 
 def test_a_run_stands_for_the_model_it_exported(tmp_path, diffusers_folder, no_hub):
     run = tmp_path / 'dog'
     shutil.copytree(diffusers_folder, run / 'model')
-    assert folders.read_pipeline(run, components=()).folder == run / 'model'
+    assert reading.read_pipeline(run, components=()).folder == run / 'model'
 
 
 def test_paths_that_are_wrong_are_not_looked_up_on_the_hub(tmp_path, monkeypatch, no_hub):
@@ -75,7 +76,7 @@ def cache(tmp_path, monkeypatch, diffusers_folder):
 
 
 def test_hub_id_is_read_from_the_cache_without_network(cache):
-    pipeline = folders.read_pipeline('owner/model')
+    pipeline = reading.read_pipeline('owner/model')
     assert pipeline.folder == cache / 'snapshots' / COMMIT
     assert pipeline.unet is not None and pipeline.super_resolution_folder is not None
 
@@ -85,7 +86,7 @@ def test_a_revision_of_a_hub_model_is_read(cache):
     shutil.copytree(cache / 'snapshots' / COMMIT, cache / 'snapshots' / other)
     (cache / 'refs' / 'v1').write_text(other)
     for revision, commit in ((None, COMMIT), ('main', COMMIT), ('v1', other), (other, other)):
-        folder = folders.read_pipeline('owner/model', components=(), revision=revision).folder
+        folder = reading.read_pipeline('owner/model', components=(), revision=revision).folder
         assert folder == cache / 'snapshots' / commit and hub.commit_of(folder) == commit
     fails(
         "model 'owner/model' is no folder here, .* its cache does not hold its revision 'v2'; download it first",

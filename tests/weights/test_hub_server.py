@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_jax.weights import folders, single_file
+from dreambooth_jax.families import reading
+from dreambooth_jax.families.originals import ORIGINALS
+from dreambooth_jax.weights import single_file
 from tests.support import tiny_latent_pipelines
 
 COMMIT, OLDER = 'c' * 40, 'd' * 40
@@ -151,7 +153,7 @@ def test_a_hub_model_is_downloaded_once_and_then_read_without_the_hub(hub, tmp_p
     needed = sorted(contents(tiny_latent_pipelines.folder('sd1')))
     single = tmp_path / 'alone' / 'x.safetensors'
     single.parent.mkdir()
-    single_file.write_pipeline(folders.read_pipeline(tiny_latent_pipelines.folder('sd1')), single)
+    single_file.write_pipeline(reading.read_pipeline(tiny_latent_pipelines.folder('sd1')), single, layouts=ORIGINALS)
     told = loaded(hub.url, tmp_path / 'cache', 'owner/model', 'owner/gated', 'owner/missing', single)
     assert told['owner/model']['class'] == 'StableDiffusionPipeline' and told['owner/model']['commit'] == COMMIT
     assert told['owner/model']['files'] == needed

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 
-from dreambooth_jax.weights import folders
+from dreambooth_jax.families import reading
 from dreambooth_jax.weights.identity import identity, scheduler_hash
 from tests.support import smallest_pipelines, tiny_pipelines
 
@@ -24,17 +24,17 @@ def test_the_hash_is_of_values_names_and_shapes():
 
 
 def test_a_model_is_the_same_in_another_folder_and_another_with_another_schedule_or_tokenizer(tmp_path):
-    before = identity(folders.read_pipeline(smallest_pipelines.folder('pixels')))
+    before = identity(reading.read_pipeline(smallest_pipelines.folder('pixels')))
     assert before.keys() == {'weights', 'scheduler', 'tokenizer'}
     moved = tmp_path / 'moved'
     shutil.copytree(smallest_pipelines.folder('pixels'), moved)
     (moved / 'tokenizer' / 'README.md').write_text('of no use to the tokenizer')
-    assert identity(folders.read_pipeline(moved)) == before
-    overridden = identity(folders.read_pipeline(moved, prediction_type='v_prediction'))
+    assert identity(reading.read_pipeline(moved)) == before
+    overridden = identity(reading.read_pipeline(moved, prediction_type='v_prediction'))
     assert {part for part in before if overridden[part] != before[part]} == {'scheduler'}
     path = next((moved / 'tokenizer').glob('*.json'))
     path.write_text(path.read_text() + ' ')
-    after = identity(folders.read_pipeline(moved))
+    after = identity(reading.read_pipeline(moved))
     assert {part for part in before if after[part] != before[part]} == {'tokenizer'}
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+from dreambooth_jax.families import reading
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights import files, folders
 from dreambooth_jax.weights.errors import WeightsError
@@ -35,7 +36,7 @@ PROMPT = 'a sks dog!'
 
 @functools.cache
 def read(family):
-    return folders.read_pipeline(tiny.folder(family))
+    return reading.read_pipeline(tiny.folder(family))
 
 
 @functools.cache
@@ -106,7 +107,7 @@ def test_folder_written_by_us_is_opened_by_diffusers(family, options, caplog, ca
 
 @pytest.mark.parametrize(('family', 'options'), [('sd1', {}), ('upscaler', {}), ('sdxl', SHARDED)])
 def test_folder_written_by_us_is_read_back_equal(family, options):
-    pipeline, again = read(family), folders.read_pipeline(written(family, **options))
+    pipeline, again = read(family), reading.read_pipeline(written(family, **options))
     for component in pipeline.family.networks:
         rounded = {
             name: np.asarray(jnp.asarray(value, options.get('dtype', 'float32')), np.float32)
@@ -148,7 +149,7 @@ def test_folder_with_the_published_names_is_read(family, tmp_path):
     components = ('vae', *read(family).text_encoders)
     for component in components:
         published(folder / component / ('diffusion_pytorch_model' if component == 'vae' else 'model'))
-    again = folders.read_pipeline(folder, components=components)
+    again = reading.read_pipeline(folder, components=components)
     for component in components:
         assert_equal(getattr(again, component).params, getattr(read(family), component).params)
 
@@ -165,7 +166,7 @@ def test_a_missing_file_is_named(family, missing, tmp_path):
     folder = shutil.copytree(tiny.folder(family), tmp_path / family)
     (folder / missing).unlink()
     with pytest.raises(WeightsError, match=rf'{folder / missing} is missing; .*\.$') as error:
-        folders.read_pipeline(folder)
+        reading.read_pipeline(folder)
     assert '\n' not in str(error.value)
 
 

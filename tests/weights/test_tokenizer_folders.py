@@ -6,10 +6,13 @@ import huggingface_hub
 import numpy as np
 import pytest
 
+from dreambooth_jax.families import reading
+from dreambooth_jax.families.originals import ORIGINALS
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import files, folders, single_file, tokenizer_folders
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import tiny_latent_pipelines
+from tests.support.layouts import LAYOUTS
 
 
 @pytest.fixture
@@ -33,37 +36,37 @@ def written(tmp_path):
 def test_one_tokenizer_beside_the_file_pads_as_each_family_does(written):
     """Only what fills up differs: 49 is the end token, 0 is '!'."""
     for family, pads in {'sd1': (49,), 'sd2': (0,), 'sdxl': (49, 0), 'upscaler': (0,)}.items():
-        found = tokenizer_folders.find(written / 'x.safetensors', family)
+        found = tokenizer_folders.find(written / 'x.safetensors', LAYOUTS[family])
         assert tuple(found) == ('tokenizer', 'tokenizer_2')[: len(pads)]
         for folder, pad in zip(found.values(), pads, strict=True):
             (row,) = ids(folder)
             end = list(row).index(49)
             assert list(row[:end]) == list(ids(written / 'tokenizer')[0][:end]) and set(row[end + 1 :]) == {pad}
-    assert tokenizer_folders.find(written / 'x.safetensors', 'sd1') == {'tokenizer': written / 'tokenizer'}
+    assert tokenizer_folders.find(written / 'x.safetensors', LAYOUTS['sd1']) == {'tokenizer': written / 'tokenizer'}
 
 
 def test_a_second_tokenizer_beside_the_file_is_taken(written):
     shutil.copytree(tiny_latent_pipelines.folder('sdxl') / 'tokenizer_2', written / 'tokenizer_2')
-    found = tokenizer_folders.find(written / 'x.safetensors', 'sdxl')
+    found = tokenizer_folders.find(written / 'x.safetensors', LAYOUTS['sdxl'])
     assert found == {name: written / name for name in ('tokenizer', 'tokenizer_2')}
 
 
 def test_the_folder_that_is_given_comes_first(written, tmp_path, no_cache):
     file = tmp_path / 'models' / 'x.safetensors'
-    assert tokenizer_folders.find(file, 'sd1', written) == {'tokenizer': written / 'tokenizer'}
+    assert tokenizer_folders.find(file, LAYOUTS['sd1'], written) == {'tokenizer': written / 'tokenizer'}
     with pytest.raises(WeightsError) as error:
-        tokenizer_folders.find(file, 'sd1', tmp_path / 'models')
+        tokenizer_folders.find(file, LAYOUTS['sd1'], tmp_path / 'models')
     assert str(error.value) == (
         f"tokenizer_dir is '{tmp_path / 'models'}', which holds no tokenizer/ folder; give one that does."
     )
     with pytest.raises(WeightsError, match=r'^tokenizer_dir is .* is a folder, which holds its own; leave it out\.$'):
-        folders.read_pipeline(tiny_latent_pipelines.folder('sd1'), components=(), tokenizer_dir=written)
+        reading.read_pipeline(tiny_latent_pipelines.folder('sd1'), components=(), tokenizer_dir=written)
 
 
 def test_without_a_tokenizer_and_without_the_hub_it_is_one_sentence(tmp_path, no_cache):
     file = tmp_path / 'x.safetensors'
     with pytest.raises(WeightsError) as error:
-        tokenizer_folders.find(file, 'sd1')
+        tokenizer_folders.find(file, LAYOUTS['sd1'])
     assert str(error.value) == (
         f'{file} is a single file, which holds no tokenizer, and {tmp_path} has no tokenizer/ folder to take one from; '
         f'put one there, or say where one is by tokenizer_dir (setting and flag model_tokenizer_dir); the published '
@@ -74,11 +77,11 @@ def test_without_a_tokenizer_and_without_the_hub_it_is_one_sentence(tmp_path, no
 
 @pytest.mark.parametrize('family', tiny_latent_pipelines.FAMILIES)
 def test_a_single_file_is_read_as_the_folder_that_it_was_made_of(family, written):
-    made = folders.read_pipeline(tiny_latent_pipelines.folder(family))
+    made = reading.read_pipeline(tiny_latent_pipelines.folder(family))
     if family == 'upscaler':  # the tiny one has the schedule of Stable Diffusion, which a file cannot tell
         made.scheduler.update(beta_start=0.0001, beta_end=0.02)
-    file = single_file.write_pipeline(made, written / 'x.safetensors')
-    read = folders.read_pipeline(file)
+    file = single_file.write_pipeline(made, written / 'x.safetensors', layouts=ORIGINALS)
+    read = reading.read_pipeline(file)
     assert (read.class_name, read.size, read.folder) == (made.class_name, made.size, file)
     for component in made.family.networks:
         ours, theirs = getattr(read, component).params, getattr(made, component).params
@@ -87,13 +90,13 @@ def test_a_single_file_is_read_as_the_folder_that_it_was_made_of(family, written
     assert {name: read.option(name) for name in made.family.options if name != 'requires_safety_checker'} == {
         name: made.option(name) for name in made.family.options if name != 'requires_safety_checker'
     }
-    again = folders.read_pipeline(folders.write_pipeline(read, written / 'folder'))
+    again = reading.read_pipeline(folders.write_pipeline(read, written / 'folder'))
     assert all((folder / 'tokenizer_config.json').is_file() for folder in again.tokenizer_folders.values())
 
 
 def test_networks_that_are_not_asked_for_are_not_read_from_the_file(written, monkeypatch):
-    made = folders.read_pipeline(tiny_latent_pipelines.folder('sd2'))
-    file = single_file.write_pipeline(made, written / 'x.safetensors')
+    made = reading.read_pipeline(tiny_latent_pipelines.folder('sd2'))
+    file = single_file.write_pipeline(made, written / 'x.safetensors', layouts=ORIGINALS)
     header = files.read_header(file)
     monkeypatch.setattr(files, 'read_header', lambda path: header._replace(metadata={}))  # does not say: epsilon or v
     read_tensors, asked = files.read_tensors, []
@@ -104,34 +107,34 @@ def test_networks_that_are_not_asked_for_are_not_read_from_the_file(written, mon
         return tensors
 
     monkeypatch.setattr(files, 'read_tensors', read)
-    pipeline = folders.read_pipeline(file, components=('text_encoder',))
+    pipeline = reading.read_pipeline(file, components=('text_encoder',))
     assert pipeline.unet is None and pipeline.text_encoder.params.keys() == made.text_encoder.params.keys()
     assert all(name.startswith('cond_stage_model.') for name in asked[0])
     with pytest.raises(WeightsError, match='does not say what it predicts; give prediction_type'):
-        folders.read_pipeline(file)
+        reading.read_pipeline(file)
     for kind in ('epsilon', 'v_prediction'):
-        assert folders.read_pipeline(file, prediction_type=kind).scheduler['prediction_type'] == kind
+        assert reading.read_pipeline(file, prediction_type=kind).scheduler['prediction_type'] == kind
 
 
 def test_what_a_folder_predicts_can_be_said_too():
     folder = tiny_latent_pipelines.folder('sd1')
-    assert folders.read_pipeline(folder, components=()).scheduler['prediction_type'] == 'epsilon'
-    other = folders.read_pipeline(folder, components=(), prediction_type='v_prediction')
+    assert reading.read_pipeline(folder, components=()).scheduler['prediction_type'] == 'epsilon'
+    other = reading.read_pipeline(folder, components=(), prediction_type='v_prediction')
     assert other.scheduler['prediction_type'] == 'v_prediction'
 
 
 def test_a_pipeline_that_a_single_file_cannot_hold_is_one_sentence(tmp_path):
-    made = folders.read_pipeline(tiny_latent_pipelines.folder('sd1'))
+    made = reading.read_pipeline(tiny_latent_pipelines.folder('sd1'))
 
     def fails(sentence, pipeline):
         file = tmp_path / 'x.safetensors'
         with pytest.raises(WeightsError) as error:
-            single_file.write_pipeline(pipeline, file)
+            single_file.write_pipeline(pipeline, file, layouts=ORIGINALS)
         assert str(error.value) == sentence and list(tmp_path.iterdir()) == []
 
     fails(
         f'{made.name} has no vae, but a single file holds a whole Stable Diffusion model; write a pipeline folder.',
-        folders.read_pipeline(made.folder, components=('unet', 'text_encoder')),
+        reading.read_pipeline(made.folder, components=('unet', 'text_encoder')),
     )
     made.scheduler['beta_end'] = 0.02
     fails(
