@@ -21,12 +21,15 @@ _SHARED = {
 BASE = UNetFamily(
     class_name='IFPipeline',
     title='DeepFloyd IF',
+    # The metadata standard has no ids for these models; ours follow its manner.
+    architecture='deepfloyd-if-i',
     also_saved_as=('IFImg2ImgPipeline', 'IFInpaintingPipeline'),
     **_SHARED,
 )
 SUPER_RESOLUTION = UNetFamily(
     class_name='IFSuperResolutionPipeline',
     title="DeepFloyd IF's second stage",
+    architecture='deepfloyd-if-ii',
     is_super_resolution=True,
     noising='image_noising_scheduler',
     noise_labels=('timestep',),

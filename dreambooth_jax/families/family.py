@@ -25,14 +25,12 @@ class Family(Protocol):
       shares_text: whether a second stage without text encoders uses the text states of the base stage.
       crop: side in pixels of the crops on which a second stage trains that cannot crop in the step; None otherwise.
       lora_targets: regular expressions of the layers that get adapters unless the settings name others.
-      original_lora_names: whether kohya's files of adapters name layers as the original Stable Diffusion code does.
     """
 
     fixed_size: bool
     shares_text: bool
     crop: int | None
     lora_targets: tuple[str, ...]
-    original_lora_names: bool
 
     def check_parts(self, components: Sequence[str], source: str) -> None:
         """Raises WeightsError, one sentence, if a model that names these networks is a variant that is not supported.

@@ -10,6 +10,7 @@ Source: diffusers 0.42.1 pipelines/stable_diffusion/pipeline_stable_diffusion_up
 import dataclasses
 
 from dreambooth_jax.families.prompts import ClipPrompts
+from dreambooth_jax.families.sd_upscaler_files import UPSCALER
 from dreambooth_jax.families.unet import UNetFamily
 from dreambooth_jax.weights.pipeline import Pipeline
 
@@ -37,4 +38,5 @@ FAMILY = _Upscaler(
     prompts=ClipPrompts,
     noise_labels=('table', 'timestep'),
     crop=512,
+    originals=(UPSCALER,),
 )

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from dreambooth_jax.families.prompts import XLPrompts
+from dreambooth_jax.families.sdxl_files import SDXL
 from dreambooth_jax.families.stable_diffusion import CONTROLS, TASKS
 from dreambooth_jax.families.unet import UNetFamily
 from dreambooth_jax.weights.errors import WeightsError
@@ -38,5 +39,5 @@ FAMILY = _XL(
     reads_with='CLIP',
     prompts=XLPrompts,
     takes_sizes=True,
-    original_lora_names=True,
+    originals=(SDXL,),
 )

@@ -5,6 +5,7 @@ pipelines/auto_pipeline.py for the classes that hold the same networks.
 """
 
 from dreambooth_jax.families.prompts import ClipPrompts
+from dreambooth_jax.families.stable_diffusion_files import SD1, SD2
 from dreambooth_jax.families.unet import UNetFamily
 
 # Other ways to generate with the same networks, or with a UNet of more input channels, which is refused by its
@@ -28,6 +29,7 @@ FAMILY = UNetFamily(
         'StableDiffusionInstructPix2PixPipeline',
         'StableDiffusionPipelineSafe',
     ),
+    originals=(SD2, SD1),
     reads_with='CLIP',
     prompts=ClipPrompts,
     # The pipeline sets these two in every scheduler that it is created with. Older files leave them out and mean these

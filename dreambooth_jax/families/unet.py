@@ -40,7 +40,6 @@ class UNetFamily(Layout):
       crop: side in pixels of the crops on which a second stage trains that cannot crop in the step.
       forced_scheduler: entries of scheduler_config.json that the pipeline's class sets whatever the file says.
       lora_targets: regular expressions of the layers that get adapters unless the settings name others.
-      original_lora_names: whether kohya's files of adapters name layers as the original Stable Diffusion code does.
     """
 
     denoiser: str = 'unet'
@@ -53,7 +52,6 @@ class UNetFamily(Layout):
     crop: int | None = None
     forced_scheduler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     lora_targets: tuple[str, ...] = ATTENTION_PROJECTIONS
-    original_lora_names: bool = False
 
     def check_parts(self, components: Sequence[str], source: str) -> None:
         """Checks which of its networks a model names; every family with special variants replaces it."""

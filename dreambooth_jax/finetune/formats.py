@@ -37,6 +37,7 @@ from dreambooth_jax.weights import (
 )
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_files import Adapter
+from dreambooth_jax.weights.original_facts import EPSILON, PREDICTION_TYPES, OriginalLayout
 from dreambooth_jax.weights.pipeline import Pipeline, network_tensors
 from dreambooth_jax.weights.textual_inversion import file_name
 
@@ -130,23 +131,22 @@ def _write_single_files(trained: Trained, format: str, output: Path, dtype: str)
         pipeline = getattr(cascade, stage)
         if pipeline is None or (stage != BASE and stage not in trained.stages):
             continue
-        if pipeline.space.decoder is None:
+        if not pipeline.family.originals:
             raise ConfigError(
                 f'--format={format} cannot hold an {pipeline.class_name}: the layout is that of Stable Diffusion and '
                 f'has no place for its networks; export diffusers'
             )
         path = _file_of(output, stage)
-        single_file.write_pipeline(pipeline, path, dtype=dtype, metadata=_metadata(trained, stage, format))
+        metadata = _metadata(trained, stage, format)
+        single_file.write_pipeline(pipeline, path, dtype=dtype, metadata=metadata)
         yield path, _compare_single_file(pipeline, path, dtype)
 
 
 def _write_adapters(trained: Trained, format: str, output: Path, dtype: str):
     for stage, adapter in trained.adapters.items():
         pipeline, path = getattr(trained.cascade, stage), _file_of(output, stage)
-        metadata = _metadata(trained, stage, format)
-        lora_files.write_lora(
-            path, adapter, format, sdxl=pipeline.family.original_lora_names, dtype=dtype, metadata=metadata
-        )
+        layout, metadata = _layout(pipeline), _metadata(trained, stage, format)
+        lora_files.write_lora(path, adapter, format, layout=layout, dtype=dtype, metadata=metadata)
         if format == lora_files.KOHYA:
             _warn_of_dropped_layers(path, adapter)
         yield path, _compare_adapter(pipeline, adapter, path, dtype)
@@ -164,26 +164,32 @@ def _warn_of_dropped_layers(path: Path, adapter: Adapter) -> None:
         )
 
 
+def _layout(pipeline: Pipeline) -> OriginalLayout | None:
+    """Returns the generation of a pipeline's networks; None if its family has no single files."""
+    if not pipeline.family.originals:
+        return None
+    configs = {component: network.config for component, network in pipeline.components.items()}
+    return original_configs.layout_of(configs, pipeline.family.originals)
+
+
 def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
     """Returns the metadata that is written into a file (modelspec.py)."""
     pipeline, config = getattr(trained.cascade, stage), trained.config
-    predicts = {'prediction_type': original_configs.EPSILON, **pipeline.scheduler}['prediction_type']
-    if pipeline.space.decoder is not None:
-        configs = {component: network.config for component, network in pipeline.components.items()}
-        family = original_configs.family_of(configs)
-    else:
-        family = modelspec.PIXEL_FAMILIES[pipeline.family.is_super_resolution]
+    predicts = {'prediction_type': EPSILON, **pipeline.scheduler}['prediction_type']
+    layout = _layout(pipeline)
+    architecture = pipeline.family.architecture if layout is None else layout.architecture(predicts)
     prompts = dict.fromkeys(subject.instance_prompt for subject in config.subjects())
     # As in kohya's trainer: whole models and adapters of SDXL name the original implementation, other adapters
     # diffusers.
-    as_diffusers = format != SINGLE_FILE and not (format == lora_files.KOHYA and family == 'sdxl')
-    more = modelspec.kohya_version(family, predicts) if format == lora_files.KOHYA else {}
+    of_kohya = layout if format == lora_files.KOHYA else None
+    as_diffusers = format != SINGLE_FILE and not (of_kohya and of_kohya.kohya_original_names)
+    more = modelspec.kohya_version(of_kohya, predicts) if of_kohya else {}
     return more | modelspec.build(
-        architecture=modelspec.architecture(family, predicts, None if format == SINGLE_FILE else modelspec.LORA),
+        architecture=architecture if format == SINGLE_FILE else modelspec.adapter_of(architecture, modelspec.LORA),
         title=f'{trained.name}: {", ".join(prompts)}',
         implementation=modelspec.DIFFUSERS_IMPLEMENTATION if as_diffusers else modelspec.ORIGINAL_IMPLEMENTATION,
         resolution=trained.cascade.base_size if stage == BASE else trained.cascade.super_resolution_size,
-        prediction_type=predicts if predicts in original_configs.PREDICTION_TYPES else None,
+        prediction_type=predicts if predicts in PREDICTION_TYPES else None,
         trigger_phrase=trigger_phrase(config),
     )
 

@@ -33,6 +33,7 @@ from dreambooth_jax.models.lora import MAGNITUDE, A, B
 from dreambooth_jax.weights import files, lora_kinds
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_names import PEFT_PREFIX, kohya_name, owners
+from dreambooth_jax.weights.original_facts import OriginalLayout
 
 FORMATS = PEFT, KOHYA = ('lora_peft', 'lora_kohya')
 PEFT_FILE = 'pytorch_lora_weights.safetensors'  # the name that diffusers looks for in a folder
@@ -99,7 +100,7 @@ def write_lora(
     adapter: Adapter,
     format: str,
     *,
-    sdxl: bool = False,
+    layout: OriginalLayout | None = None,
     dtype: str = 'float32',
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
@@ -111,7 +112,7 @@ def write_lora(
       format: one of FORMATS. In `lora_peft`, B is multiplied by alpha / rank and the file says that alpha is the rank,
         because diffusers before 0.35 does not read alpha there and would generate with another strength. In
         `lora_kohya`, diffusers cannot load the LoRA of a text encoder unless it includes out_proj or the mlp.
-      sdxl: whether the model is SDXL, whose layers have other names in `lora_kohya`.
+      layout: the generation of the model, which says how its layers are named in `lora_kohya`; None if it has none.
       dtype: dtype of the stored tensors, one of files.STORAGE_DTYPES.
       metadata: additional texts for the header, such as ss_base_model_version for kohya's readers.
     Returns: the path of the file.
@@ -126,7 +127,8 @@ def write_lora(
     if not layers:
         raise WeightsError(f'{path} would hold no LoRA layer; give the parameters of an adapter.')
     write = _to_peft if format == PEFT else _to_kohya
-    tensors, header = write(path, layers, adapter, sdxl)
+    as_original = layout is not None and layout.kohya_original_names
+    tensors, header = write(path, layers, adapter, as_original)
     files.write_tensors(path, tensors, dtype=dtype, metadata={**header, **(metadata or {})})
     return path
 
@@ -147,7 +149,7 @@ def _to_torch(layer) -> dict[str, np.ndarray]:
     return {**layer, A: a.transpose(3, 2, 0, 1), B: b.T[:, :, None, None]}
 
 
-def _to_peft(path, layers, adapter, sdxl):
+def _to_peft(path, layers, adapter, as_original):
     tensors, configs = {}, {}
     for component, paths in layers.items():
         for layer_path, layer in paths.items():
@@ -176,7 +178,7 @@ def _to_peft(path, layers, adapter, sdxl):
     return tensors, {_PEFT_METADATA: json.dumps(configs, indent=2, sort_keys=True)}
 
 
-def _to_kohya(path, layers, adapter, sdxl):
+def _to_kohya(path, layers, adapter, as_original):
     flat = {(component, name): layer for component, named in layers.items() for name, layer in named.items()}
     if any(MAGNITUDE in layer for layer in flat.values()):
         raise WeightsError(
@@ -187,7 +189,7 @@ def _to_kohya(path, layers, adapter, sdxl):
     tensors, nameless = {}, []
     for (component, layer_path), layer in flat.items():
         try:
-            name = kohya_name(component, layer_path, sdxl=sdxl)
+            name = kohya_name(component, layer_path, original=as_original)
         except WeightsError as error:
             nameless.append(str(error))
             continue

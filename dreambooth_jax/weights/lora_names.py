@@ -64,24 +64,24 @@ PEFT_PREFIX = 'base_model.model.'
 _PROJECTION = 'text_projection'  # of SDXL's second text encoder; we read its kohya name, but not all programs know it
 
 
-def kohya_name(component: str, path: str, *, sdxl: bool = False) -> str:
+def kohya_name(component: str, path: str, *, original: bool = False) -> str:
     """Returns the name of a layer in a kohya file, such as 'lora_unet_down_blocks_0_attentions_0_proj_in'.
 
     Args:
       component: 'unet', 'text_encoder' or 'text_encoder_2'.
       path: dotted path of the layer.
-      sdxl: whether the model is SDXL. Its files use the names of the original Stable Diffusion code
-        (lora_unet_input_blocks_4_1_...), because kohya trains SDXL in that code; only these names are read by kohya,
+      original: whether the files of this model use the names of the original code (lora_unet_input_blocks_4_1_...),
+        as those of SDXL do, because kohya trains SDXL in that code; only these names are read by kohya,
         AUTOMATIC1111, ComfyUI and diffusers alike. For Stable Diffusion 1 and 2 all four use the names of diffusers.
         kohya itself ignores the layers of UNKNOWN_TO_KOHYA.
     Raises: WeightsError if the layer has no name that the readers of the format know.
     """
     if component == 'unet':
-        spelling = _original(path) if sdxl else path if _UNET.fullmatch(path) else None
+        spelling = _original(path) if original else path if _UNET.fullmatch(path) else None
         prefix = KOHYA_UNET
     else:
         spelling = path if _CLIP.fullmatch(path) and component in KOHYA_TEXT_ENCODERS else None
-        prefix = KOHYA_TEXT_ENCODERS.get(component, ('',))[-1 if sdxl else 0]
+        prefix = KOHYA_TEXT_ENCODERS.get(component, ('',))[-1 if original else 0]
     if spelling is None:
         raise WeightsError(f'{component}.{path} has no name in the lora_kohya format.')
     return f'{prefix}_{spelling}'.replace('.', '_')

@@ -9,12 +9,13 @@ Source: github.com/Stability-AI/ModelSpec; architecture ids of adapters: kohya-s
 import datetime
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dreambooth_jax.weights import files
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.original_facts import EPSILON, OriginalLayout
 
 PREFIX = 'modelspec.'
 VERSION = '1.0.1'
@@ -47,9 +48,6 @@ DIFFUSERS_IMPLEMENTATION = 'diffusers'
 LORA, TEXTUAL_INVERSION = ADAPTERS = ('lora', 'textual-inversion')
 # Scheduler configurations of diffusers -> names of the same prediction types in the standard.
 _PREDICTION_TYPES = {'epsilon': 'epsilon', 'v_prediction': 'v'}
-# Families that work on pixels, by whether they are super-resolution stages. The standard does not have these; the ids
-# follow its manner.
-PIXEL_FAMILIES = {False: 'if', True: 'if-super-resolution'}
 _SHAPES = {
     'sai_model_spec': (r'1\.\d+\.\d+', 'a version such as 1.0.1'),
     'architecture': (r'[\w.-]+(/[\w.-]+)?', "an id such as 'stable-diffusion-v1' or 'stable-diffusion-v1/lora'"),
@@ -60,44 +58,34 @@ _SHAPES = {
 }
 
 
-def architecture(family: str, prediction_type: str = 'epsilon', adapter: str | None = None) -> str:
-    """Returns the standard's id of a model or, with `adapter`, of a file that changes such a model.
+def adapter_of(architecture: str, adapter: str) -> str:
+    """Returns the standard's id of a file that changes a model.
 
     Args:
-      family: 'sd1', 'sd2', 'sdxl', 'upscaler', or a value of PIXEL_FAMILIES.
-      prediction_type: 'epsilon' or 'v_prediction'. Only the ids of SD 2.x depend on it.
-      adapter: None or one of ADAPTERS.
+      architecture: the id of the model.
+      adapter: one of ADAPTERS.
     """
-    ids = {
-        'sd1': 'stable-diffusion-v1',
-        'sd2': 'stable-diffusion-v2-768-v' if prediction_type == 'v_prediction' else 'stable-diffusion-v2-512',
-        'sdxl': 'stable-diffusion-xl-v1-base',
-        # The standard has no id for these; we use the names of their published repositories.
-        'upscaler': 'stable-diffusion-x4-upscaler',
-        'if': 'deepfloyd-if-i',
-        'if-super-resolution': 'deepfloyd-if-ii',
-    }
-    return ids[family] + (f'/{adapter}' if adapter else '')
+    return f'{architecture}/{adapter}'
 
 
-def kohya_version(family: str, prediction_type: str = 'epsilon') -> dict[str, str]:
+def kohya_version(layout: OriginalLayout, prediction_type: str = EPSILON) -> dict[str, str]:
     """Returns the metadata in which kohya's trainer records the base model of a LoRA.
 
     AUTOMATIC1111 uses it to show a LoRA only beside the models that it fits.
 
     Args:
-      family: as in `architecture`.
-      prediction_type: as in `architecture`.
-    Returns: {key: text}; empty for families that kohya does not train.
+      layout: the generation of the model.
+      prediction_type: what the model predicts.
+    Returns: {key: text}; empty for models that kohya does not train.
     Source: kohya-ss/sd-scripts train_network.py, library/{model_util,sdxl_model_util}.py; AUTOMATIC1111's
       Lora/network.py, which takes a file for Stable Diffusion 1 unless its version begins with 'sdxl_' or its ss_v2
       is 'True'.
     """
-    if family not in ('sd1', 'sd2', 'sdxl'):
+    versions = layout.kohya_versions
+    if not versions:
         return {}
-    version = {'sd1': 'sd_v1', 'sd2': 'sd_v2'}.get(family, 'sdxl_base_v1-0')
-    of_v = '_v' if prediction_type == 'v_prediction' and family != 'sdxl' else ''
-    return {'ss_base_model_version': version + of_v, 'ss_v2': str(family == 'sd2')}
+    version = versions.get(prediction_type, versions[EPSILON])
+    return {'ss_base_model_version': version, 'ss_v2': str(layout.kohya_is_v2)}
 
 
 def build(
@@ -113,7 +101,7 @@ def build(
     """Builds the metadata of one file.
 
     Args:
-      architecture: the result of `architecture()`, or another id for other models.
+      architecture: the id of the model, such as OriginalLayout.architecture gives, or of an adapter.
       title: the name of the model that user interfaces show.
       implementation: the code or layout that the file belongs to, such as ORIGINAL_IMPLEMENTATION.
       resolution: size in pixels of the images that the model is made for: the side of a square, or (width, height).
@@ -159,14 +147,20 @@ def check(metadata: Mapping[str, str]) -> None:
         raise WeightsError(f'this metadata does not follow the model metadata standard {VERSION}:', problems)
 
 
-def prediction_type(metadata: Mapping[str, str]) -> str | None:
-    """Returns what a file says its network predicts, 'epsilon' or 'v_prediction'; None if it does not say."""
+def prediction_type(metadata: Mapping[str, str], layouts: Sequence[OriginalLayout] = ()) -> str | None:
+    """Returns what a file says its network predicts, 'epsilon' or 'v_prediction'; None if it does not say.
+
+    Args:
+      metadata: that of the file.
+      layouts: generations of models. An id says it too, if its generation has one for each prediction type.
+    """
     named = metadata.get(PREFIX + 'prediction_type')
     for ours, theirs in _PREDICTION_TYPES.items():
         if named in (ours, theirs):
             return ours
     model = metadata.get(PREFIX + 'architecture', '').split('/')[0]
-    return {architecture('sd2', kind): kind for kind in _PREDICTION_TYPES}.get(model)
+    telling = (layout.architectures for layout in layouts if len(layout.architectures) > 1)
+    return {name: kind for ids in telling for kind, name in ids.items()}.get(model)
 
 
 def resolution(metadata: Mapping[str, str]) -> int | None:

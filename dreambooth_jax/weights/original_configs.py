@@ -5,8 +5,6 @@ sizes. Whatever leaves no trace in a tensor (number of heads, activations, scale
 from the published models of the family. So a published file gives the published configuration, and a file with narrower
 or fewer layers gives a configuration that fits it.
 
-Families: 'sd1' (Stable Diffusion 1.x), 'sd2' (2.0, 2.1), 'sdxl' (SDXL base) and 'upscaler' (x4 upscaler).
-
 Source: the published model_index.json, unet, vae, text_encoder and scheduler configurations of stable-diffusion-v1-5,
 -2-1, -2-1-base, -x4-upscaler and -xl-base-1.0; how to tell the families apart: diffusers 0.42.1 single_file_utils.py.
 """
@@ -17,61 +15,20 @@ from typing import Any
 
 from dreambooth_jax.weights import guard, original_names
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.original_facts import PREDICTION_TYPES, Config, OriginalLayout, Shapes
 
-Shapes = Mapping[str, tuple[int, ...]]
-Config = dict[str, Any]
-
-TITLES = {
-    'sd1': 'Stable Diffusion 1.x',
-    'sd2': 'Stable Diffusion 2.x',
-    'sdxl': 'Stable Diffusion XL',
-    'upscaler': 'the Stable Diffusion x4 upscaler',
-}
-FAMILIES = tuple(TITLES)
-EPSILON, V_PREDICTION = PREDICTION_TYPES = ('epsilon', 'v_prediction')
-# Names of the files as which SD 2.0 and 2.1 were published. Files of the two kinds differ only in the values of their
-# tensors, so neither names nor shapes of tensors tell which prediction a file was trained for.
-PUBLISHED_PREDICTION_TYPES = {
-    **dict.fromkeys(('512-base-ema', 'v2-1_512-ema-pruned', 'v2-1_512-nonema-pruned'), EPSILON),
-    **dict.fromkeys(('768-v-ema', 'v2-1_768-ema-pruned', 'v2-1_768-nonema-pruned'), V_PREDICTION),
-}
-
-# The padding token of each tokenizer. All are CLIPTokenizers with one vocabulary; a single file does not hold it.
-PAD_TOKENS: dict[str, dict[str, str]] = {
-    'sd1': {'tokenizer': '<|endoftext|>'},
-    'sd2': {'tokenizer': '!'},
-    'sdxl': {'tokenizer': '<|endoftext|>', 'tokenizer_2': '!'},
-    'upscaler': {'tokenizer': '!'},
-}
-_PIPELINES: dict[str, Config] = {
-    'sd1': {'_class_name': 'StableDiffusionPipeline'},
-    'sd2': {'_class_name': 'StableDiffusionPipeline'},
-    'sdxl': {'_class_name': 'StableDiffusionXLPipeline', 'force_zeros_for_empty_prompt': True},
-    'upscaler': {'_class_name': 'StableDiffusionUpscalePipeline', 'max_noise_level': 350},
-}
-_IN_CHANNELS = {'sd1': 4, 'sd2': 4, 'sdxl': 4, 'upscaler': 7}
-_VAE: dict[str, Config] = {
-    'sd1': {'scaling_factor': 0.18215},
-    'sd2': {'scaling_factor': 0.18215},
-    'sdxl': {'scaling_factor': 0.13025, 'force_upcast': True},
-    'upscaler': {'scaling_factor': 0.08333},
-}
-_HEAD_WIDTH = 64  # width of a head in every CLIP and in the UNets of SD 2.x and SDXL
-_HEADS = 8  # number of heads in the UNets of SD 1.x and the upscaler
-_TEXT_TIME_WIDTH = 256  # SDXL: number of sinusoidal features for each size and crop value
+_HEAD_WIDTH = 64  # width of a head in every CLIP, and in UNets of no fixed number of heads
 _TEXT = {'bos_token_id': 0, 'eos_token_id': 2, 'pad_token_id': 1, 'layer_norm_eps': 1e-5}
-_BETAS = {'beta_schedule': 'scaled_linear', 'beta_start': 0.00085, 'beta_end': 0.012, 'num_train_timesteps': 1000}
-_UPSCALER_BETAS = {**_BETAS, 'beta_start': 0.0001, 'beta_end': 0.02}
-_SAMPLING = {'clip_sample': False, 'set_alpha_to_one': False, 'skip_prk_steps': True, 'steps_offset': 1}
 
 
-def detect(shapes: Shapes, *, source: str = 'the file') -> str:
+def detect(shapes: Shapes, layouts: Sequence[OriginalLayout], *, source: str = 'the file') -> OriginalLayout:
     """Recognises the family of a whole model in the original layout.
 
     Args:
       shapes: {original name: shape}, as files.read_header returns them.
+      layouts: those that are supported, in the order in which they are tried.
       source: name of the file for an error.
-    Returns: one of FAMILIES.
+    Returns: one of `layouts`.
     Raises: WeightsError, one sentence, if the file holds only a part of a model, has another layout, or holds a model
       that is not supported.
     """
@@ -84,58 +41,49 @@ def detect(shapes: Shapes, *, source: str = 'the file') -> str:
     if missing:
         raise WeightsError(
             f'{source} holds no {" and no ".join(missing)} under names of the original Stable Diffusion layout (its '
-            f'first is {min(shapes, default="not there")}); give a whole model of {", ".join(TITLES.values())}, or a '
+            f'first is {min(shapes, default="not there")}); give a whole model of {_titles(layouts)}, or a '
             f'pipeline folder.'
         )
-    # The order matters: the upscaler has the text encoder of SD 2.x, so it must be recognised first.
-    labels = original_names.UNET_PREFIX + 'label_emb'
-    if f'{labels}.weight' in shapes:
-        family = 'upscaler'
-    elif any(name.startswith(original_names.TEXT_PREFIXES['sdxl']['text_encoder_2']) for name in shapes):
-        family = 'sdxl'
-    elif any(name.startswith(original_names.TEXT_PREFIXES['sd2']['text_encoder']) for name in shapes):
-        family = 'sd2'
-    elif any(name.startswith(original_names.TEXT_PREFIXES['sd1']['text_encoder']) for name in shapes):
-        family = 'sd1'
-    else:
+    layout = next((layout for layout in layouts if layout.matches(shapes)), None)
+    if layout is None:
         raise WeightsError(
-            f'{source} has a text encoder of another model, such as the SDXL refiner; supported are '
-            f'{", ".join(TITLES.values())}.'
+            f'{source} has a text encoder of another model, such as the SDXL refiner; supported are {_titles(layouts)}.'
         )
     # Inpainting and other variants have the same names but more input channels.
     channels = _Sizes(shapes, source).unet('input_blocks.0.0.weight')[1]
-    guard.check_channels(source, TITLES[family], channels, _IN_CHANNELS[family])
-    return family
+    guard.check_channels(source, layout.title, channels, layout.in_channels)
+    return layout
 
 
-def family_of(configs: Mapping[str, Mapping[str, Any]]) -> str:
+def _titles(layouts: Sequence[OriginalLayout]) -> str:
+    # The plainest models are tried last and named first.
+    return ', '.join(layout.title for layout in reversed(layouts))
+
+
+def layout_of(configs: Mapping[str, Mapping[str, Any]], layouts: Sequence[OriginalLayout]) -> OriginalLayout:
     """Recognises the family of the networks of a pipeline folder.
 
     Args:
       configs: {component: contents of its config.json}; must hold 'unet' and 'text_encoder', others are not read.
-    Returns: one of FAMILIES.
+      layouts: those that are supported, in the order in which they are tried.
+    Returns: one of `layouts`.
     Raises: WeightsError, one sentence, if the networks are of no such family.
     """
     if not {'unet', 'text_encoder'} <= configs.keys():
         raise WeightsError(f'configs holds {", ".join(configs) or "nothing"} but must hold unet and text_encoder.')
-    unet, text = configs['unet'], configs['text_encoder']
-    # Older configurations lack these keys; then they have the default that is given here.
-    if {'addition_embed_type': None, **unet}['addition_embed_type'] == 'text_time':
-        return 'sdxl'
-    if {'num_class_embeds': None, **unet}['num_class_embeds'] is not None:
-        return 'upscaler'
-    activation = {'hidden_act': 'quick_gelu', **text}['hidden_act']
-    if activation not in ('quick_gelu', 'gelu') or 'd_model' in text:
+    layout = next((layout for layout in layouts if layout.fits(configs)), None)
+    if layout is None:
+        activation = {'hidden_act': 'quick_gelu', **configs['text_encoder']}['hidden_act']
         raise WeightsError(
-            f'text_encoder is no CLIP (its hidden_act is {activation!r}), but only {", ".join(TITLES.values())} '
+            f'text_encoder is no CLIP (its hidden_act is {activation!r}), but only {_titles(layouts)} '
             f'have an original layout; export a diffusers folder instead.'
         )
-    return 'sd1' if activation == 'quick_gelu' else 'sd2'
+    return layout
 
 
 def derive(
     shapes: Shapes,
-    family: str,
+    layout: OriginalLayout,
     *,
     prediction_type: str | None = None,
     resolution: int | None = None,
@@ -145,50 +93,40 @@ def derive(
 
     Args:
       shapes: {original name: shape}.
-      family: the result of `detect`.
-      prediction_type: one of PREDICTION_TYPES; by default V_PREDICTION for the upscaler and EPSILON for the others.
+      layout: the result of `detect`.
+      prediction_type: one of PREDICTION_TYPES; by default that of the layout.
       resolution: side in pixels of the images that the model is made for, if the file's metadata says it; by default
         that of the published models.
       source: name of the file for an error.
     Returns: {name: contents of that JSON file} for 'model_index', 'unet', 'vae', 'text_encoder' and 'scheduler'; also
-      'text_encoder_2' for SDXL and 'low_res_scheduler' for the upscaler.
+      the other text encoders and schedulers of the layout.
     Raises: WeightsError, one sentence, if a tensor that every such model has is missing.
     """
-    prediction_type = prediction_type or (V_PREDICTION if family == 'upscaler' else EPSILON)
+    prediction_type = prediction_type or layout.default_prediction_type
     if prediction_type not in PREDICTION_TYPES:
         raise WeightsError(f'prediction_type is {prediction_type!r}; it must be one of {PREDICTION_TYPES}.')
     sizes = _Sizes(shapes, source)
-    published = {'sd1': 512, 'sd2': 512 if prediction_type == EPSILON else 768, 'sdxl': 1024, 'upscaler': 512}
-    resolution = resolution or published[family]
+    resolution = resolution or layout.resolutions[prediction_type]
     configs = {
-        'vae': _vae(sizes, family, resolution),
-        'scheduler': _scheduler(family, prediction_type),
+        'vae': _vae(sizes, layout, resolution),
+        'scheduler': {**layout.scheduler(prediction_type), 'prediction_type': prediction_type},
     }
-    for component, prefix in original_names.TEXT_PREFIXES[family].items():
-        configs[component] = _text(sizes, prefix, family)
-    configs['unet'] = _unet(sizes, family, resolution // 2 ** (len(configs['vae']['block_out_channels']) - 1))
-    # The published configurations of these models differ from the others in this.
-    if family == 'sd2' and prediction_type == V_PREDICTION:
-        configs['unet']['upcast_attention'] = True
-    if family == 'upscaler':
-        configs['low_res_scheduler'] = {
-            **_UPSCALER_BETAS,
-            '_class_name': 'DDPMScheduler',
-            'clip_sample': True,
-            'prediction_type': EPSILON,
-            'variance_type': 'fixed_small',
-        }
-    return {'model_index': _model_index(family, configs), **configs}
+    for component, prefix in layout.text_prefixes.items():
+        configs[component] = _text(sizes, prefix, component in layout.projected)
+    latent_size = resolution // 2 ** (len(configs['vae']['block_out_channels']) - 1)
+    configs['unet'] = _unet(sizes, layout, latent_size) | layout.unet(sizes.unet, prediction_type)
+    configs |= {name: dict(config) for name, config in layout.further_schedulers.items()}
+    return {'model_index': _model_index(layout, configs), **configs}
 
 
-def _model_index(family: str, configs: Mapping[str, Config]) -> Config:
-    index = {**_PIPELINES[family], 'unet': ['diffusers', 'UNet2DConditionModel'], 'vae': ['diffusers', 'AutoencoderKL']}
+def _model_index(layout: OriginalLayout, configs: Mapping[str, Config]) -> Config:
+    index = {**layout.model_index, 'unet': ['diffusers', 'UNet2DConditionModel'], 'vae': ['diffusers', 'AutoencoderKL']}
     for component, config in configs.items():
         if 'scheduler' in component:
             index[component] = ['diffusers', config['_class_name']]
         elif 'text_encoder' in component:
             index[component] = ['transformers', *config['architectures']]
-    return index | dict.fromkeys(PAD_TOKENS[family], ['transformers', 'CLIPTokenizer'])
+    return index | dict.fromkeys(layout.pad_tokens, ['transformers', 'CLIPTokenizer'])
 
 
 class _Sizes:
@@ -220,7 +158,7 @@ def _single(values: Sequence) -> Any:
     return values[0] if len(set(values)) == 1 else list(values)
 
 
-def _unet(sizes: _Sizes, family: str, sample_size: int) -> Config:
+def _unet(sizes: _Sizes, layout: OriginalLayout, sample_size: int) -> Config:
     prefix = original_names.UNET_PREFIX
     # The original code numbers the input blocks through all levels; a downsampling block ends a level.
     blocks: list[list[int]] = [[]]  # indices of the input_blocks in each down block
@@ -249,23 +187,14 @@ def _unet(sizes: _Sizes, family: str, sample_size: int) -> Config:
         'transformer_layers_per_block': _single([max(1, depth) for depth in depths]),
         'cross_attention_dim': sizes.unet('middle_block.1.transformer_blocks.0.attn2.to_k.weight')[1],
         'use_linear_projection': len(sizes.unet('middle_block.1.proj_in.weight')) == 2,
-        'attention_head_dim': heads if family in ('sd2', 'sdxl') else _HEADS,
+        'attention_head_dim': heads if layout.heads is None else layout.heads,
     }
-    if family == 'sdxl':
-        config |= {
-            'addition_embed_type': 'text_time',
-            'addition_time_embed_dim': _TEXT_TIME_WIDTH,
-            'projection_class_embeddings_input_dim': sizes.unet('label_emb.0.0.weight')[1],
-        }
-    if family == 'upscaler':
-        config |= {
-            'num_class_embeds': sizes.unet('label_emb.weight')[0],
-            'only_cross_attention': [True] * (len(widths) - 1) + [False],
-        }
+    if layout.only_cross_attention:
+        config['only_cross_attention'] = [True] * (len(widths) - 1) + [False]
     return config
 
 
-def _vae(sizes: _Sizes, family: str, resolution: int) -> Config:
+def _vae(sizes: _Sizes, layout: OriginalLayout, resolution: int) -> Config:
     prefix = original_names.VAE_PREFIX
     levels = sizes.count(prefix + 'encoder.down.{}.block.0.conv1.weight')
     names = [f'{prefix}encoder.down.{level}.block' for level in range(levels)]
@@ -277,13 +206,12 @@ def _vae(sizes: _Sizes, family: str, resolution: int) -> Config:
         'down_block_types': ['DownEncoderBlock2D'] * levels,
         'up_block_types': ['UpDecoderBlock2D'] * levels,
         'layers_per_block': sizes.count(f'{prefix}encoder.down.0.block.{{}}.conv1.weight'),
-        # Side of the images that the VAE was trained on. The upscaler's VAE was trained on images of half the side.
-        'sample_size': resolution // 2 if family == 'upscaler' else resolution,
-        **_VAE[family],
+        'sample_size': resolution // layout.vae_reduction,  # side of the images that the VAE was trained on
+        **layout.vae,
     }
 
 
-def _text(sizes: _Sizes, prefix: str, family: str) -> Config:
+def _text(sizes: _Sizes, prefix: str, is_projected: bool) -> Config:
     is_open_clip = original_names.is_open_clip(prefix)
     if is_open_clip:
         tokens, positions = f'{prefix}token_embedding.weight', f'{prefix}positional_embedding'
@@ -294,14 +222,13 @@ def _text(sizes: _Sizes, prefix: str, family: str) -> Config:
         layer, wide, activation = f'{prefix}text_model.encoder.layers.{{}}.', 'mlp.fc1.weight', 'quick_gelu'
     # The last layer of OpenCLIP-H is in the file but not in diffusers' folders.
     layers = sizes.count(layer + wide)
-    if is_open_clip and family != 'sdxl':
+    if is_open_clip and not is_projected:
         layers = min(layers, original_names.OPEN_CLIP_H_LAYERS)
     vocabulary, width = sizes(tokens)[:2]
-    projected = is_open_clip and family == 'sdxl'
     config = {
         'model_type': 'clip_text_model',
         **_TEXT,
-        'architectures': ['CLIPTextModelWithProjection' if projected else 'CLIPTextModel'],
+        'architectures': ['CLIPTextModelWithProjection' if is_projected else 'CLIPTextModel'],
         'vocab_size': vocabulary,
         'hidden_size': width,
         'max_position_embeddings': sizes(positions)[0],
@@ -310,15 +237,6 @@ def _text(sizes: _Sizes, prefix: str, family: str) -> Config:
         'intermediate_size': sizes(layer.format(0) + wide)[0],
         'hidden_act': activation,
     }
-    return config | {'projection_dim': sizes(prefix + original_names.OPEN_CLIP_PROJECTION)[1]} if projected else config
-
-
-def _scheduler(family: str, prediction_type: str) -> Config:
-    if family == 'upscaler':
-        config = {**_UPSCALER_BETAS, **_SAMPLING, '_class_name': 'DDIMScheduler'}
-    elif family == 'sdxl':
-        config = {**_BETAS, **_SAMPLING, '_class_name': 'EulerDiscreteScheduler', 'timestep_spacing': 'leading'}
-    else:
-        name = 'DDIMScheduler' if prediction_type == V_PREDICTION else 'PNDMScheduler'
-        config = {**_BETAS, **_SAMPLING, '_class_name': name}
-    return {**config, 'prediction_type': prediction_type}
+    return (
+        config | {'projection_dim': sizes(prefix + original_names.OPEN_CLIP_PROJECTION)[1]} if is_projected else config
+    )

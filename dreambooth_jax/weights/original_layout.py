@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreambooth_jax.weights import original_configs
 from dreambooth_jax.weights import original_names as names
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.original_facts import OriginalLayout
 
 Tensors = Mapping[str, np.ndarray]
 Configs = Mapping[str, names.Config]
 Converted = tuple[dict[str, np.ndarray], list[str]]  # tensors under new names, and names that cannot be converted
 
 
-def to_original(components: Mapping[str, Tensors], configs: Configs) -> dict[str, np.ndarray]:
+def to_original(components: Mapping[str, Tensors], configs: Configs, layout: OriginalLayout) -> dict[str, np.ndarray]:
     """Converts a model's tensors to the original names and shapes.
 
     The text encoder of SD 2.x is written with the 23 layers of diffusers' folders; no program uses the 24th layer of
@@ -31,24 +31,24 @@ def to_original(components: Mapping[str, Tensors], configs: Configs) -> dict[str
       components: {component: {name in a checkpoint of diffusers or transformers: array}} for 'unet', 'vae',
         'text_encoder' and, for SDXL, 'text_encoder_2'.
       configs: {component: contents of its config.json}; other entries are not read.
+      layout: the generation of the model.
     Returns: {original name: array} with unchanged dtypes, possibly views.
-    Raises: WeightsError if the components are not those of a family, or if the layout has no name for a tensor.
+    Raises: WeightsError if the components are not those of the layout, or if the layout has no name for a tensor.
     """
-    family = original_configs.family_of(configs)
-    layouts = _layouts(family)
-    if components.keys() != layouts.keys():
+    stored = _stored(layout)
+    if components.keys() != stored.keys():
         raise WeightsError(
-            f'components are {", ".join(sorted(components))} but a single file of {original_configs.TITLES[family]} '
-            f'holds {", ".join(sorted(layouts))}; give exactly these.'
+            f'components are {", ".join(sorted(components))} but a single file of {layout.title} '
+            f'holds {", ".join(sorted(stored))}; give exactly these.'
         )
     original, problems = {}, []
-    for component, layout in layouts.items():
-        converted, unplaced = layout.to_original(components[component], configs[component])
-        original |= {layout.prefix + name: value for name, value in converted.items()}
+    for component, one in stored.items():
+        converted, unplaced = one.to_original(components[component], configs[component])
+        original |= {one.prefix + name: value for name, value in converted.items()}
         problems += [f'{component}: {name} {list(np.shape(components[component][name]))}' for name in unplaced]
     if problems:
         raise WeightsError(
-            f'the original layout of {original_configs.TITLES[family]} has no place for these tensors; give networks '
+            f'the original layout of {layout.title} has no place for these tensors; give networks '
             f'that fit their configurations:',
             problems,
         )
@@ -56,37 +56,36 @@ def to_original(components: Mapping[str, Tensors], configs: Configs) -> dict[str
 
 
 def from_original(
-    tensors: Tensors, configs: Configs, *, source: str = 'the checkpoint'
+    tensors: Tensors, configs: Configs, layout: OriginalLayout, *, source: str = 'the checkpoint'
 ) -> dict[str, dict[str, np.ndarray]]:
     """Converts a model's tensors from the original names and shapes; the inverse of to_original.
 
     Args:
       tensors: {original name: array}, all tensors of a file. Those that match original_names.IGNORED are left out.
       configs: {component: contents of its config.json}, such as original_configs.derive returns.
+      layout: the generation of the model.
       source: name of the tensors' file for an error.
     Returns: {component: {name in a checkpoint of diffusers or transformers: array}}, possibly views. It is not checked
       that the components are complete; weights.mapping.load does this.
     Raises: WeightsError that lists every tensor that is no part of such a model.
     """
-    family = original_configs.family_of(configs)
     components, placed, problems = {}, set(), []
-    for component, layout in _layouts(family).items():
-        own = {name for name in tensors if name.startswith(layout.prefix) and not names.IGNORED.fullmatch(name)}
-        inside = {name.removeprefix(layout.prefix): tensors[name] for name in own}
-        components[component], unplaced = layout.from_original(inside, configs[component])
+    for component, one in _stored(layout).items():
+        own = {name for name in tensors if name.startswith(one.prefix) and not names.IGNORED.fullmatch(name)}
+        inside = {name.removeprefix(one.prefix): tensors[name] for name in own}
+        components[component], unplaced = one.from_original(inside, configs[component])
         placed |= own
-        problems += [layout.prefix + name for name in unplaced]
+        problems += [one.prefix + name for name in unplaced]
     problems += [name for name in tensors if name not in placed and not names.IGNORED.fullmatch(name)]
     if problems:
         raise WeightsError(
-            f'{source} holds tensors that are no part of {original_configs.TITLES[family]}; give a plain model of this '
-            f'family:',
+            f'{source} holds tensors that are no part of {layout.title}; give a plain model of this family:',
             [f'{name} {list(np.shape(tensors[name]))}' for name in sorted(problems)],
         )
     return components
 
 
-class _Layout(NamedTuple):
+class _Stored(NamedTuple):
     """How a component is stored. Both functions take its tensors without the prefix, and its config.json."""
 
     prefix: str
@@ -94,19 +93,19 @@ class _Layout(NamedTuple):
     from_original: Callable[[Tensors, names.Config], Converted]
 
 
-def _layouts(family: str) -> dict[str, _Layout]:
-    layouts = {
-        'unet': _Layout(names.UNET_PREFIX, *_renaming(names.unet_modules)),
-        'vae': _Layout(names.VAE_PREFIX, _vae_to_original, _vae_from_original),
+def _stored(layout: OriginalLayout) -> dict[str, _Stored]:
+    stored = {
+        'unet': _Stored(names.UNET_PREFIX, *_renaming(names.unet_modules)),
+        'vae': _Stored(names.VAE_PREFIX, _vae_to_original, _vae_from_original),
     }
-    for component, prefix in names.TEXT_PREFIXES[family].items():
+    for component, prefix in layout.text_prefixes.items():
         functions = (
             (_open_clip_to_original, _open_clip_from_original)
             if names.is_open_clip(prefix)
             else _renaming(names.clip_modules)
         )
-        layouts[component] = _Layout(prefix, *functions)
-    return layouts
+        stored[component] = _Stored(prefix, *functions)
+    return stored
 
 
 def _renamed(tensors: Tensors, modules: Mapping[str, str]) -> Converted:

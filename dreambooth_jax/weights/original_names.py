@@ -16,21 +16,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dreambooth_jax.models import unet_config
+from dreambooth_jax.weights.original_facts import UNET_PREFIX, OriginalLayout
 
 Config = Mapping[str, Any]
 
-UNET_PREFIX = 'model.diffusion_model.'
 VAE_PREFIX = 'first_stage_model.'
-# Prefix of each text encoder, by family. 'model.' has OpenCLIP's own names, 'transformer.' those of CLIPTextModel.
-TEXT_PREFIXES: dict[str, dict[str, str]] = {
-    'sd1': {'text_encoder': 'cond_stage_model.transformer.'},
-    'sd2': {'text_encoder': 'cond_stage_model.model.'},
-    'upscaler': {'text_encoder': 'cond_stage_model.model.'},
-    'sdxl': {
-        'text_encoder': 'conditioner.embedders.0.transformer.',
-        'text_encoder_2': 'conditioner.embedders.1.model.',
-    },
-}
 # OpenCLIP-H has 24 layers. SD 2.x uses the output of the 23rd, and diffusers' folders do not hold the last layer.
 OPEN_CLIP_H_LAYERS = 23
 
@@ -86,9 +76,9 @@ _OPEN_CLIP_LAYER = {
 }
 
 
-def prefixes(family: str) -> dict[str, str]:
+def prefixes(layout: OriginalLayout) -> dict[str, str]:
     """Returns {component: prefix of the names of its tensors}."""
-    return {'unet': UNET_PREFIX, 'vae': VAE_PREFIX, **TEXT_PREFIXES[family]}
+    return {'unet': UNET_PREFIX, 'vae': VAE_PREFIX, **layout.text_prefixes}
 
 
 def canonical(name: str) -> str:
@@ -196,7 +186,7 @@ def vae_modules(config: Config) -> dict[str, str]:
 
 
 def is_open_clip(prefix: str) -> bool:
-    """Whether the text encoder with this prefix, one of TEXT_PREFIXES, has OpenCLIP's names."""
+    """Whether the text encoder with this prefix, one of OriginalLayout.text_prefixes, has OpenCLIP's names."""
     return prefix.endswith('.model.')
 
 

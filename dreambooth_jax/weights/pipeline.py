@@ -44,6 +44,8 @@ class Layout:
       options: further entries of model_index.json that have an effect, with diffusers' defaults.
       absent: components that are written as absent.
       also_saved_as: other pipeline classes that hold the same networks and are read as this one.
+      originals: the layouts of its single files (original_facts.OriginalLayout), in the order in which they are tried.
+      architecture: its id in the model metadata standard (modelspec.py) if it has no such layout.
     """
 
     class_name: str
@@ -56,6 +58,8 @@ class Layout:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     absent: tuple[str, ...] = ()
     also_saved_as: tuple[str, ...] = ()
+    originals: tuple[Any, ...] = ()
+    architecture: str | None = None
 
 
 class Kind(NamedTuple):

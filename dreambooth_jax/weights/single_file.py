@@ -26,6 +26,7 @@ from dreambooth_jax.weights import (
     tokenizer_folders,
 )
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.original_facts import EPSILON, V_PREDICTION, OriginalLayout, Shapes, layouts_of
 from dreambooth_jax.weights.pipeline import (
     Layout,
     Pipeline,
@@ -39,13 +40,13 @@ class SingleFile(NamedTuple):
     """The contents of a single file.
 
     Attributes:
-      family: one of original_configs.FAMILIES.
+      layout: the generation of the model, one of the layouts that were given.
       configs: {name: contents of that JSON file of a pipeline folder}; see original_configs.derive.
       components: {component: {name in a checkpoint of diffusers or transformers: f32 array}}.
       metadata: {key: text} of the header.
     """
 
-    family: str
+    layout: OriginalLayout
     configs: dict[str, dict[str, Any]]
     components: dict[str, dict[str, np.ndarray]]
     metadata: dict[str, str]
@@ -83,7 +84,7 @@ def read_pipeline(
         except ValueError as error:
             raise WeightsError(f'the {component} of {path} is not supported: {str(error).rstrip(".")}.') from None
         networks[component] = filled_network(model, component, config, tensors, str(path), dtype)
-    tokenizers = tokenizer_folders.find(path, found.family, tokenizer_dir)
+    tokenizers = tokenizer_folders.find(path, found.layout, tokenizer_dir)
     return Pipeline(
         family=family,
         components=networks,
@@ -114,7 +115,7 @@ def write_pipeline(
     """
     networks = pipeline.components
     missing = [component for component in pipeline.family.networks if component not in networks]
-    if missing or 'vae' not in networks:
+    if missing or not pipeline.family.originals:
         what = f'has no {missing[0]}' if missing else f'is an {pipeline.class_name}'
         raise WeightsError(
             f'{pipeline.name} {what}, but a single file holds a whole Stable Diffusion model; write a pipeline folder.'
@@ -122,7 +123,8 @@ def write_pipeline(
     configs = {component: network.config for component, network in networks.items()}
     tensors = {component: network_tensors(component, network) for component, network in networks.items()}
     configs['scheduler'] = pipeline.scheduler
-    return write_single_file(path, tensors, configs, dtype=dtype, metadata=metadata)
+    layouts = pipeline.family.originals
+    return write_single_file(path, tensors, configs, layouts=layouts, dtype=dtype, metadata=metadata)
 
 
 def write_single_file(
@@ -130,6 +132,7 @@ def write_single_file(
     components: Mapping[str, original_layout.Tensors],
     configs: original_layout.Configs,
     *,
+    layouts: Sequence[OriginalLayout],
     dtype: str = 'float32',
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
@@ -141,6 +144,7 @@ def write_single_file(
         'text_encoder' and, for SDXL, 'text_encoder_2'.
       configs: {component: contents of its config.json}, and 'scheduler': contents of scheduler_config.json, whose
         prediction_type is written to the metadata.
+      layouts: the supported generations of models, in the order in which they are tried.
       dtype: dtype of the stored weights, one of files.STORAGE_DTYPES.
       metadata: additional texts for the header. Its 'modelspec.*' keys override those that are made here, such as the
         title, which is the name of the file.
@@ -153,18 +157,17 @@ def write_single_file(
         raise WeightsError(f'{path} is no name of a single file; it must end in {files.SUFFIX}.')
     if 'scheduler' not in configs:
         raise WeightsError('configs holds no scheduler, which says what the UNet predicts; give its configuration too.')
-    tensors = original_layout.to_original(components, configs)
-    family = original_configs.family_of(configs)
+    layout = original_configs.layout_of(configs, layouts)
+    tensors = original_layout.to_original(components, configs, layout)
     scheduler, (height, width) = configs['scheduler'], unet_config.sides(configs['unet'])
-    predicts = {'prediction_type': original_configs.EPSILON, **scheduler}['prediction_type']  # diffusers' default
-    if family == 'sdxl':
-        # ComfyUI and Forge recognise an SDXL that predicts v only by these tensors.
+    predicts = {'prediction_type': EPSILON, **scheduler}['prediction_type']  # diffusers' default
+    if layout.writes_markers:
         zero_snr = {'rescale_betas_zero_snr': False, **scheduler}['rescale_betas_zero_snr']
-        markers = [original_names.V_MARKER] if predicts == original_configs.V_PREDICTION else []
+        markers = [original_names.V_MARKER] if predicts == V_PREDICTION else []
         markers += [original_names.ZERO_SNR_MARKER] if zero_snr else []
         tensors |= {name: np.zeros(0, np.float32) for name in markers}
     header = modelspec.build(
-        architecture=modelspec.architecture(family, predicts),
+        architecture=layout.architecture(predicts),
         title=path.stem,
         resolution=height * _reduction(configs) if height is not None and height == width else None,
         prediction_type=predicts,
@@ -172,7 +175,7 @@ def write_single_file(
     )
     header |= metadata or {}
     modelspec.check(header)
-    _check_derived(path, configs, {name: value.shape for name, value in tensors.items()}, family, predicts)
+    _check_derived(path, configs, {name: value.shape for name, value in tensors.items()}, layout, predicts)
     files.write_tensors(path, tensors, dtype=dtype, max_shard_bytes=sys.maxsize, metadata=header)
     return path
 
@@ -196,15 +199,17 @@ _SCHEDULER_DEFAULTS = {
 }
 
 
-def _check_derived(path: Path, configs: original_layout.Configs, shapes, family: str, prediction_type: str) -> None:
+def _check_derived(
+    path: Path, configs: original_layout.Configs, shapes, layout: OriginalLayout, prediction_type: str
+) -> None:
     """Checks that a reader of the file, which stores no configurations, would derive the same ones.
 
     Raises: WeightsError, one sentence, for the first value that would be derived differently.
     """
-    derived = original_configs.derive(shapes, family, prediction_type=prediction_type, source=str(path))
+    derived = original_configs.derive(shapes, layout, prediction_type=prediction_type, source=str(path))
     if original_names.ZERO_SNR_MARKER in shapes:
         derived['scheduler']['rescale_betas_zero_snr'] = True
-    for component in (*original_names.prefixes(family), 'scheduler'):
+    for component in (*original_names.prefixes(layout), 'scheduler'):
         given, read = ({**_SCHEDULER_DEFAULTS, **all_of[component]} for all_of in (configs, derived))
         keys = _BETAS
         if component != 'scheduler':
@@ -216,7 +221,7 @@ def _check_derived(path: Path, configs: original_layout.Configs, shapes, family:
             if ours != theirs:
                 raise WeightsError(
                     f'{path} cannot hold this model: the {key} of its {component} is {ours!r}, but a single file does '
-                    f'not say so and {original_configs.TITLES[family]} has {theirs!r}; write a pipeline folder.'
+                    f'not say so and {layout.title} has {theirs!r}; write a pipeline folder.'
                 )
 
 
@@ -257,13 +262,13 @@ def read_single_file(
             f'and this file to sample as --lora.'
         )
     shapes = {original_names.canonical(name): shape for name, shape in given.items()}
-    family = original_configs.detect(shapes, source=str(path))
-    components = tuple(original_names.prefixes(family)) if components is None else components
+    layout = original_configs.detect(shapes, layouts_of(families), source=str(path))
+    components = tuple(original_names.prefixes(layout)) if components is None else components
     if prediction_type is None and 'unet' in components:
-        prediction_type = _prediction_type(path, family, shapes, metadata)
+        prediction_type = _prediction_type(path, layout, shapes, metadata)
     derived = original_configs.derive(
         shapes,
-        family,
+        layout,
         prediction_type=prediction_type,
         resolution=modelspec.resolution(metadata),
         source=str(path),
@@ -273,7 +278,7 @@ def read_single_file(
     for component, known in (configs or {}).items():
         derived[component] = {**derived.get(component, {}), **known}
     # The derived configurations pass the same checks as those of a pipeline folder.
-    prefixes = original_names.prefixes(family).items()
+    prefixes = original_names.prefixes(layout).items()
     networks = {component: derived[component] for component, _ in prefixes}
     guard.check_networks(_family_of(derived['model_index'], families), networks, str(path))
     # Tensors of networks that are not wanted are not read, because they may be several GB.
@@ -283,25 +288,24 @@ def read_single_file(
         return not original_names.IGNORED.fullmatch(name) and not original_names.canonical(name).startswith(others)
 
     tensors = {original_names.canonical(name): value for name, value in files.read_tensors(path, wanted).items()}
-    found = original_layout.from_original(tensors, derived, source=str(path))
+    found = original_layout.from_original(tensors, derived, layout, source=str(path))
     found = {component: tensors for component, tensors in found.items() if component in components}
-    return SingleFile(family, derived, found, metadata)
+    return SingleFile(layout, derived, found, metadata)
 
 
-def _prediction_type(path: Path, family: str, shapes: original_configs.Shapes, metadata: Mapping[str, str]):
-    """Returns what the file says it predicts, or its name; None if neither says it and the family's default applies.
+def _prediction_type(path: Path, layout: OriginalLayout, shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
+    """Returns what the file says it predicts, or its name; None if neither says it and the layout's default applies.
 
-    Raises: WeightsError for an SD 2.x file that does not say it.
+    Raises: WeightsError if neither says it and the layout has no default.
     """
     if original_names.V_MARKER in shapes:
-        return original_configs.V_PREDICTION
-    published = original_configs.PUBLISHED_PREDICTION_TYPES.get(path.name.partition('.')[0])  # also '<name>.fp16'
-    said = modelspec.prediction_type(metadata) or published
-    if said is None and family == 'sd2':
+        return V_PREDICTION
+    published = layout.published_prediction_types.get(path.name.partition('.')[0])  # also '<name>.fp16'
+    said = modelspec.prediction_type(metadata, (layout,)) or published
+    if said is None and layout.ask_prediction_type:
         # With a wrong guess, training would silently use the wrong target.
         raise WeightsError(
-            f'{path} is a Stable Diffusion 2.x model and does not say what it predicts; give prediction_type (setting '
-            f"and flag model_prediction_type), 'epsilon' for those made from 2.0-base or 2.1-base (512 pixels), "
-            f"'v_prediction' for 2.0 or 2.1 (768)."
+            f'{path} is a {layout.title} model and does not say what it predicts; give prediction_type (setting '
+            f'and flag model_prediction_type), {layout.ask_prediction_type}'
         )
     return said

@@ -1,7 +1,7 @@
 """Finds the tokenizers for a single file, which holds none.
 
 All Stable Diffusion models read prompts with the vocabulary of OpenAI's CLIP. Their tokenizers differ only in the
-padding token, which the family of the file determines (original_configs.PAD_TOKENS). So one folder tokenizer/ beside
+padding token, which the family of the file determines (OriginalLayout.pad_tokens). So one folder tokenizer/ beside
 the file is enough for any of them, and for both text encoders of SDXL. If there is no such folder, the published
 tokenizer is downloaded from the hub once.
 """
@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 
 from dreambooth_jax.text.tokenize import Tokenizer
-from dreambooth_jax.weights import hub, original_configs
+from dreambooth_jax.weights import hub
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.original_facts import OriginalLayout
 
 PUBLISHED = 'openai/clip-vit-large-patch14'
 # The tokenizer's files of a repository that holds much more.
@@ -24,12 +25,12 @@ _FIRST = 'tokenizer'
 _FOLDERS = (_FIRST, 'tokenizer_2')
 
 
-def find(path: Path, family: str, given: str | os.PathLike | None = None) -> dict[str, Path]:
+def find(path: Path, layout: OriginalLayout, given: str | os.PathLike | None = None) -> dict[str, Path]:
     """Finds the tokenizer folders for a single file.
 
     Args:
       path: the file.
-      family: one of original_configs.FAMILIES.
+      layout: the generation of the model.
       given: a folder that holds tokenizer/ and perhaps tokenizer_2/. By default it is the folder of the file, or the
         hub if that folder holds no tokenizer/.
     Returns: {'tokenizer' and, for SDXL, 'tokenizer_2': folder}. They have the padding tokens of the family: if a folder
@@ -37,7 +38,7 @@ def find(path: Path, family: str, given: str | os.PathLike | None = None) -> dic
     Raises: WeightsError if there is no tokenizer; TokenizerError if a tokenizer cannot be read.
     """
     beside = Path(given).expanduser() if given is not None else path.parent
-    pads = original_configs.PAD_TOKENS[family]
+    pads = layout.pad_tokens
     if (beside / _FIRST).is_dir():
         sources = {name: beside / name if (beside / name).is_dir() else beside / _FIRST for name in pads}
     elif given is not None:

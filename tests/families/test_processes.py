@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dreambooth_jax.diffusion import samplers, scheduler_files, schedules
-from dreambooth_jax.weights import original_configs
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network
 from tests.support import made_pipelines
 from tests.support import published_stable_diffusion as real
+from tests.support.layouts import LAYOUTS
 from tests.support.published_schedulers import PUBLISHED, SD_1_5, SDXL
 
 PIXELS = {'in_channels': 3, 'out_channels': 6}
@@ -114,7 +114,7 @@ def test_a_stage_that_enlarges_generates_what_is_left_of_its_inputs():
 def test_a_single_file_is_generated_with_as_the_published_folder(family, published, sampler):
     """diffusers' from_single_file takes the scheduler file that is published beside the model."""
     prediction = real.CONFIGS[family]['scheduler']['prediction_type']
-    derived = schedules.from_config(original_configs._scheduler(family, prediction))
+    derived = schedules.from_config({**LAYOUTS[family].scheduler(prediction), 'prediction_type': prediction})
     folder = schedules.from_config(published)
     assert dataclasses.asdict(derived.sampling(sampler)) == dataclasses.asdict(folder.sampling(sampler))
     assert derived.prediction_type == folder.prediction_type

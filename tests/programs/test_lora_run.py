@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth_jax.families.family import FAMILIES
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training import placement
@@ -140,7 +141,7 @@ def test_a_merged_single_file_is_the_model_that_the_run_wrote(program, run_of, t
     run, file = run_of(program, 'sd1'), tmp_path / 'dog.safetensors'
     ended = program('export', f'--workdir={run}', '--format=single_file', f'--output={file}')
     assert ended.code == 0 and f'{file} holds ' in ended.out
-    found = single_file.read_single_file(file)
+    found = single_file.read_single_file(file, families=FAMILIES)
     for component, stem in (('unet', 'diffusion_pytorch_model'), ('text_encoder', 'model')):
         written = files.read_tensors(run / 'model' / component / f'{stem}.safetensors')
         assert written.keys() == found.components[component].keys()

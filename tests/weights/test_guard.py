@@ -12,6 +12,7 @@ import torch
 from diffusers.pipelines import auto_pipeline
 
 from dreambooth_jax.families.family import FAMILIES, of_class
+from dreambooth_jax.families.originals import ORIGINALS
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights import folders, guard, original_configs
@@ -70,7 +71,7 @@ def test_a_unet_of_more_channels_gives_the_sentence_of_a_single_file(tmp_path, c
         'first_stage_model.quant_conv.weight': (8, 8, 1, 1),
         'cond_stage_model.transformer.text_model.final_layer_norm.weight': (768,),
     }
-    single = sentence_of(original_configs.detect, shapes, source=str(folder))
+    single = sentence_of(original_configs.detect, shapes, ORIGINALS, source=str(folder))
     assert single == said.replace('Stable Diffusion', 'Stable Diffusion 1.x')
 
 

@@ -10,6 +10,7 @@ import pytest
 from dreambooth_jax.weights import files, lora_names, modelspec
 from dreambooth_jax.weights.lora_files import Adapter, are_names_of_lora, write_lora
 from tests.support import lora_clients
+from tests.support.layouts import LAYOUTS
 
 PEFT_ENDS = ('.lora_A.weight', '.lora_B.weight')
 
@@ -32,7 +33,7 @@ def adapter(family, dora=False):
 
 @functools.cache
 def keys(folder, family, format, dora=False):
-    path = write_lora(folder / f'{family}.{format}.safetensors', adapter(family, dora), format, sdxl=family == 'sdxl')
+    path = write_lora(folder / f'{family}.{format}.safetensors', adapter(family, dora), format, layout=LAYOUTS[family])
     return path, tuple(files.read_header(path).shapes)
 
 
@@ -65,7 +66,7 @@ def test_the_layers_that_kohya_drops_are_those_that_we_warn_of(family, folder):
     layers = names(keys(folder, family, 'lora_kohya')[1], lora_clients.KOHYA_ENDS)
     told = [path for path in lora_clients.unet(family) if lora_names.UNKNOWN_TO_KOHYA.fullmatch(path)]
     assert len(told) == (6 if family == 'sdxl' else 4)
-    dropped = {lora_names.kohya_name('unet', path, sdxl=family == 'sdxl') for path in told}
+    dropped = {lora_names.kohya_name('unet', path, original=family == 'sdxl') for path in told}
     assert layers - lora_clients.kohya(family) == dropped
     assert lora_clients.kohya(family) <= layers
 
@@ -101,11 +102,13 @@ def test_lora_peft_is_for_diffusers_peft_and_onetrainer(family, dora, folder):
     ],
 )
 def test_a_lora_is_shown_beside_the_models_that_it_fits(family, prediction, version, forge, folder):
-    metadata = modelspec.kohya_version(family, prediction)
+    metadata = modelspec.kohya_version(LAYOUTS[family], prediction)
     assert metadata['ss_base_model_version'] == version
-    architecture = modelspec.architecture(family, prediction, modelspec.LORA)
+    architecture = modelspec.adapter_of(LAYOUTS[family].architecture(prediction), modelspec.LORA)
     metadata |= modelspec.build(architecture=architecture, title='dog')
-    path = write_lora(folder / 'x.safetensors', adapter(family), 'lora_kohya', sdxl=family == 'sdxl', metadata=metadata)
+    path = write_lora(
+        folder / 'x.safetensors', adapter(family), 'lora_kohya', layout=LAYOUTS[family], metadata=metadata
+    )
     said = files.read_metadata(path)
     assert lora_clients.a1111_version(said) == family
     assert lora_clients.forge_version(said) == forge
@@ -113,6 +116,6 @@ def test_a_lora_is_shown_beside_the_models_that_it_fits(family, prediction, vers
     assert lora_clients.a1111_version({'modelspec.architecture': architecture}) == 'sd1'
 
 
-@pytest.mark.parametrize('family', ['upscaler', 'if', 'if-super-resolution'])
+@pytest.mark.parametrize('family', ['upscaler'])
 def test_models_that_kohya_does_not_train_have_no_version_of_its(family):
-    assert modelspec.kohya_version(family) == {}
+    assert modelspec.kohya_version(LAYOUTS[family]) == {}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from flax import nnx
 
+from dreambooth_jax.families.sdxl_files import SDXL
 from dreambooth_jax.models import functional, lora
 from dreambooth_jax.weights import files, lora_files, lora_names
 from dreambooth_jax.weights.folders import abstract_network
@@ -107,7 +108,7 @@ def test_diffusers_loads_every_layer_of_stable_diffusion(format, dora, sdxl, tmp
     networks = tiny_lora_hosts.networks(sdxl)
     base = base_params(networks)
     adapter = random_adapter(base, '.*' if format == 'lora_peft' else NAMED_BY_KOHYA, dora)
-    write_lora(tmp_path / lora_files.PEFT_FILE, adapter, format, sdxl=sdxl)
+    write_lora(tmp_path / lora_files.PEFT_FILE, adapter, format, layout=SDXL if sdxl else None)
     loaded = {name: copy.deepcopy(module) for name, module in networks.items()}
     pipeline = tiny_lora_hosts.pipeline(loaded)
     with nothing_reported(NOT_ADAPTED):
@@ -165,7 +166,7 @@ def test_what_is_written_is_read_back(format, dora, sdxl, tmp_path):
     base = base_params(tiny_lora_hosts.networks(sdxl))
     alpha = 2.0  # a power of two from the rank, so that B is scaled without rounding
     adapter = random_adapter(base, '.*' if format == 'lora_peft' else NAMED_BY_KOHYA, dora, alpha=alpha)
-    path = write_lora(tmp_path / 'x.safetensors', adapter, format, sdxl=sdxl)
+    path = write_lora(tmp_path / 'x.safetensors', adapter, format, layout=SDXL if sdxl else None)
     again = read_lora(path, base)
     assert again.rank == RANK
     assert again.alpha == (RANK if format == 'lora_peft' else alpha)
@@ -276,7 +277,7 @@ def test_kohya_names_are_those_of_published_files():
         ): 'lora_te2_text_model_encoder_layers_31_mlp_fc2',
     }
     for (component, path, sdxl), name in published.items():
-        assert lora_names.kohya_name(component, path, sdxl=sdxl) == name
+        assert lora_names.kohya_name(component, path, original=sdxl) == name
 
 
 def test_headers_say_what_readers_ask_for(tmp_path):

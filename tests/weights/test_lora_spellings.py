@@ -403,7 +403,11 @@ def test_a_lora_of_another_family_is_said_to_be_one(spelling, tmp_path):
     """Stable Diffusion XL's on 1.x: at these sizes text is 32 and 16 wide; the published ones have names."""
     path = 'down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k'
     down, up = matrices(base('sdxl')['unet'][f'{path}.kernel'], 2, np.random.default_rng(0))
-    name = {'peft': f'unet.{path}', 'old': f'{old_unet(path)}', 'kohya': lora_names.kohya_name('unet', path, sdxl=True)}
+    name = {
+        'peft': f'unet.{path}',
+        'old': f'{old_unet(path)}',
+        'kohya': lora_names.kohya_name('unet', path, original=True),
+    }
     ends = {'peft': ('.lora_A', '.lora_B'), 'old': ('.down', '.up'), 'kohya': ('.lora_down', '.lora_up')}[spelling]
     tensors = {f'{name[spelling]}{end}.weight': value for end, value in zip(ends, (down, up), strict=True)}
     file = written(tmp_path / 'x.safetensors', tensors)

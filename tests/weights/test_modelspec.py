@@ -4,15 +4,18 @@ import datetime
 
 import pytest
 
+from dreambooth_jax.families.originals import ORIGINALS
+from dreambooth_jax.families.stable_diffusion_files import SD1
 from dreambooth_jax.weights import modelspec
 from dreambooth_jax.weights.errors import WeightsError
+from tests.support.layouts import LAYOUTS
 
 DATE = datetime.datetime(2024, 2, 29, 12, 30, tzinfo=datetime.UTC)
 
 
 def test_the_keys_of_a_lora():
     assert modelspec.build(
-        architecture=modelspec.architecture('sd1', adapter=modelspec.LORA),
+        architecture=modelspec.adapter_of(SD1.architecture('epsilon'), modelspec.LORA),
         title='my dog',
         implementation=modelspec.DIFFUSERS_IMPLEMENTATION,
         resolution=512,
@@ -42,8 +45,8 @@ def test_the_keys_of_a_lora():
     ],
 )
 def test_architectures(family, prediction_type, expected):
-    assert modelspec.architecture(family, prediction_type) == expected
-    assert modelspec.architecture(family, prediction_type, 'textual-inversion') == f'{expected}/textual-inversion'
+    assert LAYOUTS[family].architecture(prediction_type) == expected
+    assert modelspec.adapter_of(expected, 'textual-inversion') == f'{expected}/textual-inversion'
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,7 @@ def test_architectures(family, prediction_type, expected):
     ],
 )
 def test_what_a_file_says_of_its_prediction(metadata, expected):
-    assert modelspec.prediction_type(metadata) == expected
+    assert modelspec.prediction_type(metadata, ORIGINALS) == expected
 
 
 @pytest.mark.parametrize(('said', 'expected'), [('768x768', 768), ('512x768', None), ('auto', None), (None, None)])

@@ -8,10 +8,12 @@ import pytest
 import torch
 from diffusers.loaders import single_file_utils
 
+from dreambooth_jax.families.originals import ORIGINALS
 from dreambooth_jax.weights import original_configs, original_layout
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import published_stable_diffusion as real
 from tests.support import tiny_stable_diffusion as tiny
+from tests.support.layouts import LAYOUTS
 
 NETWORKS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
 # Published name, where it comes from, and its published shape.
@@ -130,7 +132,7 @@ def published(request):
                 name: np.broadcast_to(np.int16(numbers[f'{component}.{name}']), value.shape)
                 for name, value in named.items()
             }
-    return request.param, numbers, original_layout.to_original(components, configs)
+    return request.param, numbers, original_layout.to_original(components, configs, layout=LAYOUTS[request.param])
 
 
 def test_published_names_and_shapes(published):
@@ -182,15 +184,17 @@ def shapes_of(original):
 def test_published_configurations_are_derived_from_shapes(published):
     family, _, original = published
     shapes = shapes_of(original)
-    assert original_configs.detect(shapes) == family
-    derived = original_configs.derive(shapes, family, prediction_type='v_prediction' if family == 'sd2' else None)
+    assert original_configs.detect(shapes, ORIGINALS) is LAYOUTS[family]
+    derived = original_configs.derive(
+        shapes, LAYOUTS[family], prediction_type='v_prediction' if family == 'sd2' else None
+    )
     assert derived.keys() == real.CONFIGS[family].keys()
     for part, expected in real.CONFIGS[family].items():
         besides = {key: DEFAULTS[key] for key in derived[part].keys() - expected.keys()}
         assert derived[part] == besides | expected
-    assert original_configs.family_of(derived) == family
+    assert original_configs.layout_of(derived, ORIGINALS) is LAYOUTS[family]
     if family == 'sd2':  # 2.1-base
-        base = original_configs.derive(shapes, family)
+        base = original_configs.derive(shapes, LAYOUTS[family])
         assert base['scheduler'] == real.CONFIGS['sd1']['scheduler']
         assert base['vae']['sample_size'] == 512 and base['unet']['sample_size'] == 64
         assert 'upcast_attention' not in base['unet']
@@ -202,7 +206,7 @@ def test_the_last_layer_of_open_clip_h_is_not_counted(published):
         return
     layer = 'cond_stage_model.model.transformer.resblocks.{}.mlp.c_fc.weight'
     shapes = shapes_of(original) | {layer.format(23): (4096, 1024)}
-    assert original_configs.derive(shapes, family)['text_encoder']['num_hidden_layers'] == 23
+    assert original_configs.derive(shapes, LAYOUTS[family])['text_encoder']['num_hidden_layers'] == 23
 
 
 CONV_IN, QUANT_CONV = 'model.diffusion_model.input_blocks.0.0.weight', 'first_stage_model.quant_conv.weight'
@@ -239,28 +243,28 @@ WHOLE = {CONV_IN: (320, 4, 3, 3), QUANT_CONV: (8, 8, 1, 1), TEXT: (768,)}
 )
 def test_what_is_no_whole_model_is_one_sentence(shapes, sentence):
     with pytest.raises(WeightsError) as error:
-        original_configs.detect(shapes, source='x')
+        original_configs.detect(shapes, ORIGINALS, source='x')
     assert str(error.value) == sentence
 
 
 def test_what_cannot_be_derived_is_one_sentence():
     with pytest.raises(WeightsError) as error:
-        original_configs.derive(WHOLE, 'sd1', source='x')
+        original_configs.derive(WHOLE, LAYOUTS['sd1'], source='x')
     assert str(error.value) == (
         'x holds no first_stage_model.encoder.conv_in.weight; it is no complete model: download or export it again.'
     )
     with pytest.raises(WeightsError) as error:
-        original_configs.derive(WHOLE, 'sd1', prediction_type='flow')
+        original_configs.derive(WHOLE, LAYOUTS['sd1'], prediction_type='flow')
     assert str(error.value) == "prediction_type is 'flow'; it must be one of ('epsilon', 'v_prediction')."
 
 
 def test_networks_without_an_original_layout_are_named():
     with pytest.raises(WeightsError) as error:
-        original_configs.family_of({'unet': {}, 'text_encoder': {'d_model': 24, 'hidden_act': 'gelu_new'}})
+        original_configs.layout_of({'unet': {}, 'text_encoder': {'d_model': 24, 'hidden_act': 'gelu_new'}}, ORIGINALS)
     assert str(error.value) == (
         "text_encoder is no CLIP (its hidden_act is 'gelu_new'), but only Stable Diffusion 1.x, Stable Diffusion 2.x, "
         'Stable Diffusion XL, the Stable Diffusion x4 upscaler have an original layout; export a diffusers folder '
         'instead.'
     )
     with pytest.raises(WeightsError, match='configs holds vae but must hold unet and text_encoder.$'):
-        original_configs.family_of({'vae': {}})
+        original_configs.layout_of({'vae': {}}, ORIGINALS)

@@ -11,9 +11,12 @@ import pytest
 import safetensors.numpy
 import torch
 
+from dreambooth_jax.families.family import FAMILIES
+from dreambooth_jax.families.originals import ORIGINALS
 from dreambooth_jax.weights import files, original_layout, single_file
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import tiny_stable_diffusion as tiny
+from tests.support.layouts import LAYOUTS
 
 
 def configs(family, prediction_type='epsilon'):
@@ -33,18 +36,18 @@ def family(request):
 
 @pytest.fixture(scope='module')
 def original(family):
-    return original_layout.to_original(tiny.components(family), configs(family))
+    return original_layout.to_original(tiny.components(family), configs(family), layout=LAYOUTS[family])
 
 
 @pytest.fixture(scope='module')
 def written(family, tmp_path_factory):
     path = tmp_path_factory.mktemp(family) / 'model.safetensors'
-    assert single_file.write_single_file(path, tiny.components(family), configs(family)) == path
+    assert single_file.write_single_file(path, tiny.components(family), configs(family), layouts=ORIGINALS) == path
     return path
 
 
 def test_from_original_is_the_inverse_of_to_original(family, original):
-    back = original_layout.from_original(original, configs(family))
+    back = original_layout.from_original(original, configs(family), layout=LAYOUTS[family])
     assert back.keys() == tiny.components(family).keys()
     for component, tensors in tiny.components(family).items():
         same(back[component], tensors)
@@ -77,8 +80,8 @@ NOT_DERIVED = {'text_encoder': ('projection_dim',)}
 
 
 def test_the_file_is_read_back_with_the_configurations_that_fit(family, written):
-    found = single_file.read_single_file(written)
-    assert found.family == family
+    found = single_file.read_single_file(written, families=FAMILIES)
+    assert found.layout is LAYOUTS[family]
     assert found.configs['scheduler']['prediction_type'] == 'epsilon'
     assert found.components.keys() == tiny.components(family).keys()
     for component, tensors in tiny.components(family).items():
@@ -115,8 +118,10 @@ def test_header_says_what_the_file_is(family, written):
 def test_half_precision_and_more_metadata(dtype, tmp_path):
     path = tmp_path / 'half.safetensors'
     more = {'modelspec.title': 'My dog', 'modelspec.trigger_phrase': 'sks', 'license': 'x'}
-    single_file.write_single_file(path, tiny.components('sd1'), configs('sd1'), dtype=dtype, metadata=more)
-    found = single_file.read_single_file(path)
+    single_file.write_single_file(
+        path, tiny.components('sd1'), configs('sd1'), dtype=dtype, metadata=more, layouts=ORIGINALS
+    )
+    found = single_file.read_single_file(path, families=FAMILIES)
     assert more.items() <= found.metadata.items()
     content = path.read_bytes()
     data = content[8 + int.from_bytes(content[:8], 'little') :]
@@ -131,9 +136,9 @@ def test_v_prediction_is_told(tmp_path):
     for family, markers in (('sd2', set()), ('sdxl', {'v_pred', 'ztsnr'})):
         path, given = tmp_path / f'{family}.safetensors', configs(family, 'v_prediction')
         given['scheduler']['rescale_betas_zero_snr'] = family == 'sdxl'
-        single_file.write_single_file(path, tiny.components(family), given)
+        single_file.write_single_file(path, tiny.components(family), given, layouts=ORIGINALS)
         assert {'v_pred', 'ztsnr'} & files.read_header(path).shapes.keys() == markers
-        scheduler = single_file.read_single_file(path).configs['scheduler']
+        scheduler = single_file.read_single_file(path, families=FAMILIES).configs['scheduler']
         assert scheduler['prediction_type'] == 'v_prediction'
         assert ('rescale_betas_zero_snr' in scheduler) == (family == 'sdxl')
 
@@ -141,30 +146,32 @@ def test_v_prediction_is_told(tmp_path):
 def bare(path, family):
     """A file as the original repositories wrote them: without metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(original_layout.to_original(tiny.components(family), tiny.CONFIGS[family]), path)
+    safetensors.numpy.save_file(
+        original_layout.to_original(tiny.components(family), tiny.CONFIGS[family], layout=LAYOUTS[family]), path
+    )
     return path
 
 
 def test_an_sd2_file_that_does_not_say_what_it_predicts_is_refused(tmp_path):
     path = bare(tmp_path / 'mine.safetensors', 'sd2')
     with pytest.raises(WeightsError) as error:
-        single_file.read_single_file(path)
+        single_file.read_single_file(path, families=FAMILIES)
     assert str(error.value) == (
         f'{path} is a Stable Diffusion 2.x model and does not say what it predicts; give prediction_type (setting and '
         "flag model_prediction_type), 'epsilon' for those made from 2.0-base or 2.1-base (512 pixels), 'v_prediction' "
         'for 2.0 or 2.1 (768).'
     )
-    found = single_file.read_single_file(path, prediction_type='v_prediction')
+    found = single_file.read_single_file(path, prediction_type='v_prediction', families=FAMILIES)
     assert found.configs['scheduler']['prediction_type'] == 'v_prediction'
     for name, expected in (('v2-1_512-ema-pruned.fp16', 'epsilon'), ('768-v-ema', 'v_prediction')):
-        found = single_file.read_single_file(path.rename(tmp_path / f'{name}.safetensors'))
+        found = single_file.read_single_file(path.rename(tmp_path / f'{name}.safetensors'), families=FAMILIES)
         path = tmp_path / f'{name}.safetensors'
         assert found.configs['scheduler']['prediction_type'] == expected
 
 
 def test_bare_files_of_other_families_predict_what_the_published_models_do(tmp_path):
     for family, expected in (('sd1', 'epsilon'), ('sdxl', 'epsilon'), ('upscaler', 'v_prediction')):
-        found = single_file.read_single_file(bare(tmp_path / f'{family}.safetensors', family))
+        found = single_file.read_single_file(bare(tmp_path / f'{family}.safetensors', family), families=FAMILIES)
         assert found.configs['scheduler']['prediction_type'] == expected
         # The published resolution, as nothing else is said; the tiny VAEs reduce by 4.
         assert found.configs['unet']['sample_size'] == {'sdxl': 256}.get(family, 128)
@@ -172,7 +179,7 @@ def test_bare_files_of_other_families_predict_what_the_published_models_do(tmp_p
 
 def test_known_configuration_comes_before_what_is_derived(tmp_path):
     known = {'unet': {'attention_head_dim': 4}, 'scheduler': {'timestep_spacing': 'trailing'}}
-    found = single_file.read_single_file(bare(tmp_path / 'x.safetensors', 'sd1'), configs=known)
+    found = single_file.read_single_file(bare(tmp_path / 'x.safetensors', 'sd1'), configs=known, families=FAMILIES)
     assert found.configs['unet']['attention_head_dim'] == 4
     assert found.configs['scheduler']['timestep_spacing'] == 'trailing'
     assert found.configs['unet']['block_out_channels'] == tiny.UNET['block_out_channels']
@@ -206,7 +213,7 @@ BESIDES = {
 
 def test_what_the_originals_hold_besides_is_left_out(family, original):
     more = {name: np.zeros(3, np.float32) for name in BESIDES[family]}
-    back = original_layout.from_original({**more, **original}, configs(family))
+    back = original_layout.from_original({**more, **original}, configs(family), layout=LAYOUTS[family])
     for component, tensors in tiny.components(family).items():
         same(back[component], tensors)
 
@@ -220,7 +227,9 @@ def test_every_unknown_tensor_is_named(original, family):
     }
     more = {name: np.zeros(shape, np.float32) for name, shape in unknown.items()}
     with pytest.raises(WeightsError) as error:
-        original_layout.from_original({**original, **more}, configs(family), source='x.safetensors')
+        original_layout.from_original(
+            {**original, **more}, configs(family), source='x.safetensors', layout=LAYOUTS[family]
+        )
     first = str(error.value).splitlines()[0]
     assert first.startswith('x.safetensors holds tensors that are no part of ')
     assert first.endswith('; give a plain model of this family:')
@@ -233,7 +242,7 @@ def test_tensors_without_a_place_in_the_layout_are_named():
     query = 'text_model.encoder.layers.1.self_attn.q_proj'
     del components['text_encoder'][f'{query}.bias']  # its key and value cannot be fused
     with pytest.raises(WeightsError) as error:
-        original_layout.to_original(components, configs('sd2'))
+        original_layout.to_original(components, configs('sd2'), layout=LAYOUTS['sd2'])
     assert str(error.value).splitlines()[0] == (
         'the original layout of Stable Diffusion 2.x has no place for these tensors; give networks that fit their '
         'configurations:'
@@ -246,11 +255,14 @@ def test_tensors_without_a_place_in_the_layout_are_named():
 
 
 def test_clip_without_its_outer_name_is_read(tmp_path):
-    tensors = original_layout.to_original(tiny.components('sd1'), tiny.CONFIGS['sd1'])
+    tensors = original_layout.to_original(tiny.components('sd1'), tiny.CONFIGS['sd1'], layout=LAYOUTS['sd1'])
     path = tmp_path / 'x.safetensors'
     outer = 'cond_stage_model.transformer.text_model.'
     safetensors.numpy.save_file({name.replace(outer, outer[:-11]): value for name, value in tensors.items()}, path)
-    same(single_file.read_single_file(path).components['text_encoder'], tiny.components('sd1')['text_encoder'])
+    same(
+        single_file.read_single_file(path, families=FAMILIES).components['text_encoder'],
+        tiny.components('sd1')['text_encoder'],
+    )
 
 
 BENDS = {
@@ -266,7 +278,7 @@ BENDS = {
     [('sd2', 6), *(pytest.param(name, 60, marks=pytest.mark.slow) for name in ('sd1', 'sd2', 'sdxl', 'upscaler'))],
 )
 def test_a_tensor_of_another_shape_is_an_error_for_people(family, count, tmp_path):
-    original = original_layout.to_original(tiny.components(family), configs(family))
+    original = original_layout.to_original(tiny.components(family), configs(family), layout=LAYOUTS[family])
     path, rng, errors = tmp_path / 'x.safetensors', random.Random(0), 0
     # Those that sizes are taken from, and any.
     told = [name for name in original if name.endswith(('s.0.0.weight', 'in_proj_weight', 'embedding', 'to_k.weight'))]
@@ -276,7 +288,7 @@ def test_a_tensor_of_another_shape_is_an_error_for_people(family, count, tmp_pat
         bent = {**original, name: np.ascontiguousarray(BENDS[bend](original[name]))}
         safetensors.numpy.save_file(bent, path)
         try:
-            single_file.read_pipeline(path, prediction_type='epsilon', tokenizer_dir=tmp_path)
+            single_file.read_pipeline(path, prediction_type='epsilon', tokenizer_dir=tmp_path, layouts=ORIGINALS)
         except WeightsError as error:
             first = str(error).splitlines()[0]
             assert str(path) in first or 'tokenizer_dir' in first, (name, bend)
@@ -286,17 +298,20 @@ def test_a_tensor_of_another_shape_is_an_error_for_people(family, count, tmp_pat
 
 @pytest.mark.parametrize('rank', [2, 3])
 def test_vae_attention_written_as_matrices_is_read(rank):
-    tensors = original_layout.to_original(tiny.components('sd1'), tiny.CONFIGS['sd1'])
+    tensors = original_layout.to_original(tiny.components('sd1'), tiny.CONFIGS['sd1'], layout=LAYOUTS['sd1'])
     name = 'first_stage_model.decoder.mid.attn_1.proj_out.weight'
     tensors[name] = tensors[name].reshape(tensors[name].shape[:rank])
-    same(original_layout.from_original(tensors, tiny.CONFIGS['sd1'])['vae'], tiny.components('sd1')['vae'])
+    same(
+        original_layout.from_original(tensors, tiny.CONFIGS['sd1'], layout=LAYOUTS['sd1'])['vae'],
+        tiny.components('sd1')['vae'],
+    )
 
 
 @pytest.mark.parametrize('name', ['model.ckpt', 'model.bin'])
 def test_pickled_files_are_refused_unopened(name, tmp_path):
     (tmp_path / name).write_bytes(b'not even a pickle')
     with pytest.raises(WeightsError, match=f'{name} is a pickled checkpoint.*convert it to safetensors'):
-        single_file.read_single_file(tmp_path / name)
+        single_file.read_single_file(tmp_path / name, families=FAMILIES)
 
 
 def test_what_cannot_be_written_is_one_sentence_and_writes_nothing(tmp_path):
@@ -305,7 +320,7 @@ def test_what_cannot_be_written_is_one_sentence_and_writes_nothing(tmp_path):
 
     def fails(sentence, path=path, parts=parts, given=given, **options):
         with pytest.raises(WeightsError) as error:
-            single_file.write_single_file(path, parts, given, **options)
+            single_file.write_single_file(path, parts, given, **options, layouts=ORIGINALS)
         assert str(error.value).splitlines()[0] == sentence
         assert list(tmp_path.iterdir()) == []
 
@@ -330,5 +345,5 @@ def test_a_damaged_file_is_one_sentence(tmp_path):
     path = bare(tmp_path / 'x.safetensors', 'sd1')
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(WeightsError, match='x.safetensors .* is no complete safetensors file') as error:
-        single_file.read_single_file(path)
+        single_file.read_single_file(path, families=FAMILIES)
     assert len(str(error.value).splitlines()) == 1

@@ -11,6 +11,7 @@ from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import files, folders, single_file, tokenizer_folders
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import tiny_latent_pipelines
+from tests.support.layouts import LAYOUTS
 
 
 @pytest.fixture
@@ -34,26 +35,26 @@ def written(tmp_path):
 def test_one_tokenizer_beside_the_file_pads_as_each_family_does(written):
     """Only what fills up differs: 49 is the end token, 0 is '!'."""
     for family, pads in {'sd1': (49,), 'sd2': (0,), 'sdxl': (49, 0), 'upscaler': (0,)}.items():
-        found = tokenizer_folders.find(written / 'x.safetensors', family)
+        found = tokenizer_folders.find(written / 'x.safetensors', LAYOUTS[family])
         assert tuple(found) == ('tokenizer', 'tokenizer_2')[: len(pads)]
         for folder, pad in zip(found.values(), pads, strict=True):
             (row,) = ids(folder)
             end = list(row).index(49)
             assert list(row[:end]) == list(ids(written / 'tokenizer')[0][:end]) and set(row[end + 1 :]) == {pad}
-    assert tokenizer_folders.find(written / 'x.safetensors', 'sd1') == {'tokenizer': written / 'tokenizer'}
+    assert tokenizer_folders.find(written / 'x.safetensors', LAYOUTS['sd1']) == {'tokenizer': written / 'tokenizer'}
 
 
 def test_a_second_tokenizer_beside_the_file_is_taken(written):
     shutil.copytree(tiny_latent_pipelines.folder('sdxl') / 'tokenizer_2', written / 'tokenizer_2')
-    found = tokenizer_folders.find(written / 'x.safetensors', 'sdxl')
+    found = tokenizer_folders.find(written / 'x.safetensors', LAYOUTS['sdxl'])
     assert found == {name: written / name for name in ('tokenizer', 'tokenizer_2')}
 
 
 def test_the_folder_that_is_given_comes_first(written, tmp_path, no_cache):
     file = tmp_path / 'models' / 'x.safetensors'
-    assert tokenizer_folders.find(file, 'sd1', written) == {'tokenizer': written / 'tokenizer'}
+    assert tokenizer_folders.find(file, LAYOUTS['sd1'], written) == {'tokenizer': written / 'tokenizer'}
     with pytest.raises(WeightsError) as error:
-        tokenizer_folders.find(file, 'sd1', tmp_path / 'models')
+        tokenizer_folders.find(file, LAYOUTS['sd1'], tmp_path / 'models')
     assert str(error.value) == (
         f"tokenizer_dir is '{tmp_path / 'models'}', which holds no tokenizer/ folder; give one that does."
     )
@@ -64,7 +65,7 @@ def test_the_folder_that_is_given_comes_first(written, tmp_path, no_cache):
 def test_without_a_tokenizer_and_without_the_hub_it_is_one_sentence(tmp_path, no_cache):
     file = tmp_path / 'x.safetensors'
     with pytest.raises(WeightsError) as error:
-        tokenizer_folders.find(file, 'sd1')
+        tokenizer_folders.find(file, LAYOUTS['sd1'])
     assert str(error.value) == (
         f'{file} is a single file, which holds no tokenizer, and {tmp_path} has no tokenizer/ folder to take one from; '
         f'put one there, or say where one is by tokenizer_dir (setting and flag model_tokenizer_dir); the published '
