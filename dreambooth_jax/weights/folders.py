@@ -72,7 +72,7 @@ def read_pipeline(
     unknown = [component for component in components if component not in known]
     if unknown:
         raise WeightsError(f'components holds {unknown[0]!r}; it may hold {known}.')
-    found = hub.find(name, folders=_common_folders(families) + components, revision=revision)
+    found = hub.find(name, folders=common_folders(families) + components, revision=revision)
     if found.is_file():
         options = {'families': families, 'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir}
         return single_file.read_pipeline(found, dtype=dtype, components=components, **options)
@@ -90,7 +90,7 @@ def _networks(families: Sequence[Layout]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(component for family in families for component in family.networks))
 
 
-def _common_folders(families: Sequence[Layout]) -> tuple[str, ...]:
+def common_folders(families: Sequence[Layout]) -> tuple[str, ...]:
     """Returns the folders besides those of networks that a model of these families may have."""
     tokenizers = [name for family in families for name in family.tokenizers.values()]
     schedules = ['scheduler', *(family.noising for family in families if family.noising)]

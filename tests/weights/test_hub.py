@@ -8,9 +8,11 @@ import pytest
 from huggingface_hub import errors
 
 from dreambooth_jax import storybook
+from dreambooth_jax.families.family import FAMILIES
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.weights import hub
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.folders import common_folders
 
 COMMIT = 'a' * 40
 
@@ -164,7 +166,7 @@ def downloaded(tmp_path, monkeypatch, repository, parts):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
-    hub.find('owner/model', folders=hub.COMMON_FOLDERS + parts)
+    hub.find('owner/model', folders=common_folders(FAMILIES) + parts)
     return asked
 
 

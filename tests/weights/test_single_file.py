@@ -288,7 +288,7 @@ def test_a_tensor_of_another_shape_is_an_error_for_people(family, count, tmp_pat
         bent = {**original, name: np.ascontiguousarray(BENDS[bend](original[name]))}
         safetensors.numpy.save_file(bent, path)
         try:
-            single_file.read_pipeline(path, prediction_type='epsilon', tokenizer_dir=tmp_path, layouts=ORIGINALS)
+            single_file.read_pipeline(path, prediction_type='epsilon', tokenizer_dir=tmp_path, families=FAMILIES)
         except WeightsError as error:
             first = str(error).splitlines()[0]
             assert str(path) in first or 'tokenizer_dir' in first, (name, bend)
