@@ -1,5 +1,6 @@
 """Models that are not as others, from the command line: the same sentence from every program, before it writes."""
 
+import dataclasses
 import json
 import shutil
 
@@ -78,7 +79,7 @@ def test_a_model_without_a_size_is_planned_and_generated_at_the_given_one(progra
     assert ended.code == 0 and 'config.data.resolution = 16' in ended.out
 
     generated = []
-    monkeypatch.setattr(Cascade, 'generate', lambda self, prompts, **options: generated.append(self.base_size) or 1 / 0)
+    monkeypatch.setattr(Cascade, 'generate', lambda self, *_, **__: generated.append(self.base_size) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         program('sample', f'--model={folder}', '--prompt=a', f'--output={tmp_path / "out"}', '--resolution=32')
     assert generated == [32]
@@ -91,8 +92,8 @@ def test_sample_generates_from_a_run_of_pretrain(program, tmp_path, monkeypatch)
     (run / 'model').symlink_to(tiny_pipelines.folder())
     generated = {}
 
-    def generate(self, prompts, **options):
-        generated.update(options, size=self.base_size)
+    def generate(self, prompts, options, *, num_images):
+        generated.update(dataclasses.asdict(options), size=self.base_size)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Cascade, 'generate', generate)

@@ -141,14 +141,14 @@ def test_a_run_named_by_its_home_is_generated_with_its_own_settings(program, hom
     (home / 'run' / 'config.json').write_text(json.dumps(written))
     seen = []
 
-    def generate(self, prompts, **options):
+    def generate(self, prompts, options, *, num_images):
         seen.append(options)
         raise ConfigError('enough')
 
     monkeypatch.setattr(Cascade, 'generate', generate)
     for model in ('~/run', home / 'run'):
         assert program('sample', f'--model={model}', '--prompt=a dog', '--output=~/out').error == 'enough'
-    assert seen[0] == seen[1] and (seen[0]['steps'], seen[0]['guidance_scale']) == (3, 2.5)
+    assert seen[0] == seen[1] and (seen[0].steps, seen[0].guidance_scale) == (3, 2.5)
     assert list(Path().iterdir()) == [] and (home / 'out').is_dir()
 
 

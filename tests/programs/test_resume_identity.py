@@ -174,7 +174,7 @@ def test_photos_of_ones_own_are_class_images_and_known_by_content(train, home, u
     assert last(train(workdir='other')).startswith('dogs/1.png is 7 x 7 pixels, smaller than the resolution 8; ')
 
 
-def paint(self, prompts, requests, **options):
+def paint(self, prompts, requests, options):
     """In the place of Cascade.stream: grey images."""
     for number in range(len(requests)):
         yield range(number, number + 1), Images(np.full((1, 8, 8, 3), 128, np.uint8), None)
