@@ -49,7 +49,7 @@ def conditioning(
     """
     upsampled = low_resolution.upsample(low, size)
     noise = noise_lib.sample_noise(keys, upsampled.shape[1:])
-    noised = noise_lib.add_noise(noising_schedule, upsampled, noise, level)
+    noised = noising_schedule.add_noise(upsampled, noise, level)
     return jnp.where((level > 0)[:, None, None, None], noised, upsampled)
 
 

@@ -8,11 +8,13 @@ import json
 import pkgutil
 
 import diffusers
+import jax
 import numpy as np
 import pytest
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from dreambooth_jax.diffusion import samplers, scheduler_files, schedules
+from dreambooth_jax.diffusion.sampler_list import SAMPLERS
 from tests.support.published_schedulers import IF_I, PUBLISHED, SD_1_5, SDXL
 from tests.support.trajectories import CHANNELS, CLASSES, assert_close, trajectory_here, trajectory_there
 
@@ -66,7 +68,7 @@ def test_every_file_is_spread_and_limited_as_in_diffusers(name, sampler):
     assert ours.prediction_type == theirs.config.prediction_type
     sampling = ours.sampling(sampler)
     for field in dataclasses.fields(sampling):
-        if field.name in theirs.config and field.name in scheduler_files.SAMPLER_DEFAULTS[sampler]:
+        if field.name in theirs.config and field.name in SAMPLERS[sampler].defaults:
             found, expected = getattr(sampling, field.name), theirs.config[field.name]
             if field.name == 'variance_type':  # no word on it is the first of them, of which the logarithm is the same
                 found, expected = found.removesuffix('_log'), (expected or 'fixed_small').removesuffix('_log')
@@ -151,7 +153,7 @@ def test_other_samplers_do_not_ask_what_is_asked_of_the_solver():
     config = {**SD_1_5, 'use_karras_sigmas': True, 'solver_order': 3, 'algorithm_type': 'dpmsolver'}
     for sampler in ('ddpm', 'ddim'):
         ours, plain = (samplers.step_table(schedules.from_config(c), sampler, 9) for c in (config, SD_1_5))
-        np.testing.assert_array_equal(np.stack(ours), np.stack(plain))
+        jax.tree.map(np.testing.assert_array_equal, ours, plain)
 
 
 @pytest.mark.parametrize(
@@ -175,11 +177,13 @@ def test_what_the_solver_cannot_do_is_one_sentence_for_it_alone(options, sentenc
 @pytest.mark.parametrize('sampler', CLASSES)
 def test_defaults_are_those_of_the_sampler_class(sampler):
     arguments = inspect.signature(CLASSES[sampler].__init__).parameters
-    for key, default in scheduler_files.SAMPLER_DEFAULTS[sampler].items():
+    for key, default in SAMPLERS[sampler].defaults.items():
         assert default == (arguments[key].default if key in arguments else None), key
+    for key, (field, meanings) in SAMPLERS[sampler].meanings.items():
+        assert SAMPLERS[sampler].defaults[key] in meanings, (key, field)
     steers = set(arguments) & set(scheduler_files._SAMPLING_RULES)
     unread = {'variance_type'} if sampler == 'dpmsolver++' else set()  # which splits the network's answer there
-    assert steers - unread <= set(scheduler_files.SAMPLER_DEFAULTS[sampler])
+    assert steers - unread <= set(SAMPLERS[sampler].defaults)
 
 
 @pytest.mark.parametrize('class_name', scheduler_files.NOISE_DEFAULTS)

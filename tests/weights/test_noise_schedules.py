@@ -4,10 +4,12 @@ import dataclasses
 import re
 
 import diffusers
+import jax
 import numpy as np
 import pytest
 
-from dreambooth_jax.diffusion import samplers, scheduler_files, schedules
+from dreambooth_jax.diffusion import samplers, schedules
+from dreambooth_jax.diffusion.sampler_list import SAMPLERS
 from dreambooth_jax.weights import noise_schedules, original_configs
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network, Pipeline
@@ -23,13 +25,12 @@ def pipeline(class_name='IFPipeline', *, scheduler=LEARNED, unet=PIXELS, noising
     return Pipeline(class_name=class_name, scheduler=scheduler, unet=network, image_noising_scheduler=noising)
 
 
-@pytest.mark.parametrize('sampler', scheduler_files.SAMPLERS)
+@pytest.mark.parametrize('sampler', SAMPLERS)
 @pytest.mark.parametrize('written', [{}, {'steps_offset': 0, 'clip_sample': True}, {'steps_offset': 1}])
 @pytest.mark.parametrize('file', ['DDIMScheduler', 'PNDMScheduler', 'EulerDiscreteScheduler'])
 def test_stable_diffusion_puts_old_files_right_as_its_pipeline_does(file, written, sampler):
     config = {'_class_name': file, 'beta_schedule': 'scaled_linear', **written}
-    kind = {'ddpm': diffusers.DDPMScheduler, 'ddim': diffusers.DDIMScheduler}.get(sampler)
-    kind = kind or diffusers.DPMSolverMultistepScheduler
+    kind = getattr(diffusers, SAMPLERS[sampler].diffusers_class)
     theirs = kind.from_config(getattr(diffusers, file).from_config(config).config)
     parts = dict.fromkeys(('vae', 'text_encoder', 'tokenizer', 'unet', 'safety_checker', 'feature_extractor'))
     made = diffusers.StableDiffusionPipeline(**parts, scheduler=theirs, requires_safety_checker=False)
@@ -96,7 +97,7 @@ def test_a_stage_that_enlarges_generates_what_is_left_of_its_inputs():
     assert noise_schedules.sampled_channels(latent) == 4 and not noise_schedules.read(latent).learns_variance
 
 
-@pytest.mark.parametrize('sampler', scheduler_files.SAMPLERS)
+@pytest.mark.parametrize('sampler', SAMPLERS)
 @pytest.mark.parametrize(
     ('family', 'published'),
     [
@@ -113,5 +114,4 @@ def test_a_single_file_is_generated_with_as_the_published_folder(family, publish
     folder = schedules.from_config(published)
     assert dataclasses.asdict(derived.sampling(sampler)) == dataclasses.asdict(folder.sampling(sampler))
     assert derived.prediction_type == folder.prediction_type
-    for ours, theirs in zip(*(samplers.step_table(one, sampler, 10) for one in (derived, folder)), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, *(samplers.step_table(one, sampler, 10) for one in (derived, folder)))
