@@ -38,6 +38,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     # The networks, and the loss of the stage.
     run.begin(config, workdir)
     pipeline = start_pipeline(config, workdir)
+    if config.zero_terminal_snr:
+        pipeline = noise_schedules.with_zero_terminal_snr(pipeline)
     is_base = config.stage == 'base'
     conditioning = TextConditioning.of(pipeline, size=pipeline.size)
     params = {'unet': pipeline.unet.params}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dreambooth_jax.config import DreamBoothConfig, to_dict
+from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.stage import trained_components
 from dreambooth_jax.finetune.trainable import make_trainable
@@ -151,7 +152,10 @@ def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: 
             other.sample_steps or prior.steps,
             other.sample_guidance_scale or prior.guidance_scale,
         )
-    passes = {stage: count * steps * (2 if scale != 1 else 1) for stage, (steps, scale) in generating.items()}
+    passes = {
+        stage: count * samplers.network_calls(prior.sampler, steps) * (2 if scale != 1 else 1)
+        for stage, (steps, scale) in generating.items()
+    }
     work = sum(passes[stage] * costs[stage] for stage in passes)
     return f'  class images: {count}, {sum(passes.values())} network passes', work
 

@@ -123,8 +123,11 @@ class Cascade:
 
     @classmethod
     def of(cls, config: DreamBoothConfig) -> 'Cascade':
-        """Reads the model that a run begins with; raises what `load` raises."""
-        return cls.load(
+        """Reads the model that a run begins with; raises what `load` raises.
+
+        With objective.zero_terminal_snr, the stages that train have the changed noise schedule.
+        """
+        cascade = cls.load(
             config.model,
             super_resolution_model=config.super_resolution_model,
             dtype=config.parallel.dtype,
@@ -134,6 +137,11 @@ class Cascade:
             tokenizer_dir=config.model_tokenizer_dir,
             revisions=(config.model_revision, config.super_resolution_model_revision),
         )
+        if not config.objective.zero_terminal_snr:
+            return cascade
+        trained = {name: getattr(cascade, name) for name in STAGES if getattr(config, name).steps}
+        changed = {name: noise_schedules.with_zero_terminal_snr(part) for name, part in trained.items() if part}
+        return dataclasses.replace(cascade, **changed)
 
     @property
     def base_size(self) -> int:

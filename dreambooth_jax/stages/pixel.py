@@ -57,6 +57,13 @@ class Objective:
             variance_weight=settings.variance_weight if settings.train_variance else 0.0,
             prompt_dropout=settings.prompt_dropout,
             random_flip=random_flip,
+            times=TimeDistribution(
+                kind=settings.time_distribution,
+                mean=settings.time_mean,
+                std=settings.time_std,
+                mode_scale=settings.time_mode_scale,
+                range=settings.time_range,
+            ),
         )
 
     def check(self, schedule: schedules.Schedule, name: str) -> None:

@@ -94,6 +94,69 @@ def test_ten_steps_equal_diffusers(monkeypatch, sampler, settings, more, predict
     assert_close(trajectory_here(sampler, ours, 10, channels=channels), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('prediction_type', schedules.PREDICTION_TYPES)
+@pytest.mark.parametrize('spacing', scheduler_files.TIMESTEP_SPACINGS)
+@pytest.mark.parametrize('sigmas', [None, 'karras', 'exponential', 'beta'])
+@pytest.mark.parametrize('sampler', ['euler', 'euler_ancestral', 'heun', 'unipc'])
+def test_every_spacing_equals_diffusers(monkeypatch, sampler, sigmas, spacing, prediction_type):
+    if sampler == 'euler_ancestral' and (sigmas or prediction_type == 'sample'):
+        return  # which diffusers has not
+    more = {f'use_{sigmas}_sigmas': True} if sigmas else {}
+    ours, theirs = both(sampler, LATENT, timestep_spacing=spacing, prediction_type=prediction_type, **more)
+    for num_steps in (1, 2, 7, 10):
+        theirs.set_timesteps(num_steps)
+        np.testing.assert_allclose(samplers.timesteps(ours, sampler, num_steps), theirs.timesteps, rtol=1e-6, atol=1e-4)
+        expected = trajectory_there(monkeypatch, sampler, theirs, num_steps)
+        assert_close(trajectory_here(sampler, ours, num_steps), expected)
+
+
+UNIPC = {
+    **{f'order {order}': dict(solver_order=order) for order in (1, 2, 3)},
+    **{
+        f'order {order} bh1': dict(solver_order=order, solver_type='bh1', final_sigmas_type='sigma_min')
+        for order in (1, 2, 3)
+    },
+    'high order to the end': dict(solver_order=3, lower_order_final=False, final_sigmas_type='sigma_min'),
+    'another class solver': dict(solver_type='midpoint'),
+    'corrector off at first': dict(disable_corrector=[0, 1]),
+    'thresholded': dict(thresholding=True, sample_max_value=1.5),
+    'karras within ends': dict(use_karras_sigmas=True, sigma_min=0.1, sigma_max=10.0),
+}
+
+
+@pytest.mark.parametrize('option', UNIPC)
+def test_unipc_of_every_order_equals_diffusers(monkeypatch, option):
+    ours, theirs = both('unipc', LATENT, **UNIPC[option])
+    assert_close(trajectory_here('unipc', ours, 7), trajectory_there(monkeypatch, 'unipc', theirs, 7))
+
+
+def test_unipc_refuses_a_high_order_to_a_sigma_of_zero_where_diffusers_has_infinity(monkeypatch):
+    ours, theirs = both('unipc', LATENT, lower_order_final=False)
+    assert not np.isfinite(trajectory_there(monkeypatch, 'unipc', theirs, 5)).any()
+    with pytest.raises(ValueError, match='cannot end at a sigma of zero'):
+        samplers.step_table(ours, 'unipc', 5)
+
+
+@pytest.mark.parametrize('solver_order', [1, 2, 3])
+def test_unipc_with_bh1_ends_at_the_clean_image_where_diffusers_has_nan(monkeypatch, solver_order):
+    ours, theirs = both('unipc', LATENT, solver_order=solver_order, solver_type='bh1')
+    assert np.isnan(trajectory_there(monkeypatch, 'unipc', theirs, 5)).all()
+    assert np.isfinite(trajectory_here('unipc', ours, 5)).all()
+
+
+@pytest.mark.parametrize('sampler', ['euler', 'heun'])
+@pytest.mark.parametrize(
+    'more', [dict(use_karras_sigmas=True, sigma_min=0.1, sigma_max=10.0), dict(final_sigmas_type='sigma_min')]
+)
+def test_ends_of_sigma_equal_diffusers(monkeypatch, sampler, more):
+    if sampler == 'heun' and 'final_sigmas_type' in more:
+        return  # which always ends at zero
+    config = {'_class_name': 'UniPCMultistepScheduler', **LATENT, **more}
+    ours, theirs = schedules.from_config(config), CLASSES[sampler].from_config(config)
+    assert_close(trajectory_here(sampler, ours, 7), trajectory_there(monkeypatch, sampler, theirs, 7))
+
+
 @pytest.mark.parametrize(('settings', 'eta'), [(LATENT, 1.0), (PIXEL, 0.4)])
 def test_ddim_with_fresh_noise_equals_diffusers(monkeypatch, settings, eta):
     ours, theirs = both('ddim', settings)

@@ -115,3 +115,34 @@ def test_a_single_file_is_generated_with_as_the_published_folder(family, publish
     assert dataclasses.asdict(derived.sampling(sampler)) == dataclasses.asdict(folder.sampling(sampler))
     assert derived.prediction_type == folder.prediction_type
     jax.tree.map(np.testing.assert_array_equal, *(samplers.step_table(one, sampler, 10) for one in (derived, folder)))
+
+
+def test_zero_terminal_snr_leaves_pure_noise_at_the_last_time_where_samplers_start():
+    latent = pipeline('StableDiffusionPipeline', scheduler=PUBLISHED['stable-diffusion-2-1'], unet={})
+    changed = noise_schedules.with_zero_terminal_snr(latent)
+    ours, theirs = noise_schedules.read(changed), diffusers.DDIMScheduler.from_config(changed.scheduler)
+    assert theirs.config.rescale_betas_zero_snr and theirs.config.timestep_spacing == 'trailing'
+    np.testing.assert_allclose(ours.alphas_cumprod, theirs.alphas_cumprod.numpy(), rtol=5e-5, atol=1e-9)
+    assert ours.alphas_cumprod[-1] == 0 < noise_schedules.read(latent).alphas_cumprod[-1]
+    for sampler in SAMPLERS:
+        assert samplers.timesteps(ours, sampler, 5)[0] == 999
+    again = noise_schedules.with_zero_terminal_snr(changed)
+    assert again.scheduler == changed.scheduler
+
+
+def test_zero_terminal_snr_overrules_keys_that_count_as_left_out():
+    unsaid = {**PUBLISHED['stable-diffusion-2-1'], '_use_default_values': ['timestep_spacing', 'clip_sample_range']}
+    latent = pipeline('StableDiffusionPipeline', scheduler=unsaid, unet={})
+    changed = noise_schedules.with_zero_terminal_snr(latent)
+    assert changed.scheduler['_use_default_values'] == ['clip_sample_range']
+    assert noise_schedules.read(changed).sampling('ddim').timestep_spacing == 'trailing'
+
+
+def test_zero_terminal_snr_is_refused_where_the_model_predicts_noise():
+    latent = pipeline('StableDiffusionPipeline', scheduler=SD_1_5, unet={})
+    with pytest.raises(WeightsError) as error:
+        noise_schedules.with_zero_terminal_snr(latent)
+    assert str(error.value) == (
+        f'zero_terminal_snr is True but {latent.name} predicts epsilon, which says nothing of the image where x_t is '
+        'pure noise; take a model that predicts v_prediction, or set zero_terminal_snr to False.'
+    )
