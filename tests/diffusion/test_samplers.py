@@ -14,6 +14,7 @@ from tests.support.trajectories import (
     CHANNELS,
     CLASSES,
     FRESH,
+    MIX,
     ROWS,
     START,
     assert_close,
@@ -143,6 +144,28 @@ def test_unipc_with_bh1_ends_at_the_clean_image_where_diffusers_has_nan(monkeypa
     ours, theirs = both('unipc', LATENT, solver_order=solver_order, solver_type='bh1')
     assert np.isnan(trajectory_there(monkeypatch, 'unipc', theirs, 5)).all()
     assert np.isfinite(trajectory_here('unipc', ours, 5)).all()
+
+
+def test_heun_with_a_cosine_schedule_and_clipping_equals_float64():
+    """diffusers steps on x0 + s * noise with s up to 20000, whose float32 leaves x0 no digits."""
+    ours, theirs = both('heun', PIXEL, clip_sample=True)
+    theirs.set_timesteps(10)
+    levels = theirs.sigmas.numpy().astype(np.float64)[[0, *range(1, 19, 2), 19]]
+    times = theirs.timesteps.numpy()[[0, *range(1, 19, 2)]]
+
+    def slope(y, at):
+        level = levels[at]
+        predicted = np.tanh((y / np.sqrt(level**2 + 1)) @ MIX[:, :CHANNELS].astype(np.float64)) * (
+            0.5 + times[at] / 1000
+        )
+        return (y - np.clip(y - level * predicted, -1, 1)) / level
+
+    y = START.astype(np.float64) * levels[0]
+    for at, length in enumerate(np.diff(levels)):
+        first = slope(y, at)
+        end = y + length * first
+        y = end if at == 9 else y + length * (first + slope(end, at + 1)) / 2
+    assert_close(trajectory_here('heun', ours, 10), y, 2e-3)
 
 
 @pytest.mark.parametrize('sampler', ['euler', 'heun'])
