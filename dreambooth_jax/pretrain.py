@@ -24,6 +24,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     import numpy as np
 
     from dreambooth_jax.data import pairs
+    from dreambooth_jax.families.processes import with_zero_terminal_snr
     from dreambooth_jax.families.prompts import take
     from dreambooth_jax.finetune.fresh import start_pipeline
     from dreambooth_jax.generation.cascade import Cascade
@@ -40,6 +41,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     # The networks, and the loss of the stage.
     run.begin(config, workdir)
     pipeline = start_pipeline(config, workdir)
+    if config.zero_terminal_snr:
+        pipeline = with_zero_terminal_snr(pipeline)
     is_base, family = config.stage == 'base', pipeline.family
     prompt_encoder = family.prompt_encoder(pipeline, size=pipeline.size)
     params = {family.denoiser: pipeline.denoiser.params}

@@ -135,7 +135,8 @@ class PriorConfig(Config):
     guidance_scale: float = setting(7.5, '>= 1')
     # Class images generated at once, on all devices together.
     batch_size: int = setting(16, '> 0')
-    # 'ddpm' is the ancestral sampler, which the paper uses; the other samplers need fewer steps.
+    # 'ddpm' is the ancestral sampler, which the paper uses; the other samplers need fewer steps. 'heun' calls the
+    # network twice per step.
     sampler: Sampler = 'ddpm'
 
     def check(self, path: str) -> None:

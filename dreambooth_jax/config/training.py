@@ -5,7 +5,11 @@ from typing import Literal
 
 from dreambooth_jax.config.schema import Config, ConfigError, setting
 
-Sampler = Literal['ddpm', 'ddim', 'dpmsolver++']
+# diffusion/sampler_list.py has what they do; a test holds the two together.
+Sampler = Literal['ddpm', 'ddim', 'dpmsolver++', 'euler', 'euler_ancestral', 'heun', 'unipc']
+TimeDistribution = Literal['uniform', 'logit_normal', 'mode']
+# The settings that only one distribution of times has.
+_TIME_PARAMETERS = {'logit_normal': ('time_mean', 'time_std'), 'mode': ('time_mode_scale',)}
 LearningRateSchedule = Literal['constant', 'warmup', 'cosine']
 # With prodigy, learning_rate is a multiplier. A value below this one was surely meant for another kind of optimizer.
 LOWEST_MULTIPLIER = 0.01
@@ -44,6 +48,7 @@ class OptimizerConfig(Config):
     warmup_steps: int = setting(0, '>= 0')
 
     def check(self, path: str) -> None:
+        super().check(path)
         if self.state_dtype != 'float32' and self.kind != 'adamw':
             raise ConfigError(
                 f"{path}.state_dtype is {self.state_dtype!r} but only kind 'adamw' has moments to compress; "
@@ -95,6 +100,37 @@ class ObjectiveConfig(Config):
     # Share of examples whose prompt is replaced by the empty prompt, which trains classifier-free guidance. Fine-tuning
     # on a few images does not need it.
     prompt_dropout: float = setting(0.0, 'in [0, 1]')
+    # Change the noise schedule so that the last timestep holds nothing of the image (Lin et al. 2023), which lets a
+    # model make very dark and very bright images. The trained stages then train and generate with the changed schedule
+    # and with timesteps that start at the last one ('trailing'), and the exported model says so. Not possible with
+    # models that predict epsilon.
+    zero_terminal_snr: bool = False
+    # How often each timestep is trained on, as in Esser et al. 2024, section 3.1. 'uniform': all alike. 'logit_normal':
+    # the middle more often than the ends. 'mode': also the middle, but the ends stay likely.
+    time_distribution: TimeDistribution = 'uniform'
+    # Only for 'logit_normal': mean and standard deviation of the logit of timestep / number of timesteps. A mean above
+    # 0 trains more on high noise (in diffusers' scripts it is the other way round).
+    time_mean: float = 0.0
+    time_std: float = setting(1.0, '> 0')
+    # Only for 'mode': above 0 the middle is more likely, below 0 the ends.
+    time_mode_scale: float = setting(1.29, 'in [-1, 1.75]')
+    # Lowest and highest timestep that is trained on, as shares of all timesteps: 0 is a clean image and 1 is noise. The
+    # distribution is squeezed into this range.
+    time_range: tuple[float, float] = setting((0.0, 1.0), 'in [0, 1]')
+
+    def check(self, path: str) -> None:
+        super().check(path)
+        if not self.time_range[0] < self.time_range[1]:
+            raise ConfigError(f'{path}.time_range must be (low, high) with low < high, got {self.time_range}')
+        for kind, names in _TIME_PARAMETERS.items():
+            for name in names:
+                default = ObjectiveConfig.__dataclass_fields__[name].default
+                if self.time_distribution != kind and getattr(self, name) != default:
+                    raise ConfigError(
+                        f'{path}.{name} is {getattr(self, name)} but {path}.time_distribution is '
+                        f'{self.time_distribution!r}, which has none; set that to {kind!r}, or leave {name} at '
+                        f'{default}'
+                    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,7 +180,7 @@ class SamplesConfig(Config):
     steps: int = setting(25, '> 0')
     # Classifier-free guidance scale; 1 means no guidance.
     guidance_scale: float = setting(7.5, '>= 1')
-    # 'ddpm' is the ancestral sampler; 'ddim' and 'dpmsolver++' need fewer steps.
+    # 'ddpm' is the ancestral sampler; the others need fewer steps. 'heun' calls the network twice per step.
     sampler: Sampler = 'dpmsolver++'
     # Seed of the samples alone: they start from the same noise at every step, so that steps can be compared.
     seed: int = setting(0, '>= 0')

@@ -1,4 +1,4 @@
-"""Random numbers and the forward process x_t = alpha * x0 + sigma * noise.
+"""The random numbers of training and sampling: noise and whole times.
 
 There is one key per example. The random numbers of an example depend on its key alone, not on the other examples or on
 the batch size, so they stay the same however a batch is split over devices. Keys are jax.random.key arrays [B] (or the
@@ -9,9 +9,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-
-from dreambooth_jax.diffusion.prediction import over_trailing
-from dreambooth_jax.diffusion.schedules import Schedule, alpha_sigma
 
 
 def sample_noise(keys: jax.Array, shape: Sequence[int], *, offset: float = 0.0) -> jax.Array:
@@ -45,15 +42,3 @@ def sample_timesteps(keys: jax.Array, low: int, high: int) -> jax.Array:
     if not 0 <= low < high:
         raise ValueError(f'Times are sampled from [{low}, {high}); 0 <= low < high is needed.')
     return jax.vmap(lambda key: jax.random.randint(key, (), low, high, jnp.int32))(keys)
-
-
-def add_noise(schedule: Schedule, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-    """Returns x_t, f32[B, ...].
-
-    Args:
-        x0, noise: [B, ...].
-        t: i32[B] in [0, T).
-    """
-    alpha, sigma = alpha_sigma(schedule, t)
-    x0, noise = jnp.asarray(x0, jnp.float32), jnp.asarray(noise, jnp.float32)
-    return over_trailing(alpha, x0) * x0 + over_trailing(sigma, x0) * noise

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreambooth_jax.diffusion.prediction import convert, over_trailing
-from dreambooth_jax.diffusion.schedules import Schedule, alpha_sigma
+from dreambooth_jax.diffusion.discrete_vp import DiscreteVP
+from dreambooth_jax.diffusion.prediction import over_trailing
 
 # The min-SNR weight of each prediction type, written so that snr = 0 and snr = inf give its limits instead of NaN.
 _MIN_SNR_WEIGHTS = {
@@ -76,7 +76,7 @@ def variance_loss(
     x0: jax.Array,
     x_t: jax.Array,
     t: jax.Array,
-    schedule: Schedule,
+    schedule: DiscreteVP,
     *,
     mask: jax.Array | None = None,
 ) -> jax.Array:
@@ -94,7 +94,7 @@ def variance_loss(
         model_prediction: [B, H, W, C], a prediction of type schedule.prediction_type.
         x0: [B, H, W, C] in [-1, 1].
         x_t: [B, H, W, C].
-        t: i32[B] in [0, T).
+        t: [B], whole numbers in [0, T).
         schedule: has variance_type 'learned_range'. With zero terminal SNR and epsilon, the last time gives NaN.
         mask: as in `denoising_loss`.
     Raises: ValueError if shapes differ, or if the schedule's variance is not a learned range.
@@ -109,19 +109,13 @@ def variance_loss(
                 f'{name} has shape {shape} but variance_prediction {variance_prediction.shape}; they must be equal.'
             )
     x0, x_t = jnp.asarray(x0, jnp.float32), jnp.asarray(x_t, jnp.float32)
+    index = jnp.asarray(t).astype(jnp.int32)
     # low and high: the log variances that the predictions -1 and 1 stand for.
     x0_coefficient, x_t_coefficient, low, high = (
-        over_trailing(jnp.asarray(table)[t], x0) for table in _posterior_tables(schedule)
+        over_trailing(jnp.asarray(table)[index], x0) for table in _posterior_tables(schedule)
     )
-    alpha, sigma = alpha_sigma(schedule, t)
-    predicted_x0 = convert(
-        jax.lax.stop_gradient(model_prediction),
-        source=schedule.prediction_type,
-        target='sample',
-        x_t=x_t,
-        alpha=alpha,
-        sigma=sigma,
-    )
+    alpha, sigma = schedule.alpha_sigma(t)
+    predicted_x0 = schedule.to_x0(jax.lax.stop_gradient(model_prediction), x_t, alpha, sigma)
     share = (variance_prediction.astype(jnp.float32) + 1.0) / 2.0
     log_variance = share * high + (1.0 - share) * low
 
@@ -138,7 +132,7 @@ def variance_loss(
 
 
 @functools.lru_cache(maxsize=16)
-def _posterior_tables(schedule: Schedule) -> tuple[np.ndarray, ...]:
+def _posterior_tables(schedule: DiscreteVP) -> tuple[np.ndarray, ...]:
     # The x0 and x_t coefficients, the log of the posterior variance and the log of beta, each f32[T]. They are computed
     # in float64 on the host, because the differences cancel.
     betas = schedule.betas.astype(np.float64)

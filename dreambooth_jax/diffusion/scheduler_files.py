@@ -4,7 +4,7 @@ A file names one class of diffusers and has two readers. The first is the model:
 (betas, prediction and variance type) is that of the class in the file, and keys that the file leaves out have that
 class's defaults (NOISE_DEFAULTS). The second is the sampler, which decides how images are generated: diffusers passes
 the keys that the file holds to the sampler's class, and that class has its own defaults for the others
-(SAMPLER_DEFAULTS), as `SamplerClass.from_config(FileClass.from_config(file).config)` does. For example, Stable
+(sampler_list.SAMPLERS), as `SamplerClass.from_config(FileClass.from_config(file).config)` does. For example, Stable
 Diffusion 1.5's file names PNDMScheduler and no spacing; so the times of ddim are spaced 'leading' and those of
 dpmsolver++ 'linspace'.
 
@@ -18,6 +18,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from dreambooth_jax.diffusion.sampler_list import SAMPLERS
+from dreambooth_jax.diffusion.step_table import Sampling, SchedulerFileError
 
 BETA_SCHEDULES = ('linear', 'scaled_linear', 'squaredcos_cap_v2')
 PREDICTION_TYPES = ('epsilon', 'v_prediction', 'sample')
@@ -55,45 +58,12 @@ NOISE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     'UnCLIPScheduler': {'beta_schedule': 'squaredcos_cap_v2', 'variance_type': 'fixed_small_log'},
 }
 
-_LIMITS = {'thresholding': False, 'dynamic_thresholding_ratio': 0.995, 'sample_max_value': 1.0}
-_CLIPS = {**_LIMITS, 'clip_sample': True, 'clip_sample_range': 1.0, 'timestep_spacing': 'leading', 'steps_offset': 0}
-# The keys of each sampler's class with their defaults. The class does not read other keys.
-SAMPLER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    'ddpm': {**_CLIPS, 'variance_type': 'fixed_small'},
-    'ddim': {**_CLIPS, 'set_alpha_to_one': True},
-    'dpmsolver++': {
-        **_LIMITS,
-        'timestep_spacing': 'linspace',
-        'steps_offset': 0,
-        'lambda_min_clipped': -_INFINITY,
-        'algorithm_type': 'dpmsolver++',
-        'solver_order': 2,
-        'solver_type': 'midpoint',
-        'lower_order_final': True,
-        'euler_at_final': False,
-        'final_sigmas_type': 'zero',
-        'use_karras_sigmas': False,
-        'use_exponential_sigmas': False,
-        'use_beta_sigmas': False,
-        'use_lu_lambdas': False,
-        # These two are no arguments of that class, but it reads them from the file for the spacings above.
-        'sigma_min': None,
-        'sigma_max': None,
-    },
-}
-SAMPLERS = tuple(SAMPLER_DEFAULTS)
 _SIGMA_SPACINGS = {  # in the order in which diffusers checks them
     'use_karras_sigmas': 'karras',
     'use_lu_lambdas': 'lu',
     'use_exponential_sigmas': 'exponential',
     'use_beta_sigmas': 'beta',
 }
-# algorithm_type -> whether dpmsolver++ adds noise; solver_type -> the form of its second order. Names that other
-# classes of diffusers write for themselves stand for the defaults (diffusers intends this for 'deis', but then refuses
-# to end at sigma zero with it). The third order, and solving for the noise ('dpmsolver', which diffusers has
-# deprecated), would need steps of another form.
-_ALGORITHMS = {'dpmsolver++': False, 'deis': False, 'sde-dpmsolver++': True}
-_SOLVERS = {'midpoint': 'midpoint', 'heun': 'heun', 'logrho': 'midpoint', 'bh1': 'midpoint', 'bh2': 'midpoint'}
 
 
 def _rule(kind: type, words: str, test: Callable[[Any], bool] = lambda value: True):
@@ -136,6 +106,11 @@ _SAMPLING_RULES = {
     'solver_type': _rule(str, 'names'),
     'lower_order_final': _BOOL,
     'euler_at_final': _BOOL,
+    'predict_x0': _BOOL,
+    'disable_corrector': _rule(
+        list, 'lists of whole numbers', lambda values: all(type(value) is int and value >= 0 for value in values)
+    ),
+    'interpolation_type': _rule(str, 'names'),
     'final_sigmas_type': _rule(str, 'names'),
     'use_karras_sigmas': _BOOL,
     'use_exponential_sigmas': _BOOL,
@@ -209,97 +184,33 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
 
 
-class SchedulerFileError(ValueError):
-    """A file asks a sampler for something that it cannot do.
-
-    The model may still be trained, and other samplers may generate with it.
-    """
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """What one sampler does with a noise schedule.
-
-    Attributes:
-      timestep_spacing: how the few sampling times are spread over [0, T), one of TIMESTEP_SPACINGS.
-      steps_offset: is added to every sampling time if the spacing is 'leading'.
-      thresholding: whether x0 is thresholded dynamically (Imagen); if so, clip_sample is ignored.
-      dynamic_thresholding_ratio: the quantile of |x0| that is the threshold, in (0, 1].
-      sample_max_value: the highest threshold, >= 1.
-      clip_sample: whether x0 is clipped to +-clip_sample_range; dpmsolver++ never clips.
-      clip_sample_range: see clip_sample.
-      variance_type: ddpm's variance, one of VARIANCE_TYPES.
-      set_alpha_to_one: whether ddim's last step goes to alphas_cumprod 1 instead of alphas_cumprod[0].
-      lambda_min_clipped: the lowest log(alpha / sigma) at which dpmsolver++ starts; -inf means no limit.
-      sigma_spacing: how dpmsolver++ spaces sigma / alpha, 'karras', 'lu', 'exponential' or 'beta'. None: as the times
-        are spaced.
-      sigma_min, sigma_max: the ends of that spacing; None: those of the schedule.
-      adds_noise: whether dpmsolver++ solves the stochastic equation (sde-dpmsolver++).
-      solver_order: the order of dpmsolver++, 1 or 2.
-      solver_type: the form of its second order, 'midpoint' or 'heun'.
-      ends_clean: whether its last step goes to the clean image instead of the noise of time 0.
-      lower_order_final: whether its last step is of first order if there are fewer than 15 steps.
-      euler_at_final: whether its last step is of first order for any number of steps.
-    """
-
-    timestep_spacing: str
-    steps_offset: int
-    thresholding: bool
-    dynamic_thresholding_ratio: float
-    sample_max_value: float
-    clip_sample: bool = False
-    clip_sample_range: float = 1.0
-    variance_type: str = 'fixed_small'
-    set_alpha_to_one: bool = True
-    lambda_min_clipped: float = -_INFINITY
-    sigma_spacing: str | None = None
-    sigma_min: float | None = None
-    sigma_max: float | None = None
-    adds_noise: bool = False
-    solver_order: int = 2
-    solver_type: str = 'midpoint'
-    ends_clean: bool = True
-    lower_order_final: bool = True
-    euler_at_final: bool = False
-
-
 def sampling(sampler: str, written: Mapping[str, Any]) -> Sampling:
     """Returns what `sampler` does with a file that holds the keys `written`.
 
     Raises: ValueError for an unknown sampler; SchedulerFileError for a key with which diffusers' class would generate
       in a way that this sampler cannot.
     """
-    if sampler not in SAMPLER_DEFAULTS:
+    if sampler not in SAMPLERS:
         raise ValueError(f'sampler is {sampler!r}; allowed: {", ".join(SAMPLERS)}.')
-    defaults = SAMPLER_DEFAULTS[sampler]
-    found = {key: written.get(key, default) for key, default in defaults.items()}
-    if sampler == 'dpmsolver++':
-        found |= _solver(found)
-    return Sampling(**{field.name: found[field.name] for field in dataclasses.fields(Sampling) if field.name in found})
-
-
-def _solver(keys: Mapping[str, Any]) -> dict[str, Any]:
-    # Translates the keys of DPMSolverMultistepScheduler to the fields of Sampling.
-    for key, allowed in (
-        ('algorithm_type', _ALGORITHMS),
-        ('solver_type', _SOLVERS),
-        ('solver_order', (1, 2)),
-        ('final_sigmas_type', ('zero', 'sigma_min')),
-    ):
-        if keys[key] not in allowed:
+    entry = SAMPLERS[sampler]
+    found = {key: written.get(key, default) for key, default in entry.defaults.items()}
+    for key, (field, meanings) in entry.meanings.items():
+        if found[key] not in meanings:
             raise SchedulerFileError(
-                f"the scheduler file's {key} is {keys[key]!r}, with which sampler dpmsolver++ cannot sample; allowed: "
-                f'{", ".join(map(str, allowed))}; take the sampler ddim or ddpm, or change it there.'
+                f"the scheduler file's {key} is {found[key]!r}, with which sampler {sampler} cannot sample; allowed: "
+                f'{", ".join(map(_as_written, meanings))}; take the sampler ddim or ddpm, or change it there.'
             )
-    spacings = [key for key in _SIGMA_SPACINGS if keys[key]]
+        found[field] = meanings[found[key]]
+    spacings = [key for key in _SIGMA_SPACINGS if found.get(key)]
     several = [key for key in spacings if key != 'use_lu_lambdas']  # diffusers allows this one together with others
     if len(several) > 1:
         raise SchedulerFileError(
             f'the scheduler file sets {" and ".join(several)}, but only one can be; leave one of them on.'
         )
-    return {
-        'sigma_spacing': _SIGMA_SPACINGS[spacings[0]] if spacings else None,
-        'adds_noise': _ALGORITHMS[keys['algorithm_type']],
-        'solver_type': _SOLVERS[keys['solver_type']],
-        'ends_clean': keys['final_sigmas_type'] == 'zero',
-    }
+    found['sigma_spacing'] = _SIGMA_SPACINGS[spacings[0]] if spacings else None
+    found['disable_corrector'] = tuple(found.get('disable_corrector', ()))
+    return Sampling(**{field.name: found[field.name] for field in dataclasses.fields(Sampling) if field.name in found})
+
+
+def _as_written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

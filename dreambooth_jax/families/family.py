@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import jax
 
-from dreambooth_jax.diffusion.schedules import Schedule
+from dreambooth_jax.diffusion.process import NoiseProcess
 from dreambooth_jax.families import deepfloyd_if, sd_upscaler, sdxl, stable_diffusion
 from dreambooth_jax.families.image_space import ImageSpace
 from dreambooth_jax.families.prompts import PromptEncoder
@@ -54,10 +54,10 @@ class Family(Protocol):
     def check_shared_text(self, second: Pipeline, base: Pipeline) -> None:
         """Raises WeightsError, one sentence, if it cannot."""
 
-    def process(self, pipeline: Pipeline) -> Schedule:
+    def process(self, pipeline: Pipeline) -> NoiseProcess:
         """Returns the noise process of what is generated; WeightsError if it is not supported or does not fit."""
 
-    def noising_process(self, pipeline: Pipeline) -> Schedule:
+    def noising_process(self, pipeline: Pipeline) -> NoiseProcess:
         """Returns the noise process of the low-resolution image of a second stage; errors as `process`."""
 
     def highest_noise_level(self, pipeline: Pipeline) -> int:

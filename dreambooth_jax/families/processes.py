@@ -12,6 +12,8 @@ from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline
 
+_ZERO_TERMINAL_SNR = {'rescale_betas_zero_snr': True, 'timestep_spacing': 'trailing'}
+
 
 def read(pipeline: Pipeline, forced: Mapping[str, Any]) -> schedules.Schedule:
     """Reads the schedule of the images or latents that the pipeline generates.
@@ -51,6 +53,26 @@ def read_noising(pipeline: Pipeline) -> schedules.Schedule:
     Raises: WeightsError if the scheduler is not discrete and variance-preserving.
     """
     return _read(pipeline, 'image_noising_scheduler', {})
+
+
+def with_zero_terminal_snr(pipeline: Pipeline) -> Pipeline:
+    """Returns the pipeline with a schedule whose last time holds nothing of the image.
+
+    Its timesteps are spaced so that samplers start there; otherwise they would begin with pure noise at a time at which
+    training never saw any.
+
+    Raises: WeightsError if the model predicts epsilon, which says nothing of the image at that time.
+    Source: Lin et al. 2023, sections 3.1 to 3.3.
+    """
+    if (kind := pipeline.family.process(pipeline).prediction_type) == 'epsilon':
+        raise WeightsError(
+            f'zero_terminal_snr is True but {pipeline.name} predicts {kind}, which says nothing of the image '
+            f'where x_t is pure noise; take a model that predicts v_prediction, or set zero_terminal_snr to False.'
+        )
+    scheduler = {**pipeline.scheduler, **_ZERO_TERMINAL_SNR}
+    if unsaid := scheduler.get('_use_default_values'):  # keys under it count as left out
+        scheduler['_use_default_values'] = [key for key in unsaid if key not in _ZERO_TERMINAL_SNR]
+    return dataclasses.replace(pipeline, scheduler=scheduler)
 
 
 def _read(pipeline: Pipeline, component: str, forced: Mapping[str, Any]) -> schedules.Schedule:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from dreambooth_jax.config import DreamBoothConfig, to_dict
 from dreambooth_jax.data.table import Examples
+from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.finetune.stage import make_feed, make_run, stage_trainable, trained_components
 from dreambooth_jax.generation import class_images
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade
@@ -142,7 +143,10 @@ def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: 
     generating = {BASE: (options.steps, options.guidance_scale)}
     if second:
         generating[SUPER_RESOLUTION] = options.second_steps, options.second_guidance_scale
-    passes = {stage: count * steps * (2 if scale != 1 else 1) for stage, (steps, scale) in generating.items()}
+    passes = {
+        stage: count * samplers.network_calls(options.sampler, steps) * (2 if scale != 1 else 1)
+        for stage, (steps, scale) in generating.items()
+    }
     work = sum(passes[stage] * costs[stage] for stage in passes)
     return f'  class images: {count}, {sum(passes.values())} network passes', work
 

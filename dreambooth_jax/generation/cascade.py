@@ -23,6 +23,7 @@ from absl import logging
 from tqdm import tqdm
 
 from dreambooth_jax.config import NO_MODEL, ConfigError, DreamBoothConfig
+from dreambooth_jax.families.processes import with_zero_terminal_snr
 from dreambooth_jax.families.prompts import Conditioning, PromptEncoder, take
 from dreambooth_jax.families.reading import read_pipeline, read_second_stage
 from dreambooth_jax.generation import checks, text_to_image
@@ -131,8 +132,11 @@ class Cascade:
 
     @classmethod
     def of(cls, config: DreamBoothConfig) -> 'Cascade':
-        """Reads the model that a run begins with; raises what `load` raises."""
-        return cls.load(
+        """Reads the model that a run begins with; raises what `load` raises.
+
+        With objective.zero_terminal_snr, the stages that train have the changed noise schedule.
+        """
+        cascade = cls.load(
             config.model,
             super_resolution_model=config.super_resolution_model,
             dtype=config.parallel.dtype,
@@ -142,6 +146,11 @@ class Cascade:
             tokenizer_dir=config.model_tokenizer_dir,
             revisions=(config.model_revision, config.super_resolution_model_revision),
         )
+        if not config.objective.zero_terminal_snr:
+            return cascade
+        trained = {name: getattr(cascade, name) for name in STAGES if getattr(config, name).steps}
+        changed = {name: with_zero_terminal_snr(part) for name, part in trained.items() if part}
+        return dataclasses.replace(cascade, **changed)
 
     def on(self, placement: Placement) -> 'Cascade':
         """Returns the same model generating on the devices of a placement; nothing of it is on any device yet."""

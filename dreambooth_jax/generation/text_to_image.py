@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax.config import ConfigError
-from dreambooth_jax.diffusion import guidance, samplers, schedules
+from dreambooth_jax.diffusion import guidance, samplers
+from dreambooth_jax.diffusion.process import NoiseProcess
 from dreambooth_jax.losses.super_resolution import noisy_low_image
 
 
@@ -23,13 +24,13 @@ def image_keys(seed: int, numbers) -> jax.Array:
 
 def make_sampler(
     predict: Callable,
-    schedule: schedules.Schedule,
+    schedule: NoiseProcess,
     *,
     shape: tuple[int, int, int],
     steps: int,
     guidance_scale: float,
     sampler: str,
-    noising_process: schedules.Schedule | None = None,
+    noising_process: NoiseProcess | None = None,
 ) -> Callable[..., jax.Array]:
     """Makes a compiled sampler.
 

@@ -19,7 +19,9 @@ import jax.numpy as jnp
 
 from dreambooth_jax.config import ConfigError, ObjectiveConfig
 from dreambooth_jax.diffusion import noise as noise_lib
-from dreambooth_jax.diffusion import objective, prediction, schedules
+from dreambooth_jax.diffusion import objective
+from dreambooth_jax.diffusion.process import NoiseProcess
+from dreambooth_jax.diffusion.times import TimeDistribution
 from dreambooth_jax.families.image_space import ImageSpace
 from dreambooth_jax.families.prompts import Conditioning, take
 from dreambooth_jax.losses.teacher import Distillation, Lesson
@@ -39,6 +41,7 @@ class Objective:
       variance_weight: the weight of the bound on the learned variance; 0 leaves the variance head untrained.
       prompt_dropout: the probability that an example sees the empty prompt, in [0, 1].
       random_flip: whether half of the examples, chosen at random, are mirrored.
+      times: how often each time is drawn.
     """
 
     min_snr_gamma: float | None = None
@@ -46,6 +49,7 @@ class Objective:
     variance_weight: float = 1.0
     prompt_dropout: float = 0.0
     random_flip: bool = False
+    times: TimeDistribution = TimeDistribution()
 
     @classmethod
     def from_settings(cls, settings: ObjectiveConfig, *, random_flip: bool = False) -> 'Objective':
@@ -56,9 +60,16 @@ class Objective:
             variance_weight=settings.variance_weight if settings.train_variance else 0.0,
             prompt_dropout=settings.prompt_dropout,
             random_flip=random_flip,
+            times=TimeDistribution(
+                kind=settings.time_distribution,
+                mean=settings.time_mean,
+                std=settings.time_std,
+                mode_scale=settings.time_mode_scale,
+                range=settings.time_range,
+            ),
         )
 
-    def check(self, schedule: schedules.Schedule, name: str) -> None:
+    def check(self, schedule: NoiseProcess, name: str) -> None:
         """Checks that the loss can train the variance that a model learned.
 
         Args:
@@ -107,7 +118,7 @@ def read_prompts(
 def denoise_examples(
     network: Callable[[jax.Array, jax.Array], jax.Array],
     images: jax.Array,
-    schedule: schedules.Schedule,
+    schedule: NoiseProcess,
     weights: Objective,
     time_keys: jax.Array,
     noise_keys: jax.Array,
@@ -121,9 +132,9 @@ def denoise_examples(
     teacher's variance instead of the bound.
 
     Args:
-      network: (x_t f32[B, H, W, C], t i32[B]) -> f32[B, H, W, C], or 2C channels with a learned variance.
+      network: (x_t f32[B, H, W, C], t f32[B]) -> f32[B, H, W, C], or 2C channels with a learned variance.
       images: f32[B, H, W, C] in [-1, 1], or latents.
-      schedule: gives the times, the prediction type and the variance type.
+      schedule: the noise process: it gives the times, the noise and what to predict.
       weights: see `Objective`.
       time_keys, noise_keys: example keys [B].
       masks: f32[B, H, W, 1], how much each pixel counts; None: all count alike.
@@ -132,24 +143,23 @@ def denoise_examples(
     """
     channels = images.shape[-1]
     # The noise is sampled from each example's own key, so it is the same on any number of devices.
-    t = noise_lib.sample_timesteps(time_keys, 0, schedule.num_train_timesteps)
+    t = schedule.sample_times(time_keys, weights.times)
     noise = noise_lib.sample_noise(noise_keys, images.shape[1:], offset=weights.offset_noise)
-    x_t = noise_lib.add_noise(schedule, images, noise, t)
-    alpha, sigma = schedules.alpha_sigma(schedule, t)
-    target = prediction.target_for(schedule.prediction_type, images, noise, alpha, sigma)
+    x_t, told = schedule.add_noise(images, noise, t), schedule.network_time(t)
+    target = schedule.target(images, noise, t)
     # The teacher must see the same x_t and t as the network in training.
     if lesson is not None:
-        held_to, held = lesson(x_t, t)
+        held_to, held = lesson(x_t, told)
         target = jnp.where(_over(held), held_to[..., :channels], target)
         masks = None if masks is None else jnp.where(_over(held), 1.0, masks)
     # The network may compute in bfloat16, whose sums over an image would be too coarse for a loss.
-    output = network(x_t, t).astype(jnp.float32)
+    output = network(x_t, told).astype(jnp.float32)
     answer = output[..., :channels]
     parts = {
         'denoising': objective.denoising_loss(
             answer,
             target,
-            schedules.snr(schedule, t),
+            schedule.snr(t),
             prediction_type=schedule.prediction_type,
             min_snr_gamma=weights.min_snr_gamma,
             mask=masks,
@@ -192,7 +202,7 @@ class DenoisingLoss:
 
     denoiser: str
     predict: Callable
-    process: schedules.Schedule
+    process: NoiseProcess
     space: ImageSpace
     encode: Callable | None = None
     objective: Objective = Objective()

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.diffusion import noise as noise_lib
-from dreambooth_jax.diffusion import schedules
+from dreambooth_jax.diffusion.process import NoiseProcess
 from dreambooth_jax.losses.denoising import DenoisingLoss
 
 
 def noisy_low_image(
     low: jax.Array,
     size: int | tuple[int, int],
-    noising_process: schedules.Schedule,
+    noising_process: NoiseProcess,
     level: jax.Array,
     keys: jax.Array,
 ) -> jax.Array:
@@ -39,7 +39,7 @@ def noisy_low_image(
     """
     upsampled = low_resolution.upsample(low, size)
     noise = noise_lib.sample_noise(keys, upsampled.shape[1:])
-    noised = noise_lib.add_noise(noising_process, upsampled, noise, level)
+    noised = noising_process.add_noise(upsampled, noise, level)
     return jnp.where((level > 0)[:, None, None, None], noised, upsampled)
 
 
@@ -71,7 +71,7 @@ class SuperResolutionLoss(DenoisingLoss):
         step; None: on whole images.
     """
 
-    noising_process: schedules.Schedule
+    noising_process: NoiseProcess
     factor: int
     noise_level: tuple[int, int]
     crop: int | None = None

@@ -53,7 +53,7 @@ WRONG = [
     ('prior.num_images', 10.0, 'config.prior.num_images must be an int, got 10.0 (float)'),
     ('prior.guidance_scale', 0.5, 'config.prior.guidance_scale must be >= 1, got 0.5'),
     ('prior.dir', 3, 'config.prior.dir must be a string or None, got 3 (int)'),
-    ('prior.sampler', 'euler', "config.prior.sampler must be one of 'ddpm', 'ddim', 'dpmsolver++', got 'euler'"),
+    ('prior.kind', 'none', "config.prior.kind must be one of 'images', 'distillation', got 'none'"),
     ('seed', True, 'config.seed must be an int, got True (bool)'),
     ('seed', -1, 'config.seed must be >= 0, got -1'),
     ('export', 1, 'config.export must be True or False, got 1 (int)'),

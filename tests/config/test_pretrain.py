@@ -12,6 +12,7 @@ PRETRAIN = [
     ('base', 'x', "config.base is 'x' but only stage 'super_resolution' builds on a base"),
     ('stage', 'super_resolution', "config.base must name the base stage's folder: its text encoder is used"),
     ('noise_level', [9, 3], 'config.noise_level must be (low, high) with low <= high, got (9, 3)'),
+    ('time_range', [0.9, 0.1], 'config.time_range must be (low, high) with low < high, got (0.9, 0.1)'),
     (
         'schedule',
         'constant',

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreambooth_jax.diffusion import noise, objective, schedules
+from dreambooth_jax.diffusion import objective, schedules
 
 SCHEDULE = schedules.make_schedule('squaredcos_cap_v2', variance_type='learned_range')
 TIMES = jnp.array([0, 1, 37, 500, 990])
@@ -34,7 +34,7 @@ def test_plain_loss_is_the_mean_square_of_each_example(examples):
 @pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction', 'sample'])
 def test_min_snr_weights_each_example_by_its_own_time(examples, prediction_type):
     _, eps, prediction, _ = examples
-    snr = np.asarray(schedules.snr(SCHEDULE, TIMES))
+    snr = np.asarray(SCHEDULE.snr(TIMES))
     assert snr.min() < 5 < snr.max()
     plain = objective.denoising_loss(prediction, eps, snr, prediction_type=prediction_type)
     weighted = objective.denoising_loss(prediction, eps, snr, prediction_type=prediction_type, min_snr_gamma=5.0)
@@ -142,7 +142,7 @@ def test_variance_loss_equals_the_textbook_in_numpy(examples, prediction_type, n
         prediction_type=prediction_type,
     )
     times = TIMES * num_train_timesteps // 1000
-    x_t = noise.add_noise(schedule, x0, eps, times)
+    x_t = schedule.add_noise(x0, eps, times)
     if prediction_type == 'sample':
         prediction = x0 + 0.1 * eps
     ours = objective.variance_loss(variance, prediction, x0, x_t, times, schedule)
@@ -156,14 +156,14 @@ def test_variance_loss_equals_the_textbook_in_numpy(examples, prediction_type, n
 def test_bound_is_zero_for_the_true_posterior():
     x0, eps = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 3))
     t = jnp.array([3, 300, 900])
-    x_t = noise.add_noise(SCHEDULE, x0, eps, t)
+    x_t = SCHEDULE.add_noise(x0, eps, t)
     loss = objective.variance_loss(-jnp.ones_like(eps), eps, x0, x_t, t, SCHEDULE)
     np.testing.assert_allclose(loss, 0.0, atol=1e-4)
 
 
 def test_only_the_variance_learns_from_the_bound(examples):
     x0, eps, prediction, variance = examples
-    x_t = noise.add_noise(SCHEDULE, x0, eps, TIMES)
+    x_t = SCHEDULE.add_noise(x0, eps, TIMES)
 
     def total(variance, prediction):
         return objective.variance_loss(variance, prediction, x0, x_t, TIMES, SCHEDULE).sum()
@@ -176,7 +176,7 @@ def test_only_the_variance_learns_from_the_bound(examples):
 def test_every_time_has_a_finite_bound_and_gradient():
     t = jnp.arange(1000)
     x0, eps = jax.random.normal(jax.random.key(1), (2, 1000, 1, 2, 1)).clip(-1, 1)
-    x_t = noise.add_noise(SCHEDULE, x0, eps, t)
+    x_t = SCHEDULE.add_noise(x0, eps, t)
 
     def total(variance):
         loss = objective.variance_loss(variance, 1.5 * eps, x0, x_t, t, SCHEDULE)
@@ -188,8 +188,8 @@ def test_every_time_has_a_finite_bound_and_gradient():
 
 def test_examples_do_not_see_their_neighbours(examples):
     x0, eps, prediction, variance = examples
-    x_t = noise.add_noise(SCHEDULE, x0, eps, TIMES)
-    snr = schedules.snr(SCHEDULE, TIMES)
+    x_t = SCHEDULE.add_noise(x0, eps, TIMES)
+    snr = SCHEDULE.snr(TIMES)
 
     def hybrid(examples):
         plain = objective.denoising_loss(

@@ -3,7 +3,6 @@
 import json
 
 import diffusers
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -69,25 +68,3 @@ def test_published_configurations_are_read():
 def test_unknown_value_is_named_with_the_allowed_ones(key, value, allowed):
     with pytest.raises(ValueError, match=f"{key} is '{value}'; allowed: .*{allowed}"):
         schedules.from_config({key: value})
-
-
-def test_alpha_sigma_and_snr_agree():
-    schedule = schedules.make_schedule('squaredcos_cap_v2')
-    t = jnp.array([[0, 1], [500, 999]])
-    alpha, sigma = schedules.alpha_sigma(schedule, t)
-    assert alpha.shape == sigma.shape == (2, 2) and alpha.dtype == jnp.float32
-    np.testing.assert_allclose(alpha**2 + sigma**2, 1.0, rtol=1e-6)
-    np.testing.assert_allclose(schedules.snr(schedule, t), (alpha / sigma) ** 2, rtol=1e-3)
-
-
-def test_posterior_joins_two_steps_of_the_forward_process():
-    # q(x_s | x_t, x0) q(x_t | x0) must give back q(x_s | x0): mean and variance of x_s, for neighbours and for jumps.
-    schedule = schedules.make_schedule('linear')
-    t, s = jnp.array([5, 500, 999, 3]), jnp.array([4, 100, 0, -1])
-    posterior = schedules.posterior(schedule, t, s)
-    alpha_t, sigma_t = schedules.alpha_sigma(schedule, t)
-    alpha_s = np.where(s < 0, 1.0, np.sqrt(schedule.alphas_cumprod[np.maximum(s, 0)]))
-    np.testing.assert_allclose(posterior.x0_coefficient + posterior.x_t_coefficient * alpha_t, alpha_s, rtol=1e-3)
-    variance = posterior.variance + (posterior.x_t_coefficient * sigma_t) ** 2
-    np.testing.assert_allclose(variance, 1 - alpha_s**2, rtol=1e-3, atol=1e-7)
-    assert posterior.variance[-1] == 0 and np.all(posterior.beta > 0)

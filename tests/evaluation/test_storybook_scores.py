@@ -274,7 +274,7 @@ def test_enlarge_hands_on_low_image_prompt_and_noise_level():
     [
         ({'noise_level': 1000}, 'noise_level is 1000'),
         ({'steps': 0}, '0'),
-        ({'sampler': 'euler'}, 'euler'),
+        ({'sampler': 'plms'}, 'plms'),
     ],
 )
 def test_enlarge_refuses_what_the_model_does_not_allow(arguments, words):

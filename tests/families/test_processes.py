@@ -4,10 +4,13 @@ import dataclasses
 import re
 
 import diffusers
+import jax
 import numpy as np
 import pytest
 
-from dreambooth_jax.diffusion import samplers, scheduler_files, schedules
+from dreambooth_jax.diffusion import samplers, schedules
+from dreambooth_jax.diffusion.sampler_list import SAMPLERS
+from dreambooth_jax.families.processes import with_zero_terminal_snr
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network
 from tests.support import made_pipelines
@@ -28,13 +31,12 @@ def read(pipeline):
     return pipeline.family.process(pipeline)
 
 
-@pytest.mark.parametrize('sampler', scheduler_files.SAMPLERS)
+@pytest.mark.parametrize('sampler', SAMPLERS)
 @pytest.mark.parametrize('written', [{}, {'steps_offset': 0, 'clip_sample': True}, {'steps_offset': 1}])
 @pytest.mark.parametrize('file', ['DDIMScheduler', 'PNDMScheduler', 'EulerDiscreteScheduler'])
 def test_stable_diffusion_puts_old_files_right_as_its_pipeline_does(file, written, sampler):
     config = {'_class_name': file, 'beta_schedule': 'scaled_linear', **written}
-    kind = {'ddpm': diffusers.DDPMScheduler, 'ddim': diffusers.DDIMScheduler}.get(sampler)
-    kind = kind or diffusers.DPMSolverMultistepScheduler
+    kind = getattr(diffusers, SAMPLERS[sampler].diffusers_class)
     theirs = kind.from_config(getattr(diffusers, file).from_config(config).config)
     parts = dict.fromkeys(('vae', 'text_encoder', 'tokenizer', 'unet', 'safety_checker', 'feature_extractor'))
     made = diffusers.StableDiffusionPipeline(**parts, scheduler=theirs, requires_safety_checker=False)
@@ -101,7 +103,7 @@ def test_a_stage_that_enlarges_generates_what_is_left_of_its_inputs():
     assert latent.space.channels == 4 and not read(latent).learns_variance
 
 
-@pytest.mark.parametrize('sampler', scheduler_files.SAMPLERS)
+@pytest.mark.parametrize('sampler', SAMPLERS)
 @pytest.mark.parametrize(
     ('family', 'published'),
     [
@@ -118,5 +120,35 @@ def test_a_single_file_is_generated_with_as_the_published_folder(family, publish
     folder = schedules.from_config(published)
     assert dataclasses.asdict(derived.sampling(sampler)) == dataclasses.asdict(folder.sampling(sampler))
     assert derived.prediction_type == folder.prediction_type
-    for ours, theirs in zip(*(samplers.step_table(one, sampler, 10) for one in (derived, folder)), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, *(samplers.step_table(one, sampler, 10) for one in (derived, folder)))
+
+
+def test_zero_terminal_snr_leaves_pure_noise_at_the_last_time_where_samplers_start():
+    latent = pipeline('StableDiffusionPipeline', scheduler=PUBLISHED['stable-diffusion-2-1'], unet={})
+    changed = with_zero_terminal_snr(latent)
+    ours, theirs = read(changed), diffusers.DDIMScheduler.from_config(changed.scheduler)
+    assert theirs.config.rescale_betas_zero_snr and theirs.config.timestep_spacing == 'trailing'
+    np.testing.assert_allclose(ours.alphas_cumprod, theirs.alphas_cumprod.numpy(), rtol=5e-5, atol=1e-9)
+    assert ours.alphas_cumprod[-1] == 0 < read(latent).alphas_cumprod[-1]
+    for sampler in SAMPLERS:
+        assert samplers.timesteps(ours, sampler, 5)[0] == 999
+    again = with_zero_terminal_snr(changed)
+    assert again.scheduler == changed.scheduler
+
+
+def test_zero_terminal_snr_overrules_keys_that_count_as_left_out():
+    unsaid = {**PUBLISHED['stable-diffusion-2-1'], '_use_default_values': ['timestep_spacing', 'clip_sample_range']}
+    latent = pipeline('StableDiffusionPipeline', scheduler=unsaid, unet={})
+    changed = with_zero_terminal_snr(latent)
+    assert changed.scheduler['_use_default_values'] == ['clip_sample_range']
+    assert read(changed).sampling('ddim').timestep_spacing == 'trailing'
+
+
+def test_zero_terminal_snr_is_refused_where_the_model_predicts_noise():
+    latent = pipeline('StableDiffusionPipeline', scheduler=SD_1_5, unet={})
+    with pytest.raises(WeightsError) as error:
+        with_zero_terminal_snr(latent)
+    assert str(error.value) == (
+        f'zero_terminal_snr is True but {latent.name} predicts epsilon, which says nothing of the image where x_t is '
+        'pure noise; take a model that predicts v_prediction, or set zero_terminal_snr to False.'
+    )

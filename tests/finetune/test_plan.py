@@ -43,6 +43,7 @@ def class_images(line_of):
 def test_class_images_are_planned_for_the_stages_that_train_on_them(class_images):
     assert class_images() == '3, 12 network passes, 12 s'
     assert class_images(prior={'guidance_scale': 1.0}) == '3, 6 network passes, 6 s'
+    assert class_images(prior={'guidance_scale': 1.0, 'sampler': 'heun'}) == '3, 9 network passes, 9 s'
     assert class_images(prior={'weight': 0.0}) is class_images(prior={'kind': 'distillation'}) is None
     second = {'steps': 1, 'sample_steps': 1, 'sample_guidance_scale': 1.0}
     assert class_images(base={'steps': 0}, super_resolution=second) is None

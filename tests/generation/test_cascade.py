@@ -243,7 +243,10 @@ def test_a_missing_or_unfitting_part_is_named():
     'options, sentence',
     [
         ({'steps': 2000}, 'steps is 2000; 1 to 1000 denoise steps are possible.'),
-        ({'sampler': 'euler'}, "sampler is 'euler'; allowed: ddpm, ddim, dpmsolver++."),
+        (
+            {'sampler': 'plms'},
+            "sampler is 'plms'; allowed: ddpm, ddim, dpmsolver++, euler, euler_ancestral, heun, unipc.",
+        ),
         ({'noise_level': 1000}, 'noise_level is 1000; it must be 0 to 999'),
         ({'num_images': 0}, '2 prompts with 0 images each; both must be at least 1'),
     ],

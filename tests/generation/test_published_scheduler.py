@@ -23,7 +23,14 @@ from tests.support.torch_reference import nchw
 PROMPTS, STEPS, GUIDANCE, SEED = ['a red dog', 'a cat'], 10, 3.0, 5
 
 
-CLASSES = {'ddim': diffusers.DDIMScheduler, 'dpmsolver++': diffusers.DPMSolverMultistepScheduler}
+# Those that add no noise, so that both need only the same initial noise.
+CLASSES = {
+    'ddim': diffusers.DDIMScheduler,
+    'dpmsolver++': diffusers.DPMSolverMultistepScheduler,
+    'euler': diffusers.EulerDiscreteScheduler,
+    'heun': diffusers.HeunDiscreteScheduler,
+    'unipc': diffusers.UniPCMultistepScheduler,
+}
 PUBLISHED = {'sd1': SD_1_5, 'sd2': SD_2_1, 'sdxl': SDXL}
 
 
@@ -51,7 +58,7 @@ def theirs(published, sampler):
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
                 ('sd1', 'dpmsolver++', 'single file'),
-                ('sd1', 'ddim', 'folder'),
+                *(('sd1', sampler, 'folder') for sampler in CLASSES if sampler != 'dpmsolver++'),
                 *((name, sampler, 'folder') for name in ('sd2', 'sdxl') for sampler in CLASSES),
             )
         ),

@@ -11,6 +11,7 @@ from diffusers.training_utils import compute_snr
 
 from dreambooth_jax.config import ObjectiveConfig
 from dreambooth_jax.diffusion import noise as noise_lib
+from dreambooth_jax.diffusion.times import TimeDistribution
 from dreambooth_jax.families.image_space import PixelSpace
 from dreambooth_jax.losses.denoising import EMPTY_PROMPT, Objective, streams
 from tests.support import small_stages as small
@@ -198,3 +199,15 @@ def test_variance_that_is_not_trained_has_no_weight():
     assert Objective.from_settings(ObjectiveConfig(train_variance=False, variance_weight=0.5)).variance_weight == 0
     kept = Objective.from_settings(ObjectiveConfig(variance_weight=0.5, min_snr_gamma=5.0), random_flip=True)
     assert (kept.variance_weight, kept.min_snr_gamma, kept.random_flip) == (0.5, 5.0, True)
+
+
+def test_times_are_drawn_as_the_settings_say():
+    settings = ObjectiveConfig(time_distribution='logit_normal', time_mean=1.0, time_std=0.5, time_range=(0.1, 0.6))
+    objective, schedule = Objective.from_settings(settings), small.schedule()
+    _, _, seen = small.run(small.pixel_loss, schedule=schedule, objective=objective)
+    times = TimeDistribution(kind='logit_normal', mean=1.0, std=0.5, range=(0.1, 0.6))
+    time_keys, *_ = streams(small.keys(), 4)
+    np.testing.assert_array_equal(seen['t'], schedule.sample_times(time_keys, times))
+    assert np.asarray(seen['t']).min() >= 100 and np.asarray(seen['t']).max() < 600
+    other = Objective.from_settings(ObjectiveConfig(time_distribution='mode', time_mode_scale=-0.5)).times
+    assert other == TimeDistribution(kind='mode', mode_scale=-0.5)

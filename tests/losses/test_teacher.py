@@ -10,7 +10,6 @@ import pytest
 
 from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.data.pairs import most_class_examples
-from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.losses.denoising import EMPTY_PROMPT, Objective
 from dreambooth_jax.training.placement import Fsdp, Pmap
 from dreambooth_jax.training.state import init_state
@@ -134,7 +133,7 @@ def test_the_loss_of_a_class_example_is_the_weighted_distance_of_the_two_answers
     words = data()['text']['encoder_hidden_states']
     np.testing.assert_array_equal(all_text[CLASS], words[CLASS_PROMPTS[examples['image'][CLASS]]])
     np.testing.assert_array_equal(all_text[~CLASS], words[data()['prompt_of'][examples['image'][~CLASS]]])
-    snr = np.asarray(schedules.snr(schedule, jnp.asarray(t)))
+    snr = np.asarray(schedule.snr(jnp.asarray(t)))
     distance = np.square(ours[CLASS] - theirs).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(loss[CLASS], distance * np.minimum(snr, gamma) / (snr + 1), rtol=1e-5)
 

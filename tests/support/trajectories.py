@@ -7,20 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from diffusers.schedulers import scheduling_ddim, scheduling_ddpm, scheduling_dpmsolver_multistep
+from diffusers.schedulers import (
+    scheduling_ddim,
+    scheduling_ddpm,
+    scheduling_dpmsolver_multistep,
+    scheduling_euler_ancestral_discrete,
+)
 
 from dreambooth_jax.diffusion import samplers
+from dreambooth_jax.diffusion.sampler_list import SAMPLERS
 
-CLASSES = {
-    'ddpm': diffusers.DDPMScheduler,
-    'ddim': diffusers.DDIMScheduler,
-    'dpmsolver++': diffusers.DPMSolverMultistepScheduler,
-}
+CLASSES = {name: getattr(diffusers, sampler.diffusers_class) for name, sampler in SAMPLERS.items()}
 ROWS, SIZE, CHANNELS = 2, 4, 3
 RANDOM = np.random.default_rng(11)
 MIX = RANDOM.normal(size=(CHANNELS, 2 * CHANNELS)).astype(np.float32)
 START = RANDOM.normal(size=(ROWS, SIZE, SIZE, CHANNELS)).astype(np.float32)
-FRESH = RANDOM.normal(size=(10, ROWS, SIZE, SIZE, CHANNELS)).astype(np.float32)
+FRESH = RANDOM.normal(size=(20, ROWS, SIZE, SIZE, CHANNELS)).astype(np.float32)
 
 
 def network(x, t, channels=CHANNELS):
@@ -45,16 +47,18 @@ def trajectory_there(monkeypatch, sampler, scheduler, num_steps, eta=0.0, channe
     """The sample of diffusers' loop, with FRESH as its random numbers."""
     fresh = iter(FRESH)
     give = lambda *_, **__: channels_first(next(fresh))  # noqa: E731
-    for module in (scheduling_ddpm, scheduling_ddim, scheduling_dpmsolver_multistep):
+    drawing = (scheduling_ddpm, scheduling_ddim, scheduling_dpmsolver_multistep, scheduling_euler_ancestral_discrete)
+    for module in drawing:
         monkeypatch.setattr(module, 'randn_tensor', give)
     scheduler.set_timesteps(num_steps)
-    if sampler == 'dpmsolver++':
+    if hasattr(scheduler, 'set_begin_index'):
         # Pipelines do this too. Otherwise, if the first two times are equal, it begins at the second of them.
         scheduler.set_begin_index(0)
-    x = channels_first(START)
+    x = channels_first(START) * scheduler.init_noise_sigma
     more = {'eta': eta, 'use_clipped_model_output': True} if sampler == 'ddim' else {}
     for t in scheduler.timesteps:
-        x = scheduler.step(torch_network(x, t, channels), t, x, **more).prev_sample
+        inputs = scheduler.scale_model_input(x, t)
+        x = scheduler.step(torch_network(inputs, t, channels), t, x, **more).prev_sample
     return channels_last(x)
 
 
@@ -62,7 +66,8 @@ def trajectory_here(sampler, schedule, num_steps, eta=0.0, channels=CHANNELS):
     """Our sample with the same random numbers, not compiled, because compiling takes longer than a few small steps."""
     denoise = functools.partial(network, channels=channels)
     keys = jax.random.split(jax.random.key(0), ROWS)
-    options = dict(schedule=schedule, sampler=sampler, num_steps=num_steps, eta=eta, noise=FRESH[:num_steps])
+    fresh = FRESH[: samplers.network_calls(sampler, num_steps)]
+    options = dict(schedule=schedule, sampler=sampler, num_steps=num_steps, eta=eta, noise=fresh)
     with jax.disable_jit():
         return np.asarray(samplers.sample(denoise, START, keys, **options))
 

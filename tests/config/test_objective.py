@@ -1,0 +1,65 @@
+"""The settings of the objective and the names of samplers: every error sentence, in both programs' settings."""
+
+import dataclasses
+
+import pytest
+
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, PretrainConfig, resolve
+from tests.config.test_dreambooth import DOG, UNET, nest
+
+SAMPLERS = "'ddpm', 'ddim', 'dpmsolver++', 'euler', 'euler_ancestral', 'heun', 'unipc'"
+WRONG = [
+    ('zero_terminal_snr', 1, 'zero_terminal_snr must be True or False, got 1 (int)'),
+    ('time_distribution', 'beta', "time_distribution must be one of 'uniform', 'logit_normal', 'mode', got 'beta'"),
+    ('time_mean', 'low', "time_mean must be a number, got 'low' (str)"),
+    ('time_std', 0.0, 'time_std must be > 0, got 0.0'),
+    ('time_mode_scale', 2.0, 'time_mode_scale must be in [-1, 1.75], got 2.0'),
+    ('time_range', (0.5, 1.5), 'time_range[1] must be in [0, 1], got 1.5'),
+    ('time_range', (0.5, 0.5), 'time_range must be (low, high) with low < high, got (0.5, 0.5)'),
+]
+UNUSED = [
+    ('time_mean', 1.0, 'logit_normal', 0.0),
+    ('time_std', 0.5, 'logit_normal', 1.0),
+    ('time_mode_scale', 0.5, 'mode', 1.29),
+]
+PROGRAMS = [(DreamBoothConfig, DOG, 'objective.'), (PretrainConfig, UNET, '')]
+
+
+def message(kind, settings):
+    with pytest.raises(ConfigError) as error:
+        resolve(kind, settings)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(('kind', 'start', 'group'), PROGRAMS)
+@pytest.mark.parametrize(('name', 'value', 'sentence'), WRONG)
+def test_a_wrong_value_is_one_sentence(kind, start, group, name, value, sentence):
+    assert message(kind, nest(f'{group}{name}', value, start)) == f'config.{group}{sentence}'
+
+
+@pytest.mark.parametrize(('kind', 'start', 'group'), PROGRAMS)
+@pytest.mark.parametrize(('name', 'value', 'of', 'default'), UNUSED)
+def test_what_the_distribution_does_not_have_is_refused(kind, start, group, name, value, of, default):
+    where = f'config.{group}'
+    assert message(kind, nest(f'{group}{name}', value, start)) == (
+        f"{where}{name} is {value} but {where}time_distribution is 'uniform', which has none; set that to {of!r}, or "
+        f'leave {name} at {default}'
+    )
+    settings = nest(f'{group}{name}', value, nest(f'{group}time_distribution', of, start))
+    found = resolve(kind, settings)
+    assert getattr(found.objective if group else found, name) == value
+
+
+@pytest.mark.parametrize('name', ['prior.sampler', 'samples.sampler'])
+def test_samplers_are_named(name):
+    assert message(DreamBoothConfig, nest(name, 'plms')) == f"config.{name} must be one of {SAMPLERS}, got 'plms'"
+    for sampler in ('euler', 'euler_ancestral', 'heun', 'unipc'):
+        group, field = name.split('.')
+        assert getattr(getattr(resolve(DreamBoothConfig, nest(name, sampler)), group), field) == sampler
+
+
+def test_settings_that_change_what_is_learned_may_not_change_later():
+    from dreambooth_jax.training.run import FREE
+
+    names = [field.name for field in dataclasses.fields(DreamBoothConfig().objective)]
+    assert not {'objective', *(f'objective.{name}' for name in names), *names} & set(FREE)
