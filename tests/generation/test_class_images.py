@@ -23,6 +23,7 @@ from dreambooth_jax.generation import class_images
 from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.generation.class_images import PriorError
 from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.training.loop import TrainingError
 from dreambooth_jax.weights.identity import scheduler_hash
 from tests.support import tiny_pipelines
 from tests.support.generating import generate
@@ -218,22 +219,28 @@ def test_batch_size_and_count_may_change(tmp_path):
     assert painter.batches == [3, 2]
 
 
-def test_other_hosts_wait_for_the_first_and_say_what_they_do_not_see(tmp_path, monkeypatch):
+def told_by_the_first(monkeypatch, *values):
+    """This is the second of two hosts, to which the first one says these values in turn."""
     from jax.experimental import multihost_utils
 
+    said = iter(values)
     monkeypatch.setattr('jax.process_count', lambda: 2)
     monkeypatch.setattr('jax.process_index', lambda: 1)
-    monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda failed: np.int32(0))
-    painter = Painter()
-    assert refusal(painter, ['a dog'], tmp_path, count=2) == (
-        f'2 of 2 class images in {tmp_path} are not seen by host 1; set prior.dir to a folder on a disk that all '
-        f'hosts share.'
-    )
-    monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda failed: np.int32(1))
-    assert refusal(painter, ['a dog'], tmp_path, count=2) == (
-        'the first host could not generate the class images; what it says itself tells why.'
-    )
-    assert painter.asked == []
+    monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda _: np.asarray(next(said)))
+
+
+def test_another_host_generates_what_the_first_one_lacks_and_writes_nothing(tmp_path, monkeypatch):
+    fine, painter = False, Painter()
+    told_by_the_first(monkeypatch, fine, fine, [False, True], fine)
+    images = ensure_class_images(painter, ['a dog'], tmp_path / 'not_shared', count=2, **OPTIONS)
+    assert painter.asked == [('a dog', 1)] and len(images) == 2
+    assert not (tmp_path / 'not_shared').exists()
+
+
+def test_another_host_ends_with_the_first(tmp_path, monkeypatch):
+    told_by_the_first(monkeypatch, True)
+    with pytest.raises(TrainingError, match='^the first host could not keep class images; what it says itself tells'):
+        ensure_class_images(Painter(), ['a dog'], tmp_path, count=2, **OPTIONS)
 
 
 def test_the_first_host_tells_the_others_of_its_error_before_it_ends(tmp_path, monkeypatch):
@@ -241,12 +248,10 @@ def test_the_first_host_tells_the_others_of_its_error_before_it_ends(tmp_path, m
 
     told = []
     monkeypatch.setattr('jax.process_count', lambda: 2)
-    monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda failed: told.append(int(failed)) or failed)
-    with pytest.raises(KeyboardInterrupt):
-        ensure_class_images(Painter(stop_after=0), ['a dog'], tmp_path / 'new', count=2, **OPTIONS)
+    monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda failed: told.append(bool(failed)) or failed)
     (tmp_path / 'manifest.json').write_text('[]')
     refusal(Painter(), ['a dog'], tmp_path, count=2)
-    assert told == [1, 1]
+    assert told == [False, True]
 
 
 def settings(**changes):
@@ -351,7 +356,7 @@ def test_a_host_that_does_not_see_photos_of_ones_own_says_so(own, tmp_path, monk
         class_images.class_images_of(with_dir(tmp_path / 'elsewhere'), Painter(), tmp_path)
     assert str(error.value) == (
         f"config.prior.dir is '{tmp_path}/elsewhere', where the first host sees 2 photos and host 1 0; set it to a "
-        f'folder on a disk that all hosts share.'
+        f'folder on a disk that all hosts share, or copy it.'
     )
 
 

@@ -23,7 +23,10 @@ class Model:
     usual_batch_size = 8
 
     def __init__(self, brightness=0, error=None):
-        self.brightness, self.error, self.asked = brightness, error, []
+        self.brightness, self.error, self.asked, self.released = brightness, error, [], 0
+
+    def release(self):
+        self.released += 1
 
     def generate(self, prompts, options, *, num_images, progress):
         self.asked.append(options)

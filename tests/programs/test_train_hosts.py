@@ -64,32 +64,85 @@ def test_no_cluster_is_one_sentence(monkeypatch):
     )
 
 
-def start(config, run, devices, *arguments):
+def start(config, run, devices, *arguments, module='dreambooth_jax.train'):
     flags = ' '.join(f'{name}={value}' for name, value in {**XLA_FLAGS, DEVICES_FLAG: str(devices)}.items())
-    command = [sys.executable, '-m', 'dreambooth_jax.train', f'--config={config}', f'--workdir={run}', *arguments]
+    command = [sys.executable, '-m', module, f'--config={config}', f'--workdir={run}', *arguments]
     environment = script.environment(XLA_FLAGS=flags)
-    return subprocess.Popen(
-        command, env=environment, cwd=run.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.slow
-def test_two_processes_train_what_one_trains(tmp_path):
-    photos = tmp_path / 'photos'
+def end(*processes):
+    try:
+        said = [process.communicate(timeout=900)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), '\n'.join(said)
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.fixture(scope='module')
+def on_one_device(tmp_path_factory):
+    """(settings file, the folder of a whole run on one device)."""
+    folder = tmp_path_factory.mktemp('whole_runs')
+    photos = folder / 'photos'
     photos.mkdir()
     rng = np.random.default_rng(0)
     for name in ('1.png', '2.png', '3.png'):
         Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(photos / name)
-    config = tmp_path / 'config.py'
+    config = folder / 'config.py'
     config.write_text(CONFIG.format(model=str(smallest_pipelines.folder('pixels')), photos=str(photos)))
+    end(start(config, folder / 'one', 1))
+    return config, folder / 'one'
+
+
+def files_of(run):
+    """What a run leaves, apart from the innards of checkpoints and files that are named after the time."""
+    found = {path.relative_to(run).as_posix() for path in run.rglob('*') if path.is_file()}
+    return {name for name in found if '/checkpoints/' not in name and 'tfevents' not in name}
+
+
+def assert_same_run(run, other, prior=None):
+    """The same losses, images within 2/255, and the same files."""
+    assert (files_of(run) | {f'prior/{path.name}' for path in (prior or run / 'prior').iterdir()}) == files_of(other)
+    images = sorted(path.relative_to(other) for path in other.rglob('*.png'))
+    assert any('samples' in path.parts for path in images) and any('prior' in path.parts for path in images)
+    for path in images:
+        place = prior / path.relative_to('prior') if prior and path.parts[0] == 'prior' else run / path
+        ours, theirs = (np.asarray(Image.open(one), int) for one in (place, other / path))
+        assert np.abs(ours - theirs).max() <= 2, path
+    for stage in ('base', 'super_resolution'):
+        ours, theirs = ([line['loss'] for line in metrics.read(one, stage)] for one in (run, other))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for name in WEIGHTS:
+        ours, theirs = (files.read_tensors(one / 'model' / name) for one in (run, other))
+        assert ours.keys() == theirs.keys()
+        assert max(np.abs(ours[key] - theirs[key]).max() for key in ours) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['pmap', 'fsdp'])
+def test_eight_devices_in_any_order_train_what_one_trains(mode, on_one_device, tmp_path):
+    config, alone = on_one_device
+    settings = [f'--config.parallel.mode={mode}', '--config.parallel.fsdp_min_bytes=128']
+    end(start(config, tmp_path / 'run', 8, *settings, module='tests.support.permuted_train'))
+    assert_same_run(tmp_path / 'run', alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['pmap', 'fsdp'])
+def test_two_processes_train_what_one_trains_without_a_shared_folder_of_class_images(mode, on_one_device, tmp_path):
+    config, alone = on_one_device
     with socket.socket() as free:
         free.bind(('localhost', 0))
         address = f'localhost:{free.getsockname()[1]}'
     together = [
         start(
             config,
-            tmp_path / 'two',
+            tmp_path / 'run',
             2,
+            f'--config.parallel.mode={mode}',
+            '--config.parallel.fsdp_min_bytes=128',
+            f'--config.prior.dir={tmp_path / f"prior_{number}"}',
             '--distributed',
             f'--coordinator_address={address}',
             '--num_processes=2',
@@ -97,22 +150,6 @@ def test_two_processes_train_what_one_trains(tmp_path):
         )
         for number in range(2)
     ]
-    try:
-        said = [process.communicate(timeout=600)[0] for process in together]
-        assert [process.returncode for process in together] == [0, 0], '\n'.join(said)
-        alone = start(config, tmp_path / 'one', 4)
-        assert (alone.communicate(timeout=600), alone.returncode)[1] == 0
-    finally:
-        for process in together:
-            process.kill()
-    one, two = tmp_path / 'one', tmp_path / 'two'
-    for image in (one / 'prior').glob('*.png'):
-        ours, theirs = (np.asarray(Image.open(run / 'prior' / image.name), int) for run in (two, one))
-        assert np.abs(ours - theirs).max() <= 2
-    for stage in ('base', 'super_resolution'):
-        ours, theirs = ([line['loss'] for line in metrics.read(run, stage)] for run in (two, one))
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-    for name in WEIGHTS:
-        ours, theirs = (files.read_tensors(run / 'model' / name) for run in (two, one))
-        assert ours.keys() == theirs.keys()
-        assert max(np.abs(ours[key] - theirs[key]).max() for key in ours) < 1e-3
+    end(*together)
+    assert not (tmp_path / 'prior_1').exists()
+    assert_same_run(tmp_path / 'run', alone, tmp_path / 'prior_0')
