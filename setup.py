@@ -28,6 +28,7 @@ setup(
     },
     install_requires=[
         'absl-py',
+        'filelock',  # JAX needs it for a cache of compiled programs that does not grow for ever
         'flax>=0.12',
         'huggingface_hub>=2,<3',
         f'jax{JAX}',

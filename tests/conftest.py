@@ -8,6 +8,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from dreambooth_jax.system import program_cache
+
 XLA_FLAGS = {
     '--xla_force_host_platform_device_count': '4',
     # Tests compile much and compute little: unoptimised code is ready in half the time and runs a little slower.
@@ -22,10 +24,7 @@ def _cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         folder = Path(tempfile.gettempdir()) / 'dreambooth_jax_tests'
-    # A program without the time of its last use is one whose writer was killed; with such a one JAX stores no others.
-    for program in folder.glob('*-cache'):
-        if not program.with_name(f'{program.name.removesuffix("-cache")}-atime').is_file():
-            program.unlink(missing_ok=True)
+    program_cache.clean(folder)
     return folder
 
 

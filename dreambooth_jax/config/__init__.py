@@ -4,6 +4,7 @@ schema.py       the machinery: dataclasses -> locked ConfigDict -> checked datac
 dreambooth.py   the settings of train and of the programs that share its config files
 pretrain.py     the settings of pretrain
 training.py     the settings that train and pretrain have in common
+presets.py      recipes for published base models
 """
 
 from dreambooth_jax.config.dreambooth import (

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.generation.checks import check_sampler
-from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
 from dreambooth_jax.losses.denoising import DenoisingLoss, Objective
 from dreambooth_jax.losses.stage import Stage
 from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
 from dreambooth_jax.losses.teacher import Distillation
 from dreambooth_jax.models import functional, lora
 from dreambooth_jax.training import optimizer, train_run
+from dreambooth_jax.training.callbacks import Callback
 from dreambooth_jax.training.placement import Placement
+from dreambooth_jax.training.state import TrainState
 from dreambooth_jax.training.train_run import Budget, TrainRun
 from dreambooth_jax.weights.pipeline import abstract_network
 
@@ -297,7 +298,7 @@ def finetune(
     cascade: Cascade,
     original: Cascade,
     tables: Sequence[Table],
-    grid: SampleGrid,
+    callbacks: Callable[[Callable[[TrainState], Cascade]], Sequence[Callback]],
     placement: Placement,
 ) -> tuple[Cascade, bool]:
     """Fine-tunes one stage, starting from its newest checkpoint if there is one.
@@ -308,7 +309,7 @@ def finetune(
       cascade: the model, in which earlier stages are trained already.
       original: the model before the run.
       tables: the stage's images, one table per image size.
-      grid: generates the samples.
+      callbacks: (training state -> the model with its weights) -> what else is done during the training.
       placement: how arrays are placed on devices.
 
     Returns:
@@ -330,13 +331,7 @@ def finetune(
     def finetuned(params):
         return cascade.with_params(**{name: trainable.plain(params)})
 
-    samples = SaveSamples(
-        grid=grid,
-        cascade_of=lambda state: finetuned(params_of(state)),
-        folder=workdir / 'samples' / name,
-        title=name,
-        every=config.samples.every,
-    )
-    run = dataclasses.replace(run, frozen={**run.frozen, 'data': data}, callbacks=[samples])
+    during = callbacks(lambda state: finetuned(params_of(state)))
+    run = dataclasses.replace(run, frozen={**run.frozen, 'data': data}, callbacks=during)
     state, finished = train_run.fit(run, workdir)
     return finetuned(placement.gather(params_of(state))), finished

@@ -1,8 +1,11 @@
-"""What happens between the steps of a training: saving, samples, scores. The loop calls them (loop.py)."""
+"""What happens between the steps of a training: saving, samples, scores, a profile. The loop calls them (loop.py)."""
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
+
+import jax
 
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import Placement
@@ -26,6 +29,29 @@ class Callback(Protocol):
 
         Returns: name -> number, which the metrics of this step get in a line of their own; or None.
         """
+
+
+class Profile:
+    """Writes a trace of `every` steps for jax.profiler's viewers, after as many steps that warm up.
+
+    Args:
+      folder: gets the trace (plugins/profile/<time>/), which TensorBoard and Perfetto open.
+      every: how many steps are traced.
+      steps: how many steps there are; a training that is no longer than `every` has no trace.
+    """
+
+    def __init__(self, folder: Path, every: int, steps: int):
+        self.folder, self.every, self.steps = folder, every, steps
+        self._began, self._tracing = False, False
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
+        elif not self._began and step < self.steps:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(str(self.folder))
+            self._began, self._tracing = True, True
 
 
 @dataclasses.dataclass(frozen=True)

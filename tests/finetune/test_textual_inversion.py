@@ -90,7 +90,7 @@ def finetune(config, family, workdir):
     cascade = begun(config, family)
     placement = Pmap(jax.devices()[:1])
     finetuned, finished = stage.finetune(
-        config, workdir, 'base', cascade, cascade, tables(config, cascade), NoGrid(), placement
+        config, workdir, 'base', cascade, cascade, tables(config, cascade), lambda cascade_of: [], placement
     )
     assert finished
     return finetuned

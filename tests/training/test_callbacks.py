@@ -10,6 +10,7 @@ import pytest
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
 from dreambooth_jax.monitoring import metrics
+from dreambooth_jax.training.callbacks import Profile
 from tests.support import toy
 from tests.training.test_loop import Told, terminate
 from tests.training.test_train_run import STEPS, saved, steps_written, train
@@ -123,6 +124,13 @@ def test_numbers_land_in_the_metrics_of_their_step_also_after_a_resume(tmp_path)
     train(tmp_path / 'parts', callbacks=[Norm(every=4)])
     again = {line['step']: line['norm'] for line in metrics.read(tmp_path / 'parts', 'toy') if 'norm' in line}
     assert {step: again[step] for step in norms} == norms
+
+
+@pytest.mark.parametrize(('every', 'traced'), [(2, True), (STEPS, False)])
+def test_a_profile_holds_some_steps_of_a_training_that_is_long_enough(every, traced, tmp_path):
+    train(tmp_path / 'run', callbacks=[Profile(tmp_path / 'profile', every, STEPS)])
+    found = list((tmp_path / 'profile').rglob('*.xplane.pb'))
+    assert len(found) == traced and all(path.stat().st_size for path in found)
 
 
 class Broken:

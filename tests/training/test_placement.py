@@ -127,3 +127,29 @@ def test_devices_keep_their_order_where_a_mesh_would_be_ordered_by_links(made, m
         jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices), ('data',)), jax.sharding.PartitionSpec()),
     )
     assert float(jax.jit(lambda x, y: (x * y).sum())(state['kernel'], beside)) == 28.0
+
+
+@pytest.mark.parametrize('placement', toy.PLACEMENTS)
+def test_weights_are_placed_as_the_state_is_and_only_once(placement):
+    placement = toy.placed(placement)
+    params = {'kernel': np.arange(1024, dtype=np.float32).reshape(8, 128), 'bias': np.ones(3, np.float32)}
+    placed = placement.place(params)
+    state = placement.place_state(lambda params: params, params)
+    for name, value in placed.items():
+        np.testing.assert_array_equal(value, params[name])
+        assert value.sharding.is_equivalent_to(state[name].sharding, value.ndim)
+    again = placement.place(placed)
+    assert all(again[name] is placed[name] for name in params)
+
+
+@pytest.mark.parametrize('placement', toy.PLACEMENTS)
+def test_examples_are_split_over_the_devices_and_gathered_whole(placement):
+    placement = toy.placed(placement)
+    keys = jax.random.split(jax.random.key(3), 8)
+    split = placement.split({'keys': keys, 'level': np.arange(8)})
+    assert all(len(value.sharding.device_set) == placement.devices for value in jax.tree.leaves(split))
+    assert split['level'].addressable_shards[0].data.shape == (8 // placement.devices,)
+    np.testing.assert_array_equal(jax.random.key_data(split['keys']), jax.random.key_data(keys))
+    gathered = placement.gather({'level': split['level'], 'host': np.ones(2)})
+    assert all(isinstance(value, np.ndarray) for value in gathered.values())
+    np.testing.assert_array_equal(gathered['level'], np.arange(8))
