@@ -1,11 +1,12 @@
 """How a process joins the others of a run on several hosts, and what the hosts do one for all."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dreambooth_jax.config import ConfigError
+
+if TYPE_CHECKING:  # the programs answer --help before anything slow is imported
+    import numpy as np
 
 
 class Address(NamedTuple):
@@ -53,9 +54,10 @@ def join(distributed: bool, address: Address = Address()) -> None:  # noqa: B008
         ) from None
 
 
-def of_first(value: np.ndarray | int | bool) -> np.ndarray:
+def of_first(value: 'np.ndarray | int | bool') -> 'np.ndarray':
     """Returns the first host's value on all hosts, which wait for each other here; of the same shape on all."""
     import jax
+    import numpy as np
 
     if jax.process_count() == 1:
         return np.asarray(value)
