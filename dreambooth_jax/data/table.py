@@ -52,14 +52,8 @@ class Table:
         return len(self.images) - self.num_instance
 
     @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of the table that a pixel stage needs on the device."""
-        masks = {} if self.masks is None else {'masks': self.masks}
-        return {'images': self.images, **self.prompt_arrays, **masks}
-
-    @property
     def prompt_arrays(self) -> dict[str, np.ndarray]:
-        """The arrays of the table that every stage needs on the device."""
+        """The arrays about prompts, which every stage needs on the device."""
         again = {} if self.class_prompt_of is None else {'class_prompt_of': self.class_prompt_of}
         return {'prompt_of': self.prompt_of, **again}
 

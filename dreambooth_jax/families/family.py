@@ -90,9 +90,6 @@ class Family(Protocol):
             low-resolution image at the size of x_t, and noise_level i32[B], its level.
         """
 
-    def variance_head(self, pipeline: Pipeline) -> bool:
-        """Whether the denoiser answers with a prediction and a learned variance."""
-
 
 FAMILIES = (
     deepfloyd_if.BASE,

@@ -123,10 +123,6 @@ class UNetFamily(Layout):
             told['class_labels'] = told.pop('noise_level')
         return apply(params, x_t if low is None else jnp.concatenate([x_t, low], axis=-1), t, **told)
 
-    def variance_head(self, pipeline: Pipeline) -> bool:
-        """Whether the UNet answers with a prediction and a learned variance."""
-        return self.value(pipeline, 'out_channels') == 2 * pipeline.space.channels
-
     def value(self, pipeline: Pipeline, key: str) -> Any:
         """Returns an entry of the UNet's config.json, or diffusers' default."""
         return pipeline.denoiser.config.get(key, unet_config.DEFAULTS[key])

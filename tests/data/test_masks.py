@@ -280,8 +280,8 @@ def test_class_images_count_in_full_in_the_table():
     theirs = Examples(rng.integers(0, 256, (3, 8, 8, 3), np.uint8), ['c'] * 3)
     table = make_table(mine, theirs)
     assert table.masks[:2].max() == 3 and table.masks[2:].min() == 255 and len(table.masks) == 5
-    assert table.arrays.keys() == {'images', 'prompt_of', 'masks'}
-    assert make_table(mine._replace(masks=None), theirs).arrays.keys() == {'images', 'prompt_of'}
+    assert table.prompt_arrays.keys() == {'prompt_of'} and table.masks is not None
+    assert make_table(mine._replace(masks=None), theirs).masks is None
 
 
 def test_the_subjects_images_are_shown_again_under_their_class_prompts_and_not_copied():
@@ -290,7 +290,7 @@ def test_the_subjects_images_are_shown_again_under_their_class_prompts_and_not_c
     table = make_table(mine, shown_again=True)
     assert table.prompts == ['', 'a sks dog', 'a dog', 'a sks cat', 'a cat']
     assert table.prompt_of.tolist() == [1, 2, 3] and table.class_prompt_of.tolist() == [2, 2, 4]
-    assert table.arrays.keys() == {'images', 'prompt_of', 'class_prompt_of'}
+    assert table.prompt_arrays.keys() == {'prompt_of', 'class_prompt_of'}
     assert len(table.images) == table.num_instance == 3 and table.num_class == 0
     joined = join([mine, mine._replace(class_prompts=['a cow'] * 3)])
     assert joined.class_prompts == ['a dog', 'a dog', 'a cat', *['a cow'] * 3]
