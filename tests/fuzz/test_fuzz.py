@@ -53,7 +53,7 @@ def quickly(monkeypatch):
     monkeypatch.setattr(Cascade, 'generate', nothing_generated)
 
 
-def nothing_generated(cascade, prompts, options, *, num_images):
+def nothing_generated(cascade, prompts, options, *, num_images, progress=True):
     """What `sample` gets in place of images: whether a file is read right is seen before that."""
     return Images(np.zeros((len(prompts) * num_images, 8, 8, 3), np.uint8), None)
 
