@@ -15,7 +15,7 @@ from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.finetune import memory_plan
 from dreambooth_jax.finetune.planned_stage import class_image_prompts, plan_stage
 from dreambooth_jax.finetune.target import Target, planned_for
-from dreambooth_jax.generation import class_images
+from dreambooth_jax.generation import class_images, text_to_image
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.models.functional import parameter_count
@@ -102,6 +102,7 @@ def describe(
         total += work
         lines.append(line + _time(work, speed))
     lines += [line for name, stage in planned.items() if (line := idle(config, name, stage.run))]
+    lines += idle_images(config, cascade, placement.devices)
     lines += memory_lines(uses, where, memory_plan.host_bytes(cascade, planned) if config.export else None)
     if speed is None:
         lines.append('  time: not estimated, because these devices are not here')
@@ -150,6 +151,25 @@ def idle(config: DreamBoothConfig, name: str, run: TrainRun) -> str | None:
         f'  {name}: {computed - examples} of the {computed} examples that a step computes have no weight and teach '
         f'nothing, because {examples} ({kinds}) do not fill {shared}; config.{name}.batch_size={fits} uses all'
     )
+
+
+def idle_images(config: DreamBoothConfig, cascade: Cascade, devices: int) -> list[str]:
+    """Returns the lines about generated images that only fill up batches, because the devices share each batch."""
+    groups = {}
+    if class_images.stages_of(config, cascade) and not class_images.own_photos(config):
+        groups['class images'] = len(class_image_prompts(config)), config.prior.batch_size
+    if any(getattr(config, name).steps for name in STAGES if getattr(cascade, name) is not None):
+        count = len(config.sample_prompts()) * config.samples.num_images
+        groups['a grid of samples'] = count, config.samples.batch_size or cascade.usual_batch_size
+    lines = []
+    for kind, (count, at_once) in groups.items():
+        batches = [len(batch) for batch, _ in text_to_image.padded_batches(count, at_once, devices)]
+        if (computed := sum(batches)) > count:
+            lines.append(
+                f'  {kind}: {computed - count} of {computed} images are computed only to fill {len(batches)} x '
+                f'{batches[0]} at once on {devices} devices, and not kept'
+            )
+    return lines
 
 
 def memory_lines(uses: Sequence[memory_plan.Use], where: Target, host: int | None) -> list[str]:

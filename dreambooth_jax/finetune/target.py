@@ -75,6 +75,8 @@ def _described(topology: str) -> list[jax.Device]:
         raise ConfigError(
             f'--topology={topology} needs the TPU compiler, which is not installed; install it: pip install libtpu'
         )
+    if not reason.startswith('INVALID_ARGUMENT'):  # such as: another process has loaded libtpu
+        raise ConfigError(f'--topology={topology}: the compiler of libtpu does not start ({reason}); try again later')
     raise ConfigError(
         f'--topology={topology} is no TPU that the installed libtpu knows ({reason}); give one such as v5e:2x4'
     )

@@ -1,11 +1,11 @@
 """The memory of a plan is what really lies on a device; phases, padding and errors are told as they will be."""
 
 import functools
-import importlib.util
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 from dreambooth_jax.data.table import Examples, make_table
@@ -17,7 +17,7 @@ from dreambooth_jax.training.placement import device_bytes, make_placement
 from tests.support import smallest_pipelines
 
 DATA = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
-QUICK = {'steps': 2, 'guidance_scale': 2.0, 'sampler': 'ddim'}
+QUICK = {'steps': 1, 'guidance_scale': 1.0, 'sampler': 'ddim'}
 # Small arrays are sharded too, so that fsdp differs from pmap.
 SHARDED = {'mode': 'fsdp', 'fsdp_min_bytes': 256}
 PLACEMENTS = pytest.mark.parametrize('parallel', [{'mode': 'pmap'}, SHARDED], ids=['pmap', 'fsdp'])
@@ -107,8 +107,7 @@ def test_what_a_stage_holds_is_what_lies_on_the_device(cascade, parallel, change
         assert use.weights < uses_of(cascade('pixels'), settings(**changed))[-1].weights
 
 
-@PLACEMENTS
-@pytest.mark.parametrize('kind', ['pixels', 'latents'])
+@pytest.mark.parametrize('parallel,kind', [({'mode': 'pmap'}, 'latents'), (SHARDED, 'pixels')], ids=['pmap', 'fsdp'])
 def test_what_generation_holds_is_what_the_cascade_places(cascade, parallel, kind):
     config = settings(parallel=parallel, super_resolution={'steps': 1, 'with_prior': True})
     model = cascade(kind)
@@ -195,6 +194,41 @@ def test_the_first_samples_hold_the_original_model_too(cascade):
     assert [use.program for use in found if use.phase == 'samples of super_resolution'] == ours
 
 
+class Counts:
+    """What a compiler says of a program."""
+
+    argument_size_in_bytes, output_size_in_bytes, alias_size_in_bytes, temp_size_in_bytes = 0, 30, 20, 1000
+
+
+@pytest.mark.parametrize('kind', ['pixels', 'latents'])
+def test_every_program_is_counted_once(cascade, monkeypatch, kind):
+    counted = []
+    monkeypatch.setattr(memory_plan, '_analysed', lambda lowered: (counted.append(lowered) or Counts, None))
+    found = uses_of(cascade(kind), settings(super_resolution={'steps': 1}), compiled=True)
+    assert all(use.complete and use.temporaries >= 1010 and use.limit is None for use in found)
+    steps = [use.temporaries for use in found if use.phase.startswith('training')]
+    assert steps == [1010, 1010] and len(counted) < len(found)
+
+
+def test_a_program_that_does_not_fit_is_named(cascade, monkeypatch):
+    monkeypatch.setattr(plan, 'device_speed', lambda: 1e9)
+
+    class Refused:
+        def compile(self):
+            said = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded'
+            raise jax.errors.JaxRuntimeError(said)
+
+    analysed = memory_plan._analysed
+    monkeypatch.setattr(memory_plan, '_analysed', lambda lowered: analysed(Refused()))
+    config, model = settings(prior={'weight': 0.0}), cascade('pixels')
+    with target.planned_for(compiled=True) as where:
+        text = plan.describe(config, model, photos(model, config), where)
+    # Sampling has the training's arrays beside what the compiler counts, so that the peak is there.
+    assert '  training base (step) does not fit: the compiler counts 17.50 GiB, a device has 15.75 GiB' in text
+    assert 'peak: 17.50 GiB on every device, samples of base' in text
+
+
+@pytest.mark.slow
 @PLACEMENTS
 def test_the_compiler_counts_what_a_step_needs_besides(cascade, parallel):
     config = settings(parallel=parallel, prior={'weight': 0.0})
@@ -223,6 +257,17 @@ def test_idle_examples_are_named_and_counted(cascade):
         assert line is None if told is None else told in line
 
 
+def test_images_that_only_fill_a_batch_are_counted(cascade):
+    pixels = cascade('pixels')
+    lines = plan.idle_images(settings(), pixels, 4)
+    assert lines == [
+        '  class images: 1 of 4 images are computed only to fill 1 x 4 at once on 4 devices, and not kept',
+        '  a grid of samples: 2 of 4 images are computed only to fill 1 x 4 at once on 4 devices, and not kept',
+    ]
+    assert plan.idle_images(settings(), pixels, 1) == []
+    assert plan.idle_images(settings(prior={'num_images': 8}, samples={'num_images': 4}), pixels, 4) == []
+
+
 def test_the_plan_shows_phases_peak_and_who_counted(cascade, monkeypatch):
     monkeypatch.setattr(plan, 'device_speed', lambda: 1e9)
     config, model = settings(), cascade('pixels')
@@ -232,12 +277,26 @@ def test_the_plan_shows_phases_peak_and_who_counted(cascade, monkeypatch):
     assert 'peak: at least' in text and '--compile counts them' in text and 'weights on the host' in text
 
 
-@pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='libtpu is installed')
-def test_a_topology_without_the_tpu_compiler_says_what_to_install():
-    with pytest.raises(ConfigError, match='--topology=v5e:2x4 needs the TPU compiler.*pip install libtpu'):
+@pytest.mark.parametrize(
+    'error,sentence',
+    [
+        (
+            'JAX TPU support not installed; cannot',
+            'needs the TPU compiler, .*; install it: pip install libtpu',
+        ),
+        ('INVALID_ARGUMENT: Your TPU topology', 'is no TPU that the installed libtpu knows .INVALID.*such as v5e:2x4'),
+        ('ABORTED: Internal error when accessing', 'the compiler of libtpu does not start .ABORTED: .*; try again'),
+    ],
+)
+def test_a_topology_that_cannot_be_planned_for_is_one_sentence(monkeypatch, error, sentence):
+    def fail(*args, **kwargs):
+        raise RuntimeError(f'{error}\nand more')
+
+    monkeypatch.setattr(topologies, 'get_topology_desc', fail)
+    with pytest.raises(ConfigError, match=f'^--topology=v5e:2x4:? {sentence}') as raised:
         with target.planned_for('v5e:2x4'):
             pass
-    assert jax.default_backend() == 'cpu'
+    assert '\n' not in str(raised.value) and jax.default_backend() == 'cpu'
 
 
 @pytest.mark.slow
