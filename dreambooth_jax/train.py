@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import DreamBoothConfig, resolve
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 from dreambooth_jax.training import hosts
 
 _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py.')
@@ -25,6 +25,18 @@ _PROFILE = flags.DEFINE_integer(
     'Trace so many steps of each stage, after as many to warm up, into WORKDIR/profile.',
     lower_bound=1,
 )
+_COMPILE = flags.DEFINE_bool(
+    'compile',
+    False,
+    "With --dry_run: compile the run's programs without running them, so that the plan also counts activations and "
+    'other temporaries as the compiler does. Seconds for small models, minutes to an hour for large ones.',
+)
+_TOPOLOGY = flags.DEFINE_string(
+    'topology',
+    None,
+    'With --dry_run: plan for all chips of this TPU, which need not be here, such as v5e:2x4. Implies --compile, with '
+    'the TPU compiler of libtpu (pip install libtpu).',
+)
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other hosts of this TPU slice or cluster first.')
 _COORDINATOR = flags.DEFINE_string(
     'coordinator_address', None, 'host:port of process 0; with --distributed, where no cluster tells it.'
@@ -33,8 +45,12 @@ _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'The number of this one, from 0.', lower_bound=0)
 
 
-def train(config: DreamBoothConfig, workdir: Path) -> None:
-    """Runs all stages of `config` in `workdir`, or continues the run there. With --dry_run it only prints a plan."""
+def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
+    """Runs all stages of `config` in `workdir`, or continues the run there.
+
+    Args:
+      planned_for: the devices of a plan (finetune.target.Target), which is only printed then; None: the run is run.
+    """
     from dreambooth_jax.finetune import examples, instance_images, pinned, plan, textual_inversion
     from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
     from dreambooth_jax.generation import class_images
@@ -58,8 +74,9 @@ def train(config: DreamBoothConfig, workdir: Path) -> None:
     learned_from = run.check(config, workdir, inputs.find(models, photos))
     order = learned_from.order
     instance = examples.read_instance(config, cascade, order)
-    if _DRY_RUN.value:
-        return print(examples.describe(config, instance), plan.describe(config, cascade, instance), sep='\n\n')
+    if planned_for is not None:
+        told = plan.describe(config, cascade, instance, planned_for)
+        return print(examples.describe(config, instance), told, sep='\n\n')
     print(instance_images.describe(instance['base']))
     with run.alone(workdir):
         run.begin(config, workdir, learned_from)
@@ -130,8 +147,16 @@ def main(argv) -> None:
     del argv
     config = resolve(DreamBoothConfig, _CONFIG.value)
     address = hosts.Address(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    for flag in (_TOPOLOGY, _COMPILE):
+        if flag.value and not _DRY_RUN.value:
+            raise ConfigError(f'--{flag.name} is for a plan, which is not run; give --dry_run too, or leave it out')
     hosts.join(_DISTRIBUTED.value, address)
-    train(config, Path(_WORKDIR.value))
+    if not _DRY_RUN.value:
+        return train(config, Path(_WORKDIR.value))
+    from dreambooth_jax.finetune import target
+
+    with target.planned_for(_TOPOLOGY.value, compiled=_COMPILE.value) as devices:
+        train(config, Path(_WORKDIR.value), devices)
 
 
 if __name__ == '__main__':

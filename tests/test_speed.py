@@ -44,6 +44,15 @@ def test_training_measures_this_package_and_diffusers(tmp_path):
     assert {'jax', 'torch', 'diffusers'} <= found['versions'].keys()
 
 
+@pytest.mark.slow
+def test_phases_tells_every_phase_of_a_run():
+    config = SPEED.parents[1] / 'configs' / 'dog.py'
+    done = run('phases.py', '--tiny', f'--config={config}:stable-diffusion-v1-5')
+    assert done.returncode == 0, done.stderr
+    for phase in ('class images', 'encoding for base', 'training base', 'samples of base', 'export'):
+        assert f'\n    {phase} ' in done.stdout
+
+
 def test_training_without_an_accelerator_is_one_sentence():
     done = run('training.py')
     assert done.returncode == 1

@@ -76,7 +76,7 @@ def make_table(instance: Examples, class_images: Examples | None = None, *, show
         fitted = fit(class_images.images, instance.images.shape[1:3])
         examples = join([instance, class_images._replace(images=fitted)])
     under = instance.class_prompts if shown_again else ()
-    prompts = ['', *dict.fromkeys(text for text in (*examples.prompts, *under) if text)]
+    prompts = distinct_prompts([*examples.prompts, *under])
     index = {text: i for i, text in enumerate(prompts)}
     return Table(
         images=examples.images,
@@ -86,6 +86,11 @@ def make_table(instance: Examples, class_images: Examples | None = None, *, show
         masks=examples.masks,
         class_prompt_of=np.array([index[text] for text in under], np.int32) if shown_again else None,
     )
+
+
+def distinct_prompts(prompts: Sequence[str]) -> list[str]:
+    """Returns the prompts of a table whose images have these: the empty one first, then each of the others once."""
+    return ['', *dict.fromkeys(text for text in prompts if text)]
 
 
 def join(groups: Sequence[Examples]) -> Examples:

@@ -27,6 +27,7 @@ from dreambooth_jax.models import vae
 from dreambooth_jax.weights.pipeline import Network, in_float32
 
 Arrays = Mapping[str, Any]
+IMAGES_ENCODED_AT_ONCE = 4
 
 
 class ImageSpace(Protocol):
@@ -59,6 +60,11 @@ class ImageSpace(Protocol):
           flip: whether steps will mirror half of the examples.
           pairs: whether steps will also need the low-resolution images.
         """
+
+    def prepared_shapes(
+        self, images: jax.ShapeDtypeStruct, masks: jax.ShapeDtypeStruct | None, *, flip: bool, pairs: bool
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes and dtypes of what `prepare` returns, given those of its arguments."""
 
     def sample(
         self, frozen: Arrays, batch: Arrays, flip_keys: jax.Array, keys: jax.Array, *, flip: bool
@@ -104,6 +110,9 @@ class PixelSpace:
 
     def prepare(self, images, masks, *, flip=False, pairs=False):
         return {'images': images} | ({} if masks is None else {'masks': masks})
+
+    def prepared_shapes(self, images, masks, *, flip=False, pairs=False):
+        return self.prepare(images, masks, flip=flip, pairs=pairs)
 
     def sample(self, frozen, batch, flip_keys, keys, *, flip=False):
         index = batch['image']
@@ -160,6 +169,18 @@ class LatentSpace:
             data['low'] = mirrored(np.asarray(low_resolution.downsample(pixels, self.scale)))
         return data
 
+    def prepared_shapes(self, images, masks, *, flip=False, pairs=False):
+        count, height, width, _ = images.shape
+        small = lambda channels, dtype: jax.ShapeDtypeStruct(  # noqa: E731
+            ((1 + flip) * count, height // self.scale, width // self.scale, channels), dtype
+        )
+        data = {'moments': small(2 * self.channels, jnp.float32)}
+        if masks is not None:
+            data['masks'] = small(1, np.uint8)
+        if pairs:
+            data['low'] = small(3, jnp.float32)
+        return data
+
     def sample(self, frozen, batch, flip_keys, keys, *, flip=False):
         index = batch['image']
         if flip:
@@ -176,7 +197,19 @@ class LatentSpace:
         return jnp.clip(self.vae.apply(params, x / self.scaling_factor, method='decode'), -1.0, 1.0)
 
 
-def encode_images(apply: Callable, params: Mapping[str, Any], images: np.ndarray, *, batch_size: int = 4) -> np.ndarray:
+def encode_program(apply: Callable) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
+    """Returns the compiled function of an AutoencoderKL: (params, uint8[B, H, W, 3]) -> moments f32[B, h, w, 2C]."""
+
+    @jax.jit
+    def encode(params, pixels):
+        return apply(params, pixels.astype(jnp.float32) / 127.5 - 1.0, method='encode')
+
+    return encode
+
+
+def encode_images(
+    apply: Callable, params: Mapping[str, Any], images: np.ndarray, *, batch_size: int = IMAGES_ENCODED_AT_ONCE
+) -> np.ndarray:
     """Returns the moments of all images, f32[N, h, w, 2 * channels] on the host.
 
     Args:
@@ -184,11 +217,7 @@ def encode_images(apply: Callable, params: Mapping[str, Any], images: np.ndarray
       images: uint8[N, H, W, 3].
       batch_size: how many images are encoded at once.
     """
-
-    @jax.jit
-    def encode(params, pixels):
-        return apply(params, pixels.astype(jnp.float32) / 127.5 - 1.0, method='encode')
-
+    encode = encode_program(apply)
     params = jax.device_put(params)
     encoded = []
     with tqdm(total=len(images), unit='image', desc='encoding', dynamic_ncols=True, disable=len(images) <= 8) as bar:

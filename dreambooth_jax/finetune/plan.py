@@ -1,6 +1,7 @@
 """The plan of a DreamBooth run before it starts: steps, memory and time (train --dry_run)."""
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,15 @@ import jax.numpy as jnp
 from dreambooth_jax.config import DreamBoothConfig, to_dict
 from dreambooth_jax.data.table import Examples
 from dreambooth_jax.diffusion import samplers
-from dreambooth_jax.finetune.stage import make_feed, make_run, stage_trainable, trained_components
-from dreambooth_jax.generation import class_images
+from dreambooth_jax.finetune import memory_plan
+from dreambooth_jax.finetune.planned_stage import class_image_prompts, plan_stage
+from dreambooth_jax.finetune.target import Target, planned_for
+from dreambooth_jax.generation import class_images, text_to_image
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.models.functional import parameter_count
-from dreambooth_jax.training.placement import make_placement
+from dreambooth_jax.training.placement import device_bytes, make_placement
+from dreambooth_jax.training.train_run import TrainRun
 
 # A training step reaches about this share of the device's speed in large matrix products. (Measured on two CPU cores:
 # 95 of 256 GFLOP/s; on accelerators published trainers reach 16-45 %.)
@@ -56,77 +60,161 @@ def device_speed(side: int = 2048) -> float:
     return jax.device_count() * 3 * 2 * side**3 / (time.perf_counter() - started)
 
 
-def describe(config: DreamBoothConfig, cascade: Cascade, instance: Mapping[str, Sequence[Examples]]) -> str:
+def describe(
+    config: DreamBoothConfig,
+    cascade: Cascade,
+    instance: Mapping[str, Sequence[Examples]],
+    where: Target | None = None,
+) -> str:
     """Returns the settings and the plan as text. It computes nothing but a speed test, and writes nothing.
 
     Args:
       instance: stage -> the subjects' images (examples.read_instance).
+      where: the devices to plan for, and whether their compiler is asked (planned_for); None: those at hand, unasked.
     """
+    if where is None:
+        with planned_for() as where:
+            return describe(config, cascade, instance, where)
     lines = ['settings:', *(f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items())]
-    speed = EFFICIENCY * device_speed()
-    stages = {name: getattr(cascade, name) for name in STAGES if getattr(cascade, name) is not None}
-    costs = {name: forward_flops(cascade, name) for name in stages}
-    lines += ['', f'plan for {jax.device_count()} x {jax.devices()[0].device_kind}:']
-    seconds = 0.0
+    lines += ['', f'plan for {where.name}:']
+    speed = EFFICIENCY * device_speed() if where.present else None
+    present = [name for name in STAGES if getattr(cascade, name) is not None]
+    costs = {name: forward_flops(cascade, name) for name in present}
+    placement = make_placement(
+        config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes, devices=where.devices
+    )
+    planned = {
+        name: plan_stage(config, name, cascade, instance[name], placement)
+        for name in present
+        if getattr(config, name).steps
+    }
+    uses = memory_plan.uses(config, cascade, planned, placement, where)
+    total = 0.0
     if generating := class_images.stages_of(config, cascade):
         line, work = _class_images(config, costs, SUPER_RESOLUTION in generating)
-        seconds += work / speed
-        lines.append(line + (f', {_duration(work / speed)}' if work else ''))
-    placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
-    for name in stages:
-        settings = getattr(config, name)
-        if not settings.steps:
+        total += work
+        lines.append(line + _time(work, speed))
+    for name in present:
+        if name not in planned:
             lines.append(f'  {name}: not trained')
             continue
-        # The same object that training carries out, so that the numbers of parameters and bytes are exact.
-        num_class = count_class_images(config) if name in generating else 0
-        feed = make_feed(config, name, [len(examples.images) for examples in instance[name]], num_class)
-        run = make_run(config, name, cascade, cascade, stage_trainable(config, name, cascade), feed, placement)
-        state = run.state_shapes
-        # Gradients are as large as the weights that train.
-        memory = sum(_bytes(tree) for tree in (state.params, state.params, state.ema, state.opt_state, run.frozen))
-        # Time in forward passes of what is computed, which is more than the examples where the batch is padded, with
-        # those of the distillation teacher.
-        passes = BACKWARD * len(run.batch['slot'])
-        if config.is_distilled(name):
-            passes += int((run.batch['is_instance'] == 0).sum())
-        accumulated = run.budget.gradient_accumulation_steps
-        parts = f' in {accumulated} micro-batches' if accumulated > 1 else ''
-        work = run.budget.steps * passes * costs[name] / speed
-        seconds += work
-        lines.append(
-            f'  {name}: {run.budget.steps} steps of {run.examples_per_step} examples{parts}, '
-            f'{sum(map(parameter_count, run.params.values())) / 1e6:.1f}M parameters trained, '
-            f'{memory / 2**20:.0f} MiB for weights, gradients, moments (activations come on top), '
-            f'{_duration(work)}'
-        )
-    besides = generation_bytes(config, cascade) / 2**20
-    lines.append(f'  sampling: {besides:.0f} MiB on every device besides, for the model as it was before training')
-    lines.append(f'  in all about {_duration(seconds)}, without compilation and samples')
+        line, work = _training(config, name, planned[name].run, costs[name], uses)
+        total += work
+        lines.append(line + _time(work, speed))
+    lines += [line for name, stage in planned.items() if (line := idle(config, name, stage.run))]
+    lines += idle_images(config, cascade, placement.devices)
+    lines += memory_lines(uses, where, memory_plan.host_bytes(cascade, planned) if config.export else None)
+    if speed is None:
+        lines.append('  time: not estimated, because these devices are not here')
+    else:
+        lines.append(f'  in all about {_duration(total / speed)}, without compilation and samples')
     return '\n'.join(lines)
 
 
-def generation_bytes(config: DreamBoothConfig, cascade: Cascade) -> int:
-    """Returns the bytes of weights that sampling keeps on every device in addition to those that train, in float32.
+def _training(
+    config: DreamBoothConfig, name: str, run: TrainRun, cost: float, uses: Sequence[memory_plan.Use]
+) -> tuple[str, float]:
+    """Returns the plan's line about a stage that trains, and its FLOPs.
 
-    They are the whole original model, which encodes prompts and generates class images and its part of every sample
-    grid, and one more copy of each network with adapters, into which the adapters are merged. A network that trains as
-    a whole needs no copy.
+    Args:
+      cost: FLOPs of one forward pass on one image.
+      uses: what the devices hold (memory_plan.uses).
     """
-    found = 0
-    for stage in STAGES:
-        pipeline = getattr(cascade, stage)
-        has_adapters = config.lora.rank is not None and getattr(config, stage).steps > 0
-        adapted = trained_components(config, stage, cascade) if has_adapters else ()
-        for component, network in pipeline.components.items() if pipeline is not None else ():
-            found += 4 * parameter_count(network.params) * (1 + (component in adapted))
-    return found
+    (step,) = (use for use in uses if use.phase == f'training {name}')
+    gradients = device_bytes(run.placement.placed_shapes(run.state_shapes.params))
+    # Time in forward passes of what is computed, which is more than the examples where the batch is padded, with those
+    # of the distillation teacher.
+    passes = BACKWARD * len(run.batch['slot'])
+    if config.is_distilled(name):
+        passes += int((run.batch['is_instance'] == 0).sum())
+    accumulated = run.budget.gradient_accumulation_steps
+    parts = f' in {accumulated} micro-batches' if accumulated > 1 else ''
+    line = (
+        f'  {name}: {run.budget.steps} steps of {run.examples_per_step} examples{parts}, '
+        f'{sum(map(parameter_count, run.params.values())) / 1e6:.1f}M parameters trained, '
+        f'{(step.weights + step.state + gradients) / 2**20:.0f} MiB for weights, gradients, moments on every device'
+    )
+    return line, run.budget.steps * passes * cost
 
 
-def count_class_images(config: DreamBoothConfig) -> int:
-    """Returns how many class images a stage that trains on class images has."""
-    prompts = {subject.class_prompt for subject in config.subjects()}
-    return len(class_images.own_photos(config)) or config.prior.num_images * len(prompts)
+def idle(config: DreamBoothConfig, name: str, run: TrainRun) -> str | None:
+    """Returns the line about examples that only pad the batch of a stage; None if there are none."""
+    computed, examples, devices = len(run.batch['slot']), run.examples_per_step, run.placement.devices
+    if computed == examples:
+        return None
+    batch_size, parts = getattr(config, name).batch_size, run.budget.gradient_accumulation_steps
+    of_class = examples // batch_size - 1
+    kinds = f'{batch_size} of the subject' + (f' and {batch_size} of the class' if of_class else '')
+    fits = next(size for size in itertools.count(batch_size) if size * (1 + of_class) % (devices * parts) == 0)
+    shared = f'{devices} devices' + (f' x {parts} micro-batches' if parts > 1 else '')
+    return (
+        f'  {name}: {computed - examples} of the {computed} examples that a step computes have no weight and teach '
+        f'nothing, because {examples} ({kinds}) do not fill {shared}; config.{name}.batch_size={fits} uses all'
+    )
+
+
+def idle_images(config: DreamBoothConfig, cascade: Cascade, devices: int) -> list[str]:
+    """Returns the lines about generated images that only fill up batches, because the devices share each batch."""
+    groups = {}
+    if class_images.stages_of(config, cascade) and not class_images.own_photos(config):
+        groups['class images'] = len(class_image_prompts(config)), config.prior.batch_size
+    if any(getattr(config, name).steps for name in STAGES if getattr(cascade, name) is not None):
+        count = len(config.sample_prompts()) * config.samples.num_images
+        groups['a grid of samples'] = count, config.samples.batch_size or cascade.usual_batch_size
+    lines = []
+    for kind, (count, at_once) in groups.items():
+        batches = [len(batch) for batch, _ in text_to_image.padded_batches(count, at_once, devices)]
+        if (computed := sum(batches)) > count:
+            lines.append(
+                f'  {kind}: {computed - count} of {computed} images are computed only to fill {len(batches)} x '
+                f'{batches[0]} at once on {devices} devices, and not kept'
+            )
+    return lines
+
+
+def memory_lines(uses: Sequence[memory_plan.Use], where: Target, host: int | None) -> list[str]:
+    """Returns the part of the plan about memory: a table of phases, the peak, and who counted.
+
+    Args:
+      uses: the result of memory_plan.uses.
+      where: the devices that they are for.
+      host: bytes of weights on the host while it exports; None: nothing is exported.
+    """
+    headings = ('phase', 'weights', 'optimizer', 'data', 'temporaries', 'together', 'most while this runs')
+    phases = memory_plan.largest(uses)
+    rows = [
+        (
+            phase,
+            *map(_size, (use.weights, use.state, use.data)),
+            '-' if use.temporaries is None else _size(use.temporaries),
+            _size(use.total),
+            use.program,
+        )
+        for phase, use in phases.items()
+    ]
+    if host is not None:
+        rows.append(('export', *['0 MiB'] * 3, '-', '0 MiB', f'{_size(host)} of weights on the host'))
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    lines = ['  memory of each device, phase by phase:']
+    for row in (headings, *rows):
+        numbers = (cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True))
+        lines.append('  '.join((f'    {row[0]:{widths[0]}}', *numbers, row[-1])).rstrip())
+    if not phases:
+        return lines
+    peak = max(phases.values(), key=lambda use: use.total)
+    at_least = '' if where.compiler else 'at least '
+    lines.append(f'  peak: {at_least}{_size(peak.total)} on every device, {peak.phase} ({peak.program})')
+    refused = [use for use in uses if use.limit is not None]
+    lines += [
+        f'  {use.phase} ({use.program}) does not fit: the compiler counts {_size(use.total)}, a device has '
+        f'{_size(use.limit)}'
+        for use in refused
+    ]
+    if where.compiler:
+        lines.append(f'  temporaries are counted by {where.compiler}')
+    else:
+        lines.append('  temporaries: of training the gradients alone, of the rest none; --compile counts them')
+    return lines
 
 
 def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: bool) -> tuple[str, float]:
@@ -138,7 +226,7 @@ def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: 
     """
     if own := class_images.own_photos(config):
         return f'  class images: {len(own)} photos of your own in {config.prior.dir}, all used, none generated', 0.0
-    count = count_class_images(config)
+    count = len(class_image_prompts(config))
     options = SamplingOptions.of_class_images(config, super_resolution=second)
     generating = {BASE: (options.steps, options.guidance_scale)}
     if second:
@@ -162,8 +250,12 @@ def flat_settings(settings: Mapping, prefix: str = 'config.') -> dict:
     return found
 
 
-def _bytes(tree) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+def _size(count: int) -> str:
+    return f'{count / 2**20:.1f} MiB' if count < 2**30 else f'{count / 2**30:.2f} GiB'
+
+
+def _time(work: float, speed: float | None) -> str:
+    return f', {_duration(work / speed)}' if work and speed else ''
 
 
 def _duration(seconds: float) -> str:

@@ -39,7 +39,7 @@ BASE, SUPER_RESOLUTION = STAGES = ('base', 'super_resolution')
 # streams into which make_sampler splits a key.
 _SUPER_RESOLUTION_STREAM = 3
 _IMAGES_AT_ONCE = 8
-_PROMPTS_AT_ONCE = 8  # the text encoder is compiled for this batch size alone
+PROMPTS_AT_ONCE = 8  # the text encoder is compiled for this batch size alone
 
 
 class Images(NamedTuple):
@@ -254,6 +254,14 @@ class Cascade:
         shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)  # noqa: E731
         return jax.eval_shape(encoder, shapes(params), shapes(encoder.tokens([''])))
 
+    def weight_shapes(self, stage: str, component: str) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes and dtypes in which a network's weights on the host are placed to generate images."""
+        pipeline = getattr(self, stage)
+        network = pipeline.components[component]
+        stored = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in network.params.items()}
+        read_once = component in pipeline.family.tokenizers  # prompts are encoded in float32
+        return stored if read_once else functional.kernel_shapes(stored, network.dtype)
+
     def encode(self, prompts: Sequence[str], stage: str = BASE, size: tuple[int, int] | None = None) -> Conditioning:
         """Encodes N prompts for the denoiser of `stage` (families/prompts.py).
 
@@ -275,8 +283,8 @@ class Cascade:
         params = {component: self._params(reader, component) for component in prompt_encoder.encoders}
         tokens = prompt_encoder.tokens(prompts, size)
         encoded = []
-        for first in range(0, len(prompts), _PROMPTS_AT_ONCE):
-            indices = np.minimum(np.arange(first, first + _PROMPTS_AT_ONCE), len(prompts) - 1)
+        for first in range(0, len(prompts), PROMPTS_AT_ONCE):
+            indices = np.minimum(np.arange(first, first + PROMPTS_AT_ONCE), len(prompts) - 1)
             encoded.append(self._devices.gather(encoder(params, take(tokens, indices))))
         self._encoded[key] = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(prompts)], *encoded)
         return self._encoded[key]

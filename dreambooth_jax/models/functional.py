@@ -119,3 +119,11 @@ def cast_kernels(params: Params, dtype: Any) -> Params:
         name: np.asarray(value).astype(dtype, copy=False) if name.endswith('.kernel') else value
         for name, value in params.items()
     }
+
+
+def kernel_shapes(params: Mapping[str, Any], dtype: Any) -> AbstractParams:
+    """Returns the shapes and dtypes of `cast_kernels(params, dtype)`; nothing is copied."""
+    return {
+        name: jax.ShapeDtypeStruct(value.shape, dtype if name.endswith('.kernel') else value.dtype)
+        for name, value in params.items()
+    }

@@ -8,6 +8,7 @@ axis: pmap runs with in_axes None, which from JAX 0.10 on is jit(shard_map). So 
 mode can be read in the other, and on any number of devices.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -52,6 +53,24 @@ class Placement(Protocol):
     def compile(self, make_step: Callable[[str | None], Callable]) -> Callable:
         """Compiles `make_step(axis_name)`: (state, frozen, key, batch) -> (state, metrics). The state is donated."""
 
+    def lower(
+        self, make_step: Callable[[str | None], Callable], state: Any, frozen: Any, key: Any, batch: dict[str, Any]
+    ) -> jax.stages.Lowered:
+        """Returns the program of `compile` for arrays of these shapes, ready to be compiled; nothing is placed.
+
+        The devices need not be there: those of a jax.experimental.topologies description do too.
+
+        Args:
+          make_step: as for `compile`.
+          state, frozen, key, batch: whole arrays or their shapes, without layouts.
+        """
+
+    def placed_shapes(self, tree: Any) -> Any:
+        """Returns shapes, dtypes and layouts of what `place` returns for arrays or shapes."""
+
+    def split_shapes(self, tree: Any) -> Any:
+        """Returns shapes, dtypes and layouts of what `split` returns for arrays or shapes."""
+
     def to_global(self, state: Any) -> Any:
         """Returns the state as arrays that Orbax may save from every host."""
 
@@ -94,6 +113,26 @@ class _OnMesh:
             return np.asarray(x) if whole else multihost_utils.process_allgather(x, tiled=True)
 
         return jax.tree.map(one, tree)
+
+    def placed_shapes(self, tree):
+        return jax.tree.map(_shape, tree, self.shardings(tree))
+
+    def split_shapes(self, tree):
+        sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
+        return jax.tree.map(lambda x: _shape(x, sharding), tree)
+
+
+def device_bytes(tree: Any) -> int:
+    """Returns the bytes that one device holds of arrays with a layout: of its shard of each.
+
+    Args:
+      tree: a pytree of jax.Array, or of shapes as `Placement.placed_shapes` returns them.
+    """
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _shape(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding)
 
 
 def _local_examples(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
@@ -144,6 +183,15 @@ class Pmap(_OnMesh):
             return jax.jit(make_step(None), donate_argnums=0)
         in_axes = (None, None, None, 0)
         return jax.pmap(make_step(AXIS), AXIS, in_axes=in_axes, out_axes=None, donate_argnums=0, devices=self._devices)
+
+    def lower(self, make_step, state, frozen, key, batch):
+        placed = self.placed_shapes((state, frozen, key))
+        if self.devices > 1:
+            rows = lambda x: (self.devices, len(x) // self.devices, *x.shape[1:])  # noqa: E731
+            batch = self.split_shapes({name: jax.ShapeDtypeStruct(rows(x), x.dtype) for name, x in batch.items()})
+        else:
+            batch = self.placed_shapes(batch)
+        return self.compile(make_step).lower(*placed, batch)
 
     def to_global(self, state):
         if jax.process_count() == 1:
@@ -203,12 +251,19 @@ class Fsdp(_OnMesh):
         def run(state, frozen, key, batch):
             nonlocal compiled
             if compiled is None:
-                layout = jax.tree.map(lambda x: x.sharding, state)
-                # Without a fixed layout the compiler may return the state in another layout, and then compile again.
-                compiled = jax.jit(step, donate_argnums=0, out_shardings=(layout, self._replicated))
+                compiled = self._jitted(step, state)
             return compiled(state, frozen, key, batch)
 
         return run
+
+    def _jitted(self, step, state):
+        layout = jax.tree.map(lambda x: x.sharding, state)
+        # Without a fixed layout the compiler may return the state in another layout, and then compile again.
+        return jax.jit(step, donate_argnums=0, out_shardings=(layout, self._replicated))
+
+    def lower(self, make_step, state, frozen, key, batch):
+        state, frozen, key = self.placed_shapes((state, frozen, key))
+        return self._jitted(make_step(None), state).lower(state, frozen, key, self.split_shapes(batch))
 
     def to_global(self, state):
         return state

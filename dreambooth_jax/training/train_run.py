@@ -117,6 +117,18 @@ class TrainRun:
         """Returns the compiled function of `num_steps` steps: (state, frozen, key, batch) -> (state, metrics)."""
         return self.placement.compile(lambda axis_name: self.make_step(axis_name, num_steps))
 
+    def lower(self, num_steps: int, step: int = 0) -> jax.stages.Lowered:
+        """Returns the same program before it is compiled, for the shapes of this run; nothing is computed or placed.
+
+        Args:
+          num_steps: as for `compile`.
+          step: the first step of the dispatch, by which `frozen_at` chooses the frozen data.
+        """
+        frozen = self.frozen_at(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.frozen), step)
+        key = jax.eval_shape(lambda: jax.random.key(self.seed))
+        make_step = lambda axis_name: self.make_step(axis_name, num_steps)  # noqa: E731
+        return self.placement.lower(make_step, self.state_shapes, frozen, key, self.batch)
+
 
 def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
     """Trains a stage from step 0, or continues from the newest checkpoint in <workdir>/<name>/checkpoints.

@@ -7,6 +7,7 @@ Source: the published unet, vae, text_encoder and scheduler configurations of st
 import dataclasses
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -103,14 +104,8 @@ def make_run(config: DreamBoothConfig, networks: Mapping[str, Mapping[str, Any]]
     unet, dtype = networks['unet'], compute_dtype(config.parallel.dtype)
     side, length = unet['sample_size'], networks['text_encoder']['max_position_embeddings']
     stored = jnp.float32 if config.lora.rank is None else dtype
-    pipeline = Pipeline(
-        family=stable_diffusion.FAMILY,
-        scheduler=SCHEDULER,
-        components={
-            'vae': Network(VAE, None, {}),
-            **{component: _network(component, network, stored) for component, network in networks.items()},
-        },
-    )
+    made = {component: _network(component, network, stored) for component, network in networks.items()}
+    pipeline = _pipeline({'vae': Network(VAE, None, {}), **made})
     cascade = types.SimpleNamespace(
         base=pipeline,
         # Prompts are read inside the step, from ids: it needs no tokenizer.
@@ -132,6 +127,21 @@ def make_run(config: DreamBoothConfig, networks: Mapping[str, Mapping[str, Any]]
         states = jax.ShapeDtypeStruct((NUM_PROMPTS, length, unet['cross_attention_dim']), jnp.float32)
         data['text'] = {'encoder_hidden_states': states}
     return dataclasses.replace(run, frozen=shapes_of({**run.frozen, 'data': [data]}))
+
+
+def make_pipeline(networks: Mapping[str, Mapping[str, Any]], dtype: Any) -> Pipeline:
+    """The base stage with all of its networks, f32 weights of one number each, computing in `dtype`."""
+    made = {}
+    for component, config in networks.items():
+        network = _network(component, config, jnp.float32)
+        apply = functional.split(abstract_network(component, config, jnp.dtype(dtype)))[0]
+        made[component] = dataclasses.replace(network, apply=apply, dtype=jnp.dtype(dtype))
+    # Whoever makes a cascade of it gives tokens in another way: this folder is not opened.
+    return dataclasses.replace(_pipeline(made), tokenizers={'text_encoder': Path('none')})
+
+
+def _pipeline(components: Mapping[str, Network]) -> Pipeline:
+    return Pipeline(family=stable_diffusion.FAMILY, scheduler=SCHEDULER, components=components)
 
 
 def _network(component: str, config: Mapping[str, Any], stored: Any) -> Network:

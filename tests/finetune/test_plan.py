@@ -14,8 +14,6 @@ from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training.placement import make_placement
 from tests.support import tiny_pipelines
 
-STAGES = {'base': ('unet', 'text_encoder'), 'super_resolution': ('unet',)}
-
 
 @pytest.fixture
 def line_of(monkeypatch):
@@ -83,27 +81,3 @@ def test_the_run_that_the_plan_reads_is_on_the_host(settings):
     assert {type(leaf) for leaf in leaves} == {np.ndarray} and not cascade._on_device
     assert ('teacher' in run.frozen) == ('prior' in settings)
     assert run.state_shapes.params.keys() == run.params.keys()
-
-
-def test_what_sampling_keeps_on_a_device_is_the_model_and_merged_adapters():
-    cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
-    sizes = {
-        stage: {
-            part: sum(4 * value.size for value in getattr(cascade, stage).components[part].params.values())
-            for part in parts
-        }
-        for stage, parts in STAGES.items()
-    }
-    whole = sum(size for stage in sizes.values() for size in stage.values())
-    data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
-    for settings, more in (
-        ({}, 0),
-        ({'lora': {'rank': 2}}, sizes['base']['unet']),
-        ({'lora': {'rank': 2}, 'base': {'train_text_encoder': True}}, sum(sizes['base'].values())),
-        (
-            {'lora': {'rank': 2}, 'super_resolution': {'steps': 1}},
-            sizes['base']['unet'] + sizes['super_resolution']['unet'],
-        ),
-    ):
-        config = resolve(DreamBoothConfig, {'data': data, **settings})
-        assert plan.generation_bytes(config, cascade) == whole + more

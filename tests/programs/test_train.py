@@ -320,6 +320,15 @@ def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):
     assert small < whole and adapters < whole < teacher
 
 
+@pytest.mark.parametrize('flag', ['--topology=v5e:2x4', '--compile'])
+def test_a_flag_of_the_plan_without_a_plan_is_one_sentence(program, config, tmp_path, flag):
+    ended = program('train', f'--config={config}', f'--workdir={tmp_path / "run"}', flag)
+    name = flag.partition('=')[0]
+    assert (ended.code, (tmp_path / 'run').exists()) == (1, False)
+    sentence = f'{name} is for a plan, which is not run; give --dry_run too, or leave it out'
+    assert ended.error.splitlines()[-1] == sentence
+
+
 def test_dry_run_looks_at_the_photos_as_the_run_will(program, config, tmp_path):
     run = tmp_path / 'run'
     options = [f'--config={config}', f'--workdir={run}', '--dry_run']

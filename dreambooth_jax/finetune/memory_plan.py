@@ -1,0 +1,329 @@
+"""The memory of a DreamBooth run before it starts: what one device holds in each phase, in bytes.
+
+Weights, optimizer state and data are counted exactly: from the shapes that the run places, in the layouts that its
+placement gives them. What a program needs besides (activations, gradients, results) only the compiler knows. It is
+counted on demand, by compiling the programs that the run itself compiles, for the devices at hand or for a TPU that is
+not there. Nothing is placed on a device, and nothing is run.
+
+Not counted are the compiled programs themselves, the moments in which arrays are placed or adapters merged, and what
+fragmentation wastes.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+from tqdm import tqdm
+
+from dreambooth_jax.config import DreamBoothConfig
+from dreambooth_jax.families.image_space import IMAGES_ENCODED_AT_ONCE, encode_program
+from dreambooth_jax.finetune.planned_stage import PlannedStage, class_image_prompts, repeated
+from dreambooth_jax.finetune.target import Target
+from dreambooth_jax.generation import class_images, text_to_image
+from dreambooth_jax.generation.cascade import BASE, PROMPTS_AT_ONCE, STAGES, SUPER_RESOLUTION, Cascade
+from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.models import lora
+from dreambooth_jax.training.placement import Placement, device_bytes
+from dreambooth_jax.training.train_run import TrainRun
+from dreambooth_jax.weights.pipeline import in_float32
+
+# What the TPU compiler says of a program that does not fit.
+_TOO_LARGE = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
+_UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
+_CLASS_IMAGES = 'class images'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Use:
+    """What one device holds while one program of a phase runs, in bytes.
+
+    Attributes:
+      phase: 'class images', 'encoding for base', 'training base', 'samples of base' and so on.
+      program: what runs.
+      weights: of all networks on the device, trained or not.
+      state: the optimizer's state and averaged weights.
+      data: images or latents, prompts, and the description of the batch.
+      temporaries: what the program needs in addition, for gradients, activations, inputs and results; None: not
+        counted.
+      complete: whether `temporaries` is the compiler's count; otherwise it is None, or the gradients alone.
+      limit: the memory of the device, if the compiler refused the program because it does not fit; otherwise None.
+    """
+
+    phase: str
+    program: str = ''
+    weights: int = 0
+    state: int = 0
+    data: int = 0
+    temporaries: int | None = None
+    complete: bool = False
+    limit: int | None = None
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.state + self.data + (self.temporaries or 0)
+
+
+def uses(
+    config: DreamBoothConfig,
+    cascade: Cascade,
+    stages: Mapping[str, PlannedStage],
+    placement: Placement,
+    where: Target,
+) -> list[Use]:
+    """Returns what a device holds in each program of a new run, in the order of the phases.
+
+    Where devices hold different amounts, it is the first device's, which holds the most.
+
+    Args:
+      cascade: the model before training. With textual inversion it has the new word already; the run's own original has
+        some rows less.
+      stages: the stages that train, in their order.
+      placement: how the run will use the devices of `where`.
+      where: the result of `planned_for`, whose context is still open.
+
+    Returns:
+      At least one entry for each phase that uses a device. Export uses none.
+    """
+    found, held = [], {}  # what the model before training has on the devices
+    with tqdm(desc='compiling', unit='program', disable=where.compiler is None, dynamic_ncols=True) as bar:
+        planner = _Planner(config, cascade, placement, where, bar)
+        if class_images.stages_of(config, cascade) and not class_images.own_photos(config):
+            found += planner.class_images(held)
+        for index, (name, stage) in enumerate(stages.items()):
+            found += planner.encoding(name, stage, held)
+            held = {}  # it is released when everything is encoded
+            found += [planner.training(name, stage)]
+            # The grid of the model before training is generated once, with the first samples.
+            found += planner.samples(name, stage, with_original=index == 0)
+    return found
+
+
+def largest(found: Sequence[Use]) -> dict[str, Use]:
+    """Returns phase -> that of its programs during which most is held; the phases keep their order."""
+    most = {}
+    for use in found:
+        if use.phase not in most or use.total > most[use.phase].total:
+            most[use.phase] = use
+    return most
+
+
+def host_bytes(cascade: Cascade, stages: Mapping[str, PlannedStage]) -> int:
+    """Returns the bytes of weights that the host holds while it exports: of the model before and after training."""
+    found = 0
+    for name in STAGES:
+        pipeline = getattr(cascade, name)
+        for component, network in pipeline.components.items() if pipeline is not None else ():
+            trained = name in stages and component in stages[name].run.params
+            found += (1 + trained) * sum(value.size * value.dtype.itemsize for value in network.params.values())
+    return found
+
+
+class _Planner:
+    """Counts phase by phase. `held` is what networks of a model lie on the devices: (stage, component) -> bytes."""
+
+    def __init__(self, config: DreamBoothConfig, cascade: Cascade, placement: Placement, where: Target, bar: tqdm):
+        self.config, self.cascade, self.placement, self.where, self.bar = config, cascade, placement, where, bar
+        self._counted = {}
+
+    def class_images(self, held: dict) -> Iterator[Use]:
+        """The programs that generate class images; they leave the model in `held`."""
+        second = SUPER_RESOLUTION in class_images.stages_of(self.config, self.cascade)
+        options = SamplingOptions.of_class_images(self.config, super_resolution=second)
+        count = len(class_image_prompts(self.config))
+        return self._generation(Use(phase=_CLASS_IMAGES), options, count, held, self._before)
+
+    def encoding(self, name: str, stage: PlannedStage, held: Mapping) -> Iterator[Use]:
+        """The programs that encode the images and the prompts of a stage; none if there is nothing to encode."""
+        pipeline, before = getattr(self.cascade, name), sum(held.values())
+        use = Use(phase=f'encoding for {name}', weights=before)
+        if (component := pipeline.space.decoder) is not None:
+            # Images are encoded in float32 and on one device.
+            network, sharding = (
+                in_float32(component, pipeline.components[component]),
+                SingleDeviceSharding(self.where.first),
+            )
+            place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+            params = jax.tree.map(place, dict(network.params))
+            images = place(jax.ShapeDtypeStruct((IMAGES_ENCODED_AT_ONCE, *stage.size, 3), np.uint8))
+            counted = self._count('images', encode_program(network.apply), params, images)
+            yield dataclasses.replace(use, program='images', weights=before + device_bytes(params), **counted)
+        trains_text, is_distilled = stage.trainable.trains_text, self.config.is_distilled(name)
+        if trains_text and not is_distilled:
+            return
+        own = {part: added for part, (_, added) in self._texts(name, self._before).items()}
+        # A teacher's prompts are read by the model before training, with text encoders of its own.
+        weights = sum({**held, **own}.values()) if is_distilled else before
+        weights += 0 if trains_text else sum(own.values())
+        counted = self._count_prompts(name, self._before)
+        yield dataclasses.replace(use, program='prompts', weights=weights, **counted)
+
+    def training(self, name: str, stage: PlannedStage) -> Use:
+        """The step of a stage."""
+        run, held = stage.run, self._training_held(stage.run)
+        counted = self._compiled(
+            ('step', name), lambda: stage.on_largest.lower(run.budget.steps_per_dispatch), sum(held.values())
+        )
+        gradients = device_bytes(self.placement.placed_shapes(run.state_shapes.params))
+        return Use(phase=f'training {name}', program='step', **held, **(counted or {'temporaries': gradients}))
+
+    def samples(self, name: str, stage: PlannedStage, *, with_original: bool) -> Iterator[Use]:
+        """The programs that generate samples while stage `name` trains, first ours and then the original model's."""
+        options = SamplingOptions.of_samples(self.config.samples, self.config.super_resolution)
+        count, ours = len(self.config.sample_prompts()) * self.config.samples.num_images, {}
+        use = Use(phase=f'samples of {name}', **self._training_held(stage.run))
+        yield from self._generation(use, options, count, ours, lambda *part: self._trained(name, stage, *part))
+        if with_original:
+            use = dataclasses.replace(use, program='base model, ', weights=use.weights + sum(ours.values()))
+            yield from self._generation(use, options, count, {}, self._before)
+
+    def _training_held(self, run: TrainRun) -> dict[str, int]:
+        state, placed = run.state_shapes, self.placement.placed_shapes
+        frozen = {kind: tree for kind, tree in run.frozen.items() if kind != 'data'}
+        batch = self.placement.split_shapes(run.batch)
+        return {
+            'weights': device_bytes(placed((state.params, frozen))),
+            'state': device_bytes(placed((state.step, state.ema, state.opt_state))),
+            'data': device_bytes(placed(run.frozen.get('data', []))) + device_bytes(batch),
+        }
+
+    def _generation(
+        self, use: Use, options: SamplingOptions, count: int, held: dict, lies: Callable[[str, str], tuple[Any, int]]
+    ) -> Iterator[Use]:
+        """The programs of Cascade.stream, each with the weights that are on the devices by then.
+
+        Args:
+          use: what the devices hold besides; its `program` begins the names of the programs.
+          count: the number of images.
+          held: gets what the programs place.
+          lies: (stage, component) -> the network's parameters as shapes with layouts, and how many bytes of them are
+            placed in addition.
+        """
+        cascade, second = self.cascade, self.cascade.super_resolution if options.super_resolution else None
+        stages = {BASE: (options.steps, options.guidance_scale)}
+        if second is not None:
+            stages[SUPER_RESOLUTION] = options.second_steps, options.second_guidance_scale
+
+        def during(program, counted):
+            weights = use.weights + sum(held.values())
+            return dataclasses.replace(use, program=use.program + program, weights=weights, **counted)
+
+        def place(stage, component):
+            params, held[stage, component] = lies(stage, component)
+            return params
+
+        for stage in stages:
+            if stage == BASE or second.text_encoders:
+                for part in self._texts(stage, lies):
+                    place(*part)
+                yield during('prompts', self._count_prompts(stage, lies))
+        at_once = options.batch_size or cascade.usual_batch_size
+        size = len(next(text_to_image.padded_batches(count, at_once, self.placement.devices))[0])
+        split = self.placement.split_shapes
+        keys = split(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size)))
+        low = {}
+        for stage, (steps, guidance_scale) in stages.items():
+            space, family = getattr(cascade, stage).space, getattr(cascade, stage).family
+            sampler = cascade.sampler(stage, steps, guidance_scale, options.sampler)
+            words = split(repeated(cascade.conditioning_shapes(stage), size))
+            params = place(stage, family.denoiser)
+            counted = self._count(f'{stage} sampler', sampler, params, words, words, keys, **low)
+            yield during(f'{stage} sampler', counted)
+            pixels = cascade.base_size if stage == BASE else cascade.super_resolution_size
+            if space.decoder is not None:
+                side = pixels // space.scale
+                latents = split(jax.ShapeDtypeStruct((size, side, side, space.channels), jnp.float32))
+                params = place(stage, space.decoder)
+                yield during(
+                    f'{stage} decoder', self._count(f'{stage} decoder', jax.jit(space.decode), params, latents)
+                )
+            low = {
+                'low': split(jax.ShapeDtypeStruct((size, pixels, pixels, 3), jnp.float32)),
+                'level': split(jax.ShapeDtypeStruct((size,), jnp.int32)),
+            }
+
+    def _before(self, stage: str, component: str) -> tuple[Any, int]:
+        """A network of the model before training, placed for generation."""
+        shapes = self.placement.placed_shapes(self.cascade.weight_shapes(stage, component))
+        return shapes, device_bytes(shapes)
+
+    def _trained(self, name: str, planned: PlannedStage, stage: str, component: str) -> tuple[Any, int]:
+        """A network of the model that trains. What trains as a whole is used where the training has it."""
+        shapes, added = self._before(stage, component)
+        trained = planned.run.params.get(component, {}) if stage == name else {}
+        if not trained:
+            return shapes, added
+        # Merging adapters and putting rows into a table makes new f32 arrays. Where the adapters are not sharded, every
+        # device has them whole.
+        merged = {f'{key.rpartition(".")[0]}.kernel' for key in trained if lora.is_adapter(key)}
+        if component in planned.trainable.new_rows:
+            merged.add(f'{planned.trainable.new_rows[component].layer}.embedding')
+        everywhere = self.placement.placed_shapes(jax.ShapeDtypeStruct((), jnp.float32)).sharding
+        for key in merged:
+            shapes[key] = jax.ShapeDtypeStruct(shapes[key].shape, jnp.float32, sharding=everywhere)
+        there = {key: value for key, value in trained.items() if key in shapes and key not in merged}
+        added = device_bytes({key: value for key, value in shapes.items() if key not in there})
+        return {**shapes, **self.placement.placed_shapes(there)}, added
+
+    def _texts(self, stage: str, lies: Callable) -> dict[tuple[str, str], tuple[Any, int]]:
+        """(Stage, component) -> `lies` of the text encoders that `stage` reads prompts with."""
+        second = self.cascade.super_resolution
+        reader = stage if stage == BASE or second.text_encoders else BASE
+        encoders = self.cascade.prompt_encoder(stage).encoders
+        return {(reader, component): lies(reader, component) for component in encoders}
+
+    def _count_prompts(self, stage: str, lies: Callable) -> dict[str, Any]:
+        encoder = self.cascade.prompt_encoder(stage)
+        params = {component: shapes for (_, component), (shapes, _) in self._texts(stage, lies).items()}
+        tokens = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), encoder.tokens([''] * PROMPTS_AT_ONCE))
+        return self._count(f'{stage} prompts', jax.jit(encoder), params, tokens)
+
+    def _count(self, name: str, program: Any, params: Any, *inputs: Any, **named: Any) -> dict[str, Any]:
+        """What the compiler counts for a compiled function: the fields of Use that it knows, none without compiler."""
+        leaves = jax.tree.leaves((params, inputs, named))
+        key = name, *((x.shape, str(x.dtype), x.sharding) for x in leaves)
+        given = sum(x.size * x.dtype.itemsize if x.sharding is None else device_bytes(x) for x in leaves)
+        held = device_bytes(params)
+        return self._compiled(key, lambda: program.lower(params, *inputs, **named), held, given - held)
+
+    def _compiled(self, key: tuple, lower: Callable, held: int, inputs: int = 0) -> dict[str, Any]:
+        """The same for a program of its own.
+
+        Args:
+          key: tells programs apart that are compiled once.
+          lower: gives the program.
+          held: bytes of its arguments that are counted already.
+          inputs: bytes of the others.
+        """
+        if self.where.compiler is None:
+            return {}
+        if key not in self._counted:
+            self.bar.set_postfix_str(' '.join(part for part in key if isinstance(part, str)))
+            self._counted[key] = _analysed(lower())
+            self.bar.update()
+        counts, refused = self._counted[key]
+        if refused is not None:
+            used, limit = refused
+            return {'temporaries': max(used - held, 0), 'complete': True, 'limit': limit}
+        # Arguments may take more than their elements do, because a TPU lays arrays out in tiles. They may take less,
+        # because a program drops those that it does not use, which lie there all the same.
+        arguments = max(counts.argument_size_in_bytes - held, inputs)
+        results = counts.output_size_in_bytes - counts.alias_size_in_bytes
+        return {'temporaries': arguments + results + counts.temp_size_in_bytes, 'complete': True}
+
+
+def _analysed(lowered: jax.stages.Lowered) -> tuple[Any, tuple[int, int] | None]:
+    """Compiles; returns the compiler's counts, or what it wanted and had, in bytes, if the program does not fit."""
+    try:
+        return lowered.compile().memory_analysis(), None
+    except jax.errors.JaxRuntimeError as error:
+        found = _TOO_LARGE.search(str(error))
+        if found is None:
+            raise
+        used, used_unit, had, had_unit = found.groups()
+        return None, (int(float(used) * _UNITS[used_unit]), int(float(had) * _UNITS[had_unit]))

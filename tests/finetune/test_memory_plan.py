@@ -1,0 +1,316 @@
+"""The memory of a plan is what really lies on a device; phases, padding and errors are told as they will be."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import topologies
+
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
+from dreambooth_jax.data.table import Examples, make_table
+from dreambooth_jax.finetune import memory_plan, plan, planned_stage, target
+from dreambooth_jax.finetune.stage import stage_data
+from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
+from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.training.placement import device_bytes, make_placement
+from tests.support import smallest_pipelines
+
+DATA = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
+QUICK = {'steps': 1, 'guidance_scale': 1.0, 'sampler': 'ddim'}
+# Small arrays are sharded too, so that fsdp differs from pmap.
+SHARDED = {'mode': 'fsdp', 'fsdp_min_bytes': 256}
+PLACEMENTS = pytest.mark.parametrize('parallel', [{'mode': 'pmap'}, SHARDED], ids=['pmap', 'fsdp'])
+
+
+@functools.cache
+def model(kind):
+    return Cascade.load(smallest_pipelines.folder(kind))
+
+
+@pytest.fixture
+def cascade():
+    return lambda kind: Cascade(model(kind).base, model(kind).super_resolution)
+
+
+def settings(**given):
+    prior = {'num_images': 3, **QUICK, **given.pop('prior', {})}
+    samples = {**QUICK, 'num_images': 1, **given.pop('samples', {})}
+    base = {'steps': 4, **given.pop('base', {})}
+    return resolve(DreamBoothConfig, {'data': DATA, 'prior': prior, 'samples': samples, 'base': base, **given})
+
+
+def photos(cascade, config, masks=False):
+    """Instance images of both stages: three of one size."""
+    rng, found = np.random.default_rng(0), {}
+    for name, side in ((BASE, cascade.base_size), (SUPER_RESOLUTION, cascade.super_resolution_size)):
+        images = rng.integers(0, 256, (3, side, side, 3)).astype(np.uint8)
+        mask = np.full((3, side, side, 1), 255, np.uint8) if masks else None
+        found[name] = [Examples(images, ['a sks dog'] * 3, mask, ['a dog'] * 3)]
+    return found
+
+
+def planned(cascade, config, masks=False):
+    parallel = config.parallel
+    placement = make_placement(parallel.mode, fsdp_min_bytes=parallel.fsdp_min_bytes)
+    instance = photos(cascade, config, masks)
+    stages = {
+        name: planned_stage.plan_stage(config, name, cascade, instance[name], placement)
+        for name in (BASE, SUPER_RESOLUTION)
+        if getattr(config, name).steps
+    }
+    return placement, stages
+
+
+def uses_of(cascade, config, **options):
+    placement, stages = planned(cascade, config)
+    with target.planned_for(**options) as where:
+        return memory_plan.uses(config, cascade, stages, placement, where)
+
+
+def on_first(tree):
+    """Bytes of what really lies on the first device."""
+    first = jax.devices()[0]
+    return sum(
+        shard.data.nbytes for x in jax.tree.leaves(tree) for shard in x.addressable_shards if shard.device == first
+    )
+
+
+@PLACEMENTS
+@pytest.mark.parametrize(
+    'changed',
+    [
+        {},
+        {'lora': {'rank': 2}, 'base': {'train_text_encoder': True}},
+        {'optimizer': {'ema_decay': 0.9, 'state_dtype': 'int8'}, 'super_resolution': {'steps': 1}},
+        {'prior': {'kind': 'distillation'}},
+    ],
+    ids=['whole', 'lora', 'ema and int8', 'distillation'],
+)
+def test_what_a_stage_holds_is_what_lies_on_the_device(cascade, parallel, changed):
+    config = settings(parallel=parallel, **changed)
+    placement, stages = planned(cascade('pixels'), config)
+    with target.planned_for() as where:
+        found = memory_plan.uses(config, cascade('pixels'), stages, placement, where)
+    for name, stage in stages.items():
+        (use,) = (use for use in found if use.phase == f'training {name}')
+        run = stage.run
+        frozen = {kind: tree for kind, tree in run.frozen.items() if kind != 'data'}
+        data = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.frozen['data'])
+        state = placement.place_state(run.init, placement.place(run.params))
+        batch = placement.place_batch(run.batch)
+        assert use.weights == on_first((state.params, placement.place(frozen)))
+        assert use.state == on_first((state.step, state.ema, state.opt_state))
+        assert use.data == on_first((placement.place(data), batch))
+        assert use.temporaries == on_first(state.params) and not use.complete
+    if parallel['mode'] == 'fsdp':
+        assert use.weights < uses_of(cascade('pixels'), settings(**changed))[-1].weights
+
+
+@pytest.mark.parametrize('parallel,kind', [({'mode': 'pmap'}, 'latents'), (SHARDED, 'pixels')], ids=['pmap', 'fsdp'])
+def test_what_generation_holds_is_what_the_cascade_places(cascade, parallel, kind):
+    config = settings(parallel=parallel, super_resolution={'steps': 1, 'with_prior': True})
+    model = cascade(kind)
+    last = [use for use in uses_of(model, config) if use.phase == 'class images'][-1]
+    generating = model.on(make_placement(parallel['mode'], fsdp_min_bytes=config.parallel.fsdp_min_bytes))
+    generating.generate(['a dog'], SamplingOptions.of_class_images(config, super_resolution=True), progress=False)
+    assert last.weights == on_first(list(generating._on_device.values())) > 0
+
+
+@pytest.mark.parametrize('lora', [{}, {'rank': 2}], ids=['whole', 'lora'])
+def test_what_samples_hold_besides_is_what_the_trained_cascade_places(cascade, lora):
+    config = settings(lora=lora, base={'train_text_encoder': True})
+    model = cascade('pixels')
+    placement, stages = planned(model, config)
+    found = uses_of(model, config)
+    (step,) = (use for use in found if use.phase == 'training base')
+    ours = [use for use in found if use.phase == 'samples of base' and not use.program.startswith('base model')][-1]
+    run, trainable = stages[BASE].run, stages[BASE].trainable
+    state = placement.place_state(run.init, placement.place(run.params))
+    trained = model.on(placement).with_params(base=trainable.plain(state.params))
+    options = SamplingOptions.of_samples(config.samples, config.super_resolution)
+    trained.generate(['a dog'], options, progress=False)
+    there = {id(x) for x in jax.tree.leaves(state.params)}
+    added = [x for x in jax.tree.leaves(list(trained._on_device.values())) if id(x) not in there]
+    assert ours.weights - step.weights == on_first(added)
+
+
+@pytest.mark.parametrize('kind', ['pixels', 'latents'])
+@pytest.mark.parametrize(
+    'changed',
+    [{}, {'base': {'train_text_encoder': True}, 'data': {**DATA, 'random_flip': True}}, {'prior': {'weight': 0.0}}],
+    ids=['', 'text and flips', 'alone'],
+)
+def test_the_data_of_a_stage_have_the_planned_shapes(cascade, kind, changed):
+    config = settings(**{'super_resolution': {'steps': 1, 'with_prior': True}, **changed})
+    model = cascade(kind)
+    _, stages = planned(model, config, masks=True)
+    for name, stage in stages.items():
+        (instance,) = photos(model, config, masks=True)[name]
+        count = 3 if config.prior.weight else 0
+        shape = (count, *instance.images.shape[1:])
+        of_class = Examples(np.zeros(shape, np.uint8), ['a dog'] * count) if count else None
+        made = stage_data(config, name, model, model, make_table(instance, of_class), stage.trainable)
+        (found,) = stage.run.frozen['data']
+        told = {part: tree for part, tree in found.items() if part != 'turns'}
+        shapes = lambda tree: jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), tree)  # noqa: E731
+        assert shapes(told) == shapes(made)
+
+
+def phases(cascade, **changed):
+    return list(memory_plan.largest(uses_of(cascade, settings(**changed))))
+
+
+def test_the_phases_are_those_of_the_run(cascade):
+    pixels, latents = cascade('pixels'), cascade('latents')
+    base = ['encoding for base', 'training base', 'samples of base']
+    second = [phase.replace('base', 'super_resolution') for phase in base]
+    assert phases(pixels) == ['class images', *base]
+    assert phases(pixels, super_resolution={'steps': 1}) == ['class images', *base, *second]
+    assert phases(pixels, prior={'weight': 0.0}) == phases(pixels, prior={'kind': 'distillation'}) == base
+    assert phases(pixels, base={'steps': 0}, super_resolution={'steps': 1}) == second
+    # A text encoder that trains reads its prompts in the step, and pixels need no encoding.
+    assert phases(pixels, base={'train_text_encoder': True}, prior={'weight': 0.0}) == base[1:]
+    assert phases(latents, base={'train_text_encoder': True}, prior={'weight': 0.0}) == base
+
+
+def test_class_images_stay_on_the_device_until_all_is_encoded(cascade):
+    found = uses_of(cascade('latents'), settings())
+    left = [use for use in found if use.phase == 'class images'][-1].weights
+    images, prompts = (use for use in found if use.phase == 'encoding for base')
+    vae = sum(x.nbytes for x in cascade('latents').base.components['vae'].params.values())
+    texts = sum(x.nbytes for x in cascade('latents').base.components['text_encoder'].params.values())
+    assert (images.program, images.weights) == ('images', left + vae)
+    assert (prompts.program, prompts.weights) == ('prompts', left + texts)
+
+
+def test_the_first_samples_hold_the_original_model_too(cascade):
+    found = uses_of(cascade('pixels'), settings(super_resolution={'steps': 1}))
+    first = [use.program for use in found if use.phase == 'samples of base']
+    assert first == [
+        *(ours := ['prompts', 'base sampler', 'super_resolution sampler']),
+        *(f'base model, {program}' for program in ours),
+    ]
+    assert [use.program for use in found if use.phase == 'samples of super_resolution'] == ours
+
+
+class Counts:
+    """What a compiler says of a program."""
+
+    argument_size_in_bytes, output_size_in_bytes, alias_size_in_bytes, temp_size_in_bytes = 0, 30, 20, 1000
+
+
+@pytest.mark.parametrize('kind', ['pixels', 'latents'])
+def test_every_program_is_counted_once(cascade, monkeypatch, kind):
+    counted = []
+    monkeypatch.setattr(memory_plan, '_analysed', lambda lowered: (counted.append(lowered) or Counts, None))
+    found = uses_of(cascade(kind), settings(super_resolution={'steps': 1}), compiled=True)
+    assert all(use.complete and use.temporaries >= 1010 and use.limit is None for use in found)
+    steps = [use.temporaries for use in found if use.phase.startswith('training')]
+    assert steps == [1010, 1010] and len(counted) < len(found)
+
+
+def test_a_program_that_does_not_fit_is_named(cascade, monkeypatch):
+    monkeypatch.setattr(plan, 'device_speed', lambda: 1e9)
+
+    class Refused:
+        def compile(self):
+            said = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded'
+            raise jax.errors.JaxRuntimeError(said)
+
+    analysed = memory_plan._analysed
+    monkeypatch.setattr(memory_plan, '_analysed', lambda lowered: analysed(Refused()))
+    config, model = settings(prior={'weight': 0.0}), cascade('pixels')
+    with target.planned_for(compiled=True) as where:
+        text = plan.describe(config, model, photos(model, config), where)
+    # Sampling has the training's arrays beside what the compiler counts, so that the peak is there.
+    assert '  training base (step) does not fit: the compiler counts 17.50 GiB, a device has 15.75 GiB' in text
+    assert 'peak: 17.50 GiB on every device, samples of base' in text
+
+
+@pytest.mark.slow
+@PLACEMENTS
+def test_the_compiler_counts_what_a_step_needs_besides(cascade, parallel):
+    config = settings(parallel=parallel, prior={'weight': 0.0})
+    found = uses_of(cascade('pixels'), config, compiled=True)
+    assert all(use.complete and use.temporaries > 0 and use.limit is None for use in found)
+    # The counts are those of the program that training compiles.
+    _, stages = planned(cascade('pixels'), config)
+    counts = stages[BASE].run.lower(1).compile().memory_analysis()
+    (step,) = (use for use in found if use.phase == 'training base')
+    assert step.temporaries >= counts.temp_size_in_bytes > 0
+
+
+def test_idle_examples_are_named_and_counted(cascade):
+    assert jax.device_count() == 4
+    for changed, told in (
+        ({}, '2 of the 4 examples that a step computes have no weight and teach nothing, because 2 (1 of the subject '
+             'and 1 of the class) do not fill 4 devices; config.base.batch_size=2 uses all'),
+        ({'prior': {'weight': 0.0}}, 'because 1 (1 of the subject) do not fill 4 devices; config.base.batch_size=4'),
+        ({'base': {'batch_size': 3, 'gradient_accumulation_steps': 3}}, 'because 6 (3 of the subject and 3 of the '
+         'class) do not fill 4 devices x 3 micro-batches; config.base.batch_size=6 uses all'),
+        ({'base': {'batch_size': 4}}, None),
+    ):  # fmt: skip
+        config = settings(**changed)
+        _, stages = planned(cascade('pixels'), config)
+        line = plan.idle(config, BASE, stages[BASE].run)
+        assert line is None if told is None else told in line
+
+
+def test_images_that_only_fill_a_batch_are_counted(cascade):
+    pixels = cascade('pixels')
+    lines = plan.idle_images(settings(), pixels, 4)
+    assert lines == [
+        '  class images: 1 of 4 images are computed only to fill 1 x 4 at once on 4 devices, and not kept',
+        '  a grid of samples: 2 of 4 images are computed only to fill 1 x 4 at once on 4 devices, and not kept',
+    ]
+    assert plan.idle_images(settings(), pixels, 1) == []
+    assert plan.idle_images(settings(prior={'num_images': 8}, samples={'num_images': 4}), pixels, 4) == []
+
+
+def test_the_plan_shows_phases_peak_and_who_counted(cascade, monkeypatch):
+    monkeypatch.setattr(plan, 'device_speed', lambda: 1e9)
+    config, model = settings(), cascade('pixels')
+    text = plan.describe(config, model, photos(model, config))
+    lines = [line.split()[:2] for line in text.splitlines() if ' MiB  ' in line]
+    assert [first for first, _ in lines] == ['class', 'encoding', 'training', 'samples', 'export']
+    assert 'peak: at least' in text and '--compile counts them' in text and 'weights on the host' in text
+
+
+@pytest.mark.parametrize(
+    'error,sentence',
+    [
+        (
+            'JAX TPU support not installed; cannot',
+            'needs the TPU compiler, .*; install it: pip install libtpu',
+        ),
+        ('INVALID_ARGUMENT: Your TPU topology', 'is no TPU that the installed libtpu knows .INVALID.*such as v5e:2x4'),
+        ('ABORTED: Internal error when accessing', 'the compiler of libtpu does not start .ABORTED: .*; try again'),
+    ],
+)
+def test_a_topology_that_cannot_be_planned_for_is_one_sentence(monkeypatch, error, sentence):
+    def fail(*args, **kwargs):
+        raise RuntimeError(f'{error}\nand more')
+
+    monkeypatch.setattr(topologies, 'get_topology_desc', fail)
+    with pytest.raises(ConfigError, match=f'^--topology=v5e:2x4:? {sentence}') as raised:
+        with target.planned_for('v5e:2x4'):
+            pass
+    assert '\n' not in str(raised.value) and jax.default_backend() == 'cpu'
+
+
+@pytest.mark.slow
+def test_a_tpu_that_is_not_here_is_planned_for(cascade, monkeypatch):
+    pytest.importorskip('libtpu')
+    with pytest.raises(ConfigError, match='--topology=v5e:3x4 is no TPU that the installed libtpu knows'):
+        with target.planned_for('v5e:3x4'):
+            pass
+    config = settings(prior={'weight': 0.0})
+    with target.planned_for('v5e:2x4') as where:
+        assert where.count == 8 and not where.present
+        model = Cascade.load(smallest_pipelines.folder('latents'))
+        text = plan.describe(config, model, photos(model, config), where)
+    assert 'plan for 8 x TPU v5 lite (v5e:2x4, not here):' in text and 'XLA for v5e:2x4, ahead of time' in text
+    assert '7 of the 8 examples' in text and 'time: not estimated' in text
+    assert jax.default_backend() == 'cpu'
+    assert device_bytes(model._on_device) == 0
