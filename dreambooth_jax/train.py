@@ -7,7 +7,6 @@ Started again with the same --workdir, the program resumes. Any setting can be c
 <workdir>/model, a folder that PyTorch's diffusers opens too.
 """
 
-import functools
 from pathlib import Path
 
 from absl import flags
@@ -20,10 +19,7 @@ _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py
 _WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: class images, checkpoints, samples, model.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print photos, settings and plan (steps, memory, time); write nothing.')
 _PROFILE = flags.DEFINE_integer(
-    'profile',
-    None,
-    'Trace so many steps of each stage, after as many to warm up, into WORKDIR/profile.',
-    lower_bound=1,
+    'profile', None, 'Trace so many steps of each stage, after as many others, into WORKDIR/profile.', lower_bound=1
 )
 _COMPILE = flags.DEFINE_bool(
     'compile',
@@ -95,12 +91,11 @@ def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, 
     import jax
 
     from dreambooth_jax.finetune import examples, textual_inversion
-    from dreambooth_jax.finetune.stage import finetune
+    from dreambooth_jax.finetune.stage import finetune, usual_callbacks
     from dreambooth_jax.generation import class_images
     from dreambooth_jax.generation.options import SamplingOptions
-    from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
+    from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.training import memory, run
-    from dreambooth_jax.training.callbacks import Profile
     from dreambooth_jax.training.placement import make_placement
     from dreambooth_jax.weights import folders
 
@@ -117,22 +112,14 @@ def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, 
         num_images=config.samples.num_images,
     )
 
-    def callbacks(name, cascade_of):
-        folder = workdir / 'samples' / name
-        samples = SaveSamples(grid=grid, cascade_of=cascade_of, folder=folder, title=name, every=config.samples.every)
-        if not _PROFILE.value:
-            return [samples]
-        return [samples, Profile(workdir / 'profile' / name, _PROFILE.value, getattr(config, name).steps)]
-
     for name in instance:
         if getattr(config, name).steps == 0:
             continue
         tables = examples.stage_tables(config, cascade, name, instance[name], images)
         less = memory.remedies(config, name, begun=name in run.trained_stages(workdir))
         with memory.explained(f'the {name} stage trains', less):
-            cascade, finished = finetune(
-                config, workdir, name, cascade, original, tables, functools.partial(callbacks, name), placement
-            )
+            during = usual_callbacks(config, workdir, name, grid, _PROFILE.value)
+            cascade, finished = finetune(config, workdir, name, cascade, original, tables, during, placement)
         if not finished:
             print(f'stopped in the {name} stage, saved; start the same command again to go on')
             return

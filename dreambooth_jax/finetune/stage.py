@@ -15,13 +15,14 @@ from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.generation.checks import check_sampler
+from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
 from dreambooth_jax.losses.denoising import DenoisingLoss, Objective
 from dreambooth_jax.losses.stage import Stage
 from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
 from dreambooth_jax.losses.teacher import Distillation
 from dreambooth_jax.models import functional, lora
 from dreambooth_jax.training import optimizer, train_run
-from dreambooth_jax.training.callbacks import Callback
+from dreambooth_jax.training.callbacks import Callback, Profile
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState
 from dreambooth_jax.training.train_run import Budget, TrainRun
@@ -289,6 +290,26 @@ def make_run(
         seed=config.seed,
         checkpoint=config.checkpoint,
     )
+
+
+def usual_callbacks(
+    config: DreamBoothConfig, workdir: Path, name: str, grid: SampleGrid, profiled: int | None = None
+) -> Callable[[Callable[[TrainState], Cascade]], list[Callback]]:
+    """Returns what is done during the training of stage `name`, as `finetune` takes it: samples, and perhaps a profile.
+
+    Args:
+      grid: generates the samples.
+      profiled: how many steps are traced; None: none.
+    """
+
+    def during(cascade_of):
+        folder = workdir / 'samples' / name
+        samples = SaveSamples(grid=grid, cascade_of=cascade_of, folder=folder, title=name, every=config.samples.every)
+        if profiled is None:
+            return [samples]
+        return [samples, Profile(workdir / 'profile' / name, profiled, getattr(config, name).steps)]
+
+    return during
 
 
 def finetune(
