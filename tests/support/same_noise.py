@@ -38,7 +38,7 @@ def ours(family: str, pipeline=None) -> np.ndarray:
     generated = cascade(family)
     if pipeline is not None:
         parts = {'unet': pipeline.denoiser, **pipeline.text_encoders}
-        generated = generated.with_params(**{component: network.params for component, network in parts.items()})
+        generated = generated.with_params(base={component: network.params for component, network in parts.items()})
     return generate(generated, PROMPTS, **OPTIONS).final
 
 
