@@ -145,7 +145,7 @@ def assert_same_text(ours, theirs):
 @pytest.mark.parametrize('zeros', [True, False])
 def test_xl_reads_the_empty_negative_prompt_as_its_folder_says(zeros):
     base = dataclasses.replace(tiny.cascade('sdxl').base, options={'force_zeros_for_empty_prompt': zeros})
-    text = Cascade(base, programs=programs('sdxl', 'tokenizer')).encode(['', PROMPTS[0]])
+    text = Cascade(base, programs=programs('sdxl', 'tokenizers')).encode(['', PROMPTS[0]])
     theirs = text_of_diffusers(torch_pipeline('sdxl', force_zeros_for_empty_prompt=zeros), PROMPTS[:1])
     assert_same_text(text, {name: torch.cat([both[1], both[0]]) for name, both in theirs.items()})
     assert np.any(text['encoder_hidden_states'][0]) != zeros
@@ -155,7 +155,7 @@ def test_skipped_layers_are_those_that_diffusers_skips(monkeypatch):
     """Of prompts: diffusers reads the negative prompt with all layers even then."""
     # diffusers 0.42 asks for a name that transformers 5 gave up.
     monkeypatch.setattr(transformers.CLIPTextModel, 'text_model', property(lambda model: model), raising=False)
-    ours = Cascade(tiny.cascade('sd1').base, clip_skip=1, programs=programs('sd1', 'tokenizer')).encode(PROMPTS)
+    ours = Cascade(tiny.cascade('sd1').base, clip_skip=1, programs=programs('sd1', 'tokenizers')).encode(PROMPTS)
     theirs = text_of_diffusers(torch_pipeline('sd1'), PROMPTS, clip_skip=1)
     assert_same_text(ours, {name: both[0] for name, both in theirs.items()})
     whole = tiny.cascade('sd1').encode(PROMPTS)
@@ -168,7 +168,7 @@ def test_xl_skips_layers_and_is_told_another_size():
 
     Not a smaller one: norms of single pixels amplify whatever differs.
     """
-    cascade = Cascade(tiny.cascade('sdxl').base, size=48, clip_skip=1, programs=programs('sdxl', 'tokenizer'))
+    cascade = Cascade(tiny.cascade('sdxl').base, size=48, clip_skip=1, programs=programs('sdxl', 'tokenizers'))
     ours = generate(cascade, PROMPTS, sampler='ddim', **OPTIONS).base
     assert_same_images(ours, images_of_diffusers('sdxl', size=48, clip_skip=1))
     moved = images_of_diffusers('sdxl', size=48, clip_skip=1, original_size=(32, 32), target_size=(32, 32))
@@ -204,7 +204,7 @@ def two_stages():
     }
     base = base.with_components(vae=dataclasses.replace(base.components['vae'], params=params))
     second = read_pipeline(tiny.folder('upscaler'))
-    return Cascade(base, second, programs=programs('sd1', 'decode', 'sampler', 'tokenizer'))
+    return Cascade(base, second, programs=programs('sd1', 'decode', 'sampler', 'tokenizers'))
 
 
 @functools.cache
