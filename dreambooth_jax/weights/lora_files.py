@@ -23,7 +23,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,9 @@ def _to_kohya(path, layers, adapter, as_original):
     return tensors, header
 
 
-def read_lora(path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]]) -> Adapter:
+def read_lora(
+    path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]], layouts: Sequence[OriginalLayout] = ()
+) -> Adapter:
     """Reads a LoRA file in any of the spellings of diffusers, PEFT, kohya, LyCORIS, OneTrainer and ComfyUI.
 
     Supported are LoRA on dense layers and on convolutions (LoCon, also with lora_mid), and DoRA as diffusers or kohya
@@ -221,6 +223,7 @@ def read_lora(path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]]
     Args:
       path: the file.
       networks: {component: parameters of the network} that the adapters are for; arrays or ShapeDtypeStructs.
+      layouts: the generations of models that an error calls by their names.
     Returns: an Adapter with the same effect as the file. If its layers differ in rank or in alpha / rank, they are
       padded with zeros to the largest rank and B is multiplied by alpha / rank, so that alpha = rank holds for all.
     Raises: WeightsError. If lora_kinds.py knows what the file is instead of a LoRA of this model, the error is one
@@ -238,7 +241,7 @@ def read_lora(path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]]
         if not problems and not unused:
             layers[component, layer_path] = _from_torch(layer, kernel)
     if unused or problems or not layers:
-        instead = lora_kinds.foreign(tensors, unused, networks)
+        instead = lora_kinds.foreign(tensors, unused, networks, layouts)
         if instead:
             raise WeightsError(f'{path} {instead}')
         raise WeightsError(
