@@ -8,6 +8,7 @@ The conditioning is a dictionary of arrays with one entry per prompt, which a fa
 Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline and StableDiffusionXLPipeline.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -26,7 +27,7 @@ _TOKEN_TABLES = ('token_embedding.embedding', 'shared.embedding')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PromptEncoder:
+class PromptEncoder(abc.ABC):
     """Reads prompts for one pipeline; a subclass says in `encode` how its text encoders are called.
 
     `tokens` runs on the host. The call takes its result; it is pure and may be traced.
@@ -136,9 +137,9 @@ class PromptEncoder:
         """
         return jax.tree.map(lambda array: array.astype(jnp.float32), self.encode(params, tokens))
 
+    @abc.abstractmethod
     def encode(self, params: Mapping[str, Any], tokens: Mapping[str, Any]) -> Conditioning:
         """Returns what the call returns, in the dtype of the encoders."""
-        raise NotImplementedError
 
 
 class T5Prompts(PromptEncoder):
