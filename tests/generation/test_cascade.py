@@ -225,18 +225,18 @@ def test_a_missing_or_unfitting_part_is_named():
         Cascade(base.with_components(text_encoder=None))
     with pytest.raises(WeightsError, match=r'^this IFPipeline has no tokenizer; give a complete pipeline\.$'):
         Cascade(dataclasses.replace(base, tokenizers={}))
-    unet = dataclasses.replace(second.denoiser, config={**second.denoiser.config, 'encoder_hid_dim': 512})
+    denoiser = dataclasses.replace(second.denoiser, config={**second.denoiser.config, 'encoder_hid_dim': 512})
     with pytest.raises(WeightsError) as error:
-        Cascade(base, second.with_components(unet=unet))
+        Cascade(base, second.with_components(unet=denoiser))
     assert str(error.value) == (
         'this IFSuperResolutionPipeline reads text embeddings of width 512 but the text encoder of this IFPipeline '
         'writes 24; give the second stage that belongs to this model.'
     )
-    unet = dataclasses.replace(second.denoiser, config={**second.denoiser.config, 'sample_size': 20})
+    denoiser = dataclasses.replace(second.denoiser, config={**second.denoiser.config, 'sample_size': 20})
     with pytest.raises(
         WeightsError, match=r'generates 20 px, no multiple of the 8 px of this IFPipeline; give the second'
     ):
-        _ = Cascade(base, second.with_components(unet=unet)).factor
+        _ = Cascade(base, second.with_components(unet=denoiser)).factor
 
 
 @pytest.mark.parametrize(

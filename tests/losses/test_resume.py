@@ -64,14 +64,14 @@ def base():
     def encode(params, tokens):
         return {'encoder_hidden_states': encoder(params['text_encoder'], tokens['ids'])}
 
-    stage = small.pixel_loss(unet=unet, encode=encode, schedule=schedule, objective=OBJECTIVE)
+    stage = small.pixel_loss(denoiser=unet, encode=encode, schedule=schedule, objective=OBJECTIVE)
     return stage, {'unet': unet_params, 'text_encoder': encoder_params}
 
 
 def super_resolution():
     unet, unet_params = network(UNet2DConditionModel, SUPER_RESOLUTION_UNET, 2)
     stage = small.enlarging_loss(
-        unet=unet,
+        denoiser=unet,
         schedule=small.schedule('epsilon', 'learned_range'),
         noising_schedule=small.schedule(),
         factor=2,

@@ -225,8 +225,9 @@ def test_a_new_word_is_learned_alone_generated_and_written(program, config, tmp_
     assert images[0] == images[1]
     read = [Cascade.load(path).encode(['<my-dog>'])['encoder_hidden_states'] for path in (run, model)]
     assert not np.array_equal(*read)
-    unet = [files.read_tensors(folder / WEIGHTS[0]) for folder in (smallest_pipelines.folder('pixels'), run / 'model')]
-    assert equal(unet[:1], unet[1:])
+    folders = smallest_pipelines.folder('pixels'), run / 'model'
+    before, after = (files.read_tensors(folder / WEIGHTS[0]) for folder in folders)
+    assert equal([before], [after])
     refused = program('train', *options, f'--workdir={tmp_path / "new"}', '--config.textual_inversion.initializer=xqjk')
     assert refused.code == 1 and "config.textual_inversion.initializer 'xqjk' is" in refused.error
     assert not (tmp_path / 'new').exists()
