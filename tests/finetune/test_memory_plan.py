@@ -1,65 +1,25 @@
 """The memory of a plan is what really lies on a device; phases, padding and errors are told as they will be."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
-from jax.experimental import topologies
 
-from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
-from dreambooth_jax.data.table import Examples, make_table
-from dreambooth_jax.finetune import memory_plan, plan, planned_stage, target
-from dreambooth_jax.finetune.stage import stage_data
-from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
+from dreambooth_jax.config import ConfigError
+from dreambooth_jax.finetune import memory_plan, plan, target
+from dreambooth_jax.generation.cascade import BASE, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.training.placement import device_bytes, make_placement
-from tests.support import smallest_pipelines
+from tests.support import planned_runs, smallest_pipelines
+from tests.support.planned_runs import photos, planned, settings
 
-DATA = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
-QUICK = {'steps': 1, 'guidance_scale': 1.0, 'sampler': 'ddim'}
 # Small arrays are sharded too, so that fsdp differs from pmap.
 SHARDED = {'mode': 'fsdp', 'fsdp_min_bytes': 256}
 PLACEMENTS = pytest.mark.parametrize('parallel', [{'mode': 'pmap'}, SHARDED], ids=['pmap', 'fsdp'])
 
 
-@functools.cache
-def model(kind):
-    return Cascade.load(smallest_pipelines.folder(kind))
-
-
 @pytest.fixture
 def cascade():
-    return lambda kind: Cascade(model(kind).base, model(kind).super_resolution)
-
-
-def settings(**given):
-    prior = {'num_images': 3, **QUICK, **given.pop('prior', {})}
-    samples = {**QUICK, 'num_images': 1, **given.pop('samples', {})}
-    base = {'steps': 4, **given.pop('base', {})}
-    return resolve(DreamBoothConfig, {'data': DATA, 'prior': prior, 'samples': samples, 'base': base, **given})
-
-
-def photos(cascade, config, masks=False):
-    """Instance images of both stages: three of one size."""
-    rng, found = np.random.default_rng(0), {}
-    for name, side in ((BASE, cascade.base_size), (SUPER_RESOLUTION, cascade.super_resolution_size)):
-        images = rng.integers(0, 256, (3, side, side, 3)).astype(np.uint8)
-        mask = np.full((3, side, side, 1), 255, np.uint8) if masks else None
-        found[name] = [Examples(images, ['a sks dog'] * 3, mask, ['a dog'] * 3)]
-    return found
-
-
-def planned(cascade, config, masks=False):
-    parallel = config.parallel
-    placement = make_placement(parallel.mode, fsdp_min_bytes=parallel.fsdp_min_bytes)
-    instance = photos(cascade, config, masks)
-    stages = {
-        name: planned_stage.plan_stage(config, name, cascade, instance[name], placement)
-        for name in (BASE, SUPER_RESOLUTION)
-        if getattr(config, name).steps
-    }
-    return placement, stages
+    return planned_runs.cascade
 
 
 def uses_of(cascade, config, **options):
@@ -133,28 +93,6 @@ def test_what_samples_hold_besides_is_what_the_trained_cascade_places(cascade, l
     there = {id(x) for x in jax.tree.leaves(state.params)}
     added = [x for x in jax.tree.leaves(list(trained._on_device.values())) if id(x) not in there]
     assert ours.weights - step.weights == on_first(added)
-
-
-@pytest.mark.parametrize('kind', ['pixels', 'latents'])
-@pytest.mark.parametrize(
-    'changed',
-    [{}, {'base': {'train_text_encoder': True}, 'data': {**DATA, 'random_flip': True}}, {'prior': {'weight': 0.0}}],
-    ids=['', 'text and flips', 'alone'],
-)
-def test_the_data_of_a_stage_have_the_planned_shapes(cascade, kind, changed):
-    config = settings(**{'super_resolution': {'steps': 1, 'with_prior': True}, **changed})
-    model = cascade(kind)
-    _, stages = planned(model, config, masks=True)
-    for name, stage in stages.items():
-        (instance,) = photos(model, config, masks=True)[name]
-        count = 3 if config.prior.weight else 0
-        shape = (count, *instance.images.shape[1:])
-        of_class = Examples(np.zeros(shape, np.uint8), ['a dog'] * count) if count else None
-        made = stage_data(config, name, model, model, make_table(instance, of_class), stage.trainable)
-        (found,) = stage.run.frozen['data']
-        told = {part: tree for part, tree in found.items() if part != 'turns'}
-        shapes = lambda tree: jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), tree)  # noqa: E731
-        assert shapes(told) == shapes(made)
 
 
 def phases(cascade, **changed):
@@ -275,28 +213,6 @@ def test_the_plan_shows_phases_peak_and_who_counted(cascade, monkeypatch):
     lines = [line.split()[:2] for line in text.splitlines() if ' MiB  ' in line]
     assert [first for first, _ in lines] == ['class', 'encoding', 'training', 'samples', 'export']
     assert 'peak: at least' in text and '--compile counts them' in text and 'weights on the host' in text
-
-
-@pytest.mark.parametrize(
-    'error,sentence',
-    [
-        (
-            'JAX TPU support not installed; cannot',
-            'needs the TPU compiler, .*; install it: pip install libtpu',
-        ),
-        ('INVALID_ARGUMENT: Your TPU topology', 'is no TPU that the installed libtpu knows .INVALID.*such as v5e:2x4'),
-        ('ABORTED: Internal error when accessing', 'the compiler of libtpu does not start .ABORTED: .*; try again'),
-    ],
-)
-def test_a_topology_that_cannot_be_planned_for_is_one_sentence(monkeypatch, error, sentence):
-    def fail(*args, **kwargs):
-        raise RuntimeError(f'{error}\nand more')
-
-    monkeypatch.setattr(topologies, 'get_topology_desc', fail)
-    with pytest.raises(ConfigError, match=f'^--topology=v5e:2x4:? {sentence}') as raised:
-        with target.planned_for('v5e:2x4'):
-            pass
-    assert '\n' not in str(raised.value) and jax.default_backend() == 'cpu'
 
 
 @pytest.mark.slow
