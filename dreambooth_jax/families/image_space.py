@@ -77,8 +77,10 @@ class ImageSpace(Protocol):
           flip_keys: example keys [B] that decide who is mirrored.
           keys: example keys [B] for whatever else is random.
           flip: whether half of the examples, chosen at random, are mirrored.
-        Returns: f32[B, h, w, C]; how much each pixel or latent counts, f32[B, h, w, 1] in [0, 1], or None if all count
-          in full; and the index i32[B] for `low_images`.
+
+        Returns:
+          f32[B, h, w, C]; how much each pixel or latent counts, f32[B, h, w, 1] in [0, 1], or None if all count in
+          full; and the index i32[B] for `low_images`.
         """
 
     def low_images(self, frozen: Arrays, index: jax.Array, x: jax.Array, factor: int) -> tuple[jax.Array, tuple]:

@@ -64,8 +64,10 @@ class PromptEncoder(abc.ABC):
           size: in pixels.
           clip_skip: as in the attributes.
           tokenizers: component -> its tokenizer, if they are already open; None opens them.
-        Raises: WeightsError if a text encoder or a tokenizer is missing, if they do not fit each other, or if clip_skip
-          leaves out every layer.
+
+        Raises:
+          WeightsError: if a text encoder or a tokenizer is missing, if they do not fit each other, or if clip_skip
+            leaves out every layer.
         """
         # The size of the token table says which ids an encoder can look up: JAX does not report one that is too high.
         encoders, table_sizes = {}, {}
@@ -113,8 +115,12 @@ class PromptEncoder(abc.ABC):
 
         Args:
           size: (height, width) of the images; None: the `size` of this object.
-        Returns: component -> {ids i32[N, L], mask i32[N, L]}, and what the family adds.
-        Raises: WeightsError for a token that a text encoder does not know.
+
+        Returns:
+          Component -> {ids i32[N, L], mask i32[N, L]}, and what the family adds.
+
+        Raises:
+          WeightsError: for a token that a text encoder does not know.
         """
         tokens: Tokens = {
             component: dict(zip(('ids', 'mask'), self.tokenizers[component](prompts), strict=True))

@@ -23,7 +23,8 @@ def photos(config: DreamBoothConfig) -> dict[str, list[ImageFile]]:
 
     Built-in subjects have no folder and are left out.
 
-    Raises: ImageError as list_images.
+    Raises:
+      ImageError: as list_images.
     """
     named = {_setting(config, number): subject.instance_dir for number, subject in enumerate(config.subjects())}
     return {setting: list_images(folder)[0] for setting, folder in named.items() if folder is not None}
@@ -52,9 +53,13 @@ def read(
       max_zoom: the largest zoom of random crops (data/images.py).
       order: setting, as in `photos` -> the names of its files in the order in which they are used. None: sorted by
         name.
-    Returns: the images of each size, from the widest to the tallest size; a size has masks if any of its images has
-      one.
-    Raises: ImageError for a folder, image or mask that cannot be used. ConfigError for an unknown built-in subject.
+
+    Returns:
+      The images of each size, from the widest to the tallest size; a size has masks if any of its images has one.
+
+    Raises:
+      ImageError: for a folder, image or mask that cannot be used.
+      ConfigError: for an unknown built-in subject.
     """
     square = (resolution, resolution)
     sizes = bucket_sizes(resolution, multiple) if config.data.aspect_buckets and multiple else (square,)
@@ -82,8 +87,10 @@ def read(
 def check_folders(config: DreamBoothConfig) -> None:
     """Warns about files that are skipped, and about captions that do not name the subject.
 
-    Raises: ImageError as `read`; ConfigError if no prompt that a step will read holds the new token of textual
-      inversion, because then nothing would train its table rows.
+    Raises:
+      ImageError: as `read`.
+      ConfigError: if no prompt that a step will read holds the new token of textual inversion, because then nothing
+        would train its table rows.
     """
     prompts: list[str] = []
     for subject in config.subjects():
@@ -124,7 +131,8 @@ def _words(prompt: str) -> set[str]:
 def describe_folders(config: DreamBoothConfig) -> str:
     """Describes the contents of the subjects' folders, one line per image.
 
-    Raises: ImageError as `read`.
+    Raises:
+      ImageError: as `read`.
     """
     lines = []
     for subject in config.subjects():

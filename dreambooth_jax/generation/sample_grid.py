@@ -55,7 +55,8 @@ class SampleGrid:
     def save_if_possible(self, cascade: Cascade, path: Path, title: str) -> None:
         """Saves the grid, or warns if the images cannot be generated: a training must not end because of its samples.
 
-        Raises: OSError if the disk does not take the file.
+        Raises:
+          OSError: if the disk does not take the file.
         """
         try:
             self.save(cascade, path, title)

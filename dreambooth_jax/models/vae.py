@@ -53,8 +53,12 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
       config: as diffusers writes it. Keys that start with '_' are ignored; missing keys have diffusers' defaults.
-    Returns: all keys of DEFAULTS.
-    Raises: ValueError, one sentence with the key, the value found and the values allowed.
+
+    Returns:
+      All keys of DEFAULTS.
+
+    Raises:
+      ValueError: one sentence with the key, the value found and the values allowed.
     """
     unknown = sorted(key for key in config if key not in DEFAULTS and not key.startswith('_'))
     if unknown:
@@ -100,7 +104,9 @@ def sample_latents(moments, noise, scaling_factor: float):
         LOG_VARIANCE_RANGE.
       noise: f[..., latent_channels], standard normal.
       scaling_factor: the result of scaling_factor(config).
-    Returns: f32[..., latent_channels].
+
+    Returns:
+      f32[..., latent_channels].
     """
     mean, log_variance = jnp.split(jnp.asarray(moments, jnp.float32), 2, axis=-1)
     deviation = jnp.exp(0.5 * jnp.clip(log_variance, *LOG_VARIANCE_RANGE))
@@ -277,7 +283,9 @@ class AutoencoderKL(nnx.Module):
       dtype: compute dtype; parameters are f32. With force_upcast, which is diffusers' default, float16 is replaced by
         float32, because activations overflow in float16. bfloat16 has the range of float32 and is kept.
       rngs: source of the initial parameters.
-    Raises: ValueError, one sentence, if the configuration is not supported.
+
+    Raises:
+      ValueError: one sentence, if the configuration is not supported.
     """
 
     def __init__(self, config: Mapping[str, Any], *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -299,9 +307,13 @@ class AutoencoderKL(nnx.Module):
 
         Args:
           pixels: f[B, H, W, in_channels] in [-1, 1]; H and W are multiples of `size_divisor`.
-        Returns: f32[B, H / size_divisor, W / size_divisor, 2 * latent_channels], the mean and then the log-variance,
-          which is not clipped. sample_latents and latent_mode compute latents from it.
-        Raises: ValueError if the shape is wrong.
+
+        Returns:
+          f32[B, H / size_divisor, W / size_divisor, 2 * latent_channels], the mean and then the log-variance, which is
+          not clipped. sample_latents and latent_mode compute latents from it.
+
+        Raises:
+          ValueError: if the shape is wrong.
         """
         self._check('pixels', pixels, self.in_channels, self.size_divisor)
         moments = self.encoder(pixels.astype(self.dtype))
@@ -314,8 +326,12 @@ class AutoencoderKL(nnx.Module):
 
         Args:
           latents: f[B, h, w, latent_channels], unscaled: what a UNet predicts, divided by scaling_factor(config).
-        Returns: f32[B, h * size_divisor, w * size_divisor, out_channels], about in [-1, 1] but not clipped.
-        Raises: ValueError if the shape is wrong.
+
+        Returns:
+          f32[B, h * size_divisor, w * size_divisor, out_channels], about in [-1, 1] but not clipped.
+
+        Raises:
+          ValueError: if the shape is wrong.
         """
         self._check('latents', latents, self.latent_channels, 1)
         latents = latents.astype(self.dtype)

@@ -27,7 +27,8 @@ class Callback(Protocol):
     def __call__(self, step: int, state: TrainState) -> Mapping[str, float] | None:
         """Called with the number of steps taken and the state after them.
 
-        Returns: name -> number, which the metrics of this step get in a line of their own; or None.
+        Returns:
+          Name -> number, which the metrics of this step get in a line of their own; or None.
         """
 
 

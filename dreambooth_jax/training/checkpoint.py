@@ -28,7 +28,9 @@ class Checkpoints:
     Args:
       folder: the folder of all steps; it is made if it is missing.
       keep: how many of the newest checkpoints are kept. An older one is deleted only after the newer one is complete.
-    Raises: CheckpointError if the folder cannot be made.
+
+    Raises:
+      CheckpointError: if the folder cannot be made.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2):
@@ -54,8 +56,9 @@ class Checkpoints:
 
         A checkpoint that exists for this step is left as it is.
 
-        Raises: CheckpointError if the folder holds a later step or cannot be written, and also if an earlier save has
-          failed in the meantime.
+        Raises:
+          CheckpointError: if the folder holds a later step or cannot be written, and also if an earlier save has failed
+            in the meantime.
         """
         latest = self.latest
         if latest is not None and latest > step:
@@ -71,8 +74,8 @@ class Checkpoints:
     def restore(self, like: Any, step: int | None = None) -> Any:
         """Returns the state at `step` (None: the newest), in the layout and on the devices of `like`.
 
-        Raises: CheckpointError if there is no checkpoint, or if its arrays have other names, shapes or dtypes than
-          `like`.
+        Raises:
+          CheckpointError: if there is no checkpoint, or if its arrays have other names, shapes or dtypes than `like`.
         """
         step = self.latest if step is None else step
         if step is None:
@@ -89,7 +92,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the save that is under way.
 
-        Raises: CheckpointError if that save failed.
+        Raises:
+          CheckpointError: if that save failed.
         """
         with self._explained(f'the last checkpoint could not be written to {self.folder}'):
             self._manager.wait_until_finished()

@@ -131,8 +131,12 @@ def run(
       steps_per_dispatch: the largest number of steps in one dispatch.
       log: where the numbers go.
       stop: says whether the run was asked to end.
-    Returns: the state, and whether it reached `steps`. False means that the run was asked to stop; the state is saved.
-    Raises: TrainingError if a loss or a gradient is not finite; whatever a callback raises.
+
+    Returns:
+      The state, and whether it reached `steps`. False means that the run was asked to stop; the state is saved.
+
+    Raises:
+      TrainingError: if a loss or a gradient is not finite; whatever a callback raises.
     """
     first = step = int(state.step)
     regular = [callback for callback in (save, *callbacks) if callback.every]

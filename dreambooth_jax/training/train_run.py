@@ -135,9 +135,14 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
 
     Args:
       workdir: the folder of the run.
-    Returns: the state, and whether it reached the last step. False means that a signal stopped the training early; the
-      state is saved.
-    Raises: CheckpointError, TrainingError.
+
+    Returns:
+      The state, and whether it reached the last step. False means that a signal stopped the training early; the state
+      is saved.
+
+    Raises:
+      CheckpointError: if a checkpoint cannot be read or written; see training/checkpoint.py.
+      TrainingError: if the training fails; see loop.run.
     """
     placement, budget = run.placement, run.budget
     frozen = placement.place(run.frozen)

@@ -54,8 +54,12 @@ def find_weights(folder: Path, stem: str) -> Path:
     Args:
       folder: the folder of the component, such as unet/.
       stem: 'diffusion_pytorch_model' (diffusers) or 'model' (transformers).
-    Returns: the path of the .safetensors file or of the index of its shards.
-    Raises: WeightsError if there is no such file. The message says so if the folder holds only pickled weights.
+
+    Returns:
+      The path of the .safetensors file or of the index of its shards.
+
+    Raises:
+      WeightsError: if there is no such file. The message says so if the folder holds only pickled weights.
     """
     candidates = [folder / f'{stem}{SUFFIX}', folder / f'{stem}{INDEX_SUFFIX}']
     for variant in VARIANTS:
@@ -76,7 +80,8 @@ def find_weights(folder: Path, stem: str) -> Path:
 def refuse_pickled(path: Path) -> None:
     """Refuses a pickled file.
 
-    Raises: WeightsError, always. It says why such a file is refused and how to convert it.
+    Raises:
+      WeightsError: always. It says why such a file is refused and how to convert it.
     """
     raise WeightsError(
         f'{path} is a pickled checkpoint, which can run any code when it is opened; convert it to safetensors where '
@@ -94,7 +99,8 @@ class Header(NamedTuple):
 def read_header(path: Path) -> Header:
     """Reads the names, shapes and metadata of a .safetensors file without reading its values.
 
-    Raises: WeightsError for the same files as read_tensors.
+    Raises:
+      WeightsError: for the same files as read_tensors.
     """
     with _opened(Path(path)) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -108,9 +114,13 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
       path: the file or the index.
       wanted: takes a tensor's name and says whether to read that tensor. It has no effect on shards, which are read
         completely.
-    Returns: {name: array}. Floating-point tensors are f32; the others keep their stored dtype.
-    Raises: WeightsError, one sentence, if the file is missing, pickled, truncated, damaged, quantised or not a
-      safetensors file, or if an index does not describe its shards.
+
+    Returns:
+      {name: array}. Floating-point tensors are f32; the others keep their stored dtype.
+
+    Raises:
+      WeightsError: one sentence, if the file is missing, pickled, truncated, damaged, quantised or not a safetensors
+        file, or if an index does not describe its shards.
     """
     path = Path(path)
     if path.name.endswith('.json'):
@@ -148,7 +158,9 @@ def _refuse_quantised(path: Path, types: Mapping[str, str]) -> None:
     Args:
       path: the file, for the error.
       types: {tensor name: dtype as the header writes it}.
-    Raises: WeightsError, one sentence, for the first such tensor.
+
+    Raises:
+      WeightsError: one sentence, for the first such tensor.
     """
     for name, kind in types.items():
         last = name.rpartition('.')[2]
@@ -185,8 +197,11 @@ def _opened(path: Path):
 def read_metadata(path: Path) -> dict[str, str]:
     """Reads the metadata in the header of a .safetensors file.
 
-    Returns: {key: text}; empty if the file has none.
-    Raises: WeightsError for the same files as read_tensors.
+    Returns:
+      {key: text}; empty if the file has none.
+
+    Raises:
+      WeightsError: for the same files as read_tensors.
     """
     with _opened(Path(path)) as file:
         return file.metadata() or {}
@@ -272,8 +287,12 @@ def write_tensors(
       max_shard_bytes: the largest size of one file, in bytes. A larger tensor gets a file of its own.
       metadata: additional texts for the headers of the files. The entry 'format': 'pt' is always written, because
         PyTorch's readers require it.
-    Returns: the paths of the files that were written.
-    Raises: WeightsError if the dtype is unknown or the file cannot be written to the disk; nothing is replaced then.
+
+    Returns:
+      The paths of the files that were written.
+
+    Raises:
+      WeightsError: if the dtype is unknown or the file cannot be written to the disk; nothing is replaced then.
     """
     path = Path(path)
     storage = _storage_dtype(dtype)
@@ -346,8 +365,12 @@ def as_stored(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
       name: the tensor's name, for the error.
       value: the tensor.
       dtype: one of STORAGE_DTYPES; only floating-point tensors are converted to it.
-    Returns: a contiguous array.
-    Raises: WeightsError if the dtype is unknown, or if float16 cannot hold a finite value of the tensor.
+
+    Returns:
+      A contiguous array.
+
+    Raises:
+      WeightsError: if the dtype is unknown, or if float16 cannot hold a finite value of the tensor.
     """
     value, dtype = np.asarray(value), _storage_dtype(dtype)
     with np.errstate(over='ignore'):

@@ -65,7 +65,9 @@ def read_pipeline(
       prediction_type: 'epsilon' or 'v_prediction'; it overrides what the model says. SD 2.x files may not say it.
       tokenizer_dir: only for a single file, which holds no tokenizer; see tokenizer_folders.py.
       revision: branch, tag or commit of a hub model; None means its main branch.
-    Raises: WeightsError, one sentence, followed by one line for each tensor that does not fit.
+
+    Raises:
+      WeightsError: one sentence, followed by one line for each tensor that does not fit.
     """
     known = _networks(families)
     components = known if components is None else tuple(components)
@@ -115,7 +117,9 @@ def read_second_stage(
       families: those that may be found.
       dtype: compute dtype, as in read_pipeline.
       revision: as in read_pipeline.
-    Raises: WeightsError, as read_pipeline does.
+
+    Raises:
+      WeightsError: as read_pipeline does.
     """
     options = {'families': families, 'dtype': dtype, 'revision': revision}
     texts = [component for family in families for component in family.tokenizers]
@@ -168,7 +172,9 @@ def _read_config(folder: Path, component: str, class_name: str) -> Mapping[str, 
       folder: the folder of the network.
       component: name of the network.
       class_name: the class of the network according to model_index.json.
-    Raises: WeightsError if the file is missing or damaged, or if the configuration is not supported.
+
+    Raises:
+      WeightsError: if the file is missing or damaged, or if the configuration is not supported.
     """
     path = folder / 'config.json'
     config = _read_json(path)
@@ -188,7 +194,8 @@ def _read_config(folder: Path, component: str, class_name: str) -> Mapping[str, 
 def _read_network(folder: Path, component: str, config: Mapping[str, Any], dtype) -> Network:
     """Reads the weights of one network.
 
-    Raises: WeightsError if a file is missing or damaged, or if its tensors do not fit the configuration.
+    Raises:
+      WeightsError: if a file is missing or damaged, or if its tensors do not fit the configuration.
     """
     try:
         model = abstract_network(component, config, dtype)
@@ -218,9 +225,13 @@ def write_pipeline(
       super_resolution: the second stage, which is written into super_resolution/.
       dtype: dtype of the stored weights: 'float32', 'float16' or 'bfloat16'.
       max_shard_bytes: networks larger than this many bytes are split into several files.
-    Returns: the folder.
-    Raises: WeightsError if `folder` is a file or a folder that is not a pipeline, if a part does not fit, or if the
-      folder cannot be written to the disk. Nothing is replaced then.
+
+    Returns:
+      The folder.
+
+    Raises:
+      WeightsError: if `folder` is a file or a folder that is not a pipeline, if a part does not fit, or if the folder
+        cannot be written to the disk. Nothing is replaced then.
     """
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _is_pipeline(folder)):

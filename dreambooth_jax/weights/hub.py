@@ -29,7 +29,9 @@ def find(name: str | os.PathLike, *, folders: Sequence[str], revision: str | Non
         here, or if it ends like a file of weights; so a mistyped path is not looked up on the network.
       folders: the folders of a hub repository to download.
       revision: branch, tag or commit of a hub repository; None means its main branch.
-    Raises: WeightsError, one sentence: what was found, what is allowed and what to do.
+
+    Raises:
+      WeightsError: one sentence: what was found, what is allowed and what to do.
     """
     # A revision means something only for a model on the hub; ignoring it elsewhere would hide a mistake.
     if revision is not None and (_is_here(name) or not HUB_ID.fullmatch(str(name))):
@@ -114,8 +116,12 @@ def download(name: str, allowed: Sequence[str], ignored: Sequence[str] = (), *, 
       allowed: patterns of the files to download.
       ignored: patterns of files that are left out even if `allowed` matches them.
       revision: branch, tag or commit; None means the main branch.
-    Returns: the folder of the repository in the cache.
-    Raises: WeightsError, one sentence, if huggingface_hub is not installed or the download fails.
+
+    Returns:
+      The folder of the repository in the cache.
+
+    Raises:
+      WeightsError: one sentence, if huggingface_hub is not installed or the download fails.
     """
     try:
         import huggingface_hub

@@ -77,7 +77,9 @@ def foreign(
       unused: names of the tensors that belong to no layer of the model.
       networks: {component: parameters} of the model.
       layouts: the generations of models that are called by their names, in the order in which they are tried.
-    Returns: the rest of a sentence that begins with the name of the file; None if the file is not recognised.
+
+    Returns:
+      The rest of a sentence that begins with the name of the file; None if the file is not recognised.
     """
     unused = tuple(unused)
     if set(tensors) in _INVERSIONS:

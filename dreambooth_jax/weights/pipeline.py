@@ -183,7 +183,8 @@ class Pipeline:
     def size(self) -> int:
         """`native_size`, which must be known.
 
-        Raises: WeightsError, one sentence, if the model does not say it.
+        Raises:
+          WeightsError: one sentence, if the model does not say it.
         """
         if self.native_size is None:
             found = self.denoiser.config.get('sample_size')
@@ -237,8 +238,10 @@ def kind_of(component: str, config: Mapping[str, Any]) -> Kind:
     Args:
       component: name of the component, such as 'unet' or 'text_encoder'.
       config: contents of the file.
-    Raises: ValueError, one sentence, if the class is not supported for this component, such as a text encoder that is
-      neither a T5 nor a CLIP, or if the weights are quantised.
+
+    Raises:
+      ValueError: one sentence, if the class is not supported for this component, such as a text encoder that is neither
+        a T5 nor a CLIP, or if the weights are quantised.
     """
     if config.get('quantization_config') is not None:
         raise ValueError('quantization_config is there, but quantised weights cannot be trained; give plain ones')
@@ -270,7 +273,9 @@ def abstract_network(component: str, config: Mapping[str, Any], dtype=jnp.float3
       config: contents of its config.json.
       dtype: compute dtype; parameters are f32.
       **options: further arguments of the constructor.
-    Raises: ValueError, one sentence, if the configuration is not supported.
+
+    Raises:
+      ValueError: one sentence, if the configuration is not supported.
     """
     return _abstract_network(component, json.dumps(config, sort_keys=True), jnp.dtype(dtype), **options)
 
@@ -295,7 +300,9 @@ def filled_network(
       tensors: {name in a checkpoint of diffusers or transformers: array}.
       dtype: compute dtype of the network.
       source: name of the checkpoint for an error.
-    Raises: WeightsError with one line for each tensor that does not fit.
+
+    Raises:
+      WeightsError: with one line for each tensor that does not fit.
     """
     kind = kind_of(component, config)
     params = mapping.load(model, tensors, aliases=kind.aliases, ignored=kind.ignored, source=source)
