@@ -2,11 +2,8 @@
 
 import types
 
-import pytest
-
-from dreambooth_jax.families import deepfloyd_if, sd_upscaler, sdxl, stable_diffusion
+from dreambooth_jax.families import deepfloyd_if, sd_upscaler, stable_diffusion
 from dreambooth_jax.families.image_space import LatentSpace, PixelSpace
-from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network
 from tests.support import made_pipelines, smallest_pipelines, tiny_pipelines
 from tests.support import tiny_networks as tiny
@@ -68,36 +65,6 @@ def test_a_pixel_stage_enlarges_to_its_own_size_and_the_upscaler_by_its_vae():
         'StableDiffusionUpscalePipeline', smallest_pipelines.LATENT_UPSCALER, vae=smallest_pipelines.VAE
     )
     assert upscaler.family.enlarged_size(upscaler, 24) == 48
-
-
-@pytest.mark.parametrize(
-    ('unet', 'options', 'highest'),
-    [
-        ({}, {}, 350),
-        ({'num_class_embeds': 10}, {}, 9),
-        ({}, {'max_noise_level': 5}, 5),
-        ({}, {'max_noise_level': 5000}, 999),
-    ],
-)
-def test_the_upscaler_takes_no_level_that_it_cannot_look_up(unet, options, highest):
-    found = pipeline('StableDiffusionUpscalePipeline', unet, image_noising_scheduler=SCHEDULER, options=options)
-    assert sd_upscaler.FAMILY.highest_noise_level(found) == highest
-    second = pipeline('IFSuperResolutionPipeline', tiny.SUPER_RESOLUTION_UNET, image_noising_scheduler=SCHEDULER)
-    assert second.family.highest_noise_level(second) == 999
-
-
-def test_only_stable_diffusion_puts_its_scheduler_right():
-    pixels = pipeline('IFPipeline', {'in_channels': 3, 'out_channels': 3})
-    for found, offset in ((latent(), 1), (pixels, 0)):
-        assert found.family.process(found).sampling('ddim').steps_offset == offset
-
-
-def test_the_refiner_is_refused_by_its_missing_text_encoder():
-    sdxl.FAMILY.check_parts(['unet', 'vae', 'text_encoder', 'text_encoder_2'], 'x')
-    sdxl.FAMILY.check_parts(['unet'], 'x')
-    with pytest.raises(WeightsError, match='^x names no text_encoder, as that of the SDXL refiner'):
-        sdxl.FAMILY.check_parts(['unet', 'vae', 'text_encoder_2'], 'x')
-    assert stable_diffusion.FAMILY.check_parts(['text_encoder_2'], 'x') is None
 
 
 def test_text_is_shared_among_stages_that_read_it_alike():

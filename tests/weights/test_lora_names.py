@@ -125,6 +125,9 @@ def test_a_name_of_two_layers_is_no_name():
 
 
 def test_kohya_is_known_to_drop_the_ends_and_the_embeddings_alone():
-    dropped = [name for name in ('conv_in', 'time_embedding.linear_2', QUERY, 'up_blocks.0.resnets.1.conv1', CLIP)
-               if lora_names.UNKNOWN_TO_KOHYA.fullmatch(name)]  # fmt: skip
+    dropped = [
+        name
+        for name in ('conv_in', 'time_embedding.linear_2', QUERY, 'up_blocks.0.resnets.1.conv1', CLIP)
+        if lora_names.UNKNOWN_TO_KOHYA.fullmatch(name)
+    ]
     assert dropped == ['conv_in', 'time_embedding.linear_2']

@@ -34,10 +34,13 @@ def with_config(pipeline, **config):
         ('vae', {'_class_name': 'AutoencoderKL'}, 'AutoencoderKL'),
         ('text_encoder', {}, 'T5EncoderModel'),
         ('text_encoder', {'model_type': 'clip_text_model'}, 'CLIPTextModel'),
-        ('text_encoder_2', {'model_type': 'clip', 'architectures': ['CLIPTextModelWithProjection']},
-         'CLIPTextModelWithProjection'),
+        (
+            'text_encoder_2',
+            {'model_type': 'clip', 'architectures': ['CLIPTextModelWithProjection']},
+            'CLIPTextModelWithProjection',
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_class_of_a_network_follows_from_its_name_or_its_configuration(component, config, name):
     assert kind_of(component, config).class_name == name
 
