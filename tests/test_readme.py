@@ -108,8 +108,6 @@ def test_every_example_config_resolves(code):
 
 @pytest.mark.parametrize('path', sorted(set(re.findall(r'\]\((?!https?:|#)([^)\s]+)\)', README))))
 def test_every_link_leads_somewhere(path):
-    if path.endswith('.png') and not (ROOT / path).exists():
-        pytest.skip(f'the image {path} is not generated yet')
     assert (ROOT / path).exists()
 
 
