@@ -31,8 +31,8 @@ def test_a_gradient_goes_from_top_to_bottom_and_is_alike_in_a_row():
 
 def test_rectangles_side_by_side_do_not_overlap():
     p = pen()
-    p.rect(0.0, 0.0, 0.5, 1.0, (255, 0, 0))
     p.rect(0.5, 0.0, 1.0, 1.0, (0, 255, 0))
+    p.rect(0.0, 0.0, 0.5, 1.0, (255, 0, 0))  # the later one would lie over the earlier
     reds = np.asarray(p.image)[..., 0] == 255
     assert reds[:, :20].all() and not reds[:, 20:].any()
 
