@@ -173,7 +173,8 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
                 key=placement.place_state(lambda: jax.random.key(run.seed)),
                 fetch=fetch,
             ),
-            SaveCheckpoint(checkpoints, placement, run.checkpoint.every),
+            # A checkpoint says that its steps are done with, so their numbers must be on disk.
+            SaveCheckpoint(checkpoints, placement, run.checkpoint.every, writer.flush if writer else lambda: None),
             run.callbacks,
             steps=budget.steps,
             steps_per_dispatch=budget.steps_per_dispatch,
