@@ -55,11 +55,14 @@ class SampleGrid:
     def save_if_possible(self, cascade: Cascade, path: Path, title: str) -> None:
         """Saves the grid, or warns if the images cannot be generated: a training must not end because of its samples.
 
-        Raises: OSError if the disk does not take the file.
+        Raises: OSError if the disk does not take the file; with several hosts also JaxRuntimeError, because a host that
+          goes on alone would wait for the others for ever.
         """
         try:
             self.save(cascade, path, title)
         except (TrainingError, ConfigError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+                raise
             logging.warning('no samples of %s, training goes on: %s', title, error)
 
     def save(self, cascade: Cascade, path: Path, title: str) -> np.ndarray:

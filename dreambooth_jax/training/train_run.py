@@ -17,7 +17,7 @@ import optax
 
 from dreambooth_jax.config import CheckpointConfig
 from dreambooth_jax.monitoring.metrics import Metrics
-from dreambooth_jax.training import loop
+from dreambooth_jax.training import hosts, loop
 from dreambooth_jax.training.callbacks import Callback, SaveCheckpoint
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import Placement
@@ -163,6 +163,7 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
         closing.callback(checkpoints.close)
         if writer:
             closing.callback(writer.close)
+        closing.enter_context(hosts.together())
         return loop.run(
             state,
             loop.Program(
