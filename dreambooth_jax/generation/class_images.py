@@ -294,7 +294,9 @@ def _file(folder: Path, prompt: str, number: int, super_resolution: bool) -> Cla
 def _alone(folder: Path, files: Sequence[ClassImage]) -> contextlib.AbstractContextManager[None]:
     """Locks the folder, so that another run that shares it waits and then uses our images."""
     paths = [path for file in files for path in (file.path, file.super_resolution) if path is not None]
-    if all(path.is_file() for path in paths):
+    # A lock beside complete images is that of a run that still writes the manifest, or was left by a killed one.
+    is_locked = (folder / lock.FILE).exists() and os.access(folder, os.W_OK)
+    if not is_locked and all(path.is_file() for path in paths):
         return contextlib.nullcontext()  # the folder may be one that cannot be written
     return lock.locked(folder, '', wait=True)
 

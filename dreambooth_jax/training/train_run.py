@@ -17,7 +17,7 @@ import optax
 
 from dreambooth_jax.config import CheckpointConfig
 from dreambooth_jax.monitoring.metrics import Metrics
-from dreambooth_jax.training import loop
+from dreambooth_jax.training import hosts, loop
 from dreambooth_jax.training.callbacks import Callback, SaveCheckpoint
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import Placement
@@ -168,6 +168,7 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
         closing.callback(checkpoints.close)
         if writer:
             closing.callback(writer.close)
+        closing.enter_context(hosts.together())
         return loop.run(
             state,
             loop.Program(
@@ -178,7 +179,8 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
                 key=placement.place_state(lambda: jax.random.key(run.seed)),
                 fetch=fetch,
             ),
-            SaveCheckpoint(checkpoints, placement, run.checkpoint.every),
+            # A checkpoint says that its steps are done with, so their numbers must be on disk.
+            SaveCheckpoint(checkpoints, placement, run.checkpoint.every, writer.flush if writer else lambda: None),
             run.callbacks,
             steps=budget.steps,
             steps_per_dispatch=budget.steps_per_dispatch,

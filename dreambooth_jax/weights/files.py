@@ -305,8 +305,8 @@ def write_tensors(
     index = path.with_name(stem + INDEX_SUFFIX)
     written = [path.with_name(name) for name in names]
     # All files are first written under temporary names: a full disk must not damage the old files, and a signal must
-    # not leave an incomplete file.
-    temporary = [file.with_name(f'.{file.name}.{os.getpid()}.tmp') for file in (*written, index)]
+    # not leave an incomplete file. A kill may leave one, so the names are the same at the next attempt.
+    temporary = [file.with_name(f'.{file.name}.part') for file in (*written, index)]
     header = {**(metadata or {}), 'format': 'pt'}
     leftovers = contextlib.ExitStack()
     try:

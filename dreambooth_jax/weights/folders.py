@@ -17,7 +17,6 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -215,9 +214,9 @@ def write_pipeline(
 ) -> Path:
     """Writes a pipeline folder that this package and PyTorch's diffusers can open.
 
-    The folder is first written under a temporary name beside its final path and then moved there, so that a folder of
-    the final name is always complete. An existing pipeline folder is replaced. The second stage inside it is kept
-    unless a new one is given.
+    The folder is first written under a temporary name beside its final path, .NAME.part, and then moved there, so that
+    a folder of the final name is always complete. An existing pipeline folder is replaced. The second stage inside it
+    is kept unless a new one is given. What a process that was killed has left beside the folder is removed.
 
     Args:
       pipeline: a pipeline with a denoiser. Text encoders and tokenizers may be missing and are then written as absent.
@@ -237,9 +236,11 @@ def write_pipeline(
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _is_pipeline(folder)):
         raise WeightsError(f'{folder} exists and is no pipeline folder; give a new or empty folder.')
     options = {'dtype': dtype, 'max_shard_bytes': max_shard_bytes}
+    temporary = folder.with_name(f'.{folder.name}.part')
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+        _recover(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
     except OSError as error:
         raise WeightsError(f'{folder} cannot be made: {disk.reason(error)}.') from None
     # Errors name the final folder instead of the temporary one, which the user does not know.
@@ -260,8 +261,18 @@ def write_pipeline(
     return folder
 
 
+def _old(folder: Path) -> Path:
+    return folder.with_name(f'.{folder.name}.old')  # not in the temporary folder, which a signal removes
+
+
+def _recover(folder: Path) -> None:
+    """Puts the old folder back if a process was killed between moving it away and putting the new one in its place."""
+    if _is_pipeline(_old(folder)) and not folder.exists():
+        os.replace(_old(folder), folder)
+
+
 def _put_in_place(new: Path, folder: Path) -> None:
-    old = folder.with_name(f'.{folder.name}.old')  # not in the temporary folder, which a signal removes
+    old = _old(folder)
     if folder.is_dir():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
