@@ -9,17 +9,17 @@ It is a run on four photos, with the networks of published.py. Every setting can
 those of `train --dry_run`, whose code counts them. Counts of compiled programs are kept in --workdir, by the program's
 text, so that a program is compiled once.
 
+With --buffers_only the TPU compiler is stopped once it has assigned buffers, which takes a tenth of its time or less
+(compiled.py).
+
 With --depth, the denoisers have at most so many equal layers behind each other. Programs are compiled at every depth
 given; the temporaries of the whole network lie on the line through the two largest, and with a third depth the line's
 error there is told.
 """
 
 import dataclasses
-import hashlib
-import json
-import re
-import time
-import types
+import importlib.metadata
+import os
 from pathlib import Path
 
 from absl import flags
@@ -36,10 +36,10 @@ _DEVICES = flags.DEFINE_integer(
 )
 _ONLY = flags.DEFINE_string('only', '', 'Regular expression of the programs that are compiled, such as "step base".')
 _DEPTH = flags.DEFINE_multi_integer('depth', [], 'Most equal layers behind each other. Several times.', lower_bound=1)
+_BUFFERS = flags.DEFINE_bool('buffers_only', False, 'Stop the compiler once it has assigned buffers; with --topology.')
 _TINY = flags.DEFINE_bool('tiny', False, 'Networks of a few thousand weights, to try the script out.')
 _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/phases', "Keeps the compiler's counts.")
 
-FIELDS = ('argument', 'output', 'alias', 'temp')
 HEADINGS = ('phase', 'program', 'weights', 'optimizer', 'data', 'temporaries', 'together', 'temporaries counted')
 
 
@@ -96,73 +96,6 @@ def plan(config: DreamBoothConfig, made: dict, where, count=None) -> tuple[list,
     return uses, memory_plan.host_bytes(cascade, planned)
 
 
-class Counted:
-    """Counts of compiled programs, kept in a folder by the program's text.
-
-    Attributes:
-      told: the name of every program that was asked for -> how its temporaries were counted.
-    """
-
-    def __init__(self, folder: Path, only: str):
-        self.folder, self.only, self.told = folder, re.compile(only), {}
-
-    def __call__(self, name: str, lower):
-        """As `count` of memory_plan.uses; None for programs that are not to be compiled."""
-        import jax
-
-        from dreambooth_jax.finetune import memory_plan
-
-        if not self.only.search(name):
-            return None
-        lowered = lower()
-        text = f'{jax.__version__} {compiler()} {lowered.as_text()}'
-        path = self.folder / f'{hashlib.sha256(text.encode()).hexdigest()[:24]}.json'
-        if not path.is_file():
-            print(f'compiling {name} ...', flush=True)
-            started = time.perf_counter()
-            counts, refused = memory_plan.compiled_counts(lowered)
-            seconds = round(time.perf_counter() - started)
-            found = {field: getattr(counts, f'{field}_size_in_bytes', None) for field in FIELDS}
-            found |= {'program': name, 'refused': refused, 'seconds': seconds}
-            experiment.write_json(path, found)
-            print(f'{json.dumps(found)}', flush=True)
-        found = json.loads(path.read_text())
-        self.told[name] = f'compiled in {found["seconds"]} s'
-        counts = types.SimpleNamespace(**{f'{field}_size_in_bytes': found[field] for field in FIELDS})
-        return counts, found['refused'] and tuple(found['refused'])
-
-
-def compiler() -> str:
-    """The version of the TPU compiler, if one is asked."""
-    import importlib.metadata
-
-    return f'libtpu {importlib.metadata.version("libtpu")}' if _TOPOLOGY.value else ''
-
-
-def extrapolated(uses: list, at: dict, full: dict) -> list:
-    """(use, how its temporaries were counted) of every program of the whole networks.
-
-    Args:
-      uses: of the whole networks, whose temporaries were not counted.
-      at: depth -> the uses of networks of that depth.
-      full: stage -> depth of its whole denoiser.
-    """
-    rows = []
-    for index, use in enumerate(uses):
-        counts = {depth: made[index].temporaries for depth, made in at.items() if made[index].complete}
-        stage = 'super_resolution' if 'super_resolution' in (use.program + use.phase) else 'base'
-        *third, low, high = [None, None, *sorted(counts)]
-        if low is None:
-            rows.append((use, ''))
-            continue
-        slope = (counts[high] - counts[low]) / (high - low)
-        line = lambda depth: int(counts[high] + slope * (depth - high))  # noqa: B023, E731
-        told = f'extrapolated to depth {full[stage]} from {low} and {high}'
-        told += f', where {third[-1]} is {line(third[-1]) / counts[third[-1]] - 1:+.1%} off' if third[-1] else ''
-        rows.append((dataclasses.replace(use, temporaries=line(full[stage]), complete=True, limit=None), told))
-    return rows
-
-
 def row_of(use, told: str) -> list[str]:
     """A row of the table; GB are 10^9 bytes."""
     sizes = (use.weights, use.state, use.data, use.temporaries, use.total)
@@ -174,11 +107,15 @@ def row_of(use, told: str) -> list[str]:
 
 def main(argv) -> None:
     del argv
+    import compiled
     import jax
 
     from dreambooth_jax.finetune import plan as plans
     from dreambooth_jax.finetune import target
 
+    if _BUFFERS.value and _TOPOLOGY.value and compiled.DUMP not in os.environ:
+        compiled.one_at_a_time()
+    compiler = f'libtpu {importlib.metadata.version("libtpu")}' if _TOPOLOGY.value else ''
     settings = _CONFIG.value.to_dict()
     settings['parallel']['dtype'] = 'bfloat16'
     settings['data']['instance_dir'] = 'photos'  # it is not looked into
@@ -190,7 +127,7 @@ def main(argv) -> None:
         devices = where.devices or jax.devices()[: _DEVICES.value or 1]
         devices = devices[: _DEVICES.value]
         where = dataclasses.replace(where, devices=devices, name=f'{len(devices)} of {where.name}')
-        counted = Counted(Path(_WORKDIR.value), _ONLY.value)
+        counted = compiled.Counted(Path(_WORKDIR.value), _ONLY.value, compiler)
         if _DEPTH.value:
             at = {}
             for depth in sorted(set(_DEPTH.value)):
@@ -199,11 +136,11 @@ def main(argv) -> None:
                     config, {name: stage.shallow(depth) for name, stage in made.items()}, where, counted
                 )
             uses, host = plan(config, made, dataclasses.replace(where, compiler=None))
-            rows = extrapolated(uses, at, {name: stage.depth for name, stage in made.items()})
+            rows = compiled.extrapolated(uses, at, {name: stage.depth for name, stage in made.items()})
         else:
             uses, host = plan(config, made, where, counted)
             rows = [(use, _told(use, counted.told)) for use in uses]
-        print(f'for {where.name}, JAX {jax.__version__} {compiler()}:')
+        print(f'for {where.name}, JAX {jax.__version__} {compiler}:')
         print('\n'.join(plans.memory_lines([use for use, _ in rows], where, host)))
         print(experiment.table(HEADINGS, [row_of(*row) for row in rows]))
 
