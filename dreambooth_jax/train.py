@@ -103,7 +103,6 @@ def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, 
     placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
     original, cascade = original.on(placement), cascade.on(placement)
     images = class_images.class_images_of(config, original, workdir, class_photos)
-    original.release()  # next, images and prompts are encoded, by other networks
     examples.check_class_images(config, cascade, images)
     grid = SampleGrid(
         original,

@@ -104,12 +104,15 @@ def test_large_images_are_decoded_a_few_of_every_device_at_a_time(at_once, monke
 
 def test_images_above_a_size_are_decoded_in_tiles(monkeypatch):
     space = latents()
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 6, 4)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 32, 30, 4)), jnp.float32)
     whole = space.decode(space.vae.params, x)
-    monkeypatch.setattr(image_space, '_TILE', 8)
+    monkeypatch.setattr(image_space, '_TILE', 64)
+    np.testing.assert_array_equal(space.decode(space.vae.params, x), whole)  # one tile
+    monkeypatch.setattr(image_space, '_TILE', 48)
     tiled = space.decode(space.vae.params, x)
-    assert tiled.shape == whole.shape == (2, 16, 12, 3)
-    assert 0 < np.abs(tiled - whole).mean() < 0.2 * np.abs(whole).mean()
+    assert tiled.shape == whole.shape == (1, 64, 60, 3)
+    # Not equal, because norms see a tile; with the white noise that is decoded here 8 % apart.
+    assert 0 < np.abs(tiled - whole).mean() < 0.15 * np.abs(whole).mean()
 
 
 @pytest.mark.parametrize(
