@@ -86,9 +86,9 @@ def _stop_at_buffers(folder: Path, keep: Callable[[dict, str], None]) -> None:
     """Waits until the compiler has written its buffers into an empty folder, keeps the count and ends the process."""
     while True:
         time.sleep(0.2)
-        # Written after the buffers, so that these are complete.
-        for done in folder.glob('*.after_optimizations_after_buffer_assignment.txt'):
-            text = Path(str(done).replace('_after_buffer_assignment', '-buffer-assignment')).read_text()
+        # Written after the buffers, so that these are complete. More would follow, for minutes with large programs.
+        for done in folder.glob('*.after_optimizations-buffer-assignment-values.txt'):
+            text = Path(str(done).replace('-values.txt', '.txt')).read_text()
             keep({**buffers(text), 'refused': None}, 'buffers assigned')
             os._exit(STOPPED)
 
