@@ -131,13 +131,15 @@ def class_images_of(
         return own
     smaller = [f'--config.prior.batch_size={prior.batch_size // 2}'] if prior.batch_size > 1 else []
     with memory.explained('class images are generated', smaller):
-        return ensure_class_images(
+        images = ensure_class_images(
             cascade,
             [subject.class_prompt for subject in config.subjects()],
             prior.dir or Path(workdir) / 'prior',
             SamplingOptions.of_class_images(config, super_resolution=SUPER_RESOLUTION in stages),
             count=prior.num_images,
         )
+    cascade.release()  # what comes next needs other networks
+    return images
 
 
 def _own_images(config: DreamBoothConfig, second: bool, order: Sequence[str] | None) -> list[ClassImage]:

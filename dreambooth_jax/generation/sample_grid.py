@@ -69,6 +69,7 @@ class SampleGrid:
     def save(self, cascade: Cascade, path: Path, title: str) -> np.ndarray:
         """Generates with the present weights, writes the grid as PNG and returns its pixels uint8[H, W, 3]."""
         groups = dict(zip(('ours, base stage', 'ours, super-resolution'), self._generate(cascade), strict=False))
+        cascade.release()  # the base model needs the place
         if self.original is not None:
             if self._answers is None:
                 self._answers = self._generate(self.original)[-1]

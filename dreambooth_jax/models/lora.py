@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dreambooth_jax.models.functional import Keys, Params
@@ -213,7 +214,8 @@ def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Par
         scales only A @ B.
 
     Returns:
-      The base parameters with updated kernels, computed in f32.
+      The base parameters with updated kernels, computed in f32; those of base parameters on the host are on the host
+      again, so that all of them together need no memory on a device.
     """
     adapter, merged = separate(params)
     for path in (_owner(name)[0] for name in adapter if _owner(name)[1] == A):
@@ -226,7 +228,8 @@ def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Par
             new = new if scale == 1 else kernel + scale * (new - kernel)
         else:
             new = kernel + scale * update
-        merged[f'{path}.kernel'] = new.astype(kernel.dtype)
+        new = new.astype(kernel.dtype)
+        merged[f'{path}.kernel'] = np.asarray(new) if isinstance(kernel, np.ndarray) else new
     return merged
 
 

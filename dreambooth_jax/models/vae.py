@@ -8,11 +8,13 @@ Source: diffusers 0.42.1 models/autoencoders/autoencoder_kl.py, vae.py; Rombach 
 """
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dreambooth_jax.models import configuration
@@ -117,6 +119,60 @@ def latent_mode(moments, scaling_factor: float):
     """Returns the most likely latents of an image, scaled for the UNet; for the shapes see `sample_latents`."""
     mean, _ = jnp.split(jnp.asarray(moments, jnp.float32), 2, axis=-1)
     return mean * scaling_factor
+
+
+def decode_in_tiles(decode: Callable[[jax.Array], jax.Array], latents, *, scale: int, tile: int):
+    """Decodes large images in overlapping tiles, one after the other, so that memory does not grow with the image.
+
+    Neighbouring tiles overlap by at least a quarter. There the weight of one falls linearly while that of the other
+    rises, as with enable_tiling in diffusers. The result is close to that of `decode`, but not equal: attention and the
+    statistics of norms are those of a tile. Images of one tile are decoded as they are.
+
+    Args:
+      decode: function from f[B, h, w, C] to f32[B, h * scale, w * scale, 3], for sides of at most `tile`.
+      latents: f[B, h, w, C].
+      scale: see size_divisor.
+      tile: largest side of a tile, in latents.
+    Returns: f32[B, h * scale, w * scale, 3].
+    """
+    batch, height, width, channels = latents.shape
+    if max(height, width) <= tile:
+        return decode(latents)
+    (tops, of_rows), (lefts, of_columns) = (_tiles(side, tile, scale) for side in (height, width))
+    size = (batch, min(tile, height), min(tile, width), channels)
+
+    def add(image, place):
+        row, column = place
+        top, left = jnp.array(tops)[row], jnp.array(lefts)[column]
+        part = decode(jax.lax.dynamic_slice(latents, (0, top, left, 0), size))
+        part = part * jnp.array(of_rows)[row][:, None, None] * jnp.array(of_columns)[column][:, None]
+        start = (0, top * scale, left * scale, 0)
+        return jax.lax.dynamic_update_slice(image, jax.lax.dynamic_slice(image, start, part.shape) + part, start), None
+
+    places = np.stack(np.meshgrid(np.arange(len(tops)), np.arange(len(lefts)), indexing='ij'), -1).reshape(-1, 2)
+    image = jax.eval_shape(decode, jax.ShapeDtypeStruct(size, latents.dtype))
+    empty = jnp.zeros((batch, height * scale, width * scale, image.shape[-1]), image.dtype)
+    return jax.lax.scan(add, empty, jnp.array(places))[0]
+
+
+def _tiles(side: int, tile: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divides a side into equal tiles; returns their first latents i32[N] and the weights f32[N, pixels of a tile]."""
+    size = min(side, tile)
+    count = 1 + math.ceil((side - size) / (0.75 * size))
+    starts = np.round(np.linspace(0, side - size, count)).astype(np.int32)
+    weights = np.zeros((count, side * scale))
+    for index, start in enumerate(starts):
+        ramp = np.ones(size * scale)
+        if index:
+            shared = (starts[index - 1] + size - start) * scale
+            ramp[:shared] *= np.arange(shared) / shared
+        if index < count - 1:
+            shared = (start + size - starts[index + 1]) * scale
+            ramp[-shared:] *= 1 - np.arange(shared) / shared
+        weights[index, start * scale : (start + size) * scale] = ramp
+    weights /= weights.sum(axis=0)  # 1 already, except where three tiles meet
+    cut = [row[start * scale : (start + size) * scale] for row, start in zip(weights, starts, strict=True)]
+    return starts, np.stack(cut).astype(np.float32)
 
 
 class PixelAttention(nnx.Module):

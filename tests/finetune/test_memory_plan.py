@@ -71,10 +71,14 @@ def test_what_a_stage_holds_is_what_lies_on_the_device(cascade, parallel, change
 def test_what_generation_holds_is_what_the_cascade_places(cascade, parallel, kind):
     config = settings(parallel=parallel, super_resolution={'steps': 1, 'with_prior': True})
     model = cascade(kind)
-    last = [use for use in uses_of(model, config) if use.phase == 'class images'][-1]
+    *prompts, last = (use for use in uses_of(model, config) if use.phase == 'class images')
     generating = model.on(make_placement(parallel['mode'], fsdp_min_bytes=config.parallel.fsdp_min_bytes))
     generating.generate(['a dog'], SamplingOptions.of_class_images(config, super_resolution=True), progress=False)
     assert last.weights == on_first(list(generating._on_device.values())) > 0
+    # Text encoders are there while prompts are encoded, and go before anything else comes.
+    texts = device_bytes(generating._devices.placed_shapes(model.weight_shapes(BASE, 'text_encoder')))
+    assert prompts[0].program == 'prompts' and prompts[0].weights == texts > 0
+    assert not {component for _, component in generating._on_device} & {'text_encoder'}
 
 
 @pytest.mark.parametrize('lora', [{}, {'rank': 2}], ids=['whole', 'lora'])
@@ -87,6 +91,8 @@ def test_what_samples_hold_besides_is_what_the_trained_cascade_places(cascade, l
     ours = [use for use in found if use.phase == 'samples of base' and not use.program.startswith('base model')][-1]
     run, trainable = stages[BASE].run, stages[BASE].trainable
     state = placement.place_state(run.init, placement.place(run.params))
+    if lora:  # merged on the host, then placed like any other model
+        state = jax.tree.map(np.asarray, state)
     trained = model.on(placement).with_params(base=trainable.plain(state.params))
     options = SamplingOptions.of_samples(config.samples, config.super_resolution)
     trained.generate(['a dog'], options, progress=False)
@@ -112,17 +118,16 @@ def test_the_phases_are_those_of_the_run(cascade):
     assert phases(latents, base={'train_text_encoder': True}, prior={'weight': 0.0}) == base
 
 
-def test_class_images_stay_on_the_device_until_all_is_encoded(cascade):
+def test_nothing_else_is_on_the_device_while_images_and_prompts_are_encoded(cascade):
     found = uses_of(cascade('latents'), settings())
-    left = [use for use in found if use.phase == 'class images'][-1].weights
     images, prompts = (use for use in found if use.phase == 'encoding for base')
     vae = sum(x.nbytes for x in cascade('latents').base.components['vae'].params.values())
     texts = sum(x.nbytes for x in cascade('latents').base.components['text_encoder'].params.values())
-    assert (images.program, images.weights) == ('images', left + vae)
-    assert (prompts.program, prompts.weights) == ('prompts', left + texts)
+    assert (images.program, images.weights) == ('images', vae)
+    assert (prompts.program, prompts.weights) == ('prompts', texts)
 
 
-def test_the_first_samples_hold_the_original_model_too(cascade):
+def test_the_first_samples_generate_with_the_original_model_after_ours(cascade):
     found = uses_of(cascade('pixels'), settings(super_resolution={'steps': 1}))
     first = [use.program for use in found if use.phase == 'samples of base']
     assert first == [
@@ -130,6 +135,27 @@ def test_the_first_samples_hold_the_original_model_too(cascade):
         *(f'base model, {program}' for program in ours),
     ]
     assert [use.program for use in found if use.phase == 'samples of super_resolution'] == ours
+
+
+def test_adapters_are_merged_into_a_model_like_the_original(cascade):
+    """Ours is released before the original generates, so that neither lies beside the other."""
+    found = uses_of(cascade('pixels'), settings(lora={'rank': 2}))
+    samples = {use.program: use.weights for use in found if use.phase == 'samples of base'}
+    for program in ('prompts', 'base sampler', 'super_resolution sampler'):
+        assert samples[program] == samples[f'base model, {program}'] > 0
+
+
+def test_programs_can_be_left_out_of_the_count(cascade):
+    config, asked = settings(), []
+
+    def count(name, lower):
+        asked.append(name)
+        return (Counts, None) if name == 'step base' else None
+
+    placement, stages = planned(cascade('pixels'), config)
+    with target.planned_for(compiled=True) as where:
+        found = memory_plan.uses(config, cascade('pixels'), stages, placement, where, count)
+    assert [use.program for use in found if use.complete] == ['step'] and 'base sampler' in asked
 
 
 class Counts:
@@ -141,7 +167,7 @@ class Counts:
 @pytest.mark.parametrize('kind', ['pixels', 'latents'])
 def test_every_program_is_counted_once(cascade, monkeypatch, kind):
     counted = []
-    monkeypatch.setattr(memory_plan, '_analysed', lambda lowered: (counted.append(lowered) or Counts, None))
+    monkeypatch.setattr(memory_plan, 'compiled_counts', lambda lowered: (counted.append(lowered) or Counts, None))
     found = uses_of(cascade(kind), settings(super_resolution={'steps': 1}), compiled=True)
     assert all(use.complete and use.temporaries >= 1010 and use.limit is None for use in found)
     steps = [use.temporaries for use in found if use.phase.startswith('training')]
@@ -156,8 +182,8 @@ def test_a_program_that_does_not_fit_is_named(cascade, monkeypatch):
             said = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded'
             raise jax.errors.JaxRuntimeError(said)
 
-    analysed = memory_plan._analysed
-    monkeypatch.setattr(memory_plan, '_analysed', lambda lowered: analysed(Refused()))
+    analysed = memory_plan.compiled_counts
+    monkeypatch.setattr(memory_plan, 'compiled_counts', lambda lowered: analysed(Refused()))
     config, model = settings(prior={'weight': 0.0}), cascade('pixels')
     with target.planned_for(compiled=True) as where:
         text = plan.describe(config, model, photos(model, config), where)

@@ -47,6 +47,7 @@ def test_the_grid_holds_the_images_of_both_models_and_asks_the_original_once(tmp
         sheet = samples.save(ours, tmp_path / f'{step}.png', 'a title')
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f'{step}.png').convert('RGB')), sheet)
     assert len(original.asked) == 1 and len(ours.asked) == 2 and ours.asked[0].steps == 3
+    assert original.released == 1 and ours.released == 2  # neither model waits on the devices for the next time
     assert (sheet == 7).all(axis=-1).sum() >= 2 * 2 * 8 * 8  # two prompts, two images
 
 
