@@ -14,11 +14,12 @@ a part of a batch; by default these are all devices of this host.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,12 +36,12 @@ from dreambooth_jax.weights.pipeline import Network, hash_networks
 
 BATCH_SIZE = 16
 
-# How pictures are prepared for each model_type. DINOv2 was trained with 518 px last, but is evaluated with 224.
-_PREPARE: dict[str, Callable[[int], Callable]] = {
-    'vit': lambda side: lambda image: preprocessing.dino(image, side),
-    'dinov2': lambda side: preprocessing.dino_v2,
-    'dinov2_with_registers': lambda side: preprocessing.dino_v2,
-    'clip_vision_model': lambda side: lambda image: preprocessing.clip(image, side),
+# How pictures are prepared for each model_type; every plain ViT is taken for a DINO.
+_PREPARE: dict[str, Callable[..., np.ndarray]] = {
+    'vit': preprocessing.dino,
+    'dinov2': preprocessing.dino_v2,
+    'dinov2_with_registers': preprocessing.dino_v2,
+    'clip_vision_model': preprocessing.clip,
 }
 
 
@@ -147,14 +148,13 @@ def load_encoder(
     """
     read = encoder_folders.read_encoder(source, revision=revision)
     tokenizer = None if read.tokenizer is None else _checked(Tokenizer.load(read.tokenizer), read)
-    image = read.networks.get(IMAGE)
-    width = {name: network.config.get('projection_dim') for name, network in read.networks.items()}
+    config = next(iter(read.networks.values())).config
     return Encoder(
         name=str(source),
         fingerprint=_fingerprint(read.networks),
-        width=next(iter(width.values())) or image.config['hidden_size'],
+        width=config.get('projection_dim', config['hidden_size']),
         tokenizer=tokenizer,
-        _prepare=_PREPARE[image.config['model_type']](image.config['image_size']) if image else None,
+        _prepare=_preparation(read.networks[IMAGE].config) if IMAGE in read.networks else None,
         _networks={
             name: _OnDevices.of(_embedding(network), network.params, placement, batch_size)
             for name, network in read.networks.items()
@@ -209,6 +209,12 @@ def load_lpips(
     network = encoder_folders.read_lpips(path)
     on_devices = _OnDevices.of(network.apply, network.params, placement, batch_size)
     return PerceptualDistance(_fingerprint({'lpips': network}), size, on_devices)
+
+
+def _preparation(config: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    function = _PREPARE[config['model_type']]
+    # DINOv2's image_size is 518 px, on which its training ended, but it is evaluated on the default of 224.
+    return function if function is preprocessing.dino_v2 else functools.partial(function, size=config['image_size'])
 
 
 def _embedding(network: Network) -> Callable[..., jax.Array]:

@@ -2,7 +2,7 @@
 
 A score is comparable only if its pictures were prepared alike, and the third digit already depends on who resizes. So
 Pillow resizes, with antialiasing, on 8-bit pixels; then the middle is cropped, and NumPy normalises in f32. The results
-equal the references bit for bit:
+equal the references bit for bit; the preprocessor_config.json beside a network's weights is not read:
 
     dino     DINO's evaluation (facebookresearch/dino eval_knn.py with torchvision on Pillow images), as in the
              DreamBooth paper's protocol; not the 0.5 / 0.5 that the preprocessor_config.json of facebook/dino-vits16

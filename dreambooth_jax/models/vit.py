@@ -68,7 +68,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises: ValueError, one sentence with the key, the value found and the values allowed.
     """
     kind = config.get('model_type')
-    if kind not in DEFAULTS:
+    if kind not in tuple(DEFAULTS):
         raise configuration.wrong('vit', 'model_type', kind, f'one of {tuple(DEFAULTS)}')
     choices = {'hidden_act': ('gelu', 'quick_gelu')}
     full = configuration.resolve('vit', config, DEFAULTS[kind], choices=choices, fixed=('num_channels',))

@@ -72,7 +72,7 @@ def read_encoder(name: str | os.PathLike, *, revision: str | None = None) -> Enc
     path = folder / 'config.json'
     config = files.read_json(path, ALLOWED)
     kind = config.get('model_type')
-    if kind not in KINDS:
+    if kind not in tuple(KINDS):  # it may be anything that JSON can hold
         raise WeightsError(f'{path}: model_type is {kind!r}; give an encoder of one of {tuple(KINDS)}.')
     try:
         configs = {part: _RESOLVE[part](own) for part, own in _own_configs(config).items()}
@@ -169,11 +169,12 @@ def _own_configs(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _inner(config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    inner = config.get(key)
-    if not isinstance(inner, Mapping):
-        raise ValueError(f'{key} is {inner!r} but must be an object')
     # Old files of OpenCLIP's models have a second object, which transformers lets override the first.
-    return {**inner, **(config.get(f'{key}_dict') or {})}
+    found = {name: config.get(name) for name in (key, f'{key}_dict') if name == key or config.get(name) is not None}
+    for name, inner in found.items():
+        if not isinstance(inner, Mapping):
+            raise ValueError(f'{name} is {inner!r} but must be an object')
+    return {**found[key], **found.get(f'{key}_dict', {})}
 
 
 def _network(part: str, config: Mapping[str, Any], tensors: Mapping[str, Any], source: str) -> Network:

@@ -66,6 +66,28 @@ def test_every_tensor_of_a_whole_clip_is_used_by_one_of_its_networks(written):
     assert used + 1 == sum(value.size for value in stored.values())  # logit_scale is left over
 
 
+def test_the_numbers_of_positions_in_old_files_are_left_out(copy, written):
+    folder = copy('clip')
+    tensors = files.read_tensors(folder / 'model.safetensors')
+    for side, count in (('text', 20), ('vision', 17)):
+        tensors[f'{side}_model.embeddings.position_ids'] = np.arange(count)[None]
+    files.write_tensors(folder / 'model.safetensors', tensors)
+    assert (
+        read_encoder(folder).networks[IMAGE].params.keys()
+        == read_encoder(written['clip']).networks[IMAGE].params.keys()
+    )
+
+
+def test_a_tensor_that_belongs_to_neither_side_of_a_whole_clip_is_named(copy):
+    folder = copy('clip')
+    tensors = files.read_tensors(folder / 'model.safetensors')
+    for stray in ('text_model.adapter', 'vision_model.adapter', 'adapter'):
+        files.write_tensors(folder / 'model.safetensors', {**tensors, stray: np.zeros(3, np.float32)})
+        with pytest.raises(WeightsError) as error:
+            read_encoder(folder)
+        assert error.value.problems == (f'unused: {stray} [3]',)
+
+
 def test_a_whole_clip_says_the_width_of_its_projections_outside(copy, written):
     """As OpenCLIP's bigG does, whose inner configurations say 512 although its embeddings have 1280 numbers."""
     folder = copy('clip')
@@ -96,6 +118,9 @@ def test_unusable_folders_are_one_sentence(copy, tmp_path):
         rewrite(folder, model_type='bert'),
     )
     fails(r'config.json: model_type is None', rewrite(folder, model_type=...))
+    fails(r'config.json: model_type is \[\]', rewrite(folder, model_type=[]))
+    rewrite(folder, model_type='clip', text_config_dict=[1])
+    fails(r'config.json is not supported: text_config_dict is \[1\] but must be an object', folder)
     rewrite(folder, model_type='clip', vision_config=None)
     fails('config.json is not supported: vision_config is None but must be an object', folder)
     (folder / 'config.json').write_text('{')
