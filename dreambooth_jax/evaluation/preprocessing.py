@@ -26,21 +26,21 @@ LPIPS_SIZE = 256
 
 def dino(image: np.ndarray, size: int = 224) -> np.ndarray:
     """Shorter side to 8/7 of the size (256) by bicubic resizing, centre crop, ImageNet's mean and deviation."""
-    # torchvision rounds half a pixel of the crop's corner to the even one, and divides in f32.
+    # torchvision rounds a corner that would lie half-way between two pixels to the even one.
     pixels = _middle(image, _margin(size), size, corner=lambda spare: round(spare / 2))
-    return _normalised(pixels / np.float32(255), IMAGENET_MEAN, IMAGENET_STD)
+    return _normalised(pixels, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def dino_v2(image: np.ndarray, size: int = 224) -> np.ndarray:
-    """As `dino`, but cut and scaled as transformers does it, which rounds otherwise."""
+    """As `dino`, but cropped as transformers does it, which rounds the corner down."""
     pixels = _middle(image, _margin(size), size, corner=lambda spare: spare // 2)
-    return _normalised(_rescaled(pixels), IMAGENET_MEAN, IMAGENET_STD)
+    return _normalised(pixels, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def clip(image: np.ndarray, size: int = 224) -> np.ndarray:
     """Shorter side to the size by bicubic resizing, centre crop, CLIP's own mean and deviation."""
     pixels = _middle(image, size, size, corner=lambda spare: spare // 2)
-    return _normalised(_rescaled(pixels), CLIP_MEAN, CLIP_STD)
+    return _normalised(pixels, CLIP_MEAN, CLIP_STD)
 
 
 def lpips(image: np.ndarray, size: int = LPIPS_SIZE) -> np.ndarray:
@@ -70,10 +70,6 @@ def _middle(image: np.ndarray, shorter: int, size: int, corner) -> np.ndarray:
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
-def _rescaled(pixels: np.ndarray) -> np.ndarray:
-    # transformers multiplies in f64 by the rescale_factor of its files, which is 1/255 in f64.
-    return (pixels * (1 / 255)).astype(np.float32)
-
-
 def _normalised(pixels: np.ndarray, mean, std) -> np.ndarray:
-    return (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    # The references divide by 255 in f32 or multiply by 1/255 in f64; all 256 values come out alike.
+    return (pixels / np.float32(255) - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
