@@ -1,12 +1,12 @@
-"""Pictures and prompts as embeddings, and LPIPS: what the scores of subject and prompt fidelity are computed from.
+"""Images and prompts as embeddings, and LPIPS: what the scores of subject and prompt fidelity are computed from.
 
     load_encoder('facebook/dino-vits16')           DINO, PRES     class token after the last norm, 384 numbers
     load_encoder('facebook/dinov2-small')          DINOv2         class token after the last norm
-    load_encoder('openai/clip-vit-base-patch32')   CLIP-I, CLIP-T projections of picture and prompt, 512 numbers
-    load_lpips('lpips.safetensors')                DIV            a distance of two pictures
+    load_encoder('openai/clip-vit-base-patch32')   CLIP-I, CLIP-T projections of image and prompt, 512 numbers
+    load_lpips('lpips.safetensors')                DIV            a distance of two images
 
 (Folders as transformers writes them do as well: weights/encoder_folders.py.) Embeddings have length 1, so that a cosine
-is a dot product. Every picture is prepared as its network requires (preprocessing.py). Everything is computed in true
+is a dot product. Every image is prepared as its network requires (preprocessing.py). Everything is computed in true
 f32, also on accelerators whose matrix products are less exact by default: that would change the third digit of a score.
 
 A network is compiled once, for batches of one size; the last batch is filled up. The devices of a placement each encode
@@ -36,7 +36,7 @@ from dreambooth_jax.weights.pipeline import Network, hash_networks
 
 BATCH_SIZE = 16
 
-# How pictures are prepared for each model_type; every plain ViT is taken for a DINO.
+# How images are prepared for each model_type; every plain ViT is taken for a DINO.
 _PREPARE: dict[str, Callable[..., np.ndarray]] = {
     'vit': preprocessing.dino,
     'dinov2': preprocessing.dino_v2,
@@ -85,7 +85,7 @@ class _OnDevices:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """An encoder of pictures, of prompts or of both; `load_encoder` reads one.
+    """An encoder of images, of prompts or of both; `load_encoder` reads one.
 
     Attributes:
       name: what it was loaded by.
@@ -102,12 +102,12 @@ class Encoder:
     _networks: dict[str, _OnDevices]
 
     def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Embeds pictures.
+        """Embeds images.
 
         Args:
-          images: N pictures, uint8[H, W, 3] RGB, of any sizes; one array uint8[N, H, W, 3] too.
+          images: N images, uint8[H, W, 3] RGB, of any sizes; one array uint8[N, H, W, 3] too.
         Returns: f32[N, D]; every row has length 1.
-        Raises: ValueError if a picture has another shape or dtype, or if this encoder is one of texts alone.
+        Raises: ValueError if an image has another shape or dtype, or if this encoder is one of texts alone.
         """
         return self._embed(IMAGE, map(self._prepare, images) if self._prepare else ())
 
@@ -116,8 +116,8 @@ class Encoder:
 
         Args:
           texts: N prompts.
-        Returns: f32[N, D]; every row has length 1 and may be compared with pictures' rows of the same encoder.
-        Raises: ValueError if this encoder is one of pictures alone.
+        Returns: f32[N, D]; every row has length 1 and may be compared with images' rows of the same encoder.
+        Raises: ValueError if this encoder is one of images alone.
         """
         return self._embed(TEXT, self.tokenizer(texts)[0] if self.tokenizer else ())
 
@@ -142,7 +142,7 @@ def load_encoder(
       revision: branch, tag or commit of a hub model.
       placement: the devices that encode, such as those of a training; then all its hosts must embed the same together.
         None: all devices of this host, each with a copy of the weights.
-      batch_size: pictures or prompts at once, on all devices together; rounded up to a multiple of their number.
+      batch_size: images or prompts at once, on all devices together; rounded up to a multiple of their number.
     Raises: WeightsError, one sentence, if there is no such encoder, if its files do not fit each other, or if they are
       pickled. TokenizerError if its tokenizer cannot be read.
     """
@@ -168,7 +168,7 @@ class PerceptualDistance:
 
     Attributes:
       fingerprint: sha256 of its weights.
-      size: side in pixels of the squares that pictures are brought to. Distances depend on it.
+      size: side in pixels of the squares that images are brought to. Distances depend on it.
     """
 
     fingerprint: str
@@ -176,16 +176,16 @@ class PerceptualDistance:
     _network: _OnDevices
 
     def distances(self, first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
-        """Compares pairs of pictures.
+        """Compares pairs of images.
 
         Args:
-          first: N pictures, uint8[H, W, 3] RGB, of any sizes.
-          second: the N pictures that they are compared with.
-        Returns: f32[N]; 0 for equal pictures, and the more the less alike they look to people.
-        Raises: ValueError if a picture has another shape or dtype, or if there are not equally many.
+          first: N images, uint8[H, W, 3] RGB, of any sizes.
+          second: the N images that they are compared with.
+        Returns: f32[N]; 0 for equal images, and the more the less alike they look to people.
+        Raises: ValueError if an image has another shape or dtype, or if there are not equally many.
         """
         if len(first) != len(second):
-            raise ValueError(f'{len(first)} pictures cannot be compared with {len(second)}; give one for each')
+            raise ValueError(f'{len(first)} images cannot be compared with {len(second)}; give one for each')
         pairs = ((preprocessing.lpips(image, self.size) for image in images) for images in (first, second))
         return np.asarray(self._network.map(*pairs), np.float32)
 
@@ -201,7 +201,7 @@ def load_lpips(
 
     Args:
       path: the file.
-      size: side in pixels of the squares that pictures are brought to.
+      size: side in pixels of the squares that images are brought to.
       placement: as in load_encoder.
       batch_size: pairs at once; as in load_encoder.
     Raises: WeightsError, one sentence, which may be followed by one line for each tensor that does not fit.

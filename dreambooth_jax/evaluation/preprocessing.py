@@ -1,6 +1,6 @@
-"""How a picture becomes the input of the network that it is scored with: one function for each, fixed for good.
+"""How an image becomes the input of the network that it is scored with: one function for each, fixed for good.
 
-A score is comparable only if its pictures were prepared alike, and the third digit already depends on who resizes. So
+A score is comparable only if its images were prepared alike, and the third digit already depends on who resizes. So
 Pillow resizes, with antialiasing, on 8-bit pixels; then the middle is cropped, and NumPy normalises in f32. The results
 equal the references bit for bit; the preprocessor_config.json beside a network's weights is not read:
 
@@ -12,7 +12,7 @@ equal the references bit for bit; the preprocessor_config.json beside a network'
     lpips    the `lpips` package's im2tensor. It compares images of any size, and the paper does not say which: here
              they are brought to 256 x 256 px
 
-All take one picture, uint8[H, W, 3] RGB of any size, upright and in sRGB as data/decode.py gives it, and return
+All take one image, uint8[H, W, 3] RGB of any size, upright and in sRGB as data/decode.py gives it, and return
 f32[size, size, 3]. `size` is the side that the network was trained with.
 """
 

@@ -1,4 +1,4 @@
-"""The image encoders that pictures are scored with: one vision transformer for DINO, DINOv2 and CLIP's vision tower.
+"""The image encoders that images are scored with: one vision transformer for DINO, DINOv2 and CLIP's vision tower.
 
 config.json says by `model_type` which of them a network is:
 

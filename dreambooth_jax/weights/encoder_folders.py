@@ -1,4 +1,4 @@
-"""Reads the encoders that pictures and prompts are scored with, from folders as transformers writes them.
+"""Reads the encoders that images and prompts are scored with, from folders as transformers writes them.
 
     config.json                                     says by model_type which encoder it is (KINDS)
     model.safetensors, or shards and their index

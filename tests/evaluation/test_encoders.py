@@ -1,4 +1,4 @@
-"""Embeddings of pictures and prompts, and LPIPS, from files to numbers, equal those of transformers and the paper."""
+"""Embeddings of images and prompts, and LPIPS, from files to numbers, equal those of transformers and the paper."""
 
 import functools
 
@@ -26,7 +26,7 @@ PROMPTS = ['a sks dog', 'a dog in a cafe', '', 'a dog ' * 20, 'skis', 'dot']
 
 
 @functools.cache
-def pictures():
+def images():
     """Six of different sizes, smooth enough to stay different when they are resized."""
     rng = np.random.default_rng(0)
     small = [rng.integers(0, 256, (5, 5, 3)).astype(np.uint8) for _ in range(6)]
@@ -54,9 +54,9 @@ def unit(rows):
 def test_pictures_are_embedded_as_by_transformers(loaded, name):
     """What the protocol pools: the class token after the last norm; for CLIP its projection."""
     encoder = loaded(name)
-    pixels = np.stack([PREPARE[name](image) for image in pictures()])
+    pixels = np.stack([PREPARE[name](image) for image in images()])
     expected = unit(tiny_encoders.pooled(name, pixels)[1])
-    found = encoder.embed_images(pictures())
+    found = encoder.embed_images(images())
     assert found.dtype == np.float32 and found.shape == (6, encoder.width) == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
@@ -82,24 +82,24 @@ def test_similarities_of_pictures_and_prompts_are_clips(loaded):
     tokens = tiny_clip.tokenizer()(
         PROMPTS, padding=True, truncation=True, max_length=tiny_clip.LENGTH, return_tensors='pt'
     )
-    pixels = np.stack([PREPARE['clip'](image) for image in pictures()])
+    pixels = np.stack([PREPARE['clip'](image) for image in images()])
     with torch.no_grad():
         output = theirs(pixel_values=torch.from_numpy(pixels).permute(0, 3, 1, 2), **tokens)
         expected = (output.logits_per_image / theirs.logit_scale.exp()).numpy()
     encoder = loaded('clip')
-    cosines = encoder.embed_images(pictures()) @ encoder.embed_texts(PROMPTS).T
+    cosines = encoder.embed_images(images()) @ encoder.embed_texts(PROMPTS).T
     np.testing.assert_allclose(cosines, expected, rtol=0, atol=1e-4)
 
 
 def test_an_embedding_does_not_depend_on_its_neighbours_or_on_the_devices(loaded, root):
-    together = loaded('dino').embed_images(pictures())
-    np.testing.assert_allclose(loaded('dino').embed_images(pictures()[4:5]), together[4:5], atol=1e-6)
-    stacked = np.stack([pictures()[2]] * 5)
+    together = loaded('dino').embed_images(images())
+    np.testing.assert_allclose(loaded('dino').embed_images(images()[4:5]), together[4:5], atol=1e-6)
+    stacked = np.stack([images()[2]] * 5)
     np.testing.assert_allclose(loaded('dino').embed_images(stacked), together[[2] * 5], atol=1e-6)
     for mode, devices in (('pmap', jax.devices()[:1]), ('fsdp', jax.devices()[2:])):
         placement = make_placement(mode, fsdp_min_bytes=1000, devices=devices)
         other = load_encoder(root / 'dino', placement=placement, batch_size=5)
-        np.testing.assert_allclose(other.embed_images(pictures()), together, atol=1e-6)
+        np.testing.assert_allclose(other.embed_images(images()), together, atol=1e-6)
 
 
 def test_no_pictures_and_no_prompts_give_no_rows(loaded):
@@ -111,9 +111,9 @@ def test_what_an_encoder_does_not_encode_is_refused(loaded):
     with pytest.raises(ValueError, match='dino encodes no texts; load an encoder that does, such as a whole CLIP'):
         loaded('dino').embed_texts(['a dog'])
     with pytest.raises(ValueError, match='clip_text encodes no images; load'):
-        loaded('clip_text').embed_images(pictures())
+        loaded('clip_text').embed_images(images())
     with pytest.raises(ValueError, match=r'an image is float32\[8, 8, 3\] but must be uint8\[H, W, 3\]'):
-        loaded('dino').embed_images([pictures()[0], np.zeros((8, 8, 3), np.float32)])
+        loaded('dino').embed_images([images()[0], np.zeros((8, 8, 3), np.float32)])
 
 
 def test_products_are_not_rounded_on_accelerators(loaded):
@@ -127,8 +127,8 @@ def test_products_are_not_rounded_on_accelerators(loaded):
 
 def test_the_network_is_compiled_once(loaded):
     encoder = loaded('dino')
-    encoder.embed_images(pictures())
-    encoder.embed_images(pictures()[:1])
+    encoder.embed_images(images())
+    encoder.embed_images(images()[:1])
     assert encoder._networks['image'].function._cache_size() == 1
 
 
@@ -165,7 +165,7 @@ def lpips(root):
 
 
 def test_distances_of_pictures_match_the_definition(lpips):
-    first, second = pictures(), pictures()[::-1]
+    first, second = images(), images()[::-1]
     pixels = (np.stack([preprocessing.lpips(image, 64) for image in images]) for images in (first, second))
     expected = lpips_reference.distance(*(torch.from_numpy(x).permute(0, 3, 1, 2) for x in pixels))
     assert expected.min() > 0.01
@@ -175,6 +175,6 @@ def test_distances_of_pictures_match_the_definition(lpips):
 
 
 def test_lpips_compares_one_to_one(lpips):
-    with pytest.raises(ValueError, match='^6 pictures cannot be compared with 2; give one for each$'):
-        lpips.distances(pictures(), pictures()[:2])
+    with pytest.raises(ValueError, match='^6 images cannot be compared with 2; give one for each$'):
+        lpips.distances(images(), images()[:2])
     assert lpips.size == 64 and len(lpips.fingerprint) == 64

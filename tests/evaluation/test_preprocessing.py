@@ -1,4 +1,4 @@
-"""Pictures are prepared bit for bit as the references prepare them: made ones always, the paper's photos where given.
+"""Images are prepared bit for bit as the references prepare them: made ones always, the paper's photos where given.
 
 The photos: DREAMBOOTH_DATASET=<folder of the paper's dataset> python -m pytest -m slow tests/evaluation
 """

@@ -41,7 +41,7 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp('encoders')
 
 
-def pictures(height, width, count=2):
+def images(height, width, count=2):
     return np.random.default_rng(height + width).normal(size=(count, height, width, 3)).astype(np.float32)
 
 
@@ -57,14 +57,14 @@ def assert_same(name, folder, pixels):
 
 def test_states_and_pooled_state_match_transformers(name, root):
     side = tiny_encoders.CONFIGS[name]['image_size']
-    assert_same(name, root, pictures(side, side))
+    assert_same(name, root, images(side, side))
 
 
 @pytest.mark.parametrize('patches', [(7, 7), (3, 5), (2, 9)])
 def test_positions_are_interpolated_for_other_sizes_as_in_transformers(name, root, patches):
     """Larger, smaller and not square; what is beyond whole patches is not seen."""
     patch = tiny_encoders.CONFIGS[name]['patch_size']
-    assert_same(name, root, pictures(patches[0] * patch + 1, patches[1] * patch + patch - 1))
+    assert_same(name, root, images(patches[0] * patch + 1, patches[1] * patch + patch - 1))
 
 
 @pytest.mark.parametrize('antialias', [False, True])
@@ -144,7 +144,7 @@ def test_bfloat16_stays_near_float32_with_float32_output(root):
         lambda: model(config_of('dino_v2'), dtype=jnp.bfloat16, rngs=functional.Keys(0))
     )
     assert {value.dtype for value in abstract.values()} == {jnp.dtype('float32')}
-    pixels = pictures(112, 112)
+    pixels = images(112, 112)
     for ours, wide in zip(quick_jit(narrow)(params, pixels), quick_jit(apply)(params, pixels), strict=True):
         assert ours.dtype == jnp.float32
         assert 1e-5 < largest_relative_difference(ours, wide) < 0.05
