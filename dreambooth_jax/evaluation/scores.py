@@ -10,7 +10,7 @@ chapter 13 (percentile interval); the ranking of look-alikes follows Finer-Perso
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -122,19 +122,6 @@ def retrieval(images: np.ndarray, photos: np.ndarray, look_alikes: np.ndarray) -
     before = (to_others[:, None, :] >= ordered[:, :, None]).sum(axis=2)
     found = np.arange(1, photos.shape[0] + 1)
     return (found / (found + before)).mean(axis=1)
-
-
-def diversity(distances: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Returns prompt -> DIV: the mean distance between different images of the prompt.
-
-    Args:
-      distances: prompt -> f[n, n], LPIPS between the images of that prompt. A prompt with a single image is left out.
-    """
-    return {
-        prompt: float(table[~np.eye(len(table), dtype=bool)].mean())
-        for prompt, table in distances.items()
-        if len(table) > 1
-    }
 
 
 def score(values: Sequence[float], groups: Sequence[str], *, seed: int = 0) -> Score:

@@ -68,11 +68,6 @@ def test_retrieval_of_a_photo_among_strangers_is_one_and_of_equals_is_not():
     assert scores.retrieval(photos[:1], photos[:1], photos[:1])[0] == 0.5
 
 
-def test_diversity_leaves_out_the_diagonal_and_single_images():
-    table = np.array([[0.0, 0.2], [0.4, 0.0]])
-    assert scores.diversity({'a': table, 'b': np.zeros((1, 1))}) == {'a': pytest.approx(0.3)}
-
-
 def test_a_score_is_a_mean_over_prompts_not_over_images():
     found = scores.score([1, 1, 1, 0], ['a', 'a', 'a', 'b'])
     assert (found.value, found.images) == (0.5, 4)
