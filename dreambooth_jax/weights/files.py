@@ -29,6 +29,7 @@ from dreambooth_jax.weights.errors import WeightsError
 SUFFIX = '.safetensors'
 INDEX_SUFFIX = '.safetensors.index.json'
 PICKLED_SUFFIXES = ('.bin', '.ckpt', '.pt', '.pth', '.pkl')
+CONVERT_PIPELINE = '(diffusers: pipeline.save_pretrained(folder, safe_serialization=True)) and give that folder'
 STORAGE_DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
 # 8-bit floats, under their names in the header. safetensors can load them only into PyTorch, so we decode them.
 FLOATS_OF_8_BITS = {
@@ -46,7 +47,7 @@ VARIANTS = ('bf16', 'fp16')
 DEFAULT_SHARD_BYTES = 10_000_000_000  # the default of diffusers
 
 
-def find_weights(folder: Path, stem: str) -> Path:
+def find_weights(folder: Path, stem: str, *, convert: str = CONVERT_PIPELINE) -> Path:
     """Finds the file that holds a component's tensors.
 
     A single file is preferred to the index of shards, and the f32 weights are preferred to the VARIANTS.
@@ -54,6 +55,7 @@ def find_weights(folder: Path, stem: str) -> Path:
     Args:
       folder: the folder of the component, such as unet/.
       stem: 'diffusion_pytorch_model' (diffusers) or 'model' (transformers).
+      convert: see refuse_pickled.
 
     Returns:
       The path of the .safetensors file or of the index of its shards.
@@ -70,23 +72,50 @@ def find_weights(folder: Path, stem: str) -> Path:
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     pickled = [name for name in found if name.endswith(PICKLED_SUFFIXES)]
     if pickled:
-        refuse_pickled(folder / pickled[0])
+        refuse_pickled(folder / pickled[0], convert=convert)
     raise WeightsError(
         f'{candidates[0]} is missing ({"the folder holds " + _listed(found) if found else "there is no such folder"}); '
         f'give a folder whose weights are {stem}{SUFFIX} or {stem}{INDEX_SUFFIX}.'
     )
 
 
-def refuse_pickled(path: Path) -> None:
+def refuse_pickled(path: Path, *, convert: str = CONVERT_PIPELINE) -> None:
     """Refuses a pickled file.
+
+    Args:
+      path: the file.
+      convert: the end of the sentence, which says how to convert it and what to give then.
 
     Raises:
       WeightsError: always. It says why such a file is refused and how to convert it.
     """
     raise WeightsError(
         f'{path} is a pickled checkpoint, which can run any code when it is opened; convert it to safetensors where '
-        f'you trust it (diffusers: pipeline.save_pretrained(folder, safe_serialization=True)) and give that folder.'
+        f'you trust it {convert}.'
     )
+
+
+def read_json(path: Path, give: str) -> dict[str, Any]:
+    """Reads a file that holds a JSON object.
+
+    Args:
+      path: the file.
+      give: what the user should give where there is no such file, for the error.
+
+    Raises:
+      WeightsError: one sentence, if it is missing, unreadable or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text('utf-8'))
+    except FileNotFoundError:
+        raise WeightsError(f'{path} is missing; give {give}.') from None
+    except OSError as error:
+        raise WeightsError(f'{path} cannot be read: {error.strerror}.') from None
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f'{path} is no readable JSON ({error}); download it again.') from None
+    if not isinstance(content, dict):
+        raise WeightsError(f'{path} holds a JSON {type(content).__name__} but must hold an object; download it again.')
+    return content
 
 
 class Header(NamedTuple):

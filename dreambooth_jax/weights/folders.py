@@ -351,17 +351,7 @@ def _is_pipeline(folder: Path) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text('utf-8'))
-    except FileNotFoundError:
-        raise WeightsError(f'{path} is missing; give a complete pipeline folder in the layout of diffusers.') from None
-    except OSError as error:
-        raise WeightsError(f'{path} cannot be read: {error.strerror}.') from None
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f'{path} is no readable JSON ({error}); download it again.') from None
-    if not isinstance(content, dict):
-        raise WeightsError(f'{path} holds a JSON {type(content).__name__} but must hold an object; download it again.')
-    return content
+    return files.read_json(path, 'a complete pipeline folder in the layout of diffusers')
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

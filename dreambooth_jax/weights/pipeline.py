@@ -125,6 +125,17 @@ class Network:
     dtype: Any = jnp.float32
 
 
+def hash_networks(networks: Mapping[str, Network]) -> str:
+    """Returns the sha256 of the names, shapes and f32 values of networks, {component: network}, in their order."""
+    found = hashlib.sha256()
+    for component, network in networks.items():
+        for name in sorted(network.params):
+            value = np.ascontiguousarray(network.params[name], np.float32)
+            found.update(f'{component}.{name} {value.shape}'.encode())
+            found.update(value.data)
+    return found.hexdigest()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """One stage of a text-to-image model, as a folder holds it.
@@ -212,14 +223,8 @@ class Pipeline:
     @functools.cached_property
     def weights_hash(self) -> str:
         """sha256 of the names, shapes and f32 values of all networks; it takes about a second for 1 to 2 GB."""
-        found = hashlib.sha256()
-        for component in self.family.networks:
-            network = self.components.get(component)
-            for name in sorted(network.params) if network else ():
-                value = np.ascontiguousarray(network.params[name], np.float32)
-                found.update(f'{component}.{name} {value.shape}'.encode())
-                found.update(value.data)
-        return found.hexdigest()
+        parts = {name: self.components[name] for name in self.family.networks if name in self.components}
+        return hash_networks(parts)
 
     def option(self, name: str) -> Any:
         """Returns an entry of model_index.json, or diffusers' default."""
