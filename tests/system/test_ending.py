@@ -1,4 +1,4 @@
-"""How a process ends at once: with a code and last words, from any thread, and once. Signals: programs/test_signals.py."""
+"""How a process ends at once: with its code and last words, from any thread, and once (signals: test_signals.py)."""
 
 from pathlib import Path
 
