@@ -67,6 +67,7 @@ def test_what_a_stage_holds_is_what_lies_on_the_device(cascade, parallel, change
         assert use.weights < uses_of(cascade('pixels'), settings(**changed))[-1].weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('parallel,kind', [({'mode': 'pmap'}, 'latents'), (SHARDED, 'pixels')], ids=['pmap', 'fsdp'])
 def test_what_generation_holds_is_what_the_cascade_places(cascade, parallel, kind):
     config = settings(parallel=parallel, super_resolution={'steps': 1, 'with_prior': True})
@@ -81,6 +82,7 @@ def test_what_generation_holds_is_what_the_cascade_places(cascade, parallel, kin
     assert not {component for _, component in generating._on_device} & {'text_encoder'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('lora', [{}, {'rank': 2}], ids=['whole', 'lora'])
 def test_what_samples_hold_besides_is_what_the_trained_cascade_places(cascade, lora):
     config = settings(lora=lora, base={'train_text_encoder': True})
@@ -164,7 +166,7 @@ class Counts:
     argument_size_in_bytes, output_size_in_bytes, alias_size_in_bytes, temp_size_in_bytes = 0, 30, 20, 1000
 
 
-@pytest.mark.parametrize('kind', ['pixels', 'latents'])
+@pytest.mark.parametrize('kind', ['pixels', pytest.param('latents', marks=pytest.mark.slow)])
 def test_every_program_is_counted_once(cascade, monkeypatch, kind):
     counted = []
     monkeypatch.setattr(memory_plan, 'compiled_counts', lambda lowered: (counted.append(lowered) or Counts, None))

@@ -126,6 +126,7 @@ def test_embeddings_are_those_of_diffusers(cascade):
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours(cascade):
     whole = generate(cascade, PROMPTS, num_images=3, batch_size=6, **QUICK)
     padded = generate(cascade, PROMPTS, num_images=3, batch_size=4, **QUICK)
@@ -173,6 +174,7 @@ def test_guidance_one_ignores_the_negative_prompt(cascade):
     assert np.array_equal(plain.base, told.base)
 
 
+@pytest.mark.slow
 def test_the_second_stage_has_steps_and_guidance_of_its_own(cascade):
     options = {**QUICK, 'num_images': 4, 'batch_size': 4, 'negative_prompt': NEGATIVE}
     plain = generate(cascade, PROMPTS[:1], **options)

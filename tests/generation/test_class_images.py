@@ -433,6 +433,7 @@ def test_a_run_that_trains_the_second_stage_on_class_images_gets_both_sizes(tmp_
         class_images.read(images, {'base': 8})
 
 
+@pytest.mark.slow
 def test_a_real_cascade_generates_the_same_images_after_a_break(tmp_path):
     cascade = Cascade(tiny_pipelines.base())
     whole = ensure_class_images(cascade, ['a dog'], tmp_path / 'whole', count=6, **OPTIONS)

@@ -111,6 +111,7 @@ class Run:
         return state, numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('made', [base, pytest.param(super_resolution, marks=pytest.mark.slow)])
 def test_three_and_three_steps_equal_six_bit_for_bit(made, tmp_path):
     run = Run(made)

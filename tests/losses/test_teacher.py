@@ -82,7 +82,13 @@ def moved(params, by=0.01):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'class_examples'), [*((kind, 4) for kind in KINDS), ('super_resolution', None), ('pixel', 5)]
+    ('kind', 'class_examples'),
+    [
+        ('pixel', 4),
+        *(pytest.param(kind, 4, marks=pytest.mark.slow) for kind in list(KINDS)[1:]),
+        ('super_resolution', None),
+        ('pixel', 5),
+    ],
 )
 def test_before_training_class_examples_have_no_loss_and_the_others_theirs(kind, class_examples):
     params = kernels(kind)
@@ -140,6 +146,7 @@ def test_the_loss_of_a_class_example_is_the_weighted_distance_of_the_two_answers
     np.testing.assert_allclose(loss[CLASS], distance * np.minimum(snr, gamma) / (snr + 1), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('weight', [0.5, 0.0])
 def test_the_variance_of_a_class_example_is_held_to_that_of_the_frozen_model(weight):
     start = kernels('pixel', learned=True)
@@ -240,6 +247,7 @@ def on_one_device():
     return steps(Pmap(jax.devices()[:1]), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('placement', 'gradient_accumulation_steps'),
     [

@@ -189,8 +189,8 @@ def both(name):
     )
 
 
-# Two of them, one of each kind, hold the default suite; all of them .ci/run.
-NETWORKS = [pytest.param(name, marks=() if name in ('stage_one', 'sd_1') else pytest.mark.slow) for name in CONFIGS]
+# One of them is in the default suite, with the gradients of two smaller ones; all of them are in .ci/run.
+NETWORKS = [pytest.param(name, marks=() if name == 'stage_one' else pytest.mark.slow) for name in CONFIGS]
 
 
 @pytest.mark.parametrize('name', NETWORKS)
@@ -266,6 +266,7 @@ def test_recomputing_blocks_changes_no_gradient_and_takes_less_memory():
     assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * run.memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['stage_two', 'sdxl'])
 def test_recomputing_blocks_keeps_less_for_the_backward_pass(name):
     def kept(loss, params, sample):
@@ -291,6 +292,7 @@ def test_unet_in_bfloat16_stays_near_float32_with_float32_output():
     assert 1e-5 < largest_relative_difference(output, run.output[1]) < 0.05
 
 
+@pytest.mark.slow
 def test_fresh_unet_predicts_zero_and_its_residual_branches_start_at_zero():
     config = {**CONFIGS['stage_one'], 'block_out_channels': [8, 16], 'layers_per_block': 1}
     _, params = functional.init(lambda rngs: UNet2DConditionModel(config, rngs=rngs), seed=0)
@@ -313,6 +315,7 @@ def test_inputs_that_do_not_fit_are_named_in_one_sentence():
         run.apply(run.params, *run.inputs[:3], **conditions)
 
 
+@pytest.mark.slow
 def test_conditions_of_stable_diffusion_that_do_not_fit_are_named_in_one_sentence():
     run = both('x4_upscaler')
     with pytest.raises(ValueError, match='class_labels are float32 but must be integers, indices below'):

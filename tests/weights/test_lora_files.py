@@ -98,10 +98,10 @@ def equal(ours, theirs):
     'format, dora, sdxl',
     [
         ('lora_peft', False, False),
-        ('lora_peft', True, False),
-        ('lora_peft', False, True),
+        pytest.param('lora_peft', True, False, marks=pytest.mark.slow),
+        pytest.param('lora_peft', False, True, marks=pytest.mark.slow),
         ('lora_kohya', False, False),
-        ('lora_kohya', False, True),
+        pytest.param('lora_kohya', False, True, marks=pytest.mark.slow),
     ],
 )
 def test_diffusers_loads_every_layer_of_stable_diffusion(format, dora, sdxl, tmp_path):
@@ -121,6 +121,7 @@ def test_diffusers_loads_every_layer_of_stable_diffusion(format, dora, sdxl, tmp
         assert largest_relative_difference(plain, ours) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('format, dora', [('lora_peft', False), ('lora_peft', True), ('lora_kohya', False)])
 def test_our_adapted_networks_compute_what_diffusers_does_with_their_file(format, dora, tmp_path, tokenizer_folder):
     pipeline = tiny.torch_pipeline(tokenizer_folder)
