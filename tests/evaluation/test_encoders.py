@@ -51,7 +51,7 @@ def unit(rows):
 
 
 @pytest.mark.parametrize('name', PREPARE)
-def test_pictures_are_embedded_as_by_transformers(loaded, name):
+def test_images_are_embedded_as_by_transformers(loaded, name):
     """What the protocol pools: the class token after the last norm; for CLIP its projection."""
     encoder = loaded(name)
     pixels = np.stack([PREPARE[name](image) for image in images()])
@@ -76,7 +76,7 @@ def test_prompts_are_embedded_as_by_transformers(loaded, name):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-def test_similarities_of_pictures_and_prompts_are_clips(loaded):
+def test_similarities_of_images_and_prompts_are_clips(loaded):
     """The cosines times exp(logit_scale) are what the whole model of transformers returns."""
     theirs = tiny_encoders.reference('clip')
     tokens = tiny_clip.tokenizer()(
@@ -102,7 +102,7 @@ def test_an_embedding_does_not_depend_on_its_neighbours_or_on_the_devices(loaded
         np.testing.assert_allclose(other.embed_images(images()), together, atol=1e-6)
 
 
-def test_no_pictures_and_no_prompts_give_no_rows(loaded):
+def test_no_images_and_no_prompts_give_no_rows(loaded):
     assert loaded('clip').embed_images([]).shape == loaded('clip').embed_texts([]).shape == (0, 24)
     assert loaded('dino').embed_images(np.zeros((0, 8, 8, 3), np.uint8)).shape == (0, 32)
 
@@ -164,7 +164,7 @@ def lpips(root):
     return load_lpips(path, size=64, batch_size=4)
 
 
-def test_distances_of_pictures_match_the_definition(lpips):
+def test_distances_of_images_match_the_definition(lpips):
     first, second = images(), images()[::-1]
     pixels = (np.stack([preprocessing.lpips(image, 64) for image in images]) for images in (first, second))
     expected = lpips_reference.distance(*(torch.from_numpy(x).permute(0, 3, 1, 2) for x in pixels))

@@ -137,6 +137,6 @@ def test_another_size_keeps_the_proportion_of_the_margin():
     ],
 )
 @pytest.mark.parametrize('name', ['dino', 'dino_v2', 'clip', 'lpips'])
-def test_what_is_no_picture_is_named_in_one_sentence(name, image, found):
+def test_what_is_no_image_is_named_in_one_sentence(name, image, found):
     with pytest.raises(ValueError, match=rf'^an image is {found} but must be uint8\[H, W, 3\]$'):
         getattr(preprocessing, name)(image)
