@@ -133,7 +133,9 @@ def decode_in_tiles(decode: Callable[[jax.Array], jax.Array], latents, *, scale:
       latents: f[B, h, w, C].
       scale: see size_divisor.
       tile: largest side of a tile, in latents.
-    Returns: f32[B, h * scale, w * scale, 3].
+
+    Returns:
+      f32[B, h * scale, w * scale, 3].
     """
     batch, height, width, channels = latents.shape
     if max(height, width) <= tile:

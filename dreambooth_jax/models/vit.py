@@ -322,6 +322,7 @@ def cubic_weights(old: int, new: int, *, antialias: bool) -> np.ndarray:
 
     Returns:
       f64[new, old], whose rows sum to 1.
+
     Source: torch's interpolate(mode='bicubic', align_corners=False), whose two variants also differ in the kernel's
       free parameter and at the border, where values are repeated or left out.
     """

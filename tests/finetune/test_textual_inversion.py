@@ -195,6 +195,7 @@ def row_gradients(family, config, at=0):
     return cascade, data, keys, value, {part: gradient[part][rows.name] for part, rows in new.items()}
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_of_the_rows_are_those_of_pytorch():
     """As diffusers' script has it: the whole table takes a gradient there, of which all but the new rows is undone."""
     cascade, data, keys, value, ours = row_gradients('sd1', settings(**ALONE))

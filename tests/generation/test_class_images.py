@@ -46,6 +46,9 @@ class Painter:
         self.asked, self.batches, self.stop_after = [], [], stop_after
         self.base_size, self.clip_skip = self.base.size, 0
 
+    def release(self):
+        pass
+
     def stream(self, prompts, requests, options):
         self.options, batch_size = options, options.batch_size
         for first in range(0, len(requests), batch_size):

@@ -151,9 +151,10 @@ def test_a_merged_single_file_is_the_model_that_the_run_wrote(program, run_of, t
             np.testing.assert_allclose(found.components[component][name], value, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_a_lora_file_cannot_be_is_said_in_one_sentence(program, run_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(Cascade, 'generate', lambda *_, **__: pytest.fail('drew'))
     run, model = run_of(program, 'sd1'), tiny_latent_pipelines.folder('sd1')
+    monkeypatch.setattr(Cascade, 'generate', lambda *_, **__: pytest.fail('drew'))
     file = tmp_path / 'x.safetensors'
     assert program('export', f'--workdir={run}', '--format=lora_peft', f'--output={file}').code == 0
 
