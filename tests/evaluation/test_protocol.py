@@ -78,10 +78,13 @@ def test_an_interrupted_album_generates_only_what_is_missing(cascade, tmp_path, 
     album = protocol.Album(cascade, OPTIONS, tmp_path, 'run')
     whole = album(prompts, 2)
     album.path('a red dog', 1).unlink()
-    asked = []
-    stream = Cascade.stream
-    monkeypatch.setattr(Cascade, 'stream', lambda self, prompts, requests, options: (
-        asked.extend(requests), stream(self, prompts, requests, options))[1])  # fmt: skip
+    asked, stream = [], Cascade.stream
+
+    def recorded(self, prompts, requests, options):
+        asked.extend(requests)
+        return stream(self, prompts, requests, options)
+
+    monkeypatch.setattr(Cascade, 'stream', recorded)
     again = protocol.Album(cascade, OPTIONS, tmp_path, 'run')(prompts, 2)
     np.testing.assert_array_equal(again, whole)
     assert asked == [(1, 1)]
