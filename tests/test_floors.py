@@ -14,7 +14,7 @@ PROGRAMS = 'programs'
 FLOORS = (
     ('config', 'system'),
     ('diffusion', 'models', 'text', 'data', 'storybook', 'monitoring'),
-    ('weights',),
+    ('weights', 'datasets'),
     ('families',),
     ('losses', 'training'),
     ('generation',),

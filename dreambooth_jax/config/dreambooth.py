@@ -36,12 +36,18 @@ LAST_TIMESTEP = 999
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubjectConfig(Config):
-    """One subject: the folder of its images, and the words for the subject and for its class."""
+    """One subject: where its images are, and the words for the subject and for its class."""
 
     # Folder with 3-5 images of the subject. A text file beside an image (dog.txt beside dog.jpg) is its caption and
     # replaces instance_prompt for that image. None: the built-in images of the Storybook subject below.
     instance_dir: str | None = path_setting(None)
-    # Name of a built-in Storybook subject, one of the dataset's 30. It is used only while instance_dir is None.
+    # A dataset of TensorFlow Datasets (TFDS) instead of the folder: 'dreambench/dog', the paper's photos, which
+    # data.tfds_manual_dir holds; 'dreambench/storybook_dog', painted; or any that is prepared as array_record and has
+    # exactly one feature that is an image. Captions and masks are not read from datasets.
+    tfds: str | None = None
+    # What is read of that dataset, in TFDS's notation: 'train', 'train[:5]'. None: all splits.
+    tfds_split: str | None = None
+    # Name of a built-in Storybook subject, one of the dataset's 30. Used only while instance_dir and tfds are None.
     subject: str | None = None
     # "a [identifier] [class noun]", such as 'a sks dog'. The identifier is a rare token of the model's tokenizer; the
     # program find_identifier lists such tokens.
@@ -60,13 +66,20 @@ class SubjectConfig(Config):
         Raises:
           ConfigError: if a setting is missing.
         """
-        if self.instance_dir is None and model != STORYBOOK:
+        if None not in (self.instance_dir, self.tfds):
+            both = f'{path}.instance_dir is {self.instance_dir!r} and {path}.tfds is {self.tfds!r}'
+            raise ConfigError(f'{both}, but the images come from one of them; set the other to None')
+        if self.tfds is None and self.tfds_split is not None:
+            raise ConfigError(f'{path}.tfds_split is {self.tfds_split!r} but {path}.tfds is None; set that too')
+        is_built_in = self.instance_dir is None and self.tfds is None
+        if is_built_in and model != STORYBOOK:
             raise ConfigError(
                 f"{path}.instance_dir must be given when config.model is {model!r}: the folder of the subject's "
-                f'images (only {STORYBOOK!r} has built-in subjects)'
+                f'images, or {path}.tfds, a dataset of them (only {STORYBOOK!r} has built-in subjects)'
             )
-        if self.instance_dir is None and self.subject is None:
-            raise ConfigError(f'{path}.instance_dir (a folder) or {path}.subject (a built-in one) must be given')
+        if is_built_in and self.subject is None:
+            names = f'{path}.instance_dir (a folder), {path}.tfds (a dataset) or {path}.subject (a built-in one)'
+            raise ConfigError(f'{names} must be given')
         if not self.instance_prompt.strip():
             raise ConfigError(f"{path}.instance_prompt must be given, for example 'a sks dog'")
         if uses_class and not self.class_prompt.strip():
@@ -93,7 +106,12 @@ class DataConfig(SubjectConfig):
     # that size. False: each photo is cropped to the square in its middle. Either way the x4 upscaler trains on square
     # crops from all over the photo.
     aspect_buckets: bool = False
-    # Several subjects in one run. They replace the four settings of one subject (instance_dir, subject,
+    # Folder of TFDS's prepared datasets. None: the environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets.
+    tfds_dir: str | None = path_setting(None)
+    # Folder that dreambench's photos are prepared from, once: the folder dataset of a clone of
+    # https://github.com/google/dreambooth. None: downloads/manual in tfds_dir.
+    tfds_manual_dir: str | None = path_setting(None)
+    # Several subjects in one run. They replace the settings of one subject (instance_dir, tfds, tfds_split, subject,
     # instance_prompt, class_prompt), which must then stay empty.
     subjects: tuple[SubjectConfig, ...] = setting((), formerly='concepts')
 
@@ -105,6 +123,10 @@ class DataConfig(SubjectConfig):
                         f'{path}.{field.name} is {getattr(self, field.name)!r} but {path}.subjects names the subjects '
                         f'of this run; leave one of the two empty'
                     )
+        for name in ('tfds_dir', 'tfds_manual_dir'):
+            if getattr(self, name) is not None and all(one.tfds is None for one in self.subjects or (self,)):
+                given = f'{path}.{name} is {getattr(self, name)!r}'
+                raise ConfigError(f'{given} but no subject is read from a dataset (tfds); leave it None')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,10 @@ and a broken EXIF block means no rotation.
 """
 
 import contextlib
+import dataclasses
 import io
 import os
+import pathlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,7 +43,32 @@ class ImageError(ValueError):
     """
 
 
-def decode_image(path: str | os.PathLike) -> Image.Image:
+@dataclasses.dataclass(frozen=True)
+class StoredImage:
+    """An image file inside a dataset; it may be given wherever the path of an image file may be.
+
+    Attributes:
+      name: the file's name.
+      dataset: the dataset's name, for messages.
+      data: the file's bytes.
+    """
+
+    name: str
+    dataset: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return f'{self.name} of {self.dataset}'
+
+    def read_bytes(self) -> bytes:
+        """Returns the file's bytes, as pathlib.Path.read_bytes does."""
+        return self.data
+
+
+ImagePath = str | os.PathLike | StoredImage
+
+
+def decode_image(path: ImagePath) -> Image.Image:
     """Returns the whole image, upright, as an RGB image of Pillow in sRGB. Transparent parts are shown on white.
 
     Raises:
@@ -50,7 +77,7 @@ def decode_image(path: str | os.PathLike) -> Image.Image:
     return _decode(path, lambda image, profile: _to_rgb(image, 'white', profile, str(path)))
 
 
-def decode_mask(path: str | os.PathLike) -> Image.Image:
+def decode_mask(path: ImagePath) -> Image.Image:
     """Returns the file as an 8-bit grey image, with transparent parts black.
 
     Its values are weights, not colours, so a colour profile is ignored.
@@ -61,7 +88,7 @@ def decode_mask(path: str | os.PathLike) -> Image.Image:
     return _decode(path, lambda image, profile: _to_rgb(image, 'black', None, str(path)).convert('L'))
 
 
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
+def image_size(path: ImagePath) -> tuple[int, int]:
     """Returns the width and height of the upright image in pixels. Mostly only the head of the file is decoded.
 
     Raises:
@@ -74,7 +101,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         return image.size[::-1] if is_swapped else image.size
 
 
-def _decode(path: str | os.PathLike, to_colours: Callable[[Image.Image, bytes | None], Image.Image]) -> Image.Image:
+def _decode(path: ImagePath, to_colours: Callable[[Image.Image, bytes | None], Image.Image]) -> Image.Image:
     data, format = _read(path)
     with _reading(path):
         image = _open(data, format)
@@ -84,18 +111,18 @@ def _decode(path: str | os.PathLike, to_colours: Callable[[Image.Image, bytes | 
         return image.transpose(_TURN[orientation]) if orientation in _TURN else image
 
 
-def _read(path: str | os.PathLike) -> tuple[bytes, str]:
+def _read(path: ImagePath) -> tuple[bytes, str]:
     """Returns a file's bytes and its format.
 
     Raises:
       ImageError: if it cannot be read or photo_kinds does not let it through.
     """
+    file = path if isinstance(path, StoredImage) else pathlib.Path(path)
     try:
-        with open(path, 'rb') as file:
-            data = file.read()
+        data = file.read_bytes()
     except OSError as error:
         raise ImageError(f'{path} cannot be read: {error.strerror}') from None
-    kind = photo_kinds.kind_of(io.BytesIO(data), os.path.basename(path))
+    kind = photo_kinds.kind_of(io.BytesIO(data), file.name)
     if kind.format is None:
         raise ImageError(photo_kinds.refusal(path, kind))
     return data, kind.format
@@ -132,7 +159,7 @@ _LIMITS = _Limits()
 
 
 @contextlib.contextmanager
-def _reading(path: str | os.PathLike) -> Iterator[None]:
+def _reading(path: ImagePath) -> Iterator[None]:
     """Turns every error of the decoders into one sentence that names the file."""
     with warnings.catch_warnings(), _LIMITS:
         warnings.simplefilter('ignore')  # Pillow warns about large images, odd EXIF blocks and palettes: all harmless

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dreambooth_jax.data.images import ImageError
+from dreambooth_jax.data.decode import ImageError, ImagePath, StoredImage
 from dreambooth_jax.data.subjects import ImageFile
 
 
@@ -48,12 +48,14 @@ def fingerprint(file: ImageFile) -> Fingerprint:
         raise ImageError(f'{error.filename} cannot be read: {error.strerror}') from None
 
 
-def file_hash(path) -> str:
+def file_hash(path: ImagePath) -> str:
     """Returns the sha256 of a file's bytes, in hexadecimal digits.
 
     Raises:
       OSError: if the file cannot be read.
     """
+    if isinstance(path, StoredImage):
+        return hashlib.sha256(path.data).hexdigest()
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 

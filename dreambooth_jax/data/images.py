@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dreambooth_jax.data.buckets import Size, nearest
-from dreambooth_jax.data.decode import ImageError, decode_image, decode_mask
+from dreambooth_jax.data.decode import ImageError, ImagePath, decode_image, decode_mask
 
 __all__ = ['MAX_ZOOM', 'Photo', 'ImageError', 'fit', 'open_photo', 'read_masked_image', 'read_image']
 
@@ -23,7 +23,7 @@ _TRIES = 20  # how many more random crops are tried until one meets the mask
 
 
 def read_image(
-    path: str | os.PathLike,
+    path: ImagePath,
     resolution: int,
     *,
     crop: str = 'center',
@@ -50,7 +50,7 @@ def read_image(
 
 
 def read_masked_image(
-    path: str | os.PathLike,
+    path: ImagePath,
     mask: str | os.PathLike | None,
     sizes: Sequence[Size],
     *,
@@ -76,7 +76,7 @@ def read_masked_image(
     return open_photo(path, mask).cut(sizes, crop=crop, rng=rng, max_zoom=max_zoom)
 
 
-def open_photo(path: str | os.PathLike, mask: str | os.PathLike | None = None) -> 'Photo':
+def open_photo(path: ImagePath, mask: str | os.PathLike | None = None) -> 'Photo':
     """Reads an image and its mask at full size, so that they can be cropped more than once.
 
     Raises:
@@ -105,7 +105,7 @@ class Photo:
       weights: the mask as 8-bit grey of the image's size, or None.
     """
 
-    path: str | os.PathLike
+    path: ImagePath
     image: Image.Image
     mask: str | os.PathLike | None
     weights: Image.Image | None
@@ -177,7 +177,7 @@ class _Frame(NamedTuple):
 
 
 def _frame(
-    path: str | os.PathLike, size: tuple[int, int], target: Size, rng: np.random.Generator | None, max_zoom: float
+    path: ImagePath, size: tuple[int, int], target: Size, rng: np.random.Generator | None, max_zoom: float
 ) -> _Frame:
     """Returns the centre frame or, with `rng`, a random frame of an image.
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from dreambooth_jax.data import photo_kinds
 from dreambooth_jax.data.buckets import Size
+from dreambooth_jax.data.decode import StoredImage
 from dreambooth_jax.data.images import MAX_ZOOM, ImageError, open_photo
 from dreambooth_jax.data.photo_kinds import FOLDER, READABLE, SPECIAL, Kind
 
@@ -36,7 +37,7 @@ _MASK_LIKE = re.compile(r'(?P<stem>.+?)[-_ ]mask(label)?', re.IGNORECASE)  # mat
 class ImageFile(NamedTuple):
     """An image, with the text of its caption and the path of its mask if they exist."""
 
-    path: pathlib.Path
+    path: pathlib.Path | StoredImage
     caption: str | None
     mask: pathlib.Path | None = None
 
@@ -126,9 +127,37 @@ def read_buckets(
     if not files:
         found = '; '.join(f'{name} is {reason}' for name, reason in skipped.items()) or 'it is empty'
         raise ImageError(f'the folder {folder} holds no image ({found}); put images ({READABLE}) there')
+    options = {'crops': crops, 'max_zoom': max_zoom, 'seed': seed, 'order': order}
+    found = read_files(files, sizes, prompt, **options)
+    return {size: dataclasses.replace(images, skipped=skipped) for size, images in found.items()}
+
+
+def read_files(
+    files: Sequence[ImageFile],
+    sizes: Sequence[Size],
+    prompt: str,
+    *,
+    crops: int = 1,
+    max_zoom: float = MAX_ZOOM,
+    seed: int = 0,
+    order: Sequence[str] | None = None,
+) -> dict[Size, Images]:
+    """Reads images wherever they lie, as `read_buckets` reads those of a folder.
+
+    Args:
+      files: the images.
+      sizes, prompt, crops, max_zoom, seed: as in `read_buckets`.
+      order: the names of the files in the order in which they are used; None: as they are given.
+
+    Returns:
+      The images by size, in the order of `sizes`, without sizes that no image has; none is skipped.
+
+    Raises:
+      ImageError: if an image is damaged or smaller than its size, or if a mask does not fit its image.
+    """
     # A photo's index decides its random crops, so a resumed run needs the order that it began with.
     if order is not None:
-        files.sort(key=lambda file: order.index(file.path.name))
+        files = sorted(files, key=lambda file: order.index(file.path.name))
     found: dict[Size, list] = {size: [] for size in sizes}
     for index, file in enumerate(files):
         photo = open_photo(file.path, file.mask)
@@ -142,7 +171,7 @@ def read_buckets(
             masks=np.stack([mask for _, _, mask in kept]) if any(file.mask for file, _, _ in kept) else None,
             prompts=[file.caption or prompt for file, _, _ in kept],
             names=[file.path.name for file, _, _ in kept],
-            skipped=skipped,
+            skipped={},
         )
         for size, kept in found.items()
         if kept

@@ -18,12 +18,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dreambooth_jax.config import ConfigError, DreamBoothConfig
-from dreambooth_jax.data.decode import decode_image
-from dreambooth_jax.data.subjects import list_images
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, SubjectConfig
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
-from dreambooth_jax.storybook import draw, subjects
 from dreambooth_jax.system import disk
 from dreambooth_jax.text import prompts as prompt_lists
 from dreambooth_jax.weights.pipeline import hash_networks
@@ -73,31 +70,26 @@ class Generate(Protocol):
         """Returns the images of N prompts, uint8[N, num_images, H, W, 3]."""
 
 
-def subjects_of(config: DreamBoothConfig, side: int) -> list[Subject]:
-    """Returns the subjects of a run with their photos; those of a run with several are each other's look-alikes.
+def subjects_of(config: DreamBoothConfig, photos: Sequence[tuple[np.ndarray, ...]]) -> list[Subject]:
+    """Returns the subjects of a run; those of a run with several are each other's look-alikes.
 
     Args:
       config: the settings of the run.
-      side: side in pixels at which the images of Storybook's built-in subjects are painted; photos keep their size.
+      photos: the photos of every subject, in the order of `config.subjects()`.
 
     Raises:
       ConfigError: if the class prompt of a subject is not its instance prompt without the identifier.
-      ImageError: as data.subjects.list_images and data.decode.decode_image.
     """
-    found = [_subject(subject, side) for subject in config.subjects()]
+    found = [_subject(subject, own) for subject, own in zip(config.subjects(), photos, strict=True)]
     others = [tuple(photo for other in found if other is not one for photo in other.photos) for one in found]
-    return [dataclasses.replace(one, look_alikes=photos) for one, photos in zip(found, others, strict=True)]
+    return [dataclasses.replace(one, look_alikes=alike) for one, alike in zip(found, others, strict=True)]
 
 
-def _subject(settings, side: int) -> Subject:
+def _subject(settings: SubjectConfig, photos: tuple[np.ndarray, ...]) -> Subject:
     try:
         identifier, class_noun = prompt_lists.identifier_and_class(settings.instance_prompt, settings.class_prompt)
     except ValueError as error:
         raise ConfigError(f'the run cannot be evaluated: {error}') from None
-    if settings.instance_dir is None:
-        photos = [draw.paint(scene, side) for scene in subjects.reference_scenes(settings.subject)]
-    else:
-        photos = [np.asarray(decode_image(file.path)) for file in list_images(settings.instance_dir)[0]]
     asked = tuple(
         Asked(prompt.kind, prompt.text(class_noun, identifier), prompt.text(class_noun))
         for prompt in prompt_lists.evaluation_prompts(class_noun)
@@ -106,7 +98,7 @@ def _subject(settings, side: int) -> Subject:
         name=f'{identifier} {class_noun}',
         instance_prompt=settings.instance_prompt,
         class_prompt=settings.class_prompt,
-        photos=tuple(photos),
+        photos=photos,
         prompts=asked,
     )
 

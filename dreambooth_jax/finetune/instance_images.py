@@ -1,37 +1,98 @@
-"""The images of a run's subjects: photos from folders, or painted images of Storybook's built-in subjects."""
+"""The images of a run's subjects: photos from folders or datasets, or Storybook's painted built-in subjects."""
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, SubjectConfig
 from dreambooth_jax.data.buckets import Size, bucket_sizes
-from dreambooth_jax.data.decode import image_size
-from dreambooth_jax.data.images import MAX_ZOOM
-from dreambooth_jax.data.subjects import ImageFile, list_images, read_buckets
+from dreambooth_jax.data.decode import decode_image, image_size
+from dreambooth_jax.data.images import MAX_ZOOM, ImageError
+from dreambooth_jax.data.subjects import ImageFile, list_images, read_buckets, read_files
 from dreambooth_jax.data.table import Examples, join
+from dreambooth_jax.datasets import data_source
 from dreambooth_jax.storybook import draw, subjects
 
 # Words of an instance prompt that cannot be the subject's name, even if the class prompt does not have them.
 _FRAMING = {'a', 'an', 'the', 'of', 'in', 'on', 'my', 'with', 'photo', 'image', 'photograph', 'close-up'}
 
 
-def photos(config: DreamBoothConfig) -> dict[str, list[ImageFile]]:
-    """Returns setting that names a folder -> its photos, sorted by name.
+class _Photos(NamedTuple):
+    """What lies in a subject's folder or dataset.
 
-    Built-in subjects have no folder and are left out.
+    Attributes:
+      place: the folder, or the dataset's name with its version.
+      files: the photos.
+      skipped: name -> reason, for files that are not used.
+    """
+
+    place: str
+    files: list[ImageFile]
+    skipped: dict[str, str]
+
+
+def photos(config: DreamBoothConfig) -> dict[str, list[ImageFile]]:
+    """Returns setting that names a folder or dataset -> its photos, sorted by name or in the dataset's order.
+
+    Built-in subjects have neither and are left out.
 
     Raises:
       ImageError: as list_images.
+      ConfigError: for a dataset that cannot be read.
     """
-    named = {_setting(config, number): subject.instance_dir for number, subject in enumerate(config.subjects())}
-    return {setting: list_images(folder)[0] for setting, folder in named.items() if folder is not None}
+    listed = {_setting(config, number): _list(config, number) for number in range(len(config.subjects()))}
+    return {setting: found.files for setting, found in listed.items() if found is not None}
 
 
 def _setting(config: DreamBoothConfig, number: int) -> str:
-    return f'data.subjects[{number}].instance_dir' if config.data.subjects else 'data.instance_dir'
+    name = 'instance_dir' if config.subjects()[number].tfds is None else 'tfds'
+    return f'data.subjects[{number}].{name}' if config.data.subjects else f'data.{name}'
+
+
+def _list(config: DreamBoothConfig, number: int) -> _Photos | None:
+    """Returns the photos of a subject; None for a built-in one.
+
+    Raises:
+      ImageError, ConfigError: as `photos`.
+    """
+    subject = config.subjects()[number]
+    if subject.tfds is None:
+        return subject.instance_dir and _Photos(subject.instance_dir, *list_images(subject.instance_dir))
+    folders = {'data_dir': config.data.tfds_dir, 'manual_dir': config.data.tfds_manual_dir}
+    try:
+        dataset = data_source.read(subject.tfds, subject.tfds_split, **folders)
+    except ImageError as error:
+        raise ConfigError(f'config.{_setting(config, number)} is {subject.tfds!r} but {error}') from None
+    return _Photos(f'{dataset.name} of TFDS', dataset.files, {})
+
+
+def whole(config: DreamBoothConfig, side: int) -> list[tuple[np.ndarray, ...]]:
+    """Returns the photos of every subject as they are, uint8[H, W, 3] each, upright, neither resized nor cropped.
+
+    Args:
+      side: side in pixels at which the images of built-in subjects are painted.
+
+    Raises:
+      ImageError, ConfigError: as `read`.
+    """
+    found = []
+    for number, subject in enumerate(config.subjects()):
+        listed = _list(config, number)
+        if listed is None:
+            found.append(tuple(_painted(subject.subject, side)))
+        else:
+            found.append(tuple(np.asarray(decode_image(file.path)) for file in listed.files))
+    return found
+
+
+def _painted(name: str, side: int) -> np.ndarray:
+    if name not in subjects.SUBJECTS:
+        known = ', '.join(subjects.SUBJECTS)
+        raise ConfigError(f'config.data.subject is {name!r} but must be one of {known}')
+    return np.stack([draw.paint(scene, side) for scene in subjects.reference_scenes(name)])
 
 
 def read(
@@ -51,15 +112,15 @@ def read(
         with data.aspect_buckets.
       crops: how many crops are made of each photo; None: data.crops.
       max_zoom: the largest zoom of random crops (data/images.py).
-      order: setting, as in `photos` -> the names of its files in the order in which they are used. None: sorted by
-        name.
+      order: setting, as in `photos` -> the names of its files in the order in which they are used. None: as in
+        `photos`.
 
     Returns:
       The images of each size, from the widest to the tallest size; a size has masks if any of its images has one.
 
     Raises:
       ImageError: for a folder, image or mask that cannot be used.
-      ConfigError: for an unknown built-in subject.
+      ConfigError: for an unknown built-in subject and a dataset that cannot be used.
     """
     square = (resolution, resolution)
     sizes = bucket_sizes(resolution, multiple) if config.data.aspect_buckets and multiple else (square,)
@@ -67,17 +128,17 @@ def read(
     groups: dict[Size, list[Examples]] = {size: [] for size in sizes}
     for number, subject in enumerate(config.subjects()):
         prompt = subject.instance_prompt
-        if subject.instance_dir is None:
-            if subject.subject not in subjects.SUBJECTS:
-                known = ', '.join(subjects.SUBJECTS)
-                raise ConfigError(f'config.data.subject is {subject.subject!r} but must be one of {known}')
-            painted = [draw.paint(scene, resolution) for scene in subjects.reference_scenes(subject.subject)]
+        if subject.instance_dir is None and subject.tfds is None:
+            painted = _painted(subject.subject, resolution)
             prompts, class_prompts = [prompt] * len(painted), [subject.class_prompt] * len(painted)
-            groups[square].append(Examples(np.stack(painted), prompts, class_prompts=class_prompts))
+            groups[square].append(Examples(painted, prompts, class_prompts=class_prompts))
             continue
         options = {'crops': crops or config.data.crops, 'max_zoom': max_zoom, 'seed': config.seed}
         options['order'] = (order or {}).get(_setting(config, number))
-        found = read_buckets(subject.instance_dir, sizes, prompt, **options)
+        if subject.tfds is None:
+            found = read_buckets(subject.instance_dir, sizes, prompt, **options)
+        else:
+            found = read_files(_list(config, number).files, sizes, prompt, **options)
         for size, images in found.items():
             class_prompts = [subject.class_prompt] * len(images.images)
             groups[size].append(Examples(images.images, images.prompts, images.masks, class_prompts))
@@ -93,13 +154,14 @@ def check_folders(config: DreamBoothConfig) -> None:
         would train its table rows.
     """
     prompts: list[str] = []
-    for subject in config.subjects():
-        if subject.instance_dir is None:
+    for number, subject in enumerate(config.subjects()):
+        found = _list(config, number)
+        if found is None:
             prompts.append(subject.instance_prompt)
             continue
-        files, skipped = list_images(subject.instance_dir)
+        place, files, skipped = found
         for name, reason in skipped.items():
-            logging.warning('%s in %s is skipped: it is %s', name, subject.instance_dir, reason)
+            logging.warning('%s in %s is skipped: it is %s', name, place, reason)
         captions = [file.caption for file in files]
         prompts += [caption or subject.instance_prompt for caption in captions]
         name = _identifier(subject)
@@ -108,7 +170,7 @@ def check_folders(config: DreamBoothConfig) -> None:
             logging.warning(
                 'no caption in %s holds %s, which names the subject in the instance prompt %r, so that name is not '
                 'learned; write it into the captions',
-                *(subject.instance_dir, words, subject.instance_prompt),
+                *(place, words, subject.instance_prompt),
             )
     # Captions replace the instance prompt, so the token of textual inversion may occur in no prompt at all.
     token = config.textual_inversion.token
@@ -129,18 +191,20 @@ def _words(prompt: str) -> set[str]:
 
 
 def describe_folders(config: DreamBoothConfig) -> str:
-    """Describes the contents of the subjects' folders, one line per image.
+    """Describes the contents of the subjects' folders and datasets, one line per image.
 
     Raises:
-      ImageError: as `read`.
+      ImageError, ConfigError: as `read`.
     """
     lines = []
-    for subject in config.subjects():
-        if subject.instance_dir is None:
+    for number, subject in enumerate(config.subjects()):
+        found = _list(config, number)
+        if found is None:
             lines.append(f'  built-in subject {subject.subject}, {subject.instance_prompt!r}')
             continue
-        files, skipped = list_images(subject.instance_dir)
-        lines.append(f'  {subject.instance_dir}: {len(files)} files, {subject.instance_prompt!r} unless captioned')
+        place, files, skipped = found
+        unless = ' unless captioned' if subject.tfds is None else ''
+        lines.append(f'  {place}: {len(files)} files, {subject.instance_prompt!r}{unless}')
         for file in files:
             width, height = image_size(file.path)
             caption = f', caption {file.caption!r}' if file.caption else ''

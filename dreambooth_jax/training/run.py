@@ -30,6 +30,8 @@ FREE = (
     'steps',
     'prior.batch_size',
     CLASS_PHOTOS,
+    'data.tfds_dir',
+    'data.tfds_manual_dir',
     'parallel.mode',
     'parallel.fsdp_min_bytes',
     'parallel.remat',
@@ -44,7 +46,8 @@ _CLASS_IMAGES = ('prior.num_images', 'prior.steps', 'prior.guidance_scale', 'pri
 _STAGES = ('base', 'super_resolution')
 # Settings that name models; the files of a model are identified by their hashes, whatever their names.
 _MODELS = ('model', 'super_resolution_model')
-_PHOTOS = 'instance_dir'
+# Settings that name photos, which are identified by their hashes too.
+_FOLDER, _DATASET, _SPLIT = 'instance_dir', 'tfds', 'tfds_split'
 _PATHS = ('model', 'model_tokenizer_dir', 'super_resolution_model', 'init', 'base')
 
 
@@ -177,6 +180,8 @@ def _check_settings(
             continue
         if by_content and (name.startswith(_MODELS) or (_is_photos(name) and None not in (before, value))):
             continue
+        if by_content and name.endswith(f'.{_SPLIT}'):
+            continue
         length = ', the length of its cosine schedule' if _is_length(name) else ''
         raise ConfigError(
             f'config.{name} is {value!r} but {workdir} was begun with {before!r}{length}; set it back, or start '
@@ -208,13 +213,13 @@ def _unused(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _is_same(name: str, before: Any, value: Any) -> bool:
-    if isinstance(before, str) and isinstance(value, str) and (name in _PATHS or _is_photos(name)):
+    if isinstance(before, str) and isinstance(value, str) and (name in _PATHS or name.endswith(f'.{_FOLDER}')):
         before, value = (os.path.realpath(os.path.expanduser(path)) for path in (before, value))
     return json.dumps(before) == json.dumps(value)
 
 
 def _is_photos(name: str) -> bool:
-    return name.endswith(f'.{_PHOTOS}')
+    return name.endswith((f'.{_FOLDER}', f'.{_DATASET}'))
 
 
 def _plain(name: str) -> str:

@@ -87,8 +87,8 @@ WRONG = [
         'data.subjects',
         ('cat',),
         (
-            'config.data.subjects[0] must be a group of settings (instance_dir, subject, instance_prompt, '
-            "class_prompt), got 'cat' (str)"
+            'config.data.subjects[0] must be a group of settings (instance_dir, tfds, tfds_split, subject, '
+            "instance_prompt, class_prompt), got 'cat' (str)"
         ),
     ),
     ('prior.wieght', 1.0, 'config.prior.wieght is not a known setting; did you mean config.prior.weight?'),
@@ -199,10 +199,15 @@ BETWEEN = [
         'runs/sd',
         (
             "config.data.instance_dir must be given when config.model is 'runs/sd': the folder of the subject's "
-            "images (only 'storybook' has built-in subjects)"
+            "images, or config.data.tfds, a dataset of them (only 'storybook' has built-in subjects)"
         ),
     ),
-    ('data.subject', None, 'config.data.instance_dir (a folder) or config.data.subject (a built-in one) must be given'),
+    (
+        'data.subject',
+        None,
+        'config.data.instance_dir (a folder), config.data.tfds (a dataset) or config.data.subject (a built-in one) '
+        'must be given',
+    ),
     ('data.instance_prompt', '', "config.data.instance_prompt must be given, for example 'a sks dog'"),
     (
         'data.class_prompt',
@@ -213,11 +218,8 @@ BETWEEN = [
     (
         'data.subjects',
         ({'subject': 'cat'},),
-        (
-            "config.data.subject is 'dog' but config.data.subjects names the subjects of this run; leave one "
-            'of the two '
-            'empty'
-        ),
+        "config.data.subject is 'dog' but config.data.subjects names the subjects of this run; leave one of the two "
+        'empty',
     ),
 ]
 

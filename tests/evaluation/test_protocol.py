@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from dreambooth_jax.config import ConfigError, DataConfig, DreamBoothConfig, SubjectConfig
 from dreambooth_jax.evaluation import protocol
@@ -20,45 +19,34 @@ def cascade():
     return Cascade.load(smallest_pipelines.folder('pixels'))
 
 
-@pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / 'photos'
-    folder.mkdir()
-    for name, size in (('1.png', (30, 20)), ('2.png', (16, 16))):
-        Image.new('RGB', size, 'red').save(folder / name)
-    return folder
+PHOTOS = tuple(np.full((height, width, 3), 9, np.uint8) for height, width in ((20, 30), (16, 16)))
 
 
-def of_data(**data):
-    return protocol.subjects_of(DreamBoothConfig(data=DataConfig(**data)), 32)
+def of_data(*photos, **data):
+    return protocol.subjects_of(DreamBoothConfig(data=DataConfig(**data)), photos)
 
 
-def test_a_subject_is_asked_for_with_the_papers_prompts_of_its_class(photos):
-    (dog,) = of_data(instance_dir=str(photos), instance_prompt='a sks dog', class_prompt='a dog')
+def test_a_subject_is_asked_for_with_the_papers_prompts_of_its_class():
+    (dog,) = of_data(PHOTOS, instance_dir='photos', instance_prompt='a sks dog', class_prompt='a dog')
     assert (dog.name, dog.instance_prompt, dog.class_prompt, len(dog.prompts)) == ('sks dog', 'a sks dog', 'a dog', 25)
+    assert dog.photos is PHOTOS and dog.look_alikes == ()
     assert dog.prompts[10] == ('accessory', 'a sks dog wearing a red hat', 'a dog wearing a red hat')
-    (vase,) = of_data(instance_dir=str(photos), instance_prompt='a zwx vase', class_prompt='a vase')
+    (vase,) = of_data(PHOTOS, instance_dir='photos', instance_prompt='a zwx vase', class_prompt='a vase')
     assert {asked.kind for asked in vase.prompts} == {'context', 'property'}
     assert vase.prompts[-1] == ('property', 'a cube shaped zwx vase', 'a cube shaped vase')
 
 
-def test_photos_are_whole_and_built_in_subjects_are_painted(photos):
-    (dog,) = of_data(instance_dir=str(photos), instance_prompt='a sks dog', class_prompt='a dog')
-    assert [photo.shape for photo in dog.photos] == [(20, 30, 3), (16, 16, 3)]
-    (painted,) = of_data(subject='dog', instance_prompt='a sks dog', class_prompt='a dog')
-    assert {photo.shape for photo in painted.photos} == {(32, 32, 3)}
-
-
-def test_subjects_of_one_run_are_each_others_look_alikes(photos):
-    one = SubjectConfig(instance_dir=str(photos), instance_prompt='a sks dog', class_prompt='a dog')
+def test_subjects_of_one_run_are_each_others_look_alikes():
+    one = SubjectConfig(instance_dir='photos', instance_prompt='a sks dog', class_prompt='a dog')
     other = SubjectConfig(subject='dog2', instance_prompt='a zwx dog', class_prompt='a dog')
-    first, second = of_data(subjects=(dataclasses.asdict(one), dataclasses.asdict(other)))
-    assert first.look_alikes == second.photos and second.look_alikes == first.photos
+    first, second = of_data(PHOTOS, PHOTOS[:1], subjects=(dataclasses.asdict(one), dataclasses.asdict(other)))
+    assert [len(one.look_alikes) for one in (first, second)] == [1, 2]
+    assert first.look_alikes[0] is second.photos[0] and second.look_alikes[0] is first.photos[0]
 
 
-def test_prompts_that_do_not_say_who_the_subject_is_are_refused(photos):
+def test_prompts_that_do_not_say_who_the_subject_is_are_refused():
     with pytest.raises(ConfigError) as error:
-        of_data(instance_dir=str(photos), instance_prompt='rex', class_prompt='a dog')
+        of_data(PHOTOS, instance_dir='photos', instance_prompt='rex', class_prompt='a dog')
     assert str(error.value) == (
         "the run cannot be evaluated: instance prompt 'rex' must be class prompt 'a dog' with an identifier before the "
         "class noun, as 'a sks dog' is to 'a dog'."

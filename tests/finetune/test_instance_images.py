@@ -183,3 +183,14 @@ def test_folders_are_described_image_by_image(tmp_path):
         '    skipped: notes.md is text',
         "  built-in subject vase, 'a zwx vase'",
     ]
+
+
+def test_whole_photos_keep_their_sizes_and_built_in_subjects_are_painted(tmp_path):
+    for name, size in (('1.png', (30, 20)), ('2.png', (16, 16))):
+        Image.new('RGB', size, 'red').save(tmp_path / name)
+    photos = {'instance_dir': str(tmp_path), 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
+    painted = {'subject': 'dog2', 'instance_prompt': 'a zwx dog', 'class_prompt': 'a dog'}
+    config = config_with(subjects=(photos, painted))
+    found, drawn = instance_images.whole(config, 32)
+    assert [photo.shape for photo in found] == [(20, 30, 3), (16, 16, 3)]
+    assert {photo.shape for photo in drawn} == {(32, 32, 3)}

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from dreambooth_jax.config import ConfigError, DataConfig, DreamBoothConfig, PretrainConfig, resolve, to_dict
+from dreambooth_jax.data.fingerprints import Fingerprint
 from dreambooth_jax.training import run
 from dreambooth_jax.training.inputs import Inputs
 
@@ -58,6 +59,8 @@ def test_run_goes_on_with_the_same_settings(tmp_path):
         ('prior.steps', 7),
         ('model', 'other'),
         ('data.instance_dir', 'photos'),
+        ('data.tfds', 'dreambench/dog'),
+        ('data.tfds_split', 'train'),
     ],
 )
 def test_setting_that_changes_what_is_learned_is_refused_with_both_values(path, value, tmp_path):
@@ -200,6 +203,21 @@ def test_a_run_of_an_older_version_knows_its_folders_by_their_paths(tmp_path, mo
     run.begin(changed(config, 'data.instance_dir', str(tmp_path / 'photos')), tmp_path, found)
     assert (tmp_path / 'inputs.json').exists()
     run.begin(changed(config, 'data.instance_dir', 'others'), tmp_path, found)  # known by content from now on
+
+
+def test_a_dataset_may_change_its_name_and_split_but_not_its_images(tmp_path):
+    of = lambda sha256: Inputs({'base': {}}, {'data.tfds': [Fingerprint('00.png', sha256)]})  # noqa: E731
+    config = changed(CONFIG, 'data.tfds', 'dreambench/dog')
+    trained(config, tmp_path, found=of('a'))
+    run.begin(changed(config, 'data.tfds', 'dreambench/dog:1.0.0'), tmp_path, of('a'))
+    run.begin(changed(config, 'data.tfds_split', 'test'), tmp_path, of('a'))
+    run.begin(changed(config, 'data.tfds_dir', 'sets'), tmp_path, of('a'))
+    run.begin(changed(config, 'data.tfds_manual_dir', 'photos'), tmp_path, of('a'))
+    assert refusal(changed(config, 'data.tfds', 'dreambench/cat'), tmp_path, of('b')) == (
+        f"config.data.tfds is 'dreambench/cat', which does not hold what {tmp_path} was begun with: 00.png is another "
+        f'image; put that back, or start another run with --workdir'
+    )
+    assert 'config.data.instance_dir' in refusal(changed(CONFIG, 'data.instance_dir', 'photos'), tmp_path, of('a'))
 
 
 def test_a_home_folder_is_the_same_spelled_out(tmp_path, monkeypatch):
