@@ -74,7 +74,7 @@ def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
         told = plan.describe(config, cascade, instance, planned_for)
         return print(examples.describe(config, instance), told, sep='\n\n')
     print(instance_images.describe(instance['base']))
-    with run.alone(workdir):
+    with run.alone(workdir), hosts.together():
         run.begin(config, workdir, learned_from)
         finetune_stages(config, workdir, original, cascade, instance, order.get(inputs.CLASS_PHOTOS))
 

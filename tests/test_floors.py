@@ -33,6 +33,7 @@ NOT_AT_RUN_TIME = ('torch', 'torchvision', 'diffusers', 'tensorflow')
 HOMELESS = ('utils', 'util', 'helpers', 'helper', 'common', 'misc')
 LONGEST_FILE, LONGEST_PROGRAM = 450, 150
 MOST_PARAMETERS = 8
+LARGEST_UNTESTED = 60
 
 FILES = sorted(PACKAGE.rglob('*.py'))
 OTHERS = sorted(path for folder in ('tests', 'configs', 'experiments') for path in (ROOT / folder).rglob('*.py'))
@@ -157,6 +158,39 @@ def length(path):
 
 def test_no_file_is_too_long():
     assert {name(path): length(path) for path in FILES + OTHERS if length(path) > LONGEST_FILE} == {}
+
+
+def own_tests(path):
+    """Where the tests of a module are looked for: tests/ mirrors the package, and has a folder for the programs."""
+    folder = path.parent.relative_to(ROOT / 'dreambooth_jax')
+    return ROOT / 'tests' / (folder if folder.parts else PROGRAMS) / f'test_{path.stem}.py'
+
+
+def untested(paths):
+    """The larger ones of these modules that have no test file of their own; an __init__.py only names what is there."""
+    large = [path for path in paths if path.name != '__init__.py' and length(path) > LARGEST_UNTESTED]
+    files = ((path, own_tests(path)) for path in large)
+    return [name(path) for path, file in files if not file.is_file() or 'def test_' not in file.read_text()]
+
+
+def test_every_module_has_a_test_file_of_its_own():
+    assert untested(FILES) == []
+
+
+@pytest.mark.parametrize('module, file', [('models/new.py', 'models/test_new.py'), ('new.py', 'programs/test_new.py')])
+def test_a_module_without_tests_is_seen(module, file, tmp_path, monkeypatch):
+    monkeypatch.setattr('tests.test_floors.ROOT', tmp_path)
+    path, test = tmp_path / 'dreambooth_jax' / module, tmp_path / 'tests' / file
+    for folder in (path.parent, test.parent):
+        folder.mkdir(parents=True)
+    path.write_text('\n' * 60)
+    assert untested([path]) == []
+    path.write_text('\n' * 61)
+    assert untested([path]) == [f'dreambooth_jax/{module}']
+    test.write_text('"""Nothing yet."""')
+    assert untested([path]) == [f'dreambooth_jax/{module}']
+    test.write_text('def test_something(): pass')
+    assert untested([path]) == []
 
 
 def test_programs_only_compose():

@@ -1,5 +1,6 @@
 """The scripts in experiments/speed run, on tiny networks, and write what their README reads from them."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from dreambooth_jax.finetune import memory_plan
 
 SPEED = Path(__file__).parents[1] / 'experiments' / 'speed'
 
@@ -45,12 +48,63 @@ def test_training_measures_this_package_and_diffusers(tmp_path):
 
 
 @pytest.mark.slow
-def test_phases_tells_every_phase_of_a_run():
+@pytest.mark.parametrize('model', ['stable-diffusion-v1-5', 'sdxl', 'deepfloyd-if'])
+def test_phases_tells_every_phase_of_a_run(model):
     config = SPEED.parents[1] / 'configs' / 'dog.py'
-    done = run('phases.py', '--tiny', f'--config={config}:stable-diffusion-v1-5')
+    done = run('phases.py', '--tiny', f'--config={config}:{model}')
     assert done.returncode == 0, done.stderr
-    for phase in ('class images', 'encoding for base', 'training base', 'samples of base', 'export'):
+    stages = ('base', 'super_resolution') if model == 'deepfloyd-if' else ('base',)
+    trained = (f'{phase} {stage}' for stage in stages for phase in ('encoding for', 'training', 'samples of'))
+    for phase in ('class images', *trained, 'export'):
         assert f'\n    {phase} ' in done.stdout
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A function that imports what the scripts share."""
+    monkeypatch.syspath_prepend(SPEED)
+    return importlib.import_module
+
+
+def test_memory_is_read_from_what_the_compiler_writes_about_its_buffers(module):
+    text = """BufferAssignment:
+allocation 0: size 512, thread-local:
+ value: <2 reduce_sum.5 @0> (size=512,offset=0): f32[]{:T(128)}
+allocation 1: size 300, parameter 17, shape |bf16[3,50]| at ShapeIndex {}:
+allocation 2: size 40, output shape is |f32[10]|, maybe-live-out:
+allocation 3: size 500, parameter 0, shape |f32[125]| at ShapeIndex {}, output shape is |f32[125]|, maybe-live-out:
+allocation 4: size 36, color 2, preallocated-temp:
+allocation 5: size 7000, preallocated-temp:
+allocation 6: size 900, color 1, preallocated-temp:
+allocation 7: size 64, constant:
+"""
+    assert module('compiled').buffers(text) == {'argument': 800, 'output': 540, 'alias': 500, 'temp': 7000}
+
+
+def test_temporaries_are_extrapolated_along_the_depth_of_the_stage(module):
+    def use(phase, temporaries):
+        complete = temporaries is not None
+        return memory_plan.Use(phase=phase, program='step', weights=10, temporaries=temporaries, complete=complete)
+
+    phases = 'training base', 'training super_resolution'
+    whole = [use(phase, None) for phase in phases]
+    at = {1: [use(phases[0], 100), use(phases[1], None)], 2: [use(phases[0], 130), use(phases[1], None)]}
+    found = module('compiled').extrapolated(whole, at, {'base': 4, 'super_resolution': 5})
+    assert [(one.total, one.complete) for one, _ in found] == [(200, True), (10, False)]
+    assert found[0][1] == 'extrapolated to depth 4 from 1 and 2'
+    found = module('compiled').extrapolated(whole, {**at, 3: [use(phases[0], 150), use(phases[1], None)]}, {'base': 4})
+    assert found[0][0].total == 180 and found[0][1].endswith('from 2 and 3, where 1 is +10.0% off')
+
+
+def test_published_networks_can_be_made_shallow_and_tiny(module):
+    published = module('published')
+    depths = {name: stage.depth for name, stage in published.PUBLISHED.items()}
+    assert list(depths.values()) == [2, 10, 3, 5]
+    for stage in published.PUBLISHED.values():
+        assert stage.shallow(stage.depth).depth == stage.depth and stage.shallow(1).depth == 1
+        for made in (stage.shallow(1), stage.tiny()):
+            network = published.pipeline(made, 'float32').denoiser
+            assert {value.strides for value in network.params.values()} <= {(0,) * n for n in range(6)}
 
 
 def test_training_without_an_accelerator_is_one_sentence():

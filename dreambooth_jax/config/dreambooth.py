@@ -139,8 +139,8 @@ class PriorConfig(Config):
     # 'images', as in the paper: class images that the frozen model generates before training.
     # 'distillation': the subject's images under the class prompt; the target is the frozen model's prediction for them.
     # No image is generated, so the settings below are not used. A step costs one more forward pass of its class
-    # examples (under fsdp, of all examples) and a copy of the UNet in the compute dtype, unless the frozen UNet is in
-    # memory anyway, as with LoRA.
+    # examples (under fsdp, of all examples) and a copy of the denoiser in the compute dtype, unless the frozen one is
+    # in memory anyway, as with LoRA.
     kind: Literal['images', 'distillation'] = setting(
         'images', former_values={'pictures': 'images', 'prediction': 'distillation'}
     )
@@ -185,7 +185,7 @@ class BaseConfig(Config):
     gradient_accumulation_steps: int = setting(1, '> 0', formerly='accumulation')
     # The paper uses 1e-5 for Imagen and 5e-6 for Stable Diffusion.
     learning_rate: float = setting(5e-6, '> 0')
-    # Train the denoiser, which is a UNet. False: it stays frozen, as in pure textual inversion.
+    # Train the denoiser. False: it stays frozen, as in pure textual inversion.
     train_denoiser: bool = setting(True, formerly='train_unet')
     # Train the text encoders too: the images come closer to the subject, and training needs more memory.
     train_text_encoder: bool = False
@@ -336,8 +336,8 @@ class DreamBoothConfig(Config):
     # The model to fine-tune: 'storybook' (ships with the package), a folder in diffusers' layout, one .safetensors file
     # in the original layout of Stable Diffusion, or a hub id.
     model: str = path_setting(STORYBOOK)
-    # What the base stage's UNet predicts. None: as the model's files say; single files of Stable Diffusion 2.x do not
-    # always say it.
+    # What the base stage's denoiser predicts. None: as the model's files say; single files of Stable Diffusion 2.x do
+    # not always say it.
     model_prediction_type: PredictionType | None = None
     # Folder that holds tokenizer/ (and tokenizer_2/) for a model that is a single file, since such a file holds no
     # tokenizer. None: the folder of that file or, if there is no tokenizer/ in it, the published tokenizer of the hub.

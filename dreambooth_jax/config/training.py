@@ -91,8 +91,8 @@ class ObjectiveConfig(Config):
     min_snr_gamma: float | None = setting(None, '> 0')
     # Strength of additional noise that is constant over each channel; about 0.1 if very dark images are wanted.
     offset_noise: float = setting(0.0, '>= 0')
-    # Train the learned variance of models that have one. False freezes the half of the UNet's last layer that predicts
-    # it.
+    # Train the learned variance of models that have one. False freezes the half of the denoiser's last layer that
+    # predicts it.
     train_variance: bool = True
     # Weight of the variational bound that trains the variance. The loss already contains the factor lambda = 0.001 of
     # Nichol & Dhariwal: 1 gives their hybrid loss.
@@ -145,7 +145,7 @@ class ParallelConfig(Config):
     dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'
     # 'fsdp' shards every parameter of at least this many bytes and copies smaller ones to all devices.
     fsdp_min_bytes: int = setting(4 * 2**20, '>= 0')
-    # Rematerialisation: compute the UNet's activations again in the backward pass instead of keeping them. It needs
+    # Rematerialisation: compute the denoiser's activations again in the backward pass instead of keeping them. It needs
     # less memory and a third more time.
     remat: bool = False
     # Optimizer steps per device call (a lax.scan), which saves host time. None: 10, but 1 on CPU, where convolutions

@@ -31,10 +31,15 @@ def bucket_sizes(resolution: int, multiple: int, max_ratio: float = MAX_RATIO) -
 
     Args:
       resolution: the side of the square among them, in pixels.
-      multiple: 64 for latent models; for a pixel model, the number by which its UNet must be able to divide the sides.
+      multiple: 64 for latent models; for a pixel model, the number by which its denoiser must be able to divide the
+        sides.
       max_ratio: the largest longer side / shorter side, >= 1.
-    Returns: (height, width) pairs.
-    Raises: ValueError if `resolution` is not a multiple of `multiple`, or if the ratio is below 1.
+
+    Returns:
+      (height, width) pairs.
+
+    Raises:
+      ValueError: if `resolution` is not a multiple of `multiple`, or if the ratio is below 1.
     """
     if multiple < 1 or resolution < 1 or resolution % multiple:
         raise ValueError(f'the resolution of aspect buckets must be a multiple of {multiple}, got {resolution}')
@@ -62,7 +67,9 @@ def bucket_of_step(seed: int, step: int, counts: Sequence[int]) -> tuple[int, in
     Args:
       counts: the number of instance images of every bucket, each > 0. In sum(counts) steps each bucket has that many
         turns.
-    Returns: the bucket in [0, len(counts)), and its turn, counted from 0. With one bucket the turn is the step.
+
+    Returns:
+      The bucket in [0, len(counts)), and its turn, counted from 0. With one bucket the turn is the step.
     """
     epoch, index = divmod(step, sum(counts))
     bucket, before = _epoch(seed, epoch, tuple(counts))

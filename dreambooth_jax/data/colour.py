@@ -64,6 +64,7 @@ def matrix_profile(primaries: tuple, curve: tuple[float, ...] = _SRGB_CURVE, whi
       primaries: (x, y) of red, green and blue.
       curve: the numbers of ICC's parametric curve: (gamma,) or the five numbers of sRGB's curve.
       white: (x, y) of white.
+
     Source: ICC.1:2022; adaptation to D50 by Bradford's matrix.
     """
     # Scale the primaries so that together they make white, then adapt them to ICC's white, D50.

@@ -71,7 +71,8 @@ ImagePath = str | os.PathLike | StoredImage
 def decode_image(path: ImagePath) -> Image.Image:
     """Returns the whole image, upright, as an RGB image of Pillow in sRGB. Transparent parts are shown on white.
 
-    Raises: ImageError if the file cannot be read, is no image, is damaged or has more than MAX_PIXELS.
+    Raises:
+      ImageError: if the file cannot be read, is no image, is damaged or has more than MAX_PIXELS.
     """
     return _decode(path, lambda image, profile: _to_rgb(image, 'white', profile, str(path)))
 
@@ -81,7 +82,8 @@ def decode_mask(path: ImagePath) -> Image.Image:
 
     Its values are weights, not colours, so a colour profile is ignored.
 
-    Raises: ImageError as `decode_image`.
+    Raises:
+      ImageError: as `decode_image`.
     """
     return _decode(path, lambda image, profile: _to_rgb(image, 'black', None, str(path)).convert('L'))
 
@@ -89,7 +91,8 @@ def decode_mask(path: ImagePath) -> Image.Image:
 def image_size(path: ImagePath) -> tuple[int, int]:
     """Returns the width and height of the upright image in pixels. Mostly only the head of the file is decoded.
 
-    Raises: ImageError as `decode_image`.
+    Raises:
+      ImageError: as `decode_image`.
     """
     data, format = _read(path)
     with _reading(path):
@@ -111,7 +114,8 @@ def _decode(path: ImagePath, to_colours: Callable[[Image.Image, bytes | None], I
 def _read(path: ImagePath) -> tuple[bytes, str]:
     """Returns a file's bytes and its format.
 
-    Raises: ImageError if it cannot be read or photo_kinds does not let it through.
+    Raises:
+      ImageError: if it cannot be read or photo_kinds does not let it through.
     """
     file = path if isinstance(path, StoredImage) else pathlib.Path(path)
     try:
@@ -214,7 +218,8 @@ def _orientation(image: Image.Image) -> int:
 def _profile(image: Image.Image, data: bytes, format: str) -> bytes | None:
     """Returns the ICC data of the image's colours; None means sRGB.
 
-    Raises: ImageError for an HDR image.
+    Raises:
+      ImageError: for an HDR image.
     """
     if icc := image.info.get('icc_profile'):
         return icc
@@ -240,7 +245,8 @@ def _to_eight_bits(image: Image.Image, data: bytes, format: str) -> Image.Image:
     It also rescales the transparent colour of a PNG to the depth of the decoded pixels, because Pillow leaves it in the
     depth of the file.
 
-    Raises: ImageError for floating-point, signed or more than 16-bit values.
+    Raises:
+      ImageError: for floating-point, signed or more than 16-bit values.
     """
     if image.mode == 'F':
         raise ImageError(f'holds floating-point values; {_DEPTH}')

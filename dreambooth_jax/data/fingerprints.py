@@ -38,7 +38,8 @@ class Fingerprint(NamedTuple):
 def fingerprint(file: ImageFile) -> Fingerprint:
     """Reads a photo and its mask, and returns the photo's fingerprint.
 
-    Raises: ImageError if one of them cannot be read.
+    Raises:
+      ImageError: if one of them cannot be read.
     """
     try:
         mask = file.mask and file_hash(file.mask)
@@ -50,7 +51,8 @@ def fingerprint(file: ImageFile) -> Fingerprint:
 def file_hash(path: ImagePath) -> str:
     """Returns the sha256 of a file's bytes, in hexadecimal digits.
 
-    Raises: OSError if the file cannot be read.
+    Raises:
+      OSError: if the file cannot be read.
     """
     if isinstance(path, StoredImage):
         return hashlib.sha256(path.data).hexdigest()
@@ -64,8 +66,10 @@ def match(recorded: Sequence[Fingerprint], found: Sequence[Fingerprint]) -> tupl
     Args:
       recorded: in the order in which a run uses them.
       found: in any order.
-    Returns: the photos that were found, in the recorded order, and what differs, as phrases to be joined by commas
-      (empty: nothing).
+
+    Returns:
+      The photos that were found, in the recorded order, and what differs, as phrases to be joined by commas (empty:
+      nothing).
     """
     # Two photos may have the same content, so each photo that is present is used once only.
     by_content = collections.defaultdict(list)

@@ -38,9 +38,13 @@ def read_image(
         as far as the image has enough pixels, and the square lies anywhere.
       rng: the source of random numbers, needed for 'random'.
       max_zoom: see `crop`.
-    Returns: uint8[resolution, resolution, 3], RGB.
-    Raises: ImageError if the file cannot be read, is no image, is damaged or is smaller than the resolution; ValueError
-      for another crop.
+
+    Returns:
+      uint8[resolution, resolution, 3], RGB.
+
+    Raises:
+      ImageError: if the file cannot be read, is no image, is damaged or is smaller than the resolution.
+      ValueError: for another crop.
     """
     return read_masked_image(path, None, [(resolution, resolution)], crop=crop, rng=rng, max_zoom=max_zoom)[0]
 
@@ -61,9 +65,13 @@ def read_masked_image(
         everything counts.
       sizes: (height, width) pairs; the one whose ratio is nearest to the image's is used.
       crop, rng, max_zoom: as in `read_image`.
-    Returns: the image, uint8[height, width, 3], and its mask, uint8[height, width, 1], where each value is the mean
-      over the area of its pixel.
-    Raises: as `read_image`, for both files; ImageError if they differ in size or the mask is black.
+
+    Returns:
+      The image, uint8[height, width, 3], and its mask, uint8[height, width, 1], where each value is the mean over the
+      area of its pixel.
+
+    Raises:
+      ImageError: as `read_image`, for both files; also if they differ in size or the mask is black.
     """
     return open_photo(path, mask).cut(sizes, crop=crop, rng=rng, max_zoom=max_zoom)
 
@@ -71,7 +79,8 @@ def read_masked_image(
 def open_photo(path: ImagePath, mask: str | os.PathLike | None = None) -> 'Photo':
     """Reads an image and its mask at full size, so that they can be cropped more than once.
 
-    Raises: ImageError if a file cannot be read, is no image or is damaged, or if the mask and the image differ in size.
+    Raises:
+      ImageError: if a file cannot be read, is no image or is damaged, or if the mask and the image differ in size.
     """
     image = decode_image(path)
     if mask is None:
@@ -175,7 +184,9 @@ def _frame(
     Args:
       size: (width, height) of the image.
       target: (height, width) of the frame.
-    Raises: ImageError if the image is smaller than the frame.
+
+    Raises:
+      ImageError: if the image is smaller than the frame.
     """
     (width, height), (wanted_height, wanted_width) = size, target
     by_width = width * wanted_height <= height * wanted_width  # the side that is not cropped
@@ -202,8 +213,12 @@ def fit(images: np.ndarray, size: Size) -> np.ndarray:
       images: uint8[N, H, W, 3]. Unlike files they may be enlarged: class images are generated as squares, and the
         longer side of a bucket of the same area is up to sqrt(MAX_RATIO) times their side.
       size: (height, width).
-    Returns: uint8[N, height, width, 3]; `images` itself if it has that size.
-    Raises: ValueError if the images are smaller than the size in both directions.
+
+    Returns:
+      uint8[N, height, width, 3]; `images` itself if it has that size.
+
+    Raises:
+      ValueError: if the images are smaller than the size in both directions.
     """
     (_, height, width, _), (wanted_height, wanted_width) = images.shape, size
     if (height, width) == (wanted_height, wanted_width):

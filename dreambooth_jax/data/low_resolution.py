@@ -18,8 +18,12 @@ def downsample(high: jax.Array, factor: int) -> jax.Array:
     Args:
       high: float[B, H, W, C].
       factor: static, > 0; it divides H and W.
-    Returns: float[B, H // factor, W // factor, C].
-    Raises: ValueError if the factor does not divide a side.
+
+    Returns:
+      float[B, H // factor, W // factor, C].
+
+    Raises:
+      ValueError: if the factor does not divide a side.
     """
     count, height, width, channels = high.shape
     if factor < 1 or height % factor or width % factor:
@@ -35,7 +39,10 @@ def upsample(low: jax.Array, size: int | tuple[int, int]) -> jax.Array:
     Args:
       low: float[B, h, w, C].
       size: static, (height, width) or the side of a square; it may also be smaller than the image.
-    Returns: float[B, height, width, C].
+
+    Returns:
+      float[B, height, width, C].
+
     Source: F.interpolate(mode='bilinear', align_corners=True): the centres of the corner pixels stay in the corners.
     """
     height, width = (size, size) if isinstance(size, int) else size

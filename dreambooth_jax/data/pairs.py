@@ -29,13 +29,15 @@ def make_batch(
       num_instance_images: > 0; their indices are [0, num_instance_images).
       num_class_images: > 0 if there are class examples; their indices follow.
       prior_weight: lambda, >= 0.
-    Returns: arrays [B]
-      slot i32: the example's index in the global batch;
-      weight f32: B / num_instance_examples, or prior_weight * B / num_class_examples;
-      is_instance f32: 1 for instance examples, 0 for class examples;
-      first i32, size i32: the index of the first image of the example's group, and how many images the group has;
-      position i32, examples i32: the example's index among the examples of its group, and how many these are.
-    Raises: ValueError if a number is out of range.
+
+    Returns:
+      Arrays [B] slot i32: the example's index in the global batch; weight f32: B / num_instance_examples, or
+      prior_weight * B / num_class_examples; is_instance f32: 1 for instance examples, 0 for class examples; first i32,
+      size i32: the index of the first image of the example's group, and how many images the group has; position i32,
+      examples i32: the example's index among the examples of its group, and how many these are.
+
+    Raises:
+      ValueError: if a number is out of range.
     """
     if num_instance_examples < 1 or num_class_examples < 0:
         raise ValueError(

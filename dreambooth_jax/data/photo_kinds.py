@@ -178,7 +178,8 @@ def look(path: str | os.PathLike) -> Kind:
 def kind_of(file: BinaryIO, name: str) -> Kind:
     """Returns what an open file is. `name` decides where the bytes do not tell.
 
-    Raises: OSError if reading fails.
+    Raises:
+      OSError: if reading fails.
     """
     file.seek(0)
     head = file.read(_HEAD)

@@ -64,9 +64,10 @@ class Images:
 def list_images(folder: str | os.PathLike) -> tuple[list[ImageFile], dict[str, str]]:
     """Returns the image files of a folder, sorted by name, and name -> reason for the files that are not used.
 
-    Raises: ImageError if the folder is missing, is a file or cannot be read; if a photo is in a format that cannot be
-      read; if a caption is empty, not UTF-8 or contradicts another; if a mask is no image, belongs to no image or is
-      not the only one; if a caption or mask could belong to two images.
+    Raises:
+      ImageError: if the folder is missing, is a file or cannot be read; if a photo is in a format that cannot be read;
+        if a caption is empty, not UTF-8 or contradicts another; if a mask is no image, belongs to no image or is not
+        the only one; if a caption or mask could belong to two images.
     """
     folder = pathlib.Path(folder)
     kinds = _look_around(folder)
@@ -115,9 +116,12 @@ def read_buckets(
       max_zoom: the largest zoom of the random crops (images.py).
       seed: of the random crops. A crop depends on it, on the image's index in the order and on the number of the crop.
       order: the names of the files in the order in which they are used; None: sorted.
-    Returns: the images by size, in the order of `sizes`, without sizes that no image has.
-    Raises: ImageError if there is no image, if one is damaged or smaller than its size, or if a mask does not fit its
-      image.
+
+    Returns:
+      The images by size, in the order of `sizes`, without sizes that no image has.
+
+    Raises:
+      ImageError: if there is no image, if one is damaged or smaller than its size, or if a mask does not fit its image.
     """
     files, skipped = list_images(folder)
     if not files:
@@ -144,8 +148,12 @@ def read_files(
       files: the images.
       sizes, prompt, crops, max_zoom, seed: as in `read_buckets`.
       order: the names of the files in the order in which they are used; None: as they are given.
-    Returns: the images by size, in the order of `sizes`, without sizes that no image has; none is skipped.
-    Raises: ImageError if an image is damaged or smaller than its size, or if a mask does not fit its image.
+
+    Returns:
+      The images by size, in the order of `sizes`, without sizes that no image has; none is skipped.
+
+    Raises:
+      ImageError: if an image is damaged or smaller than its size, or if a mask does not fit its image.
     """
     # A photo's index decides its random crops, so a resumed run needs the order that it began with.
     if order is not None:
@@ -173,7 +181,8 @@ def read_files(
 def _look_around(folder: pathlib.Path) -> dict[pathlib.Path, Kind]:
     """Returns what lies in a folder, sorted by name, without hidden files that are no images.
 
-    Raises: ImageError if the folder is missing, is a file or cannot be read.
+    Raises:
+      ImageError: if the folder is missing, is a file or cannot be read.
     """
     if not folder.exists():
         raise ImageError(f'the folder {folder} does not exist; create it and put images ({READABLE}) there')
@@ -193,7 +202,8 @@ def _is_mask(path: pathlib.Path, kind: Kind) -> bool:
 def _reason(path: pathlib.Path, kind: Kind, images: Sequence[pathlib.Path]) -> str:
     """Returns why a file is not used.
 
-    Raises: ImageError if it is a photo and no image is used instead of it.
+    Raises:
+      ImageError: if it is a photo and no image is used instead of it.
     """
     if not kind.advice:
         return kind.words
@@ -248,7 +258,8 @@ def _match_masks(
 ) -> dict[pathlib.Path, pathlib.Path]:
     """Returns image -> its mask.
 
-    Raises: ImageError if a mask is no image, belongs to no image, or is the second mask of an image.
+    Raises:
+      ImageError: if a mask is no image, belongs to no image, or is the second mask of an image.
     """
     mask_of = {}
     for mask in masks:
@@ -272,7 +283,8 @@ def _refuse_mask_likes(images: Sequence[pathlib.Path]) -> None:
 
     The file may be a mask or a photo of a masked dog, and a wrong guess would spoil the training.
 
-    Raises: ImageError for such a name.
+    Raises:
+      ImageError: for such a name.
     """
     for path in images:
         match = _MASK_LIKE.fullmatch(path.stem)

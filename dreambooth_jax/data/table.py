@@ -121,7 +121,9 @@ def shrink_masks(masks: np.ndarray, factor: int) -> np.ndarray:
     Args:
       masks: uint8[N, H, W, 1].
       factor: the side of a latent in pixels; it divides H and W.
-    Returns: uint8[N, H // factor, W // factor, 1].
+
+    Returns:
+      uint8[N, H // factor, W // factor, 1].
     """
     count, height, width, _ = masks.shape
     boxes = masks.reshape(count, height // factor, factor, width // factor, factor, 1)

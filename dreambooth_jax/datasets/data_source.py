@@ -48,7 +48,12 @@ def read(
       data_dir: folder of prepared datasets. None: the one of TFDS, which is the environment variable TFDS_DATA_DIR or
         ~/tensorflow_datasets.
       manual_dir: folder that dreambench is prepared from, see dreambench.py. None: downloads/manual in data_dir.
-    Raises: ImageError if that is not possible. Its message is a clause that says what is wrong with the name.
+
+    Returns:
+      The images, with the dataset's whole name.
+
+    Raises:
+      ImageError: if that is not possible. Its message is a clause that says what is wrong with the name.
     """
     tfds = _import()
     with _refusals():
@@ -70,7 +75,8 @@ def read(
 def _keys(tfds: Any, name: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
     """Returns which features are the image and the name of its file; None if no feature is that.
 
-    Raises: ImageError unless exactly one feature is an image.
+    Raises:
+      ImageError: unless exactly one feature is an image.
     """
     # Exactly of this class: LabeledImage, for masks, is derived from it.
     images = [key for key, feature in features.items() if type(feature) is tfds.features.Image]
@@ -84,7 +90,8 @@ def _keys(tfds: Any, name: str, features: Mapping[str, Any]) -> tuple[str, str |
 def _import() -> Any:
     """Returns the module tensorflow_datasets, which knows dreambench then.
 
-    Raises: ImageError if a package is missing.
+    Raises:
+      ImageError: if a package is missing.
     """
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
@@ -99,7 +106,8 @@ def _import() -> Any:
 def _prepared(tfds: Any, name: str, data_dir: str | os.PathLike | None, manual_dir: str | os.PathLike | None) -> Any:
     """Returns the builder of a dataset that is prepared.
 
-    Raises: ImageError if it is not and cannot be.
+    Raises:
+      ImageError: if it is not and cannot be.
     """
     from dreambooth_jax.datasets.dreambench import NAME, Dreambench
 

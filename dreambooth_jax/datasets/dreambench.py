@@ -146,7 +146,8 @@ def _manual_dir(dl_manager: tfds.download.DownloadManager) -> Path | None:
 def _photos(manual_dir: Path | None, subject: str) -> list[tuple[str, Path]]:
     """Returns the names and paths of a subject's photos.
 
-    Raises: ImageError if there are none.
+    Raises:
+      ImageError: if there are none.
     """
     folder = manual_dir / subject if manual_dir is not None else None
     found = sorted(folder.iterdir()) if folder is not None and folder.is_dir() else []

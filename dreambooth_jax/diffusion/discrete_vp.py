@@ -32,14 +32,14 @@ class DiscreteVP:
     It is compared and hashed by identity, so that it can be a static argument of jitted functions.
 
     Attributes:
-        betas: f32[T], the noise variance that each step adds, in (0, 1].
-        alphas_cumprod: f32[T], alpha^2 of each time; 0 at T - 1 with zero terminal SNR.
-        prediction_type: one of scheduler_files.PREDICTION_TYPES.
-        variance_type: which variance the network learned, one of scheduler_files.VARIANCE_TYPES. Networks with
-            'learned' or 'learned_range' return twice the channels.
-        rescale_betas_zero_snr: whether the betas were rescaled, so that alphas_cumprod[T - 1] is 0.
-        beta_schedule: the name of the formula of the betas.
-        written: what a scheduler file says about generating, by its keys; see `sampling`.
+      betas: f32[T], the noise variance that each step adds, in (0, 1].
+      alphas_cumprod: f32[T], alpha^2 of each time; 0 at T - 1 with zero terminal SNR.
+      prediction_type: one of scheduler_files.PREDICTION_TYPES.
+      variance_type: which variance the network learned, one of scheduler_files.VARIANCE_TYPES. Networks with
+        'learned' or 'learned_range' return twice the channels.
+      rescale_betas_zero_snr: whether the betas were rescaled, so that alphas_cumprod[T - 1] is 0.
+      beta_schedule: the name of the formula of the betas.
+      written: what a scheduler file says about generating, by its keys; see `sampling`.
     """
 
     betas: np.ndarray
@@ -117,7 +117,8 @@ class DiscreteVP:
 
         Keys that are written decide; for the others the defaults of the sampler's own class in diffusers apply.
 
-        Raises: ValueError for an unknown sampler, or if that sampler cannot do what is written.
+        Raises:
+          ValueError: for an unknown sampler, or if that sampler cannot do what is written.
         """
         return scheduler_files.sampling(sampler, self.written)
 

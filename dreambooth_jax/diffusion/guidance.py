@@ -17,12 +17,14 @@ def classifier_free_guidance(
     """Returns unconditional + scale * (conditional - unconditional), f32 of the same shape.
 
     Args:
-        conditional: [B, H, W, C], or [B, H, W, 2C] with learned_variance.
-        unconditional: of the same shape, the prediction for the empty or the negative prompt.
-        scale: f32[] or f32[B]; 1 gives `conditional`, 0 gives `unconditional`.
-        learned_variance: whether the second half of the channels is a variance. It is then copied from `conditional`
-            without guidance, as in diffusers' IFPipeline.
-    Raises: ValueError if the shapes differ, or if there is an odd number of channels with learned_variance.
+      conditional: [B, H, W, C], or [B, H, W, 2C] with learned_variance.
+      unconditional: of the same shape, the prediction for the empty or the negative prompt.
+      scale: f32[] or f32[B]; 1 gives `conditional`, 0 gives `unconditional`.
+      learned_variance: whether the second half of the channels is a variance. It is then copied from `conditional`
+        without guidance, as in diffusers' IFPipeline.
+
+    Raises:
+      ValueError: if the shapes differ, or if there is an odd number of channels with learned_variance.
     """
     if conditional.shape != unconditional.shape:
         raise ValueError(
@@ -44,10 +46,12 @@ def dynamic_threshold(x0: jax.Array, ratio: float, max_value: float) -> jax.Arra
     s is the `ratio` quantile of |x0| over one image, clipped to [1, max_value]. s = 1 is plain clipping to [-1, 1].
 
     Args:
-        x0: [B, ...].
-        ratio: in [0, 1]; DeepFloyd IF has 0.95. The quantile is interpolated linearly, as in torch.quantile.
-        max_value: the largest s, >= 1.
-    Returns: f32[B, ...] in [-1, 1]; an example does not depend on the other examples.
+      x0: [B, ...].
+      ratio: in [0, 1]; DeepFloyd IF has 0.95. The quantile is interpolated linearly, as in torch.quantile.
+      max_value: the largest s, >= 1.
+
+    Returns:
+      f32[B, ...] in [-1, 1]; an example does not depend on the other examples.
     """
     x0 = x0.astype(jnp.float32)
     size = jnp.sort(jnp.abs(x0).reshape(x0.shape[0], -1), axis=1)

@@ -15,10 +15,11 @@ def sample_noise(keys: jax.Array, shape: Sequence[int], *, offset: float = 0.0) 
     """Samples standard normal noise, f32[B, *shape].
 
     Args:
-        keys: key[B], one per example.
-        shape: the shape of one example, channels last: (H, W, C).
-        offset: the strength of offset noise, usually 0 to 0.1. It adds offset * N(0, 1) to each channel, the same
-            number at all pixels, so that the model learns brightness too. The rest of the noise does not depend on it.
+      keys: key[B], one per example.
+      shape: the shape of one example, channels last: (H, W, C).
+      offset: the strength of offset noise, usually 0 to 0.1. It adds offset * N(0, 1) to each channel, the same
+        number at all pixels, so that the model learns brightness too. The rest of the noise does not depend on it.
+
     Source: offset noise, https://www.crosslabs.org/blog/diffusion-with-offset-noise
     """
     shape = tuple(shape)
@@ -37,7 +38,8 @@ def sample_noise(keys: jax.Array, shape: Sequence[int], *, offset: float = 0.0) 
 def sample_timesteps(keys: jax.Array, low: int, high: int) -> jax.Array:
     """Samples uniform times in [low, high), i32[B], with one key per example, key[B].
 
-    Raises: ValueError unless 0 <= low < high.
+    Raises:
+      ValueError: unless 0 <= low < high.
     """
     if not 0 <= low < high:
         raise ValueError(f'Times are sampled from [{low}, {high}); 0 <= low < high is needed.')

@@ -43,15 +43,18 @@ def denoising_loss(
     It is not averaged over the batch, because the caller multiplies it by each example's weight first.
 
     Args:
-        prediction: [B, H, W, C], of the same kind as `target`; without variance channels.
-        target: [B, H, W, C], noise, v or x0 (prediction.target_for).
-        snr: f32[B], alpha^2 / sigma^2 at each example's time; only min-SNR uses it.
-        prediction_type: 'epsilon', 'v_prediction' or 'sample': what `target` is.
-        min_snr_gamma: the cap, usually 5.0; None weights all times alike.
-        mask: f32[B, H, W, 1] (or any shape that broadcasts to that of `prediction`), the weight of each pixel, >= 0.
-            The result is the weighted mean over the pixels, and 0 for an example whose mask is 0 everywhere. None
-            weights all pixels alike.
-    Raises: ValueError if shapes differ, min_snr_gamma <= 0 or prediction_type is unknown.
+      prediction: [B, H, W, C], of the same kind as `target`; without variance channels.
+      target: [B, H, W, C], noise, v or x0 (prediction.target_for).
+      snr: f32[B], alpha^2 / sigma^2 at each example's time; only min-SNR uses it.
+      prediction_type: 'epsilon', 'v_prediction' or 'sample': what `target` is.
+      min_snr_gamma: the cap, usually 5.0; None weights all times alike.
+      mask: f32[B, H, W, 1] (or any shape that broadcasts to that of `prediction`), the weight of each pixel, >= 0.
+        The result is the weighted mean over the pixels, and 0 for an example whose mask is 0 everywhere. None
+        weights all pixels alike.
+
+    Raises:
+      ValueError: if shapes differ, min_snr_gamma <= 0 or prediction_type is unknown.
+
     Source: Hang et al. 2023: the weight is min(snr, gamma) / snr for epsilon, / (snr + 1) for v, / 1 for sample.
     """
     if prediction.shape != target.shape:
@@ -89,15 +92,18 @@ def variance_loss(
     (improved-diffusion's RESCALED_MSE). The mean carries no gradient, so only the variance learns from this term.
 
     Args:
-        variance_prediction: [B, H, W, C], meant to lie in [-1, 1]. -1 stands for the log of the posterior's variance
-            and 1 for the log of beta; between them it is linear.
-        model_prediction: [B, H, W, C], a prediction of type schedule.prediction_type.
-        x0: [B, H, W, C] in [-1, 1].
-        x_t: [B, H, W, C].
-        t: [B], whole numbers in [0, T).
-        schedule: has variance_type 'learned_range'. With zero terminal SNR and epsilon, the last time gives NaN.
-        mask: as in `denoising_loss`.
-    Raises: ValueError if shapes differ, or if the schedule's variance is not a learned range.
+      variance_prediction: [B, H, W, C], meant to lie in [-1, 1]. -1 stands for the log of the posterior's variance
+        and 1 for the log of beta; between them it is linear.
+      model_prediction: [B, H, W, C], a prediction of type schedule.prediction_type.
+      x0: [B, H, W, C] in [-1, 1].
+      x_t: [B, H, W, C].
+      t: [B], whole numbers in [0, T).
+      schedule: has variance_type 'learned_range'. With zero terminal SNR and epsilon, the last time gives NaN.
+      mask: as in `denoising_loss`.
+
+    Raises:
+      ValueError: if shapes differ, or if the schedule's variance is not a learned range.
+
     Source: Nichol & Dhariwal 2021, equations 15 and 16; gaussian_diffusion.py of openai/improved-diffusion.
     """
     if schedule.variance_type != 'learned_range':

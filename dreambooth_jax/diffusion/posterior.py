@@ -25,9 +25,9 @@ def posterior(process: Any, t: jax.Array, previous_t: jax.Array) -> Posterior:
     """Returns the coefficients of q(x_previous | x_t, x0).
 
     Args:
-        process: a discrete process, which has alphas_cumprod.
-        t: i32[...] in [0, T).
-        previous_t: i32[...] below t; negative means the clean image, where the variance is 0.
+      process: a discrete process, which has alphas_cumprod.
+      t: i32[...] in [0, T).
+      previous_t: i32[...] below t; negative means the clean image, where the variance is 0.
     """
     table = jnp.asarray(process.alphas_cumprod)
     now = table[t]

@@ -38,12 +38,16 @@ def convert(
     """Converts one kind of prediction to another.
 
     Args:
-        value: [B, ...], a prediction of type `source`.
-        source, target: 'epsilon', 'v_prediction' or 'sample'.
-        x_t: [B, ...], the noisy input that the prediction belongs to.
-        alpha, sigma: f32[B] or f32[], at the time of x_t.
-    Returns: f32[B, ...], a prediction of type `target`.
-    Raises: ValueError for an unknown type.
+      value: [B, ...], a prediction of type `source`.
+      source, target: 'epsilon', 'v_prediction' or 'sample'.
+      x_t: [B, ...], the noisy input that the prediction belongs to.
+      alpha, sigma: f32[B] or f32[], at the time of x_t.
+
+    Returns:
+      f32[B, ...], a prediction of type `target`.
+
+    Raises:
+      ValueError: for an unknown type.
     """
     _check(source)
     _check(target)
@@ -58,10 +62,12 @@ def target_for(prediction_type: str, x0: jax.Array, noise: jax.Array, alpha: jax
     """Returns what a network of this prediction type should predict, f32[B, ...].
 
     Args:
-        prediction_type: 'epsilon', 'v_prediction' or 'sample'.
-        x0, noise: [B, ...].
-        alpha, sigma: f32[B] or f32[].
-    Raises: ValueError for an unknown type.
+      prediction_type: 'epsilon', 'v_prediction' or 'sample'.
+      x0, noise: [B, ...].
+      alpha, sigma: f32[B] or f32[].
+
+    Raises:
+      ValueError: for an unknown type.
     """
     _check(prediction_type)
     x0, noise = jnp.asarray(x0, jnp.float32), jnp.asarray(noise, jnp.float32)

@@ -21,8 +21,8 @@ class NoiseProcess(Protocol):
     It is hashable, so that it can be a static argument of jitted functions.
 
     Attributes:
-        prediction_type: what the network predicts, one of the types of prediction.py.
-        learns_variance: whether the network answers with variance channels after those of the prediction.
+      prediction_type: what the network predicts, one of the types of prediction.py.
+      learns_variance: whether the network answers with variance channels after those of the prediction.
     """
 
     prediction_type: str
@@ -65,7 +65,8 @@ class NoiseProcess(Protocol):
     def sampling(self, sampler: str) -> Sampling:
         """Returns how `sampler` generates with this process.
 
-        Raises: ValueError for an unknown sampler, or if that sampler cannot do what the scheduler file asks for.
+        Raises:
+          ValueError: for an unknown sampler, or if that sampler cannot do what the scheduler file asks for.
         """
         ...
 

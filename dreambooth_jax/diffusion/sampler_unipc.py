@@ -72,9 +72,9 @@ def _weights(log_snr: np.ndarray, step: int, order: int, kind: str, *, corrects:
     The sum of the weights is 1 - e^-h, where h is the step in lambda.
 
     Args:
-        log_snr: lambda of every step, f64[N + 1].
-        order: of the predictor; the corrector's is one higher.
-        kind: 'bh1' or 'bh2', the function B(h) of Zhao et al. 2023.
+      log_snr: lambda of every step, f64[N + 1].
+      order: of the predictor; the corrector's is one higher.
+      kind: 'bh1' or 'bh2', the function B(h) of Zhao et al. 2023.
     """
     h = log_snr[step + 1] - log_snr[step]
     if np.isinf(h):  # The last step to the clean image is of first order, and x0 is the image.

@@ -25,8 +25,8 @@ class Memory(NamedTuple):
     """What one step leaves to the next.
 
     Attributes:
-        previous_x0: the x0 of the calls before, the newest first, each f32[B, H, W, C]; as many as the table reads.
-        previous_x: f32[B, H, W, C], the x of the call before, after any correction; None if the table reads none.
+      previous_x0: the x0 of the calls before, the newest first, each f32[B, H, W, C]; as many as the table reads.
+      previous_x: f32[B, H, W, C], the x of the call before, after any correction; None if the table reads none.
     """
 
     previous_x0: tuple[jax.Array, ...] = ()
@@ -55,18 +55,20 @@ def sample(
     The function is pure. It may run under jax.jit with all arguments static except x_T, keys and noise.
 
     Args:
-        denoise: (x_t f32[B, H, W, C], t f32[B]) -> [B, H, W, C], or [B, H, W, 2C] with variance channels after the
-            prediction; guidance is already applied. It is traced once. ddpm uses variance channels if its variance_type
-            is a learned one; otherwise they are dropped.
-        x_T: f32[B, H, W, C], the initial noise (initial_noise).
-        keys: key[B], one per example, for the fresh noise. An example's noise is the same in any batch.
-        schedule: the noise process. It says what the network predicts and, by schedule.sampling(sampler), how x0 is
-            limited and how times are spaced.
-        sampler: the name of a sampler, one of sampler_list.SAMPLERS.
-        num_steps: the number of denoising steps, 1 to T.
-        eta: ddim's share of fresh noise in [0, 1]; the other samplers take only 0.
-        noise: f32[N, B, H, W, C] with N = len(timesteps), fresh noise to use instead of sampling from keys.
-    Raises: ValueError for an unknown sampler or a number of steps, an eta or a shape that is not allowed.
+      denoise: (x_t f32[B, H, W, C], t f32[B]) -> [B, H, W, C], or [B, H, W, 2C] with variance channels after the
+        prediction; guidance is already applied. It is traced once. ddpm uses variance channels if its variance_type
+        is a learned one; otherwise they are dropped.
+      x_T: f32[B, H, W, C], the initial noise (initial_noise).
+      keys: key[B], one per example, for the fresh noise. An example's noise is the same in any batch.
+      schedule: the noise process. It says what the network predicts and, by schedule.sampling(sampler), how x0 is
+        limited and how times are spaced.
+      sampler: the name of a sampler, one of sampler_list.SAMPLERS.
+      num_steps: the number of denoising steps, 1 to T.
+      eta: ddim's share of fresh noise in [0, 1]; the other samplers take only 0.
+      noise: f32[N, B, H, W, C] with N = len(timesteps), fresh noise to use instead of sampling from keys.
+
+    Raises:
+      ValueError: for an unknown sampler or a number of steps, an eta or a shape that is not allowed.
     """
     table = step_table(schedule, sampler, num_steps, eta)
     sampling = schedule.sampling(sampler)
@@ -103,15 +105,19 @@ def denoise_step(
     """Takes one step of any sampler.
 
     Args:
-        answer: [B, H, W, C or 2C], the network's output for x and row.t.
-        x: f32[B, H, W, C], as the network saw it.
-        memory: what the previous step returned; Memory.empty in the first step.
-        row: one table row of step_table for the same process and sampler.
-        fresh_noise: f32[B, H, W, C]; None if the table adds no noise.
-        process: says what the network predicts.
-        sampling: process.sampling of the sampler.
-    Returns: (next x f32[B, H, W, C], x0 f32[B, H, W, C], what the next step needs).
-    Raises: ValueError if the network's channels do not fit.
+      answer: [B, H, W, C or 2C], the network's output for x and row.t.
+      x: f32[B, H, W, C], as the network saw it.
+      memory: what the previous step returned; Memory.empty in the first step.
+      row: one table row of step_table for the same process and sampler.
+      fresh_noise: f32[B, H, W, C]; None if the table adds no noise.
+      process: says what the network predicts.
+      sampling: process.sampling of the sampler.
+
+    Returns:
+      (next x f32[B, H, W, C], x0 f32[B, H, W, C], what the next step needs).
+
+    Raises:
+      ValueError: if the network's channels do not fit.
     """
     prediction, variance = _split_channels(answer.astype(jnp.float32), x.shape[-1], sampling.learns_variance)
     x0 = _limit(process.to_x0(prediction, x, row.alpha, row.sigma), sampling)
@@ -149,7 +155,7 @@ def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Samples x_T, f32[B, *shape], from a standard normal distribution.
 
     Args:
-        keys: key[B]; the same keys may go to `sample`, which samples other numbers from them.
+      keys: key[B]; the same keys may go to `sample`, which samples other numbers from them.
     """
     return sample_noise(_fold(keys, 0), shape)
 
@@ -162,10 +168,12 @@ def timesteps(schedule: NoiseProcess, sampler: str, num_steps: int) -> np.ndarra
     that belong to a spacing of sigma / alpha.
 
     Args:
-        schedule: its sampling(sampler) says how times are spaced.
-        sampler: the name of a sampler.
-        num_steps: 1 to T.
-    Raises: ValueError for an unknown sampler, or if the times would leave [0, T) or steps have no length.
+      schedule: its sampling(sampler) says how times are spaced.
+      sampler: the name of a sampler.
+      num_steps: 1 to T.
+
+    Raises:
+      ValueError: for an unknown sampler, or if the times would leave [0, T) or steps have no length.
     """
     return step_table(schedule, sampler, num_steps).t
 

@@ -130,8 +130,12 @@ def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     Args:
       config: the contents of the file. Keys under `_use_default_values` count as left out, as in diffusers. So do keys
         that are null, except that a switch that is null is off.
-    Returns: (noise, written). noise is complete except for DDPMScheduler's defaults; written has the keys of the file.
-    Raises: ValueError that names the key, its value and what is allowed.
+
+    Returns:
+      (noise, written). noise is complete except for DDPMScheduler's defaults; written has the keys of the file.
+
+    Raises:
+      ValueError: it names the key, its value and what is allowed.
     """
     class_name = config.get('_class_name', 'DDPMScheduler')
     if not isinstance(class_name, str) or class_name not in NOISE_DEFAULTS:
@@ -153,7 +157,8 @@ def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def check_written(written: Mapping[str, Any]) -> dict[str, Any]:
     """Checks keys that say how images are generated, as those of a file are checked, and returns them.
 
-    Raises: ValueError for an unknown key or a value that is not allowed.
+    Raises:
+      ValueError: for an unknown key or a value that is not allowed.
     """
     unknown = [key for key in written if key not in _SAMPLING_RULES]
     if unknown:
@@ -187,8 +192,9 @@ def _is_number(value: Any) -> bool:
 def sampling(sampler: str, written: Mapping[str, Any]) -> Sampling:
     """Returns what `sampler` does with a file that holds the keys `written`.
 
-    Raises: ValueError for an unknown sampler; SchedulerFileError for a key with which diffusers' class would generate
-      in a way that this sampler cannot.
+    Raises:
+      ValueError: for an unknown sampler.
+      SchedulerFileError: for a key with which diffusers' class would generate in a way that this sampler cannot.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f'sampler is {sampler!r}; allowed: {", ".join(SAMPLERS)}.')

@@ -41,15 +41,17 @@ def make_schedule(
     """Makes a schedule from its formula.
 
     Args:
-        beta_schedule: one of BETA_SCHEDULES; not used if trained_betas is given.
-        num_train_timesteps: T, > 1; not used if trained_betas is given.
-        beta_start: the first beta; squaredcos_cap_v2 does not use it.
-        beta_end: the last beta; squaredcos_cap_v2 does not use it.
-        rescale_betas_zero_snr: see rescale_zero_terminal_snr.
-        trained_betas: f32[T], the betas themselves; None: the formula.
-        prediction_type, variance_type: of DiscreteVP.
-        written: keys of scheduler files that say how images are generated, such as timestep_spacing.
-    Raises: ValueError that names the key, its value and what is allowed.
+      beta_schedule: one of BETA_SCHEDULES; not used if trained_betas is given.
+      num_train_timesteps: T, > 1; not used if trained_betas is given.
+      beta_start: the first beta; squaredcos_cap_v2 does not use it.
+      beta_end: the last beta; squaredcos_cap_v2 does not use it.
+      rescale_betas_zero_snr: see rescale_zero_terminal_snr.
+      trained_betas: f32[T], the betas themselves; None: the formula.
+      prediction_type, variance_type: of DiscreteVP.
+      written: keys of scheduler files that say how images are generated, such as timestep_spacing.
+
+    Raises:
+      ValueError: it names the key, its value and what is allowed.
     """
     _check_choice('prediction_type', prediction_type, PREDICTION_TYPES)
     _check_choice('variance_type', variance_type, VARIANCE_TYPES)
@@ -90,8 +92,10 @@ def from_config(config: Mapping[str, Any]) -> DiscreteVP:
     It has the noise that the file's class trains with, and the keys that say how samplers generate with it.
 
     Args:
-        config: the contents of the file. scheduler_files.py says what missing keys mean.
-    Raises: ValueError that names the key, its value and what is allowed.
+      config: the contents of the file. scheduler_files.py says what missing keys mean.
+
+    Raises:
+      ValueError: it names the key, its value and what is allowed.
     """
     try:
         noise, written = scheduler_files.read(config)

@@ -32,7 +32,11 @@ def noise_ratios(process: Any) -> np.ndarray:
 
 
 def check_steps(num_steps: int, total: int) -> None:
-    """Raises: ValueError unless 1 <= num_steps <= total."""
+    """Checks a number of denoising steps.
+
+    Raises:
+      ValueError: unless 1 <= num_steps <= total.
+    """
     if not 1 <= num_steps <= total:
         raise ValueError(f'steps is {num_steps}; 1 to {total} denoise steps are possible.')
 
@@ -57,8 +61,12 @@ def spread_times(
       omits_zero: whether one time more is spread and t = 0 left out, as samplers do that end at sigma 0 anyway.
       last: times are below this one; None: T.
       whole: whether the times of 'linspace' are rounded to whole numbers.
-    Returns: f64[num_steps], or fewer of them where 'trailing' spacing meets `last`; falling.
-    Raises: ValueError if the times would repeat or leave [0, T).
+
+    Returns:
+      f64[num_steps], or fewer of them where 'trailing' spacing meets `last`; falling.
+
+    Raises:
+      ValueError: if the times would repeat or leave [0, T).
     """
     total = process.num_train_timesteps
     last = total if last is None else last

@@ -139,8 +139,8 @@ class Sampler:
     Attributes:
       diffusers_class: the class of diffusers that does the same.
       defaults: the keys of a scheduler file that it reads, with the defaults of that class.
-      columns: (process, sampling, number of steps, eta) -> the table of its steps. Raises: ValueError if the steps
-        cannot be spread that way.
+      columns: (process, sampling, number of steps, eta) -> the table of its steps; a ValueError if the steps cannot be
+        spread that way.
       meanings: for keys of which it allows only some values: key -> (field of Sampling, {value: what it means}).
       network_calls: number of steps -> how many times it calls the network.
       takes_eta: whether `eta`, ddim's share of fresh noise, may be other than 0.

@@ -21,12 +21,14 @@ class TimeDistribution:
     """How often each time is drawn.
 
     Attributes:
-        kind: one of KINDS.
-        mean, std: of logit(u) for 'logit_normal'; a higher mean draws more noise.
-        mode_scale: of 'mode', in MODE_SCALE; positive numbers draw the middle more often, negative ones the ends.
-        range: (low, high), shares of all times between which times are drawn; 0 <= low < high <= 1. What is drawn from
-            (0, 1) is stretched onto it.
-    Raises: ValueError for a value that is not allowed.
+      kind: one of KINDS.
+      mean, std: of logit(u) for 'logit_normal'; a higher mean draws more noise.
+      mode_scale: of 'mode', in MODE_SCALE; positive numbers draw the middle more often, negative ones the ends.
+      range: (low, high), shares of all times between which times are drawn; 0 <= low < high <= 1. What is drawn from
+        (0, 1) is stretched onto it.
+
+    Raises:
+      ValueError: for a value that is not allowed.
     """
 
     kind: str = 'uniform'

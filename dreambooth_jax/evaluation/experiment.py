@@ -1,4 +1,4 @@
-"""Helpers of experiments: they keep finished parts, train each run once, and write numbers into a README.
+"""What experiments share: they keep finished parts, train each run once, and write numbers into a README.
 
 An experiment is a folder in experiments/ with a run.py. While it runs, its parts are kept in a working folder
 (<part>.json with <part>.npz, and training runs), so that an interrupted experiment continues where it was. At the end
@@ -23,8 +23,10 @@ import numpy as np
 from PIL import Image
 
 from dreambooth_jax.config import STORYBOOK, ConfigError
+from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.storybook import draw, subjects
 from dreambooth_jax.training.loop import TrainingError
+from dreambooth_jax.weights.pipeline import Pipeline
 
 MARKS = '<!-- results -->', '<!-- end of results -->'
 
@@ -63,6 +65,87 @@ def kept(
     np.savez_compressed(images_path, **images)
     write_json(path, {'settings': settings, 'numbers': numbers})
     return numbers, images
+
+
+def scored(
+    score: Callable[..., dict[str, Any]], labels: Sequence[str] | None = None, count: int | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns the numbers of a function of storybook_scores and images behind them, as `kept` takes them.
+
+    Args:
+      score: called with the argument `gallery` alone.
+      labels: labels of the images; None: all.
+      count: the first images of each label; None: all.
+    """
+    gallery = {}
+    numbers = score(gallery=gallery)
+    return numbers, {label: gallery[label][:count] for label in (gallery if labels is None else labels)}
+
+
+class Measurements:
+    """What one experiment measures of several models with the same options, each once (see `kept`).
+
+    Args:
+      workdir: the working folder; parts are kept in its folder parts/.
+      classifier: fingerprint of the classifier's parameters.
+      options: everything else that the numbers depend on besides the weights, in a form that JSON can hold.
+
+    Attributes:
+      results: title of a model -> its numbers, in the order in which they were measured.
+      images: title of a model -> label -> images.
+    """
+
+    def __init__(self, workdir: Path, classifier: str, options: Mapping[str, Any]):
+        self.results: dict[str, dict[str, Any]] = {}
+        self.images: dict[str, dict[str, np.ndarray]] = {}
+        self._parts, self._classifier, self._options = workdir / 'parts', classifier, options
+
+    def add(
+        self,
+        title: str,
+        name: str,
+        weights: str,
+        make: Callable[[], tuple[dict[str, Any], dict[str, np.ndarray]]],
+    ) -> None:
+        """Measures one model, or reads what was measured of it before.
+
+        Args:
+          title: its name in tables and images.
+          name: name of its files.
+          weights: fingerprint of its parameters.
+          make: as in `kept`.
+        """
+        print(f'measuring: {title}', flush=True)
+        settings = {'weights': weights, 'classifier': self._classifier, **self._options}
+        self.results[title], self.images[title] = kept(self._parts, name, settings, make)
+
+    def write(self, output: Path, **about: Any) -> dict[str, Any]:
+        """Writes <output>/results.json and returns its content: `about`, where it was measured, options, results."""
+        found = {**about, 'measured': measured_on(list(self.results.values())), **self._options}
+        found['results'] = self.results
+        write_json(output / 'results.json', found)
+        return found
+
+
+def report(output: Path, expected: Path, found: Mapping[str, Any], text: str) -> None:
+    """Writes the section of <output>/README.md: where it was measured, expected numbers beside those found, and `text`.
+
+    Args:
+      expected: the file expected.json; see `expectations`.
+      found: the content of results.json.
+    """
+    write_section(output / 'README.md', f'{found["measured"]}\n\n{expectations(expected, found)}\n\n{text}')
+
+
+def with_base_of(cascade: Cascade, run: Path) -> Cascade:
+    """Returns the cascade with the base stage's weights of a finished run, so that compiled programs are shared."""
+    finetuned = Cascade.load(run, super_resolution_model='none').base
+    return cascade.with_params(base={name: network.params for name, network in finetuned.components.items()})
+
+
+def fingerprint_of(*stages: Pipeline) -> str:
+    """Returns the fingerprint of all networks of these stages."""
+    return fingerprint(*(network.params for stage in stages for network in stage.components.values()))
 
 
 def fingerprint(*params: Mapping[str, Any]) -> str:

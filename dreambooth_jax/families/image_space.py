@@ -27,7 +27,11 @@ from dreambooth_jax.models import vae
 from dreambooth_jax.weights.pipeline import Network, in_float32
 
 Arrays = Mapping[str, Any]
-IMAGES_ENCODED_AT_ONCE = 4
+# A VAE works on so many pixels of a device at once, one image of 512 x 512, or on one larger image. For a TPU v5e the
+# compiler counts 3.3 GB of temporaries for four of 512 at once, but 1.4 GB for one of 1024, which has as many pixels.
+PIXELS_AT_ONCE = 2**18
+_MOST_AT_ONCE = 4  # smaller images that are encoded at once; more would not be faster
+_TILE = 1024  # side in pixels of the tiles in which images with more pixels than that are decoded
 
 
 class ImageSpace(Protocol):
@@ -77,8 +81,10 @@ class ImageSpace(Protocol):
           flip_keys: example keys [B] that decide who is mirrored.
           keys: example keys [B] for whatever else is random.
           flip: whether half of the examples, chosen at random, are mirrored.
-        Returns: f32[B, h, w, C]; how much each pixel or latent counts, f32[B, h, w, 1] in [0, 1], or None if all count
-          in full; and the index i32[B] for `low_images`.
+
+        Returns:
+          f32[B, h, w, C]; how much each pixel or latent counts, f32[B, h, w, 1] in [0, 1], or None if all count in
+          full; and the index i32[B] for `low_images`.
         """
 
     def low_images(self, frozen: Arrays, index: jax.Array, x: jax.Array, factor: int) -> tuple[jax.Array, tuple]:
@@ -92,8 +98,14 @@ class ImageSpace(Protocol):
           factor: side of an image divided by the side of its low-resolution image.
         """
 
-    def decode(self, params: Mapping[str, Any] | None, x: jax.Array) -> jax.Array:
-        """Returns the images f32[B, H, W, 3] that belong to what was generated; `params` are those of `decoder`."""
+    def decode(self, params: Mapping[str, Any] | None, x: jax.Array, devices: int = 1) -> jax.Array:
+        """Returns the images f32[B, H, W, 3] that belong to what was generated. Pure.
+
+        Args:
+          params: those of `decoder`.
+          x: f32[B, h, w, C].
+          devices: over how many of them `x` is split along its first axis.
+        """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,7 +136,7 @@ class PixelSpace:
     def low_images(self, frozen, index, x, factor):
         return low_resolution.downsample(x, factor), x.shape[1:3]
 
-    def decode(self, params, x):
+    def decode(self, params, x, devices=1):
         return x
 
 
@@ -192,9 +204,40 @@ class LatentSpace:
         low = frozen['low'][index]
         return low, low.shape[1:3]
 
-    def decode(self, params, x):
+    def decode(self, params, x, devices=1):
+        def decode(latents):
+            return self.vae.apply(params, latents, method='decode')
+
+        def tiled(latents):
+            return vae.decode_in_tiles(decode, latents, scale=self.scale, tile=_TILE // self.scale)
+
+        pixels = self.scale**2 * x.shape[1] * x.shape[2]
+        at_once = max(1, PIXELS_AT_ONCE // pixels)
+        images = _in_parts(tiled if pixels > _TILE**2 else decode, x / self.scaling_factor, at_once, devices)
         # Decoded images are clipped to the range of the images that a second stage was trained on.
-        return jnp.clip(self.vae.apply(params, x / self.scaling_factor, method='decode'), -1.0, 1.0)
+        return jnp.clip(images, -1.0, 1.0)
+
+
+def _in_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array, at_once: int, devices: int) -> jax.Array:
+    """Applies `function` to at most `at_once` examples of each device at a time, and to all if they are no more.
+
+    Args:
+      x: [B, ...], split over `devices` along the first axis; each has an equal, consecutive part.
+    """
+    each = len(x) // devices
+    if each <= at_once:
+        return function(x)
+    at_once = max(count for count in range(1, at_once + 1) if each % count == 0)
+    # The axis of the devices stays an axis of its own, so that every part has examples of all devices.
+    parts = jnp.moveaxis(x.reshape(devices, each // at_once, at_once, *x.shape[1:]), 1, 0)
+    parts = jax.lax.map(function, parts.reshape(each // at_once, devices * at_once, *x.shape[1:]))
+    parts = parts.reshape(each // at_once, devices, at_once, *parts.shape[2:])
+    return jnp.moveaxis(parts, 0, 1).reshape(len(x), *parts.shape[3:])
+
+
+def images_at_once(size: tuple[int, int]) -> int:
+    """Returns how many images of a size (height, width) in pixels are encoded at once."""
+    return max(1, min(_MOST_AT_ONCE, PIXELS_AT_ONCE // (size[0] * size[1])))
 
 
 def encode_program(apply: Callable) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
@@ -208,15 +251,16 @@ def encode_program(apply: Callable) -> Callable[[Mapping[str, Any], jax.Array], 
 
 
 def encode_images(
-    apply: Callable, params: Mapping[str, Any], images: np.ndarray, *, batch_size: int = IMAGES_ENCODED_AT_ONCE
+    apply: Callable, params: Mapping[str, Any], images: np.ndarray, *, batch_size: int | None = None
 ) -> np.ndarray:
     """Returns the moments of all images, f32[N, h, w, 2 * channels] on the host.
 
     Args:
       apply, params: of an AutoencoderKL.
       images: uint8[N, H, W, 3].
-      batch_size: how many images are encoded at once.
+      batch_size: how many images are encoded at once; None: images_at_once.
     """
+    batch_size = batch_size or images_at_once(images.shape[1:3])
     encode = encode_program(apply)
     params = jax.device_put(params)
     encoded = []

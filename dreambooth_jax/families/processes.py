@@ -25,7 +25,9 @@ def read(pipeline: Pipeline, forced: Mapping[str, Any]) -> schedules.Schedule:
 
     Args:
       forced: entries of scheduler_config.json that the pipeline's class sets whatever the file says.
-    Raises: WeightsError if the scheduler is not discrete and variance-preserving, or does not fit the UNet.
+
+    Raises:
+      WeightsError: if the scheduler is not discrete and variance-preserving, or does not fit the UNet.
     """
     schedule = _read(pipeline, 'scheduler', forced)
     if pipeline.denoiser is None:
@@ -50,7 +52,8 @@ def read(pipeline: Pipeline, forced: Mapping[str, Any]) -> schedules.Schedule:
 def read_noising(pipeline: Pipeline) -> schedules.Schedule:
     """Reads the schedule of the noise that a super-resolution pipeline adds to the low-resolution image.
 
-    Raises: WeightsError if the scheduler is not discrete and variance-preserving.
+    Raises:
+      WeightsError: if the scheduler is not discrete and variance-preserving.
     """
     return _read(pipeline, 'image_noising_scheduler', {})
 
@@ -61,7 +64,9 @@ def with_zero_terminal_snr(pipeline: Pipeline) -> Pipeline:
     Its timesteps are spaced so that samplers start there; otherwise they would begin with pure noise at a time at which
     training never saw any.
 
-    Raises: WeightsError if the model predicts epsilon, which says nothing of the image at that time.
+    Raises:
+      WeightsError: if the model predicts epsilon, which says nothing of the image at that time.
+
     Source: Lin et al. 2023, sections 3.1 to 3.3.
     """
     if (kind := pipeline.family.process(pipeline).prediction_type) == 'epsilon':

@@ -8,6 +8,7 @@ The conditioning is a dictionary of arrays with one entry per prompt, which a fa
 Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline and StableDiffusionXLPipeline.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -26,7 +27,7 @@ _TOKEN_TABLES = ('token_embedding.embedding', 'shared.embedding')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PromptEncoder:
+class PromptEncoder(abc.ABC):
     """Reads prompts for one pipeline; a subclass says in `encode` how its text encoders are called.
 
     `tokens` runs on the host. The call takes its result; it is pure and may be traced.
@@ -63,8 +64,10 @@ class PromptEncoder:
           size: in pixels.
           clip_skip: as in the attributes.
           tokenizers: component -> its tokenizer, if they are already open; None opens them.
-        Raises: WeightsError if a text encoder or a tokenizer is missing, if they do not fit each other, or if clip_skip
-          leaves out every layer.
+
+        Raises:
+          WeightsError: if a text encoder or a tokenizer is missing, if they do not fit each other, or if clip_skip
+            leaves out every layer.
         """
         # The size of the token table says which ids an encoder can look up: JAX does not report one that is too high.
         encoders, table_sizes = {}, {}
@@ -112,8 +115,12 @@ class PromptEncoder:
 
         Args:
           size: (height, width) of the images; None: the `size` of this object.
-        Returns: component -> {ids i32[N, L], mask i32[N, L]}, and what the family adds.
-        Raises: WeightsError for a token that a text encoder does not know.
+
+        Returns:
+          Component -> {ids i32[N, L], mask i32[N, L]}, and what the family adds.
+
+        Raises:
+          WeightsError: for a token that a text encoder does not know.
         """
         tokens: Tokens = {
             component: dict(zip(('ids', 'mask'), self.tokenizers[component](prompts), strict=True))
@@ -136,9 +143,9 @@ class PromptEncoder:
         """
         return jax.tree.map(lambda array: array.astype(jnp.float32), self.encode(params, tokens))
 
+    @abc.abstractmethod
     def encode(self, params: Mapping[str, Any], tokens: Mapping[str, Any]) -> Conditioning:
         """Returns what the call returns, in the dtype of the encoders."""
-        raise NotImplementedError
 
 
 class T5Prompts(PromptEncoder):

@@ -35,6 +35,7 @@ UPSCALER = OriginalLayout(
     pad_tokens={'tokenizer': '!'},
     model_index={'_class_name': 'StableDiffusionUpscalePipeline', 'max_noise_level': 350},
     in_channels=7,
+    text_width=1024,
     vae={'scaling_factor': 0.08333},
     vae_reduction=2,  # its VAE was trained on images of half the side
     heads=8,

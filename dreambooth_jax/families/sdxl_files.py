@@ -39,6 +39,7 @@ SDXL = OriginalLayout(
     projected=('text_encoder_2',),
     pad_tokens={'tokenizer': '<|endoftext|>', 'tokenizer_2': '!'},
     model_index={'_class_name': 'StableDiffusionXLPipeline', 'force_zeros_for_empty_prompt': True},
+    text_width=2048,
     vae={'scaling_factor': 0.13025, 'force_upcast': True},
     unet=_unet,
     resolutions={EPSILON: 1024, V_PREDICTION: 1024},

@@ -25,7 +25,9 @@ def check_text_encoders(full: Configs, title: str, wanted: str, source: str) -> 
       title: name of the family.
       wanted: 'T5' or 'CLIP'.
       source: name of the model for an error.
-    Raises: WeightsError, one sentence.
+
+    Raises:
+      WeightsError: one sentence.
     """
     for component, config in full.items():
         if not component.startswith('text_encoder'):
@@ -41,7 +43,8 @@ def check_text_encoders(full: Configs, title: str, wanted: str, source: str) -> 
 def check_vae(vae: Mapping[str, Any], source: str) -> None:
     """Checks that a VAE with this resolved configuration encodes and decodes images.
 
-    Raises: WeightsError, one sentence.
+    Raises:
+      WeightsError: one sentence.
     """
     for key in ('in_channels', 'out_channels'):
         if vae[key] != IMAGE_CHANNELS:
@@ -57,7 +60,9 @@ def check_unet(family: Layout, full: Configs, source: str) -> None:
       family: a families.unet.UNetFamily.
       full: {component: its resolved configuration}; holds 'unet', and 'vae' if that is known.
       source: name of the model for an error.
-    Raises: WeightsError, one sentence.
+
+    Raises:
+      WeightsError: one sentence.
     """
     unet = full['unet']
     low = IMAGE_CHANNELS if family.is_super_resolution else 0
@@ -96,7 +101,9 @@ def check_text_width(family: Layout, configs: Configs, source: str) -> None:
 
     Args:
       configs: {component: contents of its config.json}; holds 'unet'.
-    Raises: WeightsError, one sentence.
+
+    Raises:
+      WeightsError: one sentence.
     """
     if not all(component in configs for component in family.tokenizers):
         return
@@ -115,7 +122,9 @@ def check_pooled(last: str, full: Configs, configs: Configs, source: str) -> Non
       last: name of the text encoder whose pooled state the UNet takes.
       full: {component: its resolved configuration}.
       configs: {component: contents of its config.json}.
-    Raises: WeightsError, one sentence.
+
+    Raises:
+      WeightsError: one sentence.
     """
     unet = full['unet']
     projected = kind_of(last, configs[last]).class_name == 'CLIPTextModelWithProjection'
@@ -137,7 +146,8 @@ def shares_text(second: Pipeline, base: Pipeline) -> bool:
 def check_shared_text(second: Pipeline, base: Pipeline) -> None:
     """Checks that a second stage can use the text states of the base stage.
 
-    Raises: WeightsError, one sentence, if their widths differ.
+    Raises:
+      WeightsError: one sentence, if their widths differ.
     """
     reads, written = widths_read(second.denoiser.config), _width_of(base)
     if reads != {written}:

@@ -77,8 +77,8 @@ def crop_side(config: DreamBoothConfig, cascade: Cascade) -> int | None:
     """Returns the side of the crops that the second stage trains on, in pixels; None: whole images.
 
     Raises:
-      ConfigError: if the UNet cannot halve the side as often as it must, or the side of the low-resolution image would
-        not be a whole number of pixels.
+      ConfigError: if the denoiser cannot halve the side as often as it must, or the side of the low-resolution image
+        would not be a whole number of pixels.
     """
     second, side = cascade.super_resolution, config.super_resolution.crop
     if side is None:

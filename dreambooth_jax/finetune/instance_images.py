@@ -39,7 +39,9 @@ def photos(config: DreamBoothConfig) -> dict[str, list[ImageFile]]:
 
     Built-in subjects have neither and are left out.
 
-    Raises: ImageError as list_images; ConfigError for a dataset that cannot be read.
+    Raises:
+      ImageError: as list_images.
+      ConfigError: for a dataset that cannot be read.
     """
     listed = {_setting(config, number): _list(config, number) for number in range(len(config.subjects()))}
     return {setting: found.files for setting, found in listed.items() if found is not None}
@@ -53,11 +55,14 @@ def _setting(config: DreamBoothConfig, number: int) -> str:
 def _list(config: DreamBoothConfig, number: int) -> _Photos | None:
     """Returns the photos of a subject; None for a built-in one.
 
-    Raises: as `photos`.
+    Raises:
+      ImageError, ConfigError: as `photos`.
     """
     subject = config.subjects()[number]
+    if subject.tfds is None and subject.instance_dir is None:
+        return None
     if subject.tfds is None:
-        return subject.instance_dir and _Photos(subject.instance_dir, *list_images(subject.instance_dir))
+        return _Photos(subject.instance_dir, *list_images(subject.instance_dir))
     folders = {'data_dir': config.data.tfds_dir, 'manual_dir': config.data.tfds_manual_dir}
     try:
         dataset = data_source.read(subject.tfds, subject.tfds_split, **folders)
@@ -85,10 +90,13 @@ def read(
       max_zoom: the largest zoom of random crops (data/images.py).
       order: setting, as in `photos` -> the names of its files in the order in which they are used. None: as in
         `photos`.
-    Returns: the images of each size, from the widest to the tallest size; a size has masks if any of its images has
-      one.
-    Raises: ImageError for a folder, image or mask that cannot be used. ConfigError for an unknown built-in subject and
-      a dataset that cannot be used.
+
+    Returns:
+      The images of each size, from the widest to the tallest size; a size has masks if any of its images has one.
+
+    Raises:
+      ImageError: for a folder, image or mask that cannot be used.
+      ConfigError: for an unknown built-in subject, or a dataset that cannot be used.
     """
     square = (resolution, resolution)
     sizes = bucket_sizes(resolution, multiple) if config.data.aspect_buckets and multiple else (square,)
@@ -119,8 +127,10 @@ def read(
 def check_folders(config: DreamBoothConfig) -> None:
     """Warns about files that are skipped, and about captions that do not name the subject.
 
-    Raises: ImageError as `read`; ConfigError if no prompt that a step will read holds the new token of textual
-      inversion, because then nothing would train its table rows.
+    Raises:
+      ImageError: as `read`.
+      ConfigError: if no prompt that a step will read holds the new token of textual inversion, because then nothing
+        would train its table rows.
     """
     prompts: list[str] = []
     for number, subject in enumerate(config.subjects()):
@@ -162,7 +172,8 @@ def _words(prompt: str) -> set[str]:
 def describe_folders(config: DreamBoothConfig) -> str:
     """Describes the contents of the subjects' folders and datasets, one line per image.
 
-    Raises: ImageError, ConfigError as `read`.
+    Raises:
+      ImageError, ConfigError: as `read`.
     """
     lines = []
     for number, subject in enumerate(config.subjects()):

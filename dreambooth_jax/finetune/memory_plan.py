@@ -10,6 +10,7 @@ fragmentation wastes.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
 from dreambooth_jax.config import DreamBoothConfig
-from dreambooth_jax.families.image_space import IMAGES_ENCODED_AT_ONCE, encode_program
+from dreambooth_jax.families.image_space import encode_program, images_at_once
 from dreambooth_jax.finetune.planned_stage import PlannedStage, class_image_prompts, repeated
 from dreambooth_jax.finetune.target import Target
 from dreambooth_jax.generation import class_images, text_to_image
@@ -75,6 +76,7 @@ def uses(
     stages: Mapping[str, PlannedStage],
     placement: Placement,
     where: Target,
+    count: Callable[[str, Callable[[], jax.stages.Lowered]], Any] | None = None,
 ) -> list[Use]:
     """Returns what a device holds in each program of a new run, in the order of the phases.
 
@@ -86,18 +88,19 @@ def uses(
       stages: the stages that train, in their order.
       placement: how the run will use the devices of `where`.
       where: the result of `planned_for`, whose context is still open.
+      count: (name, function that gives a program) -> what `compiled_counts` returns, or None to leave that program out;
+        None: compiled_counts of every program.
 
     Returns:
       At least one entry for each phase that uses a device. Export uses none.
     """
-    found, held = [], {}  # what the model before training has on the devices
+    found = []
     with tqdm(desc='compiling', unit='program', disable=where.compiler is None, dynamic_ncols=True) as bar:
-        planner = _Planner(config, cascade, placement, where, bar)
+        planner = _Planner(config, cascade, placement, where, bar, count)
         if class_images.stages_of(config, cascade) and not class_images.own_photos(config):
-            found += planner.class_images(held)
+            found += planner.class_images()
         for index, (name, stage) in enumerate(stages.items()):
-            found += planner.encoding(name, stage, held)
-            held = {}  # it is released when everything is encoded
+            found += planner.encoding(name, stage)
             found += [planner.training(name, stage)]
             # The grid of the model before training is generated once, with the first samples.
             found += planner.samples(name, stage, with_original=index == 0)
@@ -125,23 +128,32 @@ def host_bytes(cascade: Cascade, stages: Mapping[str, PlannedStage]) -> int:
 
 
 class _Planner:
-    """Counts phase by phase. `held` is what networks of a model lie on the devices: (stage, component) -> bytes."""
+    """Counts phase by phase. Every phase begins without weights on the devices, except those that train."""
 
-    def __init__(self, config: DreamBoothConfig, cascade: Cascade, placement: Placement, where: Target, bar: tqdm):
+    def __init__(
+        self,
+        config: DreamBoothConfig,
+        cascade: Cascade,
+        placement: Placement,
+        where: Target,
+        bar: tqdm,
+        count: Callable | None = None,
+    ):
         self.config, self.cascade, self.placement, self.where, self.bar = config, cascade, placement, where, bar
+        self._count_of = count or (lambda name, lower: compiled_counts(lower()))
         self._counted = {}
 
-    def class_images(self, held: dict) -> Iterator[Use]:
-        """The programs that generate class images; they leave the model in `held`."""
+    def class_images(self) -> Iterator[Use]:
+        """The programs that generate class images."""
         second = SUPER_RESOLUTION in class_images.stages_of(self.config, self.cascade)
         options = SamplingOptions.of_class_images(self.config, super_resolution=second)
         count = len(class_image_prompts(self.config))
-        return self._generation(Use(phase=_CLASS_IMAGES), options, count, held, self._before)
+        return self._generation(Use(phase=_CLASS_IMAGES), options, count, self._before)
 
-    def encoding(self, name: str, stage: PlannedStage, held: Mapping) -> Iterator[Use]:
+    def encoding(self, name: str, stage: PlannedStage) -> Iterator[Use]:
         """The programs that encode the images and the prompts of a stage; none if there is nothing to encode."""
-        pipeline, before = getattr(self.cascade, name), sum(held.values())
-        use = Use(phase=f'encoding for {name}', weights=before)
+        pipeline = getattr(self.cascade, name)
+        use = Use(phase=f'encoding for {name}')
         if (component := pipeline.space.decoder) is not None:
             # Images are encoded in float32 and on one device.
             network, sharding = (
@@ -150,18 +162,12 @@ class _Planner:
             )
             place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
             params = jax.tree.map(place, dict(network.params))
-            images = place(jax.ShapeDtypeStruct((IMAGES_ENCODED_AT_ONCE, *stage.size, 3), np.uint8))
+            images = place(jax.ShapeDtypeStruct((images_at_once(stage.size), *stage.size, 3), np.uint8))
             counted = self._count('images', encode_program(network.apply), params, images)
-            yield dataclasses.replace(use, program='images', weights=before + device_bytes(params), **counted)
-        trains_text, is_distilled = stage.trainable.trains_text, self.config.is_distilled(name)
-        if trains_text and not is_distilled:
-            return
-        own = {part: added for part, (_, added) in self._texts(name, self._before).items()}
-        # A teacher's prompts are read by the model before training, with text encoders of its own.
-        weights = sum({**held, **own}.values()) if is_distilled else before
-        weights += 0 if trains_text else sum(own.values())
-        counted = self._count_prompts(name, self._before)
-        yield dataclasses.replace(use, program='prompts', weights=weights, **counted)
+            yield dataclasses.replace(use, program='images', weights=device_bytes(params), **counted)
+        # A teacher's prompts are read by the model before training.
+        if not stage.trainable.trains_text or self.config.is_distilled(name):
+            yield self._prompts(use, name, self._before)
 
     def training(self, name: str, stage: PlannedStage) -> Use:
         """The step of a stage."""
@@ -175,12 +181,11 @@ class _Planner:
     def samples(self, name: str, stage: PlannedStage, *, with_original: bool) -> Iterator[Use]:
         """The programs that generate samples while stage `name` trains, first ours and then the original model's."""
         options = SamplingOptions.of_samples(self.config.samples, self.config.super_resolution)
-        count, ours = len(self.config.sample_prompts()) * self.config.samples.num_images, {}
+        count = len(self.config.sample_prompts()) * self.config.samples.num_images
         use = Use(phase=f'samples of {name}', **self._training_held(stage.run))
-        yield from self._generation(use, options, count, ours, lambda *part: self._trained(name, stage, *part))
+        yield from self._generation(use, options, count, lambda *part: self._trained(name, stage, *part))
         if with_original:
-            use = dataclasses.replace(use, program='base model, ', weights=use.weights + sum(ours.values()))
-            yield from self._generation(use, options, count, {}, self._before)
+            yield from self._generation(dataclasses.replace(use, program='base model, '), options, count, self._before)
 
     def _training_held(self, run: TrainRun) -> dict[str, int]:
         state, placed = run.state_shapes, self.placement.placed_shapes
@@ -193,19 +198,18 @@ class _Planner:
         }
 
     def _generation(
-        self, use: Use, options: SamplingOptions, count: int, held: dict, lies: Callable[[str, str], tuple[Any, int]]
+        self, use: Use, options: SamplingOptions, count: int, lies: Callable[[str, str], tuple[Any, int]]
     ) -> Iterator[Use]:
         """The programs of Cascade.stream, each with the weights that are on the devices by then.
 
         Args:
           use: what the devices hold besides; its `program` begins the names of the programs.
           count: the number of images.
-          held: gets what the programs place.
           lies: (stage, component) -> the network's parameters as shapes with layouts, and how many bytes of them are
             placed in addition.
         """
         cascade, second = self.cascade, self.cascade.super_resolution if options.super_resolution else None
-        stages = {BASE: (options.steps, options.guidance_scale)}
+        stages, held = {BASE: (options.steps, options.guidance_scale)}, {}  # held: denoisers and decoders stay
         if second is not None:
             stages[SUPER_RESOLUTION] = options.second_steps, options.second_guidance_scale
 
@@ -219,9 +223,7 @@ class _Planner:
 
         for stage in stages:
             if stage == BASE or second.text_encoders:
-                for part in self._texts(stage, lies):
-                    place(*part)
-                yield during('prompts', self._count_prompts(stage, lies))
+                yield self._prompts(use, stage, lies)
         at_once = options.batch_size or cascade.usual_batch_size
         size = len(next(text_to_image.padded_batches(count, at_once, self.placement.devices))[0])
         split = self.placement.split_shapes
@@ -239,9 +241,8 @@ class _Planner:
                 side = pixels // space.scale
                 latents = split(jax.ShapeDtypeStruct((size, side, side, space.channels), jnp.float32))
                 params = place(stage, space.decoder)
-                yield during(
-                    f'{stage} decoder', self._count(f'{stage} decoder', jax.jit(space.decode), params, latents)
-                )
+                decode = jax.jit(functools.partial(space.decode, devices=self.placement.devices))
+                yield during(f'{stage} decoder', self._count(f'{stage} decoder', decode, params, latents))
             low = {
                 'low': split(jax.ShapeDtypeStruct((size, pixels, pixels, 3), jnp.float32)),
                 'level': split(jax.ShapeDtypeStruct((size,), jnp.int32)),
@@ -258,14 +259,14 @@ class _Planner:
         trained = planned.run.params.get(component, {}) if stage == name else {}
         if not trained:
             return shapes, added
-        # Merging adapters and putting rows into a table makes new f32 arrays. Where the adapters are not sharded, every
-        # device has them whole.
-        merged = {f'{key.rpartition(".")[0]}.kernel' for key in trained if lora.is_adapter(key)}
+        if any(map(lora.is_adapter, trained)):  # adapters and rows are merged on the host
+            return shapes, added
+        merged = set()
         if component in planned.trainable.new_rows:
-            merged.add(f'{planned.trainable.new_rows[component].layer}.embedding')
-        everywhere = self.placement.placed_shapes(jax.ShapeDtypeStruct((), jnp.float32)).sharding
-        for key in merged:
-            shapes[key] = jax.ShapeDtypeStruct(shapes[key].shape, jnp.float32, sharding=everywhere)
+            # Rows are put into a new table. Where they are not sharded, every device has it whole.
+            merged.add(table := f'{planned.trainable.new_rows[component].layer}.embedding')
+            everywhere = self.placement.placed_shapes(jax.ShapeDtypeStruct((), jnp.float32)).sharding
+            shapes[table] = jax.ShapeDtypeStruct(shapes[table].shape, jnp.float32, sharding=everywhere)
         there = {key: value for key, value in trained.items() if key in shapes and key not in merged}
         added = device_bytes({key: value for key, value in shapes.items() if key not in there})
         return {**shapes, **self.placement.placed_shapes(there)}, added
@@ -277,11 +278,14 @@ class _Planner:
         encoders = self.cascade.prompt_encoder(stage).encoders
         return {(reader, component): lies(reader, component) for component in encoders}
 
-    def _count_prompts(self, stage: str, lies: Callable) -> dict[str, Any]:
-        encoder = self.cascade.prompt_encoder(stage)
-        params = {component: shapes for (_, component), (shapes, _) in self._texts(stage, lies).items()}
+    def _prompts(self, use: Use, stage: str, lies: Callable) -> Use:
+        """The program that encodes prompts; its text encoders are released after it."""
+        encoder, texts = self.cascade.prompt_encoder(stage), self._texts(stage, lies)
+        params = {component: shapes for (_, component), (shapes, _) in texts.items()}
+        weights = use.weights + sum(added for _, added in texts.values())
         tokens = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), encoder.tokens([''] * PROMPTS_AT_ONCE))
-        return self._count(f'{stage} prompts', jax.jit(encoder), params, tokens)
+        counted = self._count(f'{stage} prompts', jax.jit(encoder), params, tokens)
+        return dataclasses.replace(use, program=f'{use.program}prompts', weights=weights, **counted)
 
     def _count(self, name: str, program: Any, params: Any, *inputs: Any, **named: Any) -> dict[str, Any]:
         """What the compiler counts for a compiled function: the fields of Use that it knows, none without compiler."""
@@ -303,9 +307,12 @@ class _Planner:
         if self.where.compiler is None:
             return {}
         if key not in self._counted:
-            self.bar.set_postfix_str(' '.join(part for part in key if isinstance(part, str)))
-            self._counted[key] = _analysed(lower())
+            name = ' '.join(part for part in key if isinstance(part, str))
+            self.bar.set_postfix_str(name)
+            self._counted[key] = self._count_of(name, lower)
             self.bar.update()
+        if self._counted[key] is None:
+            return {}
         counts, refused = self._counted[key]
         if refused is not None:
             used, limit = refused
@@ -317,8 +324,8 @@ class _Planner:
         return {'temporaries': arguments + results + counts.temp_size_in_bytes, 'complete': True}
 
 
-def _analysed(lowered: jax.stages.Lowered) -> tuple[Any, tuple[int, int] | None]:
-    """Compiles; returns the compiler's counts, or what it wanted and had, in bytes, if the program does not fit."""
+def compiled_counts(lowered: jax.stages.Lowered) -> tuple[Any, tuple[int, int] | None]:
+    """Compiles a program; returns the compiler's counts, or what it wanted and had, in bytes, if it does not fit."""
     try:
         return lowered.compile().memory_analysis(), None
     except jax.errors.JaxRuntimeError as error:

@@ -352,7 +352,14 @@ def finetune(
     def finetuned(params):
         return cascade.with_params(**{name: trainable.plain(params)})
 
-    during = callbacks(lambda state: finetuned(params_of(state)))
+    def cascade_of(state):
+        params = params_of(state)
+        # Adapters are merged on the host, and what generates is then placed like any other model: in the compute dtype
+        # and sharded as the placement says.
+        adapted = {name: part for name, part in params.items() if any(map(lora.is_adapter, part))}
+        return finetuned({**params, **placement.gather(adapted)})
+
+    during = callbacks(cascade_of)
     run = dataclasses.replace(run, frozen={**run.frozen, 'data': data}, callbacks=during)
     state, finished = train_run.fit(run, workdir)
     return finetuned(placement.gather(params_of(state))), finished

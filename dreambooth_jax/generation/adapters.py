@@ -3,6 +3,7 @@
 import os
 
 from dreambooth_jax.config import ConfigError
+from dreambooth_jax.families.originals import ORIGINALS
 from dreambooth_jax.generation.cascade import BASE, Cascade
 from dreambooth_jax.models import lora
 from dreambooth_jax.weights.lora_files import read_lora
@@ -28,7 +29,7 @@ def with_lora(cascade: Cascade, path: str | os.PathLike, scale: float = 1.0, sta
         raise ConfigError(f'{path} is for a {stage} stage, but {cascade.base.name} has none; leave it out')
     # In the second stage only the denoiser trains.
     networks = {pipeline.family.denoiser: pipeline.denoiser, **(pipeline.text_encoders if stage == BASE else {})}
-    adapter = read_lora(path, {name: network.params for name, network in networks.items()})
+    adapter = read_lora(path, {name: network.params for name, network in networks.items()}, ORIGINALS)
     merged = {
         name: lora.merge({**networks[name].params, **params}, rank=adapter.rank, alpha=adapter.alpha, scale=scale)
         for name, params in adapter.params.items()

@@ -7,7 +7,8 @@ is given a tensor.
 
 Every device of the placement generates a part of each batch. In training it is the training's own placement: the
 weights that train are used where they are, sharded or not, on one host or several, and all hosts generate together and
-get all images. The other weights are placed when they are first needed and stay until `release`.
+get all images. The other weights are placed when they are first needed. Text encoders, which may be the largest
+networks, go as soon as the prompts are encoded, the others at `release`.
 """
 
 import dataclasses
@@ -280,7 +281,7 @@ class Cascade:
         pipeline = self._reader(stage)
         encoder = self._program(('text_encoder', stage, pipeline.added_tokens), lambda: jax.jit(prompt_encoder))
         reader = BASE if pipeline is self.base else stage
-        params = {component: self._params(reader, component) for component in prompt_encoder.encoders}
+        params = {component: self._placed(reader, component) for component in prompt_encoder.encoders}
         tokens = prompt_encoder.tokens(prompts, size)
         encoded = []
         for first in range(0, len(prompts), PROMPTS_AT_ONCE):
@@ -401,7 +402,8 @@ class Cascade:
         space = getattr(self, stage).space
         if space.decoder is None:
             return generated
-        compiled = self._program(('decode', stage), lambda: jax.jit(space.decode))
+        decode = functools.partial(space.decode, devices=self._devices.devices)
+        compiled = self._program(('decode', stage, self._devices.devices), lambda: jax.jit(decode))
         return compiled(self._params(stage, space.decoder), generated)
 
     def _on_host(self, images: jax.Array) -> np.ndarray:
@@ -422,15 +424,18 @@ class Cascade:
 
     def _params(self, stage: str, component: str | None = None):
         # The parameters of a component on the devices; None: of the denoiser.
-        pipeline = getattr(self, stage)
-        part = (stage, component or pipeline.family.denoiser)
+        part = (stage, component or getattr(self, stage).family.denoiser)
         if part not in self._on_device:
-            network, params = pipeline.components[part[1]], pipeline.components[part[1]].params
-            if part[1] not in pipeline.family.tokenizers:  # prompts are encoded in float32
-                host = {name: value for name, value in params.items() if not isinstance(value, jax.Array)}
-                params = {**params, **functional.cast_kernels(host, network.dtype)}
-            self._on_device[part] = self._devices.place(params)
+            self._on_device[part] = self._placed(*part)
         return self._on_device[part]
+
+    def _placed(self, stage: str, component: str):
+        pipeline = getattr(self, stage)
+        params, dtype = pipeline.components[component].params, pipeline.components[component].dtype
+        if component not in pipeline.family.tokenizers:  # prompts are encoded in float32
+            host = {name: value for name, value in params.items() if not isinstance(value, jax.Array)}
+            params = {**params, **functional.cast_kernels(host, dtype)}
+        return self._devices.place(params)
 
 
 def compute_dtype(dtype: Any = 'auto'):

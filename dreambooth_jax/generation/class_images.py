@@ -131,13 +131,15 @@ def class_images_of(
         return own
     smaller = [f'--config.prior.batch_size={prior.batch_size // 2}'] if prior.batch_size > 1 else []
     with memory.explained('class images are generated', smaller):
-        return ensure_class_images(
+        images = ensure_class_images(
             cascade,
             [subject.class_prompt for subject in config.subjects()],
             prior.dir or Path(workdir) / 'prior',
             SamplingOptions.of_class_images(config, super_resolution=SUPER_RESOLUTION in stages),
             count=prior.num_images,
         )
+    cascade.release()  # what comes next needs other networks
+    return images
 
 
 def _own_images(config: DreamBoothConfig, second: bool, order: Sequence[str] | None) -> list[ClassImage]:
@@ -294,7 +296,9 @@ def _file(folder: Path, prompt: str, number: int, super_resolution: bool) -> Cla
 def _alone(folder: Path, files: Sequence[ClassImage]) -> contextlib.AbstractContextManager[None]:
     """Locks the folder, so that another run that shares it waits and then uses our images."""
     paths = [path for file in files for path in (file.path, file.super_resolution) if path is not None]
-    if all(path.is_file() for path in paths):
+    # A lock beside complete images is that of a run that still writes the manifest, or was left by a killed one.
+    is_locked = (folder / lock.FILE).exists() and os.access(folder, os.W_OK)
+    if not is_locked and all(path.is_file() for path in paths):
         return contextlib.nullcontext()  # the folder may be one that cannot be written
     return lock.locked(folder, '', wait=True)
 

@@ -60,7 +60,8 @@ class NewRows(NamedTuple):
         """Puts the separately trained rows into the table; returns the parameters of the plain text encoder. Pure."""
         params = dict(params)
         rows, table = params.pop(self.name), params[f'{self.layer}.embedding']
-        params[f'{self.layer}.embedding'] = jnp.concatenate(
+        on_host = isinstance(table, np.ndarray) and isinstance(rows, np.ndarray)
+        params[f'{self.layer}.embedding'] = (np if on_host else jnp).concatenate(
             [table[: self.first], rows.astype(table.dtype), table[self.first + self.count :]]
         )
         return params

@@ -13,7 +13,7 @@ from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.system import disk
-from dreambooth_jax.training import memory
+from dreambooth_jax.training import hosts, memory
 from dreambooth_jax.training.loop import TrainingError
 from dreambooth_jax.training.state import TrainState
 
@@ -55,16 +55,21 @@ class SampleGrid:
     def save_if_possible(self, cascade: Cascade, path: Path, title: str) -> None:
         """Saves the grid, or warns if the images cannot be generated: a training must not end because of its samples.
 
-        Raises: OSError if the disk does not take the file.
+        Raises:
+          OSError: if the disk does not take the file.
+          JaxRuntimeError: with several hosts, because a host that goes on alone would wait for the others for ever.
         """
         try:
             self.save(cascade, path, title)
         except (TrainingError, ConfigError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+                raise
             logging.warning('no samples of %s, training goes on: %s', title, error)
 
     def save(self, cascade: Cascade, path: Path, title: str) -> np.ndarray:
         """Generates with the present weights, writes the grid as PNG and returns its pixels uint8[H, W, 3]."""
         groups = dict(zip(('ours, base stage', 'ours, super-resolution'), self._generate(cascade), strict=False))
+        cascade.release()  # the base model needs the place
         if self.original is not None:
             if self._answers is None:
                 self._answers = self._generate(self.original)[-1]
@@ -109,5 +114,10 @@ class SaveSamples:
     every: int = 0
 
     def __call__(self, step: int, state: TrainState) -> None:
-        path = self.folder / f'{step:06d}.png'
-        self.grid.save_if_possible(self.cascade_of(state), path, f'{self.title}, step {step}')
+        self.grid.save_if_possible(self.cascade_of(state), self._path(step), f'{self.title}, step {step}')
+
+    def missed(self, step: int) -> bool:
+        return bool(hosts.of_first(not self._path(step).is_file()))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f'{step:06d}.png'

@@ -75,7 +75,9 @@ class Objective:
         Args:
           schedule: the noise schedule of the model.
           name: the name of the model, for the message.
-        Raises: ConfigError if that variance is of a kind that the loss does not support.
+
+        Raises:
+          ConfigError: if that variance is of a kind that the loss does not support.
         """
         if self.variance_weight > 0 and schedule.variance_type == 'learned':
             raise ConfigError(
@@ -139,7 +141,9 @@ def denoise_examples(
       time_keys, noise_keys: example keys [B].
       masks: f32[B, H, W, 1], how much each pixel counts; None: all count alike.
       lesson: the lesson of a teacher (distillation.py); None: the images teach all examples.
-    Returns: the loss f32[B], and its parts 'denoising' and, with a trained variance, 'variance', each f32[B].
+
+    Returns:
+      The loss f32[B], and its parts 'denoising' and, with a trained variance, 'variance', each f32[B].
     """
     channels = images.shape[-1]
     # The noise is sampled from each example's own key, so it is the same on any number of devices.
@@ -215,7 +219,9 @@ class DenoisingLoss:
         Args:
           apply: of the denoiser in the form in which it trains.
           settings: the attributes that the pipeline does not determine.
-        Raises: WeightsError if its noise process is not supported.
+
+        Raises:
+          WeightsError: if its noise process is not supported.
         """
         family = pipeline.family
         return cls(

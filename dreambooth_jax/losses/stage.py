@@ -21,11 +21,13 @@ class Stage(Protocol):
         """Returns the loss of every example, unweighted and not averaged over the batch.
 
         Args:
-          params: the trained components, for example {'unet': {...}}.
+          params: component -> its trained parameters.
           frozen: the data on the device that is not trained: images, prompt embeddings, frozen networks.
           batch: arrays of length B; `image` i32[B] is the index of each example's image.
           keys: PRNG keys [B], one per example, so that an example's random numbers do not depend on the rest of the
             batch.
-        Returns: f32[B] and its named parts, each f32[B].
+
+        Returns:
+          f32[B] and its named parts, each f32[B].
         """
         ...

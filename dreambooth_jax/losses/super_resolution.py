@@ -34,6 +34,7 @@ def noisy_low_image(
       level: i32[B], the time in that schedule. At 0 no noise is added, so the conditioning is the enlarged
         low-resolution image itself.
       keys: example keys [B].
+
     Source: diffusers IFSuperResolutionPipeline, except that there level 0 still adds the schedule's first, invisible
       noise.
     """

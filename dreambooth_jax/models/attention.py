@@ -37,7 +37,9 @@ def attend(query, key, value, *, scale: float, bias=None):
       value: f[B, K, heads, D] with the dtype of `query`.
       scale: factor on the logits.
       bias: f32 with four axes, broadcastable to [B, heads, Q, K]; it is added to the scaled logits.
-    Returns: f[B, Q, heads, D] with the dtype of `value`.
+
+    Returns:
+      f[B, Q, heads, D] with the dtype of `value`.
     """
     if jax.default_backend() != 'cpu' and flash_fits(query.shape, query.dtype, bias is not None, _cuda_capability()):
         return _flash_attend(query, key, value, scale)
@@ -76,6 +78,7 @@ def flash_fits(query_shape, dtype, has_bias: bool, capability: tuple[int, int] |
       dtype: dtype of the queries.
       has_bias: whether there is a bias. Then nothing is gained, because its gradient is as large as the logits.
       capability: compute capability of the NVIDIA card; None on other devices.
+
     Source: jax 0.10 _src/cudnn/fused_attention_stablehlo.py, check_is_flash_attention; cuDNN requires at least Ampere.
     """
     if capability is None or capability < (8, 0) or has_bias or dtype not in FLASH_DTYPES:

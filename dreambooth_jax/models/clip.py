@@ -52,8 +52,11 @@ END_IS_HIGHEST_ID = 2
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     """Checks and completes the config.json of a CLIP text encoder.
 
-    Returns: all keys of DEFAULTS. Other keys do not concern the network and are left out.
-    Raises: ValueError, one sentence with the key, the value found and the values allowed.
+    Returns:
+      All keys of DEFAULTS. Other keys do not concern the network and are left out.
+
+    Raises:
+      ValueError: one sentence with the key, the value found and the values allowed.
     """
     full = configuration.resolve('clip', config, DEFAULTS, choices=CHOICES)
     width, heads = full['hidden_size'], full['num_attention_heads']
@@ -150,7 +153,9 @@ class CLIPTextModel(nnx.Module):
       dtype: compute dtype; parameters are f32.
       rngs: source of the initial parameters, which have the distributions of transformers' `_init_weights`.
       projection: whether the pooled state is projected, as in transformers' CLIPTextModelWithProjection.
-    Raises: ValueError, one sentence, if the configuration is not supported.
+
+    Raises:
+      ValueError: one sentence, if the configuration is not supported.
     """
 
     def __init__(self, config: Mapping[str, Any], *, dtype=jnp.float32, rngs: nnx.Rngs, projection: bool = False):
@@ -178,11 +183,14 @@ class CLIPTextModel(nnx.Module):
             attends to the text.
           skip: number of layers, counted from the last, that `states` do not pass through.
           final_norm: whether the final norm is applied to `states`. It is always applied to the pooled state.
-        Returns: (states, pooled).
-          states: f32[B, L, hidden_size], which is transformers' hidden_states[-(skip + 1)] before the norm.
-          pooled: f32[B, hidden_size], or f32[B, projection_dim] with projection: the last layer's state at the end of
-            the text, independent of `skip`. If it is not used, jit removes its computation.
-        Raises: ValueError if input_ids have another shape, or if `skip` is not in 0..num_hidden_layers.
+
+        Returns:
+          (states, pooled). states: f32[B, L, hidden_size], which is transformers' hidden_states[-(skip + 1)] before the
+          norm. pooled: f32[B, hidden_size], or f32[B, projection_dim] with projection: the last layer's state at the
+          end of the text, independent of `skip`. If it is not used, jit removes its computation.
+
+        Raises:
+          ValueError: if input_ids have another shape, or if `skip` is not in 0..num_hidden_layers.
         """
         layers = self.text_model.encoder.layers
         if not 0 <= skip <= len(layers):

@@ -32,8 +32,12 @@ def resolve(
         allowed: positive integers for an int, positive numbers for a float, bools for a bool.
       choices: {key: allowed values}, which replace the rule of `defaults`.
       fixed: keys for which only the default is allowed.
-    Returns: all keys of `defaults`.
-    Raises: ValueError, one sentence with the key, the value found and the values allowed.
+
+    Returns:
+      All keys of `defaults`.
+
+    Raises:
+      ValueError: one sentence with the key, the value found and the values allowed.
     """
     full = {key: config.get(key, default) for key, default in defaults.items()}
     for key, value in full.items():

@@ -29,7 +29,9 @@ def convolve(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> ja
       strides: as in conv_general_dilated.
       padding: as in conv_general_dilated.
       **options: further arguments of conv_general_dilated.
-    Returns: f[B, H', W', D].
+
+    Returns:
+      f[B, H', W', D].
     """
     usual = options.get('feature_group_count', 1) == 1 and all(
         dilation in (None, 1, (1, 1)) for dilation in (options.get('lhs_dilation'), options.get('rhs_dilation'))

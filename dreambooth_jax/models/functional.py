@@ -41,11 +41,15 @@ def split(model: nnx.Module) -> tuple[Callable[..., Any], Params]:
 
     Args:
       model: a module whose only variables are nnx.Param; an abstract module (nnx.eval_shape) gives abstract parameters.
-    Returns: (apply, params). `apply(params, *args, **kwargs)` equals `model(*args, **kwargs)` with these parameters, or
+
+    Returns:
+      (apply, params). `apply(params, *args, **kwargs)` equals `model(*args, **kwargs)` with these parameters, or
       `model.decode(*args, **kwargs)` if the keyword method='decode' is given too. jit, grad, pmap and scan may trace
       it. Static attributes of the module are fixed in it.
-    Raises: ValueError if the module has other state, such as random keys or running statistics. `apply` raises
-      ValueError if the names of its parameters are not those of the module.
+
+    Raises:
+      ValueError: if the module has other state, such as random keys or running statistics. `apply` raises
+        ValueError if the names of its parameters are not those of the module.
     """
     graph, state = nnx.split(model)
     variables = {'.'.join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
@@ -71,7 +75,9 @@ def abstract(constructor: Callable[[], nnx.Module]) -> tuple[Callable[..., Any],
 
     Args:
       constructor: makes the module, e.g. `lambda: UNet2DConditionModel(config, rngs=Keys(0))`.
-    Returns: (apply, {name: ShapeDtypeStruct}).
+
+    Returns:
+      (apply, {name: ShapeDtypeStruct}).
     """
     apply, state = split(nnx.eval_shape(constructor))
     return apply, {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in state.items()}
@@ -83,7 +89,9 @@ def init(constructor: Callable[[Keys], nnx.Module], seed: int | jax.Array) -> tu
     Args:
       constructor: makes the module from random keys, e.g. `lambda rngs: T5EncoderModel(config, rngs=rngs)`.
       seed: an integer or a key (jax.random.key); the same seed gives the same parameters.
-    Returns: (apply, params).
+
+    Returns:
+      (apply, params).
     """
     apply, _ = abstract(lambda: constructor(Keys(0)))
     key = jax.random.key(seed) if isinstance(seed, int) else seed

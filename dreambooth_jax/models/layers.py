@@ -81,7 +81,9 @@ def convolution(
         zero_module).
       dtype: compute dtype.
       rngs: source of the initial parameters.
-    Returns: nnx.Conv from f[B, H, W, in_channels] to f[B, H / stride, W / stride, out_channels].
+
+    Returns:
+      nnx.Conv from f[B, H, W, in_channels] to f[B, H / stride, W / stride, out_channels].
     """
     # Padding is the same on both sides, as in torch. With a stride, SAME would pad (0, 1) and shift the feature map.
     padding = ((kernel // 2, kernel // 2),) * 2
@@ -121,7 +123,10 @@ def sinusoidal_embedding(values, width: int, *, flip_sin_to_cos: bool = True, fr
       width: number of features. If it is odd, the last feature is zero.
       flip_sin_to_cos: whether the cosines come before the sines.
       freq_shift: with 1, the last frequency is exactly 1e-4.
-    Returns: f32[B, width].
+
+    Returns:
+      f32[B, width].
+
     Source: diffusers embeddings.get_timestep_embedding.
     """
     half = width // 2

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dreambooth_jax.models.functional import Keys, Params
@@ -102,9 +103,13 @@ def adapt(
       targets: regular expressions that match the whole dotted path of Linear and Conv layers.
       dora: whether to also learn the norm of the kernel of each output.
       rngs: source of the initial A; B starts at zero.
-    Returns: the same model, whose output is still the same.
-    Raises: ValueError, one sentence, if rank or alpha is not positive, if a target is not a regular expression or
-      matches no layer, if a layer already has an adapter, or if a convolution has groups, dilation or unusual padding.
+
+    Returns:
+      The same model, whose output is still the same.
+
+    Raises:
+      ValueError: one sentence, if rank or alpha is not positive, if a target is not a regular expression or matches no
+        layer, if a layer already has an adapter, or if a convolution has groups, dilation or unusual padding.
     """
     if not (isinstance(rank, int) and rank > 0):
         raise ValueError(f"LoRA's rank is {rank!r} but must be a positive integer.")
@@ -130,7 +135,9 @@ def matching(model: nnx.Module, targets: Sequence[str] = ATTENTION_PROJECTIONS) 
     Args:
       model: the network.
       targets: as in `adapt`.
-    Raises: ValueError, one sentence, if a target is not a regular expression.
+
+    Raises:
+      ValueError: one sentence, if a target is not a regular expression.
     """
     if isinstance(targets, str) or not targets:
         raise ValueError(f"LoRA's targets is {targets!r} but must be a list of regular expressions of layer paths.")
@@ -149,7 +156,9 @@ def check_targets(networks: Mapping[str, nnx.Module], targets: Sequence[str] = A
     Args:
       networks: {name for an error: network}.
       targets: as in `adapt`.
-    Raises: ValueError, one sentence, if a target matches no layer of any network or is not a regular expression.
+
+    Raises:
+      ValueError: one sentence, if a target matches no layer of any network or is not a regular expression.
     """
     found = {target for model in networks.values() for target in matching(model, targets)}
     for target in targets:
@@ -168,7 +177,9 @@ def init_adapter(shapes: Mapping[str, jax.ShapeDtypeStruct], base: Params, *, rn
       shapes: parameters of the adapted network, abstract or not, as functional.split returns them.
       base: the network's own parameters. DoRA's magnitudes start as the norms of its kernels.
       rngs: source of the initial A.
-    Returns: the parameters of the adapters only; `base | init_adapter(...)` is complete.
+
+    Returns:
+      The parameters of the adapters only; `base | init_adapter(...)` is complete.
     """
 
     def start(path, name, shape):
@@ -201,7 +212,10 @@ def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Par
       scale: factor on the change that the adapters make to the kernels, including DoRA's magnitudes: 0 gives the base
         parameters and 0.5 the middle between them and the adapted ones. ComfyUI's strength means the same, while peft
         scales only A @ B.
-    Returns: the base parameters with updated kernels, computed in f32.
+
+    Returns:
+      The base parameters with updated kernels, computed in f32; those of base parameters on the host are on the host
+      again, so that all of them together need no memory on a device.
     """
     adapter, merged = separate(params)
     for path in (_owner(name)[0] for name in adapter if _owner(name)[1] == A):
@@ -214,7 +228,8 @@ def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Par
             new = new if scale == 1 else kernel + scale * (new - kernel)
         else:
             new = kernel + scale * update
-        merged[f'{path}.kernel'] = new.astype(kernel.dtype)
+        new = new.astype(kernel.dtype)
+        merged[f'{path}.kernel'] = np.asarray(new) if isinstance(kernel, np.ndarray) else new
     return merged
 
 

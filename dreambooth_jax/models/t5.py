@@ -37,8 +37,11 @@ DEFAULTS = {
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     """Checks and completes a T5 config.json.
 
-    Returns: all keys of DEFAULTS. Other keys do not concern the encoder and are left out.
-    Raises: ValueError, one sentence with the key, the value found and the values allowed.
+    Returns:
+      All keys of DEFAULTS. Other keys do not concern the encoder and are left out.
+
+    Raises:
+      ValueError: one sentence with the key, the value found and the values allowed.
     """
     full = configuration.resolve('t5', config, DEFAULTS, choices={'feed_forward_proj': ('gated-gelu',)})
     buckets, furthest = 'relative_attention_num_buckets', 'relative_attention_max_distance'
@@ -59,7 +62,9 @@ def relative_position_buckets(length: int, buckets: int, max_distance: int) -> n
       length: number of tokens.
       buckets: number of buckets; half of them are for keys after the query.
       max_distance: all distances from this one on share the last bucket.
-    Returns: i32[length, length] with the query on the first axis and the key on the second.
+
+    Returns:
+      i32[length, length] with the query on the first axis and the key on the second.
     """
     distance = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = buckets // 2
@@ -170,7 +175,9 @@ class T5EncoderModel(nnx.Module):
       config: contents of a transformers config.json; missing keys have the defaults of T5Config.
       dtype: compute dtype; parameters are f32.
       rngs: source of the initial parameters, which have the distributions of transformers' `_init_weights`.
-    Raises: ValueError, one sentence, if the configuration is not supported.
+
+    Raises:
+      ValueError: one sentence, if the configuration is not supported.
     """
 
     def __init__(self, config: Mapping[str, Any], *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -188,7 +195,9 @@ class T5EncoderModel(nnx.Module):
         Args:
           input_ids: i32[B, L] with 0 <= id < vocab_size.
           attention_mask: int or bool [B, L], zero for padding tokens; None if there is no padding.
-        Returns: f32[B, L, d_model]; the states of padding tokens must not be used.
+
+        Returns:
+          f32[B, L, d_model]; the states of padding tokens must not be used.
         """
         table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
         classes = relative_position_buckets(input_ids.shape[1], self.buckets, self.max_distance)

@@ -42,7 +42,9 @@ class UNet2DConditionModel(nnx.Module):
       remat: whether every residual, attention and transformer block is computed again in the backward pass. Values and
         gradients stay the same; it needs less memory and about a third more time.
       rngs: source of the initial parameters. Residual branches and the output start at zero, as in guided-diffusion.
-    Raises: ValueError, one sentence, if the configuration is not supported (unet_config.resolve).
+
+    Raises:
+      ValueError: one sentence, if the configuration is not supported (unet_config.resolve).
     """
 
     def __init__(self, config: Mapping[str, Any], *, dtype=jnp.float32, remat: bool = False, rngs: nnx.Rngs):
@@ -94,8 +96,12 @@ class UNet2DConditionModel(nnx.Module):
           added_cond: {'text_embeds': pooled text f[B, D], 'time_ids': f[B, 6] sizes and crop in pixels}. It must be
             given exactly if addition_embed_type is 'text_time'. Both together, with the sinusoids of each number, have
             projection_class_embeddings_input_dim features.
-        Returns: f32[B, H, W, out_channels].
-        Raises: ValueError if a shape or label does not fit.
+
+        Returns:
+          f32[B, H, W, out_channels].
+
+        Raises:
+          ValueError: if a shape or label does not fit.
         """
         self._check(sample, class_labels, added_cond)
         batch = sample.shape[0]

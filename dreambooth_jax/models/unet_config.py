@@ -146,9 +146,13 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       config: as diffusers writes it. Keys that start with '_' and EMA_KEYS are ignored; missing keys have diffusers'
         defaults.
-    Returns: all keys of DEFAULTS. The keys of SEQUENCES and PER_BLOCK are tuples with one entry for each block, in the
-      order of the down blocks; mid_block_only_cross_attention is a bool.
-    Raises: ValueError, one sentence with the key, the value found and the values allowed.
+
+    Returns:
+      All keys of DEFAULTS. The keys of SEQUENCES and PER_BLOCK are tuples with one entry for each block, in the order
+      of the down blocks; mid_block_only_cross_attention is a bool.
+
+    Raises:
+      ValueError: one sentence with the key, the value found and the values allowed.
     """
     unknown = sorted(key for key in config if key not in (*DEFAULTS, *EMA_KEYS) and not key.startswith('_'))
     if unknown:

@@ -8,11 +8,13 @@ Source: diffusers 0.42.1 models/autoencoders/autoencoder_kl.py, vae.py; Rombach 
 """
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dreambooth_jax.models import configuration
@@ -53,8 +55,12 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
       config: as diffusers writes it. Keys that start with '_' are ignored; missing keys have diffusers' defaults.
-    Returns: all keys of DEFAULTS.
-    Raises: ValueError, one sentence with the key, the value found and the values allowed.
+
+    Returns:
+      All keys of DEFAULTS.
+
+    Raises:
+      ValueError: one sentence with the key, the value found and the values allowed.
     """
     unknown = sorted(key for key in config if key not in DEFAULTS and not key.startswith('_'))
     if unknown:
@@ -100,7 +106,9 @@ def sample_latents(moments, noise, scaling_factor: float):
         LOG_VARIANCE_RANGE.
       noise: f[..., latent_channels], standard normal.
       scaling_factor: the result of scaling_factor(config).
-    Returns: f32[..., latent_channels].
+
+    Returns:
+      f32[..., latent_channels].
     """
     mean, log_variance = jnp.split(jnp.asarray(moments, jnp.float32), 2, axis=-1)
     deviation = jnp.exp(0.5 * jnp.clip(log_variance, *LOG_VARIANCE_RANGE))
@@ -111,6 +119,62 @@ def latent_mode(moments, scaling_factor: float):
     """Returns the most likely latents of an image, scaled for the UNet; for the shapes see `sample_latents`."""
     mean, _ = jnp.split(jnp.asarray(moments, jnp.float32), 2, axis=-1)
     return mean * scaling_factor
+
+
+def decode_in_tiles(decode: Callable[[jax.Array], jax.Array], latents, *, scale: int, tile: int):
+    """Decodes large images in overlapping tiles, one after the other, so that memory does not grow with the image.
+
+    Neighbouring tiles overlap by at least a quarter. There the weight of one falls linearly while that of the other
+    rises, as with enable_tiling in diffusers. The result is close to that of `decode`, but not equal: attention and the
+    statistics of norms are those of a tile. Images of one tile are decoded as they are.
+
+    Args:
+      decode: function from f[B, h, w, C] to f32[B, h * scale, w * scale, 3], for sides of at most `tile`.
+      latents: f[B, h, w, C].
+      scale: see size_divisor.
+      tile: largest side of a tile, in latents.
+
+    Returns:
+      f32[B, h * scale, w * scale, 3].
+    """
+    batch, height, width, channels = latents.shape
+    if max(height, width) <= tile:
+        return decode(latents)
+    (tops, of_rows), (lefts, of_columns) = (_tiles(side, tile, scale) for side in (height, width))
+    size = (batch, min(tile, height), min(tile, width), channels)
+
+    def add(image, place):
+        row, column = place
+        top, left = jnp.array(tops)[row], jnp.array(lefts)[column]
+        part = decode(jax.lax.dynamic_slice(latents, (0, top, left, 0), size))
+        part = part * jnp.array(of_rows)[row][:, None, None] * jnp.array(of_columns)[column][:, None]
+        start = (0, top * scale, left * scale, 0)
+        return jax.lax.dynamic_update_slice(image, jax.lax.dynamic_slice(image, start, part.shape) + part, start), None
+
+    places = np.stack(np.meshgrid(np.arange(len(tops)), np.arange(len(lefts)), indexing='ij'), -1).reshape(-1, 2)
+    image = jax.eval_shape(decode, jax.ShapeDtypeStruct(size, latents.dtype))
+    empty = jnp.zeros((batch, height * scale, width * scale, image.shape[-1]), image.dtype)
+    return jax.lax.scan(add, empty, jnp.array(places))[0]
+
+
+def _tiles(side: int, tile: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divides a side into equal tiles; returns their first latents i32[N] and the weights f32[N, pixels of a tile]."""
+    size = min(side, tile)
+    count = 1 + math.ceil((side - size) / (0.75 * size))
+    starts = np.round(np.linspace(0, side - size, count)).astype(np.int32)
+    weights = np.zeros((count, side * scale))
+    for index, start in enumerate(starts):
+        ramp = np.ones(size * scale)
+        if index:
+            shared = (starts[index - 1] + size - start) * scale
+            ramp[:shared] *= np.arange(shared) / shared
+        if index < count - 1:
+            shared = (start + size - starts[index + 1]) * scale
+            ramp[-shared:] *= 1 - np.arange(shared) / shared
+        weights[index, start * scale : (start + size) * scale] = ramp
+    weights /= weights.sum(axis=0)  # 1 already, except where three tiles meet
+    cut = [row[start * scale : (start + size) * scale] for row, start in zip(weights, starts, strict=True)]
+    return starts, np.stack(cut).astype(np.float32)
 
 
 class PixelAttention(nnx.Module):
@@ -277,7 +341,9 @@ class AutoencoderKL(nnx.Module):
       dtype: compute dtype; parameters are f32. With force_upcast, which is diffusers' default, float16 is replaced by
         float32, because activations overflow in float16. bfloat16 has the range of float32 and is kept.
       rngs: source of the initial parameters.
-    Raises: ValueError, one sentence, if the configuration is not supported.
+
+    Raises:
+      ValueError: one sentence, if the configuration is not supported.
     """
 
     def __init__(self, config: Mapping[str, Any], *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -299,9 +365,13 @@ class AutoencoderKL(nnx.Module):
 
         Args:
           pixels: f[B, H, W, in_channels] in [-1, 1]; H and W are multiples of `size_divisor`.
-        Returns: f32[B, H / size_divisor, W / size_divisor, 2 * latent_channels], the mean and then the log-variance,
-          which is not clipped. sample_latents and latent_mode compute latents from it.
-        Raises: ValueError if the shape is wrong.
+
+        Returns:
+          f32[B, H / size_divisor, W / size_divisor, 2 * latent_channels], the mean and then the log-variance, which is
+          not clipped. sample_latents and latent_mode compute latents from it.
+
+        Raises:
+          ValueError: if the shape is wrong.
         """
         self._check('pixels', pixels, self.in_channels, self.size_divisor)
         moments = self.encoder(pixels.astype(self.dtype))
@@ -314,8 +384,12 @@ class AutoencoderKL(nnx.Module):
 
         Args:
           latents: f[B, h, w, latent_channels], unscaled: what a UNet predicts, divided by scaling_factor(config).
-        Returns: f32[B, h * size_divisor, w * size_divisor, out_channels], about in [-1, 1] but not clipped.
-        Raises: ValueError if the shape is wrong.
+
+        Returns:
+          f32[B, h * size_divisor, w * size_divisor, out_channels], about in [-1, 1] but not clipped.
+
+        Raises:
+          ValueError: if the shape is wrong.
         """
         self._check('latents', latents, self.latent_channels, 1)
         latents = latents.astype(self.dtype)

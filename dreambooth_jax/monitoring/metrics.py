@@ -78,8 +78,17 @@ class Metrics:
         with disk.named(self.path.parent / 'events.out.tfevents'):
             self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             if time.monotonic() > self._flushed + _FLUSH_SECONDS:
-                self._events.flush()
-                self._flushed = time.monotonic()
+                self._flush_events()
+
+    def flush(self) -> None:
+        """Makes sure that everything is on the disk: a training that goes on from here does not write it again."""
+        if self._events is not None:
+            with disk.named(self.path.parent / 'events.out.tfevents'):
+                self._flush_events()
+
+    def _flush_events(self) -> None:
+        self._events.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Closes the files."""

@@ -94,7 +94,8 @@ def words() -> list[str]:
 def pieces() -> list[tuple[str, float]]:
     """Returns the Unigram vocabulary as (piece, log-probability) in the order of ids, special tokens first.
 
-    Raises: ValueError if a rare token is also a word, which would give it a meaning, or occurs twice.
+    Raises:
+      ValueError: if a rare token is also a word, which would give it a meaning, or occurs twice.
     """
     ordinary = words()
     clash = sorted(set(ordinary) & set(RARE_TOKENS)) or sorted(t for t in RARE_TOKENS if RARE_TOKENS.count(t) > 1)

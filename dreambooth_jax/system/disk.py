@@ -19,7 +19,8 @@ def writing(path: str | os.PathLike) -> Iterator[Path]:
 
     If the block or the move fails, the temporary file is removed.
 
-    Raises: OSError with `path` as its filename.
+    Raises:
+      OSError: with `path` as its filename.
     """
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.part')

@@ -46,15 +46,20 @@ def _watch(heard: int) -> None:
 
 
 def _end(number: int, frame=None) -> None:
+    end(128 + number, f'stopped by {_NAMES[number]}')
+
+
+def end(code: int, last_words: str) -> None:
+    """Ends this process at once, from any thread, without waiting for anything; unfinished files are removed."""
     if not _once.acquire(blocking=False):
         return  # another thread is already ending the process
     # Written directly to the file descriptor, because the main thread may be inside sys.stderr and hold its lock.
     with contextlib.suppress(OSError):
-        os.write(2, f'\nstopped by {_NAMES[number]}\n'.encode())
+        os.write(2, f'\n{last_words}\n'.encode())
     with contextlib.suppress(Exception):
         disk.remove_unfinished()
     if multiprocessing := sys.modules.get('multiprocessing'):
         with contextlib.suppress(Exception):
             for child in multiprocessing.active_children():
                 child.kill()
-    os._exit(128 + number)
+    os._exit(code)

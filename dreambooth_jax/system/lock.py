@@ -33,7 +33,10 @@ def locked(folder: str | os.PathLike, advice: str, *, wait: bool = False) -> Ite
       folder: the folder to lock.
       advice: what the user can do instead, as the end of the error's sentence.
       wait: whether to wait for the other process, with a message, instead of raising the error.
-    Raises: LockError if another process holds the lock; OSError if the folder cannot be written.
+
+    Raises:
+      LockError: if another process holds the lock.
+      OSError: if the folder cannot be written.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder).resolve() / FILE

@@ -35,7 +35,8 @@ def clean(folder: Path) -> None:
 
     With such a program in the folder, JAX stores no others.
 
-    Raises: OSError if the folder cannot be read or changed.
+    Raises:
+      OSError: if the folder cannot be read or changed.
     """
     for program in folder.glob('*-cache'):
         if not program.with_name(f'{program.name.removesuffix("-cache")}-atime').is_file():

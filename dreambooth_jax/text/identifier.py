@@ -36,7 +36,9 @@ def rare_tokens(tokenizer: Tokenizer, count: int) -> list[RareToken]:
     Args:
       tokenizer: the model's tokenizer.
       count: largest number of candidates, > 0.
-    Returns: up to `count` candidates; fewer, or none, if the vocabulary has no more.
+
+    Returns:
+      Up to `count` candidates; fewer, or none, if the vocabulary has no more.
     """
     # What counts as rare depends on the kind of the vocabulary; see the module's docstring.
     scores = tokenizer.scores()

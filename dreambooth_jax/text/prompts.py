@@ -105,8 +105,12 @@ def identifier_and_class(instance_prompt: str, class_prompt: str) -> tuple[str, 
     Args:
       instance_prompt: such as 'a sks dog'.
       class_prompt: the same words without the identifier, such as 'a dog'.
-    Returns: (identifier, class noun), such as ('sks', 'dog'); the class noun is all that follows the identifier.
-    Raises: ValueError if the class prompt is not the instance prompt without some consecutive words.
+
+    Returns:
+      (identifier, class noun), such as ('sks', 'dog'); the class noun is all that follows the identifier.
+
+    Raises:
+      ValueError: if the class prompt is not the instance prompt without some consecutive words.
     """
     instance, general = instance_prompt.split(), class_prompt.split()
     extra = len(instance) - len(general)

@@ -68,8 +68,10 @@ class Tokenizer:
           max_length: length of tokenized prompts. None means what the folder says for CLIP, and MAX_LENGTH for T5,
             which has no fixed length.
           added: further tokens; see `add_tokens`.
-        Raises: TokenizerError if the folder or its files are missing or unreadable, if the class is not one of KINDS,
-          or if a further token is already in the vocabulary.
+
+        Raises:
+          TokenizerError: if the folder or its files are missing or unreadable, if the class is not one of KINDS, or if
+            a further token is already in the vocabulary.
         """
         folder = Path(folder)
         config_file = folder / 'tokenizer_config.json'
@@ -108,8 +110,12 @@ class Tokenizer:
 
         Args:
           tokens: lower-case texts without spaces.
-        Returns: their ids.
-        Raises: TokenizerError if one is already in the vocabulary; then none is added.
+
+        Returns:
+          Their ids.
+
+        Raises:
+          TokenizerError: if one is already in the vocabulary; then none is added.
         """
         vocabulary = self.wrapped.get_vocab()
         for token in tokens:
@@ -166,7 +172,9 @@ class Tokenizer:
 
         Args:
           prompts: N texts; an empty text is the unconditional prompt.
-        Returns: (ids i32[N, L], mask i32[N, L]); the mask is 0 for padding tokens.
+
+        Returns:
+          (ids i32[N, L], mask i32[N, L]); the mask is 0 for padding tokens.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
@@ -210,7 +218,8 @@ class Tokenizer:
     def scores(self) -> dict[int, float]:
         """Returns how probable each token is: log-probabilities (T5's Unigram) or minus the merge rank (CLIP's BPE).
 
-        Returns: {id: score} for every token that has one; special tokens and single bytes have none.
+        Returns:
+          {id: score} for every token that has one; special tokens and single bytes have none.
         """
         model = json.loads(self.wrapped.backend_tokenizer.to_str())['model']
         if model['type'] == 'Unigram':

@@ -1,7 +1,7 @@
 """What happens between the steps of a training: saving, samples, scores, a profile. The loop calls them (loop.py)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +27,15 @@ class Callback(Protocol):
     def __call__(self, step: int, state: TrainState) -> Mapping[str, float] | None:
         """Called with the number of steps taken and the state after them.
 
-        Returns: name -> number, which the metrics of this step get in a line of their own; or None.
+        Returns:
+          Name -> number, which the metrics of this step get in a line of their own; or None.
+        """
+
+    def missed(self, step: int) -> bool:
+        """Returns whether what it does at a step has not been done; the same on every host.
+
+        It is asked when a training goes on from the checkpoint of a step at which it was due, because the process may
+        have been killed between the two.
         """
 
 
@@ -53,6 +61,9 @@ class Profile:
             jax.profiler.start_trace(str(self.folder))
             self._began, self._tracing = True, True
 
+    def missed(self, step: int) -> bool:
+        return False  # a trace is of the steps that this process takes
+
 
 @dataclasses.dataclass(frozen=True)
 class SaveCheckpoint:
@@ -62,11 +73,17 @@ class SaveCheckpoint:
       checkpoints: the checkpoints of the stage.
       placement: where the state is.
       every: as in Callback.
+      before: called before each save.
     """
 
     checkpoints: Checkpoints
     placement: Placement
     every: int = 0
+    before: Callable[[], None] = lambda: None
 
     def __call__(self, step: int, state: TrainState) -> None:
+        self.before()
         self.checkpoints.save(step, self.placement.to_global(state))
+
+    def missed(self, step: int) -> bool:
+        return self.checkpoints.latest != step

@@ -5,7 +5,9 @@ error: nothing else is loaded in its place.
 """
 
 import contextlib
+import functools
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from dreambooth_jax.system import disk
+from dreambooth_jax.training import hosts
+
+_CUT_SHORT = '.orbax-checkpoint-tmp'  # in the names of Orbax's folders until they are complete
 
 
 class CheckpointError(RuntimeError):
@@ -23,12 +28,17 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The checkpoints of one stage, in <folder>/<step>/.
 
-    Call `close` at the end, also when training fails, because a save may still be under way.
+    Call `close` at the end, also when training fails, because a save may still be under way. What a process that was
+    killed has left in the folder is removed: saves that it did not complete, and old checkpoints that it did not delete
+    or deleted in part.
 
     Args:
-      folder: the folder of all steps; it is made if it is missing.
+      folder: the folder of all steps; it is made if it is missing. No other process may be writing there, apart from
+        the other hosts of the run.
       keep: how many of the newest checkpoints are kept. An older one is deleted only after the newer one is complete.
-    Raises: CheckpointError if the folder cannot be made.
+
+    Raises:
+      CheckpointError: if the folder cannot be made.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2):
@@ -38,6 +48,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         with self._explained(f'the folder of checkpoints {self.folder} cannot be used'):
             self.folder.mkdir(parents=True, exist_ok=True)
+            # Orbax deletes old checkpoints only after a save, and a run whose last save is complete makes no other.
+            hosts.on_first(functools.partial(_tidy, self.folder, keep), 'tidy the folder of checkpoints')
             handler = ocp.StandardCheckpointHandler()
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handler)
 
@@ -54,8 +66,9 @@ class Checkpoints:
 
         A checkpoint that exists for this step is left as it is.
 
-        Raises: CheckpointError if the folder holds a later step or cannot be written, and also if an earlier save has
-          failed in the meantime.
+        Raises:
+          CheckpointError: if the folder holds a later step or cannot be written, and also if an earlier save has failed
+            in the meantime.
         """
         latest = self.latest
         if latest is not None and latest > step:
@@ -71,8 +84,8 @@ class Checkpoints:
     def restore(self, like: Any, step: int | None = None) -> Any:
         """Returns the state at `step` (None: the newest), in the layout and on the devices of `like`.
 
-        Raises: CheckpointError if there is no checkpoint, or if its arrays have other names, shapes or dtypes than
-          `like`.
+        Raises:
+          CheckpointError: if there is no checkpoint, or if its arrays have other names, shapes or dtypes than `like`.
         """
         step = self.latest if step is None else step
         if step is None:
@@ -89,7 +102,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the save that is under way.
 
-        Raises: CheckpointError if that save failed.
+        Raises:
+          CheckpointError: if that save failed.
         """
         with self._explained(f'the last checkpoint could not be written to {self.folder}'):
             self._manager.wait_until_finished()
@@ -115,6 +129,13 @@ class Checkpoints:
             there = [int(path.name) for path in self.folder.glob('*') if path.name.isdigit()]
             kept = f'; checkpoint {max(there)} is complete, go on from it' if there else ''
             raise CheckpointError(f'{what}: {reason}{kept}') from error
+
+
+def _tidy(folder: Path, keep: int) -> None:
+    complete = sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+    cut_short = [path for path in folder.iterdir() if _CUT_SHORT in path.name]
+    for path in (*complete[:-keep], *cut_short):
+        shutil.rmtree(path)
 
 
 def _arrays(tree: Any) -> dict[str, str]:

@@ -1,12 +1,25 @@
-"""How a process joins the others of a run on several hosts, and what the hosts do one for all."""
+"""How a process joins the others of a run on several hosts, what the hosts do one for all, and how they end together.
 
-from collections.abc import Callable
+If a process of the run dies, the others cannot go on. They learn of it from the network, in the next computation that
+they share, and end at once (`together`). Where they learn nothing, as on TPUs, JAX's own service misses the dead one
+and ends the others: in a moment if it was process 0, otherwise in 100 seconds. A shorter time would also end runs whose
+network or machine only pauses. Started again on all hosts, the run goes on from its last checkpoint.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dreambooth_jax.config import ConfigError
+from dreambooth_jax.system import ending
 
 if TYPE_CHECKING:  # the programs answer --help before anything slow is imported
     import numpy as np
+
+
+# In the errors of a computation that several processes share, and of JAX's service that connects them.
+_SIGNS = ('Gloo', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'NCCL', 'heartbeat', 'Connection closed', 'Connection reset')
 
 
 class Address(NamedTuple):
@@ -47,11 +60,51 @@ def join(distributed: bool, address: Address = Address()) -> None:  # noqa: B008
     jax.config.update('jax_enable_preemption_service', False)  # that service would handle SIGTERM itself
     try:
         jax.distributed.initialize(**address._asdict())
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(
+            f'--distributed: the processes of this run did not all come together in time '
+            f'({_first_line(error)}); start the same command on all hosts'
+        ) from None
     except ValueError as error:  # no cluster that JAX knows
         raise ConfigError(
             f'--distributed finds no cluster that tells where the processes meet ({error}); give '
             f'--coordinator_address, --num_processes and --process_id'
         ) from None
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends this process at once, with a sentence, if the block fails because another process of the run is gone.
+
+    Without it the error would pass through everything that is being closed, such as checkpoints, and then through JAX's
+    own end, all of which wait for the other processes.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (reason := _of_the_network(error)) is None:
+            raise
+        ending.end(
+            1,
+            f'another process of this run has ended or cannot be reached ({_first_line(reason)}); what it says itself '
+            f'tells why. Start the same command on all hosts again: it goes on from the last checkpoint',
+        )
+
+
+def _of_the_network(error: BaseException | None) -> BaseException | None:
+    """Returns the error, or the one that it comes from, that says that another process is lost; None if none does."""
+    jax = sys.modules.get('jax')  # if nobody has imported it, this process has not joined others
+    if jax is None or not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return None
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _SIGNS):
+            return error
+        error = error.__cause__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip('.')
 
 
 def of_first(value: 'np.ndarray | int | bool') -> 'np.ndarray':

@@ -52,7 +52,9 @@ def find(models: Mapping[str, Pipeline], files: Mapping[str, Sequence[ImageFile]
     Args:
       models: stage -> its initial pipeline.
       files: setting -> the image files of the folder that it names.
-    Raises: ImageError if a file cannot be read.
+
+    Raises:
+      ImageError: if a file cannot be read.
     """
     return Inputs(
         {stage: identity(pipeline) for stage, pipeline in models.items()},
@@ -63,7 +65,8 @@ def find(models: Mapping[str, Pipeline], files: Mapping[str, Sequence[ImageFile]
 def read(workdir: Path) -> Inputs | None:
     """Returns the inputs that a run began with, or None if its folder does not say, as in runs of older versions.
 
-    Raises: ConfigError if inputs.json is damaged.
+    Raises:
+      ConfigError: if inputs.json is damaged.
     """
     path = workdir / FILE
     if not path.is_file():
@@ -91,8 +94,12 @@ def check(begun: Inputs, found: Inputs, settings: Mapping[str, Any], workdir: Pa
       settings: dotted name -> its value now.
       workdir: the folder of the run, for messages.
       stages: the stages that have already trained; only their models are compared.
-    Returns: `found` with its photos in the order in which the run began, and with what `begun` says about other stages.
-    Raises: ConfigError that names what differs.
+
+    Returns:
+      `found` with its photos in the order in which the run began, and with what `begun` says about other stages.
+
+    Raises:
+      ConfigError: it names what differs.
     """
     for stage in stages:
         if stage in begun.models and stage in found.models:

@@ -127,12 +127,17 @@ def run(
       save: writes a checkpoint. It comes before the callbacks that are due at the same step, and the last state is
         always saved, also after an early stop.
       callbacks: called in this order between dispatches, which are shortened so that they end there. All of them are
-        called with the last state, but not after an early stop.
+        called with the last state, but not after an early stop. Those that were due at the first step are called if
+        they missed it.
       steps_per_dispatch: the largest number of steps in one dispatch.
       log: where the numbers go.
       stop: says whether the run was asked to end.
-    Returns: the state, and whether it reached `steps`. False means that the run was asked to stop; the state is saved.
-    Raises: TrainingError if a loss or a gradient is not finite; whatever a callback raises.
+
+    Returns:
+      The state, and whether it reached `steps`. False means that the run was asked to stop; the state is saved.
+
+    Raises:
+      TrainingError: if a loss or a gradient is not finite; whatever a callback raises.
     """
     first = step = int(state.step)
     regular = [callback for callback in (save, *callbacks) if callback.every]
@@ -189,6 +194,11 @@ def run(
                 if numbers := callback(step, state):
                     log.write(step, numbers)
             clock = time.perf_counter()
+
+        # A kill may have come after the checkpoint that this goes on from, and before what else was due at its step.
+        if 0 < step < steps:
+            due = [callback for callback in callbacks if callback.every and step % callback.every == 0]
+            call([callback for callback in due if callback.missed(step)])
 
         # With several hosts, each must ignore its own flag and use the common answer: otherwise they would leave at
         # different steps and wait for each other forever.

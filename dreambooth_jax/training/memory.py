@@ -19,7 +19,9 @@ def explained(doing: str, remedies: Sequence[str], *, kept: bool = True) -> Iter
       doing: what is being done; the message puts it after 'while'.
       remedies: flags that need less memory, the cheapest first; may be empty.
       kept: whether the work done so far is stored in the folder of the run.
-    Raises: TrainingError if the memory of the device is full.
+
+    Raises:
+      TrainingError: if the memory of the device is full.
     """
     try:
         yield

@@ -24,7 +24,9 @@ def learning_rate_schedule(kind: str, learning_rate: float, *, steps: int, warmu
     Args:
       kind: 'constant'; 'warmup': linear from learning_rate / warmup_steps to `learning_rate` during `warmup_steps`,
         then constant; or 'cosine': the same warm-up, then down to 0 at `steps`.
-    Raises: ValueError for another kind.
+
+    Raises:
+      ValueError: for another kind.
     """
     warmup = optax.linear_schedule(learning_rate / max(warmup_steps, 1), learning_rate, max(warmup_steps - 1, 1))
     after = {
@@ -46,8 +48,8 @@ def scale_updates(multipliers: Mapping[str, Any]) -> optax.GradientTransformatio
     multiplier of its learning rate, and nothing changes a parameter whose multiplier is 0.
 
     Args:
-      multipliers: component, such as 'unet' -> either a number, or a mapping from the dotted path of a parameter to an
-        array that broadcasts over it. 0 freezes. What is not named keeps its updates.
+      multipliers: component -> either a number, or a mapping from the dotted path of a parameter to an array that
+        broadcasts over it. 0 freezes. What is not named keeps its updates.
     """
 
     def scaled(updates, factor):
@@ -155,7 +157,9 @@ def make_optimizer(
         and `ema_decay` are not used here.
       multipliers: multipliers of the learning rate, see `scale_updates`; None means the same rate for all parameters.
       undecayed: dotted paths of parameters, in any component, whose weights do not decay.
-    Raises: ValueError if the state's dtype is not 'float32' and the kind is not 'adamw'.
+
+    Raises:
+      ValueError: if the state's dtype is not 'float32' and the kind is not 'adamw'.
     """
     kind, state_dtype = settings.kind, settings.state_dtype
     betas, epsilon = settings.betas or BETAS.get(kind), settings.epsilon or EPSILON.get(kind)

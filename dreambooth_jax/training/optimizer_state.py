@@ -130,7 +130,9 @@ def scale_by_adam(b1: float, b2: float, eps: float, kind: str) -> optax.Gradient
 
     Args:
       kind: 'bfloat16' or 'int8'. 'int8' stores `Codes` for arrays of at least 4096 elements, and f32 for smaller ones.
-    Raises: ValueError for another kind.
+
+    Raises:
+      ValueError: for another kind.
     """
     if kind not in KINDS[1:]:
         raise ValueError(f'state_dtype is {kind!r} but must be one of {KINDS[1:]}')

@@ -35,7 +35,9 @@ def mean_of_micro_batches(function: Callable[[Any], Any], examples: Any, count: 
       examples: a pytree of arrays [B, ...]. Part j holds the examples j, j + count, ... So each part has its share of
         instance examples and of class examples, and of what each device holds of a sharded batch.
       unroll: avoids lax.scan, inside which XLA on CPU runs the backward pass of a convolution very slowly.
-    Raises: ValueError if `count` does not divide B.
+
+    Raises:
+      ValueError: if `count` does not divide B.
     """
     if count == 1:
         return function(examples)

@@ -138,7 +138,8 @@ def _shape(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 def _local_examples(batch: dict[str, np.ndarray], devices: int) -> dict[str, np.ndarray]:
     """Returns this host's part of the global batch: hosts hold equal, consecutive ranges of examples.
 
-    Raises: ValueError if `devices` does not divide the number of examples.
+    Raises:
+      ValueError: if `devices` does not divide the number of examples.
     """
     size = len(next(iter(batch.values())))
     if size % devices:
@@ -277,7 +278,8 @@ def make_placement(
 ) -> Placement:
     """Returns the placement named `mode`, over the given devices or, with None, over all of them.
 
-    Raises: ValueError for an unknown name.
+    Raises:
+      ValueError: for an unknown name.
     """
     if mode == 'pmap':
         return Pmap(devices)

@@ -57,7 +57,9 @@ def alone(workdir: Path) -> Iterator[None]:
 
     The folder is made if it is missing. Hosts of one run share it.
 
-    Raises: LockError if another process works there; ConfigError if the folder cannot be written.
+    Raises:
+      LockError: if another process works there.
+      ConfigError: if the folder cannot be written.
     """
     with contextlib.ExitStack() as held:
         if jax.process_index() == 0:
@@ -77,9 +79,12 @@ def check(config: Config, workdir: Path, found: Inputs | None = None) -> Inputs 
 
     Args:
       found: the inputs that are present now; None if the settings describe them completely.
-    Returns: `found`, with its photos in the order in which the run uses them.
-    Raises: ConfigError if a setting, photo or model differs from the run's and would change what is learned; it names
-      both.
+
+    Returns:
+      `found`, with its photos in the order in which the run uses them.
+
+    Raises:
+      ConfigError: if a setting, photo or model differs from the run's and would change what is learned; it names both.
     """
     stages = trained_stages(workdir)
     if not stages:
@@ -97,7 +102,8 @@ def check(config: Config, workdir: Path, found: Inputs | None = None) -> Inputs 
 def begin(config: Config, workdir: Path, found: Inputs | None = None) -> None:
     """Makes the folder and writes config.json and, unless `found` is None, inputs.json.
 
-    Raises: ConfigError as `check`, and if the folder cannot be written.
+    Raises:
+      ConfigError: as `check`, and if the folder cannot be written.
     """
     found = check(config, workdir, found)
     if jax.process_index() != 0:
@@ -132,7 +138,8 @@ def _read(path: Path, cls: type[Config]) -> dict:
 
     Settings that are newer than the file get their defaults, which do what the program did before they existed.
 
-    Raises: ConfigError if the file is damaged.
+    Raises:
+      ConfigError: if the file is damaged.
     """
     try:
         before = json.loads(path.read_text('utf-8'))
@@ -160,7 +167,9 @@ def _check_settings(
       stages: the stages that have trained.
       by_content: whether models and photos are compared by their hashes, so that their names do not matter.
       unused: names of settings from which nothing was learned.
-    Raises: ConfigError for the first setting that differs and would change what is learned.
+
+    Raises:
+      ConfigError: for the first setting that differs and would change what is learned.
     """
     unused = {*unused, *(_unused(old) & _unused(new))}
     for name in sorted({*old, *new}):

@@ -42,6 +42,7 @@ def averaging_decay(step: jax.Array, highest: float) -> jax.Array:
     Args:
       step: i32[], the number of steps taken before this one.
       highest: the largest decay.
+
     Source: EMAModel of diffusers (training_utils.py), without its other warm-up.
     """
     step = step.astype(jnp.float32)

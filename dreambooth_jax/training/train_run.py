@@ -17,7 +17,7 @@ import optax
 
 from dreambooth_jax.config import CheckpointConfig
 from dreambooth_jax.monitoring.metrics import Metrics
-from dreambooth_jax.training import loop
+from dreambooth_jax.training import hosts, loop
 from dreambooth_jax.training.callbacks import Callback, SaveCheckpoint
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import Placement
@@ -135,9 +135,14 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
 
     Args:
       workdir: the folder of the run.
-    Returns: the state, and whether it reached the last step. False means that a signal stopped the training early; the
-      state is saved.
-    Raises: CheckpointError, TrainingError.
+
+    Returns:
+      The state, and whether it reached the last step. False means that a signal stopped the training early; the state
+      is saved.
+
+    Raises:
+      CheckpointError: if a checkpoint cannot be read or written; see training/checkpoint.py.
+      TrainingError: if the training fails; see loop.run.
     """
     placement, budget = run.placement, run.budget
     frozen = placement.place(run.frozen)
@@ -163,6 +168,7 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
         closing.callback(checkpoints.close)
         if writer:
             closing.callback(writer.close)
+        closing.enter_context(hosts.together())
         return loop.run(
             state,
             loop.Program(
@@ -173,7 +179,8 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
                 key=placement.place_state(lambda: jax.random.key(run.seed)),
                 fetch=fetch,
             ),
-            SaveCheckpoint(checkpoints, placement, run.checkpoint.every),
+            # A checkpoint says that its steps are done with, so their numbers must be on disk.
+            SaveCheckpoint(checkpoints, placement, run.checkpoint.every, writer.flush if writer else lambda: None),
             run.callbacks,
             steps=budget.steps,
             steps_per_dispatch=budget.steps_per_dispatch,

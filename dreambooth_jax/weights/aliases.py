@@ -29,3 +29,52 @@ VAE_ALIASES: tuple[Alias, ...] = tuple(
     (rf'(.*\.attentions\.\d+)\.{old}\.(weight|bias)', rf'\1.{new}.\2')
     for old, new in (('query', 'to_q'), ('key', 'to_k'), ('value', 'to_v'), ('proj_attn', 'to_out.0'))
 )
+
+# models/vit.py has DINOv2's names. DINO's files have others for what lies around the attention; CLIP's for everything.
+VISION_ALIASES: tuple[Alias, ...] = (
+    (r'(encoder\.layer\.\d+)\.layernorm_before\.(weight|bias)', r'\1.norm1.\2'),
+    (r'(encoder\.layer\.\d+)\.layernorm_after\.(weight|bias)', r'\1.norm2.\2'),
+    (r'(encoder\.layer\.\d+)\.intermediate\.dense\.(weight|bias)', r'\1.mlp.fc1.\2'),
+    (r'(encoder\.layer\.\d+)\.output\.dense\.(weight|bias)', r'\1.mlp.fc2.\2'),
+    (r'vision_model\.embeddings\.class_embedding', 'embeddings.cls_token'),
+    (r'vision_model\.embeddings\.patch_embedding\.weight', 'embeddings.patch_embeddings.projection.weight'),
+    (r'vision_model\.embeddings\.position_embedding\.weight', 'embeddings.position_embeddings'),
+    (r'vision_model\.pre_layrnorm\.(weight|bias)', r'pre_layrnorm.\1'),
+    (r'vision_model\.post_layernorm\.(weight|bias)', r'layernorm.\1'),
+    (r'vision_model\.encoder\.layers\.(\d+)\.layer_norm([12])\.(weight|bias)', r'encoder.layer.\1.norm\2.\3'),
+    (r'vision_model\.encoder\.layers\.(\d+)\.(mlp\.fc[12])\.(weight|bias)', r'encoder.layer.\1.\2.\3'),
+    *(
+        (
+            rf'vision_model\.encoder\.layers\.(\d+)\.self_attn\.{clips}\.(weight|bias)',
+            rf'encoder.layer.\1.attention.{ours}.\2',
+        )
+        for clips, ours in (
+            ('q_proj', 'attention.query'),
+            ('k_proj', 'attention.key'),
+            ('v_proj', 'attention.value'),
+            ('out_proj', 'output.dense'),
+        )
+    ),
+)
+# The pooler is added by transformers and was never trained; masks are for pretraining. A checkpoint of the whole CLIP
+# also holds the text encoder.
+VISION_IGNORED = (
+    r'pooler\.dense\.(weight|bias)',
+    r'embeddings\.mask_token',
+    r'.*position_ids',
+    r'text_model\..*',
+    r'text_projection\.weight',
+    r'logit_scale',
+)
+
+# models/lpips.py has the names of the `lpips` package, which stores its weights of channels twice. AlexNet's features
+# may also have torchvision's names.
+LPIPS_ALIASES: tuple[Alias, ...] = (
+    (r'lins\.(\d)\.model\.1\.weight', r'lin\1.model.1.weight'),
+    *(
+        (rf'features\.{index}\.(weight|bias)', rf'net.slice{place}.{index}.\1')
+        for place, index in enumerate((0, 3, 6, 8, 10), 1)
+    ),
+)
+# The scaling of the input is constant; AlexNet's classifier is not used.
+LPIPS_IGNORED = (r'scaling_layer\.(shift|scale)', r'classifier\.[146]\.(weight|bias)')

@@ -29,6 +29,7 @@ from dreambooth_jax.weights.errors import WeightsError
 SUFFIX = '.safetensors'
 INDEX_SUFFIX = '.safetensors.index.json'
 PICKLED_SUFFIXES = ('.bin', '.ckpt', '.pt', '.pth', '.pkl')
+CONVERT_PIPELINE = '(diffusers: pipeline.save_pretrained(folder, safe_serialization=True)) and give that folder'
 STORAGE_DTYPES = {'float32': np.float32, 'float16': np.float16, 'bfloat16': ml_dtypes.bfloat16}
 # 8-bit floats, under their names in the header. safetensors can load them only into PyTorch, so we decode them.
 FLOATS_OF_8_BITS = {
@@ -46,7 +47,7 @@ VARIANTS = ('bf16', 'fp16')
 DEFAULT_SHARD_BYTES = 10_000_000_000  # the default of diffusers
 
 
-def find_weights(folder: Path, stem: str) -> Path:
+def find_weights(folder: Path, stem: str, *, convert: str = CONVERT_PIPELINE) -> Path:
     """Finds the file that holds a component's tensors.
 
     A single file is preferred to the index of shards, and the f32 weights are preferred to the VARIANTS.
@@ -54,8 +55,13 @@ def find_weights(folder: Path, stem: str) -> Path:
     Args:
       folder: the folder of the component, such as unet/.
       stem: 'diffusion_pytorch_model' (diffusers) or 'model' (transformers).
-    Returns: the path of the .safetensors file or of the index of its shards.
-    Raises: WeightsError if there is no such file. The message says so if the folder holds only pickled weights.
+      convert: see refuse_pickled.
+
+    Returns:
+      The path of the .safetensors file or of the index of its shards.
+
+    Raises:
+      WeightsError: if there is no such file. The message says so if the folder holds only pickled weights.
     """
     candidates = [folder / f'{stem}{SUFFIX}', folder / f'{stem}{INDEX_SUFFIX}']
     for variant in VARIANTS:
@@ -66,22 +72,50 @@ def find_weights(folder: Path, stem: str) -> Path:
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     pickled = [name for name in found if name.endswith(PICKLED_SUFFIXES)]
     if pickled:
-        refuse_pickled(folder / pickled[0])
+        refuse_pickled(folder / pickled[0], convert=convert)
     raise WeightsError(
         f'{candidates[0]} is missing ({"the folder holds " + _listed(found) if found else "there is no such folder"}); '
         f'give a folder whose weights are {stem}{SUFFIX} or {stem}{INDEX_SUFFIX}.'
     )
 
 
-def refuse_pickled(path: Path) -> None:
+def refuse_pickled(path: Path, *, convert: str = CONVERT_PIPELINE) -> None:
     """Refuses a pickled file.
 
-    Raises: WeightsError, always. It says why such a file is refused and how to convert it.
+    Args:
+      path: the file.
+      convert: the end of the sentence, which says how to convert it and what to give then.
+
+    Raises:
+      WeightsError: always. It says why such a file is refused and how to convert it.
     """
     raise WeightsError(
         f'{path} is a pickled checkpoint, which can run any code when it is opened; convert it to safetensors where '
-        f'you trust it (diffusers: pipeline.save_pretrained(folder, safe_serialization=True)) and give that folder.'
+        f'you trust it {convert}.'
     )
+
+
+def read_json(path: Path, give: str) -> dict[str, Any]:
+    """Reads a file that holds a JSON object.
+
+    Args:
+      path: the file.
+      give: what the user should give where there is no such file, for the error.
+
+    Raises:
+      WeightsError: one sentence, if it is missing, unreadable or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text('utf-8'))
+    except FileNotFoundError:
+        raise WeightsError(f'{path} is missing; give {give}.') from None
+    except OSError as error:
+        raise WeightsError(f'{path} cannot be read: {error.strerror}.') from None
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f'{path} is no readable JSON ({error}); download it again.') from None
+    if not isinstance(content, dict):
+        raise WeightsError(f'{path} holds a JSON {type(content).__name__} but must hold an object; download it again.')
+    return content
 
 
 class Header(NamedTuple):
@@ -94,7 +128,8 @@ class Header(NamedTuple):
 def read_header(path: Path) -> Header:
     """Reads the names, shapes and metadata of a .safetensors file without reading its values.
 
-    Raises: WeightsError for the same files as read_tensors.
+    Raises:
+      WeightsError: for the same files as read_tensors.
     """
     with _opened(Path(path)) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -108,9 +143,13 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
       path: the file or the index.
       wanted: takes a tensor's name and says whether to read that tensor. It has no effect on shards, which are read
         completely.
-    Returns: {name: array}. Floating-point tensors are f32; the others keep their stored dtype.
-    Raises: WeightsError, one sentence, if the file is missing, pickled, truncated, damaged, quantised or not a
-      safetensors file, or if an index does not describe its shards.
+
+    Returns:
+      {name: array}. Floating-point tensors are f32; the others keep their stored dtype.
+
+    Raises:
+      WeightsError: one sentence, if the file is missing, pickled, truncated, damaged, quantised or not a safetensors
+        file, or if an index does not describe its shards.
     """
     path = Path(path)
     if path.name.endswith('.json'):
@@ -148,7 +187,9 @@ def _refuse_quantised(path: Path, types: Mapping[str, str]) -> None:
     Args:
       path: the file, for the error.
       types: {tensor name: dtype as the header writes it}.
-    Raises: WeightsError, one sentence, for the first such tensor.
+
+    Raises:
+      WeightsError: one sentence, for the first such tensor.
     """
     for name, kind in types.items():
         last = name.rpartition('.')[2]
@@ -185,8 +226,11 @@ def _opened(path: Path):
 def read_metadata(path: Path) -> dict[str, str]:
     """Reads the metadata in the header of a .safetensors file.
 
-    Returns: {key: text}; empty if the file has none.
-    Raises: WeightsError for the same files as read_tensors.
+    Returns:
+      {key: text}; empty if the file has none.
+
+    Raises:
+      WeightsError: for the same files as read_tensors.
     """
     with _opened(Path(path)) as file:
         return file.metadata() or {}
@@ -272,8 +316,12 @@ def write_tensors(
       max_shard_bytes: the largest size of one file, in bytes. A larger tensor gets a file of its own.
       metadata: additional texts for the headers of the files. The entry 'format': 'pt' is always written, because
         PyTorch's readers require it.
-    Returns: the paths of the files that were written.
-    Raises: WeightsError if the dtype is unknown or the file cannot be written to the disk; nothing is replaced then.
+
+    Returns:
+      The paths of the files that were written.
+
+    Raises:
+      WeightsError: if the dtype is unknown or the file cannot be written to the disk; nothing is replaced then.
     """
     path = Path(path)
     storage = _storage_dtype(dtype)
@@ -286,8 +334,8 @@ def write_tensors(
     index = path.with_name(stem + INDEX_SUFFIX)
     written = [path.with_name(name) for name in names]
     # All files are first written under temporary names: a full disk must not damage the old files, and a signal must
-    # not leave an incomplete file.
-    temporary = [file.with_name(f'.{file.name}.{os.getpid()}.tmp') for file in (*written, index)]
+    # not leave an incomplete file. A kill may leave one, so the names are the same at the next attempt.
+    temporary = [file.with_name(f'.{file.name}.part') for file in (*written, index)]
     header = {**(metadata or {}), 'format': 'pt'}
     leftovers = contextlib.ExitStack()
     try:
@@ -346,8 +394,12 @@ def as_stored(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
       name: the tensor's name, for the error.
       value: the tensor.
       dtype: one of STORAGE_DTYPES; only floating-point tensors are converted to it.
-    Returns: a contiguous array.
-    Raises: WeightsError if the dtype is unknown, or if float16 cannot hold a finite value of the tensor.
+
+    Returns:
+      A contiguous array.
+
+    Raises:
+      WeightsError: if the dtype is unknown, or if float16 cannot hold a finite value of the tensor.
     """
     value, dtype = np.asarray(value), _storage_dtype(dtype)
     with np.errstate(over='ignore'):

@@ -17,7 +17,6 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,9 @@ def read_pipeline(
       prediction_type: 'epsilon' or 'v_prediction'; it overrides what the model says. SD 2.x files may not say it.
       tokenizer_dir: only for a single file, which holds no tokenizer; see tokenizer_folders.py.
       revision: branch, tag or commit of a hub model; None means its main branch.
-    Raises: WeightsError, one sentence, followed by one line for each tensor that does not fit.
+
+    Raises:
+      WeightsError: one sentence, followed by one line for each tensor that does not fit.
     """
     known = _networks(families)
     components = known if components is None else tuple(components)
@@ -115,7 +116,9 @@ def read_second_stage(
       families: those that may be found.
       dtype: compute dtype, as in read_pipeline.
       revision: as in read_pipeline.
-    Raises: WeightsError, as read_pipeline does.
+
+    Raises:
+      WeightsError: as read_pipeline does.
     """
     options = {'families': families, 'dtype': dtype, 'revision': revision}
     texts = [component for family in families for component in family.tokenizers]
@@ -168,7 +171,9 @@ def _read_config(folder: Path, component: str, class_name: str) -> Mapping[str, 
       folder: the folder of the network.
       component: name of the network.
       class_name: the class of the network according to model_index.json.
-    Raises: WeightsError if the file is missing or damaged, or if the configuration is not supported.
+
+    Raises:
+      WeightsError: if the file is missing or damaged, or if the configuration is not supported.
     """
     path = folder / 'config.json'
     config = _read_json(path)
@@ -188,7 +193,8 @@ def _read_config(folder: Path, component: str, class_name: str) -> Mapping[str, 
 def _read_network(folder: Path, component: str, config: Mapping[str, Any], dtype) -> Network:
     """Reads the weights of one network.
 
-    Raises: WeightsError if a file is missing or damaged, or if its tensors do not fit the configuration.
+    Raises:
+      WeightsError: if a file is missing or damaged, or if its tensors do not fit the configuration.
     """
     try:
         model = abstract_network(component, config, dtype)
@@ -208,9 +214,9 @@ def write_pipeline(
 ) -> Path:
     """Writes a pipeline folder that this package and PyTorch's diffusers can open.
 
-    The folder is first written under a temporary name beside its final path and then moved there, so that a folder of
-    the final name is always complete. An existing pipeline folder is replaced. The second stage inside it is kept
-    unless a new one is given.
+    The folder is first written under a temporary name beside its final path, .NAME.part, and then moved there, so that
+    a folder of the final name is always complete. An existing pipeline folder is replaced. The second stage inside it
+    is kept unless a new one is given. What a process that was killed has left beside the folder is removed.
 
     Args:
       pipeline: a pipeline with a denoiser. Text encoders and tokenizers may be missing and are then written as absent.
@@ -218,17 +224,23 @@ def write_pipeline(
       super_resolution: the second stage, which is written into super_resolution/.
       dtype: dtype of the stored weights: 'float32', 'float16' or 'bfloat16'.
       max_shard_bytes: networks larger than this many bytes are split into several files.
-    Returns: the folder.
-    Raises: WeightsError if `folder` is a file or a folder that is not a pipeline, if a part does not fit, or if the
-      folder cannot be written to the disk. Nothing is replaced then.
+
+    Returns:
+      The folder.
+
+    Raises:
+      WeightsError: if `folder` is a file or a folder that is not a pipeline, if a part does not fit, or if the folder
+        cannot be written to the disk. Nothing is replaced then.
     """
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _is_pipeline(folder)):
         raise WeightsError(f'{folder} exists and is no pipeline folder; give a new or empty folder.')
     options = {'dtype': dtype, 'max_shard_bytes': max_shard_bytes}
+    temporary = folder.with_name(f'.{folder.name}.part')
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', dir=folder.parent))
+        _recover(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
     except OSError as error:
         raise WeightsError(f'{folder} cannot be made: {disk.reason(error)}.') from None
     # Errors name the final folder instead of the temporary one, which the user does not know.
@@ -249,8 +261,18 @@ def write_pipeline(
     return folder
 
 
+def _old(folder: Path) -> Path:
+    return folder.with_name(f'.{folder.name}.old')  # not in the temporary folder, which a signal removes
+
+
+def _recover(folder: Path) -> None:
+    """Puts the old folder back if a process was killed between moving it away and putting the new one in its place."""
+    if _is_pipeline(_old(folder)) and not folder.exists():
+        os.replace(_old(folder), folder)
+
+
 def _put_in_place(new: Path, folder: Path) -> None:
-    old = folder.with_name(f'.{folder.name}.old')  # not in the temporary folder, which a signal removes
+    old = _old(folder)
     if folder.is_dir():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
@@ -329,17 +351,7 @@ def _is_pipeline(folder: Path) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text('utf-8'))
-    except FileNotFoundError:
-        raise WeightsError(f'{path} is missing; give a complete pipeline folder in the layout of diffusers.') from None
-    except OSError as error:
-        raise WeightsError(f'{path} cannot be read: {error.strerror}.') from None
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f'{path} is no readable JSON ({error}); download it again.') from None
-    if not isinstance(content, dict):
-        raise WeightsError(f'{path} holds a JSON {type(content).__name__} but must hold an object; download it again.')
-    return content
+    return files.read_json(path, 'a complete pipeline folder in the layout of diffusers')
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

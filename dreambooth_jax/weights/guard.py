@@ -24,8 +24,12 @@ def checked_index(index: Mapping[str, Any], source: str, families: Sequence[Layo
       index: contents of the file.
       source: name of the file for an error.
       families: those that may be found.
-    Returns: the same contents, where `_class_name` is the plain class that has these networks, and its family.
-    Raises: WeightsError, one sentence, if the pipeline is of another kind or an entry is malformed.
+
+    Returns:
+      The same contents, where `_class_name` is the plain class that has these networks, and its family.
+
+    Raises:
+      WeightsError: one sentence, if the pipeline is of another kind or an entry is malformed.
     """
     name = index.get('_class_name')
     of_class = {saved: family for family in families for saved in (family.class_name, *family.also_saved_as)}
@@ -70,7 +74,9 @@ def own_config(component: str, config: Mapping[str, Any], class_name: str) -> Ma
       component: name of the component.
       config: contents of the file.
       class_name: class of the component according to model_index.json, which overrides the one in the configuration.
-    Raises: ValueError, one sentence, if a CLIP's text_config is not an object.
+
+    Raises:
+      ValueError: one sentence, if a CLIP's text_config is not an object.
     """
     if not component.startswith('text_encoder'):
         old = re.match(r'0\.(\d+)\.', str(config.get('_diffusers_version')))
@@ -93,7 +99,8 @@ def own_config(component: str, config: Mapping[str, Any], class_name: str) -> Ma
 def check_schedule(config: Mapping[str, Any], source: str) -> None:
     """Checks the contents of a scheduler_config.json.
 
-    Raises: WeightsError, one sentence, if they do not describe a supported noise schedule.
+    Raises:
+      WeightsError: one sentence, if they do not describe a supported noise schedule.
     """
     try:
         schedules.from_config(config)
@@ -109,7 +116,9 @@ def check_channels(source: str, title: str, channels: int, plain: int) -> None:
       title: name of the model's family for an error.
       channels: input channels of this UNet.
       plain: input channels of a plain UNet of this family.
-    Raises: WeightsError, one sentence, if the two numbers differ.
+
+    Raises:
+      WeightsError: one sentence, if the two numbers differ.
     """
     if channels != plain:
         raise WeightsError(
@@ -125,7 +134,9 @@ def check_networks(family: Layout, configs: Mapping[str, Mapping[str, Any]], sou
       family: what the pipeline consists of; its `check` compares the networks.
       configs: {component: contents of its config.json} for the networks that are known. The others are not checked.
       source: name of the model for an error.
-    Raises: WeightsError, one sentence.
+
+    Raises:
+      WeightsError: one sentence.
     """
     # Each configuration must be valid by itself before the parts can be compared.
     for component, config in configs.items():

@@ -29,16 +29,11 @@ def find(name: str | os.PathLike, *, folders: Sequence[str], revision: str | Non
         here, or if it ends like a file of weights; so a mistyped path is not looked up on the network.
       folders: the folders of a hub repository to download.
       revision: branch, tag or commit of a hub repository; None means its main branch.
-    Raises: WeightsError, one sentence: what was found, what is allowed and what to do.
+
+    Raises:
+      WeightsError: one sentence: what was found, what is allowed and what to do.
     """
-    # A revision means something only for a model on the hub; ignoring it elsewhere would hide a mistake.
-    if revision is not None and (_is_here(name) or not HUB_ID.fullmatch(str(name))):
-        raise WeightsError(
-            f'revision {revision!r} is given for the model {str(name)!r}, which is none of the hub; leave the revision '
-            f'(setting and flag model_revision) out.'
-        )
-    if revision is not None and not revision.strip():
-        raise WeightsError(f'the revision of the model {str(name)!r} is empty; give a branch, tag or commit, or none.')
+    check_revision(name, revision)
     if str(name) == STORYBOOK:
         folder = storybook_folder()
         if not (folder / 'model_index.json').is_file():
@@ -57,10 +52,30 @@ def find(name: str | os.PathLike, *, folders: Sequence[str], revision: str | Non
             return path
         raise WeightsError(f'model {str(name)!r} is a file; it must be {ALLOWED}.')
     # Only now may it be a hub id: everything that looks like a path has been looked up on this machine.
-    is_file_name = path.name.endswith((files.SUFFIX, *files.PICKLED_SUFFIXES))
-    if HUB_ID.fullmatch(str(name)) and not is_file_name and not Path(str(name).split('/')[0]).exists():
+    if may_be_on_hub(name):
         return _download_pipeline(str(name), folders, revision)
     raise WeightsError(f'model {str(name)!r} is not there; it must be {ALLOWED}.')
+
+
+def check_revision(name: str | os.PathLike, revision: str | None) -> None:
+    """Checks that a revision is given only for a model of the hub; ignoring it elsewhere would hide a mistake.
+
+    Raises:
+      WeightsError: one sentence.
+    """
+    if revision is not None and (_is_here(name) or not HUB_ID.fullmatch(str(name))):
+        raise WeightsError(
+            f'revision {revision!r} is given for the model {str(name)!r}, which is none of the hub; leave the revision '
+            f'(setting and flag model_revision) out.'
+        )
+    if revision is not None and not revision.strip():
+        raise WeightsError(f'the revision of the model {str(name)!r} is empty; give a branch, tag or commit, or none.')
+
+
+def may_be_on_hub(name: str | os.PathLike) -> bool:
+    """Whether a name that is no file or folder here has the form of a hub id and not of a mistyped path."""
+    is_file_name = str(name).endswith((files.SUFFIX, *files.PICKLED_SUFFIXES))
+    return bool(HUB_ID.fullmatch(str(name))) and not is_file_name and not Path(str(name).split('/')[0]).exists()
 
 
 def _is_here(name: str | os.PathLike) -> bool:
@@ -104,7 +119,14 @@ def _download_pipeline(name: str, folders: Sequence[str], revision: str | None) 
     return folder
 
 
-def download(name: str, allowed: Sequence[str], ignored: Sequence[str] = (), *, revision: str | None = None) -> Path:
+def download(
+    name: str,
+    allowed: Sequence[str],
+    ignored: Sequence[str] = (),
+    *,
+    revision: str | None = None,
+    must_be: str = ALLOWED,
+) -> Path:
     """Downloads files of a hub repository into the cache.
 
     Files that the cache already holds are not downloaded again, and are enough if the hub cannot be reached.
@@ -114,8 +136,13 @@ def download(name: str, allowed: Sequence[str], ignored: Sequence[str] = (), *, 
       allowed: patterns of the files to download.
       ignored: patterns of files that are left out even if `allowed` matches them.
       revision: branch, tag or commit; None means the main branch.
-    Returns: the folder of the repository in the cache.
-    Raises: WeightsError, one sentence, if huggingface_hub is not installed or the download fails.
+      must_be: what the name may be, for an error.
+
+    Returns:
+      The folder of the repository in the cache.
+
+    Raises:
+      WeightsError: one sentence, if huggingface_hub is not installed or the download fails.
     """
     try:
         import huggingface_hub
@@ -135,14 +162,14 @@ def download(name: str, allowed: Sequence[str], ignored: Sequence[str] = (), *, 
     except errors.RevisionNotFoundError:
         reason = f'has no revision {revision!r} on the hub; give a branch, tag or commit that {page} lists'
     except errors.RepositoryNotFoundError:
-        reason = f'is neither a folder here nor a model on the hub that you may see; it must be {ALLOWED}'
+        reason = f'is neither a folder here nor a model on the hub that you may see; it must be {must_be}'
     except errors.LocalEntryNotFoundError:
         wanted = 'it' if revision is None else f'its revision {revision!r}'
         reason = (
             f'is no folder here, and the hub cannot be reached and its cache does not hold {wanted}; download it first'
         )
     except errors.HFValidationError:
-        reason = f'is no valid hub id; it must be {ALLOWED}'
+        reason = f'is no valid hub id; it must be {must_be}'
     except (OSError, errors.HfHubHTTPError) as error:
         reason = f'could not be downloaded: {" ".join(str(error).split())[:200]}; try again'
     raise WeightsError(f'model {name!r} {reason}.')

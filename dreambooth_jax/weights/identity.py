@@ -13,7 +13,8 @@ _NOTES = ('_diffusers_version', '_name_or_path')  # who wrote the file and where
 def identity(pipeline: Pipeline) -> dict[str, str]:
     """Hashes everything that a stage generates and trains with.
 
-    Returns: {'weights': ..., 'scheduler': ...} and, if the stage has tokenizers, 'tokenizer': sha256, hexadecimal.
+    Returns:
+      {'weights': ..., 'scheduler': ...} and, if the stage has tokenizers, 'tokenizer': sha256, hexadecimal.
     """
     found = {'weights': pipeline.weights_hash, 'scheduler': scheduler_hash(pipeline)}
     if pipeline.tokenizers:

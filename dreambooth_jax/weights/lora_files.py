@@ -23,7 +23,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +115,14 @@ def write_lora(
       layout: the generation of the model, which says how its layers are named in `lora_kohya`; None if it has none.
       dtype: dtype of the stored tensors, one of files.STORAGE_DTYPES.
       metadata: additional texts for the header, such as ss_base_model_version for kohya's readers.
-    Returns: the path of the file.
-    Raises: WeightsError if the format is unknown, if the adapter has no parameters, if `lora_kohya` has no name for a
-      layer, for DoRA in `lora_kohya`, for DoRA with one norm for each input in `lora_peft`, or if the file cannot be
-      written to the disk.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      WeightsError: if the format is unknown, if the adapter has no parameters, if `lora_kohya` has no name for a layer,
+        for DoRA in `lora_kohya`, for DoRA with one norm for each input in `lora_peft`, or if the file cannot be written
+        to the disk.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -212,7 +216,9 @@ def _to_kohya(path, layers, adapter, as_original):
     return tensors, header
 
 
-def read_lora(path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]]) -> Adapter:
+def read_lora(
+    path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]], layouts: Sequence[OriginalLayout] = ()
+) -> Adapter:
     """Reads a LoRA file in any of the spellings of diffusers, PEFT, kohya, LyCORIS, OneTrainer and ComfyUI.
 
     Supported are LoRA on dense layers and on convolutions (LoCon, also with lora_mid), and DoRA as diffusers or kohya
@@ -221,11 +227,16 @@ def read_lora(path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]]
     Args:
       path: the file.
       networks: {component: parameters of the network} that the adapters are for; arrays or ShapeDtypeStructs.
-    Returns: an Adapter with the same effect as the file. If its layers differ in rank or in alpha / rank, they are
-      padded with zeros to the largest rank and B is multiplied by alpha / rank, so that alpha = rank holds for all.
-    Raises: WeightsError. If lora_kinds.py knows what the file is instead of a LoRA of this model, the error is one
-      sentence that says so. Otherwise it lists every tensor of no layer of these networks, every wrong shape and every
-      missing part.
+      layouts: the generations of models that an error calls by their names.
+
+    Returns:
+      An Adapter with the same effect as the file. If its layers differ in rank or in alpha / rank, they are padded with
+      zeros to the largest rank and B is multiplied by alpha / rank, so that alpha = rank holds for all.
+
+    Raises:
+      WeightsError: if the file is no LoRA of this model. If lora_kinds.py knows what it is instead, the error is one
+        sentence that says so. Otherwise it lists every tensor of no layer of these networks, every wrong shape and
+        every missing part.
     """
     path = Path(path)
     tensors, header = files.read_tensors(path), files.read_metadata(path)
@@ -238,7 +249,7 @@ def read_lora(path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]]
         if not problems and not unused:
             layers[component, layer_path] = _from_torch(layer, kernel)
     if unused or problems or not layers:
-        instead = lora_kinds.foreign(tensors, unused, networks)
+        instead = lora_kinds.foreign(tensors, unused, networks, layouts)
         if instead:
             raise WeightsError(f'{path} {instead}')
         raise WeightsError(
@@ -251,8 +262,9 @@ def read_lora(path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]]
 def _grouped(tensors, networks):
     """Assigns the tensors of a file to the layers of the networks.
 
-    Returns: ({(component, path): {part: tensor}}, names of tensors that belong to no layer, problems: one text for each
-      tensor whose layer already has this part).
+    Returns:
+      ({(component, path): {part: tensor}}, names of tensors that belong to no layer, problems: one text for each tensor
+      whose layer already has this part).
     """
     names = owners(
         (component, name.removesuffix('.kernel'))
@@ -331,8 +343,11 @@ def _from_torch(layer, kernel):
 def _settings(path, tensors, header, layers) -> dict[str, Any]:
     """Reads PEFT's settings as {'<component>.<name>': value}, from the header or from PEFT's file beside this one.
 
-    Returns: the settings; empty if there are none. PEFT's own file is read only for files of PEFT that hold no alpha.
-    Raises: WeightsError if the settings are unreadable.
+    Returns:
+      The settings; empty if there are none. PEFT's own file is read only for files of PEFT that hold no alpha.
+
+    Raises:
+      WeightsError: if the settings are unreadable.
     """
     source = _PEFT_METADATA
     try:

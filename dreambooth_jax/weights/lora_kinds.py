@@ -7,9 +7,11 @@ Source: LyCORIS (KohakuBlueleaf/LyCORIS lycoris/modules); ComfyUI comfy/weight_a
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+
+from dreambooth_jax.weights.original_facts import OriginalLayout
 
 READ = 'LoRA, LoCon and DoRA'
 _MERGE = 'merge it into its model in the program that made it, and give that model'
@@ -58,13 +60,15 @@ _KINDS = tuple(
     )
 )
 _INVERSIONS = ({'emb_params'}, {'clip_l', 'clip_g'}, {'clip_g'}, {'clip_l'}, {'string_to_param.*'})
-_TEXT_WIDTHS = {768: 'Stable Diffusion 1.x', 1024: 'Stable Diffusion 2.x', 2048: 'Stable Diffusion XL'}
 _TEXT_KEY = re.compile(r'attn2[._](processor\.)?to_k[._](lora_A|lora_down|lora\.down)\.')
 _TEXT_KERNEL = 'attn2.to_k.kernel'
 
 
 def foreign(
-    tensors: Mapping[str, np.ndarray], unused: Iterable[str], networks: Mapping[str, Mapping[str, np.ndarray]]
+    tensors: Mapping[str, np.ndarray],
+    unused: Iterable[str],
+    networks: Mapping[str, Mapping[str, np.ndarray]],
+    layouts: Sequence[OriginalLayout] = (),
 ) -> str | None:
     """Describes what a file is that cannot be read, and what to do.
 
@@ -72,7 +76,10 @@ def foreign(
       tensors: {name: array}, all tensors of the file.
       unused: names of the tensors that belong to no layer of the model.
       networks: {component: parameters} of the model.
-    Returns: the rest of a sentence that begins with the name of the file; None if the file is not recognised.
+      layouts: the generations of models that are called by their names, in the order in which they are tried.
+
+    Returns:
+      The rest of a sentence that begins with the name of the file; None if the file is not recognised.
     """
     unused = tuple(unused)
     if set(tensors) in _INVERSIONS:
@@ -86,13 +93,15 @@ def foreign(
     )
     ours = {shape[0] for shape in kernels}
     if len(theirs) == len(ours) == 1 and theirs != ours:
-        return f'is a LoRA of {_model(*theirs)}, but this model is {_model(*ours)}; {_OTHER_MODEL}.'
+        return f'is a LoRA of {_model(*theirs, layouts)}, but this model is {_model(*ours, layouts)}; {_OTHER_MODEL}.'
     of_second = any(re.match(r'lora_te2_|text_encoder_2\.|text_encoders\.clip_g\.', name) for name in unused)
     if of_second and 'text_encoder_2' not in networks:
         return f'is a LoRA of a model with two text encoders, as Stable Diffusion XL has; {_OTHER_MODEL}.'
     return None
 
 
-def _model(width: int) -> str:
+def _model(width: int, layouts: Sequence[OriginalLayout]) -> str:
     text = f'text of width {width}'
-    return f'{_TEXT_WIDTHS[width]} ({text})' if width in _TEXT_WIDTHS else f'a model that reads {text}'
+    # The plainest models are tried last, and of several that read the same text they are the ones to name.
+    title = next((layout.title for layout in reversed(layouts) if layout.text_width == width), None)
+    return f'{title} ({text})' if title else f'a model that reads {text}'

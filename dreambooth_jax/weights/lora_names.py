@@ -74,7 +74,9 @@ def kohya_name(component: str, path: str, *, original: bool = False) -> str:
         as those of SDXL do, because kohya trains SDXL in that code; only these names are read by kohya,
         AUTOMATIC1111, ComfyUI and diffusers alike. For Stable Diffusion 1 and 2 all four use the names of diffusers.
         kohya itself ignores the layers of UNKNOWN_TO_KOHYA.
-    Raises: WeightsError if the layer has no name that the readers of the format know.
+
+    Raises:
+      WeightsError: if the layer has no name that the readers of the format know.
     """
     if component == 'unet':
         spelling = _original(path) if original else path if _UNET.fullmatch(path) else None
@@ -105,7 +107,9 @@ def owners(layers: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
 
     Args:
       layers: (component, path) of every layer of the model.
-    Returns: {name in a file: (component, path)}.
+
+    Returns:
+      {name in a file: (component, path)}.
     """
     found, doubtful = {}, set()
     for layer in layers:

@@ -52,7 +52,9 @@ def torch_names(model: nnx.Module) -> dict[str, Parameter]:
 
     Args:
       model: the network, with values or abstract (nnx.eval_shape); only types, names and shapes are read.
-    Raises: ValueError if two parameters have the same torch name, which is a mistake in the network's code.
+
+    Raises:
+      ValueError: if two parameters have the same torch name, which is a mistake in the network's code.
     """
     layers = dict(nnx.iter_modules(model))
     names = {}
@@ -83,10 +85,14 @@ def load(
       aliases: other names of tensors (aliases.py). If a checkpoint holds a tensor under two names, both must be equal.
       ignored: regular expressions of whole names of tensors that the network does not use.
       source: name of the checkpoint for an error.
-    Returns: {dotted path: f32 array} with exactly the keys of functional.split(model)[1]. The arrays are on the host
-      and may be views; jit or a placement moves them to devices.
-    Raises: WeightsError, one sentence and a line for each tensor that is missing, unused, duplicated, or of the wrong
-      shape or type.
+
+    Returns:
+      {dotted path: f32 array} with exactly the keys of functional.split(model)[1]. The arrays are on the host and may
+      be views; jit or a placement moves them to devices.
+
+    Raises:
+      WeightsError: one sentence and a line for each tensor that is missing, unused, duplicated, or of the wrong shape
+        or type.
     """
     # Each tensor is assigned to one parameter. Problems are collected, so that one error lists all of them.
     wanted = torch_names(abstract_model)
@@ -147,8 +153,12 @@ def export(model: nnx.Module, params: Mapping[str, jax.Array | np.ndarray]) -> d
     Args:
       model: the network, with values or abstract; its values are not read.
       params: {dotted path: array}, all parameters of the network.
-    Returns: {torch name: array} in the dtypes of `params`, on the host and possibly views.
-    Raises: WeightsError that lists every parameter that is missing, unknown or of the wrong shape.
+
+    Returns:
+      {torch name: array} in the dtypes of `params`, on the host and possibly views.
+
+    Raises:
+      WeightsError: it lists every parameter that is missing, unknown or of the wrong shape.
     """
     names = torch_names(model)
     paths = {parameter.path for parameter in names.values()}

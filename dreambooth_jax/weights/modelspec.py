@@ -76,10 +76,13 @@ def kohya_version(layout: OriginalLayout, prediction_type: str = EPSILON) -> dic
     Args:
       layout: the generation of the model.
       prediction_type: what the model predicts.
-    Returns: {key: text}; empty for models that kohya does not train.
+
+    Returns:
+      {key: text}; empty for models that kohya does not train.
+
     Source: kohya-ss/sd-scripts train_network.py, library/{model_util,sdxl_model_util}.py; AUTOMATIC1111's
-      Lora/network.py, which takes a file for Stable Diffusion 1 unless its version begins with 'sdxl_' or its ss_v2
-      is 'True'.
+      Lora/network.py, which takes a file for Stable Diffusion 1 unless its version begins with 'sdxl_' or its ss_v2 is
+      'True'.
     """
     versions = layout.kohya_versions
     if not versions:
@@ -108,8 +111,12 @@ def build(
       prediction_type: as schedulers of diffusers name it, 'epsilon' or 'v_prediction'.
       date: when the training ended; the default is now.
       **more: other keys of the standard (hash_sha256, trigger_phrase, description, ...); a key with None is left out.
-    Returns: {'modelspec.<key>': text}.
-    Raises: WeightsError for a key or a value that the standard does not allow.
+
+    Returns:
+      {'modelspec.<key>': text}.
+
+    Raises:
+      WeightsError: for a key or a value that the standard does not allow.
     """
     if prediction_type is not None and prediction_type not in _PREDICTION_TYPES:
         raise WeightsError(f'prediction_type is {prediction_type!r}; it must be one of {tuple(_PREDICTION_TYPES)}.')
@@ -133,7 +140,8 @@ def build(
 def check(metadata: Mapping[str, str]) -> None:
     """Checks the 'modelspec.*' keys of some metadata; other keys may have any value.
 
-    Raises: WeightsError that lists every key that is missing, unknown or malformed.
+    Raises:
+      WeightsError: it lists every key that is missing, unknown or malformed.
     """
     found = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
     problems = [f'missing: {PREFIX}{key}' for key in REQUIRED if not found.get(key)]
@@ -175,7 +183,9 @@ def tensor_hash(tensors: Mapping[str, np.ndarray], dtype: str = 'float32') -> st
     Args:
       tensors: {name: floating-point array}, as files.write_tensors takes them.
       dtype: the dtype in which they are stored.
-    Returns: '0x' and 64 hexadecimal digits.
+
+    Returns:
+      '0x' and 64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     # In a safetensors file, tensors of one dtype are stored in the order of their names.

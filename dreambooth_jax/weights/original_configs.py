@@ -28,9 +28,13 @@ def detect(shapes: Shapes, layouts: Sequence[OriginalLayout], *, source: str = '
       shapes: {original name: shape}, as files.read_header returns them.
       layouts: those that are supported, in the order in which they are tried.
       source: name of the file for an error.
-    Returns: one of `layouts`.
-    Raises: WeightsError, one sentence, if the file holds only a part of a model, has another layout, or holds a model
-      that is not supported.
+
+    Returns:
+      One of `layouts`.
+
+    Raises:
+      WeightsError: one sentence, if the file holds only a part of a model, has another layout, or holds a model that is
+        not supported.
     """
     parts = {
         'UNet': original_names.UNET_PREFIX,
@@ -66,8 +70,12 @@ def layout_of(configs: Mapping[str, Mapping[str, Any]], layouts: Sequence[Origin
     Args:
       configs: {component: contents of its config.json}; must hold 'unet' and 'text_encoder', others are not read.
       layouts: those that are supported, in the order in which they are tried.
-    Returns: one of `layouts`.
-    Raises: WeightsError, one sentence, if the networks are of no such family.
+
+    Returns:
+      One of `layouts`.
+
+    Raises:
+      WeightsError: one sentence, if the networks are of no such family.
     """
     if not {'unet', 'text_encoder'} <= configs.keys():
         raise WeightsError(f'configs holds {", ".join(configs) or "nothing"} but must hold unet and text_encoder.')
@@ -98,9 +106,13 @@ def derive(
       resolution: side in pixels of the images that the model is made for, if the file's metadata says it; by default
         that of the published models.
       source: name of the file for an error.
-    Returns: {name: contents of that JSON file} for 'model_index', 'unet', 'vae', 'text_encoder' and 'scheduler'; also
-      the other text encoders and schedulers of the layout.
-    Raises: WeightsError, one sentence, if a tensor that every such model has is missing.
+
+    Returns:
+      {name: contents of that JSON file} for 'model_index', 'unet', 'vae', 'text_encoder' and 'scheduler'; also the
+      other text encoders and schedulers of the layout.
+
+    Raises:
+      WeightsError: one sentence, if a tensor that every such model has is missing.
     """
     prediction_type = prediction_type or layout.default_prediction_type
     if prediction_type not in PREDICTION_TYPES:

@@ -54,6 +54,7 @@ class OriginalLayout:
       pad_tokens: {tokenizer: padding token}. All are CLIPTokenizers with one vocabulary.
       model_index: the class of the pipeline and its options.
       in_channels: channels that the UNet takes.
+      text_width: width of the text states that the published UNet takes.
       vae: entries of the VAE's configuration that leave no trace in tensors.
       vae_reduction: side in pixels of the model's images divided by that of the VAE's training images.
       heads: number of heads in every attention of the UNet; None if every head is 64 wide.
@@ -81,6 +82,7 @@ class OriginalLayout:
     pad_tokens: Mapping[str, str]
     model_index: Mapping[str, Any]
     in_channels: int = 4
+    text_width: int
     vae: Mapping[str, Any]
     vae_reduction: int = 1
     heads: int | None = None

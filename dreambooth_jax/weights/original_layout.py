@@ -32,8 +32,12 @@ def to_original(components: Mapping[str, Tensors], configs: Configs, layout: Ori
         'text_encoder' and, for SDXL, 'text_encoder_2'.
       configs: {component: contents of its config.json}; other entries are not read.
       layout: the generation of the model.
-    Returns: {original name: array} with unchanged dtypes, possibly views.
-    Raises: WeightsError if the components are not those of the layout, or if the layout has no name for a tensor.
+
+    Returns:
+      {original name: array} with unchanged dtypes, possibly views.
+
+    Raises:
+      WeightsError: if the components are not those of the layout, or if the layout has no name for a tensor.
     """
     stored = _stored(layout)
     if components.keys() != stored.keys():
@@ -65,9 +69,13 @@ def from_original(
       configs: {component: contents of its config.json}, such as original_configs.derive returns.
       layout: the generation of the model.
       source: name of the tensors' file for an error.
-    Returns: {component: {name in a checkpoint of diffusers or transformers: array}}, possibly views. It is not checked
-      that the components are complete; weights.mapping.load does this.
-    Raises: WeightsError that lists every tensor that is no part of such a model.
+
+    Returns:
+      {component: {name in a checkpoint of diffusers or transformers: array}}, possibly views. It is not checked that
+      the components are complete; weights.mapping.load does this.
+
+    Raises:
+      WeightsError: it lists every tensor that is no part of such a model.
     """
     components, placed, problems = {}, set(), []
     for component, one in _stored(layout).items():

@@ -125,6 +125,17 @@ class Network:
     dtype: Any = jnp.float32
 
 
+def hash_networks(networks: Mapping[str, Network]) -> str:
+    """Returns the sha256 of the names, shapes and f32 values of networks, {component: network}, in their order."""
+    found = hashlib.sha256()
+    for component, network in networks.items():
+        for name in sorted(network.params):
+            value = np.ascontiguousarray(network.params[name], np.float32)
+            found.update(f'{component}.{name} {value.shape}'.encode())
+            found.update(value.data)
+    return found.hexdigest()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """One stage of a text-to-image model, as a folder holds it.
@@ -183,7 +194,8 @@ class Pipeline:
     def size(self) -> int:
         """`native_size`, which must be known.
 
-        Raises: WeightsError, one sentence, if the model does not say it.
+        Raises:
+          WeightsError: one sentence, if the model does not say it.
         """
         if self.native_size is None:
             found = self.denoiser.config.get('sample_size')
@@ -211,14 +223,8 @@ class Pipeline:
     @functools.cached_property
     def weights_hash(self) -> str:
         """sha256 of the names, shapes and f32 values of all networks; it takes about a second for 1 to 2 GB."""
-        found = hashlib.sha256()
-        for component in self.family.networks:
-            network = self.components.get(component)
-            for name in sorted(network.params) if network else ():
-                value = np.ascontiguousarray(network.params[name], np.float32)
-                found.update(f'{component}.{name} {value.shape}'.encode())
-                found.update(value.data)
-        return found.hexdigest()
+        parts = {name: self.components[name] for name in self.family.networks if name in self.components}
+        return hash_networks(parts)
 
     def option(self, name: str) -> Any:
         """Returns an entry of model_index.json, or diffusers' default."""
@@ -237,8 +243,10 @@ def kind_of(component: str, config: Mapping[str, Any]) -> Kind:
     Args:
       component: name of the component, such as 'unet' or 'text_encoder'.
       config: contents of the file.
-    Raises: ValueError, one sentence, if the class is not supported for this component, such as a text encoder that is
-      neither a T5 nor a CLIP, or if the weights are quantised.
+
+    Raises:
+      ValueError: one sentence, if the class is not supported for this component, such as a text encoder that is neither
+        a T5 nor a CLIP, or if the weights are quantised.
     """
     if config.get('quantization_config') is not None:
         raise ValueError('quantization_config is there, but quantised weights cannot be trained; give plain ones')
@@ -270,7 +278,9 @@ def abstract_network(component: str, config: Mapping[str, Any], dtype=jnp.float3
       config: contents of its config.json.
       dtype: compute dtype; parameters are f32.
       **options: further arguments of the constructor.
-    Raises: ValueError, one sentence, if the configuration is not supported.
+
+    Raises:
+      ValueError: one sentence, if the configuration is not supported.
     """
     return _abstract_network(component, json.dumps(config, sort_keys=True), jnp.dtype(dtype), **options)
 
@@ -295,7 +305,9 @@ def filled_network(
       tensors: {name in a checkpoint of diffusers or transformers: array}.
       dtype: compute dtype of the network.
       source: name of the checkpoint for an error.
-    Raises: WeightsError with one line for each tensor that does not fit.
+
+    Raises:
+      WeightsError: with one line for each tensor that does not fit.
     """
     kind = kind_of(component, config)
     params = mapping.load(model, tensors, aliases=kind.aliases, ignored=kind.ignored, source=source)

@@ -70,7 +70,10 @@ def read_pipeline(
       components: the networks to read; None: all.
       prediction_type: as in read_single_file.
       tokenizer_dir: folder that holds tokenizer/; see `given` of tokenizer_folders.find.
-    Raises: WeightsError, as read_single_file does, or if there is no tokenizer; TokenizerError if it is unreadable.
+
+    Raises:
+      WeightsError: as read_single_file does, or if there is no tokenizer.
+      TokenizerError: if it is unreadable.
     """
     path = Path(path)
     found = read_single_file(path, families=families, prediction_type=prediction_type, components=components)
@@ -110,8 +113,12 @@ def write_pipeline(
       path: as in write_single_file.
       dtype: as in write_single_file.
       metadata: as in write_single_file.
-    Returns: the path of the file.
-    Raises: WeightsError as write_single_file does, and if the pipeline is incomplete or its family has no such layout.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      WeightsError: as write_single_file does, and if the pipeline is incomplete or its family has no such layout.
     """
     networks = pipeline.components
     missing = [component for component in pipeline.family.networks if component not in networks]
@@ -148,9 +155,13 @@ def write_single_file(
       dtype: dtype of the stored weights, one of files.STORAGE_DTYPES.
       metadata: additional texts for the header. Its 'modelspec.*' keys override those that are made here, such as the
         title, which is the name of the file.
-    Returns: the path of the file.
-    Raises: WeightsError if the networks' family has no such layout, if they do not fit their configurations, if the
-      metadata is malformed, or if the file cannot be written to the disk. Nothing is replaced then.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      WeightsError: if the networks' family has no such layout, if they do not fit their configurations, if the metadata
+        is malformed, or if the file cannot be written to the disk. Nothing is replaced then.
     """
     path = Path(path)
     if path.suffix != files.SUFFIX:
@@ -204,7 +215,8 @@ def _check_derived(
 ) -> None:
     """Checks that a reader of the file, which stores no configurations, would derive the same ones.
 
-    Raises: WeightsError, one sentence, for the first value that would be derived differently.
+    Raises:
+      WeightsError: one sentence, for the first value that would be derived differently.
     """
     derived = original_configs.derive(shapes, layout, prediction_type=prediction_type, source=str(path))
     if original_names.ZERO_SNR_MARKER in shapes:
@@ -250,8 +262,10 @@ def read_single_file(
         that does not have the name of a published file and does not say it in its metadata.
       configs: {component: known entries of its configuration}, which override the derived ones.
       components: the networks to read; None: all. Without 'unet', the prediction type need not be known.
-    Raises: WeightsError, one sentence, which may be followed by one line for each wrong tensor: if the file is missing,
-      damaged or pickled, is not a whole model of a supported family, or does not say what it predicts.
+
+    Raises:
+      WeightsError: one sentence, which may be followed by one line for each wrong tensor: if the file is missing,
+        damaged or pickled, is not a whole model of a supported family, or does not say what it predicts.
     """
     path = Path(path)
     given, metadata = files.read_header(path)
@@ -296,7 +310,8 @@ def read_single_file(
 def _prediction_type(path: Path, layout: OriginalLayout, shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
     """Returns what the file says it predicts, or its name; None if neither says it and the layout's default applies.
 
-    Raises: WeightsError if neither says it and the layout has no default.
+    Raises:
+      WeightsError: if neither says it and the layout has no default.
     """
     if original_names.V_MARKER in shapes:
         return V_PREDICTION

@@ -49,9 +49,13 @@ def write_textual_inversion(
       rows: {component: f32[n, width] or f32[width]} for 'text_encoder' and, for SDXL, 'text_encoder_2'.
       dtype: dtype of the stored rows, one of files.STORAGE_DTYPES.
       metadata: additional texts for the header.
-    Returns: the path of the file.
-    Raises: WeightsError if the token is empty or reserved, for other components or shapes, or if the file cannot be
-      written to the disk.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      WeightsError: if the token is empty or reserved, for other components or shapes, or if the file cannot be written
+        to the disk.
     """
     path = Path(path)
     if not token or token in (*_NAMELESS, *_KEYS.values()):
@@ -71,8 +75,12 @@ def read_textual_inversion(path: str | os.PathLike, widths: Mapping[str, int]) -
     Args:
       path: the file.
       widths: {component: width of its token table} for the text encoders that will use the rows.
-    Returns: (token, {component: f32[n, width]}).
-    Raises: WeightsError if the file is not a textual inversion, or is one for other text encoders.
+
+    Returns:
+      (token, {component: f32[n, width]}).
+
+    Raises:
+      WeightsError: if the file is not a textual inversion, or is one for other text encoders.
     """
     path = Path(path)
     tensors, header = files.read_tensors(path), files.read_metadata(path)

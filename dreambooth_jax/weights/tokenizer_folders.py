@@ -33,9 +33,14 @@ def find(path: Path, layout: OriginalLayout, given: str | os.PathLike | None = N
       layout: the generation of the model.
       given: a folder that holds tokenizer/ and perhaps tokenizer_2/. By default it is the folder of the file, or the
         hub if that folder holds no tokenizer/.
-    Returns: {'tokenizer' and, for SDXL, 'tokenizer_2': folder}. They have the padding tokens of the family: if a folder
-      has another one, a copy is returned, which exists as long as this process.
-    Raises: WeightsError if there is no tokenizer; TokenizerError if a tokenizer cannot be read.
+
+    Returns:
+      {'tokenizer' and, for SDXL, 'tokenizer_2': folder}. They have the padding tokens of the family: if a folder has
+      another one, a copy is returned, which exists as long as this process.
+
+    Raises:
+      WeightsError: if there is no tokenizer.
+      TokenizerError: if a tokenizer cannot be read.
     """
     beside = Path(given).expanduser() if given is not None else path.parent
     pads = layout.pad_tokens

@@ -7,6 +7,7 @@ The base stage alone; all runs share their class images. Finished runs and measu
 again. README.md has the question, the cost and the numbers.
 """
 
+import functools
 import re
 from pathlib import Path
 
@@ -82,12 +83,12 @@ def main(argv) -> None:
     variants = {variant: settings_of(variant) for variant in _VARIANT.value}
     workdir, output = Path(_WORKDIR.value), Path(_OUTPUT.value or HERE)
     base, classifier = Cascade.load('storybook', super_resolution_model='none'), Classifier.load()
-    fingerprint = experiment.fingerprint(*(network.params for network in base.base.components.values()))
+    fingerprint = experiment.fingerprint_of(base.base)
     amounts = {'num_images': _NUM_IMAGES.value, 'class_images': _CLASS_IMAGES.value}
     sampling = {'seed': _SEED.value, **SAMPLING, 'guidance_scale': _GUIDANCE.value}
-    options = {**amounts, **sampling}
+    marker = experiment.fingerprint(classifier.naming_params)
+    measurements = experiment.Measurements(workdir, marker, {**amounts, **sampling})
 
-    results, images = {}, {}
     for variant, settings in variants.items():
         name = re.sub(r'[^\w.+-]+', '_', variant)
         settings = {
@@ -98,33 +99,21 @@ def main(argv) -> None:
             **settings,
         }
         run = experiment.train_once(workdir / name, CONFIG, settings, weights=fingerprint)
-        finetuned = Cascade.load(run).base
-        cascade = base.with_params(base={name: network.params for name, network in finetuned.components.items()})
+        cascade = experiment.with_base_of(base, run)
+        score = functools.partial(
+            storybook_scores.subject_scores,
+            cascade,
+            classifier,
+            SUBJECT,
+            IDENTIFIER,
+            SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
+            **amounts,
+        )
+        make = functools.partial(experiment.scored, score, GRID_PROMPTS, 2)
+        measurements.add(variant, name, experiment.fingerprint_of(cascade.base), make)
 
-        def measure(cascade=cascade):
-            generated = {}
-            scores = storybook_scores.subject_scores(
-                cascade,
-                classifier,
-                SUBJECT,
-                IDENTIFIER,
-                SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
-                gallery=generated,
-                **amounts,
-            )
-            return scores, {prompt: generated[prompt][:2] for prompt in GRID_PROMPTS}
-
-        print(f'measuring: {variant}', flush=True)
-        marks = {
-            'weights': experiment.fingerprint(*(network.params for network in finetuned.components.values())),
-            'classifier': experiment.fingerprint(classifier.naming_params),
-            **options,
-        }
-        results[variant], images[variant] = experiment.kept(workdir / 'parts', name, marks, measure)
-
-    measured = experiment.measured_on(list(results.values()))
-    found = {'measured': measured, **options, 'results': results}
-    experiment.write_json(output / 'results.json', found)
+    results, images = measurements.results, measurements.images
+    found = measurements.write(output)
     grids.contact_sheet(
         [[image for prompt in GRID_PROMPTS for image in generated[prompt]] for generated in images.values()],
         list(variants),
@@ -135,9 +124,8 @@ def main(argv) -> None:
         for variant, scores in results.items()
     ]
     table = experiment.table(['setting', *SUBJECT_SHARES], rows)
-    aims = experiment.expectations(HERE / 'expected.json', found)
     grid = '![the same noise under each setting](grid.png)'
-    experiment.write_section(output / 'README.md', f'{measured}\n\n{aims}\n\n{table}\n\n{grid}')
+    experiment.report(output, HERE / 'expected.json', found, f'{table}\n\n{grid}')
     print(table)
 
 

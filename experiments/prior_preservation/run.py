@@ -6,6 +6,7 @@ Trains one run per weight in --workdir/weight_<lambda>, which share their class 
 models are not done again. README.md has the question, the cost and the numbers.
 """
 
+import functools
 from pathlib import Path
 
 from absl import flags
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth_jax import program
 from dreambooth_jax.config import ConfigError
+from dreambooth_jax.diffusion.sampler_list import SAMPLERS
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
@@ -38,9 +40,7 @@ _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Images per prompt.', lower_
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 48, "Images of 'a dog'.", lower_bound=2)
 _STEPS = flags.DEFINE_integer('steps', SAMPLING['steps'], 'Denoise steps.', lower_bound=1)
 _GUIDANCE = flags.DEFINE_float('guidance_scale', SAMPLING['guidance_scale'], '1 is none.', lower_bound=1)
-_SAMPLER = flags.DEFINE_enum(
-    'sampler', SAMPLING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.'
-)
+_SAMPLER = flags.DEFINE_enum('sampler', SAMPLING['sampler'], list(SAMPLERS), 'How noise is taken away.')
 _SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise; not that of the class images.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Images at once.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, '2 training steps, 2 class images: only shows that it works.')
@@ -73,10 +73,6 @@ def train(weight: str, workdir: Path, weights: str) -> Path:
     return experiment.train_once(workdir / f'weight_{weight}', CONFIG, settings, weights=weights)
 
 
-def fingerprint(cascade: Cascade) -> str:
-    return experiment.fingerprint(cascade.base.denoiser.params, cascade.base.components['text_encoder'].params)
-
-
 def main(argv) -> None:
     del argv
     try:
@@ -98,44 +94,34 @@ def main(argv) -> None:
         'sampler': _SAMPLER.value,
         'seed': _SEED.value,
     }
-    options = {**amounts, **sampling}
+    measurements = experiment.Measurements(workdir, marker, {**amounts, **sampling})
 
-    results, images = {}, {}
     for weight in [None, *weights]:
         name, title = ('base', 'before') if weight is None else (f'weight_{weight}', f'lambda = {weight}')
         cascade = base
         if weight is not None:
-            finetuned = Cascade.load(train(weight, workdir, fingerprint(base))).base
-            cascade = base.with_params(base={name: network.params for name, network in finetuned.components.items()})
+            cascade = experiment.with_base_of(base, train(weight, workdir, experiment.fingerprint_of(base.base)))
+        score = functools.partial(
+            storybook_scores.subject_scores,
+            cascade,
+            classifier,
+            SUBJECT,
+            IDENTIFIER,
+            SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
+            **amounts,
+        )
+        make = functools.partial(experiment.scored, score, GRID_PROMPTS, GRID_IMAGES)
+        measurements.add(title, name, experiment.fingerprint_of(cascade.base), make)
 
-        def measure(cascade=cascade):
-            generated = {}
-            scores = storybook_scores.subject_scores(
-                cascade,
-                classifier,
-                SUBJECT,
-                IDENTIFIER,
-                SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
-                gallery=generated,
-                **amounts,
-            )
-            return scores, {prompt: generated[prompt][:GRID_IMAGES] for prompt in GRID_PROMPTS}
-
-        print(f'measuring: {title}', flush=True)
-        settings = {'weights': fingerprint(cascade), 'classifier': marker, **options}
-        results[title], images[title] = experiment.kept(workdir / 'parts', name, settings, measure)
-
-    measured = experiment.measured_on(list(results.values()))
-    found = {'model': _MODEL.value, 'measured': measured, **options, 'results': results}
-    experiment.write_json(output / 'results.json', found)
+    results, images = measurements.results, measurements.images
+    found = measurements.write(output, model=_MODEL.value)
     count = min(num_images, GRID_IMAGES)
     headings = [title for title in images for _ in range(count)]
     rows = [[image for generated in images.values() for image in generated[prompt][:count]] for prompt in GRID_PROMPTS]
     grids.contact_sheet(rows, GRID_PROMPTS, headings=headings).save(output / 'grid.png')
     chart(results).save(output / 'chart.png')
     if not _QUICK.value:
-        aims = experiment.expectations(HERE / 'expected.json', found)
-        experiment.write_section(output / 'README.md', f'{measured}\n\n{aims}\n\n{tables(results)}')
+        experiment.report(output, HERE / 'expected.json', found, tables(results))
     for title, scores in results.items():
         shares = (f'{name} {experiment.percent(value(scores))}' for name, value in SUBJECT_SHARES.items())
         print(f'{title}: {", ".join(shares)}')

@@ -88,8 +88,7 @@ def measure(device, settings: str, text: bool, dtype: str, remat: bool) -> dict:
         parallel=ParallelConfig(remat=remat, dtype=dtype, steps_per_dispatch=_STEPS.value),
         **SETTINGS[settings],
     )
-    networks = stable_diffusion.TINY if _TINY.value else stable_diffusion.PUBLISHED
-    run = stable_diffusion.make_run(config, networks)
+    run = stable_diffusion.make_run(config, _TINY.value)
     state, frozen, steps = run.state_shapes, run.frozen_at(run.frozen, 0), run.budget.steps_per_dispatch
     shapes = state, frozen, jax.eval_shape(lambda: jax.random.key(run.seed)), run.batch
     placed = jax.tree.map(

@@ -79,7 +79,7 @@ def measure_jax(program: str, batch_size: int) -> list[float]:
         lora=LoraConfig(rank=RANK if program == 'lora' else None),
         parallel=ParallelConfig(remat=_REMAT.value, dtype='bfloat16', steps_per_dispatch=_STEPS_PER_DISPATCH.value),
     )
-    training = stable_diffusion.make_run(config, networks())
+    training = stable_diffusion.make_run(config, _TINY.value)
     placement, at_once = training.placement, min(_STEPS.value, training.budget.steps_per_dispatch)
     step = training.compile(at_once)
     state, frozen = placement.place_state(lambda: stable_diffusion.values(training))
@@ -151,7 +151,7 @@ def networks() -> dict:
     """Configurations of the networks that are measured."""
     import stable_diffusion
 
-    return stable_diffusion.TINY if _TINY.value else stable_diffusion.PUBLISHED
+    return stable_diffusion.networks(_TINY.value)
 
 
 def measure(framework: str, program: str, batch_size: int) -> list[float] | str:

@@ -6,12 +6,14 @@ Every class is a part of its own in --workdir, so an interrupted run goes on wit
 question, the cost and the numbers.
 """
 
+import functools
 from pathlib import Path
 
 from absl import flags
 
 from dreambooth_jax import program
 from dreambooth_jax.config import STORYBOOK_SAMPLING
+from dreambooth_jax.diffusion.sampler_list import SAMPLERS
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.generation.cascade import Cascade
@@ -32,9 +34,7 @@ _OUTPUT = program.DEFINE_path(
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Images per prompt.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', STORYBOOK_SAMPLING['steps'], 'Denoise steps.', lower_bound=1)
 _GUIDANCE = flags.DEFINE_float('guidance_scale', STORYBOOK_SAMPLING['guidance_scale'], '1 is none.', lower_bound=1)
-_SAMPLER = flags.DEFINE_enum(
-    'sampler', STORYBOOK_SAMPLING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.'
-)
+_SAMPLER = flags.DEFINE_enum('sampler', STORYBOOK_SAMPLING['sampler'], list(SAMPLERS), 'How noise is taken away.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the noise.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 20, 'Images at once.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, '3 classes, 4 contexts, 1 image, 8 steps: only shows that it works.')
@@ -66,7 +66,7 @@ def main(argv) -> None:
         'sampler': _SAMPLER.value,
         'seed': _SEED.value,
     }
-    weights = experiment.fingerprint(cascade.base.denoiser.params, cascade.base.components['text_encoder'].params)
+    weights = experiment.fingerprint_of(cascade.base)
     marker = experiment.fingerprint(classifier.naming_params)
     settings = {
         'weights': weights,
@@ -78,28 +78,25 @@ def main(argv) -> None:
 
     parts, images = [], {}
     for number, class_noun in enumerate(classes, 1):
-
-        def measure(class_noun=class_noun):
-            generated = {}
-            scores = storybook_scores.base_scores(
-                cascade,
-                classifier,
-                SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
-                classes=[class_noun],
-                contexts=contexts,
-                num_images=num_images,
-                gallery=generated,
-            )
-            return scores, generated
-
+        score = functools.partial(
+            storybook_scores.base_scores,
+            cascade,
+            classifier,
+            SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
+            classes=[class_noun],
+            contexts=contexts,
+            num_images=num_images,
+        )
+        make = functools.partial(experiment.scored, score)
         print(f'{class_noun}, {number} of {len(classes)}', flush=True)
-        numbers, generated = experiment.kept(workdir / 'parts', class_noun.replace(' ', '_'), settings, measure)
+        numbers, generated = experiment.kept(workdir / 'parts', class_noun.replace(' ', '_'), settings, make)
         parts.append(numbers)
         images |= generated
 
     scores = storybook_scores.base_summary([cell for part in parts for cell in part['cells']])
     measured = experiment.measured_on(parts)
-    experiment.write_json(output / 'results.json', {'model': _MODEL.value, 'measured': measured, **settings, **scores})
+    found = {'model': _MODEL.value, 'measured': measured, **settings, **scores}
+    experiment.write_json(output / 'results.json', found)
     shown = [context for context in contexts if context in GRID_CONTEXTS or _QUICK.value]
     sheet = grids.contact_sheet(
         [[images[f'a {class_noun} {context}'][0] for class_noun in classes] for context in shown],
@@ -109,8 +106,7 @@ def main(argv) -> None:
     )
     sheet.save(output / 'grid.png')
     if not _QUICK.value:
-        aims = experiment.expectations(HERE / 'expected.json', scores)
-        experiment.write_section(output / 'README.md', f'{measured}\n\n{aims}\n\n{tables(scores)}')
+        experiment.report(output, HERE / 'expected.json', found, tables(scores))
     summary = ', '.join(f'{name} {experiment.percent(scores[name])}' for name in COLUMNS)
     print(f'{scores["images"]} images: {summary}; {output / "results.json"}')
 

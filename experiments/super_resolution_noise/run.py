@@ -6,6 +6,7 @@ Without --run a base stage is trained first, as configs/dog.py says. Finished ru
 not done again. README.md has the question, the cost and the numbers.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from absl import flags
 
 from dreambooth_jax import program
 from dreambooth_jax.config import STORYBOOK_ENLARGING, ConfigError
+from dreambooth_jax.diffusion.sampler_list import SAMPLERS
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.families.reading import read_pipeline
@@ -20,7 +22,6 @@ from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import subjects
-from dreambooth_jax.weights.pipeline import Pipeline
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
@@ -55,9 +56,7 @@ _SECOND_GUIDANCE = flags.DEFINE_float(
     'Of the second stage.',
     lower_bound=1,
 )
-_SAMPLER = flags.DEFINE_enum(
-    'sampler', SAMPLING['sampler'], ['ddpm', 'ddim', 'dpmsolver++'], 'How noise is taken away.'
-)
+_SAMPLER = flags.DEFINE_enum('sampler', SAMPLING['sampler'], list(SAMPLERS), 'How noise is taken away.')
 _SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 10, 'Images at once.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, '1 range, 2 levels, 2 training steps: only shows that it works.')
@@ -84,7 +83,9 @@ def base_run(workdir: Path, original: Cascade) -> Path:
             'samples.every': 0,
             **(QUICK_TRAINING if _QUICK.value else {}),
         }
-        return experiment.train_once(workdir / 'base', CONFIG, settings, weights=fingerprint(original.base))
+        return experiment.train_once(
+            workdir / 'base', CONFIG, settings, weights=experiment.fingerprint_of(original.base)
+        )
     run = Path(_RUN.value)
     if not (run / 'config.json').is_file() or not (run / 'model' / 'model_index.json').is_file():
         raise ConfigError(f'--run={run} is no finished run; give the --workdir of a training, or leave it out')
@@ -107,13 +108,8 @@ def train(levels: tuple[int, int], run: Path, cascade: Cascade, workdir: Path) -
     }
     if _QUICK.value:
         settings |= {'super_resolution.steps': 2, 'samples.steps': 2}
-    weights = fingerprint(cascade.base, cascade.super_resolution)
+    weights = experiment.fingerprint_of(cascade.base, cascade.super_resolution)
     return experiment.train_once(workdir / f'noise_{levels[0]}_{levels[1]}', CONFIG, settings, weights=weights)
-
-
-def fingerprint(*stages: Pipeline) -> str:
-    networks = [network for stage in stages for name, network in stage.components.items()]
-    return experiment.fingerprint(*(network.params for network in networks))
 
 
 def main(argv) -> None:
@@ -142,8 +138,7 @@ def main(argv) -> None:
         raise ConfigError(f'--model={_MODEL.value} has no second stage, which is fine-tuned here; give one that has')
     classifier = Classifier.load(_CLASSIFIER.value)
     run = base_run(workdir, original)
-    finetuned = Cascade.load(run, super_resolution_model='none').base
-    cascade = original.with_params(base={name: network.params for name, network in finetuned.components.items()})
+    cascade = experiment.with_base_of(original, run)
     marker = experiment.fingerprint(classifier.naming_params, classifier.fine_mark_params)
     sampling = {
         'guidance_scale': _GUIDANCE.value,
@@ -152,9 +147,10 @@ def main(argv) -> None:
         'seed': _SEED.value,
         **steps,
     }
-    options = {'noise_levels': levels, **sampling, **amounts}
+    measurements = experiment.Measurements(workdir, marker, {'noise_levels': levels, **sampling, **amounts})
+    plain = next(i for i, scene in enumerate(subjects.held_out_scenes(SUBJECT, 40)) if scene.accessory is None)
+    chosen = {'generated': 0, 'held_out': min(plain, amounts['held_out'] - 1)}
 
-    results, images = {}, {}
     for trained in [None, *ranges]:
         name = ORIGINAL if trained is None else f'{trained[0]}-{trained[1]}'
         stage = cascade
@@ -164,8 +160,8 @@ def main(argv) -> None:
             stage = cascade.with_params(super_resolution={'unet': params})
 
         def measure(stage=stage):
-            generated = {}
-            scores = storybook_scores.fine_mark_scores(
+            score = functools.partial(
+                storybook_scores.fine_mark_scores,
                 stage,
                 classifier,
                 SUBJECT,
@@ -173,23 +169,15 @@ def main(argv) -> None:
                 SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
                 noise_levels=levels,
                 images=storybook_scores.FineMarkImages(**amounts),
-                gallery=generated,
             )
-            plain = next(i for i, s in enumerate(subjects.held_out_scenes(SUBJECT, 40)) if s.accessory is None)
-            chosen = {'generated': 0, 'held_out': min(plain, amounts['held_out'] - 1)}
-            return scores, {
-                label: shown[chosen[label.split()[0]]]
-                for label, shown in generated.items()
-                if label.split()[0] in chosen
-            }
+            scores, generated = experiment.scored(score)
+            kinds = {label: label.split()[0] for label in generated}
+            return scores, {label: generated[label][chosen[kind]] for label, kind in kinds.items() if kind in chosen}
 
-        print(f'measuring: {name}', flush=True)
-        settings = {'weights': fingerprint(stage.base, stage.super_resolution), 'classifier': marker, **options}
-        results[name], images[name] = experiment.kept(workdir / 'parts', name, settings, measure)
+        measurements.add(name, name, experiment.fingerprint_of(stage.base, stage.super_resolution), measure)
 
-    measured = experiment.measured_on(list(results.values()))
-    found = {'model': _MODEL.value, 'measured': measured, **options, 'results': results}
-    experiment.write_json(output / 'results.json', found)
+    results, images = measurements.results, measurements.images
+    found = measurements.write(output, model=_MODEL.value)
     columns = [
         'held_out true',
         'held_out low',
@@ -211,8 +199,7 @@ def main(argv) -> None:
         headings=headings,
     ).save(output / 'grid.png')
     if not _QUICK.value:
-        aims = experiment.expectations(HERE / 'expected.json', found)
-        experiment.write_section(output / 'README.md', f'{measured}\n\n{aims}\n\n{tables(results)}')
+        experiment.report(output, HERE / 'expected.json', found, tables(results))
     print(tables(results))
     print(f'written: {output / "results.json"}')
 

@@ -6,7 +6,6 @@ from PIL import Image
 
 from dreambooth_jax.data.images import ImageError, read_image, read_masked_image
 from dreambooth_jax.data.subjects import list_images, read_buckets, read_subject
-from dreambooth_jax.data.table import Examples, join, make_table, shrink_masks
 
 
 def image(height=48, width=70, seed=0):
@@ -272,32 +271,3 @@ def test_two_masks_of_one_image_are_named(tmp_path):
     assert sentence(tmp_path) == (
         f'{tmp_path}/a.mask.jpg and {tmp_path}/a.mask.png are masks of the same image; keep one of them'
     )
-
-
-def test_class_images_count_in_full_in_the_table():
-    rng = np.random.default_rng(0)
-    mine = Examples(rng.integers(0, 256, (2, 8, 8, 3), np.uint8), ['a', 'b'], np.full((2, 8, 8, 1), 3, np.uint8))
-    theirs = Examples(rng.integers(0, 256, (3, 8, 8, 3), np.uint8), ['c'] * 3)
-    table = make_table(mine, theirs)
-    assert table.masks[:2].max() == 3 and table.masks[2:].min() == 255 and len(table.masks) == 5
-    assert table.prompt_arrays.keys() == {'prompt_of'} and table.masks is not None
-    assert make_table(mine._replace(masks=None), theirs).masks is None
-
-
-def test_the_subjects_images_are_shown_again_under_their_class_prompts_and_not_copied():
-    images = np.zeros((3, 8, 8, 3), np.uint8)
-    mine = Examples(images, ['a sks dog', 'a dog', 'a sks cat'], class_prompts=['a dog', 'a dog', 'a cat'])
-    table = make_table(mine, shown_again=True)
-    assert table.prompts == ['', 'a sks dog', 'a dog', 'a sks cat', 'a cat']
-    assert table.prompt_of.tolist() == [1, 2, 3] and table.class_prompt_of.tolist() == [2, 2, 4]
-    assert table.prompt_arrays.keys() == {'prompt_of', 'class_prompt_of'}
-    assert len(table.images) == table.num_instance == 3 and table.num_class == 0
-    joined = join([mine, mine._replace(class_prompts=['a cow'] * 3)])
-    assert joined.class_prompts == ['a dog', 'a dog', 'a cat', *['a cow'] * 3]
-    assert make_table(mine).prompts == ['', 'a sks dog', 'a dog', 'a sks cat']
-
-
-def test_masks_of_latents_are_means_that_lose_nothing():
-    masks = np.zeros((1, 16, 24, 1), np.uint8)
-    masks[0, :8, :8], masks[0, :8, 8:12], masks[0, 15, 23] = 255, 255, 1
-    np.testing.assert_array_equal(shrink_masks(masks, 8)[0, ..., 0], [[255, 128, 0], [0, 0, 1]])

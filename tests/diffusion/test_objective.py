@@ -161,6 +161,7 @@ def test_bound_is_zero_for_the_true_posterior():
     np.testing.assert_allclose(loss, 0.0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_only_the_variance_learns_from_the_bound(examples):
     x0, eps, prediction, variance = examples
     x_t = SCHEDULE.add_noise(x0, eps, TIMES)
@@ -186,6 +187,7 @@ def test_every_time_has_a_finite_bound_and_gradient():
     assert np.all(np.isfinite(loss)) and np.all(np.isfinite(gradient))
 
 
+@pytest.mark.slow
 def test_examples_do_not_see_their_neighbours(examples):
     x0, eps, prediction, variance = examples
     x_t = SCHEDULE.add_noise(x0, eps, TIMES)

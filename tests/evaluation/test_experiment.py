@@ -1,6 +1,7 @@
 """An experiment keeps what it measured, measures again when settings change, and writes only between the marks."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.evaluation import experiment
+from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training.loop import TrainingError
+from tests.support import tiny_pipelines
 
 EXPERIMENTS = Path(__file__).parents[2] / 'experiments'
 
@@ -50,6 +53,73 @@ def test_fingerprint_changes_with_value_name_and_shape():
     found = {experiment.fingerprint(params) for params in (weights, *changed)}
     assert len(found) == 4
     assert experiment.fingerprint(dict(reversed(weights.items()))) == experiment.fingerprint(weights)
+
+
+def score(gallery):
+    gallery |= {'a dog': np.arange(12).reshape(3, 4), 'a cat': np.zeros((3, 4))}
+    return {'share': 0.5}
+
+
+def test_a_score_gives_its_numbers_and_the_images_that_are_asked_for():
+    numbers, images = experiment.scored(score, ['a dog'], 2)
+    assert numbers == {'share': 0.5} and images.keys() == {'a dog'}
+    np.testing.assert_array_equal(images['a dog'], np.arange(8).reshape(2, 4))
+    _, images = experiment.scored(score)
+    assert {label: len(shown) for label, shown in images.items()} == {'a dog': 3, 'a cat': 3}
+
+
+def test_models_are_measured_once_for_their_weights_and_written_in_order(tmp_path, capsys):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return {'share': len(calls)}, {'a dog': np.zeros((1, 2))}
+
+    def measurements(**options):
+        return experiment.Measurements(tmp_path / 'work', 'classifier', {'seed': 3, **options})
+
+    first = measurements()
+    for title, name, weights in (('before', 'base', 'a'), ('after', 'tuned', 'b')):
+        first.add(title, name, weights, make)
+    assert capsys.readouterr().out == 'measuring: before\nmeasuring: after\n' and len(calls) == 2
+    assert list(first.results) == list(first.images) == ['before', 'after']
+    found = first.write(tmp_path / 'out', model='storybook')
+    assert list(found) == ['model', 'measured', 'seed', 'results'] and found['results']['after']['share'] == 2
+    assert json.loads((tmp_path / 'out' / 'results.json').read_text()) == found
+    again = measurements()
+    again.add('before', 'base', 'a', make)
+    again.add('after', 'tuned', 'c', make)  # other weights
+    assert [numbers['share'] for numbers in again.results.values()] == [1, 3]
+    other = measurements(steps=9)
+    other.add('before', 'base', 'a', make)
+    assert other.results['before']['share'] == 4
+
+
+def test_a_report_has_the_place_what_was_expected_and_the_numbers(tmp_path):
+    (tmp_path / 'expected.json').write_text(json.dumps([{'number': 'right', 'at': ['a'], 'at_least': 0.9}]))
+    experiment.report(tmp_path, tmp_path / 'expected.json', {'measured': 'Measured here.', 'a': 0.95}, 'a table')
+    lines = (tmp_path / 'README.md').read_text().splitlines()
+    assert lines[1] == 'Measured here.' and lines[-2] == 'a table'
+    assert '| right | at least 90 % | 95 % | yes |' in lines
+
+
+def test_a_cascade_gets_the_weights_of_a_run_and_is_known_by_them(tmp_path):
+    run = tmp_path / 'run'
+    run.mkdir()
+    (run / 'model').symlink_to(tiny_pipelines.folder())
+    (run / 'config.json').write_text('{}')
+    before = Cascade(tiny_pipelines.base(1), tiny_pipelines.super_resolution())
+    after = experiment.with_base_of(before, run)
+    assert after.super_resolution is before.super_resolution and after.programs is before.programs
+    marks = [experiment.fingerprint_of(stage) for stage in (before.base, after.base, tiny_pipelines.base())]
+    assert marks[1] == marks[2] != marks[0]
+    assert experiment.fingerprint_of(after.base, after.super_resolution) != marks[1]
+
+
+@pytest.mark.parametrize('path', sorted(EXPERIMENTS.glob('*/run.py')), ids=lambda path: path.parent.name)
+def test_a_flag_for_the_sampler_lists_all_that_there_are(path):
+    defined = re.findall(r"DEFINE_enum\(\s*'sampler',([^)]*)\)", path.read_text('utf-8'))
+    assert all(', list(SAMPLERS' in arguments for arguments in defined)
 
 
 def test_only_the_section_between_the_marks_is_replaced(tmp_path):

@@ -243,9 +243,9 @@ class SecondStage:
             words = encoder_hidden_states
             return answer(x[..., 3:], class_labels[:, None, None, None], words.mean(axis=(1, 2))[:, None, None, None])
 
-        unet = Network({'sample_size': 128, 'in_channels': 6, 'out_channels': 3}, apply, {})
+        denoiser = Network({'sample_size': 128, 'in_channels': 6, 'out_channels': 3}, apply, {})
         schedule = {'_class_name': 'DDPMScheduler', 'prediction_type': 'sample', 'clip_sample': False}
-        parts = {'scheduler': schedule, 'unet': unet, 'image_noising_scheduler': schedule}
+        parts = {'scheduler': schedule, 'unet': denoiser, 'image_noising_scheduler': schedule}
         return cls(made_pipelines.pipeline('IFSuperResolutionPipeline', **parts))
 
     def encode(self, prompts, stage):

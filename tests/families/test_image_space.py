@@ -1,11 +1,16 @@
 """What is kept of images and what a step gets of it: pixels as they are, latents by the moments of a VAE."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dreambooth_jax.data import low_resolution
+from dreambooth_jax.families import image_space
 from dreambooth_jax.families.image_space import LatentSpace, PixelSpace, with_mirrored
 from dreambooth_jax.models import vae
 from dreambooth_jax.weights.pipeline import in_float32
@@ -75,3 +80,43 @@ def test_a_step_samples_the_posterior_and_decoding_undoes_the_scale():
     plain = space.vae.apply(space.vae.params, x / space.scaling_factor, method='decode')
     np.testing.assert_allclose(images, np.clip(plain, -1, 1), atol=1e-6)
     assert images.shape == (6, 8, 8, 3)
+
+
+@pytest.mark.parametrize('at_once', [1, 2, 3])
+def test_large_images_are_decoded_a_few_of_every_device_at_a_time(at_once, monkeypatch):
+    space, seen = latents(), []
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(8, 4, 4, 4)), jnp.float32)
+    whole = space.decode(space.vae.params, x)
+    monkeypatch.setattr(image_space, 'PIXELS_AT_ONCE', at_once * 8 * 8)
+    apply = space.vae.apply
+
+    def noted(params, latents, method):
+        seen.append(len(latents))
+        return apply(params, latents, method=method)
+
+    space = dataclasses.replace(space, vae=dataclasses.replace(space.vae, apply=noted))
+    mesh = Mesh(np.array(jax.devices()[:2]), ('data',))
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
+    images = jax.jit(functools.partial(space.decode, devices=2))(space.vae.params, split)
+    np.testing.assert_allclose(images, whole, atol=1e-5)
+    assert set(seen) == {2 * min(at_once, 2)}  # of four images of each device, 3 at once is no equal part
+
+
+def test_images_above_a_size_are_decoded_in_tiles(monkeypatch):
+    space = latents()
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 32, 30, 4)), jnp.float32)
+    whole = space.decode(space.vae.params, x)
+    monkeypatch.setattr(image_space, '_TILE', 64)
+    np.testing.assert_array_equal(space.decode(space.vae.params, x), whole)  # one tile
+    monkeypatch.setattr(image_space, '_TILE', 48)
+    tiled = space.decode(space.vae.params, x)
+    assert tiled.shape == whole.shape == (1, 64, 60, 3)
+    # Not equal, because norms see a tile; with the white noise that is decoded here 8 % apart.
+    assert 0 < np.abs(tiled - whole).mean() < 0.15 * np.abs(whole).mean()
+
+
+@pytest.mark.parametrize(
+    ('size', 'count'), [((64, 64), 4), ((256, 256), 4), ((320, 320), 2), ((512, 512), 1), ((1024, 1024), 1)]
+)
+def test_fewer_large_images_are_encoded_at_once(size, count):
+    assert image_space.images_at_once(size) == count

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from dreambooth_jax.families.prompts import PromptEncoder
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights.errors import WeightsError
@@ -62,3 +63,11 @@ def test_a_damaged_tokenizer_is_one_sentence(pipeline, tmp_path, key, value, rea
     with pytest.raises(ValueError, match=reason) as error:
         conditioning(pipeline, tokenizers={'text_encoder': folder})
     assert type(error.value).__name__ == 'TokenizerError' and '\n' not in str(error.value)
+
+
+def test_a_way_of_reading_prompts_that_does_not_say_how_to_encode_them_cannot_be_made():
+    class Silent(PromptEncoder):
+        kind = 'clip'
+
+    with pytest.raises(TypeError, match='abstract'):
+        Silent({}, {})

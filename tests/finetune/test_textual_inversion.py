@@ -37,7 +37,6 @@ from tests.support.torch_reference import largest_relative_difference, nchw, qui
 WORD = '<sks-dog>'
 PROMPT = f'a {WORD} on a rug'
 ALONE = {'base': {'train_denoiser': False}}
-FAMILIES = ('sd1', 'sdxl', 'if')
 _ROOT = tempfile.TemporaryDirectory(prefix='textual_inversion_')
 
 
@@ -154,7 +153,7 @@ def table_of(cascade, component):
     return rows, np.asarray(cascade.base.components[component].params[f'{rows.layer}.embedding'])
 
 
-@pytest.mark.parametrize('family', ['if', *(pytest.param(name, marks=pytest.mark.slow) for name in ('sd1', 'sdxl'))])
+@pytest.mark.parametrize('family', ['sd1', *(pytest.param(name, marks=pytest.mark.slow) for name in ('if', 'sdxl'))])
 def test_only_the_new_rows_change(family):
     before, after, _ = alone(family)
     found = changed(before, after)
@@ -196,6 +195,7 @@ def row_gradients(family, config, at=0):
     return cascade, data, keys, value, {part: gradient[part][rows.name] for part, rows in new.items()}
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_of_the_rows_are_those_of_pytorch():
     """As diffusers' script has it: the whole table takes a gradient there, of which all but the new rows is undone."""
     cascade, data, keys, value, ours = row_gradients('sd1', settings(**ALONE))
@@ -260,7 +260,7 @@ def test_diffusers_generates_the_exported_folder_as_the_original_with_the_learne
     assert np.abs(exported - without).max() > 4
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', ['sd1', *(pytest.param(name, marks=pytest.mark.slow) for name in ('sdxl', 'if'))])
 def test_diffusers_reads_the_word_in_the_exported_folder_as_we_do(family):
     finetuned, workdir = learned(family)
     again = Cascade.load(workdir / 'model')
@@ -298,6 +298,7 @@ def test_sdxls_pooled_state_hears_what_follows_the_word():
     assert np.abs(at_the_word - pooled(PROMPT)).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('changes', 'moving'),
     [
@@ -327,6 +328,7 @@ def test_the_rows_train_beside_lora_and_whole_networks(changes, moving, tmp_path
     assert kernels and whole != all(re.fullmatch(lora.ATTENTION_PROJECTIONS[0], path) for path in paths)
 
 
+@pytest.mark.slow
 def test_two_and_one_step_equal_three_bit_for_bit(tmp_path):
     _, whole, workdir = alone('if')
     shutil.copytree(workdir / 'base' / 'checkpoints' / '2', tmp_path / 'base' / 'checkpoints' / '2')
@@ -335,7 +337,7 @@ def test_two_and_one_step_equal_three_bit_for_bit(tmp_path):
     assert [line['step'] for line in metrics.read(tmp_path, 'base')] == [3]
 
 
-@pytest.mark.parametrize('family', ['sd1', 'sdxl'])
+@pytest.mark.parametrize('family', ['sd1', pytest.param('sdxl', marks=pytest.mark.slow)])
 def test_a_single_file_has_the_tables_that_other_programs_expect_and_the_word_beside_it(family, tmp_path):
     cascade, _ = learned(family)
     config, file = settings(), tmp_path / 'dog.safetensors'

@@ -126,6 +126,7 @@ def test_embeddings_are_those_of_diffusers(cascade):
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours(cascade):
     whole = generate(cascade, PROMPTS, num_images=3, batch_size=6, **QUICK)
     padded = generate(cascade, PROMPTS, num_images=3, batch_size=4, **QUICK)
@@ -173,6 +174,7 @@ def test_guidance_one_ignores_the_negative_prompt(cascade):
     assert np.array_equal(plain.base, told.base)
 
 
+@pytest.mark.slow
 def test_the_second_stage_has_steps_and_guidance_of_its_own(cascade):
     options = {**QUICK, 'num_images': 4, 'batch_size': 4, 'negative_prompt': NEGATIVE}
     plain = generate(cascade, PROMPTS[:1], **options)
@@ -225,18 +227,18 @@ def test_a_missing_or_unfitting_part_is_named():
         Cascade(base.with_components(text_encoder=None))
     with pytest.raises(WeightsError, match=r'^this IFPipeline has no tokenizer; give a complete pipeline\.$'):
         Cascade(dataclasses.replace(base, tokenizers={}))
-    unet = dataclasses.replace(second.denoiser, config={**second.denoiser.config, 'encoder_hid_dim': 512})
+    denoiser = dataclasses.replace(second.denoiser, config={**second.denoiser.config, 'encoder_hid_dim': 512})
     with pytest.raises(WeightsError) as error:
-        Cascade(base, second.with_components(unet=unet))
+        Cascade(base, second.with_components(unet=denoiser))
     assert str(error.value) == (
         'this IFSuperResolutionPipeline reads text embeddings of width 512 but the text encoder of this IFPipeline '
         'writes 24; give the second stage that belongs to this model.'
     )
-    unet = dataclasses.replace(second.denoiser, config={**second.denoiser.config, 'sample_size': 20})
+    denoiser = dataclasses.replace(second.denoiser, config={**second.denoiser.config, 'sample_size': 20})
     with pytest.raises(
         WeightsError, match=r'generates 20 px, no multiple of the 8 px of this IFPipeline; give the second'
     ):
-        _ = Cascade(base, second.with_components(unet=unet)).factor
+        _ = Cascade(base, second.with_components(unet=denoiser)).factor
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from dreambooth_jax.generation import class_images
 from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.generation.class_images import PriorError
 from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.system import lock
 from dreambooth_jax.training.loop import TrainingError
 from dreambooth_jax.weights.identity import scheduler_hash
 from tests.support import tiny_pipelines
@@ -44,6 +45,9 @@ class Painter:
         self.base, self.super_resolution = tiny_pipelines.base(seed), tiny_pipelines.super_resolution(seed)
         self.asked, self.batches, self.stop_after = [], [], stop_after
         self.base_size, self.clip_skip = self.base.size, 0
+
+    def release(self):
+        pass
 
     def stream(self, prompts, requests, options):
         self.options, batch_size = options, options.batch_size
@@ -136,6 +140,15 @@ def test_a_lost_or_unlisted_image_is_generated_again(tmp_path):
     painter = Painter()
     ensure_class_images(painter, ['a dog'], tmp_path, count=6, **OPTIONS)
     assert painter.asked == [('a dog', 2), ('a dog', 4)]
+
+
+def test_the_lock_of_a_killed_run_goes_where_the_folder_can_be_written(tmp_path, monkeypatch):
+    ensure_class_images(Painter(), ['a dog'], tmp_path, count=3, **OPTIONS)
+    (tmp_path / lock.FILE).touch()  # killed between the last image and the end
+    for writable in (False, True):
+        monkeypatch.setattr(class_images.os, 'access', lambda *_, writable=writable: writable)
+        assert len(ensure_class_images(Painter(), ['a dog'], tmp_path, count=3, **OPTIONS)) == 3
+        assert (tmp_path / lock.FILE).exists() != writable
 
 
 def test_of_more_than_enough_the_first_are_used_and_nothing_is_generated(tmp_path):
@@ -423,6 +436,7 @@ def test_a_run_that_trains_the_second_stage_on_class_images_gets_both_sizes(tmp_
         class_images.read(images, {'base': 8})
 
 
+@pytest.mark.slow
 def test_a_real_cascade_generates_the_same_images_after_a_break(tmp_path):
     cascade = Cascade(tiny_pipelines.base())
     whole = ensure_class_images(cascade, ['a dog'], tmp_path / 'whole', count=6, **OPTIONS)

@@ -243,6 +243,7 @@ def test_the_upscaler_generates_what_diffusers_generates_behind_the_same_base_st
     assert_same_images(images().final, high)
 
 
+@pytest.mark.slow
 def test_the_upscaler_makes_four_pixels_of_one():
     assert two_stages().factor == 4
     assert images().base.shape == (4, SIZE, SIZE, 3) and images().final.shape == (4, UPSCALED, UPSCALED, 3)

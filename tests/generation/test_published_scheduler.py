@@ -50,6 +50,7 @@ def theirs(published, sampler):
     return (generated.images * 255).round().astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('published', 'sampler', 'source'),
     [

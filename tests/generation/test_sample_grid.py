@@ -12,7 +12,7 @@ from dreambooth_jax.config import ConfigError
 from dreambooth_jax.generation import cascade as cascade_lib
 from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.generation.options import SamplingOptions
-from dreambooth_jax.generation.sample_grid import SampleGrid
+from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
 
 PROMPTS = ('a sks dog', 'a dog')
 
@@ -47,6 +47,7 @@ def test_the_grid_holds_the_images_of_both_models_and_asks_the_original_once(tmp
         sheet = samples.save(ours, tmp_path / f'{step}.png', 'a title')
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f'{step}.png').convert('RGB')), sheet)
     assert len(original.asked) == 1 and len(ours.asked) == 2 and ours.asked[0].steps == 3
+    assert original.released == 1 and ours.released == 2  # neither model waits on the devices for the next time
     assert (sheet == 7).all(axis=-1).sum() >= 2 * 2 * 8 * 8  # two prompts, two images
 
 
@@ -98,9 +99,23 @@ def test_samples_that_cannot_be_generated_are_a_warning(kind, tmp_path, caplog):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_with_several_hosts_an_error_of_a_device_is_no_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        grid().save_if_possible(Model(error=jax.errors.JaxRuntimeError('UNKNOWN: Gloo')), tmp_path / 'x.png', '')
+
+
 def test_a_mistake_of_ours_and_a_disk_that_is_full_are_no_warning(tmp_path):
     with pytest.raises(TypeError):
         grid().save_if_possible(Model(error=TypeError()), tmp_path / 'x.png', '')
     (tmp_path / 'file').touch()
     with pytest.raises(OSError):
         grid().save_if_possible(Model(), tmp_path / 'file' / 'x.png', '')
+
+
+def test_samples_are_missed_where_their_file_is_not_there(tmp_path):
+    model, state = Model(brightness=7), SimpleNamespace()
+    samples = SaveSamples(grid=grid(), cascade_of=lambda state: model, folder=tmp_path / 'base', title='base', every=2)
+    assert samples.missed(2) and samples.missed(4)
+    samples(2, state)
+    assert not samples.missed(2) and samples.missed(4)

@@ -77,7 +77,7 @@ def learned(weight):
 
 def variance_gradient(weight):
     def total(params):
-        loss, _ = small.pixel_loss(unet=small.unet, **learned(weight)).loss(
+        loss, _ = small.pixel_loss(denoiser=small.denoiser, **learned(weight)).loss(
             params, jax.tree.map(jnp.asarray, small.frozen()), small.batch(), small.keys()
         )
         return loss.sum()
@@ -171,7 +171,7 @@ def test_looked_up_text_gives_the_loss_of_computed_text():
 def test_trained_text_encoder_has_a_gradient_from_the_prompts_it_reads_alone():
     data = small.frozen()
     data['tokens']['ids'] = np.minimum(data['tokens']['ids'], 5)  # token 6 is in no prompt
-    stage = small.pixel_loss(unet=small.unet, schedule=small.schedule(), encode=encode)
+    stage = small.pixel_loss(denoiser=small.denoiser, schedule=small.schedule(), encode=encode)
 
     def total(params):
         return stage.loss(params, jax.tree.map(jnp.asarray, data), small.batch(), small.keys())[0].sum()

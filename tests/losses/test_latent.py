@@ -145,7 +145,12 @@ def losses_of_diffusers(family, *, masks=False, min_snr_gamma=None, random_flip=
         ('sd1', {}, dict(masks=True, min_snr_gamma=5.0, random_flip=True)),
         pytest.param('sd2', {}, {}, marks=pytest.mark.slow),
         pytest.param('sdxl', dict(trains_text=True), {}, marks=pytest.mark.slow),
-        ('upscaler', dict(trains_text=True), dict(masks=True, min_snr_gamma=5.0, random_flip=True)),
+        pytest.param(
+            'upscaler',
+            dict(trains_text=True),
+            dict(masks=True, min_snr_gamma=5.0, random_flip=True),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_loss_equals_that_of_diffusers_on_the_same_examples_noise_and_times(family, made, weighed):
@@ -183,7 +188,7 @@ def latents_of(kind, data, keys, *, image=None, **weights):
     stage_of, options = STAGES[kind]
     examples = small.batch(len(keys)) if image is None else {'image': np.array(image, np.int32)}
     stage = stage_of(
-        unet=lambda params, *inputs, **labels: params['answer'],
+        denoiser=lambda params, *inputs, **labels: params['answer'],
         schedule=small.schedule('sample'),
         scaling_factor=0.5,
         objective=Objective(**weights),

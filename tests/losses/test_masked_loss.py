@@ -25,7 +25,7 @@ def white(data):
 def loss_and_gradient(kind, data, answer, **options):
     """The stage's losses f32[B] and their gradient by what a network that always answers `answer` says."""
     stage_of, settings = KINDS[kind]
-    stage = stage_of(unet=lambda params, *inputs, **labels: params['answer'], **settings, **options)
+    stage = stage_of(denoiser=lambda params, *inputs, **labels: params['answer'], **settings, **options)
 
     def total(answer):
         loss, parts = stage.loss(

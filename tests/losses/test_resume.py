@@ -64,14 +64,14 @@ def base():
     def encode(params, tokens):
         return {'encoder_hidden_states': encoder(params['text_encoder'], tokens['ids'])}
 
-    stage = small.pixel_loss(unet=unet, encode=encode, schedule=schedule, objective=OBJECTIVE)
+    stage = small.pixel_loss(denoiser=unet, encode=encode, schedule=schedule, objective=OBJECTIVE)
     return stage, {'unet': unet_params, 'text_encoder': encoder_params}
 
 
 def super_resolution():
     unet, unet_params = network(UNet2DConditionModel, SUPER_RESOLUTION_UNET, 2)
     stage = small.enlarging_loss(
-        unet=unet,
+        denoiser=unet,
         schedule=small.schedule('epsilon', 'learned_range'),
         noising_schedule=small.schedule(),
         factor=2,
@@ -111,6 +111,7 @@ class Run:
         return state, numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('made', [base, pytest.param(super_resolution, marks=pytest.mark.slow)])
 def test_three_and_three_steps_equal_six_bit_for_bit(made, tmp_path):
     run = Run(made)

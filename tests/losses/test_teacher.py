@@ -53,14 +53,16 @@ def kernels(kind, learned=False, seed=0):
     return small.kernel(inputs, outputs * (1 + learned), seed)
 
 
-def example_losses(kind, params, frozen, *, unet=small.unet, class_examples=4, teacher=True, encode=None, **settings):
+def example_losses(
+    kind, params, frozen, *, denoiser=small.denoiser, class_examples=4, teacher=True, encode=None, **settings
+):
     """f32[ROWS], their parts, and the gradient of the class examples' sum."""
     stage_of, options, *_ = KINDS[kind]
     stage = stage_of(
         **options,
-        unet=unet,
+        denoiser=denoiser,
         encode=encode,
-        teacher=small.teacher(unet, class_examples) if teacher else None,
+        teacher=small.teacher(denoiser, class_examples) if teacher else None,
         **{'schedule': small.schedule(), **settings},
     )
 
@@ -80,7 +82,13 @@ def moved(params, by=0.01):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'class_examples'), [*((kind, 4) for kind in KINDS), ('super_resolution', None), ('pixel', 5)]
+    ('kind', 'class_examples'),
+    [
+        ('pixel', 4),
+        *(pytest.param(kind, 4, marks=pytest.mark.slow) for kind in list(KINDS)[1:]),
+        ('super_resolution', None),
+        ('pixel', 5),
+    ],
 )
 def test_before_training_class_examples_have_no_loss_and_the_others_theirs(kind, class_examples):
     params = kernels(kind)
@@ -111,7 +119,7 @@ def test_the_loss_of_a_class_example_is_the_weighted_distance_of_the_two_answers
     seen = []
 
     def spy(params, x, t, encoder_hidden_states):
-        answer = small.unet(params, x, t, encoder_hidden_states)
+        answer = small.denoiser(params, x, t, encoder_hidden_states)
         look = lambda *arrays: seen.append([np.asarray(array) for array in arrays])  # noqa: E731
         jax.debug.callback(look, x, t, encoder_hidden_states, answer)
         return answer
@@ -120,7 +128,7 @@ def test_the_loss_of_a_class_example_is_the_weighted_distance_of_the_two_answers
         'pixel',
         params,
         data(teacher=start['unet']),
-        unet=spy,
+        denoiser=spy,
         schedule=schedule,
         objective=Objective(min_snr_gamma=gamma),
     )
@@ -138,6 +146,7 @@ def test_the_loss_of_a_class_example_is_the_weighted_distance_of_the_two_answers
     np.testing.assert_allclose(loss[CLASS], distance * np.minimum(snr, gamma) / (snr + 1), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('weight', [0.5, 0.0])
 def test_the_variance_of_a_class_example_is_held_to_that_of_the_frozen_model(weight):
     start = kernels('pixel', learned=True)
@@ -211,8 +220,8 @@ def steps(placement, gradient_accumulation_steps, count=3):
         if isinstance(placement, Pmap)
         else None
     )
-    teacher = small.teacher(small.unet, class_examples)
-    stage = small.pixel_loss(unet=small.unet, schedule=small.schedule(), teacher=teacher)
+    teacher = small.teacher(small.denoiser, class_examples)
+    stage = small.pixel_loss(denoiser=small.denoiser, schedule=small.schedule(), teacher=teacher)
     tx = optax.sgd(0.5)
     make = functools.partial(
         make_train_step,
@@ -238,6 +247,7 @@ def on_one_device():
     return steps(Pmap(jax.devices()[:1]), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('placement', 'gradient_accumulation_steps'),
     [

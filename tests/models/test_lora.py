@@ -152,7 +152,7 @@ def test_the_scale_of_a_merge_is_of_all_that_the_adapters_change(dora):
         np.testing.assert_array_equal(whole[name], lora.merge(params, rank=RANK, alpha=ALPHA)[name])
 
 
-@pytest.mark.parametrize('outputs', ['all', 'one'])
+@pytest.mark.parametrize('outputs', [pytest.param('all', marks=pytest.mark.slow), 'one'])
 def test_dora_on_a_kernel_of_zeros_is_finite_and_learns(outputs):
     """As output layers of fresh models are: there is no direction yet that a length could be given to."""
     apply, params = adapted(dora=True)
@@ -204,7 +204,7 @@ def test_merged_kernels_are_those_of_peft():
             assert largest_relative_difference(params[f'{name}.kernel'], theirs) < 1e-5
 
 
-@pytest.mark.parametrize('dora', [False, True])
+@pytest.mark.parametrize('dora', [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('component, inputs', [('unet', 2), ('text_encoder', 1)])
 def test_a_fresh_adapter_changes_nothing(component, inputs, dora):
     config = tiny.UNET if component == 'unet' else tiny.TEXT_ENCODER

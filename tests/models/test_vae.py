@@ -93,7 +93,7 @@ def both(name):
     )
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', ['stable_diffusion', pytest.param('other_values', marks=pytest.mark.slow)])
 def test_vae_encodes_and_decodes_as_diffusers(name):
     for ours, theirs in both(name).outputs:
         assert ours.dtype == jnp.float32
@@ -133,6 +133,7 @@ def test_scale_and_size_of_latents_are_those_of_the_published_models():
     assert vae.size_divisor(CONFIGS['stable_diffusion']) == 4  # the upscaler's three blocks
 
 
+@pytest.mark.slow
 def test_vae_in_bfloat16_stays_near_float32_with_float32_output():
     run = both('stable_diffusion')
     apply, abstract = functional.abstract(
@@ -218,3 +219,29 @@ def test_inputs_that_do_not_fit_are_named_in_one_sentence():
         run.apply(run.params, pixels[:, :, :10], method='encode')
     with pytest.raises(ValueError, match=r'^vae: latents have shape \(2, 2, 3, 3\) but must be \[B, H, W, 4\]$'):
         run.apply(run.params, latents[..., :3], method='decode')
+
+
+def upsampled(latents):
+    """In a decoder's place: what every latent becomes depends on it alone."""
+    return jnp.repeat(jnp.repeat(latents[..., :3], 2, axis=1), 2, axis=2)
+
+
+@pytest.mark.parametrize('side', [8, 9, 13, 14, 15, 20, 31])
+def test_tiles_join_without_a_seam(side):
+    latents = np.random.default_rng(0).normal(size=(2, side, 11, 4)).astype(np.float32)
+    image = vae.decode_in_tiles(upsampled, latents, scale=2, tile=8)
+    np.testing.assert_allclose(image, upsampled(latents), atol=1e-6)
+
+
+def test_tiles_overlap_by_a_quarter_and_fade_into_each_other():
+    starts, weights = vae._tiles(side=14, tile=8, scale=2)
+    assert starts.tolist() == [0, 6] and weights.shape == (2, 16)
+    np.testing.assert_allclose(weights[0], [*12 * [1], 1, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(weights[1], [0, 0.25, 0.5, 0.75, *12 * [1]])
+
+
+def test_an_image_of_one_tile_is_decoded_as_it_is():
+    latents = np.ones((1, 8, 8, 4), np.float32)
+    seen = []
+    vae.decode_in_tiles(lambda x: seen.append(x) or x, latents, scale=2, tile=8)
+    assert len(seen) == 1 and seen[0] is latents

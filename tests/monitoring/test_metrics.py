@@ -100,6 +100,15 @@ def test_tensorboard_sees_scalars_and_images_under_their_stage(tmp_path):
     assert events(tmp_path) == ([(1, 'base/loss'), (2, 'base/samples')], [])
 
 
+def test_tensorboard_sees_what_was_flushed_while_the_run_goes_on(tmp_path):
+    writer = metrics.Metrics(tmp_path, 'base')
+    writer.write(1, {'loss': 0.5})
+    writer.flush()
+    writer.write(2, {'loss': 0.5})
+    assert events(tmp_path) == ([(1, 'base/loss')], [])
+    writer.close()
+
+
 def test_resumed_stage_does_not_hide_another_ones_numbers_in_tensorboard(tmp_path):
     for stage, resume_step in (('base', 0), ('super_resolution', 1)):
         writer = metrics.Metrics(tmp_path, stage, resume_step=resume_step)

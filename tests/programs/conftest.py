@@ -8,6 +8,8 @@ import jax
 import pytest
 from absl import app, flags
 
+from tests.support.holding import hold  # noqa: F401
+
 
 class Ended(NamedTuple):
     """How a program ended: its exit code, what it printed, and its last words on stderr."""

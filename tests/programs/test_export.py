@@ -1,53 +1,24 @@
 """export from the command line: what a run has trained, in every format."""
 
-import json
 import shutil
 
-import jax
 import numpy as np
-import optax
 import pytest
 
-from dreambooth_jax.config import BaseConfig, DataConfig, DreamBoothConfig, LoraConfig, to_dict
+from dreambooth_jax.config import BaseConfig, DataConfig, DreamBoothConfig, LoraConfig
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.finetune import formats
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import lora
-from dreambooth_jax.training.checkpoint import Checkpoints
-from dreambooth_jax.training.state import init_state
 from dreambooth_jax.weights import files, folders, lora_files
 from tests.support import same_noise, tiny_latent_pipelines, tiny_pipelines
+from tests.support.written_runs import assert_shifted, begun, save
 
 
 @pytest.fixture
 def workdir(tmp_path):
     """A run that has written its settings and no checkpoint yet."""
     return begun(tmp_path / 'run', tiny_pipelines.folder())
-
-
-def begun(folder, model, **settings):
-    folder.mkdir()
-    data = DataConfig(instance_dir='photos', instance_prompt='a sks dog', class_prompt='a dog')
-    config = DreamBoothConfig(model=str(model), data=data, **settings)
-    (folder / 'config.json').write_text(json.dumps(to_dict(config)))
-    return folder
-
-
-def save(workdir, stage, steps, params, *, ema=False):
-    """Checkpoints whose weights are `params` + step, and their average `params` + step + 0.5."""
-    checkpoints = Checkpoints(workdir / stage / 'checkpoints', keep=9)
-    for step in steps:
-        state = init_state(jax.tree.map(lambda x, at=step: x + at, params), optax.sgd(1e-3), ema=ema)
-        if ema:
-            state.ema = jax.tree.map(lambda x: x + 0.5, state.ema)
-        checkpoints.save(step, state, wait=True)
-    checkpoints.close()
-
-
-def assert_shifted(params, original, shift):
-    assert params.keys() == original.keys()
-    for name, value in original.items():
-        np.testing.assert_allclose(params[name], value + np.float32(shift), atol=1e-6)
 
 
 def test_the_newest_averages_of_both_stages_are_exported(program, tmp_path):
@@ -144,8 +115,8 @@ def test_diffusers_generates_the_same_with_a_single_file(program, family, tmp_pa
     model, file = tiny_latent_pipelines.folder(family), tmp_path / 'dog.safetensors'
     run = begun(tmp_path / 'run', model)
     rng = np.random.default_rng(0)
-    unet = same_noise.cascade(family).base.denoiser.params
-    save(run, 'base', [0], {'unet': {name: value * rng.uniform(0.8, 1.2) for name, value in unet.items()}})
+    params = same_noise.cascade(family).base.denoiser.params
+    save(run, 'base', [0], {'unet': {name: value * rng.uniform(0.8, 1.2) for name, value in params.items()}})
     ended = program('export', f'--workdir={run}', '--format=single_file', f'--output={file}')
     count = len(files.read_header(file).shapes)
     assert (ended.code, ended.out) == (0, f'base: checkpoint 0\n{file} holds {count} tensors, read back and equal\n')

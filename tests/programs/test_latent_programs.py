@@ -46,7 +46,7 @@ def model(family):
     return f'--config.model={tiny.folder(family)}', '--config.super_resolution_model=none'
 
 
-@pytest.mark.parametrize('family', ['sd1', 'sdxl'])
+@pytest.mark.parametrize('family', ['sd1', pytest.param('sdxl', marks=pytest.mark.slow)])
 def test_sample_generates_with_a_folder_of_stable_diffusion(family, program, tmp_path, monkeypatch):
     shared, load = tiny.cascade(family), Cascade.load.__func__
 
@@ -93,6 +93,7 @@ def test_dry_run_tells_the_plan_of_both_stages_and_writes_nothing(program, confi
     assert 'super_resolution: 3 steps of 1 examples, ' in plan
 
 
+@pytest.mark.slow
 def test_dry_run_counts_both_text_encoders_of_xl(program, config, tmp_path):
     plan = plan_of(
         program(

@@ -96,6 +96,7 @@ def test_both_lora_files_of_a_run_generate_the_same_in_diffusers_as_its_merged_m
             pipe.unload_lora_weights()
 
 
+@pytest.mark.slow
 def test_lora_files_say_what_they_are(program, run_of, tmp_path):
     run = run_of(program, 'sd1')
     for name, implementation in (('lora_peft', 'diffusers'), ('lora_kohya', 'diffusers')):
@@ -137,6 +138,7 @@ def test_an_image_with_the_lora_file_is_the_image_of_the_merged_model(program, r
     assert same_noise.difference(plain, merged) > 20
 
 
+@pytest.mark.slow
 def test_a_merged_single_file_is_the_model_that_the_run_wrote(program, run_of, tmp_path):
     run, file = run_of(program, 'sd1'), tmp_path / 'dog.safetensors'
     ended = program('export', f'--workdir={run}', '--format=single_file', f'--output={file}')
@@ -149,9 +151,10 @@ def test_a_merged_single_file_is_the_model_that_the_run_wrote(program, run_of, t
             np.testing.assert_allclose(found.components[component][name], value, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_a_lora_file_cannot_be_is_said_in_one_sentence(program, run_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(Cascade, 'generate', lambda *_, **__: pytest.fail('drew'))
     run, model = run_of(program, 'sd1'), tiny_latent_pipelines.folder('sd1')
+    monkeypatch.setattr(Cascade, 'generate', lambda *_, **__: pytest.fail('drew'))
     file = tmp_path / 'x.safetensors'
     assert program('export', f'--workdir={run}', '--format=lora_peft', f'--output={file}').code == 0
 

@@ -1,24 +1,19 @@
-"""sample and find_identifier from the command line, and the ways in which every program may end."""
+"""sample from the command line: which images it writes, by whose settings, and what is wrong in one sentence."""
 
 import dataclasses
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_jax import program as program_lib
 from dreambooth_jax.config import STORYBOOK_ENLARGING, STORYBOOK_SAMPLING
 from dreambooth_jax.generation.cascade import Cascade
 from tests.support import tiny_pipelines
 from tests.support.generating import generate
 
-PROGRAMS = ('sample', 'generate_prior', 'export', 'find_identifier', 'pretrain', 'train')
 QUICK = ('--steps=2', '--guidance_scale=1', '--sampler=ddim', '--batch_size=4', '--num_images=2')
 
 
@@ -170,52 +165,3 @@ def test_sample_names_what_is_wrong(program, tmp_path):
     assert said(model, '--prompt=a', '--output=o', '--steps=0') == (
         'flag --steps=0: 0 is not a positive integer (--help lists the flags)'
     )
-
-
-def test_find_identifier_lists_rare_tokens_rarest_first(program):
-    ended = program('find_identifier', f'--model={tiny_pipelines.folder()}', '--count=3')
-    assert (ended.code, ended.error) == (0, '')
-    heading, *rows = ended.out.splitlines()
-    assert heading.split() == ['id', 'text', 'score']
-    assert len(rows) == 3 and rows[0].split()[1] == 'sks'
-    scores = [float(row.split()[2]) for row in rows]
-    assert scores == sorted(scores)
-
-
-def test_find_identifier_names_a_model_without_tokenizer(program):
-    second = tiny_pipelines.folder() / 'super_resolution'
-    ended = program('find_identifier', f'--model={second}')
-    assert (ended.code, ended.error) == (
-        1,
-        f"model '{second}' has no tokenizer; give a base stage, which reads the prompts.",
-    )
-
-
-def test_help_is_printed_with_exit_code_0_and_before_anything_slow_is_imported():
-    for name in PROGRAMS:
-        command = [sys.executable, '-X', 'importtime', '-m', f'dreambooth_jax.{name}', '--help']
-        ended = subprocess.run(command, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-        assert f'python -m dreambooth_jax.{name}' in ended.stdout
-        lines = ended.stderr.splitlines()
-        assert all(line.startswith('import time:') for line in lines)
-        imported = {line.split('|')[-1].strip() for line in lines}
-        assert 'absl.flags' in imported and not imported & {'jax', 'numpy', 'transformers', 'orbax', 'PIL.Image'}
-
-
-def test_every_error_for_people_is_known_by_its_name():
-    for module, name in program_lib.SENTENCES:
-        kind = getattr(__import__(module, fromlist=[name]), name)
-        assert program_lib.explained(kind('a sentence')) == 'a sentence'
-    assert program_lib.explained(OSError(28, 'No space left on device', 'out/a.png')) == (
-        f'a.png could not be written to {Path("out").absolute()}: the disk is full; make room there and start the same '
-        f'command again'
-    )
-    assert program_lib.explained(OSError('what happened')) == 'what happened'
-    assert program_lib.explained(ValueError('a bug')) is None
-
-
-def test_a_bug_keeps_its_traceback(program, tmp_path, monkeypatch):
-    monkeypatch.setattr(Cascade, 'load', lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        program('sample', '--model=m', '--prompt=a', f'--output={tmp_path}')

@@ -11,7 +11,9 @@ from PIL import Image
 
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.monitoring import metrics
+from dreambooth_jax.system import ending
 from dreambooth_jax.training import hosts
+from dreambooth_jax.training.checkpoint import CheckpointError
 from dreambooth_jax.training.hosts import Address
 from dreambooth_jax.weights import files
 from tests.conftest import XLA_FLAGS
@@ -62,6 +64,63 @@ def test_no_cluster_is_one_sentence(monkeypatch):
         '--distributed finds no cluster that tells where the processes meet (coordinator_address should be defined.); '
         'give --coordinator_address, --num_processes and --process_id'
     )
+
+
+def test_processes_that_do_not_come_together_are_one_sentence(monkeypatch):
+    def initialize(**_):
+        raise jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: Barrier timed out.\nmore')
+
+    monkeypatch.setattr(jax.config, 'update', lambda *_: None)
+    monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+    with pytest.raises(ConfigError) as error:
+        hosts.join(True)
+    assert str(error.value) == (
+        '--distributed: the processes of this run did not all come together in time (DEADLINE_EXCEEDED: Barrier timed '
+        'out); start the same command on all hosts'
+    )
+
+
+RESET = jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllGather failed: Connection reset by peer\nmore')
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """How a process of two was ended: [(exit code, last words)]."""
+    calls = []
+    monkeypatch.setattr(ending, 'end', lambda *given: calls.append(given))
+    monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    return calls
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_process_that_loses_another_ends_at_once_with_a_sentence(wrapped, ended):
+    with hosts.together():
+        if wrapped:
+            raise CheckpointError('checkpoint 2 could not be written') from RESET
+        raise RESET
+    assert ended == [
+        (
+            1,
+            'another process of this run has ended or cannot be reached (UNKNOWN: Gloo AllGather failed: Connection '
+            'reset by peer); what it says itself tells why. Start the same command on all hosts again: it goes on from '
+            'the last checkpoint',
+        )
+    ]
+
+
+@pytest.mark.parametrize('error', [ValueError('no'), jax.errors.JaxRuntimeError('INTERNAL: no'), CheckpointError('no')])
+def test_other_errors_of_a_process_stay_what_they_are(error, ended):
+    with pytest.raises(type(error)) as caught, hosts.together():
+        raise error
+    assert caught.value is error and ended == []
+
+
+def test_a_process_alone_has_nobody_to_lose(ended, monkeypatch):
+    monkeypatch.setattr(jax, 'process_count', lambda: 1)
+    with pytest.raises(jax.errors.JaxRuntimeError), hosts.together():
+        raise RESET
+    assert ended == []
 
 
 def start(config, run, devices, *arguments, module='dreambooth_jax.train'):

@@ -1,8 +1,12 @@
-"""Checks what PyTorch's libraries report while they load files that we wrote."""
+"""What is said: errors of ours in one sentence, and reports of PyTorch's libraries while they load files of ours."""
 
 import contextlib
 import logging
 import warnings
+
+import pytest
+
+from dreambooth_jax.weights.errors import WeightsError
 
 
 @contextlib.contextmanager
@@ -22,3 +26,11 @@ def nothing_reported(*allowed: str):
             logger.removeHandler(handler)
     records += [str(warning.message) for warning in warned if warning.category in (UserWarning, RuntimeWarning)]
     assert [text for text in records if not text.startswith(allowed)] == []
+
+
+def sentence_of(read, *arguments, **options):
+    """The WeightsError of a call, which must be one sentence."""
+    with pytest.raises(WeightsError) as error:
+        read(*arguments, **options)
+    assert '\n' not in str(error.value) and str(error.value).endswith('.')
+    return str(error.value)

@@ -44,7 +44,7 @@ def kernel(inputs=3, outputs=3, seed=0):
     return {'unet': {'kernel': 0.1 * np.random.default_rng(seed).normal(size=(3, 3, inputs, outputs)).astype('f4')}}
 
 
-def unet(params, x, t, encoder_hidden_states, class_labels=None):
+def denoiser(params, x, t, encoder_hidden_states, class_labels=None):
     """One convolution, plus a shift that depends on the example's text states, its time and its label."""
     labels = 0 if class_labels is None else class_labels
     moved = jnp.mean(encoder_hidden_states, axis=(1, 2)) + 1e-4 * t + 1e-3 * labels
@@ -54,19 +54,19 @@ def unet(params, x, t, encoder_hidden_states, class_labels=None):
     return answer + moved[:, None, None, None]
 
 
-def told(unet):
+def told(denoiser):
     """A network as the losses call it."""
-    return functools.partial(deepfloyd_if.BASE.predict, unet)
+    return functools.partial(deepfloyd_if.BASE.predict, denoiser)
 
 
-def pixel_loss(*, unet, schedule, space=None, **settings):
+def pixel_loss(*, denoiser, schedule, space=None, **settings):
     space = space or PixelSpace()
-    return DenoisingLoss(denoiser='unet', predict=told(unet), process=schedule, space=space, **settings)
+    return DenoisingLoss(denoiser='unet', predict=told(denoiser), process=schedule, space=space, **settings)
 
 
-def enlarging_loss(*, unet, schedule, noising_schedule, space=None, factor=2, **settings):
+def enlarging_loss(*, denoiser, schedule, noising_schedule, space=None, factor=2, **settings):
     settings |= {'process': schedule, 'noising_process': noising_schedule, 'factor': factor}
-    return SuperResolutionLoss(denoiser='unet', predict=told(unet), space=space or PixelSpace(), **settings)
+    return SuperResolutionLoss(denoiser='unet', predict=told(denoiser), space=space or PixelSpace(), **settings)
 
 
 def latent_loss(*, scaling_factor=0.5, **settings):
@@ -77,8 +77,8 @@ def latent_enlarging_loss(*, scaling_factor=0.5, **settings):
     return enlarging_loss(space=LatentSpace(scaling_factor=scaling_factor), **settings)
 
 
-def teacher(unet, class_examples=None):
-    return Distillation(told(unet), class_examples)
+def teacher(denoiser, class_examples=None):
+    return Distillation(told(denoiser), class_examples)
 
 
 def run(kind, params=None, data=None, examples=None, example_keys=None, **settings):
@@ -89,9 +89,9 @@ def run(kind, params=None, data=None, examples=None, example_keys=None, **settin
         seen.update(x=x, t=t, text=encoder_hidden_states)
         if class_labels is not None:
             seen['class_labels'] = class_labels
-        return unet(params, x, t, encoder_hidden_states, class_labels)
+        return denoiser(params, x, t, encoder_hidden_states, class_labels)
 
-    stage = kind(unet=spy, **settings)
+    stage = kind(denoiser=spy, **settings)
     examples = batch() if examples is None else examples
     example_keys = keys(len(examples['image'])) if example_keys is None else example_keys
 

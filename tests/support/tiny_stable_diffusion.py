@@ -147,3 +147,14 @@ def pipeline(family: str) -> diffusers.DiffusionPipeline:
     else:
         parts |= {'safety_checker': None, 'feature_extractor': None, 'requires_safety_checker': False}
     return PIPELINES[family](**parts)
+
+
+def folder_configs(family):
+    """Configurations as a folder holds them."""
+    names = {'text_encoder': 'CLIPTextModel', 'text_encoder_2': 'CLIPTextModelWithProjection'}
+    return {
+        component: config
+        if component not in names
+        else {'model_type': 'clip_text_model', 'architectures': [names[component]], **config}
+        for component, config in CONFIGS[family].items()
+    }

@@ -1,6 +1,7 @@
-"""A small network in both frameworks, and its whole sampling trajectories in this package and in diffusers."""
+"""A small network and schedules in both frameworks, and whole sampling trajectories here and in diffusers."""
 
 import functools
+import inspect
 
 import diffusers
 import jax
@@ -14,7 +15,7 @@ from diffusers.schedulers import (
     scheduling_euler_ancestral_discrete,
 )
 
-from dreambooth_jax.diffusion import samplers
+from dreambooth_jax.diffusion import samplers, schedules
 from dreambooth_jax.diffusion.sampler_list import SAMPLERS
 
 CLASSES = {name: getattr(diffusers, sampler.diffusers_class) for name, sampler in SAMPLERS.items()}
@@ -23,6 +24,22 @@ RANDOM = np.random.default_rng(11)
 MIX = RANDOM.normal(size=(CHANNELS, 2 * CHANNELS)).astype(np.float32)
 START = RANDOM.normal(size=(ROWS, SIZE, SIZE, CHANNELS)).astype(np.float32)
 FRESH = RANDOM.normal(size=(20, ROWS, SIZE, SIZE, CHANNELS)).astype(np.float32)
+# Settings of Stable Diffusion, of DeepFloyd IF, and of IF with the dynamic thresholding of Imagen.
+LATENT = dict(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012, clip_sample=False)
+PIXEL = dict(beta_schedule='squaredcos_cap_v2')
+IMAGEN = dict(**PIXEL, thresholding=True, dynamic_thresholding_ratio=0.95, sample_max_value=1.5)
+
+
+def both(sampler, settings, **more):
+    """(our Schedule, diffusers' scheduler) from the same settings."""
+    settings = {**settings, **more}
+    kind = CLASSES[sampler]
+    ours = schedules.from_config({'_class_name': kind.__name__, **settings})
+    takes = inspect.signature(kind.__init__).parameters
+    known = {key: value for key, value in settings.items() if key in takes}
+    if sampler == 'dpmsolver++' and 'learned' not in settings.get('variance_type', ''):
+        known.pop('variance_type', None)
+    return ours, kind(**known)
 
 
 def network(x, t, channels=CHANNELS):
@@ -77,3 +94,11 @@ def assert_close(ours, theirs, tolerance=1e-4):
     assert np.all(np.isfinite(theirs))
     difference = np.max(np.abs(ours - theirs)) / max(1.0, np.max(np.abs(theirs)))
     assert difference < tolerance, f'largest difference {difference:.1e}'
+
+
+def assert_ten_steps_equal(monkeypatch, sampler, settings, **more):
+    """Compares ten steps with the same settings here and in diffusers."""
+    ours, theirs = both(sampler, settings, **more)
+    channels = 2 * CHANNELS if ours.learns_variance else CHANNELS
+    expected = trajectory_there(monkeypatch, sampler, theirs, 10, channels=channels)
+    assert_close(trajectory_here(sampler, ours, 10, channels=channels), expected)

@@ -89,6 +89,7 @@ def temporary_bytes(placement, gradient_accumulation_steps, unroll):
     return compiled.lower(state, {}, jax.random.key(0), batch).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('placement', 'unroll'), [('one', False), ('one', True), ('pmap', False), ('fsdp', False)])
 def test_memory_falls_with_the_number_of_micro_batches(placement, unroll):
     whole, quarter = temporary_bytes(placement, 1, False), temporary_bytes(placement, 4, unroll)

@@ -55,6 +55,7 @@ def losses(workdir):
     return [line['loss'] for line in metrics.read(workdir, 'toy')]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_two_buckets_ends_as_the_uninterrupted_one(whole, tmp_path):
     feed = Feed(0, STEPS, COUNTS, toy.CLASSES)
     assert {feed.bucket(step) for step in range(3)} == {feed.bucket(step) for step in range(3, 6)} == {0, 1}
@@ -75,6 +76,7 @@ def test_the_loss_of_a_step_is_that_of_its_buckets_examples(whole):
     assert losses(whole[0])[0] == pytest.approx(float(per_example[:3].mean() + 0.7 * per_example[3:].mean()), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('placement', ['pmap', pytest.param('fsdp', marks=pytest.mark.slow)])
 def test_four_devices_take_the_steps_of_one(placement, whole, tmp_path):
     train(tmp_path, 3, placement=placement)

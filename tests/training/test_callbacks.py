@@ -29,6 +29,9 @@ class Score:
         self.seen.append((self.name, step))
         return self.numbers
 
+    def missed(self, step):
+        return False
+
 
 def told(*rhythms, **options):
     """A pretended training with callbacks 'a', 'b', ... of these rhythms, and (name, step) of their calls."""
@@ -109,6 +112,9 @@ class Norm:
 
     def __call__(self, step, state):
         return {'norm': float(sum(np.square(x).sum() for x in jax.tree.leaves(state.params)))}
+
+    def missed(self, step):
+        return False
 
 
 def test_numbers_land_in_the_metrics_of_their_step_also_after_a_resume(tmp_path):

@@ -121,6 +121,20 @@ def test_save_that_was_cut_short_is_not_read(tmp_path):
     toy.assert_same(Checkpoints(tmp_path).restore(small_state()), small_state(6.0))
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for at in (9, 12):
+        checkpoints.save(at, small_state(at))
+    checkpoints.close()
+    shutil.copytree(tmp_path / '9', tmp_path / '15.orbax-checkpoint-tmp')  # a save that no later one repeats
+    shutil.copytree(tmp_path / '9', tmp_path / '3')  # it was about to be deleted
+    shutil.copytree(tmp_path / '9', tmp_path / '6')
+    shutil.rmtree(next((tmp_path / '6').glob('**/d')))  # it was deleted in part
+    again = Checkpoints(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['12', '9']
+    toy.assert_same(again.restore(small_state(), 9), small_state(9))
+
+
 def test_process_killed_while_it_saves_leaves_the_last_good_one(tmp_path):
     """A real kill: the child is gone by SIGKILL the moment the second save's folder appears."""
     checkpoints = Checkpoints(tmp_path)

@@ -20,9 +20,13 @@ class Call:
 
     function: Callable
     every: int
+    missing: bool = False
 
     def __call__(self, step, state):
         return self.function(step, state)
+
+    def missed(self, step):
+        return self.missing
 
 
 @dataclasses.dataclass
@@ -34,6 +38,7 @@ class Told:
     per_dispatch: int = 1
     save_every: int = 0
     sample_every: int = 0
+    samples_missing: bool = False
     losses: dict = dataclasses.field(default_factory=dict)  # by the step that they end
     gradients: dict = dataclasses.field(default_factory=dict)
     callbacks: list = dataclasses.field(default_factory=list)
@@ -89,7 +94,7 @@ class Told:
                 TrainState(self.first, None, None, None),
                 program,
                 Call(self.save, self.save_every),
-                [Call(self.sample, self.sample_every), *self.callbacks],
+                [Call(self.sample, self.sample_every, self.samples_missing), *self.callbacks],
                 steps=self.steps,
                 steps_per_dispatch=self.per_dispatch,
                 log=log,
@@ -120,6 +125,18 @@ def test_last_step_is_saved_and_sampled_once_where_the_rhythm_meets_it():
     told.run()
     assert told.of('save') == [4, 8]
     assert told.of('sample') == [4, 8]
+
+
+def test_samples_that_a_kill_came_before_are_made_up_for_and_others_are_not_made_twice():
+    told = Told(first=6, steps=8, sample_every=3, samples_missing=True)
+    assert told.run() == (8, True)
+    assert told.events[0] == ('sample', 6) and told.of('sample') == [6, 8] and told.of('save') == [8]
+    told = Told(first=6, steps=8, sample_every=3)
+    assert told.run() == (8, True) and told.of('sample') == [8]
+    for first, due in ((0, [3, 6, 8]), (5, [6, 8]), (8, [8])):  # no step yet, not due, due at the end anyway
+        told = Told(first=first, steps=8, sample_every=3, samples_missing=True)
+        told.run()
+        assert told.of('sample') == due
 
 
 def test_dispatches_are_shortened_to_meet_saves_samples_and_the_end():

@@ -150,6 +150,7 @@ def test_compressed_moments_are_what_is_saved():
     assert toy.Run(kind='bfloat16').state.opt_state[1][0].nu['unet']['conv_in.kernel'].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('placement', ['pmap', 'fsdp'])
 def test_int8_moments_on_four_devices_take_the_steps_of_one(placement):
     one, many = toy.Run('one', 'int8'), toy.Run(placement, 'int8')

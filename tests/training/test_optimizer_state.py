@@ -168,6 +168,7 @@ def distance(kind):
     return {name: norm(ours[name] - theirs[name]) / norm(theirs[name] - start[name]) for name in ours}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('kind', 'limit'), [('bfloat16', 0.02), ('int8', 0.06)])
 def test_training_follows_float32(kind, limit):
     away = distance(kind)

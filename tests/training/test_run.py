@@ -264,16 +264,6 @@ def test_a_run_that_was_begun_under_old_names_goes_on(tmp_path):
         run.begin(changed(config, 'prior.kind', 'images'), tmp_path)
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '{"models": {}}', '{"models": {}, "photos": {"a": [{"name": 1}]}}'])
-def test_a_damaged_list_of_inputs_is_a_sentence(text, tmp_path):
-    found = Inputs({'base': {'weights': 'a'}}, {})
-    trained(CONFIG, tmp_path, found=found)
-    (tmp_path / 'inputs.json').write_text(text)
-    assert refusal(CONFIG, tmp_path, found) == (
-        f'{tmp_path}/inputs.json is damaged; restore it, or start another run with --workdir'
-    )
-
-
 def test_a_model_is_held_to_that_of_the_stages_that_have_trained(tmp_path):
     def inputs(base, second):
         return Inputs({'base': {'weights': base}, 'super_resolution': {'weights': second}}, {})

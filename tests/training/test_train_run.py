@@ -159,7 +159,7 @@ def test_run_with_other_shapes_is_refused_and_its_checkpoint_stays(tmp_path):
     assert steps_written(tmp_path) == [1, 2]
 
 
-@pytest.mark.parametrize('placement', ['pmap', 'fsdp'])
+@pytest.mark.parametrize('placement', ['pmap', pytest.param('fsdp', marks=pytest.mark.slow)])
 def test_run_begun_on_four_devices_goes_on_on_one(placement, whole, tmp_path):
     train(tmp_path, placement=placement, steps=4, per_dispatch=2)
     state, finished = train(tmp_path)

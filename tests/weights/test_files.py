@@ -1,5 +1,6 @@
 """safetensors files: dtypes, shards, damage, refusals, and writing all or nothing."""
 
+import contextlib
 import json
 import os
 
@@ -138,6 +139,21 @@ def test_a_failed_write_replaces_nothing(tmp_path, monkeypatch):
     assert one_sentence(error)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ['x.safetensors']
+
+
+@pytest.mark.parametrize('options', [{}, {'max_shard_bytes': 200}], ids=['whole', 'sharded'])
+def test_what_a_killed_write_left_goes_with_the_next(options, tmp_path, monkeypatch):
+    def kill(*arguments):
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, 'replace', kill)
+        patched.setattr(files.disk, 'unfinished', contextlib.nullcontext)
+        with pytest.raises(SystemExit):
+            files.write_tensors(tmp_path / 'x.safetensors', some_tensors(), **options)
+    assert os.listdir(tmp_path) and all(name.endswith('.part') for name in os.listdir(tmp_path))
+    written = files.write_tensors(tmp_path / 'x.safetensors', some_tensors(), **options)
+    assert sorted(os.listdir(tmp_path)) == sorted(path.name for path in written)
 
 
 @pytest.mark.parametrize(

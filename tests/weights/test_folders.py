@@ -165,6 +165,20 @@ def test_a_failed_export_replaces_nothing(pipelines, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ['model']
 
 
+def test_what_a_killed_export_left_is_removed_and_no_stage_is_lost(pipelines, tmp_path):
+    base, second = pipelines
+    folder = folders.write_pipeline(base, tmp_path / 'model', super_resolution=second)
+    (tmp_path / '.model.part' / 'new' / 'unet').mkdir(parents=True)
+    (tmp_path / '.model.part' / 'new' / 'unet' / 'config.json').write_text('{"half')
+    folder.rename(tmp_path / '.model.old')  # killed between the two moves
+    folders.write_pipeline(base, folder)
+    assert os.listdir(tmp_path) == ['model'] and read_pipeline(folder / 'super_resolution').denoiser is not None
+    assert sorted(path.name for path in (folder / 'unet').iterdir()) == [
+        'config.json',
+        'diffusion_pytorch_model.safetensors',
+    ]
+
+
 def test_export_never_replaces_a_folder_of_something_else(pipelines, tmp_path):
     (tmp_path / 'photos').mkdir()
     (tmp_path / 'photos' / 'dog.jpg').touch()

@@ -21,7 +21,8 @@ from dreambooth_jax.weights.pipeline import network_tensors
 from tests.support import bent_folders, smallest_pipelines, tiny_latent_pipelines
 from tests.support import published_stable_diffusion as published
 from tests.support import tiny_networks as tiny
-from tests.support.tiny_stable_diffusion import CONFIGS
+from tests.support.reports import sentence_of
+from tests.support.tiny_stable_diffusion import CONFIGS, folder_configs
 
 SD, XL = 'StableDiffusionPipeline', 'StableDiffusionXLPipeline'
 IF, IF_SECOND = 'IFPipeline', 'IFSuperResolutionPipeline'
@@ -33,30 +34,12 @@ SECOND = {'unet': tiny.SUPER_RESOLUTION_UNET, 'text_encoder': tiny.TEXT_ENCODER}
 VARIANT = 'x is a variant of {} that takes {} channels (inpainting, editing or depth), but {} are supported'
 
 
-def configs_of(family):
-    """Configurations as a folder holds them."""
-    names = {'text_encoder': 'CLIPTextModel', 'text_encoder_2': 'CLIPTextModelWithProjection'}
-    return {
-        component: config
-        if component not in names
-        else {'model_type': 'clip_text_model', 'architectures': [names[component]], **config}
-        for component, config in CONFIGS[family].items()
-    }
-
-
 def bent(tmp_path, kind, file, **changes):
     """A copy of a smallest pipeline with some keys of one file changed."""
     folder = bent_folders.copied(smallest_pipelines.folder(kind), tmp_path / 'bent')
     for key, value in changes.items():
         bent_folders.bend(folder / file, key, value)
     return folder
-
-
-def sentence_of(read, *arguments, **options):
-    with pytest.raises(WeightsError) as error:
-        read(*arguments, **options)
-    assert '\n' not in str(error.value) and str(error.value).endswith('.')
-    return str(error.value)
 
 
 @pytest.mark.parametrize('class_name', [SD, 'StableDiffusionInpaintPipeline', 'StableDiffusionInstructPix2PixPipeline'])
@@ -77,7 +60,7 @@ def test_a_unet_of_more_channels_gives_the_sentence_of_a_single_file(tmp_path, c
 
 @pytest.mark.parametrize('family', CONFIGS)
 def test_networks_of_every_family_pass(family):
-    guard.check_networks(of_class(CLASS_OF[family]), configs_of(family), 'x')
+    guard.check_networks(of_class(CLASS_OF[family]), folder_configs(family), 'x')
 
 
 @pytest.mark.parametrize('family', published.CONFIGS)
@@ -93,67 +76,6 @@ def test_published_models_pass(family):
 def test_networks_of_deepfloyd_if_pass():
     guard.check_networks(of_class(IF), PIXELS, 'x')
     guard.check_networks(of_class(IF_SECOND), SECOND, 'x')
-
-
-CLIP_2 = configs_of('sdxl')['text_encoder_2']
-
-
-@pytest.mark.parametrize(
-    ('class_name', 'configs', 'component', 'change', 'sentence'),
-    [
-        (SD, 'sd1', 'unet', {'in_channels': 5}, VARIANT.format('Stable Diffusion', 5, 4)),
-        (SD, 'sd1', 'unet', {'in_channels': 7}, VARIANT.format('Stable Diffusion', 7, 4)),
-        (SD, 'sd1', 'unet', {'out_channels': 8}, 'the UNet of x predicts 8 channels but the latents of its VAE have 4'),
-        (SD, 'sd1', 'vae', {'latent_channels': 16}, 'x predicts 4 channels but the latents of its VAE have 16'),
-        (SD, 'sd1', 'vae', {'in_channels': 6}, 'the VAE of x has in_channels 6, but images have 3'),
-        (SD, 'sd1', 'unet', {'cross_attention_dim': 48}, 'text embeddings of width 48 but its text encoder writes 32'),
-        (SD, 'sd1', 'text_encoder', {'hidden_size': 64}, 'text embeddings of width 32 but its text encoder writes 64'),
-        (SD, 'sd1', 'unet', {'cross_attention_dim': [32, 48, 32]}, 'of width 32 and 48 but its text encoder writes 32'),
-        (SD, 'sd1', 'unet', {'num_class_embeds': 10}, 'x has class_embed_type None and num_class_embeds 10, which is'),
-        (SD, 'sd1', 'unet', {'class_embed_type': 'timestep'}, "x has class_embed_type 'timestep' and num_class_embeds"),
-        (SD, 'sd1', 'unet', {'time_cond_proj_dim': 256}, 'time_cond_proj_dim is 256 but must be None: a UNet that is'),
-        (SD, 'sd1', 'unet', {'num_attention_heads': 8}, 'num_attention_heads is 8 but must be None: no other value is'),
-        (SD, 'sd1', 'unet', {'quantization_config': {'a': 1}}, 'quantization_config is there, but quantised weights'),
-        (SD, 'sd1', 'unet', {'_class_name': 'UNet2DModel'}, "_class_name is 'UNet2DModel' but must be 'UNet2DConditi"),
-        (SD, 'sd1', 'vae', {'scaling_factor': float('inf')}, 'scaling_factor is inf but must be a positive number'),
-        (XL, 'sdxl', 'unet', {'addition_embed_type': None}, 'x has addition_embed_type None, which is no UNet of'),
-        (
-            XL,
-            'sdxl',
-            'text_encoder_2',
-            {'projection_dim': 32},
-            'but its text_encoder_2 and 6 numbers of 256 features make 1568',
-        ),
-        (XL, 'sdxl', 'text_encoder_2', {'architectures': ['CLIPTextModel']}, '6 numbers of 256 features make 1600'),
-        (
-            'StableDiffusionUpscalePipeline',
-            'upscaler',
-            'unet',
-            {'in_channels': 4},
-            VARIANT.format('the Stable Diffusion x4 upscaler', 4, 7),
-        ),
-        ('StableDiffusionUpscalePipeline', 'upscaler', 'unet', {'num_class_embeds': None}, 'which is no UNet of the S'),
-        (IF, PIXELS, 'unet', {'in_channels': 6}, VARIANT.format('DeepFloyd IF', 6, 3)),
-        (IF, PIXELS, 'unet', {'out_channels': 4}, 'predicts 4 channels, but 3 are supported, or 6 with a learned'),
-        (IF, PIXELS, 'text_encoder', CLIP_2, 'the text_encoder of x is a CLIP, but DeepFloyd IF reads prompts with'),
-        (IF, PIXELS, 'text_encoder', {'relative_attention_num_buckets': 2}, 'num_buckets is 2 but must be an integer'),
-        (IF_SECOND, SECOND, 'unet', {'in_channels': 3}, VARIANT.format("DeepFloyd IF's second stage", 3, 6)),
-        (IF_SECOND, SECOND, 'unet', {'class_embed_type': None}, "which is no UNet of DeepFloyd IF's second stage"),
-    ],
-)
-def test_networks_that_do_not_fit_are_one_sentence(class_name, configs, component, change, sentence):
-    configs = dict(configs_of(configs) if isinstance(configs, str) else configs)
-    configs[component] = {**({} if change is CLIP_2 else configs[component]), **change}
-    assert sentence in sentence_of(guard.check_networks, of_class(class_name), configs, 'x')
-
-
-def test_a_unet_alone_is_held_to_itself():
-    """Where only the UNet is read: its VAE and text encoder are not known, and are not asked for."""
-    guard.check_networks(of_class(SD), {'unet': {**CONFIGS['sd1']['unet'], 'cross_attention_dim': 48}}, 'x')
-    unet = {**CONFIGS['sd1']['unet'], 'in_channels': 9}
-    assert VARIANT.format('Stable Diffusion', 9, 4) in sentence_of(
-        guard.check_networks, of_class(SD), {'unet': unet}, 'x'
-    )
 
 
 def test_classes_that_diffusers_reads_as_the_plain_one_are_read():

@@ -148,6 +148,7 @@ def loaded(url, cache, *names):
     return json.loads(ended.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_hub_model_is_downloaded_once_and_then_read_without_the_hub(hub, tmp_path):
     needed = sorted(contents(tiny_latent_pipelines.folder('sd1')))
     single = tmp_path / 'alone' / 'x.safetensors'

@@ -12,7 +12,7 @@ from flax import nnx
 
 from dreambooth_jax.families.sdxl_files import SDXL
 from dreambooth_jax.models import functional, lora
-from dreambooth_jax.weights import files, lora_files, lora_names
+from dreambooth_jax.weights import files, lora_files
 from dreambooth_jax.weights.folders import abstract_network
 from dreambooth_jax.weights.lora_files import Adapter, read_lora, write_lora
 from tests.support import tiny_lora_hosts
@@ -98,10 +98,10 @@ def equal(ours, theirs):
     'format, dora, sdxl',
     [
         ('lora_peft', False, False),
-        ('lora_peft', True, False),
-        ('lora_peft', False, True),
+        pytest.param('lora_peft', True, False, marks=pytest.mark.slow),
+        pytest.param('lora_peft', False, True, marks=pytest.mark.slow),
         ('lora_kohya', False, False),
-        ('lora_kohya', False, True),
+        pytest.param('lora_kohya', False, True, marks=pytest.mark.slow),
     ],
 )
 def test_diffusers_loads_every_layer_of_stable_diffusion(format, dora, sdxl, tmp_path):
@@ -121,6 +121,7 @@ def test_diffusers_loads_every_layer_of_stable_diffusion(format, dora, sdxl, tmp
         assert largest_relative_difference(plain, ours) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('format, dora', [('lora_peft', False), ('lora_peft', True), ('lora_kohya', False)])
 def test_our_adapted_networks_compute_what_diffusers_does_with_their_file(format, dora, tmp_path, tokenizer_folder):
     pipeline = tiny.torch_pipeline(tokenizer_folder)
@@ -235,49 +236,6 @@ def test_layers_of_different_rank_and_alpha_become_one_adapter(tmp_path):
     down, up = (tensors[f'lora_unet_mid_block_attentions_0_to_q.lora_{part}.weight'] for part in ('down', 'up'))
     wanted = np.einsum('or,ri->io', up[:, :, 0, 0], down[:, :, 0, 0])
     np.testing.assert_allclose(merged['mid_block.attentions.0.to_q.kernel'], wanted, rtol=1e-5, atol=1e-6)
-
-
-def test_kohya_names_are_those_of_published_files():
-    published = {
-        (
-            'unet',
-            'down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0',
-            False,
-        ): 'lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_out_0',
-        (
-            'unet',
-            'mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj',
-            False,
-        ): 'lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj',
-        ('text_encoder', 'text_model.encoder.layers.11.mlp.fc1', False): 'lora_te_text_model_encoder_layers_11_mlp_fc1',
-        ('unet', 'down_blocks.1.attentions.0.proj_in', True): 'lora_unet_input_blocks_4_1_proj_in',
-        (
-            'unet',
-            'down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_v',
-            True,
-        ): 'lora_unet_input_blocks_8_1_transformer_blocks_9_attn2_to_v',
-        (
-            'unet',
-            'mid_block.attentions.0.transformer_blocks.3.attn1.to_q',
-            True,
-        ): 'lora_unet_middle_block_1_transformer_blocks_3_attn1_to_q',
-        ('unet', 'up_blocks.0.attentions.2.proj_out', True): 'lora_unet_output_blocks_2_1_proj_out',
-        ('unet', 'up_blocks.1.resnets.1.conv_shortcut', True): 'lora_unet_output_blocks_4_0_skip_connection',
-        ('unet', 'up_blocks.0.upsamplers.0.conv', True): 'lora_unet_output_blocks_2_2_conv',
-        ('unet', 'down_blocks.0.downsamplers.0.conv', True): 'lora_unet_input_blocks_3_0_op',
-        (
-            'text_encoder',
-            'text_model.encoder.layers.0.self_attn.q_proj',
-            True,
-        ): 'lora_te1_text_model_encoder_layers_0_self_attn_q_proj',
-        (
-            'text_encoder_2',
-            'text_model.encoder.layers.31.mlp.fc2',
-            True,
-        ): 'lora_te2_text_model_encoder_layers_31_mlp_fc2',
-    }
-    for (component, path, sdxl), name in published.items():
-        assert lora_names.kohya_name(component, path, original=sdxl) == name
 
 
 def test_headers_say_what_readers_ask_for(tmp_path):

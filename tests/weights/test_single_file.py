@@ -35,22 +35,10 @@ def family(request):
 
 
 @pytest.fixture(scope='module')
-def original(family):
-    return original_layout.to_original(tiny.components(family), configs(family), layout=LAYOUTS[family])
-
-
-@pytest.fixture(scope='module')
 def written(family, tmp_path_factory):
     path = tmp_path_factory.mktemp(family) / 'model.safetensors'
     assert single_file.write_single_file(path, tiny.components(family), configs(family), layouts=ORIGINALS) == path
     return path
-
-
-def test_from_original_is_the_inverse_of_to_original(family, original):
-    back = original_layout.from_original(original, configs(family), layout=LAYOUTS[family])
-    assert back.keys() == tiny.components(family).keys()
-    for component, tensors in tiny.components(family).items():
-        same(back[component], tensors)
 
 
 def test_diffusers_opens_the_file_as_the_pipeline_that_was_written(family, written, tmp_path, caplog, capfd):
@@ -185,75 +173,6 @@ def test_known_configuration_comes_before_what_is_derived(tmp_path):
     assert found.configs['unet']['block_out_channels'] == tiny.UNET['block_out_channels']
 
 
-BESIDES = {
-    'sd1': [
-        'model_ema.decay',
-        'model_ema.diffusion_modelinput_blocks00weight',
-        'betas',
-        'alphas_cumprod',
-        'alphas_cumprod_prev',
-        'sqrt_one_minus_alphas_cumprod',
-        'log_one_minus_alphas_cumprod',
-        'sqrt_recipm1_alphas_cumprod',
-        'posterior_log_variance_clipped',
-        'first_stage_model.loss.logvar',
-        'cond_stage_model.transformer.text_model.embeddings.position_ids',
-        'cond_stage_model.logit_scale',
-    ],
-    'sd2': [
-        'cond_stage_model.model.logit_scale',
-        'cond_stage_model.model.text_projection',
-        'cond_stage_model.model.attn_mask',
-        'cond_stage_model.model.transformer.resblocks.23.attn.in_proj_weight',
-    ],
-    'sdxl': ['conditioner.embedders.1.model.logit_scale', 'denoiser.sigmas', 'v_pred'],
-    'upscaler': ['low_scale_model.betas', 'low_scale_model.sqrt_alphas_cumprod', 'scale_factor'],
-}
-
-
-def test_what_the_originals_hold_besides_is_left_out(family, original):
-    more = {name: np.zeros(3, np.float32) for name in BESIDES[family]}
-    back = original_layout.from_original({**more, **original}, configs(family), layout=LAYOUTS[family])
-    for component, tensors in tiny.components(family).items():
-        same(back[component], tensors)
-
-
-def test_every_unknown_tensor_is_named(original, family):
-    unknown = {
-        'model.diffusion_model.input_blocks.1.0.in_layers.9.weight': (2, 3),
-        'model.diffusion_model.input_blocks.1.0.in_layers.2.scale': (1,),
-        'first_stage_model.encoder.down.7.block.0.norm1.weight': (4,),
-        'control_model.input_hint_block.0.weight': (5,),
-    }
-    more = {name: np.zeros(shape, np.float32) for name, shape in unknown.items()}
-    with pytest.raises(WeightsError) as error:
-        original_layout.from_original(
-            {**original, **more}, configs(family), source='x.safetensors', layout=LAYOUTS[family]
-        )
-    first = str(error.value).splitlines()[0]
-    assert first.startswith('x.safetensors holds tensors that are no part of ')
-    assert first.endswith('; give a plain model of this family:')
-    assert error.value.problems == tuple(f'{name} {list(unknown[name])}' for name in sorted(unknown))
-
-
-def test_tensors_without_a_place_in_the_layout_are_named():
-    components = {part: dict(tensors) for part, tensors in tiny.components('sd2').items()}
-    components['unet']['down_blocks.0.attentions.0.proj_in.lora_A'] = np.zeros((2, 2), np.float32)
-    query = 'text_model.encoder.layers.1.self_attn.q_proj'
-    del components['text_encoder'][f'{query}.bias']  # its key and value cannot be fused
-    with pytest.raises(WeightsError) as error:
-        original_layout.to_original(components, configs('sd2'), layout=LAYOUTS['sd2'])
-    assert str(error.value).splitlines()[0] == (
-        'the original layout of Stable Diffusion 2.x has no place for these tensors; give networks that fit their '
-        'configurations:'
-    )
-    assert error.value.problems == (
-        'unet: down_blocks.0.attentions.0.proj_in.lora_A [2, 2]',
-        f'text_encoder: {query.replace("q_proj", "k_proj")}.bias [32]',
-        f'text_encoder: {query.replace("q_proj", "v_proj")}.bias [32]',
-    )
-
-
 def test_clip_without_its_outer_name_is_read(tmp_path):
     tensors = original_layout.to_original(tiny.components('sd1'), tiny.CONFIGS['sd1'], layout=LAYOUTS['sd1'])
     path = tmp_path / 'x.safetensors'
@@ -294,17 +213,6 @@ def test_a_tensor_of_another_shape_is_an_error_for_people(family, count, tmp_pat
             assert str(path) in first or 'tokenizer_dir' in first, (name, bend)
             errors += 'tokenizer_dir' not in first  # which comes last: all that is before was right
     assert errors > count // 2
-
-
-@pytest.mark.parametrize('rank', [2, 3])
-def test_vae_attention_written_as_matrices_is_read(rank):
-    tensors = original_layout.to_original(tiny.components('sd1'), tiny.CONFIGS['sd1'], layout=LAYOUTS['sd1'])
-    name = 'first_stage_model.decoder.mid.attn_1.proj_out.weight'
-    tensors[name] = tensors[name].reshape(tensors[name].shape[:rank])
-    same(
-        original_layout.from_original(tensors, tiny.CONFIGS['sd1'], layout=LAYOUTS['sd1'])['vae'],
-        tiny.components('sd1')['vae'],
-    )
 
 
 @pytest.mark.parametrize('name', ['model.ckpt', 'model.bin'])

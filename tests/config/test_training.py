@@ -1,10 +1,10 @@
-"""The settings of the objective and the names of samplers: every error sentence, in both programs' settings."""
+"""The settings that train and pretrain share: every error sentence under the names of either program."""
 
 import dataclasses
 
 import pytest
 
-from dreambooth_jax.config import ConfigError, DreamBoothConfig, PretrainConfig, resolve
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, OptimizerConfig, PretrainConfig, resolve
 from tests.config.test_dreambooth import DOG, UNET, nest
 
 SAMPLERS = "'ddpm', 'ddim', 'dpmsolver++', 'euler', 'euler_ancestral', 'heun', 'unipc'"
@@ -23,6 +23,26 @@ UNUSED = [
     ('time_mode_scale', 0.5, 'mode', 1.29),
 ]
 PROGRAMS = [(DreamBoothConfig, DOG, 'objective.'), (PretrainConfig, UNET, '')]
+OPTIMIZERS = [(DreamBoothConfig, DOG, 'optimizer.'), (PretrainConfig, UNET, '')]
+# Settings of the optimizer that exclude each other, and the sentence for it with {} where its group's name stands.
+EXCLUDING = [
+    (
+        {'warmup_steps': 10, 'schedule': 'constant'},
+        "{}warmup_steps is 10 but {}schedule is 'constant', which has no warm-up; set the schedule to 'warmup' or "
+        "'cosine'",
+    ),
+    (
+        {'kind': 'lion', 'state_dtype': 'int8'},
+        "{}state_dtype is 'int8' but only kind 'adamw' has moments to compress; {}kind is 'lion', so leave state_dtype "
+        "at 'float32'",
+    ),
+    (
+        {'kind': 'adafactor', 'betas': (0.8, 0.9)},
+        "{}betas is (0.8, 0.9) but {}kind 'adafactor' has none; leave it None",
+    ),
+    ({'kind': 'adafactor', 'epsilon': 1e-6}, "{}epsilon is 1e-06 but {}kind 'adafactor' has none; leave it None"),
+    ({'kind': 'lion', 'epsilon': 1e-6}, "{}epsilon is 1e-06 but {}kind 'lion' has none; leave it None"),
+]
 
 
 def message(kind, settings):
@@ -48,6 +68,27 @@ def test_what_the_distribution_does_not_have_is_refused(kind, start, group, name
     settings = nest(f'{group}{name}', value, nest(f'{group}time_distribution', of, start))
     found = resolve(kind, settings)
     assert getattr(found.objective if group else found, name) == value
+
+
+@pytest.mark.parametrize(('kind', 'start', 'group'), OPTIMIZERS)
+@pytest.mark.parametrize(('settings', 'sentence'), EXCLUDING)
+def test_settings_of_the_optimizer_that_exclude_each_other_are_refused(kind, start, group, settings, sentence):
+    for name, value in settings.items():
+        start = nest(f'{group}{name}', value, start)
+    assert message(kind, start) == sentence.replace('{}', f'config.{group}')
+
+
+@pytest.mark.parametrize(('kind', 'betas'), [('adamw', (0.8, 0.9)), ('lion', (0.9, 0.99)), ('prodigy', None)])
+def test_what_an_optimizer_has_may_be_given(kind, betas):
+    assert resolve(OptimizerConfig, {'kind': kind, 'betas': betas}).betas == betas
+
+
+def test_a_multiplier_is_no_learning_rate():
+    settings = OptimizerConfig(kind='prodigy')
+    settings.check_learning_rate(0.01, 'config.x')
+    OptimizerConfig(kind='lion').check_learning_rate(1e-6, 'config.x')
+    with pytest.raises(ConfigError, match="^config.x is 0.009 but the optimizer's kind is 'prodigy', .* set it to 1.0"):
+        settings.check_learning_rate(0.009, 'config.x')
 
 
 @pytest.mark.parametrize('name', ['prior.sampler', 'samples.sampler'])

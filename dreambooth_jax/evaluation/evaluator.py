@@ -1,0 +1,139 @@
+"""Evaluators: what is measured of a subject in the images of a model, and what a number means.
+
+An evaluator takes `generate` and a subject and returns columns: one number per image, so that means over prompts, over
+kinds of prompts and over subjects are made in one place (`summary`). To add one, write a class like those here and name
+it in `evaluators`.
+
+Sources: Ruiz et al. 2023, sections 4.1 and 4.3, and what scores.py names.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from dreambooth_jax.evaluation import scores
+from dreambooth_jax.evaluation.encoders import Encoder, PerceptualDistance
+from dreambooth_jax.evaluation.protocol import Generate, Subject
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Column:
+    """One number for each of N images.
+
+    Attributes:
+      values: f64[N].
+      prompts: the prompt of each image.
+      kinds: the kind of each prompt (text.prompts.KINDS), or the word 'class' for images of the class.
+    """
+
+    values: np.ndarray
+    prompts: Sequence[str]
+    kinds: Sequence[str]
+
+
+class Evaluator(Protocol):
+    """What is measured of a subject."""
+
+    def __call__(self, generate: Generate, subject: Subject) -> dict[str, Column]:
+        """Returns name -> the numbers of this model's images of this subject."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Likeness:
+    """How like the subject's photos the images are, by one encoder: fidelity, copies, retrieval and PRES.
+
+    With an encoder that reads texts too, also how like its prompt every image is (CLIP-T): without the identifier in
+    the prompt, as in the paper, and with it.
+
+    Attributes:
+      name: of the fidelity in tables, such as 'dino'; the other scores' names begin with it.
+      encoder: encodes images.
+      num_images: images per prompt.
+      class_images: images of the class prompt.
+      prompt_name: of the likeness to the prompt, such as 'clip_t'; None: it is not measured.
+    """
+
+    name: str
+    encoder: Encoder
+    num_images: int
+    class_images: int
+    prompt_name: str | None = None
+
+    def __call__(self, generate: Generate, subject: Subject) -> dict[str, Column]:
+        embed, of = self.encoder.embed_images, _columns(subject, self.num_images)
+        photos = embed(subject.photos)
+        images = embed(_flat(generate([asked.text for asked in subject.prompts], self.num_images)))
+        of_class = embed(_flat(generate([subject.class_prompt], self.class_images)))
+        look_alikes = np.concatenate([of_class, embed(subject.look_alikes)])
+        whole_class = {'prompts': [subject.class_prompt] * len(of_class), 'kinds': ['class'] * len(of_class)}
+        found = {
+            self.name: of(scores.fidelity(images, photos)),
+            f'{self.name}_copy': of(scores.copy_score(images, photos)),
+            f'{self.name}_retrieval': of(scores.retrieval(images, photos, look_alikes)),
+            f'{self.name}_pres': Column(values=scores.fidelity(of_class, photos), **whole_class),
+        }
+        if self.prompt_name is None:
+            return found
+        plain, text = (
+            np.repeat(self.encoder.embed_texts([getattr(asked, part) for asked in subject.prompts]), self.num_images, 0)
+            for part in ('plain', 'text')
+        )
+        return found | {
+            self.prompt_name: of(scores.prompt_fidelity(images, plain)),
+            f'{self.prompt_name}_with_identifier': of(scores.prompt_fidelity(images, text)),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Diversity:
+    """DIV: how different the images of one prompt are. Each image has its mean distance from the prompt's others.
+
+    Attributes:
+      distance: LPIPS.
+      num_images: images per prompt, at least 2.
+    """
+
+    distance: PerceptualDistance
+    num_images: int
+
+    def __call__(self, generate: Generate, subject: Subject) -> dict[str, Column]:
+        images = generate([asked.text for asked in subject.prompts], self.num_images)
+        pairs = list(itertools.combinations(range(self.num_images), 2))
+        first, second = (_flat(images[:, [pair[side] for pair in pairs]]) for side in (0, 1))
+        found = self.distance.distances(first, second).reshape(len(images), len(pairs))
+        tables = np.zeros((len(images), self.num_images, self.num_images))
+        for (i, j), values in zip(pairs, found.T, strict=True):
+            tables[:, i, j] = tables[:, j, i] = values
+        return {'div': _columns(subject, self.num_images)(tables.sum(axis=2).ravel() / (self.num_images - 1))}
+
+
+def summary(columns: Mapping[str, Column]) -> dict[str, Any]:
+    """Returns name -> value, low, high and images of all of it; under 'kinds' the same for each kind of prompt, and
+    under 'prompts' the mean of each prompt. JSON can hold it."""
+
+    def told(values, prompts):
+        return dataclasses.asdict(scores.score(values, prompts))
+
+    found = {}
+    for name, column in columns.items():
+        prompts, kinds = np.asarray(column.prompts), np.asarray(column.kinds)
+        found[name] = told(column.values, prompts) | {
+            'kinds': {
+                kind: told(column.values[kinds == kind], prompts[kinds == kind]) for kind in dict.fromkeys(kinds)
+            },
+            'prompts': {prompt: float(column.values[prompts == prompt].mean()) for prompt in dict.fromkeys(prompts)},
+        }
+    return found
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(-1, *images.shape[2:])
+
+
+def _columns(subject: Subject, num_images: int):
+    prompts = [asked.text for asked in subject.prompts for _ in range(num_images)]
+    kinds = [asked.kind for asked in subject.prompts for _ in range(num_images)]
+    return lambda values: Column(values=np.asarray(values, np.float64), prompts=prompts, kinds=kinds)

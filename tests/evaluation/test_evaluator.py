@@ -1,0 +1,137 @@
+"""Evaluators: their columns, counted another way, and how they are summed up."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dreambooth_jax.evaluation import evaluator
+from dreambooth_jax.evaluation.protocol import Asked, Subject
+
+PROMPTS = (
+    Asked('context', 'a sks dog in the snow', 'a dog in the snow'),
+    Asked('context', 'a sks dog on the beach', 'a dog on the beach'),
+    Asked('property', 'a red sks dog', 'a red dog'),
+)
+COUNT, OF_CLASS = 3, 5
+
+
+def image(text, number):
+    return np.random.default_rng([*text.encode(), number]).integers(0, 256, (4, 4, 3), np.uint8)
+
+
+def generate(prompts, num_images):
+    return np.stack([[image(prompt, number) for number in range(num_images)] for prompt in prompts])
+
+
+class Encoder:
+    """An image is embedded as its mean colour, a text as the mean colour of its first image."""
+
+    @staticmethod
+    def embed_images(images):
+        found = [np.asarray(pixels, np.float32).mean(axis=(0, 1)) for pixels in images]
+        return np.stack([row / np.linalg.norm(row) for row in found]) if found else np.zeros((0, 3), np.float32)
+
+    def embed_texts(self, texts):
+        return self.embed_images([image(text, 0) for text in texts])
+
+
+class Distance:
+    @staticmethod
+    def distances(first, second):
+        return np.array([np.abs(one.astype(int) - other).mean() for one, other in zip(first, second, strict=True)])
+
+
+@pytest.fixture(scope='module')
+def subject():
+    photos, others = ([image(name, number) for number in range(4)] for name in ('photos', 'others'))
+    return Subject(
+        name='sks dog',
+        instance_prompt='a sks dog',
+        class_prompt='a dog',
+        photos=tuple(photos),
+        prompts=PROMPTS,
+        look_alikes=tuple(others),
+    )
+
+
+@pytest.fixture(scope='module')
+def columns(subject):
+    measure = evaluator.Likeness(
+        name='clip_i', encoder=Encoder(), num_images=COUNT, class_images=OF_CLASS, prompt_name='clip_t'
+    )
+    return measure(generate, subject)
+
+
+def cosine(one, other):
+    one, other = (Encoder.embed_images([pixels])[0].astype(float) for pixels in (one, other))
+    return float(one @ other)
+
+
+def test_every_column_has_a_number_for_every_image(columns):
+    assert {name: len(column.values) for name, column in columns.items()} == {
+        'clip_i': 9,
+        'clip_i_copy': 9,
+        'clip_i_retrieval': 9,
+        'clip_i_pres': 5,
+        'clip_t': 9,
+        'clip_t_with_identifier': 9,
+    }
+    assert list(columns['clip_i'].kinds) == ['context'] * 6 + ['property'] * 3
+    assert list(columns['clip_i'].prompts) == [asked.text for asked in PROMPTS for _ in range(COUNT)]
+    assert set(columns['clip_i_pres'].kinds) == {'class'} and set(columns['clip_i_pres'].prompts) == {'a dog'}
+
+
+def test_numbers_belong_to_their_images(columns, subject):
+    images = [image(asked.text, number) for asked in PROMPTS for number in range(COUNT)]
+    like = [[cosine(pixels, photo) for photo in subject.photos] for pixels in images]
+    np.testing.assert_allclose(columns['clip_i'].values, np.mean(like, axis=1), atol=1e-6)
+    np.testing.assert_allclose(columns['clip_i_copy'].values, np.max(like, axis=1), atol=1e-6)
+    of_class = [image('a dog', number) for number in range(OF_CLASS)]
+    pres = [np.mean([cosine(pixels, photo) for photo in subject.photos]) for pixels in of_class]
+    np.testing.assert_allclose(columns['clip_i_pres'].values, pres, atol=1e-6)
+
+
+def test_prompts_are_compared_without_the_identifier_and_with_it(columns):
+    for name, part in (('clip_t', 'plain'), ('clip_t_with_identifier', 'text')):
+        wanted = [
+            cosine(image(asked.text, number), image(getattr(asked, part), 0))
+            for asked in PROMPTS
+            for number in range(COUNT)
+        ]
+        np.testing.assert_allclose(columns[name].values, wanted, atol=1e-6)
+    assert columns['clip_t_with_identifier'].values[0] == pytest.approx(1)
+
+
+def test_class_images_and_other_subjects_are_look_alikes(columns, subject):
+    gallery = [*(image('a dog', number) for number in range(OF_CLASS)), *subject.look_alikes]
+    photos = [cosine(image(PROMPTS[0].text, 0), photo) for photo in subject.photos]
+    others = [cosine(image(PROMPTS[0].text, 0), other) for other in gallery]
+    order = [photo for _, photo in sorted([(c, True) for c in photos] + [(c, False) for c in others], reverse=True)]
+    precision = np.mean([np.mean(order[: rank + 1]) for rank, photo in enumerate(order) if photo])
+    assert columns['clip_i_retrieval'].values[0] == pytest.approx(precision)
+
+
+def test_without_a_name_for_it_nothing_is_said_of_prompts(subject):
+    found = evaluator.Likeness(name='dino', encoder=Encoder(), num_images=1, class_images=2)(generate, subject)
+    assert list(found) == ['dino', 'dino_copy', 'dino_retrieval', 'dino_pres']
+
+
+def test_diversity_is_the_mean_over_pairs_of_one_prompt(subject):
+    column = evaluator.Diversity(distance=Distance(), num_images=COUNT)(generate, subject)['div']
+    told = evaluator.summary({'div': column})['div']
+    for asked in PROMPTS:
+        pairs = itertools.combinations([image(asked.text, number) for number in range(COUNT)], 2)
+        wanted = np.mean([Distance.distances([one], [other])[0] for one, other in pairs])
+        assert told['prompts'][asked.text] == pytest.approx(wanted)
+
+
+def test_a_summary_has_means_over_prompts_of_all_and_of_each_kind():
+    column = evaluator.Column(
+        values=np.array([1.0, 0.0, 0.5, 0.5]), prompts=['a', 'a', 'b', 'c'], kinds=['x', 'x', 'x', 'y']
+    )
+    told = evaluator.summary({'score': column})['score']
+    assert told['prompts'] == {'a': 0.5, 'b': 0.5, 'c': 0.5}
+    assert (told['value'], told['images']) == (0.5, 4) and told['low'] <= 0.5 <= told['high']
+    assert told['kinds']['y'] == {'value': 0.5, 'low': None, 'high': None, 'images': 1}
+    assert told['kinds']['x']['images'] == 3

@@ -1,0 +1,109 @@
+"""What is asked of a subject, and the album of images that an interrupted evaluation goes on with."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax.config import ConfigError, DataConfig, DreamBoothConfig, SubjectConfig
+from dreambooth_jax.evaluation import protocol
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.generation.options import SamplingOptions
+from tests.support import smallest_pipelines
+
+OPTIONS = SamplingOptions(steps=2, guidance_scale=1.0, sampler='ddim', batch_size=4)
+
+
+@pytest.fixture(scope='module')
+def cascade():
+    return Cascade.load(smallest_pipelines.folder('pixels'))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    for name, size in (('1.png', (30, 20)), ('2.png', (16, 16))):
+        Image.new('RGB', size, 'red').save(folder / name)
+    return folder
+
+
+def of_data(**data):
+    return protocol.subjects_of(DreamBoothConfig(data=DataConfig(**data)), 32)
+
+
+def test_a_subject_is_asked_for_with_the_papers_prompts_of_its_class(photos):
+    (dog,) = of_data(instance_dir=str(photos), instance_prompt='a sks dog', class_prompt='a dog')
+    assert (dog.name, dog.instance_prompt, dog.class_prompt, len(dog.prompts)) == ('sks dog', 'a sks dog', 'a dog', 25)
+    assert dog.prompts[10] == ('accessory', 'a sks dog wearing a red hat', 'a dog wearing a red hat')
+    (vase,) = of_data(instance_dir=str(photos), instance_prompt='a zwx vase', class_prompt='a vase')
+    assert {asked.kind for asked in vase.prompts} == {'context', 'property'}
+    assert vase.prompts[-1] == ('property', 'a cube shaped zwx vase', 'a cube shaped vase')
+
+
+def test_photos_are_whole_and_built_in_subjects_are_painted(photos):
+    (dog,) = of_data(instance_dir=str(photos), instance_prompt='a sks dog', class_prompt='a dog')
+    assert [photo.shape for photo in dog.photos] == [(20, 30, 3), (16, 16, 3)]
+    (painted,) = of_data(subject='dog', instance_prompt='a sks dog', class_prompt='a dog')
+    assert {photo.shape for photo in painted.photos} == {(32, 32, 3)}
+
+
+def test_subjects_of_one_run_are_each_others_look_alikes(photos):
+    one = SubjectConfig(instance_dir=str(photos), instance_prompt='a sks dog', class_prompt='a dog')
+    other = SubjectConfig(subject='dog2', instance_prompt='a zwx dog', class_prompt='a dog')
+    first, second = of_data(subjects=(dataclasses.asdict(one), dataclasses.asdict(other)))
+    assert first.look_alikes == second.photos and second.look_alikes == first.photos
+
+
+def test_prompts_that_do_not_say_who_the_subject_is_are_refused(photos):
+    with pytest.raises(ConfigError) as error:
+        of_data(instance_dir=str(photos), instance_prompt='rex', class_prompt='a dog')
+    assert str(error.value) == (
+        "the run cannot be evaluated: instance prompt 'rex' must be class prompt 'a dog' with an identifier before the "
+        "class noun, as 'a sks dog' is to 'a dog'."
+    )
+
+
+def test_an_album_gives_what_the_model_generates(cascade, tmp_path):
+    prompts = ['a dog', 'a red dog']
+    album = protocol.Album(cascade, OPTIONS, tmp_path, 'run')
+    found = album(prompts, 3)
+    wanted = cascade.generate(prompts, OPTIONS, num_images=3).final
+    np.testing.assert_array_equal(found, wanted.reshape(2, 3, *wanted.shape[1:]))
+
+
+def test_an_interrupted_album_generates_only_what_is_missing(cascade, tmp_path, monkeypatch):
+    prompts = ['a dog', 'a red dog']
+    album = protocol.Album(cascade, OPTIONS, tmp_path, 'run')
+    whole = album(prompts, 2)
+    album.path('a red dog', 1).unlink()
+    asked = []
+    stream = Cascade.stream
+    monkeypatch.setattr(Cascade, 'stream', lambda self, prompts, requests, options: (
+        asked.extend(requests), stream(self, prompts, requests, options))[1])  # fmt: skip
+    again = protocol.Album(cascade, OPTIONS, tmp_path, 'run')(prompts, 2)
+    np.testing.assert_array_equal(again, whole)
+    assert asked == [(1, 1)]
+
+
+def test_images_of_another_model_or_of_other_options_are_never_taken(cascade, tmp_path):
+    folder = protocol.Album(cascade, OPTIONS, tmp_path, '').folder
+    name = next(iter(cascade.base.denoiser.params))
+    changed = {cascade.base.family.denoiser: {**cascade.base.denoiser.params}}
+    changed[cascade.base.family.denoiser][name] = cascade.base.denoiser.params[name] + 1
+    others = [
+        protocol.Album(cascade.with_params(base=changed), OPTIONS, tmp_path, ''),
+        protocol.Album(cascade, dataclasses.replace(OPTIONS, seed=1), tmp_path, ''),
+        protocol.Album(cascade, dataclasses.replace(OPTIONS, steps=3), tmp_path, ''),
+        protocol.Album(dataclasses.replace(cascade, super_resolution=None), OPTIONS, tmp_path, ''),
+    ]
+    assert len({folder, *(other.folder for other in others)}) == 5
+    # How many are generated at once changes nothing.
+    same = protocol.Album(cascade, dataclasses.replace(OPTIONS, batch_size=1), tmp_path, '')
+    assert same.folder == folder
+
+
+def test_prompts_with_the_same_letters_have_files_of_their_own(cascade, tmp_path):
+    album = protocol.Album(cascade, OPTIONS, tmp_path, '')
+    assert album.path('a dog, red', 0) != album.path('a dog red', 0)

@@ -1,0 +1,119 @@
+"""The result of a run: each stage's newest checkpoint on the model that it began with, or one sentence."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from dreambooth_jax.config import BaseConfig, ConfigError
+from dreambooth_jax.finetune.trained import read_trained
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.training.checkpoint import CheckpointError
+from tests.support import smallest_pipelines
+from tests.support.written_runs import assert_shifted, begun, save
+
+MODEL = smallest_pipelines.folder('pixels')
+
+
+@functools.cache
+def model():
+    return Cascade.load(MODEL)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return begun(tmp_path / 'run', MODEL)
+
+
+@pytest.fixture(scope='module')
+def trained_run(tmp_path_factory):
+    """A run of three checkpoints of the base stage, whose weights are averaged, and one of the second; to be read."""
+    folder = begun(tmp_path_factory.mktemp('runs') / 'dog', MODEL)
+    save(folder, 'base', [1, 3, 4], {'unet': model().base.denoiser.params}, ema=True)
+    save(folder, 'super_resolution', [2], {'unet': model().super_resolution.denoiser.params})
+    return folder
+
+
+@pytest.mark.parametrize(('step', 'of_base', 'of_second'), [(None, 4, 2), (3, 3, 2), (2, 4, 2)])
+def test_a_stage_has_the_asked_checkpoint_or_its_newest_and_averages_where_there_are_some(
+    trained_run, step, of_base, of_second
+):
+    found = read_trained(trained_run, step)
+    assert (found.name, found.stages, found.adapters) == ('dog', ('base', 'super_resolution'), {})
+    assert found.origins == [f'base: checkpoint {of_base}', f'super_resolution: checkpoint {of_second}']
+    base, second = model().base, model().super_resolution
+    assert_shifted(found.cascade.base.denoiser.params, base.denoiser.params, of_base + 0.5)
+    assert_shifted(found.cascade.super_resolution.denoiser.params, second.denoiser.params, of_second)
+    texts = found.cascade.base.components['text_encoder'].params
+    assert all(np.array_equal(texts[name], value) for name, value in base.components['text_encoder'].params.items())
+
+
+def test_a_stage_without_checkpoints_is_as_in_the_model(run):
+    save(run, 'super_resolution', [1], {'unet': model().super_resolution.denoiser.params})
+    found = read_trained(run)
+    assert found.stages == ('super_resolution',)
+    assert found.origins == [f'base: as in {MODEL}', 'super_resolution: checkpoint 1']
+
+
+def test_a_run_without_checkpoints_gives_the_model_that_it_exported(run):
+    (run / 'model').symlink_to(MODEL)
+    found = read_trained(run)
+    assert (found.stages, found.adapters, found.origins) == ((), {}, [f'both stages: {run / "model"}'])
+    assert_shifted(found.cascade.base.denoiser.params, model().base.denoiser.params, 0)
+
+
+def sentence(kind, folder, step=None):
+    with pytest.raises(kind) as error:
+        read_trained(folder, step)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def test_what_is_no_run_is_one_sentence(run, tmp_path):
+    assert sentence(ConfigError, tmp_path / 'no') == (
+        f"{tmp_path}/no is no run's folder: {tmp_path}/no/config.json is missing; give the --workdir of train"
+    )
+    assert sentence(CheckpointError, run) == (
+        f'{run} holds neither checkpoints nor a model/; start train with it first'
+    )
+    (run / 'config.json').write_text('{"seed"')
+    assert sentence(ConfigError, run).startswith(f'{run / "config.json"} is no readable JSON (')
+
+
+def test_a_step_that_no_stage_has_is_one_sentence(trained_run, run):
+    assert sentence(CheckpointError, trained_run, 9) == (
+        f'{trained_run} has no checkpoint 9: the newest of base is 4; the newest of super_resolution is 2; leave '
+        f'--step out to take the newest'
+    )
+    assert sentence(CheckpointError, run, 9) == (
+        f'{run} has no checkpoint 9: it has none; leave --step out to take the newest'
+    )
+
+
+@pytest.mark.parametrize('component', ['unet', 'text_encoder', 'vae'])
+def test_weights_that_the_model_has_no_place_for_are_one_sentence(run, component):
+    params = {'unet': model().base.denoiser.params}
+    name, value = next(iter(params['unet'].items()))
+    if component == 'unet':
+        params['unet'] = {**params['unet'], name: value[..., :1]}
+    else:
+        params[component] = {name: value}  # a text encoder that the settings do not train, or no part of the model
+    save(run, 'base', [1], params)
+    assert sentence(CheckpointError, run) == (
+        f'checkpoint 1 in {run / "base"} does not fit the {component} of the model {str(MODEL)!r}; '
+        f'put that model back as it was when the run began'
+    )
+
+
+def test_a_checkpoint_that_lacks_what_the_settings_train_is_one_sentence(tmp_path):
+    run = begun(tmp_path / 'run', MODEL, base=BaseConfig(train_text_encoder=True))
+    save(run, 'base', [1], {'unet': model().base.denoiser.params})
+    assert 'does not fit the text_encoder of the model' in sentence(CheckpointError, run)
+
+
+def test_a_damaged_checkpoint_is_one_sentence_and_no_older_one_is_taken_instead(run):
+    save(run, 'base', [1, 2], {'unet': {'kernel': np.ones((2, 3), np.float32)}})
+    for file in (run / 'base' / 'checkpoints' / '2').rglob('*'):
+        if file.is_file():
+            file.write_bytes(b'')
+    assert ' could not be read: ' in sentence(CheckpointError, run)

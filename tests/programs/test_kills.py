@@ -1,0 +1,71 @@
+"""A run that is killed in any of its phases goes on, and ends with what an undisturbed run leaves, to the byte."""
+
+import random
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.programs.test_train import CONFIG
+from tests.support import killed_runs, smallest_pipelines
+
+pytestmark = pytest.mark.slow
+MODES = killed_runs.MODES
+START_UP = 3.0  # seconds
+
+
+@pytest.fixture(scope='module')
+def new_run(tmp_path_factory):
+    """(mode, folder, seed) -> a run that has not begun; all of a mode share compiled programs."""
+    folder = tmp_path_factory.mktemp('killed_runs')
+    (folder / 'photos').mkdir()
+    for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)):
+        Image.fromarray(image).save(folder / 'photos' / f'{number}.png')
+    config = folder / 'config.py'
+    config.write_text(CONFIG.format(model=str(smallest_pipelines.folder('pixels')), photos=str(folder / 'photos')))
+
+    def new(mode, name, seed=0):
+        return killed_runs.Run(MODES[mode], config, folder / mode / name, folder / mode / 'cache', random.Random(seed))
+
+    return new
+
+
+@pytest.fixture(scope='module')
+def undisturbed(new_run):
+    """mode -> a run that has ended well."""
+    made = {}
+
+    def run(mode):
+        if mode not in made:
+            made[mode] = new_run(mode, 'undisturbed')
+            made[mode].folder.parent.mkdir()
+            made[mode].end()
+        return made[mode]
+
+    return run
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_a_run_that_is_killed_in_every_phase_ends_as_an_undisturbed_one(mode, new_run, undisturbed):
+    whole, run = undisturbed(mode), new_run(mode, 'killed_in_every_phase')
+    assert run.kill(killed_runs.at_any_moment(START_UP))
+    for name, phase in MODES[mode].phases().items():
+        while not run.kill(phase):
+            assert name == 'export'  # it may be over before the kill; a run that is started again exports again
+    for code, words in run.last_words:  # of processes that lost another
+        assert code in (1, -signal.SIGABRT)
+        assert 'another process of this run has ended' in words or 'another task died' in words
+    run.end()
+    run.assert_same(whole)
+
+
+def test_a_run_that_is_killed_at_any_moment_ends_as_an_undisturbed_one(new_run, undisturbed):
+    whole, again = undisturbed('one_device'), new_run('one_device', 'again')
+    seconds = again.end()  # with compiled programs, as it will be killed
+    again.assert_same(whole)
+    run = new_run('one_device', 'killed_at_any_moment', seed=1)
+    for _ in range(3):
+        run.kill(killed_runs.at_any_moment(seconds))
+    run.end()
+    run.assert_same(whole)

@@ -1,0 +1,54 @@
+"""Runs of the smallest pipelines as a plan sees them: their settings, photos and stages, before anything is trained."""
+
+import functools
+
+import numpy as np
+
+from dreambooth_jax.config import DreamBoothConfig, resolve
+from dreambooth_jax.data.table import Examples
+from dreambooth_jax.finetune import planned_stage
+from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
+from dreambooth_jax.training.placement import make_placement
+from tests.support import smallest_pipelines
+
+DATA = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
+QUICK = {'steps': 1, 'guidance_scale': 1.0, 'sampler': 'ddim'}
+
+
+@functools.cache
+def _model(kind):
+    return Cascade.load(smallest_pipelines.folder(kind))
+
+
+def cascade(kind):
+    """A cascade that has placed nothing yet; what it reads is read once a session."""
+    return Cascade(_model(kind).base, _model(kind).super_resolution)
+
+
+def settings(**given):
+    prior = {'num_images': 3, **QUICK, **given.pop('prior', {})}
+    samples = {**QUICK, 'num_images': 1, **given.pop('samples', {})}
+    base = {'steps': 4, **given.pop('base', {})}
+    return resolve(DreamBoothConfig, {'data': DATA, 'prior': prior, 'samples': samples, 'base': base, **given})
+
+
+def photos(cascade, config, masks=False):
+    """Instance images of both stages: three of one size."""
+    rng, found = np.random.default_rng(0), {}
+    for name, side in ((BASE, cascade.base_size), (SUPER_RESOLUTION, cascade.super_resolution_size)):
+        images = rng.integers(0, 256, (3, side, side, 3)).astype(np.uint8)
+        mask = np.full((3, side, side, 1), 255, np.uint8) if masks else None
+        found[name] = [Examples(images, ['a sks dog'] * 3, mask, ['a dog'] * 3)]
+    return found
+
+
+def planned(cascade, config, masks=False):
+    parallel = config.parallel
+    placement = make_placement(parallel.mode, fsdp_min_bytes=parallel.fsdp_min_bytes)
+    instance = photos(cascade, config, masks)
+    stages = {
+        name: planned_stage.plan_stage(config, name, cascade, instance[name], placement)
+        for name in (BASE, SUPER_RESOLUTION)
+        if getattr(config, name).steps
+    }
+    return placement, stages
