@@ -6,6 +6,7 @@ in a dataset or in a folder.
 """
 
 import contextlib
+import importlib.util
 import io
 import os
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from dreambooth_jax.data.subjects import ImageFile
 
 _FORMAT = 'array_record'
 _FILE_NAMES = ('file_name', 'filename', 'image/filename')  # what datasets call the name of an image's file
-_PACKAGES = ('tensorflow_datasets', 'importlib_resources', 'array_record')
+_PACKAGES = ('tensorflow_datasets', 'array_record', 'importlib_resources')  # TFDS imports the last two on demand
 
 
 class Dataset(NamedTuple):
@@ -47,6 +48,9 @@ def read(
       data_dir: folder of prepared datasets. None: the one of TFDS, which is the environment variable TFDS_DATA_DIR or
         ~/tensorflow_datasets.
       manual_dir: folder that dreambench is prepared from, see dreambench.py. None: downloads/manual in data_dir.
+
+    Returns:
+      The images, with the dataset's whole name.
 
     Raises:
       ImageError: if that is not possible. Its message is a clause that says what is wrong with the name.
@@ -84,19 +88,18 @@ def _keys(tfds: Any, name: str, features: Mapping[str, Any]) -> tuple[str, str |
 
 
 def _import() -> Any:
-    """Returns the module tensorflow_datasets, which knows dreambench then."""
-    try:
-        # TFDS imports these two only when it needs them.
-        import array_record.python.array_record_data_source  # noqa: F401
-        import importlib_resources  # noqa: F401
-        import tensorflow_datasets as tfds
+    """Returns the module tensorflow_datasets, which knows dreambench then.
 
-        from dreambooth_jax.datasets import dreambench  # noqa: F401
-    except ImportError as error:
-        package = (error.name or '').partition('.')[0]
-        if package not in _PACKAGES:
-            raise
-        raise ImageError(f"the package {package} is not installed; pip install -e '.[tfds]'") from None
+    Raises:
+      ImageError: if a package is missing.
+    """
+    for package in _PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise ImageError(f"the package {package} is not installed; pip install -e '.[tfds]'")
+    import tensorflow_datasets as tfds
+
+    from dreambooth_jax.datasets import dreambench  # noqa: F401
+
     return tfds
 
 

@@ -59,8 +59,10 @@ def _list(config: DreamBoothConfig, number: int) -> _Photos | None:
       ImageError, ConfigError: as `photos`.
     """
     subject = config.subjects()[number]
+    if subject.tfds is None and subject.instance_dir is None:
+        return None
     if subject.tfds is None:
-        return subject.instance_dir and _Photos(subject.instance_dir, *list_images(subject.instance_dir))
+        return _Photos(subject.instance_dir, *list_images(subject.instance_dir))
     folders = {'data_dir': config.data.tfds_dir, 'manual_dir': config.data.tfds_manual_dir}
     try:
         dataset = data_source.read(subject.tfds, subject.tfds_split, **folders)
@@ -120,7 +122,7 @@ def read(
 
     Raises:
       ImageError: for a folder, image or mask that cannot be used.
-      ConfigError: for an unknown built-in subject and a dataset that cannot be used.
+      ConfigError: for an unknown built-in subject, or a dataset that cannot be used.
     """
     square = (resolution, resolution)
     sizes = bucket_sizes(resolution, multiple) if config.data.aspect_buckets and multiple else (square,)

@@ -40,23 +40,17 @@ def untrained(monkeypatch):
 
 
 @pytest.fixture
-def storybook(program, tmp_path, monkeypatch):
-    """Trains both stages of Storybook for a few steps in a folder of the current one, without class images."""
+def train(program, tmp_path, monkeypatch):
+    """Trains both stages of a tiny model for a few steps, without class images, in a folder of the current one."""
     monkeypatch.chdir(tmp_path)
-    few = ('prior.weight=0', 'base.steps=3', 'super_resolution.steps=2', 'data.crops=2')
+    steps = ('prior.weight=0', 'base.steps=3', 'super_resolution.steps=2', 'data.crops=2')
+    few = (f'model={smallest_pipelines.folder("pixels")}', *steps)
 
     def run(*settings, workdir='run'):
         flags = [one if one.startswith('--') else f'--config.{one}' for one in (*few, *settings)]
         return program('train', f'--config={CONFIG}', f'--workdir={workdir}', *flags)
 
     return run
-
-
-@pytest.fixture
-def train(storybook):
-    """The same with the base stage of a tiny model."""
-    tiny = (f'model={smallest_pipelines.folder("pixels")}', 'super_resolution_model=none', 'super_resolution.steps=0')
-    return lambda *settings: storybook(*tiny, *settings)
 
 
 def write_folder(dataset, folder):
@@ -111,7 +105,7 @@ def test_photos_that_are_not_there_are_asked_for_before_anything_is_written(trai
 
 
 @pytest.mark.slow
-def test_a_run_on_a_dataset_is_the_run_on_a_folder_of_its_photos(storybook, tmp_path, monkeypatch):
+def test_a_run_on_a_dataset_is_the_run_on_a_folder_of_its_photos(train, tmp_path, monkeypatch):
     write = metrics.Metrics.write
 
     def write_then_end(self, step, values):
@@ -120,12 +114,12 @@ def test_a_run_on_a_dataset_is_the_run_on_a_folder_of_its_photos(storybook, tmp_
             os.kill(os.getpid(), signal.SIGTERM)
 
     write_folder('dreambench/storybook_dog', tmp_path / 'photos')
-    ended = storybook('data.instance_dir=photos', workdir='folder')
+    ended = train('data.instance_dir=photos', workdir='folder')
     assert ended.code == 0, ended.error
     with monkeypatch.context() as patched:
         patched.setattr(metrics.Metrics, 'write', write_then_end)
-        assert 'stopped in the base stage' in storybook(*DATASET, workdir='dataset').out
-    assert storybook(*DATASET, workdir='dataset').code == 0
+        assert 'stopped in the base stage' in train(*DATASET, workdir='dataset').out
+    assert train(*DATASET, workdir='dataset').code == 0
     for stage, steps in (('base', 3), ('super_resolution', 2)):
         losses = [[line['loss'] for line in metrics.read(tmp_path / run, stage)] for run in ('folder', 'dataset')]
         assert losses[0] == losses[1] and len(losses[0]) == steps
