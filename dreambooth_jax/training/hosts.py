@@ -86,7 +86,7 @@ def together() -> Iterator[None]:
             raise
         ending.end(
             1,
-            f'another process of this run has ended or cannot be reached ({_first_line(reason)}); what it says itself '
+            f'another process of this run has ended or does not answer ({_first_line(reason)}); what it says itself '
             f'tells why. Start the same command on all hosts again: it goes on from the last checkpoint',
         )
 

@@ -102,7 +102,7 @@ def test_a_process_that_loses_another_ends_at_once_with_a_sentence(wrapped, ende
     assert ended == [
         (
             1,
-            'another process of this run has ended or cannot be reached (UNKNOWN: Gloo AllGather failed: Connection '
+            'another process of this run has ended or does not answer (UNKNOWN: Gloo AllGather failed: Connection '
             'reset by peer); what it says itself tells why. Start the same command on all hosts again: it goes on from '
             'the last checkpoint',
         )

@@ -161,7 +161,8 @@ class Run:
         environment = script.environment(
             XLA_FLAGS=' '.join(f'{name}={value}' for name, value in flags.items()),
             XDG_CACHE_HOME=str(self.cache),
-            JAX_ENABLE_COMPILATION_CACHE='true',
+            # JAX keeps the programs of process 0 alone: the others would compile while it waits, 30 seconds at most.
+            JAX_ENABLE_COMPILATION_CACHE='true' if self.mode.processes == 1 else 'false',
         )
         environment.pop('JAX_COMPILATION_CACHE_DIR', None)
         words = [sys.executable, '-m', 'dreambooth_jax.train', f'--config={self.config}', f'--workdir={self.folder}']
