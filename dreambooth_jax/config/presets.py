@@ -3,6 +3,11 @@
 Each is a function that changes a ConfigDict of DreamBoothConfig; a config file applies one and then says what differs.
 Nothing was measured with the published weights of these models.
 
+They are made for what launch_tpu.sh offers by default, eight chips of 16 GB; DeepFloyd IF needs all eight for its
+weights. On one such chip, Stable Diffusion wants optimizer.state_dtype='int8' if its text encoder trains too, and SDXL
+base.gradient_accumulation_steps=4. experiments/speed says which programs of a run were counted for these chips by the
+compiler and which were not.
+
 Source: Ruiz et al. 2023, supplement; diffusers' DreamBooth examples and notes on DeepFloyd IF.
 """
 
@@ -21,6 +26,9 @@ def _stable_diffusion(config: ConfigDict) -> None:
     config.base.batch_size = 1
     config.base.learning_rate = 5e-6
     config.samples.every = 250
+    # Even so, a step of whole networks with f32 moments holds up to 14.7 GB on a device (experiments/speed). False is a
+    # third faster where there is more memory.
+    config.parallel.remat = True
 
 
 def _stable_diffusion_v1_5(config: ConfigDict) -> None:
@@ -44,6 +52,7 @@ def _sdxl(config: ConfigDict) -> None:
     # LoRA, because training the whole UNet needs 40 GB with optimizer state. The learning rate and the number of steps
     # are those of diffusers' DreamBooth LoRA example for SDXL.
     config.lora.rank = 16
+    config.prior.batch_size = 4  # images of 1024 px at once; rounded up to one per device
     config.base.steps = 500
     config.base.batch_size = 4
     config.base.learning_rate = 1e-4
@@ -53,6 +62,7 @@ def _deepfloyd_if(config: ConfigDict) -> None:
     config.model = 'DeepFloyd/IF-I-XL-v1.0'  # accept the licence on the model's page and log in
     config.super_resolution_model = 'DeepFloyd/IF-II-L-v1.0'
     config.parallel.mode = 'fsdp'
+    config.parallel.remat = True
     config.optimizer.state_dtype = 'int8'  # saves memory: the UNet has 4.3 billion parameters
     config.prior.num_images = 200
     config.prior.steps = 50

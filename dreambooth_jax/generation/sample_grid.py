@@ -43,11 +43,14 @@ class SampleGrid:
         self._answers = None
 
     def _generate(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
-        """Returns the images as lists [stage][prompt][image number]."""
+        """Returns the images as lists [stage][prompt][image number]; the devices are free of the model afterwards."""
         batch_size = self.options.batch_size or cascade.usual_batch_size
         smaller = [f'--config.samples.batch_size={batch_size // 2}'] if batch_size > 1 else []
-        with memory.explained('samples are generated', smaller):
-            generated = cascade.generate(self.prompts, self.options, num_images=self.num_images, progress=False)
+        try:
+            with memory.explained('samples are generated', smaller):
+                generated = cascade.generate(self.prompts, self.options, num_images=self.num_images, progress=False)
+        finally:
+            cascade.release()  # the training, or the other model, needs the place
         stages = [stage for stage in (generated.base, generated.super_resolution) if stage is not None]
         shape = (len(self.prompts), self.num_images)
         return [list(stage.reshape(*shape, *stage.shape[1:])) for stage in stages]
@@ -69,11 +72,9 @@ class SampleGrid:
     def save(self, cascade: Cascade, path: Path, title: str) -> np.ndarray:
         """Generates with the present weights, writes the grid as PNG and returns its pixels uint8[H, W, 3]."""
         groups = dict(zip(('ours, base stage', 'ours, super-resolution'), self._generate(cascade), strict=False))
-        cascade.release()  # the base model needs the place
         if self.original is not None:
             if self._answers is None:
                 self._answers = self._generate(self.original)[-1]
-                self.original.release()  # it is not needed again
             groups['the base model'] = self._answers
         headings = [name for name in groups for _ in range(self.num_images)]
         rows = [[image for group in groups.values() for image in group[i]] for i in range(len(self.prompts))]

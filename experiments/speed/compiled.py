@@ -1,8 +1,8 @@
 """Counts of compiled programs: kept in a folder, read where the compiler has only assigned buffers, extrapolated.
 
-The TPU compiler assigns buffers in the first tenth of its time or less; the rest goes into machine code, which nobody
-needs to count memory. `one_at_a_time` runs a script so that the compiler is stopped at that point: a process of its own
-compiles one program, notes what the compiler wrote about its buffers, and ends.
+The TPU compiler spends most of its time on machine code, after it has assigned buffers, and memory can be counted
+without it. `one_at_a_time` runs a script so that the compiler is stopped at that point: a process of its own compiles
+one program, notes what the compiler wrote about its buffers, and ends.
 """
 
 import dataclasses

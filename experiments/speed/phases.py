@@ -9,8 +9,7 @@ It is a run on four photos, with the networks of published.py. Every setting can
 those of `train --dry_run`, whose code counts them. Counts of compiled programs are kept in --workdir, by the program's
 text, so that a program is compiled once.
 
-With --buffers_only the TPU compiler is stopped once it has assigned buffers, which takes a tenth of its time or less
-(compiled.py).
+With --buffers_only the TPU compiler is stopped once it has assigned buffers, a small part of its work (compiled.py).
 
 With --depth, the denoisers have at most so many equal layers behind each other. Programs are compiled at every depth
 given; the temporaries of the whole network lie on the line through the two largest, and with a third depth the line's

@@ -147,6 +147,9 @@ class Broken:
     def generate(self, *arguments, **options):
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 bytes')
 
+    def release(self):
+        pass
+
 
 def test_samples_that_cannot_be_generated_are_a_warning_and_the_training_goes_on(tmp_path, caplog):
     options = SamplingOptions(steps=1, guidance_scale=1.0, sampler='ddim')
