@@ -50,9 +50,6 @@ class Painter:
     def release(self):
         self.released += 1
 
-    def release(self):
-        pass
-
     def stream(self, prompts, requests, options):
         self.options, batch_size = options, options.batch_size
         for first in range(0, len(requests), batch_size):
