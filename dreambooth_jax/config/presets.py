@@ -26,8 +26,8 @@ def _stable_diffusion(config: ConfigDict) -> None:
     config.base.batch_size = 1
     config.base.learning_rate = 5e-6
     config.samples.every = 250
-    # Even so, a step of whole networks with f32 moments holds up to 14.7 GB on a device (experiments/speed). Where there
-    # is more memory, False saves one more forward pass in each step.
+    # Even so, a step of whole networks with f32 moments holds up to 14.7 GB on a device (experiments/speed). With more
+    # memory than that, False saves a forward pass in each step.
     config.parallel.remat = True
 
 

@@ -44,8 +44,7 @@ class Painter:
     def __init__(self, seed=0, stop_after=None):
         self.base, self.super_resolution = tiny_pipelines.base(seed), tiny_pipelines.super_resolution(seed)
         self.asked, self.batches, self.stop_after = [], [], stop_after
-        self.base_size, self.clip_skip = self.base.size, 0
-        self.released = 0
+        self.base_size, self.clip_skip, self.released = self.base.size, 0, 0
 
     def release(self):
         self.released += 1
@@ -275,8 +274,7 @@ def settings(**changes):
 
 
 def test_a_run_gets_what_its_settings_ask_for(tmp_path):
-    painter = Painter()
-    images = class_images.class_images_of(settings(seed=9), painter, tmp_path)
+    images = class_images.class_images_of(settings(seed=9), painter := Painter(), tmp_path)
     assert painter.released == 1  # encoding, which comes next, has the devices to itself
     assert [image.path for image in images] == [tmp_path / 'prior' / f'a_dog_0000{i}.png' for i in range(3)]
     assert painter.options == SamplingOptions(
