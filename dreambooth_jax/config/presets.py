@@ -3,10 +3,10 @@
 Each is a function that changes a ConfigDict of DreamBoothConfig; a config file applies one and then says what differs.
 Nothing was measured with the published weights of these models.
 
-They are made for what launch_tpu.sh offers by default, eight chips of 16 GB; DeepFloyd IF needs all eight for its
-weights. On one such chip, Stable Diffusion wants optimizer.state_dtype='int8' if its text encoder trains too, and SDXL
-base.gradient_accumulation_steps=4. experiments/speed says which programs of a run were counted for these chips by the
-compiler and which were not.
+They are made for what launch_tpu.sh offers by default, eight chips of 16 GB. One chip is meant to do for Stable
+Diffusion 1.5 with optimizer.state_dtype='int8', text encoder included, and for SDXL with
+base.gradient_accumulation_steps=4; DeepFloyd IF needs several, which share its weights. experiments/speed says which
+programs of these runs were counted by the compiler and which were not.
 
 Source: Ruiz et al. 2023, supplement; diffusers' DreamBooth examples and notes on DeepFloyd IF.
 """
