@@ -96,6 +96,7 @@ def test_temporaries_are_extrapolated_along_the_depth_of_the_stage(module):
     assert found[0][0].total == 180 and found[0][1].endswith('from 2 and 3, where 1 is +10.0% off')
 
 
+@pytest.mark.slow
 def test_published_networks_can_be_made_shallow_and_tiny(module):
     published = module('published')
     depths = {name: stage.depth for name, stage in published.PUBLISHED.items()}

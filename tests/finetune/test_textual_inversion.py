@@ -153,7 +153,8 @@ def table_of(cascade, component):
     return rows, np.asarray(cascade.base.components[component].params[f'{rows.layer}.embedding'])
 
 
-@pytest.mark.parametrize('family', ['sd1', *(pytest.param(name, marks=pytest.mark.slow) for name in ('if', 'sdxl'))])
+@pytest.mark.slow
+@pytest.mark.parametrize('family', ['sd1', 'if', 'sdxl'])
 def test_only_the_new_rows_change(family):
     before, after, _ = alone(family)
     found = changed(before, after)
@@ -286,6 +287,7 @@ def test_the_original_cascade_reads_prompts_as_before():
     assert finetuned.programs is original('sd1').programs  # what generates is compiled once for both
 
 
+@pytest.mark.slow
 def test_sdxls_pooled_state_hears_what_follows_the_word():
     """And so it does in diffusers once a pipeline that loads the file knows where texts end."""
     finetuned, workdir = learned('sdxl')
@@ -337,7 +339,8 @@ def test_two_and_one_step_equal_three_bit_for_bit(tmp_path):
     assert [line['step'] for line in metrics.read(tmp_path, 'base')] == [3]
 
 
-@pytest.mark.parametrize('family', ['sd1', pytest.param('sdxl', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('family', ['sd1', 'sdxl'])
 def test_a_single_file_has_the_tables_that_other_programs_expect_and_the_word_beside_it(family, tmp_path):
     cascade, _ = learned(family)
     config, file = settings(), tmp_path / 'dog.safetensors'

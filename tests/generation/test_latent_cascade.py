@@ -90,13 +90,10 @@ def differ(one, other):
     return np.abs(one.astype(int) - other).max() > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('family', 'sampler', 'negatives'),
-    [
-        ('sd1', 'ddim', ['']),
-        pytest.param('sd2', 'dpmsolver++', [NEGATIVE], marks=pytest.mark.slow),
-        pytest.param('sdxl', 'ddim', ['', NEGATIVE], marks=pytest.mark.slow),
-    ],
+    [('sd1', 'ddim', ['']), ('sd2', 'dpmsolver++', [NEGATIVE]), ('sdxl', 'ddim', ['', NEGATIVE])],
 )
 def test_ten_steps_generate_what_diffusers_generates_from_the_same_noise(family, sampler, negatives):
     for negative in negatives:

@@ -152,7 +152,8 @@ def test_the_scale_of_a_merge_is_of_all_that_the_adapters_change(dora):
         np.testing.assert_array_equal(whole[name], lora.merge(params, rank=RANK, alpha=ALPHA)[name])
 
 
-@pytest.mark.parametrize('outputs', [pytest.param('all', marks=pytest.mark.slow), 'one'])
+@pytest.mark.slow
+@pytest.mark.parametrize('outputs', ['all', 'one'])
 def test_dora_on_a_kernel_of_zeros_is_finite_and_learns(outputs):
     """As output layers of fresh models are: there is no direction yet that a length could be given to."""
     apply, params = adapted(dora=True)

@@ -279,6 +279,7 @@ def test_recomputing_blocks_keeps_less_for_the_backward_pass(name):
     assert kept(recomputing(name), run.params, sample) < 0.3 * usual
 
 
+@pytest.mark.slow
 def test_unet_in_bfloat16_stays_near_float32_with_float32_output():
     run = both('stage_one')
     config = CONFIGS['stage_one']
@@ -303,6 +304,7 @@ def test_fresh_unet_predicts_zero_and_its_residual_branches_start_at_zero():
     np.testing.assert_allclose(np.std(kernel), (9 * kernel.shape[2]) ** -0.5, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_inputs_that_do_not_fit_are_named_in_one_sentence():
     run = both('stage_two')
     sample, times, text, conditions = run.inputs

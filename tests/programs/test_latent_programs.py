@@ -84,6 +84,7 @@ def plan_of(ended):
     return plan
 
 
+@pytest.mark.slow
 def test_dry_run_tells_the_plan_of_both_stages_and_writes_nothing(program, config, tmp_path):
     run = tmp_path / 'run'
     plan = plan_of(program('train', f'--config={config}', f'--workdir={run}', *model('sd1'), UPSCALER, '--dry_run'))

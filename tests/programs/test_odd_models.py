@@ -61,6 +61,7 @@ def test_every_program_says_that_a_unet_inpaints(program, config, tmp_path):
     assert not output.exists() and not (tmp_path / 'new').exists()
 
 
+@pytest.mark.slow
 def test_a_model_without_a_size_is_planned_and_generated_at_the_given_one(program, config, tmp_path, monkeypatch):
     folder = folder_with(tmp_path, sample_size=None)
     photos = tmp_path / 'photos'

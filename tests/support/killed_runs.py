@@ -64,8 +64,9 @@ class Phase(NamedTuple):
     Attributes:
       marks: folder of the run -> what shows that the phase has begun: a set that then gets another element.
       seconds: the kill comes at most so long after that.
-      killed: of several processes, 'one' of them (the others must end by themselves), the 'first', which works alone
-        there, or 'all' (where one might wait for others that were killed before they came: it does for five minutes).
+      killed: of several processes, 'one' of them, in turn (the others must end by themselves), the 'first', which works
+        alone there, or 'all' (where one might wait for others that were killed before they came: it does for five
+        minutes).
       second_stage: whether it is a part of the second stage.
     """
 
@@ -142,7 +143,7 @@ class Run:
       config: its settings file.
       folder: the folder of the run.
       cache: the folder of compiled programs.
-      rng: draws the moments of kills, and which process is killed.
+      rng: draws the moments of kills.
       most_seconds: how long the others may live after one process was killed.
     """
 
@@ -153,6 +154,7 @@ class Run:
     rng: random.Random
     most_seconds: float = 150.0
     kept: set = dataclasses.field(default_factory=set)  # lines of steps that a checkpoint holds
+    killed_alone: list = dataclasses.field(default_factory=list)  # the numbers of processes, kill by kill
     last_words: list = dataclasses.field(default_factory=list)  # (exit code, output) of processes that were not killed
 
     def start(self) -> list[subprocess.Popen]:
@@ -216,8 +218,11 @@ class Run:
                 assert time.monotonic() < until and None in [process.poll() for process in processes], self._all_said()
                 time.sleep(0.0005)
             time.sleep(self.rng.uniform(0, phase.seconds))
-            one = 0 if phase.killed == 'first' else self.rng.randrange(len(processes))
-            victims = processes if phase.killed == 'all' else [processes[one]]
+            victims = processes
+            if phase.killed != 'all':
+                one = 0 if phase.killed == 'first' else len(self.killed_alone) % len(processes)
+                self.killed_alone.append(one)
+                victims = [processes[one]]
             for process in victims:
                 process.kill()
             killed = -signal.SIGKILL in [process.wait() for process in victims]

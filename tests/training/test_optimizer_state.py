@@ -176,6 +176,7 @@ def test_training_follows_float32(kind, limit):
     assert trained(kind)[2] == pytest.approx(trained('float32')[2], rel=0.01)
 
 
+@pytest.mark.slow
 def test_rounding_to_the_nearest_would_not_follow():
     assert distance('rounded bfloat16')['bias'] > 0.4
     assert distance('rounded bfloat16')['out'] > 4 * distance('bfloat16')['out']
