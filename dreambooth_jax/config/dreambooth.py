@@ -12,6 +12,7 @@ Recipe: Ruiz et al. 2023 (DreamBooth). Where the paper is silent, the defaults a
 import dataclasses
 from typing import Literal
 
+from dreambooth_jax.config.evaluation import EvaluationConfig
 from dreambooth_jax.config.schema import Config, ConfigError, path_setting, setting
 from dreambooth_jax.config.training import (
     CheckpointConfig,
@@ -361,6 +362,7 @@ class DreamBoothConfig(Config):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: SamplesConfig = SamplesConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     # Write the trained pipeline to model/ in the run's folder, in diffusers' layout. The program export writes other
     # formats.
     export: bool = True

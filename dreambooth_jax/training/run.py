@@ -38,6 +38,7 @@ FREE = (
     'parallel.steps_per_dispatch',
     'checkpoint',
     'samples',
+    'evaluation',
     'export',
     'painters',
 )
