@@ -21,6 +21,12 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print photos, settings and plan 
 _PROFILE = flags.DEFINE_integer(
     'profile', None, 'Trace so many steps of each stage, after as many others, into WORKDIR/profile.', lower_bound=1
 )
+_EXTEND = flags.DEFINE_integer(
+    'extend',
+    None,
+    'So many more steps for the base stage of a finished run, from its newest checkpoint.',
+    lower_bound=1,
+)
 _COMPILE = flags.DEFINE_bool(
     'compile',
     False,
@@ -51,13 +57,14 @@ def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
     from dreambooth_jax.training import run
 
     # All checks come before anything is generated, trained or written, so that a wrong setting costs no time.
-    begun = ready.read(config, workdir)
+    begun = ready.read(config, workdir, _EXTEND.value)
     if planned_for is not None:
         told = plan.describe(begun.config, begun.cascade, begun.instance, planned_for)
         return print(examples.describe(begun.config, begun.instance), told, sep='\n\n')
     print(instance_images.describe(begun.instance['base']))
     with run.alone(workdir), hosts.together():
         run.begin(begun.config, workdir, begun.inputs)
+        hosts.on_first(lambda: begun.extension.write(workdir), 'write what the run is extended by')
         finetune_stages(begun, workdir)
 
 
@@ -84,7 +91,7 @@ def finetune_stages(begun, workdir: Path) -> None:
     placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
     original, cascade = begun.original.on(placement), begun.cascade.on(placement)
     photos = instance_images.whole(config, original.base_size) if config.evaluation.every else ()
-    evaluation = Evaluation.of(config, workdir, original, photos, placement)
+    evaluation = Evaluation.of(config, workdir, original, photos, placement, begun.extension.since)
     images = class_images.class_images_of(config, original, workdir, begun.class_photos)
     examples.check_class_images(config, cascade, images)
     grid = SampleGrid(

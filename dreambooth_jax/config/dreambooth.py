@@ -351,6 +351,9 @@ class DreamBoothConfig(Config):
     super_resolution_model: str | None = path_setting(None)
     # Branch, tag or commit of the second stage's model, as model_revision.
     super_resolution_model_revision: str | None = None
+    # Start from the weights of another run of the same model, its folder or its model/, instead of those of `model`.
+    # Class images and the scores of the model before training are those of `model` all the same. None: from `model`.
+    init_from: str | None = path_setting(None)
     data: DataConfig = DataConfig()
     prior: PriorConfig = PriorConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -316,7 +316,9 @@ class ScoreCheckpoints(ChoosesCheckpoint):
     def _write(self, record: dict[str, Any]) -> None:
         self._record = record
         rule = best.rule(self.evaluation.settings.max_drift)
-        content = {'stage': BASE, 'step': self.best, 'rule': rule, **record}
+        last = record['candidates'][-1]['step'] if record['candidates'] else 0
+        ended = last if self.enough(last) else None
+        content = {'stage': BASE, 'step': self.best, 'rule': rule, 'enough': ended, **record}
         hosts.on_first(lambda: best_checkpoint.write(self._workdir, content), 'write best.json')
 
 

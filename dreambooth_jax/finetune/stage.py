@@ -249,7 +249,8 @@ def make_run(
             functools.partial(getattr(original, name).family.predict, network.apply),
             pairs.most_class_examples(batch, placement.devices, parts) if whole else None,
         )
-        if trainable.denoiser not in trainable.frozen:  # its weights are copied only if it trains as a whole
+        # Its weights are copied only if the denoiser trains as a whole, or has started from others (init_from).
+        if trainable.denoiser not in trainable.frozen or config.init_from is not None:
             frozen['teacher'] = functional.cast_kernels(network.params, compute_dtype(config.parallel.dtype))
     stage = make_stage(config, name, cascade, trainable, teacher)
 

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve, with_new_names
-from dreambooth_jax.finetune import textual_inversion
+from dreambooth_jax.finetune.initial import initial
 from dreambooth_jax.finetune.stage import stage_trainable
 from dreambooth_jax.generation.cascade import STAGES, Cascade
 from dreambooth_jax.models import lora
@@ -79,13 +79,11 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
         if not (model / 'model_index.json').is_file():
             raise CheckpointError(f'{workdir} holds neither checkpoints nor a model/; start train with it first')
         return Trained(name, config, Cascade.load(model), (), {}, [f'both stages: {model}'])
-    cascade = textual_inversion.with_word(
-        Cascade.of(config), config.textual_inversion, dtype=jnp.float32, seed=config.seed
-    )
+    cascade, _ = initial(config, Cascade.of(config), dtype=jnp.float32)
     adapters, origins = {}, []
     for stage in STAGES:
         if getattr(cascade, stage) is None or stage not in found:
-            origins += [f'{stage}: as in {config.model}'] if getattr(cascade, stage) else []
+            origins += [f'{stage}: as in {config.init_from or config.model}'] if getattr(cascade, stage) else []
             continue
         at, params = found[stage]
         try:

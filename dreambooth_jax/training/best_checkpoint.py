@@ -2,7 +2,8 @@
 
 evaluation/score_checkpoints.py writes it during training; whoever reads a run's weights reads it here.
 
-    best.json   {"stage": "base", "step": 150 or null, "rule": "...", "candidates": [{"step": 50, ...}, ...], ...}
+    best.json   {"stage": "base", "step": 150 or null, "rule": "...", "enough": null or the step at which patience has
+                 ended the stage, "candidates": [{"step": 50, ...}, ...], ...}
 """
 
 import json
