@@ -66,6 +66,7 @@ def storybook(config):
     config.super_resolution.update(STORYBOOK_ENLARGING)
 
     config.checkpoint.every = 100
+    config.evaluation.every = 50  # the best of four checkpoints is kept
     config.samples.every = 100
     config.samples.update(STORYBOOK_SAMPLING, guidance_scale=2.5)  # a higher scale shows the subject less often
 

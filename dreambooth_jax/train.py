@@ -21,6 +21,12 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print photos, settings and plan 
 _PROFILE = flags.DEFINE_integer(
     'profile', None, 'Trace so many steps of each stage, after as many others, into WORKDIR/profile.', lower_bound=1
 )
+_EXTEND = flags.DEFINE_integer(
+    'extend',
+    None,
+    'So many more steps for the base stage of a finished run, from its newest checkpoint.',
+    lower_bound=1,
+)
 _COMPILE = flags.DEFINE_bool(
     'compile',
     False,
@@ -47,50 +53,31 @@ def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
     Args:
       planned_for: the devices of a plan (finetune.target.Target), which is only printed then; None: the run is run.
     """
-    from dreambooth_jax.finetune import examples, instance_images, pinned, plan, textual_inversion
-    from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
-    from dreambooth_jax.generation import class_images
-    from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, compute_dtype
-    from dreambooth_jax.training import inputs, run
+    from dreambooth_jax.finetune import examples, instance_images, plan, ready
+    from dreambooth_jax.training import run
 
     # All checks come before anything is generated, trained or written, so that a wrong setting costs no time.
-    config, original = pinned.read_pinned(config, workdir)
-    check_schedules(config, original)
-    check_lora_targets(config, original)
-    cascade = textual_inversion.with_word(
-        original, config.textual_inversion, dtype=compute_dtype(config.parallel.dtype), seed=config.seed
-    )
-    # A run that was begun before must continue with the same models and photos.
-    models = {BASE: original.base}
-    if config.super_resolution.steps and original.super_resolution is not None:
-        models[SUPER_RESOLUTION] = original.super_resolution
-    photos = instance_images.photos(config)
-    if own := class_images.own_photos(config):
-        photos[inputs.CLASS_PHOTOS] = own
-    learned_from = run.check(config, workdir, inputs.find(models, photos))
-    order = learned_from.order
-    instance = examples.read_instance(config, cascade, order)
+    begun = ready.read(config, workdir, _EXTEND.value)
     if planned_for is not None:
-        told = plan.describe(config, cascade, instance, planned_for)
-        return print(examples.describe(config, instance), told, sep='\n\n')
-    print(instance_images.describe(instance['base']))
+        told = plan.describe(begun.config, begun.cascade, begun.instance, planned_for)
+        return print(examples.describe(begun.config, begun.instance), told, sep='\n\n')
+    print(instance_images.describe(begun.instance['base']))
     with run.alone(workdir), hosts.together():
-        run.begin(config, workdir, learned_from)
-        finetune_stages(config, workdir, original, cascade, instance, order.get(inputs.CLASS_PHOTOS))
+        run.begin(begun.config, workdir, begun.inputs)
+        hosts.on_first(lambda: begun.extension.write(workdir), 'write what the run is extended by')
+        finetune_stages(begun, workdir)
 
 
-def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, instance, class_photos) -> None:
+def finetune_stages(begun, workdir: Path) -> None:
     """Generates class images, fine-tunes one stage after the other and exports, all in the run's folder.
 
     Args:
-      original: the model before the run.
-      cascade: the same model with the new word of textual inversion, if there is one.
-      instance: the subjects' images, as returned by examples.read_instance.
-      class_photos: file names of the user's own class images, in the order to use; None: sorted by name.
+      begun: the run's settings, model and images (finetune.ready.Ready).
     """
     import jax
 
-    from dreambooth_jax.finetune import examples, textual_inversion
+    from dreambooth_jax.evaluation.score_checkpoints import Evaluation
+    from dreambooth_jax.finetune import examples, instance_images, textual_inversion
     from dreambooth_jax.finetune.stage import finetune, usual_callbacks
     from dreambooth_jax.generation import class_images
     from dreambooth_jax.generation.options import SamplingOptions
@@ -99,10 +86,13 @@ def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, 
     from dreambooth_jax.training.placement import make_placement
     from dreambooth_jax.weights import folders
 
-    # Everything, from class images to samples, is generated on the devices that train.
+    config, instance = begun.config, begun.instance
+    # Everything, from class images to samples and scores, is generated on the devices that train.
     placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
-    original, cascade = original.on(placement), cascade.on(placement)
-    images = class_images.class_images_of(config, original, workdir, class_photos)
+    original, cascade = begun.original.on(placement), begun.cascade.on(placement)
+    photos = instance_images.whole(config, original.base_size) if config.evaluation.every else ()
+    evaluation = Evaluation.of(config, workdir, original, photos, placement, begun.extension.since)
+    images = class_images.class_images_of(config, original, workdir, begun.class_photos)
     examples.check_class_images(config, cascade, images)
     grid = SampleGrid(
         original,
@@ -118,11 +108,14 @@ def finetune_stages(config: DreamBoothConfig, workdir: Path, original, cascade, 
         tables = examples.stage_tables(config, cascade, name, instance[name], images)
         less = memory.remedies(config, name, begun=name in run.trained_stages(workdir))
         with memory.explained(f'the {name} stage trains', less):
-            during = usual_callbacks(config, workdir, name, grid, _PROFILE.value)
+            scored = evaluation.during if evaluation and name == 'base' else None
+            during = usual_callbacks(config, workdir, name, grid, _PROFILE.value, scored)
             cascade, finished = finetune(config, workdir, name, cascade, original, tables, during, placement)
         if not finished:
             print(f'stopped in the {name} stage, saved; start the same command again to go on')
             return
+        if scored:
+            print(evaluation.verdict())
     if jax.process_index() == 0:
         textual_inversion.write_learned(cascade, workdir)
     if config.export and jax.process_index() == 0:

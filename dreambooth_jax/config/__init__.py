@@ -3,6 +3,7 @@
 schema.py       the machinery: dataclasses -> locked ConfigDict -> checked dataclasses, and all error texts
 dreambooth.py   the settings of train and of the programs that share its config files
 pretrain.py     the settings of pretrain
+evaluation.py   the settings of the evaluation during training
 training.py     the settings that train and pretrain have in common
 presets.py      recipes for published base models
 """
@@ -26,6 +27,7 @@ from dreambooth_jax.config.dreambooth import (
     Timestep,
     check_noise_level,
 )
+from dreambooth_jax.config.evaluation import EvaluationConfig
 from dreambooth_jax.config.pretrain import PretrainConfig
 from dreambooth_jax.config.schema import (
     Config,
@@ -54,6 +56,7 @@ __all__ = [
     'ConfigError',
     'DataConfig',
     'DreamBoothConfig',
+    'EvaluationConfig',
     'ExportFormat',
     'LAST_TIMESTEP',
     'LoraConfig',

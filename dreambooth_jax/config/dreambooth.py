@@ -12,6 +12,7 @@ Recipe: Ruiz et al. 2023 (DreamBooth). Where the paper is silent, the defaults a
 import dataclasses
 from typing import Literal
 
+from dreambooth_jax.config.evaluation import EvaluationConfig
 from dreambooth_jax.config.schema import Config, ConfigError, path_setting, setting
 from dreambooth_jax.config.training import (
     CheckpointConfig,
@@ -350,6 +351,9 @@ class DreamBoothConfig(Config):
     super_resolution_model: str | None = path_setting(None)
     # Branch, tag or commit of the second stage's model, as model_revision.
     super_resolution_model_revision: str | None = None
+    # Start from the weights of another run of the same model, its folder or its model/, instead of those of `model`.
+    # Class images and the scores of the model before training are those of `model` all the same. None: from `model`.
+    init_from: str | None = path_setting(None)
     data: DataConfig = DataConfig()
     prior: PriorConfig = PriorConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -361,6 +365,7 @@ class DreamBoothConfig(Config):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: SamplesConfig = SamplesConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     # Write the trained pipeline to model/ in the run's folder, in diffusers' layout. The program export writes other
     # formats.
     export: bool = True

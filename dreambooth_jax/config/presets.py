@@ -3,6 +3,9 @@
 Each is a function that changes a ConfigDict of DreamBoothConfig; a config file applies one and then says what differs.
 Nothing was measured with the published weights of these models.
 
+Scores during training are off, because they need the paper's encoders from the hub: config.evaluation.every, such as
+250, turns them on, and the run then exports its best checkpoint.
+
 They are made for what launch_tpu.sh offers by default, eight chips of 16 GB. One chip is meant to do for Stable
 Diffusion 1.5 with optimizer.state_dtype='int8', text encoder included, and for SDXL with
 base.gradient_accumulation_steps=4; DeepFloyd IF needs several, which share its weights. experiments/speed says which

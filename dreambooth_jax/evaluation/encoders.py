@@ -51,7 +51,7 @@ class _OnDevices:
 
     Attributes:
       function: compiled, (params, *inputs) -> an array; all have `rows` examples on their first axis.
-      params: on the devices.
+      params: on the host.
       placement: the devices; each computes a part of the rows.
       rows: a multiple of the number of devices.
     """
@@ -60,6 +60,7 @@ class _OnDevices:
     params: Any
     placement: Placement
     rows: int
+    _placed: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, function, params, placement: Placement | None, batch_size: int) -> '_OnDevices':
@@ -70,17 +71,22 @@ class _OnDevices:
                 return function(params, *inputs)
 
         rows = -(-batch_size // placement.devices) * placement.devices
-        return cls(jax.jit(exact), placement.place(params), placement, rows)
+        return cls(jax.jit(exact), params, placement, rows)
 
     def map(self, *inputs: Iterable[np.ndarray]) -> list[np.ndarray]:
         """Returns the result for every example; the inputs are equally long and read batch by batch."""
         examples, results = zip(*inputs, strict=True), []
+        if not self._placed:
+            self._placed['params'] = self.placement.place(self.params)
         while batch := list(itertools.islice(examples, self.rows)):
             full = batch + batch[-1:] * (self.rows - len(batch))
             columns = tuple(np.stack(column) for column in zip(*full, strict=True))
-            found = self.placement.gather(self.function(self.params, *self.placement.split(columns)))
+            found = self.placement.gather(self.function(self._placed['params'], *self.placement.split(columns)))
             results += list(found[: len(batch)])
         return results
+
+    def release(self) -> None:
+        self._placed.clear()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,6 +134,15 @@ class Encoder:
           ValueError: if this encoder is one of images alone.
         """
         return self._embed(TEXT, self.tokenizer(texts)[0] if self.tokenizer else ())
+
+    def encodes(self, part: str) -> bool:
+        """Returns whether it encodes 'image' or 'text'."""
+        return part in self._networks
+
+    def release(self) -> None:
+        """Frees the devices of the weights, which are placed there again by the next call that needs them."""
+        for network in self._networks.values():
+            network.release()
 
     def _embed(self, part: str, inputs: Iterable[np.ndarray]) -> np.ndarray:
         if part not in self._networks:

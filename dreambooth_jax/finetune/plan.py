@@ -101,6 +101,10 @@ def describe(
         line, work = _training(config, name, planned[name].run, costs[name], uses)
         total += work
         lines.append(line + _time(work, speed))
+    if BASE in planned and config.evaluation.every:
+        line, work = _evaluation(config, costs[BASE])
+        total += work
+        lines.append(line + _time(work, speed))
     lines += [line for name, stage in planned.items() if (line := idle(config, name, stage.run))]
     lines += idle_images(config, cascade, placement.devices)
     lines += memory_lines(uses, where, memory_plan.host_bytes(cascade, planned) if config.export else None)
@@ -237,6 +241,22 @@ def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: 
     }
     work = sum(passes[stage] * costs[stage] for stage in passes)
     return f'  class images: {count}, {sum(passes.values())} network passes', work
+
+
+def _evaluation(config: DreamBoothConfig, cost: float) -> tuple[str, float]:
+    """Returns the plan's line about scores of the base stage, and the FLOPs of generating what is scored.
+
+    Args:
+      cost: FLOPs of one forward pass of the base stage on one image.
+    """
+    settings, samples = config.evaluation, config.samples
+    images = len(config.subjects()) * (settings.num_prompts * settings.num_images + settings.class_images)
+    times = math.ceil(config.base.steps / settings.every)
+    per_image = samplers.network_calls(samples.sampler, settings.steps or samples.steps)
+    passes = (times + 1) * images * per_image * (2 if samples.guidance_scale != 1 else 1)
+    most = 'at most ' if settings.patience else ''
+    line = f'  evaluation: {most}{times} x {images} images, and as many of the model before, {passes} network passes'
+    return line, passes * cost
 
 
 def flat_settings(settings: Mapping, prefix: str = 'config.') -> dict:

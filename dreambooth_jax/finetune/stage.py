@@ -249,7 +249,8 @@ def make_run(
             functools.partial(getattr(original, name).family.predict, network.apply),
             pairs.most_class_examples(batch, placement.devices, parts) if whole else None,
         )
-        if trainable.denoiser not in trainable.frozen:  # its weights are copied only if it trains as a whole
+        # Its weights are copied only if the denoiser trains as a whole, or has started from others (init_from).
+        if trainable.denoiser not in trainable.frozen or config.init_from is not None:
             frozen['teacher'] = functional.cast_kernels(network.params, compute_dtype(config.parallel.dtype))
     stage = make_stage(config, name, cascade, trainable, teacher)
 
@@ -293,21 +294,28 @@ def make_run(
 
 
 def usual_callbacks(
-    config: DreamBoothConfig, workdir: Path, name: str, grid: SampleGrid, profiled: int | None = None
+    config: DreamBoothConfig,
+    workdir: Path,
+    name: str,
+    grid: SampleGrid,
+    profiled: int | None = None,
+    scored: Callable[[Callable[[TrainState], Cascade]], Callback] | None = None,
 ) -> Callable[[Callable[[TrainState], Cascade]], list[Callback]]:
-    """Returns what is done during the training of stage `name`, as `finetune` takes it: samples, and perhaps a profile.
+    """Returns what is done during the training of stage `name`, as `finetune` takes it: samples, a profile, scores.
 
     Args:
       grid: generates the samples.
       profiled: how many steps are traced; None: none.
+      scored: (training state -> the model with its weights) -> the callback that scores; None: nothing is scored.
     """
 
     def during(cascade_of):
         folder = workdir / 'samples' / name
         samples = SaveSamples(grid=grid, cascade_of=cascade_of, folder=folder, title=name, every=config.samples.every)
-        if profiled is None:
-            return [samples]
-        return [samples, Profile(workdir / 'profile' / name, profiled, getattr(config, name).steps)]
+        found = [samples]
+        if profiled is not None:
+            found.append(Profile(workdir / 'profile' / name, profiled, getattr(config, name).steps))
+        return found if scored is None else [*found, scored(cascade_of)]
 
     return during
 

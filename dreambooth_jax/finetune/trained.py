@@ -1,7 +1,7 @@
 """The result of a run, read from its checkpoints: the model and, if the run trained LoRA, the adapters.
 
-Each stage's weights come from its newest checkpoint (the averaged weights, if the run averages). Everything else comes
-from the model that the run began with.
+Each stage's weights come from its newest checkpoint or, if the run was evaluated, from its best one (best.json). They
+are the averaged weights, if the run averages. Everything else comes from the model that the run began with.
 """
 
 import json
@@ -14,10 +14,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve, with_new_names
-from dreambooth_jax.finetune import textual_inversion
+from dreambooth_jax.finetune.initial import initial
 from dreambooth_jax.finetune.stage import stage_trainable
 from dreambooth_jax.generation.cascade import STAGES, Cascade
 from dreambooth_jax.models import lora
+from dreambooth_jax.training import best_checkpoint
 from dreambooth_jax.training.checkpoint import CheckpointError
 from dreambooth_jax.weights.lora_files import Adapter
 
@@ -49,10 +50,11 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
 
     Args:
       workdir: the run's folder.
-      step: step of the checkpoint; None: the newest. A stage without a checkpoint of that step gives its newest.
+      step: step of the checkpoint; None: the best one by evaluation, or the newest of a stage that is not evaluated. A
+        stage without a checkpoint of that step gives the one that None would give.
 
     Raises:
-      ConfigError: if `workdir` is not a run's folder.
+      ConfigError: if `workdir` is not a run's folder, or its best.json is damaged.
       CheckpointError: if there is nothing to read, no stage has a checkpoint of `step`, or one does not fit the model.
       WeightsError: if the model that the run began with cannot be read.
     """
@@ -64,23 +66,24 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
     except ValueError as error:
         raise ConfigError(f'{path} is no readable JSON ({error})') from None
     name = workdir.absolute().name
-    found = {stage: _read_checkpoint(workdir / stage / 'checkpoints', step) for stage in STAGES}
+    best = {stage: best_checkpoint.step_of(workdir, stage) if config.evaluation.every else None for stage in STAGES}
+    found = {stage: _read_checkpoint(workdir / stage / 'checkpoints', (step, best[stage])) for stage in STAGES}
     found = {stage: checkpoint for stage, checkpoint in found.items() if checkpoint}
     if step is not None and step not in [at for at, _ in found.values()]:
-        has = '; '.join(f'the newest of {stage} is {at}' for stage, (at, _) in found.items()) or 'it has none'
-        raise CheckpointError(f'{workdir} has no checkpoint {step}: {has}; leave --step out to take the newest')
+        kinds = {stage: 'best' if at == best[stage] else 'newest' for stage, (at, _) in found.items()}
+        has = '; '.join(f'the {kinds[stage]} of {stage} is {at}' for stage, (at, _) in found.items()) or 'it has none'
+        usual = 'best' if 'best' in kinds.values() else 'newest'
+        raise CheckpointError(f'{workdir} has no checkpoint {step}: {has}; leave --step out to take the {usual}')
     if not found:
         model = workdir / _MODEL
         if not (model / 'model_index.json').is_file():
             raise CheckpointError(f'{workdir} holds neither checkpoints nor a model/; start train with it first')
         return Trained(name, config, Cascade.load(model), (), {}, [f'both stages: {model}'])
-    cascade = textual_inversion.with_word(
-        Cascade.of(config), config.textual_inversion, dtype=jnp.float32, seed=config.seed
-    )
+    cascade, _ = initial(config, Cascade.of(config), dtype=jnp.float32)
     adapters, origins = {}, []
     for stage in STAGES:
         if getattr(cascade, stage) is None or stage not in found:
-            origins += [f'{stage}: as in {config.model}'] if getattr(cascade, stage) else []
+            origins += [f'{stage}: as in {config.init_from or config.model}'] if getattr(cascade, stage) else []
             continue
         at, params = found[stage]
         try:
@@ -91,16 +94,16 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
                 f'put that model back as it was when the run began'
             ) from None
         adapters |= {stage: adapter} if adapter else {}
-        origins.append(f'{stage}: checkpoint {at}')
+        origins.append(f'{stage}: checkpoint {at}{", the best by evaluation" if at == best[stage] else ""}')
     return Trained(name, config, cascade, tuple(found), adapters, origins)
 
 
-def _read_checkpoint(folder: Path, step: int | None) -> tuple[int, dict[str, dict[str, Any]]] | None:
+def _read_checkpoint(folder: Path, wanted: tuple[int | None, ...]) -> tuple[int, dict[str, dict[str, Any]]] | None:
     """Reads a checkpoint of one stage.
 
     Args:
       folder: <workdir>/<stage>/checkpoints; it need not exist.
-      step: step of the checkpoint. If there is none of that step, or `step` is None, the newest is read.
+      wanted: steps; the first of which there is a checkpoint is read, or else the newest.
 
     Returns:
       The step, and component -> dotted path -> f32 array: the averaged weights if the run averages. None if the stage
@@ -108,6 +111,7 @@ def _read_checkpoint(folder: Path, step: int | None) -> tuple[int, dict[str, dic
     """
     if not folder.is_dir():
         return None
+    step = None
     try:
         options = ocp.CheckpointManagerOptions(read_only=True)
         with ocp.CheckpointManager(
@@ -116,13 +120,13 @@ def _read_checkpoint(folder: Path, step: int | None) -> tuple[int, dict[str, dic
             steps = manager.all_steps()
             if not steps:
                 return None
-            step = step if step in steps else max(steps)
+            step = next((one for one in wanted if one in steps), max(steps))
             tree = manager.item_metadata(step).tree
             part = 'ema' if tree.get('ema') else 'params'
             shapes = {part: jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), tree[part])}
             to_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-            wanted = ocp.args.PyTreeRestore(item=shapes, restore_args=to_host, partial_restore=True)
-            return step, manager.restore(step, args=wanted)[part]
+            asked = ocp.args.PyTreeRestore(item=shapes, restore_args=to_host, partial_restore=True)
+            return step, manager.restore(step, args=asked)[part]
     except Exception as error:  # Orbax raises many kinds, from OSError to its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f'checkpoint {step or ""} in {folder} could not be read: {reason}') from error

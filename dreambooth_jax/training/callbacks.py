@@ -39,6 +39,21 @@ class Callback(Protocol):
         """
 
 
+class ChoosesCheckpoint(Callback):
+    """A callback by which the best checkpoint is known. The state is saved at every step at which it is called.
+
+    The training then gives the best state instead of the last one, keeps its checkpoint, and may end before its last
+    step. What it knows of the steps up to a checkpoint must be the same in a process that goes on from there.
+    """
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best checkpoint so far, the same on every host; None if there is none yet."""
+
+    def enough(self, step: int) -> bool:
+        """Returns whether the training should end after this step; the same on every host."""
+
+
 class Profile:
     """Writes a trace of `every` steps for jax.profiler's viewers, after as many steps that warm up.
 

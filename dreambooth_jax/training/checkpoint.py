@@ -1,14 +1,15 @@
 """Checkpoints by Orbax.
 
-They are written in the background, and only the newest few are kept. A checkpoint that does not fit the run is an
-error: nothing else is loaded in its place.
+They are written in the background, and only the newest few and the best one are kept. A checkpoint that does not fit
+the run is an error: nothing else is loaded in its place.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,23 @@ class Checkpoints:
       folder: the folder of all steps; it is made if it is missing. No other process may be writing there, apart from
         the other hosts of the run.
       keep: how many of the newest checkpoints are kept. An older one is deleted only after the newer one is complete.
+      best: returns the step of one that is kept besides, the same on every host; None: there is none now.
 
     Raises:
       CheckpointError: if the folder cannot be made.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2):
+    def __init__(self, folder: str | Path, *, keep: int = 2, best: Callable[[], int | None] = lambda: None):
         # Orbax logs every save and its timings at level INFO, which would break up the progress bar.
         logging.getLogger('absl').setLevel(logging.WARNING)
         self.folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._kept = functools.partial(_kept, keep=keep, best=best)
+        policy = _Preserve(self._kept)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=True)
         with self._explained(f'the folder of checkpoints {self.folder} cannot be used'):
             self.folder.mkdir(parents=True, exist_ok=True)
             # Orbax deletes old checkpoints only after a save, and a run whose last save is complete makes no other.
-            hosts.on_first(functools.partial(_tidy, self.folder, keep), 'tidy the folder of checkpoints')
+            hosts.on_first(functools.partial(_tidy, self.folder, self._kept), 'tidy the folder of checkpoints')
             handler = ocp.StandardCheckpointHandler()
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handler)
 
@@ -99,6 +103,19 @@ class Checkpoints:
         with self._explained(f'checkpoint {step} in {self.folder} could not be read'):
             return self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
 
+    def tidy(self) -> None:
+        """Deletes the checkpoints that are kept no longer because another has become the best one since the last save.
+
+        It waits for the save that is under way, and all hosts wait for each other.
+
+        Raises:
+          CheckpointError: if that save failed, or a checkpoint cannot be deleted.
+        """
+        with self._explained(f'the folder of checkpoints {self.folder} cannot be tidied'):
+            self._manager.wait_until_finished()
+            hosts.on_first(functools.partial(_tidy, self.folder, self._kept), 'tidy the folder of checkpoints')
+            self._manager.reload()
+
     def close(self) -> None:
         """Waits for the save that is under way.
 
@@ -131,10 +148,26 @@ class Checkpoints:
             raise CheckpointError(f'{what}: {reason}{kept}') from error
 
 
-def _tidy(folder: Path, keep: int) -> None:
-    complete = sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+@dataclasses.dataclass(frozen=True)
+class _Preserve:
+    """Orbax's policy of which checkpoints stay when another is saved."""
+
+    kept: Callable[[Sequence[int]], set[int]]
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        kept = self.kept([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
+def _kept(steps: Sequence[int], *, keep: int, best: Callable[[], int | None]) -> set[int]:
+    return {*sorted(steps)[-keep:], best()}
+
+
+def _tidy(folder: Path, kept: Callable[[Sequence[int]], set[int]]) -> None:
+    complete = {int(path.name): path for path in folder.iterdir() if path.name.isdigit()}
+    left = kept(list(complete))
     cut_short = [path for path in folder.iterdir() if _CUT_SHORT in path.name]
-    for path in (*complete[:-keep], *cut_short):
+    for path in (*(path for step, path in complete.items() if step not in left), *cut_short):
         shutil.rmtree(path)
 
 

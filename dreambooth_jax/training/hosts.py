@@ -7,6 +7,7 @@ network or machine only pauses. Started again on all hosts, the run goes on from
 """
 
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -117,6 +118,23 @@ def of_first(value: 'np.ndarray | int | bool') -> 'np.ndarray':
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def json_of_first(find: Callable[[], Any]) -> Any:
+    """Returns what `find` returns on the first host, on all hosts, which wait for each other here; JSON can hold it.
+
+    Raises:
+      TrainingError: on the other hosts, if it fails on the first. There, what it raised.
+    """
+    import jax
+    import numpy as np
+
+    found = on_first(find, 'say what the others need to know')
+    if jax.process_count() == 1:
+        return found
+    words = np.frombuffer(json.dumps(found).encode(), np.uint8)
+    length = int(of_first(len(words)))
+    return json.loads(of_first(words if jax.process_index() == 0 else np.zeros(length, np.uint8)).tobytes())
 
 
 def on_first(action: Callable[[], Any], doing: str) -> Any:

@@ -23,7 +23,8 @@ from dreambooth_jax.weights.pipeline import Pipeline
 
 FILE = 'inputs.json'
 CLASS_PHOTOS = 'prior.dir'  # the setting that names a folder of the user's own class images
-MODEL_SETTINGS = {'base': 'model', 'super_resolution': 'super_resolution_model'}
+INIT_FROM = 'init_from'  # the setting that names the model that a run starts from, if it is another one
+MODEL_SETTINGS = {'base': 'model', 'super_resolution': 'super_resolution_model', INIT_FROM: INIT_FROM}
 _PARTS = {'weights': 'weights', 'scheduler': 'noise schedule or prediction type', 'tokenizer': 'tokenizer'}
 _SHOWN = 5  # how many photos an error message names
 _NEW_RUN = 'or start another run with --workdir'
@@ -33,7 +34,8 @@ class Inputs(NamedTuple):
     """What a run learns from.
 
     Attributes:
-      models: stage -> the hashes that weights.identity computes, for the stages that train.
+      models: stage -> the hashes that weights.identity computes, for the stages that train; with the setting init_from,
+        its name -> the hash of those weights.
       photos: setting -> the photos of the folder that it names, in the order in which the run uses them.
     """
 
@@ -101,7 +103,7 @@ def check(begun: Inputs, found: Inputs, settings: Mapping[str, Any], workdir: Pa
     Raises:
       ConfigError: it names what differs.
     """
-    for stage in stages:
+    for stage in (*stages, INIT_FROM):
         if stage in begun.models and stage in found.models:
             _check_model(begun.models[stage], found.models[stage], MODEL_SETTINGS[stage], settings, workdir)
     if (CLASS_PHOTOS in begun.photos) != (CLASS_PHOTOS in found.photos):

@@ -2,7 +2,8 @@
 
 1. It stops if it was asked to (SIGTERM or Ctrl-C), and saves first. Hosts stop together, at the same step, after one of
    them was asked.
-2. It saves, and calls the callbacks (samples, scores) with the present state, where they are due.
+2. It saves, and calls the callbacks (samples, scores) with the present state, where they are due. If one of them says
+   that this is enough, training ends as after the last step.
 3. It dispatches the next steps.
 4. It fetches the metrics of the previous dispatch while the new one runs, so that the device never waits for the host.
 5. If a loss or a gradient is not finite, it stops the run, names the step, and leaves the last good checkpoint as it
@@ -23,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from dreambooth_jax.training.callbacks import Callback
+from dreambooth_jax.training.callbacks import Callback, ChoosesCheckpoint
 from dreambooth_jax.training.state import TrainState
 
 
@@ -128,19 +129,21 @@ def run(
         always saved, also after an early stop.
       callbacks: called in this order between dispatches, which are shortened so that they end there. All of them are
         called with the last state, but not after an early stop. Those that were due at the first step are called if
-        they missed it.
+        they missed it. One of them may end the training (callbacks.ChoosesCheckpoint).
       steps_per_dispatch: the largest number of steps in one dispatch.
       log: where the numbers go.
       stop: says whether the run was asked to end.
 
     Returns:
-      The state, and whether it reached `steps`. False means that the run was asked to stop; the state is saved.
+      The state, and whether it reached `steps` or had enough. False means that the run was asked to stop; the state is
+      saved.
 
     Raises:
       TrainingError: if a loss or a gradient is not finite; whatever a callback raises.
     """
     first = step = int(state.step)
     regular = [callback for callback in (save, *callbacks) if callback.every]
+    choosers = [callback for callback in callbacks if isinstance(callback, ChoosesCheckpoint)]
     pending = None  # (first step, metrics, whether a host was asked to stop) of the dispatch that is running
     alone = jax.process_count() == 1
     stopping = False
@@ -195,16 +198,27 @@ def run(
                     log.write(step, numbers)
             clock = time.perf_counter()
 
+        def due_at(step: int, among: Sequence[Callback]) -> list[Callback]:
+            due = [callback for callback in among if callback.every and step % callback.every == 0]
+            return due if save in due or not any(one in choosers for one in due) else [save, *due]
+
+        def enough() -> bool:
+            return step > 0 and any(callback.enough(step) for callback in choosers)
+
         # A kill may have come after the checkpoint that this goes on from, and before what else was due at its step.
         if 0 < step < steps:
-            due = [callback for callback in callbacks if callback.every and step % callback.every == 0]
-            call([callback for callback in due if callback.missed(step)])
+            call([callback for callback in due_at(step, callbacks) if callback.missed(step)])
 
         # With several hosts, each must ignore its own flag and use the common answer: otherwise they would leave at
         # different steps and wait for each other forever.
+        done = []  # what the last state was given to already
         while step < steps and not (stop.requested if alone else stopping):
-            if step > first and (due := [callback for callback in regular if step % callback.every == 0]):
+            if step > first and (due := due_at(step, regular)):
                 call(due)
+                done = due
+            if enough():
+                break
+            done = []
             count = min([steps_per_dispatch, steps - step] + [other.every - step % other.every for other in regular])
             frozen = program.frozen(step)  # may compute on the device and copy to the host, so outside the guard below
             # Start these steps before reporting the previous ones, so that the device is never idle. A hidden copy to
@@ -215,8 +229,9 @@ def run(
                 report(pending)
             pending = (step, metrics, stop.requested_anywhere())
             step += count
-        finished = step >= steps
+        finished = step >= steps or enough()
         # The last state is always saved, also after an early stop, and even if there was no step to take.
-        call([save, *callbacks] if finished else [save])
+        last = [save, *callbacks] if finished else [save]
+        call([callback for callback in last if callback not in done])
     stop.heeded = not finished
     return state, finished

@@ -18,7 +18,7 @@ import optax
 from dreambooth_jax.config import CheckpointConfig
 from dreambooth_jax.monitoring.metrics import Metrics
 from dreambooth_jax.training import hosts, loop
-from dreambooth_jax.training.callbacks import Callback, SaveCheckpoint
+from dreambooth_jax.training.callbacks import Callback, ChoosesCheckpoint, SaveCheckpoint
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState, init_state
@@ -64,7 +64,8 @@ class TrainRun:
       budget: how many steps, and how much at once.
       seed: the seed of all random numbers of the training.
       checkpoint: how often the state is saved, and how many checkpoints are kept.
-      callbacks: what else is done with the state of some steps, in this order, after it is saved.
+      callbacks: what else is done with the state of some steps, in this order, after it is saved. At most one of them
+        chooses the best checkpoint (callbacks.ChoosesCheckpoint).
       description: the label of the progress bar; None means `name`.
     """
 
@@ -84,6 +85,11 @@ class TrainRun:
     checkpoint: CheckpointConfig = CheckpointConfig()
     callbacks: Sequence[Callback] = ()
     description: str | None = None
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best checkpoint so far; None if nothing chooses one."""
+        return next((one.best for one in self.callbacks if isinstance(one, ChoosesCheckpoint)), None)
 
     @property
     def examples_per_step(self) -> int:
@@ -137,8 +143,8 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
       workdir: the folder of the run.
 
     Returns:
-      The state, and whether it reached the last step. False means that a signal stopped the training early; the state
-      is saved.
+      The state, and whether the training is finished. False means that a signal stopped it early; the state is saved.
+      Of a finished training in which a callback chooses, it is the state of the best checkpoint, else the last one.
 
     Raises:
       CheckpointError: if a checkpoint cannot be read or written; see training/checkpoint.py.
@@ -148,7 +154,7 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
     frozen = placement.place(run.frozen)
     # Place the state first: a checkpoint is restored into its layout and onto its devices.
     state = placement.place_state(run.init, placement.place(run.params))
-    checkpoints = Checkpoints(workdir / run.name / 'checkpoints', keep=run.checkpoint.keep)
+    checkpoints = Checkpoints(workdir / run.name / 'checkpoints', keep=run.checkpoint.keep, best=lambda: run.best)
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
     # Every host knows the metrics of all hosts, and they share the folder, so only one host writes.
@@ -169,7 +175,7 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
         if writer:
             closing.callback(writer.close)
         closing.enter_context(hosts.together())
-        return loop.run(
+        state, finished = loop.run(
             state,
             loop.Program(
                 # Compiled once for each dispatch length, because the last dispatch before a save may be shorter.
@@ -192,6 +198,15 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
             ),
             stop=stop,
         )
+        if finished and run.best not in (None, int(state.step)):
+            checkpoints.tidy()
+            # Only shapes and places of the last state are needed, and there may be no room for two.
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+            jax.tree.map(lambda x: x.delete(), state)
+            state = checkpoints.restore(like, run.best)
+        elif finished and run.best is not None:
+            checkpoints.tidy()
+        return state, finished
 
 
 def _on_cpu() -> bool:

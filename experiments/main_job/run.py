@@ -95,6 +95,7 @@ def main(argv) -> None:
             'super_resolution_model': 'none',
             'super_resolution.steps': 0,
             'samples.every': 0,
+            'evaluation.every': 0,  # the last step is measured, not the best one
             'prior.dir': workdir / 'prior',
             **settings,
         }

@@ -68,6 +68,7 @@ def train(weight: str, workdir: Path, weights: str) -> Path:
         'prior.weight': weight,
         'prior.dir': workdir / 'prior',
         'samples.every': 0,
+        'evaluation.every': 0,  # the last step is measured, not the best one
         **(QUICK_TRAINING if _QUICK.value else {}),
     }
     return experiment.train_once(workdir / f'weight_{weight}', CONFIG, settings, weights=weights)

@@ -81,6 +81,7 @@ def base_run(workdir: Path, original: Cascade) -> Path:
             'super_resolution_model': 'none',
             'super_resolution.steps': 0,
             'samples.every': 0,
+            'evaluation.every': 0,  # the last step is measured, not the best one
             **(QUICK_TRAINING if _QUICK.value else {}),
         }
         return experiment.train_once(
@@ -104,6 +105,7 @@ def train(levels: tuple[int, int], run: Path, cascade: Cascade, workdir: Path) -
         'base.steps': 0,
         'prior.weight': 0,
         'samples.every': 0,
+        'evaluation.every': 0,  # the last step is measured, not the best one
         'samples.num_images': 1,
     }
     if _QUICK.value:

@@ -50,6 +50,19 @@ def test_class_images_are_planned_for_the_stages_that_train_on_them(class_images
     )
 
 
+def test_scores_during_training_are_planned(line_of):
+    score = functools.partial(line_of, 'evaluation', base={'steps': 5})
+    assert score() is None
+    settings = {'every': 2, 'num_prompts': 2, 'num_images': 3, 'class_images': 4, 'steps': 5}
+    images = 'x 10 images, and as many of the model before'
+    assert score(evaluation=settings) == f'3 {images}, 400 network passes, 7 min'
+    few = {**settings, 'steps': None, 'patience': 1}
+    assert score(evaluation=few, samples={'steps': 2, 'guidance_scale': 1.0}) == (
+        f'at most 3 {images}, 80 network passes, 80 s'
+    )
+    assert line_of('evaluation', base={'steps': 0}, super_resolution={'steps': 1}, evaluation=settings) is None
+
+
 def test_photos_of_ones_own_are_counted_and_none_is_planned(class_images, tmp_path):
     for number in range(5):
         Image.new('RGB', (20, 20)).save(tmp_path / f'{number}.png')

@@ -1,11 +1,12 @@
 """The result of a run: each stage's newest checkpoint on the model that it began with, or one sentence."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
 
-from dreambooth_jax.config import BaseConfig, ConfigError
+from dreambooth_jax.config import BaseConfig, ConfigError, EvaluationConfig
 from dreambooth_jax.finetune.trained import read_trained
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training.checkpoint import CheckpointError
@@ -46,6 +47,48 @@ def test_a_stage_has_the_asked_checkpoint_or_its_newest_and_averages_where_there
     assert_shifted(found.cascade.super_resolution.denoiser.params, second.denoiser.params, of_second)
     texts = found.cascade.base.components['text_encoder'].params
     assert all(np.array_equal(texts[name], value) for name, value in base.components['text_encoder'].params.items())
+
+
+def evaluated(folder, best, stage='base'):
+    (folder / 'best.json').write_text(json.dumps({'stage': stage, 'step': best, 'candidates': []}))
+
+
+@pytest.fixture(scope='module')
+def evaluated_run(tmp_path_factory):
+    folder = begun(tmp_path_factory.mktemp('runs') / 'dog', MODEL, evaluation=EvaluationConfig(every=1))
+    save(folder, 'base', [1, 3, 4], {'unet': model().base.denoiser.params})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('step', 'best', 'origin'),
+    [
+        (None, 3, 'base: checkpoint 3, the best by evaluation'),
+        (1, 3, 'base: checkpoint 1'),
+        (3, 3, 'base: checkpoint 3, the best by evaluation'),
+        (None, None, 'base: checkpoint 4'),  # nothing is evaluated yet
+        (None, 6, 'base: checkpoint 4'),  # killed before that one was complete
+    ],
+)
+def test_of_an_evaluated_run_the_best_checkpoint_is_read_unless_another_is_asked_for(evaluated_run, step, best, origin):
+    evaluated(evaluated_run, best)
+    found = read_trained(evaluated_run, step)
+    assert found.origins[0] == origin
+    shift = int(origin.split(',')[0].split()[-1])
+    assert_shifted(found.cascade.base.denoiser.params, model().base.denoiser.params, shift)
+
+
+def test_a_step_that_an_evaluated_run_has_not_is_one_sentence(evaluated_run):
+    evaluated(evaluated_run, 3)
+    assert sentence(CheckpointError, evaluated_run, 9) == (
+        f'{evaluated_run} has no checkpoint 9: the best of base is 3; leave --step out to take the best'
+    )
+
+
+def test_a_choice_of_an_earlier_evaluation_does_not_count_where_it_is_off(trained_run):
+    evaluated(trained_run, 3)
+    assert read_trained(trained_run).origins[0] == 'base: checkpoint 4'
+    (trained_run / 'best.json').unlink()
 
 
 def test_a_stage_without_checkpoints_is_as_in_the_model(run):

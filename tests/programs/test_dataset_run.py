@@ -43,7 +43,7 @@ def untrained(monkeypatch):
 def train(program, tmp_path, monkeypatch):
     """Trains both stages of a tiny model for a few steps, without class images, in a folder of the current one."""
     monkeypatch.chdir(tmp_path)
-    steps = ('prior.weight=0', 'base.steps=3', 'super_resolution.steps=2', 'data.crops=2')
+    steps = ('prior.weight=0', 'base.steps=3', 'super_resolution.steps=2', 'data.crops=2', 'evaluation.every=0')
     few = (f'model={smallest_pipelines.folder("pixels")}', *steps)
 
     def run(*settings, workdir='run'):

@@ -1,5 +1,6 @@
 """A stage's whole training with real steps, checkpoints and metrics: interrupted runs end as uninterrupted ones."""
 
+import dataclasses
 import os
 import signal
 
@@ -11,6 +12,7 @@ from dreambooth_jax.config import CheckpointConfig
 from dreambooth_jax.data import pairs
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import loop, train_run
+from dreambooth_jax.training.callbacks import ChoosesCheckpoint
 from dreambooth_jax.training.checkpoint import CheckpointError, Checkpoints
 from tests.support import toy
 
@@ -165,3 +167,96 @@ def test_run_begun_on_four_devices_goes_on_on_one(placement, whole, tmp_path):
     state, finished = train(tmp_path)
     assert finished
     toy.assert_same(toy.arrays(state.params), whole[1].params, atol=1e-5)
+
+
+@dataclasses.dataclass
+class Choice(ChoosesCheckpoint):
+    """Chooses by given scores; `seen` is what a process that goes on knows, as best.json would hold it."""
+
+    every: int
+    scores: dict
+    seen: dict = dataclasses.field(default_factory=dict)
+    last: int | None = None  # the step after which it is enough
+    fails_at: int | None = None
+
+    @property
+    def best(self):
+        return max(self.seen, key=self.seen.get, default=None)
+
+    def enough(self, step):
+        return self.last is not None and step >= self.last and self.last in self.seen
+
+    def __call__(self, step, state):
+        if step == self.fails_at:
+            raise RuntimeError('power failure')
+        if not self.missed(step):
+            return None
+        assert step == int(state.step)
+        self.seen[step] = self.scores[step]
+        return {'score': self.seen[step]}
+
+    def missed(self, step):
+        return step not in self.seen
+
+
+SCORES = {2: 0.1, 4: 0.9, 6: 0.3, 8: 0.2}
+
+
+def test_the_best_state_is_given_and_its_checkpoint_kept_beside_the_newest(whole, tmp_path):
+    choice = Choice(2, SCORES)
+    state, finished = train(tmp_path, callbacks=[choice], save_every=1)
+    assert finished and int(state.step) == 4
+    assert saved(tmp_path) == [4, 7, 8]
+    short, _ = train(tmp_path / 'short', steps=4)
+    toy.assert_same(toy.arrays(state), toy.arrays(short))
+    again, finished = train(tmp_path, callbacks=[Choice(2, SCORES, dict(SCORES))], save_every=1)
+    assert finished and saved(tmp_path) == [4, 7, 8]
+    toy.assert_same(toy.arrays(again), toy.arrays(short))
+    assert steps_written(tmp_path) == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8, 8]
+
+
+def test_what_was_the_best_before_the_last_step_is_not_kept(whole, tmp_path):
+    state, _ = train(tmp_path, callbacks=[Choice(2, {**SCORES, 8: 1.0})])
+    assert saved(tmp_path) == [6, 8]
+    toy.assert_same(toy.arrays(state), whole[1])
+
+
+@pytest.mark.parametrize('save_every', [0, 3])
+def test_a_step_at_which_is_chosen_is_saved(save_every, tmp_path):
+    state, _ = train(tmp_path, callbacks=[Choice(4, SCORES)], save_every=save_every)
+    assert int(state.step) == 4 and 4 in saved(tmp_path)
+
+
+def test_enough_ends_the_training_as_its_last_step_and_for_good(tmp_path):
+    choice = Choice(2, SCORES, last=6)
+    state, finished = train(tmp_path, callbacks=[choice])
+    assert finished and int(state.step) == 4 and saved(tmp_path) == [4, 6]
+    state, finished = train(tmp_path, callbacks=[dataclasses.replace(choice)])
+    assert finished and int(state.step) == 4 and saved(tmp_path) == [4, 6]
+    assert steps_written(tmp_path) == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    state, finished = train(tmp_path, callbacks=[dataclasses.replace(choice, last=None)])  # with more patience
+    assert finished and int(state.step) == 4 and saved(tmp_path) == [4, 6, 8]
+
+
+@pytest.mark.parametrize('at', [4, 6])
+def test_a_run_that_dies_while_it_chooses_goes_on_and_chooses_as_an_undisturbed_one(at, tmp_path):
+    whole, died = (Choice(2, SCORES, last=6) for _ in range(2))
+    expected, _ = train(tmp_path / 'whole', callbacks=[whole])
+    with pytest.raises(RuntimeError, match='power failure'):
+        train(tmp_path / 'died', callbacks=[dataclasses.replace(died, fails_at=at)])
+    assert saved(tmp_path / 'died')[-1] == at
+    state, finished = train(tmp_path / 'died', callbacks=[died])
+    assert finished and died.seen == whole.seen
+    toy.assert_same(toy.arrays(state), toy.arrays(expected))
+    assert saved(tmp_path / 'died') == saved(tmp_path / 'whole')
+    assert steps_written(tmp_path / 'died') == steps_written(tmp_path / 'whole')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('placement', ['pmap', 'fsdp'])
+def test_the_best_state_comes_back_as_it_lay_on_four_devices(placement, tmp_path):
+    state, _ = train(tmp_path, placement=placement, callbacks=[Choice(2, SCORES)])
+    short, _ = train(tmp_path / 'short', placement=placement, steps=4)
+    toy.assert_same(toy.arrays(state), toy.arrays(short))
+    shardings = [[leaf.sharding for leaf in jax.tree.leaves(one)] for one in (state, short)]
+    assert shardings[0] == shardings[1]

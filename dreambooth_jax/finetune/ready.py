@@ -1,0 +1,68 @@
+"""What a run begins or goes on with: all that is read and checked before anything is generated, trained or written."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from dreambooth_jax.config import DreamBoothConfig
+from dreambooth_jax.data.table import Examples
+from dreambooth_jax.finetune import examples, instance_images, pinned
+from dreambooth_jax.finetune.extension import Extension, extended
+from dreambooth_jax.finetune.initial import initial
+from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
+from dreambooth_jax.generation import class_images
+from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade, compute_dtype
+from dreambooth_jax.training import inputs, run
+from dreambooth_jax.training.inputs import Inputs
+
+
+class Ready(NamedTuple):
+    """A run that may begin or go on.
+
+    Attributes:
+      config: the settings, with the commits of hub models.
+      original: the model before the run.
+      cascade: the model that it starts from, with the new word of textual inversion, if there is one (initial.py).
+      instance: the subjects' images, as examples.read_instance returns them.
+      inputs: what the run learns from, in the order in which it uses it.
+      extension: by which its base stage has more steps than its settings file says.
+    """
+
+    config: DreamBoothConfig
+    original: Cascade
+    cascade: Cascade
+    instance: dict[str, list[Examples]]
+    inputs: Inputs
+    extension: Extension
+
+    @property
+    def class_photos(self) -> list[str] | None:
+        """File names of the user's own class images, in the order to use; None: there are none."""
+        return self.inputs.order.get(inputs.CLASS_PHOTOS)
+
+
+def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Ready:
+    """Reads the model and the images of a run, and checks that the settings fit them and the run's folder.
+
+    Args:
+      more: by how many steps a finished run is extended (extension.py); None: by none.
+
+    Raises:
+      ConfigError: if a setting does not fit the model, or differs from the run's and would change what is learned.
+      WeightsError, ImageError, TokenizerError: if something cannot be read.
+    """
+    config, extension = extended(config, workdir, more)
+    config, original = pinned.read_pinned(config, workdir)
+    check_schedules(config, original)
+    check_lora_targets(config, original)
+    cascade, hashes = initial(config, original, dtype=compute_dtype(config.parallel.dtype))
+    # A run that was begun before must continue with the same models and photos.
+    models = {BASE: original.base}
+    if config.super_resolution.steps and original.super_resolution is not None:
+        models[SUPER_RESOLUTION] = original.super_resolution
+    photos = instance_images.photos(config)
+    if own := class_images.own_photos(config):
+        photos[inputs.CLASS_PHOTOS] = own
+    found = inputs.find(models, photos)
+    learned_from = run.check(config, workdir, found._replace(models={**found.models, **hashes}))
+    instance = examples.read_instance(config, cascade, learned_from.order)
+    return Ready(config, original, cascade, instance, learned_from, extension)

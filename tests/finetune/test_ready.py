@@ -1,0 +1,49 @@
+"""What is read before a run begins: all of it, and in the order in which the run began."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax.config import BaseConfig, ConfigError, DataConfig, DreamBoothConfig, PriorConfig
+from dreambooth_jax.finetune import ready
+from dreambooth_jax.finetune.extension import Extension
+from dreambooth_jax.training import run
+from tests.support import smallest_pipelines
+from tests.support.written_runs import save
+
+
+@pytest.fixture
+def config(tmp_path):
+    for folder, count in (('photos', 2), ('class', 3)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            image = np.random.default_rng(number).integers(0, 256, (24, 24, 3), np.uint8)
+            Image.fromarray(image).save(tmp_path / folder / f'{number}.png')
+    return DreamBoothConfig(
+        model=str(smallest_pipelines.folder('pixels')),
+        super_resolution_model='none',
+        data=DataConfig(instance_dir=str(tmp_path / 'photos'), instance_prompt='a sks dog', class_prompt='a dog'),
+        prior=PriorConfig(dir=str(tmp_path / 'class')),
+        base=BaseConfig(steps=2),
+    )
+
+
+def test_everything_is_there_and_nothing_is_written(config, tmp_path):
+    found = ready.read(config, tmp_path / 'run')
+    assert found.config == config and found.extension == Extension()
+    assert [len(group.images) for group in found.instance['base']] == [2]
+    assert found.class_photos == ['0.png', '1.png', '2.png']
+    assert found.original.base.components.keys() == found.cascade.base.components.keys()
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_begun_run_keeps_its_order_and_refuses_other_photos(config, tmp_path):
+    begun = ready.read(config, tmp_path / 'run')
+    run.begin(config, tmp_path / 'run', begun.inputs)
+    save(tmp_path / 'run', 'base', [2], {'unet': {'kernel': np.ones((2, 2), np.float32)}})
+    (tmp_path / 'class' / '0.png').rename(tmp_path / 'class' / '9.png')
+    assert ready.read(config, tmp_path / 'run').class_photos == ['9.png', '1.png', '2.png']
+    assert ready.read(config, tmp_path / 'run', more=3).config.base.steps == 5
+    (tmp_path / 'photos' / '1.png').unlink()
+    with pytest.raises(ConfigError, match='data.instance_dir is .* does not hold what'):
+        ready.read(config, tmp_path / 'run')
