@@ -29,13 +29,18 @@ def text(found: Mapping[str, Any]) -> str:
         rows = [('score', *models, 'photos', 'wanted', 'meaning')]
         for name in models['run'][subject]:
             ceiling = found['ceiling'].get(name, {}).get(subject, {}).get('others')
-            meaning, wanted = _MEANINGS.get(name) or _MEANINGS[name.rpartition('_')[2]]
+            told_of_it, wanted = meaning(name)
             told = [_with_interval(models[model][subject][name]) for model in models]
-            rows.append((name, *told, '-' if ceiling is None else f'{ceiling:.3f}', wanted, meaning))
+            rows.append((name, *told, '-' if ceiling is None else f'{ceiling:.3f}', wanted, told_of_it))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         tables.append('\n'.join([f'{subject}:', *(f'  {line}' for line in lines)]))
     return '\n\n'.join(tables)
+
+
+def meaning(name: str) -> tuple[str, str]:
+    """Returns what a score says, and whether 'more' or 'less' of it is wanted; empty words for a score of others."""
+    return _MEANINGS.get(name) or _MEANINGS.get(name.rpartition('_')[2]) or ('', '')
 
 
 def _with_interval(score: Mapping[str, Any]) -> str:
