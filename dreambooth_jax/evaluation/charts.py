@@ -53,7 +53,15 @@ def curves(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float
             marks.append(_path(*at(x, y), f'curve faint {colour}'))
         marks.append(_path(*at(x, _smoothed(y)), f'curve {colour}'))
         across, down = at(x, y)
-        told.append({'name': name, 'at': _rounded(across), 'down': _rounded(down), 'x': [float(f'{step:.9g}') for step in x], 'y': _rounded(y)})
+        told.append(
+            {
+                'name': name,
+                'at': _rounded(across),
+                'down': _rounded(down),
+                'x': [float(f'{step:.9g}') for step in x],
+                'y': _rounded(y),
+            }
+        )
     picture = element(
         'svg',
         element('title', f'{title} over steps'),

@@ -15,7 +15,7 @@ import dataclasses
 import datetime
 import hashlib
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,36 +50,43 @@ class Scored:
     Attributes:
       found: the content of its scores.json.
       run: its folder.
-      folders: model, as in `found` -> the folder that its Album was made with.
+      images: the folder that `found` means by the folders of its images.
       photos: the subjects' photos as the model saw them, uint8[H, W, 3] each.
     """
 
     found: Mapping[str, Any]
     run: Path
-    folders: Mapping[str, Path]
+    images: Path
     photos: Sequence[np.ndarray]
 
     @property
     def subjects(self) -> list[SubjectScores]:
         """The scores of each of its subjects."""
-        folders = {model: folder / self.found['images'][model] for model, folder in self.folders.items()}
+        folders = {model: self.images / folder for model, folder in self.found['images'].items()}
         models = self.found['models']['run']
         return [SubjectScores(found=self.found, subject=subject, folders=folders) for subject in models]
 
 
-def write(path: Path, runs: Sequence[Scored], missing: Mapping[str, str] | None = None) -> None:
-    """Writes the page of one run or of several.
+def write(
+    workdir: Path,
+    found: Mapping[Path, Mapping[str, Any]],
+    seen: Callable[[Path], Sequence[np.ndarray]],
+    missing: Mapping[str, str],
+) -> None:
+    """Writes the page of one run or of several into the folder of an evaluation.
 
     Args:
-      path: the file.
-      runs: what is told, in this order; at least one.
-      missing: name -> why a run has no scores, for those that are told nothing else of.
+      workdir: the folder; its images/ hold what the runs have generated.
+      found: folder of a run -> its scores, in the form of run_scores.score; in this order, at least one.
+      seen: run's folder -> the photos as its model saw them, uint8[H, W, 3] each.
+      missing: name of a run without scores -> why it has none.
 
     Raises:
       OSError: if the disk does not take the file, or a run's folder cannot be read.
     """
-    text = _fitting(runs, missing or {})
-    with disk.writing(path) as new:
+    runs = [Scored(found=one, run=run, images=workdir / 'images', photos=seen(run)) for run, one in found.items()]
+    text = _fitting(runs, missing)
+    with disk.writing(workdir / FILE) as new:
         new.write_text(text, 'utf-8')
 
 
@@ -116,7 +123,9 @@ def _document(runs: Sequence[Scored], missing: Mapping[str, str], pictures: Pict
         element('style', style),
     )
     large = element('dialog', element('img', alt=''), element('p'), element('button', 'Close', type='button'))
-    return '<!doctype html>\n' + element('html', head, element('body', body, large, element('script', script)), lang='en')
+    return '<!doctype html>\n' + element(
+        'html', head, element('body', body, large, element('script', script)), lang='en'
+    )
 
 
 def _of_one(one: Scored, pictures: Pictures) -> tuple[str, Markup]:

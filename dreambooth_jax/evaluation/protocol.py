@@ -53,6 +53,7 @@ class Subject:
       photos: its photos, uint8[H, W, 3] each, of any sizes, upright and whole.
       prompts: the prompts that it is asked for with.
       look_alikes: photos of other subjects, in the same form; images of its class are look-alikes besides.
+      built_in: the name of the built-in subject that it is, such as 'dog'; None: it is known by its photos alone.
     """
 
     name: str
@@ -61,6 +62,12 @@ class Subject:
     photos: tuple[np.ndarray, ...]
     prompts: tuple[Asked, ...]
     look_alikes: tuple[np.ndarray, ...] = ()
+    built_in: str | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is asked for with the prompts of live subjects, which may wear things."""
+        return any(asked.kind == prompt_lists.ACCESSORY for asked in self.prompts)
 
 
 class Generate(Protocol):
@@ -100,6 +107,7 @@ def _subject(settings: SubjectConfig, photos: tuple[np.ndarray, ...]) -> Subject
         class_prompt=settings.class_prompt,
         photos=photos,
         prompts=asked,
+        built_in=settings.subject if settings.instance_dir is None and settings.tfds is None else None,
     )
 
 
@@ -118,7 +126,7 @@ class Album:
 
     def __init__(self, cascade: Cascade, options: SamplingOptions, folder: Path, title: str):
         self.cascade, self.options, self.title = cascade, options, title
-        self.folder = folder / _fingerprint(cascade, options)[:16]
+        self.folder = folder / fingerprint(cascade, options)[:16]
 
     def __call__(self, prompts: Sequence[str], num_images: int) -> np.ndarray:
         """Returns the images of N prompts, uint8[N, num_images, H, W, 3]; only those that are missing are generated.
@@ -153,8 +161,8 @@ def image_name(prompt: str, number: int) -> str:
     return f'{words}_{hashlib.sha256(prompt.encode()).hexdigest()[:8]}_{number:03d}.png'
 
 
-def _fingerprint(cascade: Cascade, options: SamplingOptions) -> str:
-    # Everything that an image depends on besides its prompt and number; the batch size is not among it.
+def fingerprint(cascade: Cascade, options: SamplingOptions) -> str:
+    """Returns a hash of all that an image depends on besides its prompt and number; the batch size is not among it."""
     parts = [repr(dataclasses.replace(options, batch_size=None)), str(cascade.base_size), str(cascade.clip_skip)]
     for pipeline in (cascade.base, cascade.super_resolution):
         if pipeline is not None:
