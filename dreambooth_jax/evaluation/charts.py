@@ -1,4 +1,4 @@
-"""Charts as inline SVG: curves over steps, and scores with their intervals. Colours come from the page's style sheet."""
+"""Charts as inline SVG: curves over steps, and scores with intervals. Colours come from the page's style sheet."""
 
 import json
 import math
@@ -52,16 +52,8 @@ def curves(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float
         if len(x) >= _SMOOTHED_FROM:
             marks.append(_path(*at(x, y), f'curve faint {colour}'))
         marks.append(_path(*at(x, _smoothed(y)), f'curve {colour}'))
-        across, down = at(x, y)
-        told.append(
-            {
-                'name': name,
-                'at': _rounded(across),
-                'down': _rounded(down),
-                'x': [float(f'{step:.9g}') for step in x],
-                'y': _rounded(y),
-            }
-        )
+        across, _ = at(x, y)
+        told.append({'name': name, 'at': _rounded(across, 4), 'x': _rounded(x, 9), 'y': _rounded(y, 4)})
     picture = element(
         'svg',
         element('title', f'{title} over steps'),
@@ -158,8 +150,8 @@ def _short(value: float) -> str:
     return f'{value:.4g}' if abs(value) < 1e4 else f'{value:.0f}'
 
 
-def _rounded(values: np.ndarray) -> list[float]:
-    return [float(f'{value:.4g}') for value in values]
+def _rounded(values: np.ndarray, digits: int) -> list[float]:
+    return [float(f'{value:.{digits}g}') for value in values]
 
 
 def _in_words(drawn: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:

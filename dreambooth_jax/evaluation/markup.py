@@ -20,7 +20,7 @@ def joined(*parts: Any) -> Markup:
     return Markup(''.join(escaped(part) for part in parts if part is not None))
 
 
-def element(name: str, *children: Any, **attributes: Any) -> Markup:
+def element(name: str, /, *children: Any, **attributes: Any) -> Markup:
     """Returns an element.
 
     Args:
