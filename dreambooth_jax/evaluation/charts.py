@@ -29,7 +29,7 @@ def curves(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float
         return Markup('')
     steps = np.concatenate([line[0] for line in drawn.values()])
     x0, x1 = steps.min(), max(steps.max(), steps.min() + 1)
-    y0, y1 = _range([_smoothed(line[1]) for line in drawn.values()], [line[1] for line in drawn.values()])
+    y0, y1 = _range([line[1] for line in drawn.values()])
 
     def at(x, y):
         across = _LEFT + (np.asarray(x) - x0) / (x1 - x0) * (_WIDTH - _LEFT - _RIGHT)
@@ -116,22 +116,27 @@ def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[np.ndarra
     return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
+def _smoothed(values: np.ndarray, average=np.mean) -> np.ndarray:
     if len(values) < _SMOOTHED_FROM:
         return values
     reach = len(values) // _SMOOTHED_OVER
     spans = [(max(i - reach, 0), i + reach + 1) for i in range(len(values))]
-    return np.array([values[first:last].mean() for first, last in spans])
+    return np.array([average(values[first:last]) for first, last in spans])
 
 
-def _range(smooth: Sequence[np.ndarray], raw: Sequence[np.ndarray]) -> tuple[float, float]:
-    # Of single steps only the usual ones count, because one early spike would press everything else flat.
-    low = min(min(line.min() for line in smooth), min(np.quantile(line, 0.01) for line in raw))
-    high = max(max(line.max() for line in smooth), max(np.quantile(line, 0.97) for line in raw))
+def _range(lines: Sequence[np.ndarray]) -> tuple[float, float]:
+    # Medians of neighbours and the usual single values, because one early spike would press everything else flat.
+    smooth = [_smoothed(line, np.median) for line in lines]
+    low = min(line.min() for line in smooth)
+    high = max(line.max() for line in smooth)
+    low = min(low, *(np.quantile(line, 0.03) for line in lines))
+    high = max(high, *(np.quantile(line, 0.97) for line in lines))
     if 0 < low < high / 2:
         low = 0.0
-    spare = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
-    return (low if low == 0 else low - spare), high + spare
+    spare = (high - low) * 0.05
+    if high - low <= 1e-6 * abs(high):  # a constant, but for rounding
+        spare = abs(high) * 0.1 or 1.0
+    return (low if low == 0 != high else low - spare), high + spare
 
 
 def _ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:

@@ -15,6 +15,7 @@ import dataclasses
 import datetime
 import hashlib
 import importlib.resources
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def _fitting(runs: Sequence[Scored], missing: Mapping[str, str]) -> str:
             return _document(runs, missing, Pictures(detail=detail, limit=LIMIT))
         except TooLarge:
             continue
-    return _document(runs, missing, Pictures(detail=last, limit=10 * LIMIT))
+    return _document(runs, missing, Pictures(detail=last, limit=math.inf))
 
 
 def _document(runs: Sequence[Scored], missing: Mapping[str, str], pictures: Pictures) -> str:

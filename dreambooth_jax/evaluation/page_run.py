@@ -109,7 +109,8 @@ def curves(run: Path) -> Markup:
             parts += [element('h3', title), element('div', *drawn, class_='charts')]
         if any(others):
             inside = element('div', *others, class_='charts')
-            parts.append(element('details', element('summary', f'{len(others)} more curves'), inside))
+            count = '1 more curve' if len(others) == 1 else f'{len(others)} more curves'
+            parts.append(element('details', element('summary', count), inside))
     return joined(element('h2', 'Curves'), *parts) if parts else Markup('')
 
 

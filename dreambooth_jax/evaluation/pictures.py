@@ -59,12 +59,12 @@ class Pictures:
 
     Attributes:
       detail: how large they may be.
-      limit: bytes that all of them together may take.
+      limit: bytes that all of them together may take; infinity: any number.
       taken: bytes that they have taken so far.
     """
 
     detail: Detail
-    limit: int
+    limit: float
     taken: int = 0
 
     def thumbnails(self, images: Sequence[Shown]) -> Markup:
