@@ -65,7 +65,8 @@ def direct(name, images):
 def test_scores_are_those_of_transformers_on_the_images_that_lie_there(program, run, encoders, tmp_path):
     ended = program('evaluate', *arguments(run, encoders, tmp_path))
     assert ended.code == 0, ended.error
-    assert '  dino ' in ended.out and ended.out.splitlines()[-1] == str(tmp_path / 'scores.json')
+    assert '  dino ' in ended.out
+    assert ended.out.splitlines()[-2:] == [str(tmp_path / name) for name in ('scores.json', 'report.html')]
     found = json.loads((tmp_path / 'scores.json').read_text())
     assert found['weights'] == ['base: checkpoint 1'] and set(found['encoders']) == {'dino', 'clip'}
     photos = [np.asarray(Image.open(path)) for path in sorted((run.parent / 'photos').glob('*.png'))]
