@@ -22,7 +22,7 @@ from PIL import Image
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 LPIPS_SIZE = 256
-# What stands for no background: ImageNet's mean, which becomes 0 for DINO and less than 0.01 for CLIP.
+# What stands for no background: ImageNet's mean, which is 0 to DINO and less than 0.02 to CLIP.
 NEUTRAL = (124, 116, 104)
 
 
