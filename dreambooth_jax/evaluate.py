@@ -18,14 +18,16 @@ from absl import flags
 from dreambooth_jax import program
 from dreambooth_jax.config import ConfigError
 
-METRICS = ('dino', 'dinov2', 'clip', 'lpips')
+METRICS = ('dino', 'dinov2', 'clip', 'lpips', 'classifier')
 _MODEL = program.DEFINE_path('model', None, "A run's folder.")
 _BENCHMARK = program.DEFINE_path('benchmark', None, 'Instead of --model: a folder with runs, each of one subject.')
 _WORKDIR = program.DEFINE_path(
     'workdir', None, 'Folder for images and scores.json; else evaluation/ in the run, or benchmark/ among the runs.'
 )
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint to score; else the newest.', lower_bound=1)
-_METRICS = flags.DEFINE_list('metrics', 'dino,clip', f'What to score with, of {", ".join(METRICS)}.')
+_METRICS = flags.DEFINE_list(
+    'metrics', None, f"Of {', '.join(METRICS)}; else dino and clip, and Storybook's classifier for its own subjects."
+)
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Images per prompt; the paper has 4.', lower_bound=1)
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 64, 'Images of the class prompt.', lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', None, "Images at once; else the run's.", lower_bound=1)
@@ -36,7 +38,6 @@ _SOURCES = {
     'clip': program.DEFINE_path('clip', None, 'Encoder of clip: CLIP-I and CLIP-T; else as with --dino.'),
     'lpips': program.DEFINE_path('lpips', None, 'LPIPS with AlexNet in a .safetensors file, for lpips: DIV.'),
 }
-_NOT_OF_MODELS = ('seed', 'data', 'prior', 'optimizer', 'checkpoint', 'samples', 'export')  # sections of settings
 
 
 def check_flags() -> None:
@@ -44,21 +45,24 @@ def check_flags() -> None:
     if (_MODEL.value is None) == (_BENCHMARK.value is None):
         given = 'both are given' if _MODEL.value else 'neither is given'
         raise ConfigError(f'either --model or --benchmark must be given but {given}; --help says what they are')
-    if unknown := [name for name in _METRICS.value if name not in METRICS]:
+    metrics = ['dino', 'clip'] if _METRICS.value is None else _METRICS.value
+    if unknown := [name for name in metrics if name not in METRICS]:
         raise ConfigError(f'--metrics has {unknown[0]!r} but each must be one of {", ".join(METRICS)}')
-    if not _METRICS.value:
+    if not metrics:
         raise ConfigError(f'--metrics is empty; name some of {", ".join(METRICS)}')
-    if 'lpips' in _METRICS.value and _SOURCES['lpips'].value is None:
+    if 'lpips' in metrics and _SOURCES['lpips'].value is None:
         raise ConfigError('--metrics has lpips but --lpips is not given; give its .safetensors file')
-    if 'lpips' in _METRICS.value and _NUM_IMAGES.value < 2:
+    if 'lpips' in metrics and _NUM_IMAGES.value < 2:
         raise ConfigError('--metrics has lpips, which compares images of one prompt; set --num_images to at least 2')
 
 
 class Runs:
-    """Reads runs as the flags say. The model that a run began with is kept for the next one, which mostly shares it."""
+    """Reads runs as the flags say."""
 
-    _base = (None, None)
-    explained = staticmethod(program.explained)  # the sentence about an error that people can mend
+    def __init__(self):
+        from dreambooth_jax.evaluation.run_scores import BaseModels
+
+        self._models = BaseModels()
 
     def read(self, run: Path):
         """Returns benchmark.Known: a run's subjects, and what they are measured with."""
@@ -68,11 +72,10 @@ class Runs:
 
         config = read_config(run)
         chosen = run_scores.choose(config, _METRICS.value, {name: flag.value for name, flag in _SOURCES.items()})
-        side = 0
-        if any(one.instance_dir is None and one.tfds is None for one in config.subjects()):  # it is painted
-            base = self._model(config)
-            side = base.base_size if base.super_resolution is None else base.super_resolution_size
-        return benchmark.Known(protocol.subjects_of(config, instance_images.whole(config, side)), chosen)
+        # Only built-in subjects are painted at a size.
+        side = self._models.side(config) if run_scores.is_built_in(config) else 0
+        photos, masks = instance_images.whole(config, side), instance_images.whole_masks(config, side)
+        return benchmark.Known(protocol.subjects_of(config, photos, masks), chosen)
 
     def open(self, run: Path, subjects):
         """Returns run_scores.Opened: a run's models, to be scored with these subjects."""
@@ -81,7 +84,7 @@ class Runs:
         from dreambooth_jax.generation.options import SamplingOptions
 
         trained = read_trained(run, _STEP.value)
-        config, base = trained.config, self._model(trained.config) if _BASE.value or trained.stages else None
+        config, base = trained.config, self._models.of(trained.config) if _BASE.value or trained.stages else None
         options = SamplingOptions.of_samples(config.samples, config.super_resolution)
         options = dataclasses.replace(options, batch_size=_BATCH_SIZE.value or options.batch_size)
         models = {run_scores.RUN: trained.cascade}
@@ -91,24 +94,15 @@ class Runs:
             models[run_scores.BASE] = base
         return run_scores.Opened(models=models, subjects=subjects, options=options, origins=trained.origins)
 
+    def explained(self, error: Exception) -> str | None:
+        return program.explained(error)
+
     def seen(self, run: Path):
         """Returns the photos of a run's subjects as its model saw them."""
         from dreambooth_jax.finetune import examples
         from dreambooth_jax.finetune.trained import read_config
 
-        return examples.seen(config := read_config(run), self._model(config))
-
-    def _model(self, config):
-        from dreambooth_jax.config import to_dict
-        from dreambooth_jax.generation.cascade import Cascade
-
-        # What no model depends on is left out; what remains may differ without need, but is never too little.
-        parts = {name: value for name, value in to_dict(config).items() if name not in _NOT_OF_MODELS}
-        key = json.dumps([parts, config.data.resolution])
-        if self._base[0] != key:
-            self._base = (None, None)  # freed before the next one is read
-            self._base = (key, Cascade.of(config))
-        return self._base[1]
+        return examples.seen(config := read_config(run), self._models.of(config))
 
 
 def load(chosen):

@@ -1,4 +1,4 @@
-"""Scores many runs, each of one subject, as the paper's tables do: 25 prompts of each with 4 images, means over subjects.
+"""Scores many runs of one subject each, as the paper's tables do: 25 prompts x 4 images, means over subjects.
 
     workdir/images/<run>/<model>/*.png    the images of a run
     workdir/images/base/<model>/*.png     those of the model before it: runs that began with the same model share them
@@ -192,6 +192,7 @@ def _key(opened: Opened, measures: Measures) -> str:
         'counts': [measures.num_images, measures.class_images],
         'subject': [subject.name, subject.class_prompt, subject.prompts, subject.built_in],
         'photos': _hashes(subject.photos),
+        'masks': [None if mask is None else _hashes([mask]) for mask in subject.masks],
         'look_alikes': _hashes(subject.look_alikes),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

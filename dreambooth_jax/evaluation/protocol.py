@@ -52,6 +52,7 @@ class Subject:
       class_prompt: such as 'a dog'.
       photos: its photos, uint8[H, W, 3] each, of any sizes, upright and whole.
       prompts: the prompts that it is asked for with.
+      masks: which part of each photo is the subject, uint8[H, W] each, 255 where it is; None for a photo without one.
       look_alikes: photos of other subjects, in the same form; images of its class are look-alikes besides.
       built_in: the name of the built-in subject that it is, such as 'dog'; None: it is known by its photos alone.
     """
@@ -61,6 +62,7 @@ class Subject:
     class_prompt: str
     photos: tuple[np.ndarray, ...]
     prompts: tuple[Asked, ...]
+    masks: tuple[np.ndarray | None, ...] = ()
     look_alikes: tuple[np.ndarray, ...] = ()
     built_in: str | None = None
 
@@ -77,17 +79,24 @@ class Generate(Protocol):
         """Returns the images of N prompts, uint8[N, num_images, H, W, 3]."""
 
 
-def subjects_of(config: DreamBoothConfig, photos: Sequence[tuple[np.ndarray, ...]]) -> list[Subject]:
+def subjects_of(
+    config: DreamBoothConfig,
+    photos: Sequence[tuple[np.ndarray, ...]],
+    masks: Sequence[tuple[np.ndarray | None, ...]] | None = None,
+) -> list[Subject]:
     """Returns the subjects of a run; those of a run with several are each other's look-alikes.
 
     Args:
       config: the settings of the run.
       photos: the photos of every subject, in the order of `config.subjects()`.
+      masks: those of all photos, in the same order; None: there are none.
 
     Raises:
       ConfigError: if the class prompt of a subject is not its instance prompt without the identifier.
     """
     found = [_subject(subject, own) for subject, own in zip(config.subjects(), photos, strict=True)]
+    if masks is not None:
+        found = [dataclasses.replace(one, masks=own) for one, own in zip(found, masks, strict=True)]
     others = [tuple(photo for other in found if other is not one for photo in other.photos) for one in found]
     return [dataclasses.replace(one, look_alikes=alike) for one, alike in zip(found, others, strict=True)]
 

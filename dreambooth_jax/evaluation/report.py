@@ -13,10 +13,16 @@ _MEANINGS = {
     'retrieval': ('the photos are found before look-alikes', 'more'),
     'copy': ('like the nearest photo; near 1 it is a copy', 'between'),
     'pres': ('images of the class like the subject: PRES', 'less'),
+    'masked': ('the same, photos without their background', 'more'),
+    'subject_named': ('the classifier of Storybook names the subject', 'more'),
+    'class_named': ('it names the class', 'more'),
+    'context_named': ('it names the context that the prompt asks for', 'more'),
+    'accessory_named': ('it names what the subject should wear', 'more'),
+    'taken_for_subject': ('images of the class in which it names the subject', 'less'),
     'div': ('variety within a prompt: DIV', 'more'),
 }
 # The scores that the table of a benchmark has for every subject; the others are in the means.
-_MAIN = ('dino', 'dinov2', 'clip_i', 'clip_t', 'dino_retrieval', 'dino_pres', 'subject_named', 'context_named')
+_MAIN = ('dino', 'dino_masked', 'dinov2', 'clip_i', 'clip_t', 'dino_retrieval', 'dino_pres', 'subject_named')
 
 
 def text(found: Mapping[str, Any]) -> str:
