@@ -11,6 +11,7 @@ the images would take more than LIMIT, fewer and smaller ones are shown.
 """
 
 import base64
+import collections
 import dataclasses
 import datetime
 import hashlib
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from dreambooth_jax.evaluation import page_run, page_scores, scores
+from dreambooth_jax.evaluation import page_run, page_scores, scores, verdict
 from dreambooth_jax.evaluation.markup import Markup, element, joined
 from dreambooth_jax.evaluation.page_scores import SubjectScores
 from dreambooth_jax.evaluation.pictures import Detail, Pictures, TooLarge
@@ -94,11 +95,18 @@ def write(
 def _fitting(runs: Sequence[Scored], missing: Mapping[str, str]) -> str:
     *richer, last = _DETAILS
     for detail in richer:
-        try:
-            return _document(runs, missing, Pictures(detail=detail, limit=LIMIT))
-        except TooLarge:
-            continue
+        if _at_least(runs, detail) <= LIMIT:  # else trying would only cost time
+            try:
+                return _document(runs, missing, Pictures(detail=detail, limit=LIMIT))
+            except TooLarge:
+                pass
     return _document(runs, missing, Pictures(detail=last, limit=math.inf))
+
+
+def _at_least(runs: Sequence[Scored], detail: Detail) -> float:
+    """Returns about how many bytes the prompts' images would take if they were plain and not large."""
+    of_one = detail.per_prompt * (2 if detail.with_base else 1) * min(detail.side, 128) ** 2 * 0.1
+    return of_one * sum(len(prompts['prompts']) for one in runs for prompts in one.found['subjects'].values())
 
 
 def _document(runs: Sequence[Scored], missing: Mapping[str, str], pictures: Pictures) -> str:
@@ -150,10 +158,22 @@ def _of_several(runs: Sequence[Scored], missing: Mapping[str, str], pictures: Pi
         inside += [_training(one, pictures), page_run.settings(one.run, one.found)]
         heading = f'{one.run.absolute().name}: {", ".join(subject.subject for subject in one.subjects)}'
         sections.append(element('details', element('summary', heading), *inside, class_='run'))
+    verdicts = [verdict.answers(subject.found, subject.subject) for subject, _, _ in names]
     left_out = [element('p', element('b', name), f' is missing: {why}') for name, why in missing.items()]
     top = element('header', element('h1', title), element('p', _written(), class_='muted'))
-    parts = [top, page_scores.key(names[0][0]), _table_of_all(names), *left_out, *sections]
+    parts = [top, *_counted(verdicts), page_scores.key(names[0][0]), _table_of_all(names), *left_out, *sections]
     return title, element('main', *parts)
+
+
+def _counted(verdicts: Sequence[Sequence[verdict.Answer]]) -> list[Markup]:
+    """Returns how many subjects have each answer to each question."""
+    counts: dict[str, collections.Counter] = {}
+    for one in (answer for answers in verdicts for answer in answers):
+        counts.setdefault(one.question, collections.Counter())[one.answer] += 1
+    return [
+        element('p', element('b', question), ' ', ', '.join(f'{words}: {n}' for words, n in count.most_common()))
+        for question, count in counts.items()
+    ]
 
 
 def _table_of_all(names: Sequence[tuple[SubjectScores, str, str]]) -> Markup:

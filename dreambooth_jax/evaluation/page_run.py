@@ -3,11 +3,12 @@
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from dreambooth_jax.data.images import ImageError
 from dreambooth_jax.data.subjects import list_images
@@ -24,6 +25,7 @@ _CHARTS = {
     'Images per second': ('images_per_second',),
     'Evaluation': ('subject_fidelity', 'prompt_fidelity', 'drift', 'trade_off'),
 }
+_MOST_PHOTOS = 24
 _PACKAGES = ('dreambooth-jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
 
@@ -44,7 +46,7 @@ def class_image_files(run: Path) -> list[Path]:
     return [file.path for file in files]
 
 
-def trained_on(run: Path, photos, pictures: Pictures) -> Markup:
+def trained_on(run: Path, photos: Sequence[np.ndarray], pictures: Pictures) -> Markup:
     """Returns the photos as the model saw them, and some of the class images.
 
     Args:
@@ -54,9 +56,12 @@ def trained_on(run: Path, photos, pictures: Pictures) -> Markup:
       TooLarge: if the images of the page take too much.
     """
     shown = [Shown(photo, f'photo {i + 1} of the subject, as the model saw it') for i, photo in enumerate(photos)]
+    shown = evenly(shown, _MOST_PHOTOS)  # there may be many crops
     files = class_image_files(run)
     some = [Shown(path, f'class image {path.stem}') for path in evenly(files, pictures.detail.class_images)]
     parts = [element('h2', 'Photos as the model saw them'), pictures.thumbnails(shown)]
+    if len(shown) < len(photos):
+        parts.append(element('p', f'{len(shown)} of {len(photos)}.', class_='muted'))
     parts += [element('h2', 'Class images'), pictures.thumbnails(some)]
     told = f'{len(some)} of {len(files)} that the run was trained on.' if files else 'The run has none in its folder.'
     return joined(*parts, element('p', told, class_='muted'))

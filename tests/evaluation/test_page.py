@@ -117,7 +117,7 @@ def test_several_subjects_have_a_table_with_their_mean(tmp_path):
         ('subject-0', 'dog: sks dog'),
         ('subject-1', 'cat: sks cat'),
     ]
-    assert 'id="subject-1"' in text
+    assert 'id="subject-1"' in text and '<b>Is it this subject?</b> Yes: 2</p>' in text
     own = [found['models']['run'][f'sks {run.name}']['dino']['value'] for run, found in runs.items()]
     (mean,) = re.findall(r'mean over subjects</th>.*?<span class="number">(.*?)</span>', text)
     assert mean == f'{np.mean(own):.3f}'

@@ -39,6 +39,11 @@ def test_photos_and_class_images_are_shown(run):
     ]
 
 
+def test_of_many_crops_some_are_shown(run):
+    markup = page_run.trained_on(run, scored_runs.photos() * 20, pictures(class_images=1))
+    assert len(captions(markup)) == 25 and '24 of 60.' in markup
+
+
 def test_class_images_of_the_second_stage_and_of_a_folder_of_their_own_are_found(run, tmp_path):
     (run / 'prior' / 'super_resolution').mkdir()
     large = shutil.copy(run / 'prior' / 'a_dog_00001.png', run / 'prior' / 'super_resolution' / 'a_dog_00001.png')
