@@ -87,6 +87,10 @@ def test_scores_are_those_of_transformers_on_the_images_that_lie_there(program, 
     ceiling = (others.sum() - 3) / 6
     assert found['ceiling']['dino']['sks dog']['others'] == pytest.approx(ceiling, abs=1e-3)
 
+    page = (tmp_path / 'report.html').read_text('utf-8')
+    assert page.count('of the subject, as the model saw it"') == 2 * 3  # words of the image and of its button
+    assert [page.count(f', {title}, image 2"') for title in ('this run', 'model before')] == [2 * 26] * 2
+
     # Again, nothing is generated and everything is the same.
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.png')}
     assert program('evaluate', *arguments(run, encoders, tmp_path)).code == 0
