@@ -134,6 +134,7 @@ def benchmark(program, runs, encoders, *more):
     return program('evaluate', f'--benchmark={runs}', '--num_images=1', '--class_images=2', *sources, *more)
 
 
+@pytest.mark.slow
 def test_a_benchmark_scores_all_runs_of_a_folder(program, encoders, tmp_path, caplog):
     runs = tmp_path / 'runs'
     for seed, name in enumerate(('dog', 'dog2')):
