@@ -4,8 +4,8 @@
     model.safetensors, or shards and their index
     tokenizer_config.json, vocab.json, ...          only for encoders of text
 
-A folder lies here, or is downloaded once from the hub; Storybook's own are part of the package. A whole CLIP is read as two networks, one for images and one for
-texts. LPIPS has no such folder: it is read from a single file.
+A folder lies here, or is downloaded once from the hub; Storybook's own are part of the package. A whole CLIP is read as
+two networks, one for images and one for texts. LPIPS has no such folder: it is read from a single file.
 """
 
 import dataclasses

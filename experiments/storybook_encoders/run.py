@@ -1,8 +1,6 @@
 """Trains Storybook's CLIP and its ViT in DINO's manner from scratch, measures both, and writes them."""
 
 import math
-import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -24,26 +22,34 @@ _DINO_STEPS = flags.DEFINE_integer('dino_steps', 1500, 'Steps of DINO.', lower_b
 _CLIP_STEPS = flags.DEFINE_integer('clip_steps', 2000, 'Steps of CLIP.', lower_bound=1)
 _TRAIN = flags.DEFINE_list('train', ['dino', 'clip'], 'Encoders to train; the weights of others are kept.')
 
-TOWER = {
+LAYERS = {'hidden_act': 'quick_gelu', 'layer_norm_eps': 1e-5}
+VISION = {
+    'hidden_size': 192,
+    'num_hidden_layers': 3,
+    'num_attention_heads': 3,
+    'intermediate_size': 768,
+    'image_size': 64,
+    'patch_size': 16,
+    'num_channels': 3,
+    **LAYERS,
+}
+READING = {
     'hidden_size': 128,
-    'num_hidden_layers': 4,
+    'num_hidden_layers': 2,
     'num_attention_heads': 2,
     'intermediate_size': 512,
-    'hidden_act': 'quick_gelu',
-    'layer_norm_eps': 1e-5,
+    'projection_dim': 128,
+    **LAYERS,
 }
-VISION = {**TOWER, 'image_size': 72, 'patch_size': 12, 'num_channels': 3}
 DINO = {'model_type': 'vit', 'architectures': ['ViTModel'], **VISION, 'qkv_bias': True}
 
 
 def clip_config(tokenizer: Tokenizer) -> dict:
     """config.json of the CLIP that reads this tokenizer's prompts."""
     text = {
-        **TOWER,
-        'num_hidden_layers': 2,
+        **READING,
         'vocab_size': tokenizer.vocabulary_size,
         'max_position_embeddings': tokenizer.max_length,
-        'projection_dim': 128,
         'bos_token_id': tokenizer.wrapped.bos_token_id,
         'eos_token_id': tokenizer.end_id,
         'pad_token_id': tokenizer.wrapped.pad_token_id,

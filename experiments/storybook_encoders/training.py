@@ -20,9 +20,9 @@ from dreambooth_jax.models.clip import CLIPTextModel
 from dreambooth_jax.models.vit import VisionTransformer
 
 BATCH = 128
-LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 100
+LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1.5e-3, 0.05, 100
 LAST_SHARE = 0.3  # of the steps, in which the rate falls to zero; before, it is the same whatever the number of steps
-KEEP_EVERY = 100  # steps
+KEEP_EVERY = 50  # steps
 PROJECTED = 128  # numbers in a projection of DINO's head
 QUEUE = 4096  # keys of earlier paintings that a painting is told from
 TEMPERATURE = 0.1
