@@ -1,22 +1,37 @@
-"""Trains Storybook's CLIP and its ViT in DINO's manner from scratch, measures both, and writes them."""
+"""Trains Storybook's CLIP and its ViT in DINO's manner from scratch, measures both, and writes them.
 
+  python experiments/storybook_encoders/run.py
+
+README.md beside this file says what they are and what to expect. A training that was stopped (Ctrl-C) goes on from the
+last 50 steps when the same command is given again; with more steps than it has, a finished one goes on too, but from
+weights whose learning rate had fallen to zero.
+"""
+
+import json
 import math
+import time
+from datetime import date
 from pathlib import Path
 
+import measuring
 import numpy as np
 import paintings
 import training
 from absl import app, flags
 
+from dreambooth_jax.evaluation import experiment
+from dreambooth_jax.evaluation.encoders import load_encoder
 from dreambooth_jax.storybook import storybook_folder, vocabulary
 from dreambooth_jax.text.tokenize import Tokenizer
+from dreambooth_jax.weights import files
 from dreambooth_jax.weights.encoder_export import write_encoder
-from dreambooth_jax.weights.encoder_folders import IMAGE, TEXT, own_configs
+from dreambooth_jax.weights.encoder_folders import IMAGE, STORYBOOK_ENCODERS, TEXT, own_configs
 
 HERE = Path(__file__).parent
 _SEED = flags.DEFINE_integer('seed', 0, 'Of paintings, weights, batches and views.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/storybook_encoders', 'Keeps paintings and trainings.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder of dino/ and clip/; default: the shipped ones are replaced.')
+_RESULTS = flags.DEFINE_string('results', str(HERE), 'Folder of results.json and of the README with the numbers.')
 _PAINTINGS = flags.DEFINE_integer('paintings', 30000, 'Painted for both.', lower_bound=training.BATCH)
 _DINO_STEPS = flags.DEFINE_integer('dino_steps', 1500, 'Steps of DINO.', lower_bound=1)
 _CLIP_STEPS = flags.DEFINE_integer('clip_steps', 2000, 'Steps of CLIP.', lower_bound=1)
@@ -123,13 +138,72 @@ def train_clip(data, workdir: Path, output: Path):
     return training.train(start, batch, _CLIP_STEPS.value, workdir / 'clip.pickle', _SEED.value, write)
 
 
+def measured(folder: Path, results: Path) -> dict:
+    """Measures the encoders of a folder, and adds how those that were trained here were made."""
+    encoders = {name: load_encoder(folder / name, batch_size=64) for name in STORYBOOK_ENCODERS}
+    started = time.perf_counter()
+    numbers = measuring.measure(encoders)
+    note = {'seconds': time.perf_counter() - started, 'hardware': experiment.hardware()}
+    note['date'] = date.today().isoformat()
+    before = json.loads(results.read_text('utf-8')) if results.is_file() else {}
+    trained = before.get('trained', {})
+    for name in _TRAIN.value:
+        made = training.read(Path(_WORKDIR.value) / f'{name}.pickle')
+        trained[name] = {
+            'steps': made.step,
+            'paintings': _PAINTINGS.value,
+            'paintings seen': made.step * training.BATCH,
+            'seconds': {key: round(value) for key, value in made.seconds.items()},
+        }
+    about = {
+        name: {'fingerprint': encoder.fingerprint[:16], **sizes(folder / name)} for name, encoder in encoders.items()
+    }
+    return {
+        'measured': experiment.measured_on([{'measured': note}]),
+        'files': about,
+        'trained': trained,
+        'results': numbers,
+    }
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Returns the number of parameters, and of bytes in all files."""
+    tensors = files.read_tensors(folder / 'model.safetensors')
+    return {
+        'parameters': int(sum(value.size for value in tensors.values())),
+        'bytes': sum(path.stat().st_size for path in folder.iterdir()),
+    }
+
+
+def tables(found: dict) -> str:
+    """Returns what was measured as Markdown."""
+    percent, rows, texts = experiment.percent, [], []
+    for name, sides in found['results'].items():
+        for side, numbers in sides.items():
+            own = numbers['subjects']
+            rows.append([name, side, percent(own['top-1']), percent(own['mAP']), f'{numbers["agreement"]:.2f}'])
+            if 'R@1 of 100' in numbers:
+                ranked = numbers['R@1 of 100'].values()
+                texts.append([name, side, percent(numbers['prompt of 25']), *map(percent, ranked)])
+    chance = found['results']['pixels']['128 px']['subjects']['chance']
+    rows.append(['chance', '', percent(chance), percent(chance), '0.00'])
+    texts.append(['chance', '', percent(1 / 25), *2 * [percent(1 / measuring.CAPTION_GROUP)]])
+    first = experiment.table(['encoder', 'images', 'subject, top-1', 'subject, mAP', 'with the classifier'], rows)
+    names = ['encoder', 'images', 'prompt, of 25', 'caption, of 100', 'painting, of 100']
+    return f'{first}\n\n{experiment.table(names, texts)}'
+
+
 def main(_):
     workdir = Path(_WORKDIR.value)
     output = Path(_OUTPUT.value) if _OUTPUT.value else storybook_folder()
-    data = paintings.pools(workdir / 'paintings', _SEED.value, _PAINTINGS.value)
+    if _TRAIN.value:
+        data = paintings.pools(workdir / 'paintings', _SEED.value, _PAINTINGS.value)
     for name, train in (('dino', train_dino), ('clip', train_clip)):
         if name in _TRAIN.value:
             train(data, workdir, output)
+    found = measured(output, Path(_RESULTS.value) / 'results.json')
+    experiment.write_json(Path(_RESULTS.value) / 'results.json', found)
+    experiment.report(Path(_RESULTS.value), HERE / 'expected.json', found, tables(found))
 
 
 if __name__ == '__main__':

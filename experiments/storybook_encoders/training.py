@@ -27,7 +27,8 @@ PROJECTED = 128  # numbers in a projection of DINO's head
 QUEUE = 4096  # keys of earlier paintings that a painting is told from
 TEMPERATURE = 0.1
 MOMENTUM = 0.99
-GLOBAL, LOCAL = (0.7, 1.0), (0.4, 0.7)  # sides of crops as shares of the painting's
+GLOBAL, LOCAL = (0.7, 1.0), (0.45, 0.75)  # sides of crops as shares of the painting's
+PASTED = 0.75  # how often the middle of a painting is seen on another one, so that it is known by its middle
 LARGEST_LOGIT_SCALE = float(np.log(100))  # as in CLIP
 
 
@@ -82,9 +83,9 @@ def text_network(config):
 
 
 def start_dino(config, seed: int):
-    """Returns (loss, params, rest): a student with its head, the teacher and the keys of earlier paintings.
+    """Returns (loss, after, params, rest): a student with its heads, the teacher and the keys of earlier paintings.
 
-    The student is shown a view of a whole painting and three small crops, the teacher another view of the whole. The
+    The student is shown a view of a whole painting and two small crops, the teacher another view of the whole. The
     student's outputs must be nearest to what the teacher, a moving average of it, says of the same painting, among all
     paintings of this batch and of the last ones. DINO compares soft labels of a learned codebook instead, which for
     stability needs centring and far longer training; views, crops, head and teacher are as there.
@@ -96,9 +97,9 @@ def start_dino(config, seed: int):
     keys = jax.random.normal(jax.random.key(seed + 3), (QUEUE, PROJECTED))
     rest = {'teacher': jax.tree.map(jnp.copy, teacher), 'queue': _unit(keys)}
     side, patch = config['image_size'], config['patch_size']
-    whole = views.View(side, GLOBAL, pasted=0.5)
-    teachers = views.View(side, GLOBAL, pasted=0.3)
-    small = views.View(side // 2 // patch * patch, LOCAL, low=0.2)
+    whole, teachers = (views.View(side, GLOBAL, pasted=PASTED, other=other) for other in (1, 2))
+    small_side = side // 2 // patch * patch
+    small = [views.View(small_side, LOCAL, low=0.2, pasted=PASTED, other=other) for other in (3, 4)]
 
     def output(params, x):
         x = (x - np.float32(preprocessing.IMAGENET_MEAN)) / np.float32(preprocessing.IMAGENET_STD)
@@ -108,7 +109,7 @@ def start_dino(config, seed: int):
         keys = jax.random.split(key, 5)
         taught = _unit(output(rest['teacher'], views.take(images, keys[0], teachers)))
         taught = jax.lax.stop_gradient(taught)
-        crops = jnp.concatenate([views.take(images, k, small) for k in keys[2:4]])
+        crops = jnp.concatenate([views.take(images, k, view) for k, view in zip(keys[2:4], small, strict=True)])
         said = jnp.concatenate([output(params, views.take(images, keys[1], whole)), output(params, crops)])
         said = _unit(predictor(params['predictor'], said))
         logits = said @ jnp.concatenate([taught, rest['queue']]).T / TEMPERATURE
@@ -212,9 +213,7 @@ def train(start, batch, steps: int, path: Path, seed: int, whenever_kept) -> Tra
         params = optax.apply_updates(params, updates)
         return params, after(params, rest, extra), opt_state, {'loss': value, **numbers}
 
-    kept = Training(0, params, rest, tx.init(params), {'wall': 0.0, 'cpu': 0.0})
-    if path.is_file():
-        kept = Training(*pickle.loads(path.read_bytes()))
+    kept = read(path) if path.is_file() else Training(0, params, rest, tx.init(params), {'wall': 0.0, 'cpu': 0.0})
     key, state = jax.random.key(seed + 17), kept[1:4]
     started, means = (time.perf_counter(), time.process_time()), {}
     bar = tqdm(range(kept.step, steps), path.stem, initial=kept.step, total=steps, mininterval=5)
@@ -233,4 +232,9 @@ def train(start, batch, steps: int, path: Path, seed: int, whenever_kept) -> Tra
             temporary.write_bytes(pickle.dumps(tuple(found)))
             temporary.replace(path)
             whenever_kept(found)
+    return read(path)
+
+
+def read(path: Path) -> Training:
+    """Reads a training that `train` kept."""
     return Training(*pickle.loads(path.read_bytes()))

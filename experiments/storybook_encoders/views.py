@@ -26,12 +26,14 @@ class View:
       shares: the smallest and largest side of the crop, as shares of the painting's.
       low: how often the painting has been brought to 32 px.
       pasted: how often the middle of the painting lies on another painting of the batch.
+      other: on which one: how many places further it stands in the batch.
     """
 
     side: int
     shares: tuple[float, float]
     low: float = 0.4
     pasted: float = 0.0
+    other: int = 1
 
 
 def take(images, key, view: View):
@@ -40,7 +42,7 @@ def take(images, key, view: View):
     x = images.astype(jnp.float32) / 255
     keys = jax.random.split(key, 9)
     if view.pasted:
-        x = _pasted(x, keys[0], view.pasted)
+        x = _pasted(x, keys[0], view.pasted, view.other)
     share = jax.random.uniform(keys[1], (rows, 1), minval=view.shares[0], maxval=view.shares[1])
     stretch = jax.random.uniform(keys[2], (rows, 1), minval=0.92, maxval=1.0)
     wider = jax.random.uniform(keys[3], (rows, 1)) < 0.5
@@ -71,8 +73,8 @@ def _there_and_back(size: int) -> np.ndarray:
     return cubic_weights(LOW, size, antialias=True) @ average
 
 
-def _pasted(x, key, chance: float):
-    """Lays the middle of some paintings on the next painting of the batch, so that only the middle tells whose it is.
+def _pasted(x, key, chance: float, other: int):
+    """Lays the middle of some paintings on another one of the batch, so that only the middle tells whose view it is.
 
     The middle is a rectangle that holds most of what a painting shows. Nothing is known of the painting.
     """
@@ -83,5 +85,5 @@ def _pasted(x, key, chance: float):
     # The edge is a few pixels soft.
     inside = jnp.clip((half - jnp.abs(jnp.arange(size) + 0.5 - middle)) / 3 + 0.5, 0, 1)
     mask = inside[:, 0, :, None, None] * inside[:, 1, None, :, None]
-    pasted = mask * x + (1 - mask) * jnp.roll(x, 1, axis=0)
+    pasted = mask * x + (1 - mask) * jnp.roll(x, -other, axis=0)
     return jnp.where(jax.random.uniform(keys[2], (rows, 1, 1, 1)) < chance, pasted, x)
