@@ -27,8 +27,6 @@ from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network
 
 IMAGE, TEXT = 'image', 'text'
-# Those that ship with the package, storybook/pretrained: what a model of the embedded world is scored with.
-STORYBOOK_ENCODERS = {'dino': 'storybook-dino', 'clip': 'storybook-clip'}
 # {model_type: the class of transformers whose files are read}.
 KINDS = {
     'vit': 'ViTModel',
