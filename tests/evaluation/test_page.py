@@ -97,6 +97,15 @@ def test_a_page_that_would_be_too_large_shows_less(tmp_path, monkeypatch):
     assert '“a sks dog in the snow”, this run, image 1' in write(run, found).read_text('utf-8')
 
 
+def test_without_the_model_before_there_are_no_columns_of_it(tmp_path):
+    run = scored_runs.run_folder(tmp_path / 'dog')
+    found = scored_runs.scores_of(run)
+    del found['models']['base'], found['images']['base']
+    text = write(run, found).read_text('utf-8')
+    assert 'The model before was not scored' in text and 'model before</' not in text
+    assert '“a sks dog in the snow”, this run, image 1' in text
+
+
 def test_several_subjects_have_a_table_with_their_mean(tmp_path):
     runs = {}
     for name in ('dog', 'cat'):

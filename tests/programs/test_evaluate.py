@@ -150,7 +150,10 @@ def test_a_benchmark_scores_all_runs_of_a_folder(program, encoders, tmp_path, ca
     missing = f'{runs}/half holds neither checkpoints nor a model/; start train with it first'
     assert f'half is left out: {missing}' in caplog.messages
     workdir = runs / 'benchmark'
-    assert ended.out.splitlines()[-1] == str(workdir / 'scores.json') and '\nhalf     missing' in ended.out
+    assert ended.out.splitlines()[-2:] == [str(workdir / name) for name in ('scores.json', 'report.html')]
+    assert '\nhalf     missing' in ended.out
+    page = (workdir / 'report.html').read_text('utf-8')
+    assert page.count('<details class="run">') == 2 and f'<b>half</b> is missing: {missing}' in page
     whole = (workdir / 'scores.json').read_bytes()
     found = json.loads(whole)
     assert (list(found['subjects']), found['missing']) == (['dog', 'dog2'], {'half': missing})
