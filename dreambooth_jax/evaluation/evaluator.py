@@ -14,9 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dreambooth_jax.evaluation import scores
+from dreambooth_jax.evaluation import preprocessing, scores
+from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.encoders import Encoder, PerceptualDistance
 from dreambooth_jax.evaluation.protocol import Generate, Subject
+from dreambooth_jax.storybook import subjects
+from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT
+
+MASKED = '_masked'  # the end of a score's name: photos without their background
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,10 +45,16 @@ class Evaluator(Protocol):
     def __call__(self, generate: Generate, subject: Subject) -> dict[str, Column]:
         """Returns name -> the numbers of this model's images of this subject."""
 
+    def ceilings(self, subject: Subject) -> dict[str, dict[str, float | None]]:
+        """Returns name -> what the photos themselves have, in the form of scores.ceiling; {} if it says nothing."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Likeness:
     """How like the subject's photos the images are, by one encoder: fidelity, copies, retrieval and PRES.
+
+    Where photos have masks, the fidelity to those photos without their background stands beside it (MASKED): a run that
+    has learned a place with its subject is not rewarded for it. The generated images stay whole.
 
     With an encoder that reads texts too, also how like its prompt every image is (CLIP-T): without the identifier in
     the prompt, as in the paper, and with it.
@@ -75,6 +86,8 @@ class Likeness:
             f'{self.name}_retrieval': of(scores.retrieval(images, photos, look_alikes)),
             f'{self.name}_pres': Column(values=scores.fidelity(of_class, photos), **whole_class),
         }
+        if bare := photos_without_background(subject):
+            found[f'{self.name}{MASKED}'] = of(scores.fidelity(images, embed(bare)))
         if self.prompt_name is None:
             return found
         plain, text = (
@@ -85,6 +98,18 @@ class Likeness:
             self.prompt_name: of(scores.prompt_fidelity(images, plain)),
             f'{self.prompt_name}_with_identifier': of(scores.prompt_fidelity(images, text)),
         }
+
+    def ceilings(self, subject: Subject) -> dict[str, dict[str, float | None]]:
+        """Returns name -> scores.ceiling of the photos, whole and without their background."""
+        embed, bare = self.encoder.embed_images, photos_without_background(subject)
+        found = {self.name: scores.ceiling(embed(subject.photos))}
+        return found | ({f'{self.name}{MASKED}': scores.ceiling(embed(bare))} if bare else {})
+
+
+def photos_without_background(subject: Subject) -> list[np.ndarray]:
+    """Returns those photos of a subject that have a mask, without their background."""
+    pairs = zip(subject.photos, subject.masks, strict=True) if subject.masks else ()
+    return [preprocessing.without_background(photo, mask) for photo, mask in pairs if mask is not None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,6 +133,70 @@ class Diversity:
         for (i, j), values in zip(pairs, found.T, strict=True):
             tables[:, i, j] = tables[:, j, i] = values
         return {'div': _columns(subject, self.num_images)(tables.sum(axis=2).ravel() / (self.num_images - 1))}
+
+    def ceilings(self, subject: Subject) -> dict[str, dict[str, float | None]]:
+        """Returns {}: photos are of no prompt."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Naming:
+    """What the classifier of Storybook sees in the images of a built-in subject.
+
+    Its columns are 1 where it names the subject, the class, and the context and the accessory that the prompt asks for,
+    else 0; `taken_for_subject` is the same for images of the class, which should not be the subject.
+
+    Attributes:
+      classifier: a Classifier, or an object with its method `name`.
+      num_images: images per prompt.
+      class_images: images of the class prompt.
+    """
+
+    classifier: Classifier
+    num_images: int
+    class_images: int
+
+    def __call__(self, generate: Generate, subject: Subject) -> dict[str, Column]:
+        seen = self.classifier.name(_flat(generate([asked.text for asked in subject.prompts], self.num_images)))
+        of_class = self.classifier.name(_flat(generate([subject.class_prompt], self.class_images)))
+        class_noun = subjects.SUBJECTS[subject.built_in].class_noun
+        of = _columns(subject, self.num_images)
+        found = {
+            'subject_named': of([label == subject.built_in for label in seen.subject]),
+            'class_named': of([label == class_noun for label in seen.class_noun]),
+        }
+        # What the prompt says after the class noun, such as 'in the snow'.
+        words = [asked.plain.removeprefix(subject.class_prompt).strip() for asked in subject.prompts]
+        asked_for = [word for word in words for _ in range(self.num_images)]
+        for kind, name, labels in (
+            (CONTEXT, 'context_named', seen.context),
+            (ACCESSORY, 'accessory_named', seen.accessory),
+        ):
+            whole = of([label == word for label, word in zip(labels, asked_for, strict=True)])
+            rows = [row for row, own in enumerate(whole.kinds) if own == kind]
+            if rows:
+                found[name] = Column(
+                    values=whole.values[rows],
+                    prompts=[whole.prompts[row] for row in rows],
+                    kinds=[kind] * len(rows),
+                )
+        found['taken_for_subject'] = Column(
+            values=np.asarray([label == subject.built_in for label in of_class.subject], np.float64),
+            prompts=[subject.class_prompt] * self.class_images,
+            kinds=['class'] * self.class_images,
+        )
+        return found
+
+    def ceilings(self, subject: Subject) -> dict[str, dict[str, float | None]]:
+        """Returns the shares of the subject's own images in which it names subject and class."""
+        seen = self.classifier.name(np.stack(subject.photos))
+        named = {
+            'subject_named': np.mean([label == subject.built_in for label in seen.subject]),
+            'class_named': np.mean(
+                [label == subjects.SUBJECTS[subject.built_in].class_noun for label in seen.class_noun]
+            ),
+        }
+        return {name: {'others': float(share), 'with_self': float(share)} for name, share in named.items()}
 
 
 def summary(columns: Mapping[str, Column]) -> dict[str, Any]:

@@ -22,6 +22,24 @@ from PIL import Image
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 LPIPS_SIZE = 256
+# What stands for no background: ImageNet's mean, which is 0 to DINO and less than 0.02 to CLIP.
+NEUTRAL = (124, 116, 104)
+
+
+def without_background(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Returns an image in which all but the subject has the colour NEUTRAL, which says nothing to an encoder.
+
+    Args:
+      image: uint8[H, W, 3].
+      mask: uint8[H, W], 255 where the subject is; values between mix both.
+
+    Raises:
+      ValueError: if they differ in size.
+    """
+    if image.shape[:2] != mask.shape:
+        raise ValueError(f'the mask is {list(mask.shape)} but its image {list(image.shape)}; both must be of one size')
+    weight = mask[..., None] / np.float32(255)
+    return np.rint(weight * image + (1 - weight) * np.asarray(NEUTRAL, np.float32)).astype(np.uint8)
 
 
 def dino(image: np.ndarray, size: int = 224) -> np.ndarray:

@@ -52,7 +52,9 @@ class Subject:
       class_prompt: such as 'a dog'.
       photos: its photos, uint8[H, W, 3] each, of any sizes, upright and whole.
       prompts: the prompts that it is asked for with.
+      masks: which part of each photo is the subject, uint8[H, W] each, 255 where it is; None for a photo without one.
       look_alikes: photos of other subjects, in the same form; images of its class are look-alikes besides.
+      built_in: the name of the built-in subject that it is, such as 'dog'; None: it is known by its photos alone.
     """
 
     name: str
@@ -60,7 +62,14 @@ class Subject:
     class_prompt: str
     photos: tuple[np.ndarray, ...]
     prompts: tuple[Asked, ...]
+    masks: tuple[np.ndarray | None, ...] = ()
     look_alikes: tuple[np.ndarray, ...] = ()
+    built_in: str | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is asked for with the prompts of live subjects, which may wear things."""
+        return any(asked.kind == prompt_lists.ACCESSORY for asked in self.prompts)
 
 
 class Generate(Protocol):
@@ -70,17 +79,24 @@ class Generate(Protocol):
         """Returns the images of N prompts, uint8[N, num_images, H, W, 3]."""
 
 
-def subjects_of(config: DreamBoothConfig, photos: Sequence[tuple[np.ndarray, ...]]) -> list[Subject]:
+def subjects_of(
+    config: DreamBoothConfig,
+    photos: Sequence[tuple[np.ndarray, ...]],
+    masks: Sequence[tuple[np.ndarray | None, ...]] | None = None,
+) -> list[Subject]:
     """Returns the subjects of a run; those of a run with several are each other's look-alikes.
 
     Args:
       config: the settings of the run.
       photos: the photos of every subject, in the order of `config.subjects()`.
+      masks: those of all photos, in the same order; None: there are none.
 
     Raises:
       ConfigError: if the class prompt of a subject is not its instance prompt without the identifier.
     """
     found = [_subject(subject, own) for subject, own in zip(config.subjects(), photos, strict=True)]
+    if masks is not None:
+        found = [dataclasses.replace(one, masks=own) for one, own in zip(found, masks, strict=True)]
     others = [tuple(photo for other in found if other is not one for photo in other.photos) for one in found]
     return [dataclasses.replace(one, look_alikes=alike) for one, alike in zip(found, others, strict=True)]
 
@@ -100,6 +116,7 @@ def _subject(settings: SubjectConfig, photos: tuple[np.ndarray, ...]) -> Subject
         class_prompt=settings.class_prompt,
         photos=photos,
         prompts=asked,
+        built_in=settings.subject if settings.instance_dir is None and settings.tfds is None else None,
     )
 
 
@@ -118,7 +135,7 @@ class Album:
 
     def __init__(self, cascade: Cascade, options: SamplingOptions, folder: Path, title: str):
         self.cascade, self.options, self.title = cascade, options, title
-        self.folder = folder / _fingerprint(cascade, options)[:16]
+        self.folder = folder / fingerprint(cascade, options)[:16]
 
     def __call__(self, prompts: Sequence[str], num_images: int) -> np.ndarray:
         """Returns the images of N prompts, uint8[N, num_images, H, W, 3]; only those that are missing are generated.
@@ -143,13 +160,18 @@ class Album:
 
     def path(self, prompt: str, number: int) -> Path:
         """Returns the file of image `number` of a prompt."""
-        words = re.sub(r'[^a-z0-9]+', '_', prompt.lower())[:80]
-        # Two prompts may have the same words; their hashes tell them apart.
-        return self.folder / f'{words}_{hashlib.sha256(prompt.encode()).hexdigest()[:8]}_{number:03d}.png'
+        return self.folder / image_name(prompt, number)
 
 
-def _fingerprint(cascade: Cascade, options: SamplingOptions) -> str:
-    # Everything that an image depends on besides its prompt and number; the batch size is not among it.
+def image_name(prompt: str, number: int) -> str:
+    """Returns the name of the file in which an Album keeps image `number` of a prompt."""
+    words = re.sub(r'[^a-z0-9]+', '_', prompt.lower())[:80]
+    # Two prompts may have the same words; their hashes tell them apart.
+    return f'{words}_{hashlib.sha256(prompt.encode()).hexdigest()[:8]}_{number:03d}.png'
+
+
+def fingerprint(cascade: Cascade, options: SamplingOptions) -> str:
+    """Returns a hash of all that an image depends on besides its prompt and number; the batch size is not among it."""
     parts = [repr(dataclasses.replace(options, batch_size=None)), str(cascade.base_size), str(cascade.clip_skip)]
     for pipeline in (cascade.base, cascade.super_resolution):
         if pipeline is not None:

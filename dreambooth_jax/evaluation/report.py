@@ -1,6 +1,6 @@
 """What an evaluation found, told to people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Score -> what it says, and whether more or less of it is wanted.
@@ -13,8 +13,16 @@ _MEANINGS = {
     'retrieval': ('the photos are found before look-alikes', 'more'),
     'copy': ('like the nearest photo; near 1 it is a copy', 'between'),
     'pres': ('images of the class like the subject: PRES', 'less'),
+    'masked': ('the same, photos without their background', 'more'),
+    'subject_named': ('the classifier of Storybook names the subject', 'more'),
+    'class_named': ('it names the class', 'more'),
+    'context_named': ('it names the context that the prompt asks for', 'more'),
+    'accessory_named': ('it names what the subject should wear', 'more'),
+    'taken_for_subject': ('images of the class in which it names the subject', 'less'),
     'div': ('variety within a prompt: DIV', 'more'),
 }
+# The scores that the table of a benchmark has for every subject; the others are in the means.
+_MAIN = ('dino', 'dino_masked', 'dinov2', 'clip_i', 'clip_t', 'dino_retrieval', 'dino_pres', 'subject_named')
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -29,16 +37,75 @@ def text(found: Mapping[str, Any]) -> str:
         rows = [('score', *models, 'photos', 'wanted', 'meaning')]
         for name in models['run'][subject]:
             ceiling = found['ceiling'].get(name, {}).get(subject, {}).get('others')
-            meaning, wanted = _MEANINGS.get(name) or _MEANINGS[name.rpartition('_')[2]]
+            says, wanted = meaning(name)
             told = [_with_interval(models[model][subject][name]) for model in models]
-            rows.append((name, *told, '-' if ceiling is None else f'{ceiling:.3f}', wanted, meaning))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        tables.append('\n'.join([f'{subject}:', *(f'  {line}' for line in lines)]))
+            rows.append((name, *told, _number(ceiling), wanted, says))
+        tables.append('\n'.join([f'{subject}:', *(f'  {line}' for line in _table(rows).splitlines())]))
     return '\n\n'.join(tables)
+
+
+def meaning(name: str) -> tuple[str, str]:
+    """Returns what a score says, and whether 'more' or 'less' of it is wanted; empty words for a score of others."""
+    return _MEANINGS.get(name) or _MEANINGS.get(name.rpartition('_')[2]) or ('', '')
 
 
 def _with_interval(score: Mapping[str, Any]) -> str:
     if score['low'] is None:
         return f'{score["value"]:.3f}'
     return f'{score["value"]:.3f} [{score["low"]:.3f}, {score["high"]:.3f}]'
+
+
+def benchmark_text(found: Mapping[str, Any]) -> str:
+    """Returns the tables of a benchmark: every subject with its main scores, then the means of all scores.
+
+    Args:
+      found: what benchmark.score_all returns.
+    """
+    means = found['means']
+    titles = [title for title in means if title != 'ceiling']
+    names = [name for name in means['run'] if name in _MAIN]
+    rows = [('subject', *(_in_brackets(name, *titles[1:], 'photos') for name in names))]
+    for run, scored in found['subjects'].items():
+        ((subject, measured),) = scored['models']['run'].items()
+        cells = []
+        for name in names:
+            floors = [scored['models'][title][subject][name]['value'] for title in titles[1:]]
+            ceiling = scored['ceiling'].get(name, {}).get(subject, {}).get('others')
+            cells.append(_in_brackets(_number(measured[name]['value']), *(map(_number, [*floors, ceiling]))))
+        rows.append((run, *cells))
+    rows += [(run, *['missing'] * len(names)) for run in found['missing']]
+    mean = [[means[title][name]['value'] for title in titles] + [means['ceiling'].get(name)] for name in names]
+    rows.append(('mean', *(_in_brackets(*map(_number, cell)) for cell in mean)))
+    groups = [group for group in ('live', 'objects') if any(group in told for told in means['run'].values())]
+    kinds = list(dict.fromkeys(kind for told in means['run'].values() for kind in told['kinds'] if kind != 'class'))
+    of_all = [('mean', *titles, 'photos', *groups, *kinds, 'wanted', 'meaning')]
+    for name, told in means['run'].items():
+        parts = [*(told.get(group) for group in groups), *(told['kinds'].get(kind) for kind in kinds)]
+        of_all.append(
+            (
+                name,
+                *(_with_interval(means[title][name]) for title in titles),
+                _number(means['ceiling'].get(name)),
+                *('-' if part is None else _number(part['value']) for part in parts),
+                *meaning(name)[::-1],
+            )
+        )
+    count = len(found['subjects'])
+    left_out = [f'{run} is missing: {reason}' for run, reason in found['missing'].items()]
+    heading = f'means over {count} subjects, with intervals from the bootstrap over subjects:'
+    return '\n\n'.join([_table(rows), f'{heading}\n{_table(of_all)}', *left_out])
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return '\n'.join(
+        '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _in_brackets(value: str, *others: str) -> str:
+    return f'{value} ({", ".join(others)})'
+
+
+def _number(value: float | None) -> str:
+    return '-' if value is None else f'{value:.3f}'

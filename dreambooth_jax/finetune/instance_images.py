@@ -10,7 +10,7 @@ from absl import logging
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, SubjectConfig
 from dreambooth_jax.data.buckets import Size, bucket_sizes
 from dreambooth_jax.data.decode import decode_image, image_size
-from dreambooth_jax.data.images import MAX_ZOOM, ImageError
+from dreambooth_jax.data.images import MAX_ZOOM, ImageError, open_photo
 from dreambooth_jax.data.subjects import ImageFile, list_images, read_buckets, read_files
 from dreambooth_jax.data.table import Examples, join
 from dreambooth_jax.datasets import data_source
@@ -87,6 +87,24 @@ def whole(config: DreamBoothConfig, side: int) -> list[tuple[np.ndarray, ...]]:
             found.append(tuple(_painted(subject.subject, side)))
         else:
             found.append(tuple(np.asarray(decode_image(file.path)) for file in listed.files))
+    return found
+
+
+def whole_masks(config: DreamBoothConfig, side: int) -> list[tuple[np.ndarray | None, ...]]:
+    """Returns the masks of the photos that `whole` returns, uint8[H, W] each: 255 is the subject. None: there is none.
+
+    Raises:
+      ImageError, ConfigError: as `read`; also if a mask and its photo differ in size.
+    """
+    found = []
+    for number, subject in enumerate(config.subjects()):
+        listed = _list(config, number)
+        if listed is None:
+            scenes = subjects.reference_scenes(subject.subject)
+            found.append(tuple(draw.paint_mask(scene, side) for scene in scenes))
+            continue
+        opened = [open_photo(file.path, file.mask) if file.mask else None for file in listed.files]
+        found.append(tuple(photo and np.asarray(photo.weights) for photo in opened))
     return found
 
 

@@ -45,6 +45,17 @@ class Trained(NamedTuple):
     origins: list[str]
 
 
+def read_config(workdir: Path) -> DreamBoothConfig:
+    """Reads the settings of a run; raises ConfigError if `workdir` is not a run's folder."""
+    path = workdir / 'config.json'
+    if not path.is_file():
+        raise ConfigError(f"{workdir} is no run's folder: {path} is missing; give the --workdir of train")
+    try:
+        return resolve(DreamBoothConfig, with_new_names(DreamBoothConfig, json.loads(path.read_text('utf-8'))))
+    except ValueError as error:
+        raise ConfigError(f'{path} is no readable JSON ({error})') from None
+
+
 def read_trained(workdir: Path, step: int | None = None) -> Trained:
     """Reads what a run has trained. If the run has no checkpoints, its model/ is read.
 
@@ -58,13 +69,7 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
       CheckpointError: if there is nothing to read, no stage has a checkpoint of `step`, or one does not fit the model.
       WeightsError: if the model that the run began with cannot be read.
     """
-    path = workdir / 'config.json'
-    if not path.is_file():
-        raise ConfigError(f"{workdir} is no run's folder: {path} is missing; give the --workdir of train")
-    try:
-        config = resolve(DreamBoothConfig, with_new_names(DreamBoothConfig, json.loads(path.read_text('utf-8'))))
-    except ValueError as error:
-        raise ConfigError(f'{path} is no readable JSON ({error})') from None
+    config = read_config(workdir)
     name = workdir.absolute().name
     best = {stage: best_checkpoint.step_of(workdir, stage) if config.evaluation.every else None for stage in STAGES}
     found = {stage: _read_checkpoint(workdir / stage / 'checkpoints', (step, best[stage])) for stage in STAGES}

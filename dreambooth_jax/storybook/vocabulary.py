@@ -10,6 +10,8 @@ sentencepiece and without a network connection. A score is a natural log-probabi
 SentencePiece marks the start of a word by U+2581. All words are lower case, because IF lower-cases prompts.
 """
 
+import collections
+import itertools
 import math
 import os
 import re
@@ -19,6 +21,9 @@ from dreambooth_jax.storybook import world
 SPECIAL_TOKENS = ('<pad>', '</s>', '<unk>')  # in the order of T5, so their ids are 0, 1, 2
 WORD_START = '\u2581'
 MAX_LENGTH = 77  # IFPipeline pads and truncates to this length
+CLIP_SPECIAL_TOKENS = ('<|startoftext|>', '<|endoftext|>')
+CLIP_WORD_END = '</w>'
+CLIP_MAX_LENGTH = 32  # the longest captions have 28 tokens
 
 GRAMMAR = (
     'a the of in on with and an to from at is photo image painting drawing style seen view top bottom side back '
@@ -124,3 +129,52 @@ def write_tokenizer(folder: str | os.PathLike) -> None:
 
     tokenizer = T5Tokenizer(vocab=pieces(), extra_ids=0, model_max_length=MAX_LENGTH)
     tokenizer.save_pretrained(folder)
+
+
+def write_clip_tokenizer(folder: str | os.PathLike) -> None:
+    """Writes the tokenizer of Storybook's CLIP into `folder`: the words as byte-pair merges, in CLIP's files.
+
+    Every word of the world and every rare token is one token; any other text is spelt with shorter ones. A prompt has
+    at most CLIP_MAX_LENGTH tokens, as the longest captions need no more.
+    """
+    os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+    from transformers import CLIPTokenizer
+
+    vocabulary, merges = clip_vocabulary()
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_MAX_LENGTH)
+    tokenizer.save_pretrained(folder)
+
+
+def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Returns CLIP's vocabulary {piece: id}, the start and the end of a text last, and its merges, the first first.
+
+    The merges are those that byte-pair encoding finds in a list of the words, each as often as any other: the most
+    common pair of neighbours becomes one piece, ties in the order of the alphabet, until every word is one piece.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    pieces = [[*word[:-1], word[-1] + CLIP_WORD_END] for word in (*words(), *RARE_TOKENS)]
+    merges = []
+    while True:
+        counts = collections.Counter(pair for word in pieces for pair in itertools.pairwise(word))
+        if not counts:
+            break
+        pair = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(pair)
+        pieces = [_merged(word, pair) for word in pieces]
+    # Its alphabet are the 256 bytes, so any text can be spelt.
+    single = [symbol + end for end in ('', CLIP_WORD_END) for symbol in sorted(ByteLevel.alphabet())]
+    ordered = [*single, *(first + second for first, second in merges), *CLIP_SPECIAL_TOKENS]
+    return {piece: index for index, piece in enumerate(ordered)}, merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """The pieces of a word after one merge, from left to right."""
+    found = []
+    for piece in word:
+        # A piece that was just made by this merge is never the first half of the same pair.
+        if found and (found[-1], piece) == pair:
+            found[-1] += piece
+        else:
+            found.append(piece)
+    return found

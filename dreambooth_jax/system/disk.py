@@ -76,6 +76,11 @@ def code(error: BaseException | None) -> int | None:
     return None
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Returns whether an error, or one that caused it, says that the disk is full."""
+    return code(error) in _FULL
+
+
 def reason(error: BaseException | None) -> str | None:
     """Returns why the disk refused, such as 'the disk is full'; None if it is no error of the disk."""
     number = code(error)

@@ -4,8 +4,8 @@
     model.safetensors, or shards and their index
     tokenizer_config.json, vocab.json, ...          only for encoders of text
 
-A folder lies here, or is downloaded once from the hub. A whole CLIP is read as two networks, one for images and one for
-texts. LPIPS has no such folder: it is read from a single file.
+A folder lies here, or is downloaded once from the hub; Storybook's own are part of the package. A whole CLIP is read as
+two networks, one for images and one for texts. LPIPS has no such folder: it is read from a single file.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from dreambooth_jax.models import clip, functional, vit
 from dreambooth_jax.models.clip import CLIPTextModel
 from dreambooth_jax.models.lpips import LPIPS
 from dreambooth_jax.models.vit import VisionTransformer
+from dreambooth_jax.storybook import storybook_folder
 from dreambooth_jax.weights import aliases, files, hub, mapping
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Network
@@ -35,7 +36,12 @@ KINDS = {
     'clip_vision_model': 'CLIPVisionModelWithProjection',
     'clip_text_model': 'CLIPTextModelWithProjection',
 }
-ALLOWED = "a folder (with config.json and model.safetensors) or a hub id 'owner/model'"
+# Storybook's own encoders, which are part of the package: their folders there, and the names that they are read by.
+STORYBOOK_ENCODERS = {'dino': 'storybook-dino', 'clip': 'storybook-clip'}
+ALLOWED = (
+    "a folder (with config.json and model.safetensors), a hub id 'owner/model' or one of "
+    f'{tuple(STORYBOOK_ENCODERS.values())}'
+)
 _STEM = 'model'
 _TOKENIZER = ('tokenizer_config.json', 'tokenizer.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json')
 _DOWNLOADED = ('config.json', 'model.safetensors', 'model.safetensors.index.json', 'model-*.safetensors', *_TOKENIZER)
@@ -77,7 +83,7 @@ def read_encoder(name: str | os.PathLike, *, revision: str | None = None) -> Enc
     if kind not in tuple(KINDS):  # it may be anything that JSON can hold
         raise WeightsError(f'{path}: model_type is {kind!r}; give an encoder of one of {tuple(KINDS)}.')
     try:
-        configs = {part: _RESOLVE[part](own) for part, own in _own_configs(config).items()}
+        configs = {part: _RESOLVE[part](own) for part, own in own_configs(config).items()}
     except ValueError as error:
         raise WeightsError(f'{path} is not supported: {str(error).rstrip(".")}.') from None
     weights = _find_weights(folder, kind, str(name), TEXT in configs)
@@ -128,6 +134,9 @@ def _find(name: str | os.PathLike, revision: str | None) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    for own, given in STORYBOOK_ENCODERS.items():
+        if name == given:
+            return storybook_folder() / own
     if not path.exists() and hub.may_be_on_hub(name):
         return hub.download(str(name), _DOWNLOADED, revision=revision, must_be=ALLOWED)
     what = 'is a file' if path.exists() else 'is not there'
@@ -156,7 +165,7 @@ def _find_weights(folder: Path, kind: str, name: str, has_text: bool) -> Path:
     return files.find_weights(folder, _STEM, convert=f'by `{command}`, and give the folder converted')
 
 
-def _own_configs(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def own_configs(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Returns {IMAGE or TEXT: the configuration that a folder of this network alone would have}.
 
     Raises:

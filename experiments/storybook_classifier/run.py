@@ -31,6 +31,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from dreambooth_jax.evaluation import classifier, experiment
+from dreambooth_jax.evaluation.disturbance import blurred, disturb, some
 from dreambooth_jax.models import functional
 from dreambooth_jax.storybook import draw, draw_subject, storybook_folder, subjects, world
 from dreambooth_jax.weights import files, mapping
@@ -166,38 +167,7 @@ def fine_scenes(seed, count: int) -> list[world.Scene]:
     return scenes
 
 
-# Disturbances, on f32[B, H, W, 3] in [0, 1] inside a jitted step
-
-
-def _blur(x):
-    """Weights 1/4, 1/2, 1/4 both ways, the edge repeated."""
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='edge')
-    x = 0.25 * x[:, :-2] + 0.5 * x[:, 1:-1] + 0.25 * x[:, 2:]
-    return 0.25 * x[:, :, :-2] + 0.5 * x[:, :, 1:-1] + 0.25 * x[:, :, 2:]
-
-
-def _some(key, rows, chance, low, high):
-    """f32[rows, 1, 1, 1]: uniform in [low, high] with this chance, else 0."""
-    first, second = jax.random.split(key)
-    amount = jax.random.uniform(first, (rows, 1, 1, 1), minval=low, maxval=high)
-    return jnp.where(jax.random.uniform(second, amount.shape) < chance, amount, 0.0)
-
-
-def disturb(x, key, *, blur: float, coarse: float, noise: float):
-    """What generated images have: softness, lower resolution, colour and contrast off, noise; a quarter are clean."""
-    rows, size = x.shape[0], x.shape[1]
-    keys = jax.random.split(key, 8)
-    clean = x
-    x = x + _some(keys[0], rows, 0.6, -0.3 * blur, blur) * (_blur(x) - x)
-    low = jax.image.resize(x.reshape(rows, size // 2, 2, size // 2, 2, 3).mean(axis=(2, 4)), x.shape, 'bilinear')
-    x = x + _some(keys[1], rows, 0.25, 0.2, coarse) * (low - x)
-    grey = x.mean(axis=-1, keepdims=True)
-    x = grey + (x - grey) * (1 + _some(keys[2], rows, 0.6, -0.25, 0.25))
-    x = 0.5 + (x - 0.5) * (1 + _some(keys[3], rows, 0.6, -0.2, 0.2)) + _some(keys[4], rows, 0.6, -0.08, 0.08)
-    x = x * (1 + jax.random.uniform(keys[5], (rows, 1, 1, 3), minval=-0.06, maxval=0.06))
-    x = x + _some(keys[6], rows, 0.6, 0.0, noise) * jax.random.normal(keys[7], x.shape)
-    x = jnp.where((jnp.arange(rows) % 4 == 0)[:, None, None, None], clean, x)
-    return jnp.round(255 * jnp.clip(x, 0, 1)) / 255
+# Disturbances besides those of evaluation/disturbance.py, on f32[B, H, W, 3] in [0, 1] inside a jitted step
 
 
 def failed_super_resolution(high, key):
@@ -209,8 +179,8 @@ def failed_super_resolution(high, key):
     keys = jax.random.split(key, 4)
     cubic, linear = (jax.image.resize(low, high.shape, method) for method in ('bicubic', 'bilinear'))
     x = jnp.where((jnp.arange(rows) % 3 == 0)[:, None, None, None], linear, cubic)
-    x = x + _some(keys[0], rows, 0.7, 0.0, 3.0) * (x - _blur(_blur(x)))
-    x = x + _some(keys[1], rows, 0.5, 0.0, 0.05) * jax.random.normal(keys[2], x.shape)
+    x = x + some(keys[0], rows, 0.7, 0.0, 3.0) * (x - blurred(blurred(x)))
+    x = x + some(keys[1], rows, 0.5, 0.0, 0.05) * jax.random.normal(keys[2], x.shape)
     return jnp.clip(x, 0, 1)
 
 
@@ -291,7 +261,7 @@ def train_fine_mark(config):
         marked, twin, plain, unsharp = (x.astype(jnp.float32) / 255 for x in (marked, twin, plain, unsharp))
         first, second, third, fourth = jax.random.split(key, 4)
         # A generated mark may be fainter than a painted one.
-        marked = marked + _some(first, marked_rows, 0.5, 0.0, 0.45) * (twin - marked)
+        marked = marked + some(first, marked_rows, 0.5, 0.0, 0.45) * (twin - marked)
         seen = disturb(jnp.concatenate([marked, plain]), second, blur=0.6, coarse=0.3, noise=0.04)
         failed = disturb(failed_super_resolution(unsharp, third), fourth, blur=0.6, coarse=0.3, noise=0.02)
         logits = apply(params, jnp.concatenate([seen, failed]))

@@ -1,12 +1,18 @@
 """Evaluators: their columns, counted another way, and how they are summed up."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
-from dreambooth_jax.evaluation import evaluator
+from dreambooth_jax.evaluation import evaluator, storybook_scores
 from dreambooth_jax.evaluation.protocol import Asked, Subject
+from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.text import prompts as prompt_lists
+from dreambooth_jax.text.prompts import OBJECT_PROMPTS
+from tests.evaluation.test_storybook_scores import LABELS, FakeCascade, FakeClassifier
+from tests.evaluation.test_storybook_scores import image as labelled
 
 PROMPTS = (
     Asked('context', 'a sks dog in the snow', 'a dog in the snow'),
@@ -135,3 +141,87 @@ def test_a_summary_has_means_over_prompts_of_all_and_of_each_kind():
     assert (told['value'], told['images']) == (0.5, 4) and told['low'] <= 0.5 <= told['high']
     assert told['kinds']['y'] == {'value': 0.5, 'low': None, 'high': None, 'images': 1}
     assert told['kinds']['x']['images'] == 3
+
+
+def test_photos_with_a_mask_are_compared_without_their_background_too(subject):
+    masks = [None, np.zeros((4, 4), np.uint8), np.full((4, 4), 255, np.uint8), None]
+    masks[1][:2] = 255
+    masked = dataclasses.replace(subject, masks=tuple(masks))
+    measure = evaluator.Likeness(name='dino', encoder=Encoder(), num_images=COUNT, class_images=OF_CLASS)
+    columns = measure(generate, masked)
+    half = subject.photos[1].copy()
+    half[2:] = (124, 116, 104)
+    wanted = [
+        np.mean([cosine(image(asked.text, number), bare) for bare in (half, subject.photos[2])])
+        for asked in PROMPTS
+        for number in range(COUNT)
+    ]
+    np.testing.assert_allclose(columns['dino_masked'].values, wanted, atol=1e-6)
+    np.testing.assert_array_equal(columns['dino'].values, measure(generate, subject)['dino'].values)
+    ceilings = measure.ceilings(masked)
+    assert ceilings['dino_masked']['others'] == pytest.approx(cosine(half, subject.photos[2]))
+    assert ceilings['dino'] == measure.ceilings(subject)['dino']
+    assert set(measure.ceilings(subject)) == {'dino'}
+
+
+def test_the_classifier_says_of_each_image_what_storybook_scores_say_of_all():
+    prompts = tuple(
+        Asked(one.kind, one.text('dog', 'sks'), one.text('dog')) for one in prompt_lists.evaluation_prompts('dog')
+    )
+    dog = Subject(
+        name='sks dog',
+        instance_prompt='a sks dog',
+        class_prompt='a dog',
+        photos=tuple(labelled(subject=name) for name in ('dog', 'dog', 'dog', 'dog2')),
+        prompts=prompts,
+        built_in='dog',
+    )
+
+    def answer(text, number):
+        digest = sum(text.encode()) + 7 * number
+        words = text.partition('dog')[2].strip()
+        return {
+            'class_noun': ('dog', 'dog', 'cat')[digest % 3],
+            'subject': ('dog', None, 'dog', 'dog2')[digest % 4],
+            'context': words if digest % 2 and words in LABELS['context'] else None,
+            'accessory': words if digest % 5 and words in LABELS['accessory'] else None,
+        }
+
+    def of_labels(texts, num_images):
+        return np.stack([[labelled(**answer(text, number)) for number in range(num_images)] for text in texts])
+
+    options = SamplingOptions(steps=2, guidance_scale=1.0, sampler='ddim')
+    wanted = storybook_scores.subject_scores(
+        FakeCascade(answer), FakeClassifier(), 'dog', 'sks', options, num_images=3, class_images=11
+    )
+    naming = evaluator.Naming(classifier=FakeClassifier(), num_images=3, class_images=11)
+    told = evaluator.summary(naming(of_labels, dog))
+    for name in ('subject_named', 'class_named', 'context_named', 'accessory_named'):
+        assert 0 < told[name]['value'] < 1 and told[name]['value'] == pytest.approx(wanted[name], abs=1e-4)
+    for kind, share in wanted['subject_named_by_kind'].items():
+        assert told['subject_named']['kinds'][kind]['value'] == pytest.approx(share, abs=1e-4)
+    drift = told['taken_for_subject']
+    assert drift['value'] == pytest.approx(wanted['class_images']['taken_for_subject'], abs=1e-4)
+    assert (drift['images'], told['context_named']['images'], told['accessory_named']['images']) == (11, 30, 30)
+    assert naming.ceilings(dog) == {
+        'subject_named': {'others': 0.75, 'with_self': 0.75},
+        'class_named': {'others': 1.0, 'with_self': 1.0},
+    }
+
+
+def test_of_objects_nothing_is_said_of_accessories():
+    asked = tuple(Asked(one.kind, one.text('vase', 'sks'), one.text('vase')) for one in OBJECT_PROMPTS)
+    vase = Subject(
+        name='sks vase',
+        instance_prompt='a sks vase',
+        class_prompt='a vase',
+        photos=(),
+        prompts=asked,
+        built_in='vase',
+    )
+
+    def of_labels(texts, num_images):
+        return np.stack([[labelled(class_noun='vase', subject='vase')] * num_images for _ in texts])
+
+    naming = evaluator.Naming(classifier=FakeClassifier(), num_images=1, class_images=2)
+    assert set(naming(of_labels, vase)) == {'subject_named', 'class_named', 'context_named', 'taken_for_subject'}

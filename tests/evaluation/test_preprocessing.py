@@ -140,3 +140,24 @@ def test_another_size_keeps_the_proportion_of_the_margin():
 def test_what_is_no_image_is_named_in_one_sentence(name, image, found):
     with pytest.raises(ValueError, match=rf'^an image is {found} but must be uint8\[H, W, 3\]$'):
         getattr(preprocessing, name)(image)
+
+
+def test_without_its_background_an_image_says_nothing_there():
+    image = made(40, 40)
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:20, 10:20], mask[10:20, 20:30] = 255, 51
+    bare = preprocessing.without_background(image, mask)
+    np.testing.assert_array_equal(bare[10:20, 10:20], image[10:20, 10:20])
+    mixed = 0.2 * image[10:20, 20:30] + 0.8 * np.array(preprocessing.NEUTRAL)
+    np.testing.assert_allclose(bare[10:20, 20:30], mixed, atol=0.51)
+    assert np.unique(bare[20:].reshape(-1, 3), axis=0).tolist() == [list(preprocessing.NEUTRAL)]
+    nothing = preprocessing.without_background(image, np.zeros((40, 40), np.uint8))
+    for prepare in (preprocessing.dino, preprocessing.dino_v2, preprocessing.clip):
+        assert np.abs(prepare(nothing, 32)).max() < 0.02
+
+
+def test_a_mask_of_another_size_is_refused():
+    with pytest.raises(
+        ValueError, match=r'the mask is \[20, 40\] but its image \[40, 40, 3\]; both must be of one size'
+    ):
+        preprocessing.without_background(made(40, 40), np.zeros((20, 40), np.uint8))

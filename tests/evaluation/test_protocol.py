@@ -33,6 +33,7 @@ def test_a_subject_is_asked_for_with_the_papers_prompts_of_its_class():
     assert dog.prompts[10] == ('accessory', 'a sks dog wearing a red hat', 'a dog wearing a red hat')
     (vase,) = of_data(PHOTOS, instance_dir='photos', instance_prompt='a zwx vase', class_prompt='a vase')
     assert {asked.kind for asked in vase.prompts} == {'context', 'property'}
+    assert dog.is_live and not vase.is_live
     assert vase.prompts[-1] == ('property', 'a cube shaped zwx vase', 'a cube shaped vase')
 
 
@@ -42,6 +43,16 @@ def test_subjects_of_one_run_are_each_others_look_alikes():
     first, second = of_data(PHOTOS, PHOTOS[:1], subjects=(dataclasses.asdict(one), dataclasses.asdict(other)))
     assert [len(one.look_alikes) for one in (first, second)] == [1, 2]
     assert first.look_alikes[0] is second.photos[0] and second.look_alikes[0] is first.photos[0]
+
+
+def test_built_in_subjects_are_known_by_name_and_photos_have_their_masks():
+    names = {'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
+    masks = (None, np.zeros((16, 16), np.uint8))
+    (photos,) = protocol.subjects_of(
+        DreamBoothConfig(data=DataConfig(instance_dir='photos', subject='dog', **names)), (PHOTOS,), (masks,)
+    )
+    (painted,) = of_data(PHOTOS, subject='dog', **names)
+    assert (photos.built_in, photos.masks) == (None, masks) and (painted.built_in, painted.masks) == ('dog', ())
 
 
 def test_prompts_that_do_not_say_who_the_subject_is_are_refused():

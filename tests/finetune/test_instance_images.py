@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve, to_config_dict
+from dreambooth_jax.data.images import ImageError
 from dreambooth_jax.finetune import instance_images
 from dreambooth_jax.storybook import draw, subjects
 
@@ -194,3 +195,20 @@ def test_whole_photos_keep_their_sizes_and_built_in_subjects_are_painted(tmp_pat
     found, drawn = instance_images.whole(config, 32)
     assert [photo.shape for photo in found] == [(20, 30, 3), (16, 16, 3)]
     assert {photo.shape for photo in drawn} == {(32, 32, 3)}
+
+
+def test_whole_photos_have_their_masks_and_painted_ones_the_painters(tmp_path):
+    for name, size in (('1.png', (30, 20)), ('2.png', (16, 16))):
+        Image.new('RGB', size, 'red').save(tmp_path / name)
+    half = Image.new('L', (30, 20))
+    half.paste(255, (0, 0, 15, 20))
+    half.save(tmp_path / '1.mask.png')
+    photos = {'instance_dir': str(tmp_path), 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
+    painted = {'subject': 'dog2', 'instance_prompt': 'a zwx dog', 'class_prompt': 'a dog'}
+    config = config_with(subjects=(photos, painted))
+    (first, second), drawn = instance_images.whole_masks(config, 32)
+    assert second is None and first.shape == (20, 30) and first[:, :15].min() == 255 and first[:, 15:].max() == 0
+    assert [mask.shape for mask in drawn] == [(32, 32)] * len(instance_images.whole(config, 32)[1])
+    Image.new('L', (30, 21)).save(tmp_path / '1.mask.png')
+    with pytest.raises(ImageError, match='make the mask as large as its image'):
+        instance_images.whole_masks(config, 32)

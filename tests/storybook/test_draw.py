@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dreambooth_jax.storybook import draw, world
+from dreambooth_jax.storybook import draw, subjects, world
 
 SCENES = [world.sample_scene(np.random.default_rng((3, row))) for row in range(12)]
 
@@ -39,3 +39,25 @@ def test_a_style_is_the_last_thing_painted():
     scene = world.Scene(class_noun='dog', context='in the jungle', seed=5)
     plain, styled = draw.paint(scene, 32), draw.paint(dataclasses.replace(scene, style='Rembrandt'), 32)
     assert np.abs(plain.astype(int) - styled).mean() > 20
+
+
+@pytest.mark.parametrize('size', [32, 128])
+def test_the_mask_is_where_the_subject_hides_its_backdrop(size):
+    scene = subjects.reference_scenes('dog')[0]
+    mask = draw.paint_mask(scene, size)
+    assert mask.shape == (size, size) and mask.dtype == np.uint8 and 0.1 < (mask == 255).mean() < 0.5
+    # Another backdrop changes the pixels around the subject, its shadow too, and none of its own.
+    here = draw.paint(scene, size).astype(int)
+    changed = np.zeros((size, size), int)
+    for context in (None, 'on top of a dirt road', 'on top of pink fabric'):
+        there = draw.paint(dataclasses.replace(scene, context=context), size).astype(int)
+        changed = np.maximum(changed, np.abs(here - there).max(axis=2))
+    assert changed[mask == 255].max() == 0
+    assert (changed[mask == 0] > 0).mean() > 0.99
+
+
+def test_what_stands_before_a_subject_is_no_part_of_it():
+    scene = world.Scene(class_noun='dog', context='floating on top of water', seed=5)
+    dry = dataclasses.replace(scene, context='on the beach')
+    floating, standing = draw.paint_mask(scene), draw.paint_mask(dry)
+    assert 0 < (floating == 255).sum() < (standing == 255).sum()

@@ -69,3 +69,42 @@ def test_files_are_small_and_written_alike_every_time(tmp_path):
     assert files == ['tokenizer.json', 'tokenizer_config.json']
     assert all((tmp_path / 'one' / f).read_bytes() == (tmp_path / 'two' / f).read_bytes() for f in files)
     assert sum((tmp_path / 'one' / f).stat().st_size for f in files) < 60_000
+
+
+@pytest.fixture(scope='module')
+def clip_tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('clip_tokenizer')
+    vocabulary.write_clip_tokenizer(folder)
+    return Tokenizer.load(folder)
+
+
+def test_clips_tokenizer_has_a_token_for_every_word_and_every_rare_token(clip_tokenizer):
+    assert clip_tokenizer.kind == 'clip' and clip_tokenizer.max_length == vocabulary.CLIP_MAX_LENGTH
+    assert all(len(ids) == 1 for ids in clip_tokenizer.token_ids([*vocabulary.words(), *vocabulary.RARE_TOKENS]))
+
+
+def test_clips_tokenizer_spells_any_text(clip_tokenizer):
+    text = 'zyzzyva-42 é 雪'
+    (ids,) = clip_tokenizer.token_ids([text])
+    assert clip_tokenizer.end_id not in ids
+    # What is written between words does not matter to CLIP.
+    assert clip_tokenizer.wrapped.decode(ids).replace(' ', '') == text.replace(' ', '')
+
+
+def test_captions_and_prompts_are_no_longer_than_clips_prompts(clip_tokenizer):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    rare = dict(rare_tokens=vocabulary.RARE_TOKENS, rare_token_rate=1.0)
+    texts = [captions.caption(world.sample_scene(rng), rng, **rare) for _ in range(2000)]
+    for noun in world.CLASSES:
+        texts += prompts.prompts_for(noun, 'sks')
+    # Two more stand at the start and the end.
+    assert max(map(len, clip_tokenizer.token_ids(texts))) + 2 <= vocabulary.CLIP_MAX_LENGTH
+
+
+def test_clips_vocabulary_numbers_every_piece_once_and_ends_with_the_end_of_a_text():
+    pieces, merges = vocabulary.clip_vocabulary()
+    assert sorted(pieces.values()) == list(range(len(pieces))) and len(set(merges)) == len(merges)
+    assert pieces['<|endoftext|>'] == len(pieces) - 1
+    assert all(first in pieces and second in pieces and first + second in pieces for first, second in merges)
