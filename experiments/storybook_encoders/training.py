@@ -28,7 +28,7 @@ QUEUE = 4096  # keys of earlier paintings that a painting is told from
 TEMPERATURE = 0.1
 MOMENTUM = 0.99
 GLOBAL, LOCAL = (0.7, 1.0), (0.45, 0.75)  # sides of crops as shares of the painting's
-PASTED = 0.75  # how often the middle of a painting is seen on another one, so that it is known by its middle
+PASTED = 0.9  # how often the middle of a painting is seen on another one, so that it is known by its middle
 LARGEST_LOGIT_SCALE = float(np.log(100))  # as in CLIP
 
 
