@@ -101,7 +101,7 @@ def remove(folder: Path) -> None:
 def train_dino(data, workdir: Path, output: Path):
     def batch(i):
         rows = np.random.default_rng((_SEED.value, 2, i)).integers(0, len(data['images']), training.BATCH)
-        return (data['images'][rows],)
+        return data['images'][rows], training.evenness(i)
 
     def write(kept):
         params = {IMAGE: kept.rest['teacher']['vit']}
@@ -181,14 +181,15 @@ def tables(found: dict) -> str:
     for name, sides in found['results'].items():
         for side, numbers in sides.items():
             own = numbers['subjects']
-            rows.append([name, side, percent(own['top-1']), percent(own['mAP']), f'{numbers["agreement"]:.2f}'])
+            shares = (percent(own[key]) for key in ('top-1', 'top-1 elsewhere', 'mAP'))
+            rows.append([name, side, *shares, f'{numbers["agreement"]:.2f}'])
             if 'R@1 of 100' in numbers:
                 ranked = numbers['R@1 of 100'].values()
                 texts.append([name, side, percent(numbers['prompt of 25']), *map(percent, ranked)])
     chance = found['results']['pixels']['128 px']['subjects']['chance']
-    rows.append(['chance', '', percent(chance), percent(chance), '0.00'])
+    rows.append(['chance', '', *3 * [percent(chance)], '0.00'])
     texts.append(['chance', '', percent(1 / 25), *2 * [percent(1 / measuring.CAPTION_GROUP)]])
-    first = experiment.table(['encoder', 'images', 'subject, top-1', 'subject, mAP', 'with the classifier'], rows)
+    first = experiment.table(['encoder', 'images', 'subject, top-1', 'elsewhere', 'mAP', 'with the classifier'], rows)
     names = ['encoder', 'images', 'prompt, of 25', 'caption, of 100', 'painting, of 100']
     return f'{first}\n\n{experiment.table(names, texts)}'
 
