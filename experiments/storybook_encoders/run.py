@@ -33,8 +33,8 @@ _WORKDIR = flags.DEFINE_string('workdir', 'runs/storybook_encoders', 'Keeps pain
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder of dino/ and clip/; default: the shipped ones are replaced.')
 _RESULTS = flags.DEFINE_string('results', str(HERE), 'Folder of results.json and of the README with the numbers.')
 _PAINTINGS = flags.DEFINE_integer('paintings', 30000, 'Painted for both.', lower_bound=training.BATCH)
-_DINO_STEPS = flags.DEFINE_integer('dino_steps', 1500, 'Steps of DINO.', lower_bound=1)
-_CLIP_STEPS = flags.DEFINE_integer('clip_steps', 2000, 'Steps of CLIP.', lower_bound=1)
+_DINO_STEPS = flags.DEFINE_integer('dino_steps', 800, 'Steps of DINO.', lower_bound=1)
+_CLIP_STEPS = flags.DEFINE_integer('clip_steps', 1200, 'Steps of CLIP.', lower_bound=1)
 _TRAIN = flags.DEFINE_list('train', ['dino', 'clip'], 'Encoders to train; the weights of others are kept.')
 
 LAYERS = {'hidden_act': 'quick_gelu', 'layer_norm_eps': 1e-5}
