@@ -16,7 +16,6 @@ from dreambooth_jax.storybook import draw, storybook_folder, subjects, world
 from dreambooth_jax.weights.encoder_folders import IMAGE, STORYBOOK_ENCODERS, TEXT, read_encoder
 
 LARGEST = 12_000_000  # bytes, both together
-FEW = ('backpack', 'cat', 'dog', 'dog6', 'duck_toy', 'teapot')
 
 
 @pytest.fixture(scope='module')
@@ -53,11 +52,11 @@ def nearest_is_the_same(features, names):
 
 @pytest.mark.parametrize('factor', [1, 4])
 def test_dino_tells_subjects_that_it_never_saw(encoders, factor):
-    """Of 24 photos of six subjects, at 128 px and at 32 px; by chance one in eight would be right."""
-    images, names = photos_of(FEW, 4)
+    """Of 120 photos of thirty, at 128 px and at 32 px; by chance one in forty would be right, now it is 0.6."""
+    images, names = photos_of(subjects.SUBJECTS, 4)
     side = 128 // factor
     small = images.reshape(len(images), side, factor, side, factor, 3).mean(axis=(2, 4)).round().astype(np.uint8)
-    assert nearest_is_the_same(encoders['dino'].embed_images(small), names) >= 0.6
+    assert nearest_is_the_same(encoders['dino'].embed_images(small), names) >= 0.5
 
 
 def test_clip_finds_the_context_that_a_prompt_names(encoders):
@@ -76,7 +75,7 @@ def test_a_rare_word_hardly_changes_a_prompt_for_clip(encoders):
 
 
 def test_transformers_computes_the_same(encoders):
-    images, _ = photos_of(FEW[:2], 2)
+    images, _ = photos_of(('backpack', 'cat'), 2)
     folders = {kind: storybook_folder() / kind for kind in STORYBOOK_ENCODERS}
     dino = transformers.ViTModel.from_pretrained(folders['dino'], add_pooling_layer=False).float().eval()
     clip = transformers.CLIPModel.from_pretrained(folders['clip']).float().eval()
