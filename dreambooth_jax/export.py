@@ -3,9 +3,9 @@
   python -m dreambooth_jax.export --workdir=runs/dog --output=exported
   python -m dreambooth_jax.export --workdir=runs/dog --format=single_file --output=dog.safetensors
 
-The program takes the newest checkpoint of each stage (the averaged weights, if the run averages) and everything else
-from the model that the run began with. It writes the result, reads it back and compares. If the run has no checkpoints,
-its model/ is exported.
+The program takes the newest checkpoint of each stage or, of a run that was evaluated, the best one of its base stage
+(the averaged weights, if the run averages), and everything else from the model that the run began with. It writes the
+result, reads it back and compares. If the run has no checkpoints, its model/ is exported.
 
   diffusers     a pipeline folder with both stages, which PyTorch's diffusers opens too; adapters are merged
   single_file   the original layout of Stable Diffusion, for AUTOMATIC1111, ComfyUI and diffusers; adapters are merged
@@ -32,7 +32,7 @@ _OUTPUT = program.DEFINE_path(
     'output', None, 'Pipeline folder, or NAME.safetensors for the other formats; what is there is replaced.'
 )
 _STEP = flags.DEFINE_integer(
-    'step', None, 'Checkpoint to take; a stage that has none of that step gives its newest.', lower_bound=0
+    'step', None, 'Checkpoint to take; a stage that has none of that step gives what it would without.', lower_bound=0
 )
 _DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'float16', 'bfloat16'], 'Of the stored weights.')
 

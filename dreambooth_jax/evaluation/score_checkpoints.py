@@ -168,9 +168,9 @@ class Evaluation:
 
     def verdict(self) -> str:
         """Says in a line which checkpoint is the best, and warns if it is beyond the bound of drift."""
-        found = best_checkpoint.read(self.workdir)
-        chosen = found and best.choose(found['candidates'], self.settings.max_drift)
-        if not chosen:
+        found = best_checkpoint.read(self.workdir) or {'step': None, 'candidates': []}
+        chosen = next((one for one in found['candidates'] if one['step'] == found['step']), None)
+        if chosen is None:
             return 'no checkpoint of the base stage was evaluated; the last one is taken'
         if chosen['drift'] > self.settings.max_drift:
             logging.warning(
@@ -241,14 +241,19 @@ class ScoreCheckpoints(ChoosesCheckpoint):
     def __init__(self, evaluation: Evaluation, cascade_of: Callable[[TrainState], Cascade]):
         self.evaluation, self.every = evaluation, evaluation.settings.every
         self._cascade_of, self._workdir = cascade_of, evaluation.workdir
-        self._record = hosts.json_of_first(self._begun)
+        self._record, self._lost, written = hosts.json_of_first(self._begun)
+        if written:  # it names the best of what is left, also by settings that have changed since
+            self._write(self._record)
 
-    def _begun(self) -> dict[str, Any]:
-        """What best.json says about the steps up to the newest checkpoint, from which the training goes on."""
+    def _begun(self) -> tuple[dict[str, Any], list[int], bool]:
+        """Returns what best.json says about the steps up to the newest checkpoint, from which the training goes on.
+
+        With it come the steps among them that have no checkpoint any more, and whether there is such a file.
+        """
         new = {'measured_by': self.evaluation.measured_by, 'before': None, 'candidates': []}
         found = best_checkpoint.read(self._workdir)
         if found is None:
-            return new
+            return new, [], False
         if found.get('measured_by') != new['measured_by']:
             if found['candidates']:
                 logging.warning(
@@ -256,11 +261,12 @@ class ScoreCheckpoints(ChoosesCheckpoint):
                     'cannot be compared with new ones: they are dropped',
                     self._workdir / best_checkpoint.FILE,
                 )
-            return new
+            return new, [], True
         folder = self._workdir / BASE / 'checkpoints'
-        newest = max((int(path.name) for path in folder.glob('*') if path.name.isdigit()), default=0)
-        kept = [candidate for candidate in found['candidates'] if candidate['step'] <= newest]
-        return new | {'before': found['before'], 'candidates': kept}
+        there = [int(path.name) for path in folder.glob('*') if path.name.isdigit()]
+        kept = [candidate for candidate in found['candidates'] if candidate['step'] <= max(there, default=0)]
+        lost = [candidate['step'] for candidate in kept if candidate['step'] not in there]
+        return new | {'before': found.get('before'), 'candidates': kept}, lost, True
 
     @property
     def candidates(self) -> list[dict[str, float]]:
@@ -269,7 +275,12 @@ class ScoreCheckpoints(ChoosesCheckpoint):
 
     @property
     def best(self) -> int | None:
-        chosen = best.choose(self.candidates, self.evaluation.settings.max_drift)
+        max_drift = self.evaluation.settings.max_drift
+        chosen = best.choose(self.candidates, max_drift)
+        if chosen is not None and chosen['step'] in self._lost:
+            # By the settings of now it would have been kept, but it is gone.
+            there = [candidate for candidate in self.candidates if candidate['step'] not in self._lost]
+            chosen = best.choose(there, max_drift)
         return None if chosen is None else chosen['step']
 
     def enough(self, step: int) -> bool:

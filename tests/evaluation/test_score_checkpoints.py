@@ -148,6 +148,17 @@ def test_evaluations_beyond_the_newest_checkpoint_are_made_again(tmp_path):
     assert written(tmp_path)['candidates'][1]['dino'] < before.candidates[1]['dino']
 
 
+def test_a_checkpoint_that_is_gone_is_not_chosen_when_the_settings_would_choose_it_now(tmp_path):
+    scored = callback(tmp_path, {10: 0.2, 20: 0.5, 30: 0.95}, max_drift=9.0)
+    for step in (10, 20, 30):
+        scored(step, step)
+    assert scored.best == 20
+    checkpoint(tmp_path, 20), checkpoint(tmp_path, 30)
+    strict = min(one['drift'] for one in scored.candidates) + 1e-6
+    assert callback(tmp_path, {}, max_drift=strict).best == written(tmp_path)['step'] == 20
+    assert f'{strict:g}' in written(tmp_path)['rule']
+
+
 def test_numbers_that_the_metrics_lack_after_a_kill_are_told_once(tmp_path):
     scored = callback(tmp_path, {10: 0.5})
     numbers = scored(10, 10)  # killed before the loop has written them
@@ -180,7 +191,7 @@ def test_patience_ends_after_so_many_evaluations_without_gain_and_not_at_earlier
     scored(30, 30)
     assert scored.enough(30) and not scored.enough(20) and scored.best == 10
     assert not callback(tmp_path / 'other', {}).enough(30)
-    checkpoint(tmp_path, 30)
+    checkpoint(tmp_path, 10), checkpoint(tmp_path, 30)
     later = dataclasses.replace(scored.evaluation, since=20).during(None)
     assert later.best == 10 and not later.enough(30)
 

@@ -16,6 +16,7 @@ def main(placement_name: str, port: str, number: str, hosts: str, folder: str) -
 
     jax.distributed.initialize(f'localhost:{port}', num_processes=int(hosts), process_id=int(number))
 
+    from dreambooth_jax.training.hosts import json_of_first
     from dreambooth_jax.training.placement import make_placement
     from tests.support import toy
     from tests.training import test_train_run
@@ -35,6 +36,14 @@ def main(placement_name: str, port: str, number: str, hosts: str, folder: str) -
     asked = False
     state, finished = test_train_run.train(Path(folder), 'hosts', data, steps=6, save_every=2)
     assert finished and int(state.step) == 6
+
+    # What one host knows all know, and all give the best state, whose checkpoint is kept.
+    told = json_of_first(lambda: {'host': number, 'numbers': [0.1, None], 'text': 'ä'})
+    assert told == {'host': '0', 'numbers': [0.1, None], 'text': 'ä'}
+    choice = test_train_run.Choice(2, {2: 0.1, 4: 0.9, 6: 0.3, 8: 0.2}, last=8)
+    best = Path(folder) / 'best'
+    state, finished = test_train_run.train(best, 'hosts', data, steps=20, save_every=2, callbacks=[choice])
+    assert finished and int(state.step) == 4 and test_train_run.saved(best) == [4, 6, 8]
 
 
 if __name__ == '__main__':
