@@ -22,7 +22,7 @@ _MEANINGS = {
     'div': ('variety within a prompt: DIV', 'more'),
 }
 # The scores that the table of a benchmark has for every subject; the others are in the means.
-_MAIN = ('dino', 'dino_masked', 'dinov2', 'clip_i', 'clip_t', 'dino_retrieval', 'dino_pres', 'subject_named')
+MAIN = ('dino', 'dino_masked', 'dinov2', 'clip_i', 'clip_t', 'dino_retrieval', 'dino_pres', 'subject_named')
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -63,7 +63,7 @@ def benchmark_text(found: Mapping[str, Any]) -> str:
     """
     means = found['means']
     titles = [title for title in means if title != 'ceiling']
-    names = [name for name in means['run'] if name in _MAIN]
+    names = [name for name in means['run'] if name in MAIN]
     rows = [('subject', *(_in_brackets(name, *titles[1:], 'photos') for name in names))]
     for run, scored in found['subjects'].items():
         ((subject, measured),) = scored['models']['run'].items()
