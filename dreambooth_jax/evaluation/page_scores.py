@@ -176,7 +176,7 @@ def compared(name: str, told: Mapping[str, Mapping[str, Any] | None], ceiling: f
     others += [] if ceiling is None else [('photos', ceiling)]
     below = [element('span', f'{title} {value:.3f}', class_='line muted') for title, value in others]
     parts = [element('span', *interval(own), class_='line'), *below]
-    return element('td', *parts, data_label=name, data_value=f'{own["value"]:.9f}')
+    return element('td', *parts, title=name, data_label=name, data_value=f'{own["value"]:.9f}')
 
 
 def _images(scores: SubjectScores, model: str, prompt: str, pictures: Pictures) -> Markup | None:

@@ -74,7 +74,7 @@ def test_every_prompt_has_its_images_beside_its_numbers(scores):
             f'“{prompt}”, {model}, image {number}' for model in ('this run', 'model before') for number in (1, 2)
         ]
     own = scores.models['run']['clip_t']['prompts'][prompts[0]]
-    assert f'data-label="clip_t" data-value="{own:.9f}"' in bodies[0]
+    assert f'title="clip_t" data-label="clip_t" data-value="{own:.9f}"' in bodies[0]
     assert 'class="empty"' in bodies[0] and 'data-label="dino_pres" data-value' in bodies[3]
 
 
