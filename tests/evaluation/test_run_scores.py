@@ -73,6 +73,7 @@ def test_a_model_is_read_once_for_runs_that_began_with_it(monkeypatch):
         BUILT_IN, seed=3, data=DataConfig(subject='cat', **PROMPTS), samples=SamplesConfig(steps=3)
     )
     assert models.of(BUILT_IN) is models.of(other_subject) and models.side(other_subject) == 128
+    assert models.side(BUILT_IN, base_alone=True) == 32
     assert read == [BUILT_IN]
     # Whatever Cascade.of reads makes another model of it.
     for changed in (
