@@ -102,8 +102,9 @@ def sampling(
       base_alone: whether the base stage's images are wanted, which are quicker, though its model has a second stage.
     """
     options = SamplingOptions.of_samples(config.samples, config.super_resolution)
-    second = cascade.super_resolution is not None and not base_alone
-    return dataclasses.replace(options, batch_size=batch_size or options.batch_size, super_resolution=second)
+    if base_alone and cascade.super_resolution is not None:
+        options = dataclasses.replace(options, super_resolution=False)
+    return dataclasses.replace(options, batch_size=batch_size or options.batch_size)
 
 
 def is_built_in(config: DreamBoothConfig) -> bool:
