@@ -2,7 +2,7 @@
 
 An evaluator takes `generate` and a subject and returns columns: one number per image, so that means over prompts, over
 kinds of prompts and over subjects are made in one place (`summary`). To add one, write a class like those here and name
-it in `evaluators`.
+it in `run_scores.load_measures`.
 
 Sources: Ruiz et al. 2023, sections 4.1 and 4.3, and what scores.py names.
 """
