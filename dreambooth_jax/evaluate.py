@@ -24,7 +24,7 @@ _BENCHMARK = program.DEFINE_path('benchmark', None, 'Instead of --model: a folde
 _WORKDIR = program.DEFINE_path(
     'workdir', None, 'Folder for images and scores.json; else evaluation/ in the run, or benchmark/ among the runs.'
 )
-_STEP = flags.DEFINE_integer('step', None, 'Checkpoint to score; else the newest.', lower_bound=1)
+_STEP = flags.DEFINE_integer('step', None, 'Checkpoint to score; else the one that sample takes.', lower_bound=1)
 _METRICS = flags.DEFINE_list(
     'metrics', None, f"Of {', '.join(METRICS)}; else dino and clip, and Storybook's classifier for its own subjects."
 )
