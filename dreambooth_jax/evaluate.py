@@ -24,13 +24,14 @@ _BENCHMARK = program.DEFINE_path('benchmark', None, 'Instead of --model: a folde
 _WORKDIR = program.DEFINE_path(
     'workdir', None, 'Folder for images and scores.json; else evaluation/ in the run, or benchmark/ among the runs.'
 )
-_STEP = flags.DEFINE_integer('step', None, 'Checkpoint to score; else the newest.', lower_bound=1)
+_STEP = flags.DEFINE_integer('step', None, 'Checkpoint to score; else the one that sample takes.', lower_bound=1)
 _METRICS = flags.DEFINE_list(
     'metrics', None, f"Of {', '.join(METRICS)}; else dino and clip, and Storybook's classifier for its own subjects."
 )
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Images per prompt; the paper has 4.', lower_bound=1)
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 64, 'Images of the class prompt.', lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', None, "Images at once; else the run's.", lower_bound=1)
+_STAGE = flags.DEFINE_enum('stage', 'last', ['last', 'base'], "Whose images are scored; the base stage's are quicker.")
 _BASE = flags.DEFINE_bool('base', True, 'Whether the model before the run is scored too, as the floor.')
 _SOURCES = {
     'dino': program.DEFINE_path('dino', None, "Encoder of dino, a folder or hub id; else Storybook's or the paper's."),
@@ -73,7 +74,7 @@ class Runs:
         config = read_config(run)
         chosen = run_scores.choose(config, _METRICS.value, {name: flag.value for name, flag in _SOURCES.items()})
         # Only built-in subjects are painted at a size.
-        side = self._models.side(config) if run_scores.is_built_in(config) else 0
+        side = self._models.side(config, _STAGE.value == 'base') if run_scores.is_built_in(config) else 0
         photos, masks = instance_images.whole(config, side), instance_images.whole_masks(config, side)
         return benchmark.Known(protocol.subjects_of(config, photos, masks), chosen)
 
@@ -81,12 +82,10 @@ class Runs:
         """Returns run_scores.Opened: a run's models, to be scored with these subjects."""
         from dreambooth_jax.evaluation import run_scores
         from dreambooth_jax.finetune.trained import read_trained
-        from dreambooth_jax.generation.options import SamplingOptions
 
         trained = read_trained(run, _STEP.value)
-        config, base = trained.config, self._models.of(trained.config) if _BASE.value or trained.stages else None
-        options = SamplingOptions.of_samples(config.samples, config.super_resolution)
-        options = dataclasses.replace(options, batch_size=_BATCH_SIZE.value or options.batch_size)
+        base = self._models.of(trained.config) if _BASE.value or trained.stages else None
+        options = run_scores.sampling(trained.config, trained.cascade, _BATCH_SIZE.value, _STAGE.value == 'base')
         models = {run_scores.RUN: trained.cascade}
         if trained.stages:  # the same networks with other weights, so that nothing need be compiled again
             models[run_scores.RUN] = dataclasses.replace(trained.cascade, programs=base.programs)

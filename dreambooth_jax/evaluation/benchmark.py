@@ -15,10 +15,11 @@ interval comes from the bootstrap over subjects.
 Source: Ruiz et al. 2023, section 4.1 and table 1.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -113,24 +114,18 @@ def score_all(
     return {'subjects': found, 'missing': missing, 'means': means(found)}
 
 
-class _told:
-    """Within the block, an error that people can mend becomes a warning and an entry of `missing`."""
-
-    def __init__(self, run: Path, missing: dict[str, str], runs: Runs):
-        self.run, self.missing, self.runs = run, missing, runs
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback) -> bool:
-        if not isinstance(error, Exception) or disk.is_full(error):
-            return False
-        sentence = self.runs.explained(error)
+@contextlib.contextmanager
+def _told(run: Path, missing: dict[str, str], runs: Runs) -> Iterator[None]:
+    """Turns an error in the block that people can mend into a warning and an entry of `missing`; others pass."""
+    try:
+        yield
+    except Exception as error:
+        # Every other run would meet a full disk as well.
+        sentence = None if disk.is_full(error) else runs.explained(error)
         if sentence is None:
-            return False
-        self.missing[self.run.name] = sentence
-        logging.warning('%s is left out: %s', self.run.name, sentence)
-        return True
+            raise
+        missing[run.name] = sentence
+        logging.warning('%s is left out: %s', run.name, sentence)
 
 
 def _of_one_subject(run: Path, known: Known) -> Known:

@@ -151,7 +151,8 @@ def _ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[
 
 def _short(value: float) -> str:
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        return f'{value:.2g}'
+        digits, power = f'{value:.1e}'.split('e')
+        return f'{digits.removesuffix(".0")}e{int(power)}'
     return f'{value:.4g}' if abs(value) < 1e4 else f'{value:.0f}'
 
 

@@ -2,7 +2,7 @@
 
 An evaluator takes `generate` and a subject and returns columns: one number per image, so that means over prompts, over
 kinds of prompts and over subjects are made in one place (`summary`). To add one, write a class like those here and name
-it in `evaluators`.
+it in `run_scores.load_measures`.
 
 Sources: Ruiz et al. 2023, sections 4.1 and 4.3, and what scores.py names.
 """
@@ -72,13 +72,14 @@ class Likeness:
     num_images: int
     class_images: int
     prompt_name: str | None = None
+    _known: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __call__(self, generate: Generate, subject: Subject) -> dict[str, Column]:
         embed, of = self.encoder.embed_images, _columns(subject, self.num_images)
-        photos = embed(subject.photos)
+        photos, bare, others = self._embedded(subject)
         images = embed(_flat(generate([asked.text for asked in subject.prompts], self.num_images)))
         of_class = embed(_flat(generate([subject.class_prompt], self.class_images)))
-        look_alikes = np.concatenate([of_class, embed(subject.look_alikes)])
+        look_alikes = np.concatenate([of_class, others])
         whole_class = {'prompts': [subject.class_prompt] * len(of_class), 'kinds': ['class'] * len(of_class)}
         found = {
             self.name: of(scores.fidelity(images, photos)),
@@ -86,8 +87,8 @@ class Likeness:
             f'{self.name}_retrieval': of(scores.retrieval(images, photos, look_alikes)),
             f'{self.name}_pres': Column(values=scores.fidelity(of_class, photos), **whole_class),
         }
-        if bare := photos_without_background(subject):
-            found[f'{self.name}{MASKED}'] = of(scores.fidelity(images, embed(bare)))
+        if len(bare):
+            found[f'{self.name}{MASKED}'] = of(scores.fidelity(images, bare))
         if self.prompt_name is None:
             return found
         plain, text = (
@@ -101,9 +102,19 @@ class Likeness:
 
     def ceilings(self, subject: Subject) -> dict[str, dict[str, float | None]]:
         """Returns name -> scores.ceiling of the photos, whole and without their background."""
-        embed, bare = self.encoder.embed_images, photos_without_background(subject)
-        found = {self.name: scores.ceiling(embed(subject.photos))}
-        return found | ({f'{self.name}{MASKED}': scores.ceiling(embed(bare))} if bare else {})
+        photos, bare, _ = self._embedded(subject)
+        found = {self.name: scores.ceiling(photos)}
+        return found | ({f'{self.name}{MASKED}': scores.ceiling(bare)} if len(bare) else {})
+
+    def _embedded(self, subject: Subject) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the features of the photos, of those without background and of the look-alikes, f32[N, D] each.
+
+        They are kept until another subject comes, since several models are asked for one subject.
+        """
+        if self._known.get('subject') is not subject:
+            groups = (subject.photos, photos_without_background(subject), subject.look_alikes)
+            self._known.update(subject=subject, features=tuple(map(self.encoder.embed_images, groups)))
+        return self._known['features']
 
 
 def photos_without_background(subject: Subject) -> list[np.ndarray]:

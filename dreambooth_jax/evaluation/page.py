@@ -27,6 +27,7 @@ from dreambooth_jax.evaluation import page_run, page_scores, scores, verdict
 from dreambooth_jax.evaluation.markup import Markup, element, joined
 from dreambooth_jax.evaluation.page_scores import SubjectScores
 from dreambooth_jax.evaluation.pictures import Detail, Pictures, TooLarge
+from dreambooth_jax.evaluation.report import MAIN
 from dreambooth_jax.system import disk
 
 FILE = 'report.html'
@@ -41,8 +42,6 @@ _DETAILS = (
     Detail(side=96, grid_side=480, grids=1, class_images=4, per_prompt=1, with_base=False),
     Detail(side=64, grid_side=320, grids=1, class_images=2, per_prompt=1, with_base=False),
 )
-# Scores that the table of all subjects has, where they were measured.
-_MAIN = ('dino', 'dinov2', 'clip_i', 'clip_t', 'dino_retrieval', 'dino_pres', 'subject_named', 'context_named', 'div')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,7 +177,7 @@ def _counted(verdicts: Sequence[Sequence[verdict.Answer]]) -> list[Markup]:
 
 def _table_of_all(names: Sequence[tuple[SubjectScores, str, str]]) -> Markup:
     """Returns the main scores of every subject, and their means over the subjects."""
-    there = [name for name in _MAIN if any(name in subject.models['run'] for subject, _, _ in names)]
+    there = [name for name in MAIN if any(name in subject.models['run'] for subject, _, _ in names)]
     head = [element('th', element('button', title, type='button')) for title in ('subject', *there)]
     rows = []
     for number, (subject, title, anchor) in enumerate(names):

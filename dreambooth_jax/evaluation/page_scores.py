@@ -12,6 +12,7 @@ from dreambooth_jax.evaluation.protocol import image_name
 from dreambooth_jax.evaluation.report import meaning
 
 MODELS = {'run': 'this run', 'base': 'model before'}  # what a page calls the models of scores.json
+_SHORT = {'base': 'before'}  # in narrow cells
 _WANTED = {'more': 'more is better', 'less': 'less is better', 'between': 'neither end is good'}
 
 
@@ -102,16 +103,17 @@ def kind_table(scores: SubjectScores) -> Markup:
     """Returns the scores for each kind of prompt."""
     names = list(scores.models['run'])
     kinds = dict.fromkeys(kind for name in names for kind in scores.models['run'][name]['kinds'])
-    rows = []
+    asked = [scores.kind_of(prompt) for prompt in _prompts(scores)]
+    head = [element('th', 'score', scope='col')]
     for kind in kinds:
-        count = sum(1 for prompt in _prompts(scores) if scores.kind_of(prompt) == kind)
-        words = f'{count} prompt{"" if count == 1 else "s"}'
-        cells = [element('th', element('b', kind), element('br'), element('span', words, class_='muted'), scope='row')]
-        for name in names:
-            told = {m: all_of[name]['kinds'].get(kind) for m, all_of in scores.models.items() if name in all_of}
-            cells.append(compared(name, told))
-        rows.append(element('tr', *cells))
-    head = [element('th', 'kind', scope='col'), *(element('th', _broken(name), scope='col') for name in names)]
+        words = f'{asked.count(kind)} prompt{"" if asked.count(kind) == 1 else "s"}'
+        head.append(element('th', kind, element('br'), element('span', words, class_='muted'), scope='col'))
+    rows = []
+    for name in names:
+        of_models = {model: all_of[name]['kinds'] for model, all_of in scores.models.items() if name in all_of}
+        told = ({model: of_kinds.get(kind) for model, of_kinds in of_models.items()} for kind in kinds)
+        cells = [compared(kind, one) for kind, one in zip(kinds, told, strict=True)]
+        rows.append(element('tr', element('th', element('b', name), scope='row'), *cells))
     return table(head, [element('tbody', *rows)], 'kinds')
 
 
@@ -132,7 +134,7 @@ def prompt_table(scores: SubjectScores, pictures: Pictures) -> Markup:
             told = {model: None if value is None else {'value': value, 'low': None} for model, value in told.items()}
             cells.append(compared(name, told))
         images = [_images(scores, model, prompt, pictures) for model in scores.models]
-        shown = element('td', *images, colspan=len(names) + 1, class_='shown')
+        shown = element('td', element('div', *images), colspan=len(names) + 1, class_='shown')
         bodies.append(element('tbody', element('tr', *cells), element('tr', shown)))
     buttons = [('prompt', 'prompt'), *((_broken(name), name) for name in names)]
     head = [
@@ -167,11 +169,14 @@ def compared(name: str, told: Mapping[str, Mapping[str, Any] | None], ceiling: f
     own = told.get('run')
     if own is None:
         return element('td', '–', data_label=name, class_='empty')
-    others = [(_called(model), score['value']) for model, score in told.items() if model != 'run' and score is not None]
+    others = [
+        (_SHORT.get(model, model), score) for model, score in told.items() if model != 'run' and score is not None
+    ]
+    others = [(title, score['value']) for title, score in others]
     others += [] if ceiling is None else [('photos', ceiling)]
     below = [element('span', f'{title} {value:.3f}', class_='line muted') for title, value in others]
     parts = [element('span', *interval(own), class_='line'), *below]
-    return element('td', *parts, data_label=name, data_value=f'{own["value"]:.9f}')
+    return element('td', *parts, title=name, data_label=name, data_value=f'{own["value"]:.9f}')
 
 
 def _images(scores: SubjectScores, model: str, prompt: str, pictures: Pictures) -> Markup | None:

@@ -22,7 +22,7 @@ _MEANINGS = {
     'div': ('variety within a prompt: DIV', 'more'),
 }
 # The scores that the table of a benchmark has for every subject; the others are in the means.
-_MAIN = ('dino', 'dino_masked', 'dinov2', 'clip_i', 'clip_t', 'dino_retrieval', 'dino_pres', 'subject_named')
+MAIN = ('dino', 'dino_masked', 'dinov2', 'clip_i', 'clip_t', 'dino_retrieval', 'dino_pres', 'subject_named')
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -61,9 +61,16 @@ def benchmark_text(found: Mapping[str, Any]) -> str:
     Args:
       found: what benchmark.score_all returns.
     """
+    count = len(found['subjects'])
+    heading = f'means over {count} subjects, with intervals from the bootstrap over subjects:'
+    left_out = [f'{run} is missing: {reason}' for run, reason in found['missing'].items()]
+    return '\n\n'.join([_of_subjects(found), f'{heading}\n{_of_means(found["means"])}', *_origins(found), *left_out])
+
+
+def _of_subjects(found: Mapping[str, Any]) -> str:
     means = found['means']
     titles = [title for title in means if title != 'ceiling']
-    names = [name for name in means['run'] if name in _MAIN]
+    names = [name for name in means['run'] if name in MAIN]
     rows = [('subject', *(_in_brackets(name, *titles[1:], 'photos') for name in names))]
     for run, scored in found['subjects'].items():
         ((subject, measured),) = scored['models']['run'].items()
@@ -75,25 +82,30 @@ def benchmark_text(found: Mapping[str, Any]) -> str:
         rows.append((run, *cells))
     rows += [(run, *['missing'] * len(names)) for run in found['missing']]
     mean = [[means[title][name]['value'] for title in titles] + [means['ceiling'].get(name)] for name in names]
-    rows.append(('mean', *(_in_brackets(*map(_number, cell)) for cell in mean)))
+    return _table([*rows, ('mean', *(_in_brackets(*map(_number, cell)) for cell in mean))])
+
+
+def _of_means(means: Mapping[str, Any]) -> str:
+    titles = [title for title in means if title != 'ceiling']
     groups = [group for group in ('live', 'objects') if any(group in told for told in means['run'].values())]
     kinds = list(dict.fromkeys(kind for told in means['run'].values() for kind in told['kinds'] if kind != 'class'))
-    of_all = [('mean', *titles, 'photos', *groups, *kinds, 'wanted', 'meaning')]
+    rows = [('mean', *titles, 'photos', *groups, *kinds, 'wanted', 'meaning')]
     for name, told in means['run'].items():
         parts = [*(told.get(group) for group in groups), *(told['kinds'].get(kind) for kind in kinds)]
-        of_all.append(
-            (
-                name,
-                *(_with_interval(means[title][name]) for title in titles),
-                _number(means['ceiling'].get(name)),
-                *('-' if part is None else _number(part['value']) for part in parts),
-                *meaning(name)[::-1],
-            )
-        )
-    count = len(found['subjects'])
-    left_out = [f'{run} is missing: {reason}' for run, reason in found['missing'].items()]
-    heading = f'means over {count} subjects, with intervals from the bootstrap over subjects:'
-    return '\n\n'.join([_table(rows), f'{heading}\n{_table(of_all)}', *left_out])
+        of_models = [_with_interval(means[title][name]) for title in titles]
+        of_parts = ['-' if part is None else _number(part['value']) for part in parts]
+        says, wanted = meaning(name)
+        rows.append((name, *of_models, _number(means['ceiling'].get(name)), *of_parts, wanted, says))
+    return _table(rows)
+
+
+def _origins(found: Mapping[str, Any]) -> list[str]:
+    """Returns a paragraph about where the weights come from if that differs, as when a run is not at its end."""
+    runs: dict[str, list[str]] = {}
+    for run, scored in found['subjects'].items():
+        runs.setdefault('; '.join(scored['weights']), []).append(run)
+    lines = [f'{", ".join(names)}: {weights}' for weights, names in runs.items()]
+    return ['\n'.join(['weights:', *lines])] if len(lines) > 1 else []
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

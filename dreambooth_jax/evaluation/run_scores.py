@@ -82,10 +82,29 @@ class BaseModels:
             self._key, self._model = key, Cascade.of(config)
         return self._model
 
-    def side(self, config: DreamBoothConfig) -> int:
-        """Returns the side of the final images of a run with these settings, in pixels."""
+    def side(self, config: DreamBoothConfig, base_alone: bool = False) -> int:
+        """Returns the side in pixels of the images of a run with these settings.
+
+        Args:
+          base_alone: whether the base stage's images are meant, not those of the last stage.
+        """
         model = self.of(config)
-        return model.base_size if model.super_resolution is None else model.super_resolution_size
+        return model.base_size if base_alone or model.super_resolution is None else model.super_resolution_size
+
+
+def sampling(
+    config: DreamBoothConfig, cascade: Cascade, batch_size: int | None = None, base_alone: bool = False
+) -> SamplingOptions:
+    """Returns how the images of a run are sampled: as its samples are.
+
+    Args:
+      batch_size: images at once; None: that of the samples.
+      base_alone: whether the base stage's images are wanted, which are quicker, though its model has a second stage.
+    """
+    options = SamplingOptions.of_samples(config.samples, config.super_resolution)
+    if base_alone and cascade.super_resolution is not None:
+        options = dataclasses.replace(options, super_resolution=False)
+    return dataclasses.replace(options, batch_size=batch_size or options.batch_size)
 
 
 def is_built_in(config: DreamBoothConfig) -> bool:

@@ -38,6 +38,12 @@ def test_every_value_can_be_hovered_over_and_told_in_words():
     assert root.get('aria-label') == 'Loss over steps 1 to 2: a from 0.5 to 0.25; b from 1 to 4'
 
 
+def test_numbers_are_written_short_enough_for_their_place():
+    for values, tick in (([2e-4, 4e-4], '3e-4'), ([2e6, 4e6], '3e6'), ([0.1, 0.3], '0.2'), ([2000, 40000], '20000')):
+        root = svg(charts.curves('x', {'x': ([0, 1], values)}))
+        assert tick in [text.text for text in of(root, 'text')]
+
+
 def test_long_curves_are_thinned_and_smoothed():
     steps, values = np.arange(1, 10_001), np.random.default_rng(0).normal(1.0, 0.1, 10_000)
     root = svg(charts.curves('Loss', {'loss': (steps, values)}))

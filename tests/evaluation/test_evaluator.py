@@ -225,3 +225,24 @@ def test_of_objects_nothing_is_said_of_accessories():
 
     naming = evaluator.Naming(classifier=FakeClassifier(), num_images=1, class_images=2)
     assert set(naming(of_labels, vase)) == {'subject_named', 'class_named', 'context_named', 'taken_for_subject'}
+
+
+def test_photos_are_embedded_once_for_all_models_of_a_subject(subject):
+    embedded = []
+
+    class Counting(Encoder):
+        @staticmethod
+        def embed_images(images):
+            embedded.append(len(images))
+            return Encoder.embed_images(images)
+
+    measure = evaluator.Likeness(name='dino', encoder=Counting(), num_images=COUNT, class_images=OF_CLASS)
+    first, again = measure(generate, subject), measure(generate, subject)
+    measure.ceilings(subject)
+    assert sorted(embedded) == [0, 4, 4, OF_CLASS, OF_CLASS, 9, 9]
+    other = dataclasses.replace(subject, photos=subject.look_alikes, look_alikes=subject.photos)
+    moved = measure(generate, other)
+    for name, column in first.items():
+        np.testing.assert_array_equal(column.values, again[name].values)
+    assert np.any(first['dino'].values != moved['dino'].values)
+    np.testing.assert_array_equal(measure(generate, subject)['dino'].values, first['dino'].values)

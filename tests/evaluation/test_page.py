@@ -141,6 +141,11 @@ def test_a_browser_shows_it_without_complaint(report, tmp_path, width):
         assert shown.run('[...document.images].slice(0, -1).every(image => image.naturalWidth > 0)')
         assert shown.run('document.documentElement.scrollWidth') == width  # nothing makes the page scroll sideways
 
+        is_block = shown.run(
+            '(x => x.offsetWidth === x.parentElement.offsetWidth)(document.querySelector(".scores tbody th"))'
+        )
+        assert is_block == (width == 400)  # on a phone each row is a block below its name
+
         visible = '[...document.querySelectorAll(".slider .grid")].filter(x => x.offsetParent).map(x => x.dataset.step)'
         assert shown.run(visible) == ['60', '60']
         shown.run('document.querySelector(".slider input").focus()')

@@ -55,10 +55,14 @@ def test_a_score_of_others_is_shown_without_a_meaning(scores):
 
 def test_kinds_of_prompts_have_their_own_numbers(scores):
     markup = page_scores.kind_table(scores)
-    kinds = re.findall(r'<th scope="row"><b>(\w+)</b><br><span class="muted">(.*?)</span>', markup)
+    kinds = re.findall(r'<th scope="col">(\w+)<br><span class="muted">(.*?)</span>', markup)
     assert kinds == [(kind, '1 prompt') for kind in ('context', 'accessory', 'property', 'class')]
-    for kind in ('context', 'accessory', 'property'):
-        assert f'{scores.models["run"]["dino"]["kinds"][kind]["value"]:.3f}' in markup
+    rows = dict(re.findall(r'<th scope="row"><b>(\w+)</b></th>(.*?)</tr>', markup))
+    for model, where in (('run', '"number">{:.3f}<'), ('base', '>before {:.3f}<')):
+        told = scores.models[model]['dino']['kinds']
+        positions = [rows['dino'].index(where.format(told[kind]['value'])) for kind, _ in kinds[:3]]
+        assert positions == sorted(positions)
+    assert rows['dino'].count('class="empty"') == 1 and rows['dino_pres'].count('class="empty"') == 3
 
 
 def test_every_prompt_has_its_images_beside_its_numbers(scores):
@@ -70,7 +74,7 @@ def test_every_prompt_has_its_images_beside_its_numbers(scores):
             f'“{prompt}”, {model}, image {number}' for model in ('this run', 'model before') for number in (1, 2)
         ]
     own = scores.models['run']['clip_t']['prompts'][prompts[0]]
-    assert f'data-label="clip_t" data-value="{own:.9f}"' in bodies[0]
+    assert f'title="clip_t" data-label="clip_t" data-value="{own:.9f}"' in bodies[0]
     assert 'class="empty"' in bodies[0] and 'data-label="dino_pres" data-value' in bodies[3]
 
 

@@ -35,6 +35,7 @@ def of_subject(name, run, base, ceiling, **kinds):
         'models': {'run': {name: told(run)}, 'base': {name: told(base)}},
         'ceiling': {'dino': {name: {'others': ceiling}}},
         'subjects': {name: {'live': 'accessory' in kinds.get('kinds', ())}},
+        'weights': ['base: checkpoint 200', 'super_resolution: checkpoint 100'],
     }
 
 
@@ -57,7 +58,17 @@ def test_a_benchmark_has_a_row_for_each_subject_and_one_for_each_mean():
     assert head.split() == ('mean run base photos live objects context accessory property wanted meaning'.split())
     assert dino.startswith('dino       0.500 [0.400, 0.600]  0.250 [0.200, 0.300]  0.800   0.600  0.400    0.500')
     assert copy.startswith('dino_copy  0.500 [0.400, 0.600]  0.250 [0.200, 0.300]  -  ')
-    assert lines[-1] == 'cat is missing: runs/cat holds neither'
+    assert lines[-2:] == ['', 'cat is missing: runs/cat holds neither'] and 'weights:' not in lines
+    # A run at another checkpoint than the others, such as one that is not at its end, is told.
+    subjects['vase']['weights'] = ['base: checkpoint 50']
+    told = report.benchmark_text(found).splitlines()
+    assert told[:-5] == lines[:-1] and told[-5:] == [
+        'weights:',
+        'dog: base: checkpoint 200; super_resolution: checkpoint 100',
+        'vase: base: checkpoint 50',
+        '',
+        'cat is missing: runs/cat holds neither',
+    ]
 
 
 def test_scores_without_background_say_so():

@@ -1,6 +1,7 @@
 """What a run is measured with, and the scores of one run, with a model and evaluators that only count."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -73,6 +74,7 @@ def test_a_model_is_read_once_for_runs_that_began_with_it(monkeypatch):
         BUILT_IN, seed=3, data=DataConfig(subject='cat', **PROMPTS), samples=SamplesConfig(steps=3)
     )
     assert models.of(BUILT_IN) is models.of(other_subject) and models.side(other_subject) == 128
+    assert models.side(BUILT_IN, base_alone=True) == 32
     assert read == [BUILT_IN]
     # Whatever Cascade.of reads makes another model of it.
     for changed in (
@@ -137,3 +139,13 @@ def test_scores_of_a_run_hold_both_models_the_photos_and_where_the_images_are(mo
     assert found['subjects'] == {'sks dog': {'live': False, 'prompts': {'a sks dog in the snow': 'context'}}}
     assert (found['weights'], found['encoders']) == (['base: checkpoint 3'], {'eye': 'f00'})
     assert (found['images_per_prompt'], found['class_images'], found['sampling']['steps']) == (2, 5, 2)
+
+
+def test_images_are_sampled_as_a_runs_samples_are():
+    config = dataclasses.replace(BUILT_IN, samples=SamplesConfig(steps=3, guidance_scale=2.5, batch_size=6))
+    one, two = (types.SimpleNamespace(super_resolution=second) for second in (None, object()))
+    usual = SamplingOptions.of_samples(config.samples, config.super_resolution)
+    assert (usual.steps, usual.guidance_scale, usual.batch_size, usual.super_resolution) == (3, 2.5, 6, True)
+    assert run_scores.sampling(config, one) == run_scores.sampling(config, two) == usual
+    assert run_scores.sampling(config, one, base_alone=True) == usual
+    assert run_scores.sampling(config, two, 4, True) == dataclasses.replace(usual, batch_size=4, super_resolution=False)

@@ -20,7 +20,7 @@ from dreambooth_jax.training.state import init_state
 from tests.support import smallest_pipelines, tiny_encoders
 
 
-def write_run(workdir, photos, seed, *, trained=True):
+def write_run(workdir, photos, seed, *, trained=True, second='none'):
     """Writes a run with one checkpoint, or without any, and its photos."""
     model = smallest_pipelines.folder('pixels')
     photos.mkdir(parents=True)
@@ -30,7 +30,7 @@ def write_run(workdir, photos, seed, *, trained=True):
         Image.fromarray(rng.integers(0, 256, (40, 36, 3), np.uint8)).save(photos / name)
     config = DreamBoothConfig(
         model=str(model),
-        super_resolution_model='none',
+        super_resolution_model=second,
         data=DataConfig(instance_dir=str(photos), instance_prompt='a sks dog', class_prompt='a dog'),
         base=BaseConfig(steps=1),
         samples=SamplesConfig(steps=2, guidance_scale=1.0, sampler='ddim'),
@@ -134,6 +134,19 @@ def test_masks_beside_photos_give_a_second_column(program, run, encoders, tmp_pa
     assert set(found['models']) == {'run'}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(('stage', 'side'), [('base', 8), ('last', 16)])
+def test_the_images_of_either_stage_can_be_scored(stage, side, program, encoders, tmp_path):
+    write_run(tmp_path / 'run', tmp_path / 'photos', 0, second=None)
+    few = ('--num_images=1', '--class_images=2', '--nobase', '--metrics=dino', f'--stage={stage}')
+    ended = program('evaluate', f'--model={tmp_path / "run"}', f'--dino={encoders["dino"]}', *few)
+    assert ended.code == 0, ended.error
+    found = json.loads((tmp_path / 'run' / 'evaluation' / 'scores.json').read_text())
+    assert found['sampling']['super_resolution'] == (stage == 'last')
+    folder = tmp_path / 'run' / 'evaluation' / 'images' / found['images']['run']
+    assert {Image.open(path).size for path in folder.iterdir()} == {(side, side)}
+
+
 def benchmark(program, runs, encoders, *more):
     sources = [f'--{name}={folder}' for name, folder in encoders.items()]
     return program('evaluate', f'--benchmark={runs}', '--num_images=1', '--class_images=2', *sources, *more)
@@ -181,7 +194,8 @@ def test_a_benchmark_scores_all_runs_of_a_folder(program, encoders, tmp_path, ca
     pixels = lost.read_bytes()
     lost.unlink()
     (workdir / 'dog2.json').unlink()
-    written = {path: path.stat().st_mtime_ns for path in workdir.rglob('*.*') if path.name != 'scores.json'}
+    always = ('scores.json', 'report.html')  # they are written at the end of every evaluation
+    written = {path: path.stat().st_mtime_ns for path in workdir.rglob('*.*') if path.name not in always}
     assert benchmark(program, runs, encoders).code == 0
     assert (workdir / 'scores.json').read_bytes() == whole and lost.read_bytes() == pixels
     assert written.items() <= {path: path.stat().st_mtime_ns for path in workdir.rglob('*.*')}.items()
