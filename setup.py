@@ -20,8 +20,9 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.11,<3.14',
     packages=find_packages(include=['dreambooth_jax', 'dreambooth_jax.*']),
-    # The embedded model: a pipeline folder, with its second stage as a folder inside.
     package_data={
+        'dreambooth_jax.evaluation': ['page_files/*'],  # style sheet and script of report.html
+        # The embedded model: a pipeline folder, with its second stage as a folder inside.
         'dreambooth_jax.storybook': [
             'pretrained/**/*.json',
             'pretrained/**/*.safetensors',

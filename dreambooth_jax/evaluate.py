@@ -4,9 +4,9 @@
   python -m dreambooth_jax.evaluate --benchmark=runs
 
 The program generates 25 prompts of each subject with 4 images, and images of the class, with the run's model and with
-the one before. It prints the scores with their 95 % intervals and writes <workdir>/scores.json. With --benchmark, it
-does so for every run in a folder, each of one subject, and adds the means over subjects. Interrupted, it goes on with
-the images that are missing.
+the one before. It prints the scores with their 95 % intervals and writes <workdir>/scores.json, and report.html to
+look at. With --benchmark, it does so for every run in a folder, each of one subject, and adds the means over subjects.
+Interrupted, it goes on with the images that are missing.
 """
 
 import dataclasses
@@ -96,6 +96,13 @@ class Runs:
     def explained(self, error: Exception) -> str | None:
         return program.explained(error)
 
+    def seen(self, run: Path):
+        """Returns the photos of a run's subjects as its model saw them."""
+        from dreambooth_jax.finetune import examples
+        from dreambooth_jax.finetune.trained import read_config
+
+        return examples.seen(config := read_config(run), self._models.of(config))
+
 
 def load(chosen):
     """Returns run_scores.Measures as chosen for a run."""
@@ -107,7 +114,7 @@ def load(chosen):
 def main(argv) -> None:
     del argv
     check_flags()
-    from dreambooth_jax.evaluation import benchmark, report, run_scores
+    from dreambooth_jax.evaluation import benchmark, page, report, run_scores
     from dreambooth_jax.system import disk
 
     runs = Runs()
@@ -115,7 +122,7 @@ def main(argv) -> None:
         folder = Path(_BENCHMARK.value)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else folder / 'benchmark'
         found = benchmark.score_all(benchmark.run_folders(folder), workdir, runs, load)
-        text = report.benchmark_text(found)
+        text, scored = report.benchmark_text(found), {folder / name: one for name, one in found['subjects'].items()}
     else:
         run = Path(_MODEL.value)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else run / 'evaluation'
@@ -123,11 +130,12 @@ def main(argv) -> None:
         measures = load(known.chosen)  # before anything is generated, so that a wrong file costs no time
         images = {title: workdir / 'images' / title for title in (run_scores.RUN, run_scores.BASE)}
         found = run_scores.score(runs.open(run, known.subjects), measures, images)
-        text = report.text(found)
+        text, scored = report.text(found), {run: found}
     workdir.mkdir(parents=True, exist_ok=True)
     with disk.writing(workdir / 'scores.json') as new:
         new.write_text(json.dumps(found, indent=1) + '\n', 'utf-8')
-    print(text, f'{workdir / "scores.json"}', sep='\n\n')
+    page.write(workdir, scored, runs.seen, found.get('missing', {}))
+    print(text, f'{workdir / "scores.json"}\n{workdir / page.FILE}', sep='\n\n')
 
 
 if __name__ == '__main__':

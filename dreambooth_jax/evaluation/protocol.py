@@ -160,9 +160,14 @@ class Album:
 
     def path(self, prompt: str, number: int) -> Path:
         """Returns the file of image `number` of a prompt."""
-        words = re.sub(r'[^a-z0-9]+', '_', prompt.lower())[:80]
-        # Two prompts may have the same words; their hashes tell them apart.
-        return self.folder / f'{words}_{hashlib.sha256(prompt.encode()).hexdigest()[:8]}_{number:03d}.png'
+        return self.folder / image_name(prompt, number)
+
+
+def image_name(prompt: str, number: int) -> str:
+    """Returns the name of the file in which an Album keeps image `number` of a prompt."""
+    words = re.sub(r'[^a-z0-9]+', '_', prompt.lower())[:80]
+    # Two prompts may have the same words; their hashes tell them apart.
+    return f'{words}_{hashlib.sha256(prompt.encode()).hexdigest()[:8]}_{number:03d}.png'
 
 
 def fingerprint(cascade: Cascade, options: SamplingOptions) -> str:

@@ -22,7 +22,7 @@ _MEANINGS = {
     'div': ('variety within a prompt: DIV', 'more'),
 }
 # The scores that the table of a benchmark has for every subject; the others are in the means.
-_MAIN = ('dino', 'dino_masked', 'dinov2', 'clip_i', 'clip_t', 'dino_retrieval', 'dino_pres', 'subject_named')
+MAIN = ('dino', 'dino_masked', 'dinov2', 'clip_i', 'clip_t', 'dino_retrieval', 'dino_pres', 'subject_named')
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -37,11 +37,16 @@ def text(found: Mapping[str, Any]) -> str:
         rows = [('score', *models, 'photos', 'wanted', 'meaning')]
         for name in models['run'][subject]:
             ceiling = found['ceiling'].get(name, {}).get(subject, {}).get('others')
-            meaning, wanted = _meaning(name)
+            says, wanted = meaning(name)
             told = [_with_interval(models[model][subject][name]) for model in models]
-            rows.append((name, *told, _number(ceiling), wanted, meaning))
+            rows.append((name, *told, _number(ceiling), wanted, says))
         tables.append('\n'.join([f'{subject}:', *(f'  {line}' for line in _table(rows).splitlines())]))
     return '\n\n'.join(tables)
+
+
+def meaning(name: str) -> tuple[str, str]:
+    """Returns what a score says, and whether 'more' or 'less' of it is wanted; empty words for a score of others."""
+    return _MEANINGS.get(name) or _MEANINGS.get(name.rpartition('_')[2]) or ('', '')
 
 
 def _with_interval(score: Mapping[str, Any]) -> str:
@@ -65,7 +70,7 @@ def benchmark_text(found: Mapping[str, Any]) -> str:
 def _of_subjects(found: Mapping[str, Any]) -> str:
     means = found['means']
     titles = [title for title in means if title != 'ceiling']
-    names = [name for name in means['run'] if name in _MAIN]
+    names = [name for name in means['run'] if name in MAIN]
     rows = [('subject', *(_in_brackets(name, *titles[1:], 'photos') for name in names))]
     for run, scored in found['subjects'].items():
         ((subject, measured),) = scored['models']['run'].items()
@@ -89,8 +94,8 @@ def _of_means(means: Mapping[str, Any]) -> str:
         parts = [*(told.get(group) for group in groups), *(told['kinds'].get(kind) for kind in kinds)]
         of_models = [_with_interval(means[title][name]) for title in titles]
         of_parts = ['-' if part is None else _number(part['value']) for part in parts]
-        meaning, wanted = _meaning(name)
-        rows.append((name, *of_models, _number(means['ceiling'].get(name)), *of_parts, wanted, meaning))
+        says, wanted = meaning(name)
+        rows.append((name, *of_models, _number(means['ceiling'].get(name)), *of_parts, wanted, says))
     return _table(rows)
 
 
@@ -116,7 +121,3 @@ def _in_brackets(value: str, *others: str) -> str:
 
 def _number(value: float | None) -> str:
     return '-' if value is None else f'{value:.3f}'
-
-
-def _meaning(name: str) -> tuple[str, str]:
-    return _MEANINGS.get(name) or _MEANINGS[name.rpartition('_')[2]]

@@ -211,7 +211,10 @@ def score(run: Opened, measures: Measures, folders: Mapping[str, Path]) -> dict[
         'models': measured,
         'ceiling': ceilings,
         'images': albums,
-        'subjects': {subject.name: {'live': subject.is_live} for subject in run.subjects},
+        'subjects': {
+            subject.name: {'live': subject.is_live, 'prompts': {asked.text: asked.kind for asked in subject.prompts}}
+            for subject in run.subjects
+        },
         'weights': list(run.origins),
         'encoders': dict(measures.used),
         'images_per_prompt': measures.num_images,

@@ -106,6 +106,11 @@ def references(instance: Mapping[str, Sequence[Examples]], cascade: Cascade) -> 
     return [image for examples in instance[name] for image in examples.images]
 
 
+def seen(config: DreamBoothConfig, cascade: Cascade) -> list[np.ndarray]:
+    """Returns the subjects' photos as the model saw them in training, uint8[H, W, 3] each; raises as read_instance."""
+    return references(read_instance(config, cascade), cascade)
+
+
 def check_class_images(config: DreamBoothConfig, cascade: Cascade, images: Sequence[ClassImage]) -> None:
     """Checks before training that the user's own class images are large enough for the second stage.
 

@@ -136,7 +136,7 @@ def test_scores_of_a_run_hold_both_models_the_photos_and_where_the_images_are(mo
     assert values == {'run': 200, 'base': 100} and all(model.released for model in models.values())
     assert found['ceiling'] == {'brightness': {'sks dog': {'others': 9.0, 'with_self': 0.0}}}
     assert found['images'] == {'run': 'dog/abc', 'base': 'base/abc'}
-    assert found['subjects'] == {'sks dog': {'live': False}}
+    assert found['subjects'] == {'sks dog': {'live': False, 'prompts': {'a sks dog in the snow': 'context'}}}
     assert (found['weights'], found['encoders']) == (['base: checkpoint 3'], {'eye': 'f00'})
     assert (found['images_per_prompt'], found['class_images'], found['sampling']['steps']) == (2, 5, 2)
 

@@ -76,7 +76,8 @@ def direct(name, images):
 def test_scores_are_those_of_transformers_on_the_images_that_lie_there(program, run, encoders, tmp_path):
     ended = program('evaluate', *arguments(run, encoders, tmp_path))
     assert ended.code == 0, ended.error
-    assert '  dino ' in ended.out and ended.out.splitlines()[-1] == str(tmp_path / 'scores.json')
+    assert '  dino ' in ended.out
+    assert ended.out.splitlines()[-2:] == [str(tmp_path / name) for name in ('scores.json', 'report.html')]
     found = json.loads((tmp_path / 'scores.json').read_text())
     assert found['weights'] == ['base: checkpoint 1'] and set(found['encoders']) == {'dino', 'clip'}
     photos = [np.asarray(Image.open(path)) for path in sorted((run.parent / 'photos').glob('*.png'))]
@@ -96,6 +97,10 @@ def test_scores_are_those_of_transformers_on_the_images_that_lie_there(program, 
     others = direct('dino', photos) @ direct('dino', photos).T
     ceiling = (others.sum() - 3) / 6
     assert found['ceiling']['dino']['sks dog']['others'] == pytest.approx(ceiling, abs=1e-3)
+
+    page = (tmp_path / 'report.html').read_text('utf-8')
+    assert page.count('of the subject, as the model saw it"') == 2 * 3  # words of the image and of its button
+    assert [page.count(f', {title}, image 2"') for title in ('this run', 'model before')] == [2 * 26] * 2
 
     # Again, nothing is generated and everything is the same.
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.png')}
@@ -158,7 +163,10 @@ def test_a_benchmark_scores_all_runs_of_a_folder(program, encoders, tmp_path, ca
     missing = f'{runs}/half holds neither checkpoints nor a model/; start train with it first'
     assert f'half is left out: {missing}' in caplog.messages
     workdir = runs / 'benchmark'
-    assert ended.out.splitlines()[-1] == str(workdir / 'scores.json') and '\nhalf     missing' in ended.out
+    assert ended.out.splitlines()[-2:] == [str(workdir / name) for name in ('scores.json', 'report.html')]
+    assert '\nhalf     missing' in ended.out
+    page = (workdir / 'report.html').read_text('utf-8')
+    assert page.count('<details class="run">') == 2 and f'<b>half</b> is missing: {missing}' in page
     whole = (workdir / 'scores.json').read_bytes()
     found = json.loads(whole)
     assert (list(found['subjects']), found['missing']) == (['dog', 'dog2'], {'half': missing})
@@ -186,7 +194,8 @@ def test_a_benchmark_scores_all_runs_of_a_folder(program, encoders, tmp_path, ca
     pixels = lost.read_bytes()
     lost.unlink()
     (workdir / 'dog2.json').unlink()
-    written = {path: path.stat().st_mtime_ns for path in workdir.rglob('*.*') if path.name != 'scores.json'}
+    always = ('scores.json', 'report.html')  # they are written at the end of every evaluation
+    written = {path: path.stat().st_mtime_ns for path in workdir.rglob('*.*') if path.name not in always}
     assert benchmark(program, runs, encoders).code == 0
     assert (workdir / 'scores.json').read_bytes() == whole and lost.read_bytes() == pixels
     assert written.items() <= {path: path.stat().st_mtime_ns for path in workdir.rglob('*.*')}.items()
