@@ -3,6 +3,8 @@
     load_encoder('facebook/dino-vits16')           DINO, PRES     class token after the last norm, 384 numbers
     load_encoder('facebook/dinov2-small')          DINOv2         class token after the last norm
     load_encoder('openai/clip-vit-base-patch32')   CLIP-I, CLIP-T projections of image and prompt, 512 numbers
+    load_encoder('storybook-dino')                 DINO           Storybook's own, part of the package, 192 numbers
+    load_encoder('storybook-clip')                 CLIP-T         the same, 128 numbers
     load_lpips('lpips.safetensors')                DIV            a distance of two images
 
 (Folders as transformers writes them do as well: weights/encoder_folders.py.) Embeddings have length 1, so that a cosine
@@ -146,7 +148,8 @@ def load_encoder(
     """Loads DINO, DINOv2, CLIP or one of CLIP's two towers.
 
     Args:
-      source: a hub id or a folder with config.json and model.safetensors, see encoder_folders.read_encoder.
+      source: a hub id, a folder with config.json and model.safetensors, or the name of one of Storybook's own; see
+        encoder_folders.read_encoder.
       revision: branch, tag or commit of a hub model.
       placement: the devices that encode, such as those of a training; then all its hosts must embed the same together.
         None: all devices of this host, each with a copy of the weights.

@@ -39,8 +39,8 @@ KINDS = {
 # Storybook's own encoders, which are part of the package: their folders there, and the names that they are read by.
 STORYBOOK_ENCODERS = {'dino': 'storybook-dino', 'clip': 'storybook-clip'}
 ALLOWED = (
-    "a folder (with config.json and model.safetensors), a hub id 'owner/model' or one of "
-    f'{tuple(STORYBOOK_ENCODERS.values())}'
+    "a folder (with config.json and model.safetensors) or a hub id 'owner/model', or one of Storybook's own: "
+    f'{", ".join(STORYBOOK_ENCODERS.values())}'
 )
 _STEM = 'model'
 _TOKENIZER = ('tokenizer_config.json', 'tokenizer.json', 'vocab.json', 'merges.txt', 'special_tokens_map.json')

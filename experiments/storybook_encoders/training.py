@@ -27,8 +27,9 @@ PROJECTED = 128  # numbers in a projection of DINO's head
 QUEUE = 4096  # keys of earlier paintings that a painting is told from
 TEMPERATURE = 0.1
 MOMENTUM = 0.99
+EVENNESS, EVEN_FROM = 0.2, 400  # weight of the term that makes features even, and its first step
 GLOBAL, LOCAL = (0.7, 1.0), (0.45, 0.75)  # sides of crops as shares of the painting's
-PASTED = 0.75  # how often the middle of a painting is seen on another one, so that it is known by its middle
+PASTED = 0.9  # how often the middle of a painting is seen on another one, so that it is known by its middle
 LARGEST_LOGIT_SCALE = float(np.log(100))  # as in CLIP
 
 
@@ -88,7 +89,8 @@ def start_dino(config, seed: int):
     The student is shown a view of a whole painting and two small crops, the teacher another view of the whole. The
     student's outputs must be nearest to what the teacher, a moving average of it, says of the same painting, among all
     paintings of this batch and of the last ones. DINO compares soft labels of a learned codebook instead, which for
-    stability needs centring and far longer training; views, crops, head and teacher are as there.
+    stability needs centring and far longer training; views, crops, head and teacher are as there. In the last part
+    another term asks for features of which no direction is longer than the others, so that their cosines say more.
     """
     apply, vit = image_network(config, seed)
     head, head_params = functional.split(_Head(config['hidden_size'], rngs=functional.Keys(seed + 1)))
@@ -101,25 +103,26 @@ def start_dino(config, seed: int):
     small_side = side // 2 // patch * patch
     small = [views.View(small_side, LOCAL, low=0.2, pasted=PASTED, other=other) for other in (3, 4)]
 
-    def output(params, x):
+    def features(params, x):
         x = (x - np.float32(preprocessing.IMAGENET_MEAN)) / np.float32(preprocessing.IMAGENET_STD)
-        return head(params['head'], apply(params['vit'], x)[1])
+        return apply(params['vit'], x)[1]
 
-    def loss(params, rest, key, images):
+    def loss(params, rest, key, images, evenness):
         keys = jax.random.split(key, 5)
-        taught = _unit(output(rest['teacher'], views.take(images, keys[0], teachers)))
-        taught = jax.lax.stop_gradient(taught)
+        seen = features(rest['teacher'], views.take(images, keys[0], teachers))
+        taught = jax.lax.stop_gradient(_unit(head(rest['teacher']['head'], seen)))
         crops = jnp.concatenate([views.take(images, k, view) for k, view in zip(keys[2:4], small, strict=True)])
-        said = jnp.concatenate([output(params, views.take(images, keys[1], whole)), output(params, crops)])
-        said = _unit(predictor(params['predictor'], said))
+        seen = jnp.concatenate([features(params, views.take(images, keys[1], whole)), features(params, crops)])
+        said = _unit(predictor(params['predictor'], head(params['head'], seen)))
         logits = said @ jnp.concatenate([taught, rest['queue']]).T / TEMPERATURE
         labels = jnp.tile(jnp.arange(len(images)), len(said) // len(images))
         errors = optax.softmax_cross_entropy_with_integer_labels(logits, labels).reshape(-1, len(images)).mean(axis=1)
         numbers = {
             'right': jnp.mean(jnp.argmax(logits[: len(images)], axis=-1) == labels[: len(images)]),
             'spread': jnp.mean(jnp.std(taught, axis=0)) * PROJECTED**0.5,
+            'uneven': _unevenness(seen),
         }
-        return errors[0] + errors[1:].mean(), (numbers, taught)
+        return errors[0] + errors[1:].mean() + evenness * numbers['uneven'], (numbers, taught)
 
     def after(params, rest, taught):
         student = {'vit': params['vit'], 'head': params['head']}
@@ -128,6 +131,22 @@ def start_dino(config, seed: int):
 
     params = {'vit': vit, 'head': head_params, 'predictor': predictor_params}
     return loss, after, params, rest
+
+
+def _unevenness(features):
+    """How far f32[N, D] are from having all directions equally: the squared distance of their second moments to 1, / D.
+
+    Cosines of features with few long directions are ruled by those, and are high for any two images if one of them is
+    the mean.
+    """
+    moments = features.T @ features / len(features)
+    moments = moments / jnp.mean(jnp.diagonal(moments))
+    return jnp.sum((moments - jnp.eye(len(moments))) ** 2) / len(moments)
+
+
+def evenness(step: int) -> np.float32:
+    """Returns the weight of _unevenness in a step; it comes late, when there is something to be told apart."""
+    return np.float32(EVENNESS * np.clip((step - EVEN_FROM) / 50, 0, 1))
 
 
 class _Head(nnx.Module):

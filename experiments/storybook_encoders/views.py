@@ -76,14 +76,15 @@ def _there_and_back(size: int) -> np.ndarray:
 def _pasted(x, key, chance: float, other: int):
     """Lays the middle of some paintings on another one of the batch, so that only the middle tells whose view it is.
 
-    The middle is a rectangle that holds most of what a painting shows. Nothing is known of the painting.
+    The middle is an ellipse of a third of the area, which holds most of what a painting shows. Nothing is known of the
+    painting.
     """
     rows, size = x.shape[:2]
     keys = jax.random.split(key, 3)
-    half = jax.random.uniform(keys[0], (rows, 2, 1), minval=0.28, maxval=0.44) * size
+    half = jax.random.uniform(keys[0], (rows, 2, 1), minval=0.26, maxval=0.4) * size
     middle = jax.random.uniform(keys[1], (rows, 2, 1), minval=0.46, maxval=0.58) * size
-    # The edge is a few pixels soft.
-    inside = jnp.clip((half - jnp.abs(jnp.arange(size) + 0.5 - middle)) / 3 + 0.5, 0, 1)
-    mask = inside[:, 0, :, None, None] * inside[:, 1, None, :, None]
+    across = ((jnp.arange(size) + 0.5 - middle) / half) ** 2
+    distance = jnp.sqrt(across[:, 0, :, None, None] + across[:, 1, None, :, None])
+    mask = jnp.clip((1 - distance) * 12 + 0.5, 0, 1)  # the edge is about 3 px soft
     pasted = mask * x + (1 - mask) * jnp.roll(x, -other, axis=0)
     return jnp.where(jax.random.uniform(keys[2], (rows, 1, 1, 1)) < chance, pasted, x)
