@@ -54,7 +54,7 @@ def curves(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float
         marks.append(_path(*at(x, _smoothed(y)), f'curve {colour}'))
         across, _ = at(x, y)
         told.append({'name': name, 'at': _rounded(across, 4), 'x': _rounded(x, 9), 'y': _rounded(y, 4)})
-    picture = element(
+    svg = element(
         'svg',
         element('title', f'{title} over steps'),
         *axes,
@@ -70,7 +70,7 @@ def curves(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float
     return element(
         'figure',
         element('figcaption', element('b', title), *(legend if len(drawn) > 1 else [])),
-        element('div', picture, element('div', class_='hover', hidden=True), class_='plot'),
+        element('div', svg, element('div', class_='hover', hidden=True), class_='plot'),
         class_='curves',
     )
 

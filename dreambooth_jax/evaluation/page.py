@@ -6,8 +6,8 @@
     settings        config.json, versions, encoders, sampling
 
 Of several subjects it has a table of all, and the same for each of them, folded. All text is escaped (markup.py), the
-images are inside (pictures.py), and a Content-Security-Policy forbids everything else, scripts of others included. If
-the images would take more than LIMIT, fewer and smaller ones are shown.
+images are inside (embedded_images.py), and a Content-Security-Policy forbids everything else, scripts of others
+included. If the images would take more than LIMIT, fewer and smaller ones are shown.
 """
 
 import base64
@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from dreambooth_jax.evaluation import page_run, page_scores, scores, verdict
+from dreambooth_jax.evaluation.embedded_images import Detail, EmbeddedImages, TooLarge
 from dreambooth_jax.evaluation.markup import Markup, element, joined
 from dreambooth_jax.evaluation.page_scores import SubjectScores
-from dreambooth_jax.evaluation.pictures import Detail, Pictures, TooLarge
 from dreambooth_jax.evaluation.report import MAIN
 from dreambooth_jax.system import disk
 
@@ -96,10 +96,10 @@ def _fitting(runs: Sequence[Scored], missing: Mapping[str, str]) -> str:
     for detail in richer:
         if _at_least(runs, detail) <= LIMIT:  # else trying would only cost time
             try:
-                return _document(runs, missing, Pictures(detail=detail, limit=LIMIT))
+                return _document(runs, missing, EmbeddedImages(detail=detail, limit=LIMIT))
             except TooLarge:
                 pass
-    return _document(runs, missing, Pictures(detail=last, limit=math.inf))
+    return _document(runs, missing, EmbeddedImages(detail=last, limit=math.inf))
 
 
 def _at_least(runs: Sequence[Scored], detail: Detail) -> float:
@@ -108,7 +108,7 @@ def _at_least(runs: Sequence[Scored], detail: Detail) -> float:
     return of_one * sum(len(prompts['prompts']) for one in runs for prompts in one.found['subjects'].values())
 
 
-def _document(runs: Sequence[Scored], missing: Mapping[str, str], pictures: Pictures) -> str:
+def _document(runs: Sequence[Scored], missing: Mapping[str, str], embedded: EmbeddedImages) -> str:
     style, script = (_own_file(name) for name in ('page.css', 'page.js'))
     policy = [
         "default-src 'none'",
@@ -119,7 +119,7 @@ def _document(runs: Sequence[Scored], missing: Mapping[str, str], pictures: Pict
         "form-action 'none'",
     ]
     several = sum(len(one.subjects) for one in runs) > 1 or missing
-    title, body = _of_several(runs, missing, pictures) if several else _of_one(runs[0], pictures)
+    title, body = _of_several(runs, missing, embedded) if several else _of_one(runs[0], embedded)
     head = element(
         'head',
         element('meta', charset='utf-8'),
@@ -136,15 +136,15 @@ def _document(runs: Sequence[Scored], missing: Mapping[str, str], pictures: Pict
     )
 
 
-def _of_one(one: Scored, pictures: Pictures) -> tuple[str, Markup]:
+def _of_one(one: Scored, embedded: EmbeddedImages) -> tuple[str, Markup]:
     (subject,) = one.subjects
     title = f'{subject.subject}: does it work?'
     top = [element('h1', subject.subject), _about(one), page_scores.verdict_of(subject)]
-    body = [element('header', *top), _training(one, pictures), *_measured(subject, pictures)]
+    body = [element('header', *top), _training(one, embedded), *_measured(subject, embedded)]
     return title, element('main', *body, page_run.settings(one.run, one.found))
 
 
-def _of_several(runs: Sequence[Scored], missing: Mapping[str, str], pictures: Pictures) -> tuple[str, Markup]:
+def _of_several(runs: Sequence[Scored], missing: Mapping[str, str], embedded: EmbeddedImages) -> tuple[str, Markup]:
     count = sum(len(one.subjects) for one in runs)
     title = f'{count} subject{"" if count == 1 else "s"}'
     sections, names = [], []
@@ -153,8 +153,8 @@ def _of_several(runs: Sequence[Scored], missing: Mapping[str, str], pictures: Pi
         for subject in one.subjects:
             names.append((subject, f'{one.run.absolute().name}: {subject.subject}', f'subject-{len(names)}'))
             anchor = element('h2', subject.subject, id=names[-1][2])
-            inside += [anchor, page_scores.verdict_of(subject), *_measured(subject, pictures)]
-        inside += [_training(one, pictures), page_run.settings(one.run, one.found)]
+            inside += [anchor, page_scores.verdict_of(subject), *_measured(subject, embedded)]
+        inside += [_training(one, embedded), page_run.settings(one.run, one.found)]
         heading = f'{one.run.absolute().name}: {", ".join(subject.subject for subject in one.subjects)}'
         sections.append(element('details', element('summary', heading), *inside, class_='run'))
     verdicts = [verdict.answers(subject.found, subject.subject) for subject, _, _ in names]
@@ -214,12 +214,12 @@ def _written() -> str:
     return f'{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC'
 
 
-def _training(one: Scored, pictures: Pictures) -> Markup:
-    trained = page_run.trained_on(one.run, one.photos, pictures)
-    return joined(trained, page_run.samples(one.run, pictures), page_run.curves(one.run))
+def _training(one: Scored, embedded: EmbeddedImages) -> Markup:
+    trained = page_run.trained_on(one.run, one.photos, embedded)
+    return joined(trained, page_run.samples(one.run, embedded), page_run.curves(one.run))
 
 
-def _measured(subject: SubjectScores, pictures: Pictures) -> list[Markup]:
+def _measured(subject: SubjectScores, embedded: EmbeddedImages) -> list[Markup]:
     return [
         element('h2', 'Scores'),
         page_scores.key(subject),
@@ -228,7 +228,7 @@ def _measured(subject: SubjectScores, pictures: Pictures) -> list[Markup]:
         page_scores.kind_table(subject),
         element('h2', 'By prompt'),
         element('p', 'A click on a heading sorts, a click on an image enlarges it.', class_='muted'),
-        page_scores.prompt_table(subject, pictures),
+        page_scores.prompt_table(subject, embedded),
     ]
 
 

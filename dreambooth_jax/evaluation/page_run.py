@@ -13,8 +13,8 @@ import numpy as np
 from dreambooth_jax.data.images import ImageError
 from dreambooth_jax.data.subjects import list_images
 from dreambooth_jax.evaluation import charts
+from dreambooth_jax.evaluation.embedded_images import EmbeddedImages, Shown, evenly
 from dreambooth_jax.evaluation.markup import Markup, element, joined
-from dreambooth_jax.evaluation.pictures import Pictures, Shown, evenly
 from dreambooth_jax.monitoring import metrics
 
 STAGES = {'base': 'Base stage', 'super_resolution': 'Super-resolution stage'}
@@ -46,7 +46,7 @@ def class_image_files(run: Path) -> list[Path]:
     return [file.path for file in files]
 
 
-def trained_on(run: Path, photos: Sequence[np.ndarray], pictures: Pictures) -> Markup:
+def trained_on(run: Path, photos: Sequence[np.ndarray], embedded: EmbeddedImages) -> Markup:
     """Returns the photos as the model saw them, and some of the class images.
 
     Args:
@@ -58,16 +58,16 @@ def trained_on(run: Path, photos: Sequence[np.ndarray], pictures: Pictures) -> M
     shown = [Shown(photo, f'photo {i + 1} of the subject, as the model saw it') for i, photo in enumerate(photos)]
     shown = evenly(shown, _MOST_PHOTOS)  # there may be many crops
     files = class_image_files(run)
-    some = [Shown(path, f'class image {path.stem}') for path in evenly(files, pictures.detail.class_images)]
-    parts = [element('h2', 'Photos as the model saw them'), pictures.thumbnails(shown)]
+    some = [Shown(path, f'class image {path.stem}') for path in evenly(files, embedded.detail.class_images)]
+    parts = [element('h2', 'Photos as the model saw them'), embedded.thumbnails(shown)]
     if len(shown) < len(photos):
         parts.append(element('p', f'{len(shown)} of {len(photos)}.', class_='muted'))
-    parts += [element('h2', 'Class images'), pictures.thumbnails(some)]
+    parts += [element('h2', 'Class images'), embedded.thumbnails(some)]
     told = f'{len(some)} of {len(files)} that the run was trained on.' if files else 'The run has none in its folder.'
     return joined(*parts, element('p', told, class_='muted'))
 
 
-def samples(run: Path, pictures: Pictures) -> Markup:
+def samples(run: Path, embedded: EmbeddedImages) -> Markup:
     """Returns the sample grids of each stage with a slider over the steps.
 
     Raises:
@@ -76,10 +76,10 @@ def samples(run: Path, pictures: Pictures) -> Markup:
     sliders = []
     for stage, title in STAGES.items():
         files = {int(path.stem): path for path in (run / 'samples' / stage).glob('*.png') if path.stem.isdigit()}
-        steps = evenly(sorted(files), pictures.detail.grids)
+        steps = evenly(sorted(files), embedded.detail.grids)
         if not steps:
             continue
-        grids = [_grid(files[step], step, title, step == steps[-1], pictures) for step in steps]
+        grids = [_grid(files[step], step, title, step == steps[-1], embedded) for step in steps]
         last = len(steps) - 1
         told = element('output', f'step {steps[-1]}')
         moved = element('input', type='range', min=0, max=last, value=last, step=1, aria_label=f'{title}: step')
@@ -92,10 +92,10 @@ def samples(run: Path, pictures: Pictures) -> Markup:
     return joined(element('h2', 'Samples over the training'), *sliders)
 
 
-def _grid(path: Path, step: int, title: str, is_last: bool, pictures: Pictures) -> Markup:
+def _grid(path: Path, step: int, title: str, is_last: bool, embedded: EmbeddedImages) -> Markup:
     caption = f'{title}, step {step}: the subject, then each prompt by this model and by the one before'
-    picture = pictures.image(Shown(path, caption), pictures.detail.grid_side)
-    return element('div', picture, class_='grid', data_step=step, data_shown=is_last)
+    tag = embedded.image(Shown(path, caption), embedded.detail.grid_side)
+    return element('div', tag, class_='grid', data_step=step, data_shown=is_last)
 
 
 def curves(run: Path) -> Markup:

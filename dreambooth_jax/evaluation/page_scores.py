@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_jax.evaluation import charts, verdict
+from dreambooth_jax.evaluation.embedded_images import EmbeddedImages, Shown
 from dreambooth_jax.evaluation.markup import Markup, element, joined
-from dreambooth_jax.evaluation.pictures import Pictures, Shown
 from dreambooth_jax.evaluation.protocol import image_name
 from dreambooth_jax.evaluation.report import meaning
 
@@ -117,7 +117,7 @@ def kind_table(scores: SubjectScores) -> Markup:
     return table(head, [element('tbody', *rows)], 'kinds')
 
 
-def prompt_table(scores: SubjectScores, pictures: Pictures) -> Markup:
+def prompt_table(scores: SubjectScores, embedded: EmbeddedImages) -> Markup:
     """Returns every prompt with its images and scores; a click on a heading sorts.
 
     Raises:
@@ -133,7 +133,7 @@ def prompt_table(scores: SubjectScores, pictures: Pictures) -> Markup:
             told = {m: all_of[name]['prompts'].get(prompt) for m, all_of in scores.models.items() if name in all_of}
             told = {model: None if value is None else {'value': value, 'low': None} for model, value in told.items()}
             cells.append(compared(name, told))
-        images = [_images(scores, model, prompt, pictures) for model in scores.models]
+        images = [_images(scores, model, prompt, embedded) for model in scores.models]
         shown = element('td', element('div', *images), colspan=len(names) + 1, class_='shown')
         bodies.append(element('tbody', element('tr', *cells), element('tr', shown)))
     buttons = [('prompt', 'prompt'), *((_broken(name), name) for name in names)]
@@ -179,15 +179,15 @@ def compared(name: str, told: Mapping[str, Mapping[str, Any] | None], ceiling: f
     return element('td', *parts, title=name, data_label=name, data_value=f'{own["value"]:.9f}')
 
 
-def _images(scores: SubjectScores, model: str, prompt: str, pictures: Pictures) -> Markup | None:
-    if model != 'run' and not pictures.detail.with_base:
+def _images(scores: SubjectScores, model: str, prompt: str, embedded: EmbeddedImages) -> Markup | None:
+    if model != 'run' and not embedded.detail.with_base:
         return None
     of_class = scores.kind_of(prompt) == 'class'
     count = scores.found['class_images' if of_class else 'images_per_prompt']
     files = [scores.folders[model] / image_name(prompt, number) for number in range(count)]
-    there = [file for file in files if file.is_file()][: pictures.detail.per_prompt]
+    there = [file for file in files if file.is_file()][: embedded.detail.per_prompt]
     shown = [Shown(file, f'“{prompt}”, {_called(model)}, image {i + 1}') for i, file in enumerate(there)]
-    return element('div', element('span', _called(model), class_='whose'), pictures.thumbnails(shown), class_='row')
+    return element('div', element('span', _called(model), class_='whose'), embedded.thumbnails(shown), class_='row')
 
 
 def _prompts(scores: SubjectScores) -> list[str]:

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from dreambooth_jax.evaluation import page_run
-from dreambooth_jax.evaluation.pictures import Detail, Pictures
+from dreambooth_jax.evaluation.embedded_images import Detail, EmbeddedImages
 from tests.support import scored_runs
 
 
@@ -21,9 +21,9 @@ def run(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / 'dog')
 
 
-def pictures(**changed):
+def embedded(**changed):
     detail = Detail(side=64, grid_side=64, grids=9, class_images=9, per_prompt=9, with_base=True)
-    return Pictures(detail=detail._replace(**changed), limit=10**9)
+    return EmbeddedImages(detail=detail._replace(**changed), limit=10**9)
 
 
 def captions(markup):
@@ -31,7 +31,7 @@ def captions(markup):
 
 
 def test_photos_and_class_images_are_shown(run):
-    told = captions(page_run.trained_on(run, scored_runs.photos(), pictures(class_images=2)))
+    told = captions(page_run.trained_on(run, scored_runs.photos(), embedded(class_images=2)))
     assert told == [
         *(f'photo {i} of the subject, as the model saw it' for i in (1, 2, 3)),
         'class image a_dog_00000',
@@ -40,7 +40,7 @@ def test_photos_and_class_images_are_shown(run):
 
 
 def test_of_many_crops_some_are_shown(run):
-    markup = page_run.trained_on(run, scored_runs.photos() * 20, pictures(class_images=1))
+    markup = page_run.trained_on(run, scored_runs.photos() * 20, embedded(class_images=1))
     assert len(captions(markup)) == 25 and '24 of 60.' in markup
 
 
@@ -52,20 +52,20 @@ def test_class_images_of_the_second_stage_and_of_a_folder_of_their_own_are_found
     settings['prior']['dir'] = str(tmp_path / 'dogs')
     (run / 'config.json').write_text(json.dumps(settings))
     assert page_run.class_image_files(run) == []  # the folder is not there
-    assert 'The run has none' in page_run.trained_on(run, [], pictures())
+    assert 'The run has none' in page_run.trained_on(run, [], embedded())
     shutil.copytree(run / 'prior', tmp_path / 'dogs', ignore=shutil.ignore_patterns('super_resolution'))
     assert [path.parent.name for path in page_run.class_image_files(run)] == ['dogs'] * 3
 
 
 def test_grids_are_in_the_order_of_their_steps_and_the_last_is_shown(run):
     shutil.copy(run / 'samples' / 'base' / '000020.png', run / 'samples' / 'base' / '1000000.png')
-    markup = page_run.samples(run, pictures())
+    markup = page_run.samples(run, embedded())
     base, second = markup.split('Super-resolution stage</h3>')
     assert re.findall(r'data-step="(\d+)"( data-shown)?', base) == [
         ('20', ''), ('40', ''), ('60', ''), ('1000000', ' data-shown')
     ]  # fmt: skip
     assert 'max="3" value="3"' in base and '<output>step 1000000</output>' in base and 'max="2"' in second
-    few = page_run.samples(run, pictures(grids=2))
+    few = page_run.samples(run, embedded(grids=2))
     assert re.findall(r'data-step="(\d+)"', few) == ['20', '1000000', '20', '60'] and '2 of 4 are shown' in few
 
 
@@ -73,10 +73,10 @@ def test_a_run_with_one_grid_has_no_slider_and_one_without_has_no_heading(run):
     for name in ('000020.png', '000040.png'):
         (run / 'samples' / 'base' / name).unlink()
     shutil.rmtree(run / 'samples' / 'super_resolution')
-    markup = page_run.samples(run, pictures())
+    markup = page_run.samples(run, embedded())
     assert '<input' not in markup and 'data-step="60" data-shown' in markup
     shutil.rmtree(run / 'samples')
-    assert page_run.samples(run, pictures()) == ''
+    assert page_run.samples(run, embedded()) == ''
 
 
 def test_numbers_that_belong_together_share_a_chart_and_others_are_folded(run):

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from dreambooth_jax.evaluation import page_scores
+from dreambooth_jax.evaluation.embedded_images import Detail, EmbeddedImages
 from dreambooth_jax.evaluation.page_scores import SubjectScores
-from dreambooth_jax.evaluation.pictures import Detail, Pictures
 from tests.support import scored_runs
 
 DETAIL = Detail(side=64, grid_side=64, grids=9, class_images=9, per_prompt=9, with_base=True)
@@ -24,8 +24,8 @@ def value(scores, model, name):
     return f'{scores.found["models"][model]["sks dog"][name]["value"]:.3f}'
 
 
-def pictures(**changed):
-    return Pictures(detail=DETAIL._replace(**changed), limit=10**9)
+def embedded(**changed):
+    return EmbeddedImages(detail=DETAIL._replace(**changed), limit=10**9)
 
 
 def test_the_verdict_has_the_number_the_floor_and_the_ceiling(scores):
@@ -50,7 +50,7 @@ def test_a_score_of_others_is_shown_without_a_meaning(scores):
     more = {model: {'sks dog': {'house_style': told}} for model in ('run', 'base')}
     others = SubjectScores(found={**scores.found, 'models': more}, subject='sks dog', folders={})
     assert '<b>house_style</b>' in page_scores.score_table(others)
-    assert 'house_<wbr>style' in page_scores.prompt_table(others, pictures())
+    assert 'house_<wbr>style' in page_scores.prompt_table(others, embedded())
 
 
 def test_kinds_of_prompts_have_their_own_numbers(scores):
@@ -66,7 +66,7 @@ def test_kinds_of_prompts_have_their_own_numbers(scores):
 
 
 def test_every_prompt_has_its_images_beside_its_numbers(scores):
-    bodies = re.findall(r'<tbody>(.*?)</tbody>', page_scores.prompt_table(scores, pictures()))
+    bodies = re.findall(r'<tbody>(.*?)</tbody>', page_scores.prompt_table(scores, embedded()))
     prompts = [*scored_runs.PROMPTS, scored_runs.CLASS_PROMPT]
     assert [re.search(r'<b>(.*?)</b>', body)[1] for body in bodies] == prompts
     for body, prompt in zip(bodies, prompts, strict=True):
@@ -79,10 +79,10 @@ def test_every_prompt_has_its_images_beside_its_numbers(scores):
 
 
 def test_less_detail_leaves_images_out(scores):
-    markup = page_scores.prompt_table(scores, pictures(per_prompt=1, with_base=False))
+    markup = page_scores.prompt_table(scores, embedded(per_prompt=1, with_base=False))
     assert markup.count('<img') == 4 and 'model before, image' not in markup
 
 
 def test_images_that_are_gone_are_left_out(scores, tmp_path):
     lost = SubjectScores(found=scores.found, subject='sks dog', folders={'run': tmp_path, 'base': tmp_path})
-    assert '<img' not in page_scores.prompt_table(lost, pictures())
+    assert '<img' not in page_scores.prompt_table(lost, embedded())

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_jax.evaluation.pictures import Detail, Pictures, Shown, TooLarge, evenly
+from dreambooth_jax.evaluation.embedded_images import Detail, EmbeddedImages, Shown, TooLarge, evenly
 
 DETAIL = Detail(side=100, grid_side=100, grids=1, class_images=1, per_prompt=1, with_base=True)
 
 
-def pictures(limit=10**9):
-    return Pictures(detail=DETAIL, limit=limit)
+def embedded(limit=10**9):
+    return EmbeddedImages(detail=DETAIL, limit=limit)
 
 
 def decoded(markup):
@@ -29,7 +29,7 @@ def noise(height, width):
 
 def test_small_images_are_kept_bit_by_bit():
     pixels = noise(32, 24)
-    (image,) = decoded(pictures().image(Shown(pixels, 'x'), 100))
+    (image,) = decoded(embedded().image(Shown(pixels, 'x'), 100))
     np.testing.assert_array_equal(np.asarray(image.convert('RGB')), pixels)
 
 
@@ -37,23 +37,23 @@ def test_large_images_keep_their_ratio_and_their_look(tmp_path):
     pixels = np.zeros((400, 200, 3), np.uint8)
     pixels[:200] = (250, 120, 10)
     Image.fromarray(pixels).save(tmp_path / 'photo.png')
-    markup = pictures().image(Shown(tmp_path / 'photo.png', 'x'), 100)
+    markup = embedded().image(Shown(tmp_path / 'photo.png', 'x'), 100)
     (image,) = decoded(markup)
     assert image.size == (50, 100) and 'width="50" height="100"' in markup
     assert np.abs(np.asarray(image.convert('RGB'), int)[10, 25] - (250, 120, 10)).max() < 8
 
 
 def test_every_image_has_its_words_and_a_button():
-    markup = pictures().thumbnails([Shown(noise(8, 8), 'a "red" dog'), Shown(noise(8, 8), '<b>')])
+    markup = embedded().thumbnails([Shown(noise(8, 8), 'a "red" dog'), Shown(noise(8, 8), '<b>')])
     assert markup.count('<button') == 2 and 'alt="a &quot;red&quot; dog"' in markup and '<b>' not in markup
 
 
 def test_what_is_taken_is_counted_and_limited():
-    one = pictures()
+    one = embedded()
     markup = one.thumbnails([Shown(noise(40, 40), 'x'), Shown(noise(50, 50), 'y')])
     assert one.taken == sum(len(text) for text in re.findall(r'base64,([^"]+)', markup))
     with pytest.raises(TooLarge):
-        pictures(limit=one.taken - 1).thumbnails([Shown(noise(40, 40), 'x'), Shown(noise(50, 50), 'y')])
+        embedded(limit=one.taken - 1).thumbnails([Shown(noise(40, 40), 'x'), Shown(noise(50, 50), 'y')])
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class Shown(NamedTuple):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Pictures:
+class EmbeddedImages:
     """Writes images into one page.
 
     Attributes:
@@ -77,8 +77,8 @@ class Pictures:
         return element('div', *(self._thumbnail(image) for image in images), class_='thumbs')
 
     def _thumbnail(self, image: Shown) -> Markup:
-        picture = self.image(image, self.detail.side)
-        return element('button', picture, type='button', class_='thumb', title=image.caption)
+        tag = self.image(image, self.detail.side)
+        return element('button', tag, type='button', class_='thumb', title=image.caption)
 
     def image(self, image: Shown, side: int, **attributes: str | bool | None) -> Markup:
         """Returns an <img> no side of which is longer than `side` pixels; raises as `thumbnails`."""
