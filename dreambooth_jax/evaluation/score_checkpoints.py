@@ -22,11 +22,13 @@ from dreambooth_jax.evaluation.protocol import Generate, Subject
 from dreambooth_jax.generation.cascade import BASE, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import metrics
+from dreambooth_jax.text.tokenize import TokenizerError
 from dreambooth_jax.training import best_checkpoint, hosts, memory
 from dreambooth_jax.training.callbacks import ChoosesCheckpoint
 from dreambooth_jax.training.loop import TrainingError
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState
+from dreambooth_jax.weights.errors import WeightsError
 
 
 def spread(subject: Subject, num_prompts: int) -> Subject:
@@ -139,7 +141,7 @@ class Evaluation:
             return None
         subjects = [spread(subject, settings.num_prompts) for subject in protocol.subjects_of(config, photos)]
         sources = settings.encoders(config.model == STORYBOOK)
-        dino, clip = (encoders.load_encoder(sources[name], placement=placement) for name in ('dino', 'clip'))
+        dino, clip = (_encoder(name, sources[name], placement) for name in ('dino', 'clip'))
         for name, encoder, parts in (('dino', dino, ('image',)), ('clip', clip, ('image', 'text'))):
             if lacking := [part for part in parts if not encoder.encodes(part)]:
                 raise ConfigError(
@@ -331,6 +333,16 @@ class ScoreCheckpoints(ChoosesCheckpoint):
         ended = last if self.enough(last) else None
         content = {'stage': BASE, 'step': self.best, 'rule': rule, 'enough': ended, **record}
         hosts.on_first(lambda: best_checkpoint.write(self._workdir, content), 'write best.json')
+
+
+def _encoder(name: str, source: str, placement: Placement) -> Encoder:
+    try:
+        return encoders.load_encoder(source, placement=placement)
+    except (WeightsError, TokenizerError) as error:
+        raise type(error)(
+            f'checkpoints are to be scored with config.evaluation.{name}, which cannot be read (to train without '
+            f'scores, set config.evaluation.every to 0): {error}'
+        ) from None
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
