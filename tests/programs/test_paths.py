@@ -15,7 +15,10 @@ from tests.support import smallest_pipelines
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ('train', 'sample', 'generate_prior', 'export', 'find_identifier', 'pretrain', 'evaluate')
 # Names of flags and settings that are a path, or may be one.
-IS_PATH = re.compile(r'workdir|output|model|lora|embedding|\w*_dir|dir|\w+_lora|\w+_model|init|init_from|benchmark|dino|dinov2|clip|lpips')
+IS_PATH = re.compile(
+    r'workdir|output|model|benchmark|lora|embedding|\w*_dir|dir|\w+_lora|\w+_model|init|init_from|'
+    r'dino|dinov2|clip|lpips'
+)
 DOG = {'data': {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}}
 
 
