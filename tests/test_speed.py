@@ -1,5 +1,6 @@
 """The scripts in experiments/speed run, on tiny networks, and write what their README reads from them."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -94,6 +95,11 @@ def test_temporaries_are_extrapolated_along_the_depth_of_the_stage(module):
     assert found[0][1] == 'extrapolated to depth 4 from 1 and 2'
     found = module('compiled').extrapolated(whole, {**at, 3: [use(phases[0], 150), use(phases[1], None)]}, {'base': 4})
     assert found[0][0].total == 180 and found[0][1].endswith('from 2 and 3, where 1 is +10.0% off')
+    # A sampler is of its own stage, whichever stage is trained.
+    sampler = dataclasses.replace(use('samples of super_resolution', 100), program='base model, base sampler')
+    at = {depth: [dataclasses.replace(sampler, temporaries=100 * depth)] for depth in (1, 2)}
+    ((_, told),) = module('compiled').extrapolated([sampler], at, {'base': 4, 'super_resolution': 5})
+    assert told == 'extrapolated to depth 4 from 1 and 2'
 
 
 @pytest.mark.slow

@@ -131,7 +131,9 @@ def extrapolated(
     rows = []
     for index, use in enumerate(uses):
         counts = {depth: made[index].temporaries for depth, made in at.items() if made[index].complete}
-        stage = 'super_resolution' if 'super_resolution' in (use.program + use.phase) else 'base'
+        # A sampler is named after its stage, whichever is trained in this phase.
+        words = [*use.program.removeprefix('base model, ').split(), *use.phase.split()]
+        stage = next((word for word in words if word in full), 'base')
         *third, low, high = [None, None, *sorted(counts)]
         if low is None:
             rows.append((use, ''))
