@@ -21,9 +21,10 @@ class EvaluationConfig(Config):
     # model is 'storybook', else the paper's, facebook/dino-vits16 and openai/clip-vit-base-patch32.
     dino: str | None = path_setting(None)
     clip: str | None = path_setting(None)
-    # How many of the paper's 25 prompts are asked, evenly spread over them, and how many images of each.
-    num_prompts: int = setting(4, 'in [1, 25]')
-    num_images: int = setting(4, '> 0')
+    # How many of the paper's 25 prompts are asked, evenly spread over them, and how many images of each. Prompts differ
+    # more than images of one prompt do, so that more prompts tell more than more images.
+    num_prompts: int = setting(8, 'in [1, 25]')
+    num_images: int = setting(1, '> 0')
     # Images of the class prompt, by which the drift of the class is measured.
     class_images: int = setting(8, '> 0')
     # Denoising steps per image; None: samples.steps. Sampler, guidance scale and batch size are those of samples.
