@@ -23,7 +23,7 @@ from dreambooth_jax.generation.cascade import BASE, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.text.tokenize import TokenizerError
-from dreambooth_jax.training import best_checkpoint, hosts, memory
+from dreambooth_jax.training import best_checkpoint, hosts, memory, run
 from dreambooth_jax.training.callbacks import ChoosesCheckpoint
 from dreambooth_jax.training.loop import TrainingError
 from dreambooth_jax.training.placement import Placement
@@ -250,25 +250,33 @@ class ScoreCheckpoints(ChoosesCheckpoint):
     def _begun(self) -> tuple[dict[str, Any], list[int], bool]:
         """Returns what best.json says about the steps up to the newest checkpoint, from which the training goes on.
 
-        With it come the steps among them that have no checkpoint any more, and whether there is such a file.
+        With it come the steps among them that have no checkpoint any more, and whether there is such a file. 'again'
+        are the checkpoints that are to be evaluated first, and 'former' is the one of them that was the best.
         """
+        there = run.checkpoints(self._workdir, BASE)
         new = {'measured_by': self.evaluation.measured_by, 'before': None, 'candidates': []}
-        found = best_checkpoint.read(self._workdir)
-        if found is None:
-            return new, [], False
-        if found.get('measured_by') != new['measured_by']:
-            if found['candidates']:
-                logging.warning(
-                    'the evaluations in %s were made with other settings of config.evaluation, encoders or samples and '
-                    'cannot be compared with new ones: they are dropped',
-                    self._workdir / best_checkpoint.FILE,
-                )
-            return new, [], True
-        folder = self._workdir / BASE / 'checkpoints'
-        there = [int(path.name) for path in folder.glob('*') if path.name.isdigit()]
-        kept = [candidate for candidate in found['candidates'] if candidate['step'] <= max(there, default=0)]
-        lost = [candidate['step'] for candidate in kept if candidate['step'] not in there]
-        return new | {'before': found.get('before'), 'candidates': kept}, lost, True
+        read = best_checkpoint.read(self._workdir)
+        found = read or {'step': None, **new}
+        formerly = [*found.get('again', ()), *(candidate['step'] for candidate in found['candidates'])]
+        if found.get('measured_by') == new['measured_by']:
+            kept = [candidate for candidate in found['candidates'] if candidate['step'] <= max(there, default=0)]
+            new |= {'before': found.get('before'), 'candidates': kept}
+        # Those that are still there and were evaluated by other measures, or not at all because it was off, are made up
+        # for before the training goes on. The newest has its turn then.
+        known = {candidate['step'] for candidate in new['candidates']}
+        again = [step for step in there[:-1] if step not in known and (step in formerly or step % self.every == 0)]
+        former = next((step for step in (found['step'], found.get('former')) if step in again), None)
+        if found['candidates'] and found.get('measured_by') != new['measured_by']:
+            left = [step for step in formerly if step in there]
+            logging.warning(
+                'the evaluations in %s were made with other settings of config.evaluation, encoders or samples and '
+                'cannot be compared with new ones: of %d checkpoints, the %d that are still there are evaluated again',
+                self._workdir / best_checkpoint.FILE,
+                len(formerly),
+                len(left),
+            )
+        lost = [step for step in known if step not in there]
+        return new | ({'again': again, 'former': former} if again else {}), lost, read is not None
 
     @property
     def candidates(self) -> list[dict[str, float]]:
@@ -276,7 +284,13 @@ class ScoreCheckpoints(ChoosesCheckpoint):
         return self._record['candidates']
 
     @property
+    def again(self) -> Sequence[int]:
+        return self._record.get('again', ())
+
+    @property
     def best(self) -> int | None:
+        if self._record.get('former') in self.again:
+            return self._record['former']  # until it is compared with the others
         max_drift = self.evaluation.settings.max_drift
         chosen = best.choose(self.candidates, max_drift)
         if chosen is not None and chosen['step'] in self._lost:
@@ -292,6 +306,14 @@ class ScoreCheckpoints(ChoosesCheckpoint):
         return settings.patience is not None and idle >= settings.patience
 
     def __call__(self, step: int, state: TrainState) -> Mapping[str, float] | None:
+        numbers = self._scored(step, state)
+        if step in self.again:  # also if it could not be evaluated
+            left = [other for other in self.again if other != step]
+            rest = {name: value for name, value in self._record.items() if name not in ('again', 'former')}
+            self._write(rest | ({'again': left, 'former': self._record['former']} if left else {}))
+        return numbers
+
+    def _scored(self, step: int, state: TrainState) -> Mapping[str, float] | None:
         if not self._has(step):
             try:
                 self._evaluate(step, state)

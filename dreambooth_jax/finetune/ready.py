@@ -9,9 +9,11 @@ from dreambooth_jax.finetune import examples, instance_images, pinned
 from dreambooth_jax.finetune.extension import Extension, extended
 from dreambooth_jax.finetune.initial import initial
 from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
+from dreambooth_jax.finetune.standing import standing
 from dreambooth_jax.generation import class_images
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.training import inputs, run
+from dreambooth_jax.training.callbacks import Chosen
 from dreambooth_jax.training.inputs import Inputs
 
 
@@ -25,6 +27,7 @@ class Ready(NamedTuple):
       instance: the subjects' images, as examples.read_instance returns them.
       inputs: what the run learns from, in the order in which it uses it.
       extension: by which its base stage has more steps than its settings file says.
+      chosen: the choice of the base stage's checkpoint, if it stands (standing.py).
     """
 
     config: DreamBoothConfig
@@ -33,6 +36,7 @@ class Ready(NamedTuple):
     instance: dict[str, list[Examples]]
     inputs: Inputs
     extension: Extension
+    chosen: Chosen | None
 
     @property
     def class_photos(self) -> list[str] | None:
@@ -65,4 +69,5 @@ def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Re
     found = inputs.find(models, photos)
     learned_from = run.check(config, workdir, found._replace(models={**found.models, **hashes}))
     instance = examples.read_instance(config, cascade, learned_from.order)
-    return Ready(config, original, cascade, instance, learned_from, extension)
+    chosen = standing(config, workdir, extension)
+    return Ready(config, original, cascade, instance, learned_from, extension, chosen)

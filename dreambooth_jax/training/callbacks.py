@@ -1,7 +1,7 @@
 """What happens between the steps of a training: saving, samples, scores, a profile. The loop calls them (loop.py)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -50,8 +50,38 @@ class ChoosesCheckpoint(Callback):
     def best(self) -> int | None:
         """The step of the best checkpoint so far, the same on every host; None if there is none yet."""
 
+    @property
+    def again(self) -> Sequence[int]:
+        """Steps of earlier checkpoints, in their order, that it is called with before a training goes on.
+
+        They are there, and the same on every host. The numbers that it returns for them are not written.
+        """
+        return ()
+
     def enough(self, step: int) -> bool:
         """Returns whether the training should end after this step; the same on every host."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen(ChoosesCheckpoint):
+    """A choice that stands, of a stage that does not train on.
+
+    Attributes:
+      best: the step of the checkpoint; None: the last one.
+      every: as in Callback.
+    """
+
+    best: int | None = None
+    every: int = 0
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        pass
+
+    def missed(self, step: int) -> bool:
+        return False
+
+    def enough(self, step: int) -> bool:
+        return True
 
 
 class Profile:
