@@ -84,13 +84,21 @@ class Chosen(ChoosesCheckpoint):
         return True
 
 
-class Profile:
+class ClosedAtTheEnd(Callback):
+    """A callback that holds something which must be given back."""
+
+    def close(self) -> None:
+        """Called once, when the training ends: it is done, has had enough, was stopped, or has failed."""
+
+
+class Profile(ClosedAtTheEnd):
     """Writes a trace of `every` steps for jax.profiler's viewers, after as many steps that warm up.
 
     Args:
       folder: gets the trace (plugins/profile/<time>/), which TensorBoard and Perfetto open.
       every: how many steps are traced.
-      steps: how many steps there are; a training that is no longer than `every` has no trace.
+      steps: how many steps there are; a training that is no longer than `every` has no trace. One that ends during the
+        trace has a shorter one.
     """
 
     def __init__(self, folder: Path, every: int, steps: int):
@@ -99,15 +107,19 @@ class Profile:
 
     def __call__(self, step: int, state: TrainState) -> None:
         if self._tracing:
-            jax.profiler.stop_trace()
-            self._tracing = False
-        elif not self._began and step < self.steps:
+            self.close()
+        elif not self._began and step < self.steps and step % self.every == 0:  # or it is the end, before all steps
             self.folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(str(self.folder))
             self._began, self._tracing = True, True
 
     def missed(self, step: int) -> bool:
         return False  # a trace is of the steps that this process takes
+
+    def close(self) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import optax
 from dreambooth_jax.config import CheckpointConfig
 from dreambooth_jax.monitoring.metrics import Metrics
 from dreambooth_jax.training import hosts, loop
-from dreambooth_jax.training.callbacks import Callback, ChoosesCheckpoint, SaveCheckpoint
+from dreambooth_jax.training.callbacks import Callback, ChoosesCheckpoint, ClosedAtTheEnd, SaveCheckpoint
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState, init_state
@@ -188,6 +188,9 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
         if writer:
             closing.callback(writer.close)
         closing.enter_context(hosts.together())
+        for callback in run.callbacks:
+            if isinstance(callback, ClosedAtTheEnd):
+                closing.callback(callback.close)
         state, finished = loop.run(
             state,
             loop.Program(
