@@ -28,6 +28,7 @@ from dreambooth_jax.training.callbacks import ChoosesCheckpoint
 from dreambooth_jax.training.loop import TrainingError
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState
+from dreambooth_jax.weights.encoder_folders import usual_encoders
 from dreambooth_jax.weights.errors import WeightsError
 
 
@@ -140,8 +141,9 @@ class Evaluation:
         if not settings.every or not config.base.steps:
             return None
         subjects = [spread(subject, settings.num_prompts) for subject in protocol.subjects_of(config, photos)]
-        sources = settings.encoders(config.model == STORYBOOK)
-        dino, clip = (_encoder(name, sources[name], placement) for name in ('dino', 'clip'))
+        usual = usual_encoders(config.model == STORYBOOK)
+        sources = {name: getattr(settings, name) or usual[name] for name in ('dino', 'clip')}
+        dino, clip = (_encoder(name, source, placement) for name, source in sources.items())
         for name, encoder, parts in (('dino', dino, ('image',)), ('clip', clip, ('image', 'text'))):
             if lacking := [part for part in parts if not encoder.encodes(part)]:
                 raise ConfigError(
