@@ -56,15 +56,23 @@ def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
     # All checks come before anything is generated, trained or written, so that a wrong setting costs no time.
     begun = ready.read(config, workdir, _EXTEND.value)
     if planned_for is not None:
-        told = plan.describe(begun.config, begun.cascade, begun.instance, planned_for)
+        scored = evaluation_of(begun, begun.original, workdir, begun.placement(planned_for.devices))
+        told = plan.describe(begun.config, begun.cascade, begun.instance, planned_for, scored)
         return print(examples.describe(begun.config, begun.instance), told, sep='\n\n')
-    print(instance_images.describe(begun.instance['base']))
-    if told := standing.told(begun.config, workdir, begun.cascade, begun.chosen):
-        print(told)
+    told = standing.told(begun.config, workdir, begun.cascade, begun.chosen)
+    print(*filter(None, (instance_images.describe(begun.instance['base']), told)), sep='\n')
     with run.alone(workdir), hosts.together():
         run.begin(begun.config, workdir, begun.inputs)
         hosts.on_first(lambda: begun.extension.write(workdir), 'write what the run is extended by')
         finetune_stages(begun, workdir)
+
+
+def evaluation_of(begun, original, workdir: Path, placement):
+    """Returns what scores the base stage (evaluation.score_checkpoints); None if nothing does, or its choice stands."""
+    from dreambooth_jax.evaluation.score_checkpoints import Evaluation
+
+    found = begun.config, workdir, original, begun.photos(), placement, begun.extension.since
+    return None if begun.chosen else Evaluation.of(*found)
 
 
 def finetune_stages(begun, workdir: Path) -> None:
@@ -75,25 +83,20 @@ def finetune_stages(begun, workdir: Path) -> None:
     """
     import jax
 
-    from dreambooth_jax.evaluation.score_checkpoints import Evaluation
-    from dreambooth_jax.finetune import examples, instance_images, textual_inversion
+    from dreambooth_jax.finetune import examples, textual_inversion
     from dreambooth_jax.finetune.stage import finetune, usual_callbacks
     from dreambooth_jax.generation import class_images
     from dreambooth_jax.generation.options import SamplingOptions
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.training import best_checkpoint, memory, run
-    from dreambooth_jax.training.placement import make_placement
     from dreambooth_jax.weights import folders
 
     config, instance = begun.config, begun.instance
     # Everything, from class images to samples and scores, is generated on the devices that train.
-    placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
+    placement = begun.placement()
     original, cascade = begun.original.on(placement), begun.cascade.on(placement)
-    evaluation = None
-    if begun.chosen is None and config.evaluation.every:
-        photos = instance_images.whole(config, original.base_size)
-        evaluation = Evaluation.of(config, workdir, original, photos, placement, begun.extension.since)
-    elif begun.chosen is None and config.base.steps:
+    evaluation = evaluation_of(begun, original, workdir, placement)
+    if not evaluation and not begun.chosen and config.base.steps:
         hosts.on_first(lambda: best_checkpoint.forget(workdir), 'write best.json')
     images = class_images.class_images_of(config, original, workdir, begun.class_photos)
     examples.check_class_images(config, cascade, images)

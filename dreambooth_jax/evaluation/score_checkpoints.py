@@ -170,6 +170,17 @@ class Evaluation:
         """
         return ScoreCheckpoints(self, cascade_of)
 
+    @property
+    def most_images(self) -> int:
+        """The largest number of images that are generated in one go."""
+        return max(self.settings.num_prompts * self.settings.num_images, self.settings.class_images)
+
+    def programs(self) -> dict[str, tuple[Callable[..., jax.Array], Any, jax.ShapeDtypeStruct]]:
+        """Returns what encodes, in the order in which it comes onto the devices: name -> as Encoder.programs."""
+        one = self.measures[0]
+        dino, clip = one.dino.programs(), one.clip.programs()
+        return {'dino image': dino['image'], 'clip text': clip['text'], 'clip image': clip['image']}
+
     def verdict(self) -> str:
         """Says in a line which checkpoint is the best, and warns if it is beyond the bound of drift."""
         found = best_checkpoint.read(self.workdir) or {'step': None, 'candidates': []}
