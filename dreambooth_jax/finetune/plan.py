@@ -65,16 +65,18 @@ def describe(
     cascade: Cascade,
     instance: Mapping[str, Sequence[Examples]],
     where: Target | None = None,
+    evaluated: memory_plan.Evaluated | None = None,
 ) -> str:
     """Returns the settings and the plan as text. It computes nothing but a speed test, and writes nothing.
 
     Args:
       instance: stage -> the subjects' images (examples.read_instance).
       where: the devices to plan for, and whether their compiler is asked (planned_for); None: those at hand, unasked.
+      evaluated: what scores the base stage while it trains; None: nothing does.
     """
     if where is None:
         with planned_for() as where:
-            return describe(config, cascade, instance, where)
+            return describe(config, cascade, instance, where, evaluated)
     lines = ['settings:', *(f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items())]
     lines += ['', f'plan for {where.name}:']
     speed = EFFICIENCY * device_speed() if where.present else None
@@ -88,7 +90,7 @@ def describe(
         for name in present
         if getattr(config, name).steps
     }
-    uses = memory_plan.uses(config, cascade, planned, placement, where)
+    uses = memory_plan.uses(config, cascade, planned, placement, where, evaluated=evaluated)
     total = 0.0
     if generating := class_images.stages_of(config, cascade):
         line, work = _class_images(config, costs, SUPER_RESOLUTION in generating)
@@ -101,7 +103,7 @@ def describe(
         line, work = _training(config, name, planned[name].run, costs[name], uses)
         total += work
         lines.append(line + _time(work, speed))
-    if BASE in planned and config.evaluation.every:
+    if BASE in planned and evaluated is not None:
         line, work = _evaluation(config, costs[BASE])
         total += work
         lines.append(line + _time(work, speed))

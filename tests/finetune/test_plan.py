@@ -12,7 +12,7 @@ from dreambooth_jax.config import DreamBoothConfig, resolve
 from dreambooth_jax.finetune import examples, plan, stage
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training.placement import make_placement
-from tests.support import tiny_pipelines
+from tests.support import planned_runs, tiny_pipelines
 
 
 @pytest.fixture
@@ -26,7 +26,8 @@ def line_of(monkeypatch):
         data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
         prior = {'num_images': 3, 'steps': 2, **settings.pop('prior', {})}
         config = resolve(DreamBoothConfig, {'data': data, 'prior': prior, **settings})
-        text = plan.describe(config, cascade, examples.read_instance(config, cascade))
+        evaluated = planned_runs.evaluated(config) if config.evaluation.every else None
+        text = plan.describe(config, cascade, examples.read_instance(config, cascade), evaluated=evaluated)
         found = re.search(f'  {beginning}: (.*)', text)
         return found and found[1]
 

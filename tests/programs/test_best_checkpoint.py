@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -196,14 +197,24 @@ def test_off_it_leaves_no_trace(train, tmp_path, monkeypatch):
     assert equal([exported(run)], [of_checkpoint(run, 6, tmp_path)])
 
 
-def test_an_encoder_that_is_not_there_is_one_sentence_before_anything_is_generated(train, tmp_path):
-    ended = train(tmp_path / 'run', f'--config.evaluation.dino={tmp_path}')
+@pytest.mark.parametrize('flags', [(), ('--dry_run',)], ids=['run', 'plan'])
+def test_an_encoder_that_is_not_there_is_one_sentence_before_anything_is_generated(train, tmp_path, flags):
+    ended = train(tmp_path / 'run', f'--config.evaluation.dino={tmp_path}', *flags)
     assert ended.code == 1 and 'Traceback' not in ended.error
     assert ended.error.splitlines()[-1].startswith(
         f'checkpoints are to be scored with config.evaluation.dino, which cannot be read (to train without scores, set '
         f'config.evaluation.every to 0): {tmp_path}'
     )
     assert not (tmp_path / 'run' / 'prior').exists()
+
+
+def test_a_plan_counts_the_encoders_and_writes_nothing(train, encoders, tmp_path):
+    ended = train(tmp_path / 'run', '--dry_run', '--compile')
+    assert ended.code == 0 and not (tmp_path / 'run').exists(), ended.error
+    (row,) = re.findall('^    evaluation of base  (.*)$', ended.out, re.MULTILINE)
+    stored = sum(path.stat().st_size for folder in encoders.values() for path in folder.glob('*.safetensors'))
+    held, *_, temporaries, _ = (float(size) for size in re.findall(r'([\d.]+) MiB', row))
+    assert held * 2**20 > 0.9 * stored and temporaries > 0 and row.endswith('  clip image')
 
 
 @pytest.mark.parametrize(
