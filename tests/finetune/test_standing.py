@@ -196,7 +196,7 @@ def test_a_kill_while_checkpoints_are_evaluated_again_loses_neither_them_nor_the
 def test_a_checkpoint_that_cannot_be_evaluated_again_is_not_tried_for_ever(tmp_path, monkeypatch):
     go(tmp_path, settings())
     with monkeypatch.context() as patched:
-        patched.setattr(Painter, 'generate', lambda *_, **__: (_ for _ in ()).throw(ConfigError('no')))
+        patched.setattr(Painter, 'stream', lambda *_, **__: (_ for _ in ()).throw(ConfigError('no')))
         seen, step = go(tmp_path, settings(num_images=2))
     assert step == 6 and written(tmp_path)['step'] is None and 'again' not in written(tmp_path)
 
