@@ -11,7 +11,7 @@ Source: Ho et al. 2020.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -60,13 +60,17 @@ class DiscreteVP:
         """Whether the model returns variance channels after the channels of the prediction."""
         return self.variance_type in ('learned', 'learned_range')
 
+    def of_shape(self, shape: tuple[int, int]) -> Self:
+        """Returns this process, which is the same for images of every size."""
+        return self
+
     def sample_times(self, keys: jax.Array, distribution: TimeDistribution = UNIFORM) -> jax.Array:
         """Samples whole times in [0, T), f32[B], with one key per example, key[B].
 
         The share u of a distribution is the time floor(u * T), as in diffusers' training scripts.
         """
         total = self.num_train_timesteps
-        if distribution.kind == 'uniform':
+        if distribution.kind == 'uniform' and distribution.shift is None:
             # Whole numbers drawn as such are exactly uniform, and the same as ever for the same keys.
             low, high = distribution.range
             first = min(int(low * total), total - 1)

@@ -7,7 +7,7 @@ counted is the process's own affair; 0 is (almost) the clean image and they rise
 Images and latents are NHWC; images lie in [-1, 1].
 """
 
-from typing import Protocol
+from typing import Protocol, Self
 
 import jax
 
@@ -29,6 +29,10 @@ class NoiseProcess(Protocol):
 
     @property
     def learns_variance(self) -> bool: ...
+
+    def of_shape(self, shape: tuple[int, int]) -> Self:
+        """Returns the process for images whose denoised array has this (height, width): sampling may depend on it."""
+        ...
 
     def sample_times(self, keys: jax.Array, distribution: TimeDistribution = UNIFORM) -> jax.Array:
         """Samples training times, f32[B], with one key per example, key[B]."""

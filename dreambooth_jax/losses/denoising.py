@@ -79,7 +79,7 @@ class Objective:
         Raises:
           ConfigError: if that variance is of a kind that the loss does not support.
         """
-        if self.variance_weight > 0 and schedule.variance_type == 'learned':
+        if self.variance_weight > 0 and schedule.learns_variance and schedule.variance_type == 'learned':
             raise ConfigError(
                 f"{name} has variance_type 'learned', a variance of its own scale, but only 'learned_range' can be "
                 f'trained; set train_variance to False, which leaves it as it is'
