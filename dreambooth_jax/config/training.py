@@ -114,6 +114,10 @@ class ObjectiveConfig(Config):
     time_std: float = setting(1.0, '> 0')
     # Only for 'mode': above 0 the middle is more likely, below 0 the ends.
     time_mode_scale: float = setting(1.29, 'in [-1, 1.75]')
+    # Shift of the distribution (Esser et al. 2024, equation 23): the share u of noise becomes k u / (1 + (k - 1) u), so
+    # that a number above 1 trains more on high noise. None: that of a rectified flow whose scheduler file has a static
+    # one, otherwise none.
+    time_shift: float | None = setting(None, '> 0')
     # Lowest and highest timestep that is trained on, as shares of all timesteps: 0 is a clean image and 1 is noise. The
     # distribution is squeezed into this range.
     time_range: tuple[float, float] = setting((0.0, 1.0), 'in [0, 1]')

@@ -60,6 +60,15 @@ class DiscreteVP:
         """Whether the model returns variance channels after the channels of the prediction."""
         return self.variance_type in ('learned', 'learned_range')
 
+    @property
+    def last_time(self) -> float:
+        """T - 1."""
+        return float(self.num_train_timesteps - 1)
+
+    def described(self, steps: int) -> str:
+        """Returns the number of times and what is predicted; the number of steps makes no difference."""
+        return f'{self.num_train_timesteps} discrete times ({self.beta_schedule}), {self.prediction_type} predicted'
+
     def of_shape(self, shape: tuple[int, int]) -> Self:
         """Returns this process, which is the same for images of every size."""
         return self

@@ -30,6 +30,15 @@ class NoiseProcess(Protocol):
     @property
     def learns_variance(self) -> bool: ...
 
+    @property
+    def last_time(self) -> float:
+        """The time at which nothing, or least, is left of the image."""
+        ...
+
+    def described(self, steps: int) -> str:
+        """Returns in a few words what the process is, for the plan of a run that generates in so many steps."""
+        ...
+
     def of_shape(self, shape: tuple[int, int]) -> Self:
         """Returns the process for images whose denoised array has this (height, width): sampling may depend on it."""
         ...

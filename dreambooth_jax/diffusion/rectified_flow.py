@@ -103,6 +103,17 @@ class RectifiedFlow:
     prediction_type = VELOCITY
     learns_variance = False
 
+    @property
+    def last_time(self) -> float:
+        """s = 1."""
+        return 1.0
+
+    def described(self, steps: int) -> str:
+        """Returns the shifts of training and of generating in so many steps."""
+        of = f'{self.tokens} tokens and {steps} steps' if self.mu else 'every size'
+        shift = self.sampling_shift(steps)
+        return f'rectified flow, shift {self.shift:.4g} in training, {shift:.4g} in generating (for {of})'
+
     def of_shape(self, shape: tuple[int, int]) -> Self:
         """Returns the same process for images whose denoised array has this (height, width)."""
         height, width = shape

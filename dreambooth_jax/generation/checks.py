@@ -24,6 +24,18 @@ def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
         raise ConfigError(f'{prefix}{error}') from None
 
 
+def check_guidance(pipeline: Pipeline, guidance_scale: float) -> None:
+    """Checks that a model is not asked for guidance that was distilled into it.
+
+    Raises:
+      ConfigError: if it is.
+    """
+    if guidance_scale != 1 and pipeline.family.is_distilled(pipeline):
+        raise ConfigError(
+            f'guidance_scale is {guidance_scale:g} but {pipeline.name} is distilled and needs none; set it to 1'
+        )
+
+
 def check_noise_level(pipeline: Pipeline, noise_level: int) -> None:
     """Checks that a second stage has this level of noise augmentation.
 

@@ -65,6 +65,7 @@ class Objective:
                 mean=settings.time_mean,
                 std=settings.time_std,
                 mode_scale=settings.time_mode_scale,
+                shift=settings.time_shift,
                 range=settings.time_range,
             ),
         )
