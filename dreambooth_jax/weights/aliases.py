@@ -79,8 +79,8 @@ LPIPS_ALIASES: tuple[Alias, ...] = (
 # The scaling of the input is constant; AlexNet's classifier is not used.
 LPIPS_IGNORED = (r'scaling_layer\.(shift|scale)', r'classifier\.[146]\.(weight|bias)')
 
-# models/qwen3.py has the names of transformers' Qwen3Model; published files are of Qwen3ForCausalLM. It has no head, and
-# only those layers that are read.
+# models/qwen3.py has the names of transformers' Qwen3Model, while published files are of Qwen3ForCausalLM. It has no
+# head, and only those layers that are read.
 QWEN3_ALIASES: tuple[Alias, ...] = ((r'model\.(.*)', r'\1'),)
 QWEN3_IGNORED = (r'lm_head\.weight', r'(model\.)?layers\.\d+\..*', r'(model\.)?norm\.weight')
 

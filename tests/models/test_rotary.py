@@ -1,4 +1,4 @@
-"""Rotary embedding: equal to diffusers' and transformers', and a product depends on the difference of positions only."""
+"""Rotary embedding is that of diffusers and transformers; products depend on the difference of positions only."""
 
 import diffusers.models.embeddings as diffusers_embeddings
 import jax.numpy as jnp
