@@ -228,6 +228,9 @@ def from_config(
     for key in _OFF:
         if config.get(key):
             raise ValueError(f'{key} is {config[key]!r}; allowed: false.')
+    predicted = config.get('prediction_type')
+    if predicted not in (None, 'flow_prediction'):
+        raise ValueError(f'prediction_type is {predicted!r}, but a rectified flow predicts the velocity; leave it out.')
     times = config.get('num_train_timesteps', 1000)
     if type(times) is not int or not 2 <= times <= 100_000:
         raise ValueError(f'num_train_timesteps is {times!r}; allowed: whole numbers from 2 to 100000.')

@@ -82,8 +82,8 @@ class PromptEncoder(abc.ABC):
             layers = network.config.get('num_hidden_layers', 12)
             if cls.kind == 'qwen' and clip_skip:
                 raise WeightsError(
-                    f'clip_skip is {clip_skip} but the {component} of {pipeline.name} is a Qwen3, which has its own layers '
-                    f'to read; set it to 0.'
+                    f'clip_skip is {clip_skip} but the {component} of {pipeline.name} is a Qwen3, of which fixed '
+                    f'layers are read; set it to 0.'
                 )
             if cls.kind == 'clip' and clip_skip >= layers:
                 raise WeightsError(

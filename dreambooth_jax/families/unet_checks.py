@@ -69,7 +69,7 @@ def check_vae(vae: Mapping[str, Any], source: str) -> None:
             raise WeightsError(
                 f'the VAE of {source} has {key} {vae[key]}, but images have {IMAGE_CHANNELS}; give the plain model.'
             )
-    if vae['shift_factor']:
+    if vae.get('shift_factor'):
         raise WeightsError(
             f'the VAE of {source} has shift_factor {vae["shift_factor"]}, but the latents of a UNet are not shifted; '
             f'give the plain model.'

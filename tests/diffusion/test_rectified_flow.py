@@ -159,6 +159,7 @@ def test_min_snr_is_the_weight_of_the_same_error_of_x0():
         ({'shift_terminal': 1.5}, 'shift_terminal is 1.5; allowed: null, and numbers above 0 and below 1.'),
         ({'time_shift_type': 'cubic'}, "time_shift_type is 'cubic'; allowed: exponential, linear."),
         ({'use_dynamic_shifting': 1}, 'use_dynamic_shifting is 1; allowed: true, false.'),
+        ({'prediction_type': 'epsilon'}, "prediction_type is 'epsilon', but a rectified flow predicts the velocity; "),
         ({'num_train_timesteps': 1}, 'num_train_timesteps is 1; allowed: whole numbers from 2 to 100000.'),
     ],
 )

@@ -211,3 +211,4 @@ def test_times_are_drawn_as_the_settings_say():
     assert np.asarray(seen['t']).min() >= 100 and np.asarray(seen['t']).max() < 600
     other = Objective.from_settings(ObjectiveConfig(time_distribution='mode', time_mode_scale=-0.5)).times
     assert other == TimeDistribution(kind='mode', mode_scale=-0.5)
+    assert Objective.from_settings(ObjectiveConfig(time_shift=3.0)).times == TimeDistribution(shift=3.0)
