@@ -11,7 +11,7 @@ Diffusion 1.5 with optimizer.state_dtype='int8', text encoder included, and for 
 base.gradient_accumulation_steps=4; DeepFloyd IF needs several, which share its weights. experiments/speed says which
 programs of these runs were counted by the compiler and which were not.
 
-FLUX.2 Klein was counted nowhere yet: its language model and its transformer are read in float32, about 32 GB on the host.
+FLUX.2 Klein was counted nowhere yet; its language model and its transformer are read in float32, 32 GB on the host.
 
 Source: Ruiz et al. 2023, supplement; diffusers' DreamBooth examples and notes on DeepFloyd IF.
 """
