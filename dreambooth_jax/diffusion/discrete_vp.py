@@ -11,7 +11,7 @@ Source: Ho et al. 2020.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,8 @@ class DiscreteVP:
     rescale_betas_zero_snr: bool = False
     beta_schedule: str = 'linear'
     written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    weightings: ClassVar[tuple[str, ...]] = ()
 
     @property
     def num_train_timesteps(self) -> int:
@@ -101,6 +103,10 @@ class DiscreteVP:
         """Returns the signal-to-noise ratio alpha^2 / sigma^2, f32 of the shape of t, whole numbers in [0, T)."""
         alphas_cumprod = self._alphas_cumprod(t)
         return alphas_cumprod / (1.0 - alphas_cumprod)
+
+    def weight(self, t: jax.Array, kind: str) -> jax.Array:
+        """Raises ValueError: this process has no weightings but min-SNR, which losses compute from `snr`."""
+        raise ValueError(f'weighting is {kind!r}; this process has none.')
 
     def _alphas_cumprod(self, t: jax.Array) -> jax.Array:
         return jnp.asarray(self.alphas_cumprod)[jnp.asarray(t).astype(jnp.int32)]

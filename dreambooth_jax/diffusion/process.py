@@ -22,10 +22,12 @@ class NoiseProcess(Protocol):
 
     Attributes:
       prediction_type: what the network predicts, one of the types of prediction.py.
+      weightings: names of the weights of times that it has; see `weight`.
       learns_variance: whether the network answers with variance channels after those of the prediction.
     """
 
     prediction_type: str
+    weightings: tuple[str, ...]
 
     @property
     def learns_variance(self) -> bool: ...
@@ -57,6 +59,10 @@ class NoiseProcess(Protocol):
 
     def snr(self, t: jax.Array) -> jax.Array:
         """Returns the signal-to-noise ratio alpha^2 / sigma^2 at training times, f32 of the shape of t."""
+        ...
+
+    def weight(self, t: jax.Array, kind: str) -> jax.Array:
+        """Returns the weight of the loss at training times, f32 of the shape of t; kind: one of `weightings`."""
         ...
 
     def add_noise(self, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:

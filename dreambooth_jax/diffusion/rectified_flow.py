@@ -19,7 +19,7 @@ schedulers/scheduling_flow_match_euler_discrete.py and scheduling_flow_match_heu
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -100,8 +100,9 @@ class RectifiedFlow:
     tokens: int = USUAL_TOKENS
     patch: int = 1
 
-    prediction_type = VELOCITY
-    learns_variance = False
+    prediction_type: ClassVar[str] = VELOCITY
+    learns_variance: ClassVar[bool] = False
+    weightings: ClassVar[tuple[str, ...]] = ('sigma_sqrt', 'cosmap')
 
     @property
     def last_time(self) -> float:
@@ -141,6 +142,15 @@ class RectifiedFlow:
         """Returns the signal-to-noise ratio (1 - s)^2 / s^2, f32 of the shape of t."""
         alpha, sigma = self.alpha_sigma(t)
         return jnp.square(alpha / sigma)
+
+    def weight(self, t: jax.Array, kind: str) -> jax.Array:
+        """Returns the weight of the loss at times s, f32 of the shape of t.
+
+        'sigma_sqrt': s^-2; 'cosmap': 2 / (pi (1 - 2 s + 2 s^2)), Esser et al. 2024, section 3.1. As in diffusers'
+        scripts neither is divided by the density with which the times are drawn.
+        """
+        s = jnp.asarray(t, jnp.float32)
+        return s**-2 if kind == 'sigma_sqrt' else 2 / (math.pi * (1 - 2 * s + 2 * s**2))
 
     def add_noise(self, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
         """Returns x_s, f32[B, ...]; x0, noise: [B, ...]; t: f32[B]."""

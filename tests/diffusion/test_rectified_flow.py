@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.training_utils import compute_loss_weighting_for_sd3
 
 from dreambooth_jax.diffusion import objective, rectified_flow, samplers
 from dreambooth_jax.diffusion.rectified_flow import LinearMu, RectifiedFlow
@@ -144,6 +145,13 @@ def test_min_snr_is_the_weight_of_the_same_error_of_x0():
     options = {'prediction_type': process.prediction_type, 'min_snr_gamma': gamma}
     found = objective.denoising_loss(error, 0 * error, process.snr(s), **options)
     np.testing.assert_allclose(found, s**2 * np.minimum((1 - s) ** 2 / s**2, gamma), rtol=1e-5, atol=1e-9)
+
+
+def test_weights_of_times_are_those_of_the_scripts():
+    process, s = RectifiedFlow(), torch.tensor([0.001, 0.3, 0.5, 1.0])
+    for kind in process.weightings:
+        theirs = compute_loss_weighting_for_sd3(kind, sigmas=s)
+        np.testing.assert_allclose(process.weight(s.numpy(), kind), theirs, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
