@@ -9,8 +9,8 @@ from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline
 
 
-def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
-    """Checks that a stage's noise schedule allows this sampler with this number of steps.
+def check_sampler(pipeline: Pipeline, steps: int, sampler: str, guidance_scale: float = 1.0) -> None:
+    """Checks that a stage's noise schedule allows this sampler with this number of steps, and the model the guidance.
 
     Raises:
       ConfigError: if it does not.
@@ -23,13 +23,6 @@ def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
         prefix = f'{pipeline.name}: ' if isinstance(error, SchedulerFileError) else ''
         raise ConfigError(f'{prefix}{error}') from None
 
-
-def check_guidance(pipeline: Pipeline, guidance_scale: float) -> None:
-    """Checks that a model is not asked for guidance that was distilled into it.
-
-    Raises:
-      ConfigError: if it is.
-    """
     if guidance_scale != 1 and pipeline.family.is_distilled(pipeline):
         raise ConfigError(
             f'guidance_scale is {guidance_scale:g} but {pipeline.name} is distilled and needs none; set it to 1'
