@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dreambooth_jax.models import configuration, rotary
+from dreambooth_jax.models import configuration, rotary, scanned
 from dreambooth_jax.models.attention import attend
 from dreambooth_jax.models.dit import (
     ZERO,
@@ -27,7 +27,6 @@ from dreambooth_jax.models.dit import (
     silu_gated,
     within_range,
 )
-from dreambooth_jax.models.functional import call
 from dreambooth_jax.models.layers import TimestepEmbedding, sinusoidal_embedding
 
 # Defaults in the constructor of diffusers' Flux2Transformer2DModel.
@@ -136,16 +135,16 @@ class DoubleBlock(nnx.Module):
         self.ff_context = GatedFeedForward(width, hidden, **made)
         self.epsilon = c['eps']
 
-    def __call__(self, x, text, of_image, of_text, rotation):
-        """Maps x f[B, N, width] and text f[B, L, width] to two arrays of these shapes.
+    def __call__(self, streams, of_image, of_text, rotation):
+        """Maps the streams to two arrays of their shapes.
 
         Args:
-          x: tokens of the image.
-          text: tokens of the text.
+          streams: tokens of the image f[B, N, width] and of the text f[B, L, width].
           of_image: shift, scale and gate of the attention and of the feed-forward layer, f[B, 1, width] each.
           of_text: likewise for the text.
           rotation: cosines and sines of all tokens.
         """
+        x, text = streams
         shift, scale, gate, ff_shift, ff_scale, ff_gate = of_image
         text_shift, text_scale, text_gate, text_ff_shift, text_ff_scale, text_ff_gate = of_text
         attended, text_attended = self.attn(
@@ -223,13 +222,22 @@ class Flux2Transformer2DModel(nnx.Module):
       dtype: compute dtype; parameters are f32.
       remat: whether every block is computed again in the backward pass. Values and gradients stay the same; it needs
         less memory and about a third more time.
+      scan: whether equal blocks are one loop of the compiled program (scanned.py).
       rngs: source of the initial parameters. Modulations and the output start at zero.
 
     Raises:
       ValueError: one sentence, if the configuration is not supported (`resolve`).
     """
 
-    def __init__(self, config: Mapping[str, Any], *, dtype=jnp.float32, remat: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        dtype=jnp.float32,
+        remat: bool = False,
+        scan: bool = True,
+        rngs: nnx.Rngs,
+    ):
         c = resolve(config)
         made = {'dtype': dtype, 'rngs': rngs}
         width, _ = _widths(c)
@@ -244,7 +252,7 @@ class Flux2Transformer2DModel(nnx.Module):
         self.norm_out = ModulatedNorm(width, c['eps'], **made)
         self.proj_out = nnx.Linear(width, c['out_channels'], use_bias=False, kernel_init=ZERO, **made)
 
-        self.dtype, self.remat = dtype, remat
+        self.dtype, self.remat, self.scan = dtype, remat, scan
         self.axes, self.theta = tuple(c['axes_dims_rope']), float(c['rope_theta'])
         self.in_channels, self.text_width = c['in_channels'], c['joint_attention_dim']
 
@@ -277,11 +285,9 @@ class Flux2Transformer2DModel(nnx.Module):
 
         x = self.x_embedder(sample.astype(self.dtype).reshape(batch, height * width, -1))
         text = self.context_embedder(encoder_hidden_states.astype(self.dtype))
-        for block in self.transformer_blocks:
-            x, text = call(block, x, text, of_image, of_text, rotation, remat=self.remat)
-        x = jnp.concatenate([text, x], axis=1)
-        for block in self.single_transformer_blocks:
-            x = call(block, x, of_both, rotation, remat=self.remat)
+        how = {'remat': self.remat, 'scan': self.scan}
+        x, text = scanned.run(self.transformer_blocks, (x, text), of_image, of_text, rotation, **how)
+        x = scanned.run(self.single_transformer_blocks, jnp.concatenate([text, x], axis=1), of_both, rotation, **how)
         predicted = self.proj_out(self.norm_out(x[:, length:], features))
         return predicted.astype(jnp.float32).reshape(batch, height, width, -1)
 

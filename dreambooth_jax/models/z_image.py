@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dreambooth_jax.models import configuration, rotary
+from dreambooth_jax.models import configuration, rotary, scanned
 from dreambooth_jax.models.attention import attend
 from dreambooth_jax.models.dit import ZERO, HeadNorms, normalise
-from dreambooth_jax.models.functional import call
 from dreambooth_jax.models.layers import sinusoidal_embedding
 
 # Defaults in the constructor of diffusers' ZImageTransformer2DModel.
@@ -207,13 +206,22 @@ class ZImageTransformer2DModel(nnx.Module):
       dtype: compute dtype; parameters are f32.
       remat: whether every block is computed again in the backward pass. Values and gradients stay the same; it needs
         less memory and about a third more time.
+      scan: whether equal blocks are one loop of the compiled program (scanned.py).
       rngs: source of the initial parameters. Modulations, the output and the learned padding start at zero.
 
     Raises:
       ValueError: one sentence, if the configuration is not supported (`resolve`).
     """
 
-    def __init__(self, config: Mapping[str, Any], *, dtype=jnp.float32, remat: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        dtype=jnp.float32,
+        remat: bool = False,
+        scan: bool = True,
+        rngs: nnx.Rngs,
+    ):
         c = resolve(config)
         made = {'dtype': dtype, 'rngs': rngs}
         width, channels, name = c['dim'], PATCH**2 * c['in_channels'], f'{PATCH}-1'
@@ -232,7 +240,7 @@ class ZImageTransformer2DModel(nnx.Module):
         self.cap_pad_token = nnx.Param(jnp.zeros((1, width), jnp.float32))
         self.layers = blocks(c['n_layers'], modulated=True)
 
-        self.patch_name, self.dtype, self.remat = name, dtype, remat
+        self.patch_name, self.dtype, self.remat, self.scan = name, dtype, remat, scan
         self.axes, self.theta, self.time_scale = tuple(c['axes_dims']), float(c['rope_theta']), float(c['t_scale'])
         self.longest = tuple(c['axes_lens'])
         self.in_channels, self.text_width = c['in_channels'], text_width
@@ -261,10 +269,9 @@ class ZImageTransformer2DModel(nnx.Module):
         text, of_text, bias = self._text(encoder_hidden_states, counts)
         x, of_image = self._image(sample, counts)
 
-        for block in self.noise_refiner:
-            x = call(block, x, of_image, None, time, remat=self.remat)
-        for block in self.context_refiner:
-            text = call(block, text, of_text, bias, remat=self.remat)
+        how = {'remat': self.remat, 'scan': self.scan}
+        x = scanned.run(self.noise_refiner, x, of_image, None, time, **how)
+        text = scanned.run(self.context_refiner, text, of_text, bias, **how)
         tokens = x.shape[1]
         x = jnp.concatenate([x, text], axis=1)
         rotation = tuple(
@@ -272,8 +279,7 @@ class ZImageTransformer2DModel(nnx.Module):
             for parts in zip(of_image, of_text, strict=True)
         )
         bias = jnp.concatenate([jnp.zeros((batch, 1, 1, tokens), jnp.float32), bias], axis=-1)
-        for block in self.layers:
-            x = call(block, x, rotation, bias, time, remat=self.remat)
+        x = scanned.run(self.layers, x, rotation, bias, time, **how)
         x = x[:, : height * width // PATCH**2]
         return from_patches(self.all_final_layer[self.patch_name](x, time).astype(jnp.float32), height, width)
 

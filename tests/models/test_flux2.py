@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from dreambooth_jax.models import flux2, functional
 from dreambooth_jax.models.flux2 import Flux2Transformer2DModel
+from dreambooth_jax.weights import mapping
 from tests.support.torch_reference import (
     assert_same_gradients,
     gradients,
@@ -103,6 +105,13 @@ def test_gradients_match_diffusers(guided):
     run = both(guided)
     assert all(largest_relative_difference(*pair) < 1e-3 for pair in run.input_gradients)
     assert_same_gradients(*run.params_gradient)
+
+
+def test_names_and_shapes_in_files_are_those_of_diffusers():
+    options = {key: value for key, value in CONFIG.items() if not key.startswith('_')}
+    theirs = diffusers.Flux2Transformer2DModel(**options).state_dict()
+    ours = mapping.torch_names(nnx.eval_shape(lambda: Flux2Transformer2DModel(CONFIG, rngs=functional.Keys(0))))
+    assert {name: found.shape for name, found in ours.items()} == {k: tuple(v.shape) for k, v in theirs.items()}
 
 
 def test_half_precision_stays_near_with_float32_output():

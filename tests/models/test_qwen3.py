@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax import nnx
 
 from dreambooth_jax.models import functional
 from dreambooth_jax.models.qwen3 import Qwen3Model, quarter_states
+from dreambooth_jax.weights import aliases, mapping
 from tests.support.torch_reference import assert_same_gradients, gradients, quick_jit, randomise, to_ours
 
 CONFIG = {
@@ -86,6 +88,22 @@ def test_only_layers_that_are_read_are_built(states, layers):
     _, abstract = build(states)
     assert {int(name.split('.')[1]) for name in abstract if name.startswith('layers.')} == set(range(layers))
     assert ('norm.scale' in abstract) == (4 in states)
+
+
+@pytest.mark.parametrize('kind', [transformers.Qwen3Model, transformers.Qwen3ForCausalLM])
+def test_files_with_and_without_a_head_and_with_all_layers_are_read(kind):
+    theirs = randomise(kind(transformers.Qwen3Config(**CONFIG, tie_word_embeddings=False)), seed=3)
+    model = nnx.eval_shape(lambda: Qwen3Model(CONFIG, states=STATES, rngs=functional.Keys(0)))
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    names = {'aliases': aliases.QWEN3_ALIASES, 'ignored': aliases.QWEN3_IGNORED}
+    params = mapping.load(model, tensors, **names)
+    expected = to_ours(theirs.base_model)
+    assert expected.keys() - params.keys() == {name for name in expected if name.startswith(('layers.3.', 'norm.'))}
+    assert all(np.array_equal(value, expected[name]) for name, value in params.items())
+    prefix = 'model.' if kind is transformers.Qwen3ForCausalLM else ''
+    del tensors[f'{prefix}layers.2.self_attn.q_norm.weight']
+    with pytest.raises(mapping.WeightsError, match=r'missing: layers\.2\.self_attn\.q_norm\.weight'):
+        mapping.load(model, tensors, **names)
 
 
 def test_half_precision_keeps_states_near():

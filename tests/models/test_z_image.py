@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from dreambooth_jax.models import functional, z_image
 from dreambooth_jax.models.z_image import ZImageTransformer2DModel
+from dreambooth_jax.weights import mapping
 from tests.support.torch_reference import (
     assert_same_gradients,
     gradients,
@@ -97,6 +99,13 @@ def test_gradients_match_diffusers_and_padding_has_none():
     assert all(largest_relative_difference(*pair) < 1e-3 for pair in run.input_gradients)
     assert not np.any(np.asarray(run.input_gradients[1][0])[run.inputs[3] == 0])
     assert_same_gradients(*run.params_gradient)
+
+
+def test_names_and_shapes_in_files_are_those_of_diffusers():
+    options = {key: value for key, value in CONFIG.items() if not key.startswith('_')}
+    theirs = diffusers.ZImageTransformer2DModel(**options).state_dict()
+    ours = mapping.torch_names(nnx.eval_shape(lambda: ZImageTransformer2DModel(CONFIG, rngs=functional.Keys(0))))
+    assert {name: found.shape for name, found in ours.items()} == {k: tuple(v.shape) for k, v in theirs.items()}
 
 
 def test_half_precision_stays_near_with_float32_output():
