@@ -95,3 +95,17 @@ def test_the_run_that_the_plan_reads_is_on_the_host(settings):
     assert {type(leaf) for leaf in leaves} == {np.ndarray} and not cascade._on_device
     assert ('teacher' in run.frozen) == ('prior' in settings)
     assert run.state_shapes.params.keys() == run.params.keys()
+
+
+def test_the_plan_tells_the_noise_process_and_how_often_each_time_is_drawn(line_of):
+    assert line_of('  noise').startswith('1000 discrete times (')
+    shares = lambda **objective: [  # noqa: E731
+        int(share)
+        for share in line_of(
+            r'  times trained on, % in each tenth from clean to noise', objective=objective, base={'steps': 1}
+        ).split()
+    ]
+    assert all(9 <= share <= 11 for share in shares()) and len(shares()) == 10
+    assert shares(time_range=(0.5, 1.0))[:5] == [0] * 5
+    assert shares(time_shift=3.0)[0] < 5 < 20 < shares(time_shift=3.0)[-1]
+    assert line_of('  noise', objective={'time_shift': 3.0}).endswith(', config.objective.time_shift 3 in its place')
