@@ -91,12 +91,10 @@ X4_UPSCALER = {
 
 COUNTS = {
     'deepfloyd-if-i-m': (first_stage(192), 371_605_830),
-    'deepfloyd-if-i-l': (first_stage(320), 935_365_830),
     'deepfloyd-if-i-xl': (first_stage(704), 4_304_695_110),
     'deepfloyd-if-ii-m': (second_stage([128, 256, 512, 768, 768], [2, 2, 3, 4, 2]), 461_064_198),
     'deepfloyd-if-ii-l': (second_stage([160, 320, 640, 960, 1280], [2, 2, 3, 5, 5]), 1_243_277_190),
     'stable-diffusion-v1-5': ({'cross_attention_dim': 768}, 859_520_964),
-    'stable-diffusion-2-1-base': (SD_2, 865_910_724),
     'stable-diffusion-2-1': ({**SD_2, 'sample_size': 96, 'upcast_attention': True}, 865_910_724),
     'stable-diffusion-xl-base-1.0': (SDXL, 2_567_463_684),
     'stable-diffusion-x4-upscaler': (X4_UPSCALER, 473_398_020),
