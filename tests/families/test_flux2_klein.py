@@ -30,7 +30,6 @@ from dreambooth_jax.weights.lora_files import Adapter
 from dreambooth_jax.weights.pipeline import abstract_network
 from tests.support import tiny_klein
 from tests.support.generating import generate
-from tests.support.quick import quick  # noqa: F401
 from tests.support.torch_reference import nchw, nhwc
 
 PROMPT, SEED, STEPS, GUIDANCE = 'a photo of sks dog on the beach', 5, 10, 4.0

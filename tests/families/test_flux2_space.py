@@ -9,7 +9,6 @@ import torch
 
 from dreambooth_jax.families.reading import read_pipeline
 from tests.support import tiny_klein
-from tests.support.quick import quick  # noqa: F401
 
 SIDE = tiny_klein.SIZE // 4
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, tiny_klein.SIZE, tiny_klein.SIZE, 3), np.uint8)
