@@ -5,7 +5,6 @@ device says so: Pmap(jax.devices()[:1]). A program started as a process of its o
 """
 
 import gc
-import importlib.metadata
 import os
 import tempfile
 from pathlib import Path
@@ -17,10 +16,6 @@ XLA_FLAGS = {
     # Tests compile much and compute little: unoptimised code is ready in half the time and runs a little slower.
     '--xla_backend_optimization_level': '0',
 }
-if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 11):
-    # The older way to make code of fused operations compiles in two thirds of the time. Later versions no longer have
-    # it, and end at a flag that they do not know.
-    XLA_FLAGS['--xla_cpu_use_fusion_emitters'] = 'false'
 
 
 def _cache_folder() -> Path:

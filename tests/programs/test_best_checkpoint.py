@@ -14,6 +14,7 @@ from PIL import Image
 
 from dreambooth_jax.evaluation import best, scores
 from dreambooth_jax.evaluation.encoders import load_encoder
+from dreambooth_jax.evaluation.protocol import noise_of
 from dreambooth_jax.evaluation.score_checkpoints import Evaluation
 from dreambooth_jax.finetune import memory_plan
 from dreambooth_jax.finetune.trained import read_trained
@@ -270,7 +271,8 @@ def test_scores_are_those_of_the_images_that_the_checkpoint_generates(train, tmp
     folder = Path(trained.config.data.instance_dir)
     photos = dino.embed_images([np.asarray(Image.open(folder / f'{number}.png')) for number in (1, 2, 3)])
     for name, prompts in asked.items():
-        images = trained.cascade.generate(prompts, options, num_images=2).base
+        requests = [(index, noise_of(prompt, number)) for index, prompt in enumerate(prompts) for number in (0, 1)]
+        images = np.concatenate([made.base for _, made in trained.cascade.stream(prompts, requests, options)])
         expected = scores.fidelity(dino.embed_images(images), photos).mean()
         assert found['candidates'][0][name] == pytest.approx(expected, abs=1e-4)
 
