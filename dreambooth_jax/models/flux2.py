@@ -62,9 +62,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: one sentence with the key, the value found and the values allowed.
     """
-    unknown = sorted(key for key in config if key not in DEFAULTS and not key.startswith('_'))
-    if unknown:
-        raise ValueError(f'flux2 config: unknown key {unknown[0]!r}; it must be one of {tuple(sorted(DEFAULTS))}')
+    configuration.check_known('flux2', config, DEFAULTS)
     full = configuration.resolve('flux2', config, DEFAULTS, choices={}, fixed=('patch_size',))
     if full['out_channels'] is None:
         full['out_channels'] = full['in_channels']

@@ -63,9 +63,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: one sentence with the key, the value found and the values allowed.
     """
-    unknown = sorted(key for key in config if key not in DEFAULTS and not key.startswith('_'))
-    if unknown:
-        raise ValueError(f'vae config: unknown key {unknown[0]!r}; it must be one of {tuple(sorted(DEFAULTS))}')
+    configuration.check_known('vae', config, DEFAULTS)
     full = configuration.resolve('vae', config, DEFAULTS, choices=CHOICES, fixed=FIXED)
     wrong = functools.partial(configuration.wrong, 'vae')
     shift = full['shift_factor']

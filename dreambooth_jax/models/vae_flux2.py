@@ -57,9 +57,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: one sentence with the key, the value found and the values allowed.
     """
-    unknown = sorted(key for key in config if key not in DEFAULTS and key not in _UNUSED and not key.startswith('_'))
-    if unknown:
-        raise ValueError(f'vae config: unknown key {unknown[0]!r}; it must be one of {tuple(sorted(DEFAULTS))}')
+    configuration.check_known('vae', config, (*DEFAULTS, *_UNUSED), told=DEFAULTS)
     own = configuration.resolve('vae', config, _OWN, choices={}, fixed=('decoder_block_out_channels',))
     if tuple(own['patch_size']) != (PATCH, PATCH):
         raise configuration.wrong('vae', 'patch_size', own['patch_size'], f'{[PATCH, PATCH]}')

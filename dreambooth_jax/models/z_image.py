@@ -59,9 +59,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: one sentence with the key, the value found and the values allowed.
     """
-    unknown = sorted(key for key in config if key not in DEFAULTS and not key.startswith('_'))
-    if unknown:
-        raise ValueError(f'z_image config: unknown key {unknown[0]!r}; it must be one of {tuple(sorted(DEFAULTS))}')
+    configuration.check_known('z_image', config, DEFAULTS)
     full = configuration.resolve('z_image', config, DEFAULTS, choices={}, fixed=('qk_norm', 'siglip_feat_dim'))
     for key, only in (('all_patch_size', PATCH), ('all_f_patch_size', 1)):
         if not isinstance(full[key], list | tuple) or list(full[key]) != [only]:
