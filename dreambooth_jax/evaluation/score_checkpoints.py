@@ -149,7 +149,11 @@ class Evaluation:
         settings = config.evaluation
         if not settings.every or not config.base.steps:
             return None
-        subjects = [spread(subject, settings.num_prompts) for subject in protocol.subjects_of(config, photos)]
+        try:
+            found = protocol.subjects_of(config, photos)
+        except ConfigError as error:
+            raise ConfigError(f'{error} To train without scores, set config.evaluation.every to 0.') from None
+        subjects = [spread(subject, settings.num_prompts) for subject in found]
         usual = usual_encoders(config.model == STORYBOOK)
         sources = {name: getattr(settings, name) or usual[name] for name in ('dino', 'clip')}
         dino, clip = (_encoder(name, source, placement) for name, source in sources.items())

@@ -248,7 +248,8 @@ def test_a_plan_counts_the_encoders_and_writes_nothing(train, encoders, tmp_path
         (
             '--config.data.class_prompt=an animal',
             "the run cannot be evaluated: instance prompt 'a sks dog' must be class prompt 'an animal' with an "
-            "identifier before the class noun, as 'a sks dog' is to 'a dog'.",
+            "identifier before the class noun, as 'a sks dog' is to 'a dog'. To train without scores, set "
+            'config.evaluation.every to 0.',
         ),
         (
             '--config.evaluation.clip=DINO',

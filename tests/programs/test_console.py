@@ -73,7 +73,7 @@ def test_a_dry_run_in_a_narrow_console_tells_its_plan(name, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(
         'from configs.dog import get_config as dog\n\ndef get_config():\n    config = dog()\n'
-        "    config.data.instance_prompt = 'a sks \u72ac'\n    return config\n",
+        "    config.data.instance_prompt, config.data.class_prompt = 'a sks \u72ac', 'a \u72ac'\n    return config\n",
         'utf-8',
     )
     arguments = f'--config={config}', f'--workdir={tmp_path / "run"}', '--dry_run'
