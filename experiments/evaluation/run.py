@@ -50,7 +50,7 @@ _OUTPUT = program.DEFINE_path(
 _SUBJECTS = flags.DEFINE_list('subjects', list(STEPS), 'Those of the ten that are trained.')
 _TRAIN_ONLY = flags.DEFINE_bool('train_only', False, 'Whether nothing is scored or written after training.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Images per prompt.', lower_bound=1)
-_CLASS_IMAGES = flags.DEFINE_integer('class_images', 24, 'Images of the class prompt.', lower_bound=2)
+_CLASS_IMAGES = flags.DEFINE_integer('class_images', 16, 'Images of the class prompt.', lower_bound=2)
 
 
 def train(subject: str, workdir: Path, weights: str, *, with_prior: bool) -> Path:
