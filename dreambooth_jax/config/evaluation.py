@@ -23,10 +23,10 @@ class EvaluationConfig(Config):
     clip: str | None = path_setting(None)
     # How many of the paper's 25 prompts are asked, evenly spread over them, and how many images of each. Prompts differ
     # more than images of one prompt do, so that more prompts tell more than more images.
-    num_prompts: int = setting(8, 'in [1, 25]')
+    num_prompts: int = setting(12, 'in [1, 25]')
     num_images: int = setting(1, '> 0')
     # Images of the class prompt, by which the drift of the class is measured.
-    class_images: int = setting(8, '> 0')
+    class_images: int = setting(4, '> 0')
     # Denoising steps per image; None: samples.steps. Sampler, guidance scale and batch size are those of samples.
     steps: int | None = setting(None, '> 0')
     # Seed of the images. All evaluations start from the same noise, so that their differences are the training's.

@@ -26,6 +26,7 @@ from dreambooth_jax.text import prompts as prompt_lists
 from dreambooth_jax.weights.pipeline import hash_networks
 
 IMAGES_PER_PROMPT = 4  # as in the paper
+NOISE = 'of every prompt its own'  # other images were generated when all prompts shared it
 
 
 class Asked(NamedTuple):
@@ -76,7 +77,18 @@ class Generate(Protocol):
     """Whatever generates images of one model."""
 
     def __call__(self, prompts: Sequence[str], num_images: int) -> np.ndarray:
-        """Returns the images of N prompts, uint8[N, num_images, H, W, 3]."""
+        """Returns the images of N prompts, uint8[N, num_images, H, W, 3], each from noise of its own (`noise_of`)."""
+
+
+def noise_of(prompt: str, number: int) -> int:
+    """Returns what Cascade.stream takes as the number of a prompt's image `number`, which is below 65536.
+
+    Images that start from the same noise resemble each other, whatever they show. If every prompt started from the
+    same, a score of 25 prompts would say hardly more than one of a single image; so every prompt has noise of its own,
+    the same for all models.
+    """
+    of_prompt = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:2], 'big') >> 1
+    return (of_prompt << 16) + number
 
 
 def subjects_of(
@@ -149,7 +161,8 @@ class Album:
         if missing:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tqdm(total=len(missing), unit='image', desc=self.title, dynamic_ncols=True) as bar:
-                for examples, images in self.cascade.stream(prompts, missing, self.options):
+                asked = [(index, noise_of(prompts[index], number)) for index, number in missing]
+                for examples, images in self.cascade.stream(prompts, asked, self.options):
                     for position, pixels in zip(examples, images.final, strict=True):
                         index, number = missing[position]
                         with disk.writing(self.path(prompts[index], number)) as new:
@@ -173,6 +186,7 @@ def image_name(prompt: str, number: int) -> str:
 def fingerprint(cascade: Cascade, options: SamplingOptions) -> str:
     """Returns a hash of all that an image depends on besides its prompt and number; the batch size is not among it."""
     parts = [repr(dataclasses.replace(options, batch_size=None)), str(cascade.base_size), str(cascade.clip_skip)]
+    parts.append(NOISE)
     for pipeline in (cascade.base, cascade.super_resolution):
         if pipeline is not None:
             parts += [repr(sorted(pipeline.scheduler.items())), hash_networks(pipeline.components)]

@@ -1,9 +1,9 @@
 """Scores of the base stage while it trains: a callback that measures checkpoints and knows the best one (best.py).
 
 At every evaluation the base stage alone generates a few of the paper's prompts and the class prompt, always from the
-same noise. DINO and CLIP score them, on the devices that train, where they stay no longer than that. All that a choice
-is made of is in best.json in the run's folder, which is written whole after each evaluation: a run that goes on reads
-it, and takes what is known from there.
+same noise, every prompt from its own. DINO and CLIP score them, on the devices that train, where they stay no longer
+than that. All that a choice is made of is in best.json in the run's folder, which is written whole after each
+evaluation: a run that goes on reads it, and takes what is known from there.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from absl import logging
 from dreambooth_jax.config import STORYBOOK, ConfigError, DreamBoothConfig, EvaluationConfig
 from dreambooth_jax.evaluation import best, encoders, protocol, scores
 from dreambooth_jax.evaluation.encoders import Encoder
-from dreambooth_jax.evaluation.protocol import Generate, Subject
+from dreambooth_jax.evaluation.protocol import NOISE, Subject, noise_of
 from dreambooth_jax.generation.cascade import BASE, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import metrics
@@ -29,6 +29,9 @@ from dreambooth_jax.training.loop import TrainingError
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState
 from dreambooth_jax.weights.errors import WeightsError
+
+# [(prompt, how many images of it), ...] -> all these images in this order, uint8[N, H, W, 3].
+Generate = Callable[[Sequence[tuple[str, int]]], np.ndarray]
 
 
 def spread(subject: Subject, num_prompts: int) -> Subject:
@@ -71,20 +74,26 @@ class Measure:
 
     def trained(self, generate: Generate) -> dict[str, float]:
         """Returns dino, clip_t and pres of a model that was trained on the subject."""
-        images = _flat(generate([asked.text for asked in self.subject.prompts], self.num_images))
-        of_class = _flat(generate([self.subject.class_prompt], self.class_images))
-        return self._scores(images, of_class)
+        return self._scores(*self._images(generate, [asked.text for asked in self.subject.prompts]))
 
     def before(self, generate: Generate) -> best.Scale:
         """Returns the ends of the scales: the same of the model before training, without the identifier."""
-        images = _flat(generate([asked.plain for asked in self.subject.prompts], self.num_images))
-        of_class = _flat(generate([self.subject.class_prompt], self.class_images))
+        images, of_class = self._images(generate, [asked.plain for asked in self.subject.prompts])
         ceiling = scores.ceiling(self._photos)['others']
         return best.Scale(
             **self._scores(images, of_class),
             ceiling=1.0 if ceiling is None else ceiling,
             clip_t_of_class=float(scores.cosines(self.clip.embed_images(of_class), self._texts).mean()),
         )
+
+    def _images(self, generate: Generate, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the images of the prompts, and those of the class, uint8[N, H, W, 3] each."""
+        # All at once, so that no more than one batch has to be filled up.
+        images = generate(
+            [(prompt, self.num_images) for prompt in prompts] + [(self.subject.class_prompt, self.class_images)]
+        )
+        count = len(prompts) * self.num_images
+        return images[:count], images[count:]
 
     def _scores(self, images: np.ndarray, of_class: np.ndarray) -> dict[str, float]:
         texts = np.repeat(self._texts, self.num_images, axis=0)
@@ -196,6 +205,7 @@ class Evaluation:
             'prompts': [asked.text for measure in self.measures for asked in measure.subject.prompts],
             'num_images': one.num_images,
             'class_images': one.class_images,
+            'noise': NOISE,
             'sampling': {name: getattr(self.options, name) for name in ('steps', 'guidance_scale', 'sampler', 'seed')},
         }
 
@@ -212,12 +222,13 @@ class Evaluation:
         return {name: float(np.mean([numbers[name] for numbers in found])) for name in found[0]}
 
     def _measured(self, cascade: Cascade, measure: Callable[[Generate], Any]) -> Any:
-        def generate(prompts, num_images):
+        def generate(asked):
+            prompts = [prompt for prompt, _ in asked]
+            requests = [(i, noise_of(prompt, j)) for i, (prompt, count) in enumerate(asked) for j in range(count)]
             try:
-                images = cascade.generate(prompts, self.options, num_images=num_images, progress=False).base
+                return np.concatenate([images.base for _, images in cascade.stream(prompts, requests, self.options)])
             finally:
                 cascade.release()  # the encoders, and then the training, need the place
-            return images.reshape(len(prompts), num_images, *images.shape[1:])
 
         batch_size = self.options.batch_size or cascade.usual_batch_size
         smaller = [f'--config.samples.batch_size={batch_size // 2}'] if batch_size > 1 else []
@@ -343,7 +354,3 @@ def _encoder(name: str, source: str, placement: Placement) -> Encoder:
             f'checkpoints are to be scored with config.evaluation.{name}, which cannot be read (to train without '
             f'scores, set config.evaluation.every to 0): {error}'
         ) from None
-
-
-def _flat(images: np.ndarray) -> np.ndarray:
-    return images.reshape(-1, *images.shape[2:])

@@ -128,8 +128,9 @@ def run(
       save: writes a checkpoint. It comes before the callbacks that are due at the same step, and the last state is
         always saved, also after an early stop.
       callbacks: called in this order between dispatches, which are shortened so that they end there. All of them are
-        called with the last state, but not after an early stop. Those that were due at the first step are called if
-        they missed it. One of them may end the training (callbacks.ChoosesCheckpoint).
+        called with the last state, but not after an early stop. Those that were due at the first step, or are with the
+        last state where no step is left, are called if they missed it. One of them may end the training
+        (callbacks.ChoosesCheckpoint).
       steps_per_dispatch: the largest number of steps in one dispatch.
       log: where the numbers go.
       stop: says whether the run was asked to end.
@@ -230,8 +231,9 @@ def run(
             pending = (step, metrics, stop.requested_anywhere())
             step += count
         finished = step >= steps or enough()
-        # The last state is always saved, also after an early stop, and even if there was no step to take.
-        last = [save, *callbacks] if finished else [save]
-        call([callback for callback in last if callback not in done])
+        # The last state is always saved, also after an early stop. Where there was no step to take, as when a finished
+        # run is started again, it is given only to those that have not had it.
+        last = [callback for callback in ([save, *callbacks] if finished else [save]) if callback not in done]
+        call([callback for callback in last if step > first or callback.missed(step)])
     stop.heeded = not finished
     return state, finished

@@ -9,6 +9,7 @@ from dreambooth_jax.config import ConfigError, DataConfig, DreamBoothConfig, Sub
 from dreambooth_jax.evaluation import protocol
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.text.prompts import evaluation_prompts
 from tests.support import smallest_pipelines
 
 OPTIONS = SamplingOptions(steps=2, guidance_scale=1.0, sampler='ddim', batch_size=4)
@@ -64,12 +65,20 @@ def test_prompts_that_do_not_say_who_the_subject_is_are_refused():
     )
 
 
-def test_an_album_gives_what_the_model_generates(cascade, tmp_path):
+def test_an_album_gives_what_the_model_generates_from_noise_of_every_images_own(cascade, tmp_path):
     prompts = ['a dog', 'a red dog']
     album = protocol.Album(cascade, OPTIONS, tmp_path, 'run')
     found = album(prompts, 3)
-    wanted = cascade.generate(prompts, OPTIONS, num_images=3).final
+    requests = [(i, protocol.noise_of(prompt, j)) for i, prompt in enumerate(prompts) for j in range(3)]
+    wanted = np.concatenate([images.final for _, images in cascade.stream(prompts, requests, OPTIONS)])
     np.testing.assert_array_equal(found, wanted.reshape(2, 3, *wanted.shape[1:]))
+
+
+def test_the_noise_of_a_prompts_image_depends_on_both_alone_and_fits_a_key():
+    asked = [(prompt.text('dog', 'sks'), j) for prompt in evaluation_prompts('dog') for j in range(4)]
+    numbers = [protocol.noise_of(*one) for one in asked]
+    assert len(set(numbers)) == 100 and numbers == [protocol.noise_of(*one) for one in asked]
+    assert 0 <= min(numbers) and max(protocol.noise_of(prompt, 65535) for prompt, _ in asked) < 2**31
 
 
 def test_an_interrupted_album_generates_only_what_is_missing(cascade, tmp_path, monkeypatch):
@@ -86,7 +95,7 @@ def test_an_interrupted_album_generates_only_what_is_missing(cascade, tmp_path, 
     monkeypatch.setattr(Cascade, 'stream', recorded)
     again = protocol.Album(cascade, OPTIONS, tmp_path, 'run')(prompts, 2)
     np.testing.assert_array_equal(again, whole)
-    assert asked == [(1, 1)]
+    assert asked == [(1, protocol.noise_of('a red dog', 1))]
 
 
 def test_images_of_another_model_or_of_other_options_are_never_taken(cascade, tmp_path):

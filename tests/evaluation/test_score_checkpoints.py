@@ -46,18 +46,20 @@ class Painter:
     generated: int = 0
     usual_batch_size: int = 8
 
-    def generate(self, prompts, options, *, num_images, progress):
+    def stream(self, prompts, requests, options):
         if self.error is not None:
             raise self.error
-        assert not options.super_resolution and not progress
-        self.generated += len(prompts) * num_images
+        assert not options.super_resolution
+        assert len({number for _, number in requests}) == len(requests)  # no two images from the same noise
+        self.generated += len(requests)
         colours = []
-        for prompt in prompts:
+        for prompt in (prompts[index] for index, _ in requests):
             share = self.share if 'sks' in prompt else self.share / 10
             other = (100, 200, 10) if 'green' in prompt else BLUE
-            colours += [np.add(np.multiply(RED, share), np.multiply(other, 1 - share))] * num_images
-        images = np.broadcast_to(np.array(colours)[:, None, None], (len(colours), 4, 4, 3))
-        return types.SimpleNamespace(base=images.astype(np.uint8))
+            colours.append(np.add(np.multiply(RED, share), np.multiply(other, 1 - share)))
+        images = np.broadcast_to(np.array(colours)[:, None, None], (len(colours), 4, 4, 3)).astype(np.uint8)
+        for first in range(0, len(requests), 3):
+            yield range(first, first + 3), types.SimpleNamespace(base=images[first : first + 3])
 
     def release(self):
         pass

@@ -185,10 +185,11 @@ def test_resumed_run_goes_on_without_saving_or_sampling_its_first_state_again():
 
 
 @pytest.mark.parametrize('first', [10, 12], ids=['at_the_end', 'beyond_it'])
-def test_finished_run_takes_no_step_and_is_finished(first):
-    told = Told(first=first, steps=10, save_every=4)
-    assert told.run() == (first, True)
-    assert told.of('dispatch') == []
+def test_finished_run_takes_no_step_is_finished_and_does_nothing_twice(first):
+    for missing, sampled in ((False, []), (True, [first])):
+        told = Told(first=first, steps=10, save_every=4, sample_every=4, samples_missing=missing)
+        assert told.run() == (first, True)
+        assert told.of('dispatch') == [] and told.of('sample') == sampled
 
 
 @pytest.mark.parametrize('per_dispatch', [1, 4, 100])
