@@ -40,7 +40,7 @@ setup(
         'ml_dtypes',
         'numpy',
         'optax',
-        'orbax-checkpoint',
+        'orbax-checkpoint>=0.11.17',  # the first with preservation_policy that JAX 0.10 can import
         'pillow>=11.3',  # the first that reads AVIF
         'pillow-heif>=1.8',
         'safetensors',

@@ -22,10 +22,7 @@ _PROFILE = flags.DEFINE_integer(
     'profile', None, 'Trace so many steps of each stage, after as many others, into WORKDIR/profile.', lower_bound=1
 )
 _EXTEND = flags.DEFINE_integer(
-    'extend',
-    None,
-    'So many more steps for the base stage of a finished run, from its newest checkpoint.',
-    lower_bound=1,
+    'extend', None, 'So many more steps for a finished base stage; a trained second stage is kept.', lower_bound=1
 )
 _COMPILE = flags.DEFINE_bool(
     'compile',
@@ -53,19 +50,29 @@ def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
     Args:
       planned_for: the devices of a plan (finetune.target.Target), which is only printed then; None: the run is run.
     """
-    from dreambooth_jax.finetune import examples, instance_images, plan, ready
+    from dreambooth_jax.finetune import examples, instance_images, plan, ready, standing
     from dreambooth_jax.training import run
 
     # All checks come before anything is generated, trained or written, so that a wrong setting costs no time.
     begun = ready.read(config, workdir, _EXTEND.value)
     if planned_for is not None:
-        told = plan.describe(begun.config, begun.cascade, begun.instance, planned_for)
+        scored = evaluation_of(begun, begun.original, workdir, begun.placement(planned_for.devices))
+        told = plan.describe(begun.config, begun.cascade, begun.instance, planned_for, scored)
         return print(examples.describe(begun.config, begun.instance), told, sep='\n\n')
-    print(instance_images.describe(begun.instance['base']))
+    told = standing.told(begun.config, workdir, begun.cascade, begun.chosen)
+    print(*filter(None, (instance_images.describe(begun.instance['base']), told)), sep='\n')
     with run.alone(workdir), hosts.together():
         run.begin(begun.config, workdir, begun.inputs)
         hosts.on_first(lambda: begun.extension.write(workdir), 'write what the run is extended by')
         finetune_stages(begun, workdir)
+
+
+def evaluation_of(begun, original, workdir: Path, placement):
+    """Returns what scores the base stage (evaluation.score_checkpoints); None if nothing does, or its choice stands."""
+    from dreambooth_jax.evaluation.score_checkpoints import Evaluation
+
+    found = begun.config, workdir, original, begun.photos(), placement, begun.extension.since
+    return None if begun.chosen else Evaluation.of(*found)
 
 
 def finetune_stages(begun, workdir: Path) -> None:
@@ -76,22 +83,21 @@ def finetune_stages(begun, workdir: Path) -> None:
     """
     import jax
 
-    from dreambooth_jax.evaluation.score_checkpoints import Evaluation
-    from dreambooth_jax.finetune import examples, instance_images, textual_inversion
+    from dreambooth_jax.finetune import examples, textual_inversion
     from dreambooth_jax.finetune.stage import finetune, usual_callbacks
     from dreambooth_jax.generation import class_images
     from dreambooth_jax.generation.options import SamplingOptions
     from dreambooth_jax.generation.sample_grid import SampleGrid
-    from dreambooth_jax.training import memory, run
-    from dreambooth_jax.training.placement import make_placement
+    from dreambooth_jax.training import best_checkpoint, memory, run
     from dreambooth_jax.weights import folders
 
     config, instance = begun.config, begun.instance
     # Everything, from class images to samples and scores, is generated on the devices that train.
-    placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
+    placement = begun.placement()
     original, cascade = begun.original.on(placement), begun.cascade.on(placement)
-    photos = instance_images.whole(config, original.base_size) if config.evaluation.every else ()
-    evaluation = Evaluation.of(config, workdir, original, photos, placement, begun.extension.since)
+    evaluation = evaluation_of(begun, original, workdir, placement)
+    if not evaluation and not begun.chosen and config.base.steps:
+        hosts.on_first(lambda: best_checkpoint.forget(workdir), 'write best.json')
     images = class_images.class_images_of(config, original, workdir, begun.class_photos)
     examples.check_class_images(config, cascade, images)
     grid = SampleGrid(
@@ -108,13 +114,14 @@ def finetune_stages(begun, workdir: Path) -> None:
         tables = examples.stage_tables(config, cascade, name, instance[name], images)
         less = memory.remedies(config, name, begun=name in run.trained_stages(workdir))
         with memory.explained(f'the {name} stage trains', less):
-            scored = evaluation.during if evaluation and name == 'base' else None
+            chooser = evaluation.during if evaluation else begun.chosen and (lambda cascade_of: begun.chosen)
+            scored = chooser if name == 'base' else None
             during = usual_callbacks(config, workdir, name, grid, _PROFILE.value, scored)
             cascade, finished = finetune(config, workdir, name, cascade, original, tables, during, placement)
         if not finished:
             print(f'stopped in the {name} stage, saved; start the same command again to go on')
             return
-        if scored:
+        if scored and evaluation:
             print(evaluation.verdict())
     if jax.process_index() == 0:
         textual_inversion.write_learned(cascade, workdir)

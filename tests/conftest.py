@@ -4,6 +4,7 @@ All of it is set before anything imports jax, and only where the caller has not 
 device says so: Pmap(jax.devices()[:1]). A program started as a process of its own inherits all of it.
 """
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -35,8 +36,20 @@ for name, value in {
     'JAX_PLATFORMS': 'cpu',
     'JAX_COMPILATION_CACHE_DIR': str(_cache_folder()),
     'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**30),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+    'OMP_NUM_THREADS': '1',  # PyTorch's threads would only wait for each other on images this small
     'HF_HUB_OFFLINE': '1',
     'TRANSFORMERS_OFFLINE': '1',
 }.items():
     os.environ.setdefault(name, value)
+
+
+def pytest_collection():
+    gc.disable()  # nothing is thrown away while modules are imported
+
+
+def pytest_collection_finish():
+    """Leaves what was imported out of every later search for garbage, which would look at half a million objects."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()

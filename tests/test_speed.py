@@ -102,6 +102,17 @@ def test_temporaries_are_extrapolated_along_the_depth_of_the_stage(module):
     assert told == 'extrapolated to depth 4 from 1 and 2'
 
 
+def test_how_a_program_was_counted_is_told_of_the_stage_that_it_runs(module, tmp_path):
+    counted = module('compiled').Counted(tmp_path, '', '')
+    counted.told = {'step base': 'a', 'base sampler': 'b', 'super_resolution sampler': 'c', 'images': 'd'}
+    second, use = 'samples of super_resolution', memory_plan.Use
+    assert counted.told_of(use(phase='training base', program='step')) == 'a'
+    assert counted.told_of(use(phase=second, program='base model, base sampler')) == 'b'
+    assert counted.told_of(use(phase=second, program='super_resolution sampler')) == 'c'
+    assert counted.told_of(use(phase='encoding for base', program='images')) == 'd'
+    assert counted.told_of(use(phase='training super_resolution', program='step')) == ''
+
+
 @pytest.mark.slow
 def test_published_networks_can_be_made_shallow_and_tiny(module):
     published = module('published')

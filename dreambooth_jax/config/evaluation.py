@@ -4,10 +4,6 @@ import dataclasses
 
 from dreambooth_jax.config.schema import Config, ConfigError, path_setting, setting
 
-# The encoders that score by default: those that ship with the package, for its own model, and those of the paper.
-STORYBOOK_ENCODERS = {'dino': 'storybook-dino', 'clip': 'storybook-clip'}
-PAPER_ENCODERS = {'dino': 'facebook/dino-vits16', 'clip': 'openai/clip-vit-base-patch32'}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Config):
@@ -48,12 +44,3 @@ class EvaluationConfig(Config):
                     f'{path}.{name} is {value!r} but {path}.every is 0, so nothing is evaluated; set every to a number '
                     f'of steps, or {name} to None'
                 )
-
-    def encoders(self, is_storybook: bool) -> dict[str, str]:
-        """Returns what is scored, 'dino' and 'clip' -> the encoder that scores it.
-
-        Args:
-          is_storybook: whether the run's model is the one that ships with the package.
-        """
-        usual = STORYBOOK_ENCODERS if is_storybook else PAPER_ENCODERS
-        return {name: getattr(self, name) or source for name, source in usual.items()}

@@ -11,6 +11,8 @@ Diffusion 1.5 with optimizer.state_dtype='int8', text encoder included, and for 
 base.gradient_accumulation_steps=4; DeepFloyd IF needs several, which share its weights. experiments/speed says which
 programs of these runs were counted by the compiler and which were not.
 
+FLUX.2 Klein was counted nowhere yet; its language model and its transformer are read in float32, 32 GB on the host.
+
 Source: Ruiz et al. 2023, supplement; diffusers' DreamBooth examples and notes on DeepFloyd IF.
 """
 
@@ -61,6 +63,27 @@ def _sdxl(config: ConfigDict) -> None:
     config.base.learning_rate = 1e-4
 
 
+def _flux2_klein(config: ConfigDict) -> None:
+    # The base model, not the distilled one, which cannot be trained. Size, rank, learning rate and steps are those of
+    # diffusers' DreamBooth LoRA example for FLUX.2; steps and guidance of samples are those of the model's pipeline.
+    config.model = 'black-forest-labs/FLUX.2-klein-base-4B'
+    config.data.resolution = 512
+    config.lora.rank = 4
+    config.lora.alpha = 4.0
+    config.prior.num_images = 100
+    config.prior.steps = 28
+    config.prior.sampler = 'euler'
+    config.prior.guidance_scale = 4.0
+    config.base.steps = 500
+    config.base.batch_size = 1
+    config.base.learning_rate = 1e-4
+    config.samples.every = 250
+    config.samples.sampler = 'euler'
+    config.samples.steps = 50
+    config.samples.guidance_scale = 4.0
+    config.parallel.remat = True
+
+
 def _deepfloyd_if(config: ConfigDict) -> None:
     config.model = 'DeepFloyd/IF-I-XL-v1.0'  # accept the licence on the model's page and log in
     config.super_resolution_model = 'DeepFloyd/IF-II-L-v1.0'
@@ -87,4 +110,5 @@ PRESETS: dict[str, Callable[[ConfigDict], None]] = {
     'stable-diffusion-2-1': _stable_diffusion_2_1,
     'sdxl': _sdxl,
     'deepfloyd-if': _deepfloyd_if,
+    'flux2-klein': _flux2_klein,
 }

@@ -7,6 +7,8 @@ from dreambooth_jax.config.schema import Config, ConfigError, setting
 
 # diffusion/sampler_list.py has what they do; a test holds the two together.
 Sampler = Literal['ddpm', 'ddim', 'dpmsolver++', 'euler', 'euler_ancestral', 'heun', 'unipc']
+# diffusion/rectified_flow.py has what they do.
+TimeWeighting = Literal['sigma_sqrt', 'cosmap']
 TimeDistribution = Literal['uniform', 'logit_normal', 'mode']
 # The settings that only one distribution of times has.
 _TIME_PARAMETERS = {'logit_normal': ('time_mean', 'time_std'), 'mode': ('time_mode_scale',)}
@@ -89,6 +91,9 @@ class ObjectiveConfig(Config):
     # Min-SNR weighting (Hang et al. 2023): the upper limit of the signal-to-noise ratio in a timestep's weight, usually
     # 5. None: all timesteps have the same weight.
     min_snr_gamma: float | None = setting(None, '> 0')
+    # Weight of each time of a rectified flow, with s the share of noise, as in diffusers' scripts: 'sigma_sqrt': s^-2;
+    # 'cosmap': 2 / (pi (1 - 2 s + 2 s^2)). None: all alike. Other models have none.
+    time_weighting: TimeWeighting | None = None
     # Strength of additional noise that is constant over each channel; about 0.1 if very dark images are wanted.
     offset_noise: float = setting(0.0, '>= 0')
     # Train the learned variance of models that have one. False freezes the half of the denoiser's last layer that
@@ -114,6 +119,10 @@ class ObjectiveConfig(Config):
     time_std: float = setting(1.0, '> 0')
     # Only for 'mode': above 0 the middle is more likely, below 0 the ends.
     time_mode_scale: float = setting(1.29, 'in [-1, 1.75]')
+    # Shift of the distribution (Esser et al. 2024, equation 23): the share u of noise becomes k u / (1 + (k - 1) u), so
+    # that a number above 1 trains more on high noise. None: that of a rectified flow whose scheduler file has a static
+    # one, otherwise none.
+    time_shift: float | None = setting(None, '> 0')
     # Lowest and highest timestep that is trained on, as shares of all timesteps: 0 is a clean image and 1 is noise. The
     # distribution is squeezed into this range.
     time_range: tuple[float, float] = setting((0.0, 1.0), 'in [0, 1]')
@@ -122,6 +131,11 @@ class ObjectiveConfig(Config):
         super().check(path)
         if not self.time_range[0] < self.time_range[1]:
             raise ConfigError(f'{path}.time_range must be (low, high) with low < high, got {self.time_range}')
+        if self.time_weighting is not None and self.min_snr_gamma is not None:
+            raise ConfigError(
+                f'{path}.time_weighting is {self.time_weighting!r} and {path}.min_snr_gamma is {self.min_snr_gamma}, '
+                f'but an example has one weight; leave one of them None'
+            )
         for kind, names in _TIME_PARAMETERS.items():
             for name in names:
                 default = ObjectiveConfig.__dataclass_fields__[name].default

@@ -11,7 +11,7 @@ Source: Ho et al. 2020.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,8 @@ class DiscreteVP:
     beta_schedule: str = 'linear'
     written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    weightings: ClassVar[tuple[str, ...]] = ()
+
     @property
     def num_train_timesteps(self) -> int:
         """The number of times, T."""
@@ -60,13 +62,26 @@ class DiscreteVP:
         """Whether the model returns variance channels after the channels of the prediction."""
         return self.variance_type in ('learned', 'learned_range')
 
+    @property
+    def last_time(self) -> float:
+        """T - 1."""
+        return float(self.num_train_timesteps - 1)
+
+    def described(self, steps: int) -> str:
+        """Returns the number of times and what is predicted; the number of steps makes no difference."""
+        return f'{self.num_train_timesteps} discrete times ({self.beta_schedule}), {self.prediction_type} predicted'
+
+    def of_shape(self, shape: tuple[int, int]) -> Self:
+        """Returns this process, which is the same for images of every size."""
+        return self
+
     def sample_times(self, keys: jax.Array, distribution: TimeDistribution = UNIFORM) -> jax.Array:
         """Samples whole times in [0, T), f32[B], with one key per example, key[B].
 
         The share u of a distribution is the time floor(u * T), as in diffusers' training scripts.
         """
         total = self.num_train_timesteps
-        if distribution.kind == 'uniform':
+        if distribution.kind == 'uniform' and distribution.shift is None:
             # Whole numbers drawn as such are exactly uniform, and the same as ever for the same keys.
             low, high = distribution.range
             first = min(int(low * total), total - 1)
@@ -88,6 +103,10 @@ class DiscreteVP:
         """Returns the signal-to-noise ratio alpha^2 / sigma^2, f32 of the shape of t, whole numbers in [0, T)."""
         alphas_cumprod = self._alphas_cumprod(t)
         return alphas_cumprod / (1.0 - alphas_cumprod)
+
+    def weight(self, t: jax.Array, kind: str) -> jax.Array:
+        """Raises ValueError: this process has no weightings but min-SNR, which losses compute from `snr`."""
+        raise ValueError(f'weighting is {kind!r}; this process has none.')
 
     def _alphas_cumprod(self, t: jax.Array) -> jax.Array:
         return jnp.asarray(self.alphas_cumprod)[jnp.asarray(t).astype(jnp.int32)]

@@ -21,6 +21,8 @@ _MIN_SNR_WEIGHTS = {
     'epsilon': lambda snr, gamma: jnp.minimum(1.0, gamma / snr),
     'v_prediction': lambda snr, gamma: jnp.minimum(snr, gamma) / (snr + 1.0),
     'sample': jnp.minimum,
+    # The weight of v too is that of an error of x0, min(snr, gamma), times sigma^2; here sigma = 1 / (1 + sqrt(snr)).
+    'velocity': lambda snr, gamma: jnp.minimum(snr, gamma) / jnp.square(1.0 + jnp.sqrt(snr)),
 }
 
 # Half the distance between two of the 256 values of an image in [-1, 1].
@@ -46,7 +48,7 @@ def denoising_loss(
       prediction: [B, H, W, C], of the same kind as `target`; without variance channels.
       target: [B, H, W, C], noise, v or x0 (prediction.target_for).
       snr: f32[B], alpha^2 / sigma^2 at each example's time; only min-SNR uses it.
-      prediction_type: 'epsilon', 'v_prediction' or 'sample': what `target` is.
+      prediction_type: 'epsilon', 'v_prediction', 'sample' or 'velocity' (rectified_flow.py): what `target` is.
       min_snr_gamma: the cap, usually 5.0; None weights all times alike.
       mask: f32[B, H, W, 1] (or any shape that broadcasts to that of `prediction`), the weight of each pixel, >= 0.
         The result is the weighted mean over the pixels, and 0 for an example whose mask is 0 everywhere. None
@@ -55,7 +57,8 @@ def denoising_loss(
     Raises:
       ValueError: if shapes differ, min_snr_gamma <= 0 or prediction_type is unknown.
 
-    Source: Hang et al. 2023: the weight is min(snr, gamma) / snr for epsilon, / (snr + 1) for v, / 1 for sample.
+    Source: Hang et al. 2023: the weight is min(snr, gamma) / snr for epsilon, / (snr + 1) for v, / 1 for sample;
+    that of a rectified flow's velocity follows from the same error of x0.
     """
     if prediction.shape != target.shape:
         raise ValueError(f'prediction has shape {prediction.shape} but target {target.shape}; they must be equal.')

@@ -7,7 +7,7 @@ counted is the process's own affair; 0 is (almost) the clean image and they rise
 Images and latents are NHWC; images lie in [-1, 1].
 """
 
-from typing import Protocol
+from typing import Protocol, Self
 
 import jax
 
@@ -22,13 +22,28 @@ class NoiseProcess(Protocol):
 
     Attributes:
       prediction_type: what the network predicts, one of the types of prediction.py.
+      weightings: names of the weights of times that it has; see `weight`.
       learns_variance: whether the network answers with variance channels after those of the prediction.
     """
 
     prediction_type: str
+    weightings: tuple[str, ...]
 
     @property
     def learns_variance(self) -> bool: ...
+
+    @property
+    def last_time(self) -> float:
+        """The time at which nothing, or least, is left of the image."""
+        ...
+
+    def described(self, steps: int) -> str:
+        """Returns in a few words what the process is, for the plan of a run that generates in so many steps."""
+        ...
+
+    def of_shape(self, shape: tuple[int, int]) -> Self:
+        """Returns the process for images whose denoised array has this (height, width): sampling may depend on it."""
+        ...
 
     def sample_times(self, keys: jax.Array, distribution: TimeDistribution = UNIFORM) -> jax.Array:
         """Samples training times, f32[B], with one key per example, key[B]."""
@@ -44,6 +59,10 @@ class NoiseProcess(Protocol):
 
     def snr(self, t: jax.Array) -> jax.Array:
         """Returns the signal-to-noise ratio alpha^2 / sigma^2 at training times, f32 of the shape of t."""
+        ...
+
+    def weight(self, t: jax.Array, kind: str) -> jax.Array:
+        """Returns the weight of the loss at training times, f32 of the shape of t; kind: one of `weightings`."""
         ...
 
     def add_noise(self, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:

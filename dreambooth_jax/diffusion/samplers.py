@@ -70,9 +70,10 @@ def sample(
     Raises:
       ValueError: for an unknown sampler or a number of steps, an eta or a shape that is not allowed.
     """
+    x_T = jnp.asarray(x_T, jnp.float32)
+    schedule = schedule.of_shape(x_T.shape[1:3])
     table = step_table(schedule, sampler, num_steps, eta)
     sampling = schedule.sampling(sampler)
-    x_T = jnp.asarray(x_T, jnp.float32)
     if noise is not None and noise.shape != (len(table.t), *x_T.shape):
         raise ValueError(f'noise has shape {noise.shape}; {(len(table.t), *x_T.shape)} is needed.')
 

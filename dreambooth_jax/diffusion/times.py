@@ -7,6 +7,7 @@ diffusers' scripts u counts through times that fall, so that there a high u mean
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ class TimeDistribution:
       kind: one of KINDS.
       mean, std: of logit(u) for 'logit_normal'; a higher mean draws more noise.
       mode_scale: of 'mode', in MODE_SCALE; positive numbers draw the middle more often, negative ones the ends.
+      shift: k, above 0: the share u becomes k * u / (1 + (k - 1) * u) before `range`; above 1 it draws more
+        noise. None: the shift of the noise process itself, if it has one.
       range: (low, high), shares of all times between which times are drawn; 0 <= low < high <= 1. What is drawn from
         (0, 1) is stretched onto it.
 
@@ -35,6 +38,7 @@ class TimeDistribution:
     mean: float = 0.0
     std: float = 1.0
     mode_scale: float = 1.29
+    shift: float | None = None
     range: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
@@ -45,6 +49,8 @@ class TimeDistribution:
         low, high = MODE_SCALE
         if not low <= self.mode_scale <= high:
             raise ValueError(f'mode_scale is {self.mode_scale}; {low} to {high:.6f} is allowed.')
+        if self.shift is not None and self.shift <= 0:
+            raise ValueError(f'shift is {self.shift}; it must be above 0.')
         if not 0 <= self.range[0] < self.range[1] <= 1:
             raise ValueError(f'range is {self.range}; 0 <= low < high <= 1 is needed.')
 
@@ -55,7 +61,8 @@ class TimeDistribution:
         else:
             draw = lambda key: self.of_uniform(jax.random.uniform(key))  # noqa: E731
         low, high = self.range
-        return low + (high - low) * jax.vmap(draw)(keys)
+        u = jax.vmap(draw)(keys)
+        return low + (high - low) * (u if self.shift is None else shifted(u, self.shift))
 
     def of_normal(self, normal: jax.Array) -> jax.Array:
         """Returns u of 'logit_normal' from standard normal numbers, f32 of the same shape."""
@@ -66,6 +73,14 @@ class TimeDistribution:
         if self.kind == 'uniform':
             return uniform
         return 1 - uniform - self.mode_scale * (jnp.cos(math.pi / 2 * uniform) ** 2 - 1 + uniform)
+
+
+def shifted(u: Any, k: float) -> Any:
+    """Returns k * u / (1 + (k - 1) * u), which leaves 0 and 1 where they are; u: a number or an array.
+
+    Source: Esser et al. 2024, equation 23.
+    """
+    return k * u / (1 + (k - 1) * u)
 
 
 UNIFORM = TimeDistribution()

@@ -87,6 +87,11 @@ class _OnDevices:
             results += list(found[: len(batch)])
         return results
 
+    def shapes(self, example: np.ndarray) -> tuple[Callable[..., jax.Array], Any, jax.ShapeDtypeStruct]:
+        """Returns the function, and its parameters and a batch of such examples as shapes with their layout."""
+        batch = jax.ShapeDtypeStruct((self.rows, *example.shape), example.dtype)
+        return self.function, self.placement.placed_shapes(self.params), self.placement.split_shapes(batch)
+
     def release(self) -> None:
         self._placed.clear()
 
@@ -145,6 +150,18 @@ class Encoder:
         """Frees the devices of the weights, which are placed there again by the next call that needs them."""
         for network in self._networks.values():
             network.release()
+
+    def programs(self) -> dict[str, tuple[Callable[..., jax.Array], Any, jax.ShapeDtypeStruct]]:
+        """Returns what it runs: 'image' or 'text' -> a compiled function, and its parameters and input as shapes.
+
+        The shapes have the layout on its devices. Nothing is computed or placed.
+        """
+        examples = {}
+        if self._prepare is not None:
+            examples[IMAGE] = self._prepare(np.zeros((8, 8, 3), np.uint8))
+        if self.tokenizer is not None:
+            examples[TEXT] = self.tokenizer([''])[0][0]
+        return {part: network.shapes(examples[part]) for part, network in self._networks.items()}
 
     def _embed(self, part: str, inputs: Iterable[np.ndarray]) -> np.ndarray:
         if part not in self._networks:

@@ -92,7 +92,8 @@ def score_table(scores: SubjectScores) -> Markup:
         if wanted in _WANTED:
             described += [element('br'), element('span', _WANTED[wanted], class_='wanted')]
         cells = [element('th', *described, scope='row')]
-        cells += [element('td', *interval(all_of[name]), data_label=_called(m)) for m, all_of in scores.models.items()]
+        numbers = {model: interval(all_of[name]) if name in all_of else '–' for model, all_of in scores.models.items()}
+        cells += [element('td', *shown, data_label=_called(model)) for model, shown in numbers.items()]
         cells.append(element('td', '–' if ceiling is None else f'{ceiling:.3f}', data_label='photos'))
         cells.append(element('td', charts.intervals(of_models, ceiling), class_='plotted'))
         rows.append(element('tr', *cells, title=f'{own["images"]} images'))

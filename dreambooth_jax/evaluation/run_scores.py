@@ -19,14 +19,9 @@ from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.storybook import storybook_folder
 from dreambooth_jax.training import memory
-from dreambooth_jax.weights.encoder_folders import STORYBOOK_ENCODERS
+from dreambooth_jax.weights.encoder_folders import PUBLISHED_ENCODERS, usual_encoders
 
 CLASSIFIER = 'classifier'
-PUBLISHED = {
-    'dino': 'facebook/dino-vits16',
-    'dinov2': 'facebook/dinov2-small',
-    'clip': 'openai/clip-vit-base-patch32',
-}
 _NOT_OF_MODELS = ('seed', 'data', 'prior', 'optimizer', 'checkpoint', 'samples', 'export')  # groups of settings
 RUN, BASE = 'run', 'base'  # the models that are scored: what was trained, and what the run began with
 
@@ -141,7 +136,7 @@ def choose(config: DreamBoothConfig, metrics: Sequence[str] | None, given: Mappi
             f'--metrics has {CLASSIFIER}, which knows the built-in subjects of {STORYBOOK!r} alone, but the run '
             f'{what}; leave {CLASSIFIER} out'
         )
-    usual = PUBLISHED | {CLASSIFIER: "Storybook's classifier"} | (STORYBOOK_ENCODERS if is_storybook else {})
+    usual = usual_encoders(is_storybook) | {CLASSIFIER: "Storybook's classifier"}
     return {name: given.get(name) or usual[name] for name in metrics}
 
 
@@ -158,7 +153,7 @@ def load_measures(chosen: Mapping[str, str], *, num_images: int, class_images: i
     """
     counts = {'num_images': num_images, 'class_images': class_images}
     found, fingerprints = [], {}
-    for name in PUBLISHED:
+    for name in PUBLISHED_ENCODERS:
         if name in chosen:
             encoder = encoders.load_encoder(chosen[name])
             fingerprints[name] = encoder.fingerprint

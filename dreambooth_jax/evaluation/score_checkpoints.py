@@ -23,11 +23,12 @@ from dreambooth_jax.generation.cascade import BASE, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.text.tokenize import TokenizerError
-from dreambooth_jax.training import best_checkpoint, hosts, memory
+from dreambooth_jax.training import best_checkpoint, hosts, memory, run
 from dreambooth_jax.training.callbacks import ChoosesCheckpoint
 from dreambooth_jax.training.loop import TrainingError
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState
+from dreambooth_jax.weights.encoder_folders import usual_encoders
 from dreambooth_jax.weights.errors import WeightsError
 
 # [(prompt, how many images of it), ...] -> all these images in this order, uint8[N, H, W, 3].
@@ -149,8 +150,9 @@ class Evaluation:
         if not settings.every or not config.base.steps:
             return None
         subjects = [spread(subject, settings.num_prompts) for subject in protocol.subjects_of(config, photos)]
-        sources = settings.encoders(config.model == STORYBOOK)
-        dino, clip = (_encoder(name, sources[name], placement) for name in ('dino', 'clip'))
+        usual = usual_encoders(config.model == STORYBOOK)
+        sources = {name: getattr(settings, name) or usual[name] for name in ('dino', 'clip')}
+        dino, clip = (_encoder(name, source, placement) for name, source in sources.items())
         for name, encoder, parts in (('dino', dino, ('image',)), ('clip', clip, ('image', 'text'))):
             if lacking := [part for part in parts if not encoder.encodes(part)]:
                 raise ConfigError(
@@ -176,6 +178,17 @@ class Evaluation:
           cascade_of: training state -> the model with its weights.
         """
         return ScoreCheckpoints(self, cascade_of)
+
+    @property
+    def most_images(self) -> int:
+        """The largest number of images that are generated in one go."""
+        return max(self.settings.num_prompts * self.settings.num_images, self.settings.class_images)
+
+    def programs(self) -> dict[str, tuple[Callable[..., jax.Array], Any, jax.ShapeDtypeStruct]]:
+        """Returns what encodes, in the order in which it comes onto the devices: name -> as Encoder.programs."""
+        one = self.measures[0]
+        dino, clip = one.dino.programs(), one.clip.programs()
+        return {'dino image': dino['image'], 'clip text': clip['text'], 'clip image': clip['image']}
 
     def verdict(self) -> str:
         """Says in a line which checkpoint is the best, and warns if it is beyond the bound of drift."""
@@ -261,25 +274,33 @@ class ScoreCheckpoints(ChoosesCheckpoint):
     def _begun(self) -> tuple[dict[str, Any], list[int], bool]:
         """Returns what best.json says about the steps up to the newest checkpoint, from which the training goes on.
 
-        With it come the steps among them that have no checkpoint any more, and whether there is such a file.
+        With it come the steps among them that have no checkpoint any more, and whether there is such a file. 'again'
+        are the checkpoints that are to be evaluated first, and 'former' is the one of them that was the best.
         """
+        there = run.checkpoints(self._workdir, BASE)
         new = {'measured_by': self.evaluation.measured_by, 'before': None, 'candidates': []}
-        found = best_checkpoint.read(self._workdir)
-        if found is None:
-            return new, [], False
-        if found.get('measured_by') != new['measured_by']:
-            if found['candidates']:
-                logging.warning(
-                    'the evaluations in %s were made with other settings of config.evaluation, encoders or samples and '
-                    'cannot be compared with new ones: they are dropped',
-                    self._workdir / best_checkpoint.FILE,
-                )
-            return new, [], True
-        folder = self._workdir / BASE / 'checkpoints'
-        there = [int(path.name) for path in folder.glob('*') if path.name.isdigit()]
-        kept = [candidate for candidate in found['candidates'] if candidate['step'] <= max(there, default=0)]
-        lost = [candidate['step'] for candidate in kept if candidate['step'] not in there]
-        return new | {'before': found.get('before'), 'candidates': kept}, lost, True
+        read = best_checkpoint.read(self._workdir)
+        found = read or {'step': None, **new}
+        formerly = [*found.get('again', ()), *(candidate['step'] for candidate in found['candidates'])]
+        if found.get('measured_by') == new['measured_by']:
+            kept = [candidate for candidate in found['candidates'] if candidate['step'] <= max(there, default=0)]
+            new |= {'before': found.get('before'), 'candidates': kept}
+        # Those that are still there and were evaluated by other measures, or not at all because it was off, are made up
+        # for before the training goes on. The newest has its turn then.
+        known = {candidate['step'] for candidate in new['candidates']}
+        again = [step for step in there[:-1] if step not in known and (step in formerly or step % self.every == 0)]
+        former = next((step for step in (found['step'], found.get('former')) if step in again), None)
+        if found['candidates'] and found.get('measured_by') != new['measured_by']:
+            left = [step for step in formerly if step in there]
+            logging.warning(
+                'the evaluations in %s were made with other settings of config.evaluation, encoders or samples and '
+                'cannot be compared with new ones: of %d checkpoints, the %d that are still there are evaluated again',
+                self._workdir / best_checkpoint.FILE,
+                len(formerly),
+                len(left),
+            )
+        lost = [step for step in known if step not in there]
+        return new | ({'again': again, 'former': former} if again else {}), lost, read is not None
 
     @property
     def candidates(self) -> list[dict[str, float]]:
@@ -287,7 +308,13 @@ class ScoreCheckpoints(ChoosesCheckpoint):
         return self._record['candidates']
 
     @property
+    def again(self) -> Sequence[int]:
+        return self._record.get('again', ())
+
+    @property
     def best(self) -> int | None:
+        if self._record.get('former') in self.again:
+            return self._record['former']  # until it is compared with the others
         max_drift = self.evaluation.settings.max_drift
         chosen = best.choose(self.candidates, max_drift)
         if chosen is not None and chosen['step'] in self._lost:
@@ -303,6 +330,14 @@ class ScoreCheckpoints(ChoosesCheckpoint):
         return settings.patience is not None and idle >= settings.patience
 
     def __call__(self, step: int, state: TrainState) -> Mapping[str, float] | None:
+        numbers = self._scored(step, state)
+        if step in self.again:  # also if it could not be evaluated
+            left = [other for other in self.again if other != step]
+            rest = {name: value for name, value in self._record.items() if name not in ('again', 'former')}
+            self._write(rest | ({'again': left, 'former': self._record['former']} if left else {}))
+        return numbers
+
+    def _scored(self, step: int, state: TrainState) -> Mapping[str, float] | None:
         if not self._has(step):
             try:
                 self._evaluate(step, state)

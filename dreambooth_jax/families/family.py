@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import jax
 
 from dreambooth_jax.diffusion.process import NoiseProcess
-from dreambooth_jax.families import deepfloyd_if, sd_upscaler, sdxl, stable_diffusion
+from dreambooth_jax.families import deepfloyd_if, flux2_klein, sd_upscaler, sdxl, stable_diffusion
 from dreambooth_jax.families.image_space import ImageSpace
 from dreambooth_jax.families.prompts import PromptEncoder
 from dreambooth_jax.text.tokenize import Tokenizer
@@ -53,6 +53,9 @@ class Family(Protocol):
 
     def check_shared_text(self, second: Pipeline, base: Pipeline) -> None:
         """Raises WeightsError, one sentence, if it cannot."""
+
+    def is_distilled(self, pipeline: Pipeline) -> bool:
+        """Whether the model was distilled to few steps without guidance, so that it can be sampled but not trained."""
 
     def process(self, pipeline: Pipeline) -> NoiseProcess:
         """Returns the noise process of what is generated; WeightsError if it is not supported or does not fit."""
@@ -97,6 +100,7 @@ FAMILIES = (
     stable_diffusion.FAMILY,
     sdxl.FAMILY,
     sd_upscaler.FAMILY,
+    flux2_klein.FAMILY,
 )
 _OF_CLASS = {family.class_name: family for family in FAMILIES}
 

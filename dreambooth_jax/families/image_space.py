@@ -198,24 +198,43 @@ class LatentSpace:
         if flip:
             index = index + len(frozen['prompt_of']) * jax.vmap(jax.random.bernoulli)(flip_keys)
         masks = frozen['masks'][index].astype(jnp.float32) / 255.0 if 'masks' in frozen else None
-        return sample_latents(frozen['moments'][index], keys, self.scaling_factor), masks, index
+        return self.latents(frozen, index, keys), masks, index
+
+    def latents(self, frozen, index, keys):
+        """Returns the latents f32[B, h, w, C] of the images `index` of what `prepare` returned; keys: [B]."""
+        return sample_latents(frozen['moments'][index], keys, self.scaling_factor)
 
     def low_images(self, frozen, index, x, factor):
         low = frozen['low'][index]
         return low, low.shape[1:3]
 
     def decode(self, params, x, devices=1):
-        def decode(latents):
-            return self.vae.apply(params, latents, method='decode')
+        return decode_images(self.vae.apply, params, x / self.scaling_factor, scale=self.scale, devices=devices)
 
-        def tiled(latents):
-            return vae.decode_in_tiles(decode, latents, scale=self.scale, tile=_TILE // self.scale)
 
-        pixels = self.scale**2 * x.shape[1] * x.shape[2]
-        at_once = max(1, PIXELS_AT_ONCE // pixels)
-        images = _in_parts(tiled if pixels > _TILE**2 else decode, x / self.scaling_factor, at_once, devices)
-        # Decoded images are clipped to the range of the images that a second stage was trained on.
-        return jnp.clip(images, -1.0, 1.0)
+def decode_images(
+    apply: Callable, params: Mapping[str, Any], latents: jax.Array, *, scale: int, devices: int
+) -> jax.Array:
+    """Decodes latents in as many parts as memory asks for; returns images f32[B, H, W, 3] in [-1, 1]. Pure.
+
+    Args:
+      apply, params: of an AutoencoderKL.
+      latents: f32[B, h, w, C], as the autoencoder takes them.
+      scale: side of an image divided by the side of its latents.
+      devices: over how many of them `latents` is split along its first axis.
+    """
+
+    def decode(latents):
+        return apply(params, latents, method='decode')
+
+    def tiled(latents):
+        return vae.decode_in_tiles(decode, latents, scale=scale, tile=_TILE // scale)
+
+    pixels = scale**2 * latents.shape[1] * latents.shape[2]
+    at_once = max(1, PIXELS_AT_ONCE // pixels)
+    images = _in_parts(tiled if pixels > _TILE**2 else decode, latents, at_once, devices)
+    # Decoded images are clipped to the range of the images that a second stage was trained on.
+    return jnp.clip(images, -1.0, 1.0)
 
 
 def _in_parts(function: Callable[[jax.Array], jax.Array], x: jax.Array, at_once: int, devices: int) -> jax.Array:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dreambooth_jax.diffusion import schedules
+from dreambooth_jax.diffusion.rectified_flow import VELOCITY
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline
 
@@ -69,7 +70,13 @@ def with_zero_terminal_snr(pipeline: Pipeline) -> Pipeline:
 
     Source: Lin et al. 2023, sections 3.1 to 3.3.
     """
-    if (kind := pipeline.family.process(pipeline).prediction_type) == 'epsilon':
+    kind = pipeline.family.process(pipeline).prediction_type
+    if kind == VELOCITY:
+        raise WeightsError(
+            f'zero_terminal_snr is True but {pipeline.name} is a rectified flow, which ends in pure noise as it is; '
+            f'set zero_terminal_snr to False.'
+        )
+    if kind == 'epsilon':
         raise WeightsError(
             f'zero_terminal_snr is True but {pipeline.name} predicts {kind}, which says nothing of the image '
             f'where x_t is pure noise; take a model that predicts v_prediction, or set zero_terminal_snr to False.'

@@ -2,7 +2,7 @@
 
 The conditioning is a dictionary of arrays with one entry per prompt, which a family's `predict` understands:
 
-    encoder_hidden_states f32[N, L, D]                       every family with a UNet
+    encoder_hidden_states f32[N, L, D]                       every family
     added_cond {text_embeds f32[N, P], time_ids f32[N, 6]}   Stable Diffusion XL
 
 Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline and StableDiffusionXLPipeline.
@@ -17,13 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreambooth_jax.text import chat
 from dreambooth_jax.text.tokenize import MAX_LENGTH, Tokenizer
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline, kind_of
 
 Conditioning = dict[str, Any]
 Tokens = dict[str, Any]
-_TOKEN_TABLES = ('token_embedding.embedding', 'shared.embedding')
+_TOKEN_TABLES = ('token_embedding.embedding', 'shared.embedding', 'embed_tokens.embedding')
+_KINDS = {'t5': 't5', 'qwen3': 'qwen'}  # model_type of a text encoder -> kind of its tokenizer, else CLIP's
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +43,8 @@ class PromptEncoder(abc.ABC):
       table_sizes: component -> how many tokens its text encoder knows.
     """
 
-    kind: ClassVar[str]  # of its tokenizers, 't5' or 'clip'
+    kind: ClassVar[str]  # of its tokenizers, 't5', 'clip' or 'qwen'
+    template: ClassVar[Callable[[str], str] | None] = None  # how a prompt is put to a language model (text/chat.py)
 
     encoders: Mapping[str, Callable]
     tokenizers: Mapping[str, Tokenizer]
@@ -77,6 +80,11 @@ class PromptEncoder(abc.ABC):
                 len(value) for name, value in network.params.items() if name.endswith(_TOKEN_TABLES)
             )
             layers = network.config.get('num_hidden_layers', 12)
+            if cls.kind == 'qwen' and clip_skip:
+                raise WeightsError(
+                    f'clip_skip is {clip_skip} but the {component} of {pipeline.name} is a Qwen3, of which fixed '
+                    f'layers are read; set it to 0.'
+                )
             if cls.kind == 'clip' and clip_skip >= layers:
                 raise WeightsError(
                     f'clip_skip is {clip_skip} but the {component} of {pipeline.name} has {layers} layers.'
@@ -94,14 +102,16 @@ class PromptEncoder(abc.ABC):
         # A tokenizer of another model would give ids and lengths that the encoder reads without an error, as nonsense.
         for component in encoders:
             tokenizer, config = tokenizers[component], pipeline.text_encoders[component].config
-            kind = 't5' if kind_of(component, config).model_type == 't5' else 'clip'
-            longest = config.get('max_position_embeddings', MAX_LENGTH) if kind == 'clip' else tokenizer.max_length
+            kind = _KINDS.get(kind_of(component, config).model_type, 'clip')
+            longest = config.get('max_position_embeddings', MAX_LENGTH) if kind != 't5' else tokenizer.max_length
             if tokenizer.kind != kind or tokenizer.max_length > longest:
-                reads = f'{kind.upper()} prompts' + (f' of {longest} tokens' if kind == 'clip' else '')
+                reads = f'{kind.upper()} prompts' + (f' of {longest} tokens' if kind != 't5' else '')
                 raise WeightsError(
                     f'{pipeline.name}: its {component} reads {reads}, but its tokenizer makes {tokenizer.kind.upper()} '
                     f'prompts of {tokenizer.max_length}; give the tokenizer of this model.'
                 )
+        if cls.template is not None:
+            tokenizers = {name: tokenizer.with_template(cls.template) for name, tokenizer in tokenizers.items()}
         options = {'size': (size, size), 'clip_skip': clip_skip, 'table_sizes': table_sizes}
         return cls(encoders, tokenizers, **options, **cls.options_of(pipeline))
 
@@ -167,6 +177,17 @@ class ClipPrompts(PromptEncoder):
         ((component, apply),) = self.encoders.items()
         states, _ = apply(params[component], tokens[component]['ids'], skip=self.clip_skip)
         return {'encoder_hidden_states': states}
+
+
+class QwenPrompts(PromptEncoder):
+    """Prompts that a Qwen3 reads as a question to which it need not think. Only it masks padding, not the denoiser."""
+
+    kind = 'qwen'
+    template = staticmethod(chat.asked_without_thought)
+
+    def encode(self, params, tokens):
+        ((component, apply),) = self.encoders.items()
+        return {'encoder_hidden_states': apply(params[component], tokens[component]['ids'], tokens[component]['mask'])}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

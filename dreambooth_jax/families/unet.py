@@ -60,6 +60,7 @@ class UNetFamily(Layout):
         full = {component: kind_of(component, config).resolve(config) for component, config in configs.items()}
         unet_checks.check_text_encoders(full, self.title, self.reads_with, source)
         if 'vae' in full:
+            unet_checks.check_class('vae', configs['vae'], 'AutoencoderKL', self.title, source)
             unet_checks.check_vae(full['vae'], source)
         if 'unet' not in full:
             return
@@ -73,6 +74,9 @@ class UNetFamily(Layout):
 
     def can_share_text(self, second: Pipeline, base: Pipeline) -> bool:
         return self.shares_text and base.family.shares_text and unet_checks.shares_text(second, base)
+
+    def is_distilled(self, pipeline: Pipeline) -> bool:
+        return False
 
     def process(self, pipeline: Pipeline) -> schedules.Schedule:
         return processes.read(pipeline, self.forced_scheduler)

@@ -32,12 +32,30 @@ def check_text_encoders(full: Configs, title: str, wanted: str, source: str) -> 
     for component, config in full.items():
         if not component.startswith('text_encoder'):
             continue
-        found = 'T5' if 'd_model' in config else 'CLIP'
+        found = 'T5' if 'd_model' in config else 'Qwen3' if config.get('model_type') == 'qwen3' else 'CLIP'
         if found != wanted:
             raise WeightsError(
                 f'the {component} of {source} is a {found}, but {title} reads prompts with a {wanted}; give the parts '
                 f'of one model.'
             )
+
+
+def check_class(component: str, config: Mapping[str, Any], wanted: str, title: str, source: str) -> None:
+    """Checks that a network is of the class that a family needs.
+
+    Args:
+      config: contents of its config.json.
+      wanted: the class in diffusers or transformers.
+      title: name of the family.
+      source: name of the model for an error.
+
+    Raises:
+      WeightsError: one sentence.
+    """
+    if (found := kind_of(component, config).class_name) != wanted:
+        raise WeightsError(
+            f'the {component} of {source} is an {found}, but {title} needs an {wanted}; give the parts of one model.'
+        )
 
 
 def check_vae(vae: Mapping[str, Any], source: str) -> None:
@@ -51,6 +69,11 @@ def check_vae(vae: Mapping[str, Any], source: str) -> None:
             raise WeightsError(
                 f'the VAE of {source} has {key} {vae[key]}, but images have {IMAGE_CHANNELS}; give the plain model.'
             )
+    if vae.get('shift_factor'):
+        raise WeightsError(
+            f'the VAE of {source} has shift_factor {vae["shift_factor"]}, but the latents of a UNet are not shifted; '
+            f'give the plain model.'
+        )
 
 
 def check_unet(family: Layout, full: Configs, source: str) -> None:

@@ -3,7 +3,7 @@
 The base stage goes on from its newest checkpoint as if it had been asked for more steps at first. Everything that a
 step depends on is a function of the seed and the step, and the optimizer goes on with its moments. The learning rate
 stays what it was at the last step with the schedules 'constant' and 'warmup'; a cosine ends at the last step, so a run
-with one cannot be extended. The second stage, if it is trained already, stays as it is.
+with one cannot be extended. The second stage, if it is trained already, stays as it is, and standing.py says so.
 
     extended.json   {"from": 200, "steps": 400}: the last extension, so that one that was interrupted goes on
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig
-from dreambooth_jax.generation.cascade import BASE
+from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION
 from dreambooth_jax.system import disk
-from dreambooth_jax.training import best_checkpoint
+from dreambooth_jax.training import best_checkpoint, run
 
 FILE = 'extended.json'
 
@@ -55,8 +55,7 @@ def extended(config: DreamBoothConfig, workdir: Path, more: int | None) -> tuple
 
 def _next(config: DreamBoothConfig, workdir: Path, last: Extension, more: int) -> Extension:
     asked = f'--extend={more} goes on with a finished run'
-    folder = workdir / BASE / 'checkpoints'
-    newest = max((int(path.name) for path in folder.glob('*') if path.name.isdigit()), default=0)
+    newest = max(run.checkpoints(workdir, BASE), default=0)
     if not newest:
         raise ConfigError(f'{asked}, but {workdir} has no checkpoint of the base stage; train it first')
     if config.optimizer.schedule == 'cosine':
@@ -64,7 +63,9 @@ def _next(config: DreamBoothConfig, workdir: Path, last: Extension, more: int) -
             f"{asked}, but config.optimizer.schedule is 'cosine', which has brought the learning rate to 0; start "
             f'another run with --workdir and more config.base.steps'
         )
-    found = best_checkpoint.read(workdir) if config.evaluation.every else None
+    # A stage that patience has ended does not go on by other settings if a second one has been trained (standing.py).
+    scored = config.evaluation.every or SUPER_RESOLUTION in run.trained_stages(workdir)
+    found = best_checkpoint.read(workdir) if scored else None
     had_enough = found is not None and found.get('enough') == newest  # by evaluation.patience
     if last.since <= newest < last.steps and not (had_enough and newest > last.since):
         return last

@@ -37,8 +37,8 @@ from dreambooth_jax.weights import (
 )
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_files import Adapter
-from dreambooth_jax.weights.original_facts import EPSILON, PREDICTION_TYPES, OriginalLayout
-from dreambooth_jax.weights.pipeline import Pipeline, network_tensors
+from dreambooth_jax.weights.original_facts import PREDICTION_TYPES, OriginalLayout
+from dreambooth_jax.weights.pipeline import Pipeline, kind_of, network_tensors
 from dreambooth_jax.weights.textual_inversion import file_name
 
 SINGLE_FILE = 'single_file'
@@ -175,7 +175,7 @@ def _layout(pipeline: Pipeline) -> OriginalLayout | None:
 def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
     """Returns the metadata that is written into a file (modelspec.py)."""
     pipeline, config = getattr(trained.cascade, stage), trained.config
-    predicts = {'prediction_type': EPSILON, **pipeline.scheduler}['prediction_type']
+    predicts = pipeline.family.process(pipeline).prediction_type
     layout = _layout(pipeline)
     architecture = pipeline.family.architecture if layout is None else layout.architecture(predicts)
     prompts = dict.fromkeys(subject.instance_prompt for subject in config.subjects())
@@ -215,7 +215,9 @@ def _compare_folder(cascade: Cascade, output: Path, dtype: str) -> int:
         pipeline, read = (getattr(one, stage) for one in (cascade, back))
         for component, network in pipeline.components.items() if pipeline is not None else ():
             found = read.components[component].params if read and component in read.components else {}
-            count += _compare(output, f'{stage} {component}', _stored(network.params, dtype), found)
+            # The files of a network that is read only in part were copied as they are.
+            written = 'float32' if kind_of(component, network.config).partial else dtype
+            count += _compare(output, f'{stage} {component}', _stored(network.params, written), found)
     return count
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,25 @@ class Use:
         return self.weights + self.state + self.data + (self.temporaries or 0)
 
 
+class Evaluated(Protocol):
+    """What scores the base stage while it trains (evaluation/score_checkpoints.py).
+
+    Attributes:
+      options: how it samples.
+      most_images: the largest number of images that are generated in one go.
+    """
+
+    options: SamplingOptions
+    most_images: int
+
+    def programs(self) -> Mapping[str, tuple[Any, Any, Any]]:
+        """Returns what encodes images and prompts, in the order in which it comes onto the devices.
+
+        Returns:
+          name -> (compiled function, its parameters, its input), the latter two as shapes with layouts.
+        """
+
+
 def uses(
     config: DreamBoothConfig,
     cascade: Cascade,
@@ -77,6 +96,7 @@ def uses(
     placement: Placement,
     where: Target,
     count: Callable[[str, Callable[[], jax.stages.Lowered]], Any] | None = None,
+    evaluated: Evaluated | None = None,
 ) -> list[Use]:
     """Returns what a device holds in each program of a new run, in the order of the phases.
 
@@ -90,6 +110,7 @@ def uses(
       where: the result of `planned_for`, whose context is still open.
       count: (name, function that gives a program) -> what `compiled_counts` returns, or None to leave that program out;
         None: compiled_counts of every program.
+      evaluated: what scores the base stage; None: nothing does.
 
     Returns:
       At least one entry for each phase that uses a device. Export uses none.
@@ -104,6 +125,8 @@ def uses(
             found += [planner.training(name, stage)]
             # The grid of the model before training is generated once, with the first samples.
             found += planner.samples(name, stage, with_original=index == 0)
+            if name == BASE and evaluated is not None:
+                found += planner.evaluation(stage, evaluated)
     return found
 
 
@@ -186,6 +209,21 @@ class _Planner:
         yield from self._generation(use, options, count, lambda *part: self._trained(name, stage, *part))
         if with_original:
             yield from self._generation(dataclasses.replace(use, program='base model, '), options, count, self._before)
+
+    def evaluation(self, stage: PlannedStage, evaluated: Evaluated) -> Iterator[Use]:
+        """The programs that score the base stage: both models generate, and are released; then encoders gather."""
+        held = self._training_held(stage.run)
+        use, options = Use(phase=f'evaluation of {BASE}', **held), evaluated.options
+        yield from self._generation(
+            use, options, evaluated.most_images, lambda *part: self._trained(BASE, stage, *part)
+        )
+        original = dataclasses.replace(use, program='base model, ')
+        yield from self._generation(original, options, evaluated.most_images, self._before)
+        weights = held['weights']
+        for name, (function, params, inputs) in evaluated.programs().items():
+            weights += device_bytes(params)
+            counted = self._count(name, function, params, inputs)
+            yield dataclasses.replace(use, program=name, weights=weights, **counted)
 
     def _training_held(self, run: TrainRun) -> dict[str, int]:
         state, placed = run.state_shapes, self.placement.placed_shapes

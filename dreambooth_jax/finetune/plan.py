@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dreambooth_jax.config import DreamBoothConfig, to_dict
 from dreambooth_jax.data.table import Examples
@@ -18,6 +19,7 @@ from dreambooth_jax.finetune.target import Target, planned_for
 from dreambooth_jax.generation import class_images, text_to_image
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.losses.denoising import Objective
 from dreambooth_jax.models.functional import parameter_count
 from dreambooth_jax.training.placement import device_bytes, make_placement
 from dreambooth_jax.training.train_run import TrainRun
@@ -65,16 +67,18 @@ def describe(
     cascade: Cascade,
     instance: Mapping[str, Sequence[Examples]],
     where: Target | None = None,
+    evaluated: memory_plan.Evaluated | None = None,
 ) -> str:
     """Returns the settings and the plan as text. It computes nothing but a speed test, and writes nothing.
 
     Args:
       instance: stage -> the subjects' images (examples.read_instance).
       where: the devices to plan for, and whether their compiler is asked (planned_for); None: those at hand, unasked.
+      evaluated: what scores the base stage while it trains; None: nothing does.
     """
     if where is None:
         with planned_for() as where:
-            return describe(config, cascade, instance, where)
+            return describe(config, cascade, instance, where, evaluated)
     lines = ['settings:', *(f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items())]
     lines += ['', f'plan for {where.name}:']
     speed = EFFICIENCY * device_speed() if where.present else None
@@ -88,7 +92,7 @@ def describe(
         for name in present
         if getattr(config, name).steps
     }
-    uses = memory_plan.uses(config, cascade, planned, placement, where)
+    uses = memory_plan.uses(config, cascade, planned, placement, where, evaluated=evaluated)
     total = 0.0
     if generating := class_images.stages_of(config, cascade):
         line, work = _class_images(config, costs, SUPER_RESOLUTION in generating)
@@ -101,7 +105,8 @@ def describe(
         line, work = _training(config, name, planned[name].run, costs[name], uses)
         total += work
         lines.append(line + _time(work, speed))
-    if BASE in planned and config.evaluation.every:
+        lines += times_drawn(config, name, cascade)
+    if BASE in planned and evaluated is not None:
         line, work = _evaluation(config, costs[BASE])
         total += work
         lines.append(line + _time(work, speed))
@@ -139,6 +144,29 @@ def _training(
         f'{(step.weights + step.state + gradients) / 2**20:.0f} MiB for weights, gradients, moments on every device'
     )
     return line, run.budget.steps * passes * cost
+
+
+def times_drawn(config: DreamBoothConfig, name: str, cascade: Cascade, draws: int = 20_000) -> list[str]:
+    """Returns the lines about the noise process of a stage that trains: what it is, and how often it draws each time.
+
+    Args:
+      draws: how many times are drawn for the histogram, as the run draws them but from other keys.
+    """
+    pipeline = getattr(cascade, name)
+    side = (cascade.base_size if name == BASE else cascade.super_resolution_size) // pipeline.space.scale
+    process = pipeline.family.process(pipeline).of_shape((side, side))
+    keys = jax.random.split(jax.random.key(0), draws)
+    times = process.sample_times(keys, Objective.from_settings(config.objective).times)
+    if config.objective.time_shift is not None:
+        given = f', config.objective.time_shift {config.objective.time_shift:.4g} in its place'
+    else:
+        given = ''
+    counts, _ = np.histogram(np.asarray(times) / process.last_time, bins=10, range=(0, 1))
+    shares = ' '.join(f'{100 * count / draws:.0f}' for count in counts)
+    return [
+        f'    noise: {process.described(config.samples.steps)}{given}',
+        f'    times trained on, % in each tenth from clean to noise: {shares}',
+    ]
 
 
 def idle(config: DreamBoothConfig, name: str, run: TrainRun) -> str | None:

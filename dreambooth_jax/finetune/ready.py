@@ -1,7 +1,11 @@
 """What a run begins or goes on with: all that is read and checked before anything is generated, trained or written."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import jax
+import numpy as np
 
 from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.data.table import Examples
@@ -9,10 +13,13 @@ from dreambooth_jax.finetune import examples, instance_images, pinned
 from dreambooth_jax.finetune.extension import Extension, extended
 from dreambooth_jax.finetune.initial import initial
 from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
+from dreambooth_jax.finetune.standing import standing
 from dreambooth_jax.generation import class_images
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade, compute_dtype
-from dreambooth_jax.training import inputs, run
+from dreambooth_jax.training import inputs, placement, run
+from dreambooth_jax.training.callbacks import Chosen
 from dreambooth_jax.training.inputs import Inputs
+from dreambooth_jax.training.placement import Placement
 
 
 class Ready(NamedTuple):
@@ -25,6 +32,7 @@ class Ready(NamedTuple):
       instance: the subjects' images, as examples.read_instance returns them.
       inputs: what the run learns from, in the order in which it uses it.
       extension: by which its base stage has more steps than its settings file says.
+      chosen: the choice of the base stage's checkpoint, if it stands (standing.py).
     """
 
     config: DreamBoothConfig
@@ -33,11 +41,22 @@ class Ready(NamedTuple):
     instance: dict[str, list[Examples]]
     inputs: Inputs
     extension: Extension
+    chosen: Chosen | None
 
     @property
     def class_photos(self) -> list[str] | None:
         """File names of the user's own class images, in the order to use; None: there are none."""
         return self.inputs.order.get(inputs.CLASS_PHOTOS)
+
+    def placement(self, devices: Sequence[jax.Device] | None = None) -> Placement:
+        """Returns how the run uses the devices; None: all that are here."""
+        options = {} if devices is None else {'devices': devices}
+        settings = self.config.parallel
+        return placement.make_placement(settings.mode, fsdp_min_bytes=settings.fsdp_min_bytes, **options)
+
+    def photos(self) -> list[tuple[np.ndarray, ...]]:
+        """Returns the photos of every subject as they are (instance_images.whole), if they are scored."""
+        return instance_images.whole(self.config, self.original.base_size) if self.config.evaluation.every else []
 
 
 def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Ready:
@@ -65,4 +84,5 @@ def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Re
     found = inputs.find(models, photos)
     learned_from = run.check(config, workdir, found._replace(models={**found.models, **hashes}))
     instance = examples.read_instance(config, cascade, learned_from.order)
-    return Ready(config, original, cascade, instance, learned_from, extension)
+    chosen = standing(config, workdir, extension)
+    return Ready(config, original, cascade, instance, learned_from, extension, chosen)

@@ -26,7 +26,7 @@ from dreambooth_jax.training.callbacks import Callback, Profile
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState
 from dreambooth_jax.training.train_run import Budget, TrainRun
-from dreambooth_jax.weights.pipeline import abstract_network
+from dreambooth_jax.weights.pipeline import Pipeline, abstract_network, kind_of
 
 NEW_ROWS_LEARNING_RATE = 5e-4  # default for textual inversion, as in diffusers' examples/textual_inversion
 
@@ -62,6 +62,7 @@ def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
         check_sampler(getattr(cascade, name), steps, sampler)
     for name in STAGES:
         if getattr(cascade, name) is not None and getattr(config, name).steps:
+            check_can_train(config, getattr(cascade, name))
             objective = Objective.from_settings(config.objective)
             pipeline = getattr(cascade, name)
             objective.check(pipeline.family.process(pipeline), pipeline.name)
@@ -74,6 +75,29 @@ def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
                 f'config.super_resolution.{name} is {getattr(settings, name)} but {second.name} knows the levels 0 to '
                 f'{highest}; lower it'
             )
+
+
+def check_can_train(config: DreamBoothConfig, pipeline: Pipeline) -> None:
+    """Checks that a model, and of its text encoders those that the settings name, are such that training makes sense.
+
+    Raises:
+      ConfigError: if the model is distilled, or a text encoder that should train is read only in part.
+    """
+    if pipeline.family.is_distilled(pipeline):
+        raise ConfigError(
+            f'{pipeline.name} is distilled: it draws in few steps without guidance, and training on images would undo '
+            f'that; train the base model that it was made from'
+        )
+    for component, network in pipeline.text_encoders.items():
+        for setting, value in (
+            ('base.train_text_encoder', config.base.train_text_encoder),
+            ('textual_inversion.token', config.textual_inversion.token),
+        ):
+            if value and kind_of(component, network.config).partial:
+                raise ConfigError(
+                    f'config.{setting} is {value!r} but the {component} of {pipeline.name}, a language model, is read '
+                    f'only as far as prompts need it, and cannot train; leave it {type(value)()!r}'
+                )
 
 
 def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:

@@ -16,9 +16,9 @@ import orbax.checkpoint as ocp
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve, with_new_names
 from dreambooth_jax.finetune.initial import initial
 from dreambooth_jax.finetune.stage import stage_trainable
-from dreambooth_jax.generation.cascade import STAGES, Cascade
+from dreambooth_jax.generation.cascade import STAGES, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.models import lora
-from dreambooth_jax.training import best_checkpoint
+from dreambooth_jax.training import best_checkpoint, run
 from dreambooth_jax.training.checkpoint import CheckpointError
 from dreambooth_jax.weights.lora_files import Adapter
 
@@ -71,7 +71,9 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
     """
     config = read_config(workdir)
     name = workdir.absolute().name
-    best = {stage: best_checkpoint.step_of(workdir, stage) if config.evaluation.every else None for stage in STAGES}
+    # Where scores are off now, a choice counts all the same if it stands because the second stage was trained on it.
+    chosen = config.evaluation.every or SUPER_RESOLUTION in run.trained_stages(workdir)
+    best = {stage: best_checkpoint.step_of(workdir, stage) if chosen else None for stage in STAGES}
     found = {stage: _read_checkpoint(workdir / stage / 'checkpoints', (step, best[stage])) for stage in STAGES}
     found = {stage: checkpoint for stage, checkpoint in found.items() if checkpoint}
     if step is not None and step not in [at for at, _ in found.values()]:

@@ -372,7 +372,7 @@ class Cascade:
 
         def make():
             pipeline = getattr(self, stage)
-            checks.check_sampler(pipeline, steps, sampler)
+            checks.check_sampler(pipeline, steps, sampler, guidance_scale)
             schedule, space = pipeline.family.process(pipeline), pipeline.space
             if not space.bounded and schedule.sampling(sampler).clip_sample:
                 logging.warning(

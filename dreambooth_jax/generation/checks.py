@@ -9,8 +9,8 @@ from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline
 
 
-def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
-    """Checks that a stage's noise schedule allows this sampler with this number of steps.
+def check_sampler(pipeline: Pipeline, steps: int, sampler: str, guidance_scale: float = 1.0) -> None:
+    """Checks that a stage's noise schedule allows this sampler with this number of steps, and the model the guidance.
 
     Raises:
       ConfigError: if it does not.
@@ -22,6 +22,11 @@ def check_sampler(pipeline: Pipeline, steps: int, sampler: str) -> None:
     except ValueError as error:
         prefix = f'{pipeline.name}: ' if isinstance(error, SchedulerFileError) else ''
         raise ConfigError(f'{prefix}{error}') from None
+
+    if guidance_scale != 1 and pipeline.family.is_distilled(pipeline):
+        raise ConfigError(
+            f'guidance_scale is {guidance_scale:g} but {pipeline.name} is distilled and needs none; set it to 1'
+        )
 
 
 def check_noise_level(pipeline: Pipeline, noise_level: int) -> None:

@@ -37,6 +37,7 @@ class Objective:
 
     Attributes:
       min_snr_gamma: the cap of Hang et al. 2023; None weights all times alike.
+      time_weighting: the name of the weight of each time, one of the process's `weightings`; None: all alike.
       offset_noise: the strength of the noise that is the same at all pixels of a channel.
       variance_weight: the weight of the bound on the learned variance; 0 leaves the variance head untrained.
       prompt_dropout: the probability that an example sees the empty prompt, in [0, 1].
@@ -45,6 +46,7 @@ class Objective:
     """
 
     min_snr_gamma: float | None = None
+    time_weighting: str | None = None
     offset_noise: float = 0.0
     variance_weight: float = 1.0
     prompt_dropout: float = 0.0
@@ -56,6 +58,7 @@ class Objective:
         """Returns the objective that the settings describe. A variance that is not trained gets weight 0."""
         return cls(
             min_snr_gamma=settings.min_snr_gamma,
+            time_weighting=settings.time_weighting,
             offset_noise=settings.offset_noise,
             variance_weight=settings.variance_weight if settings.train_variance else 0.0,
             prompt_dropout=settings.prompt_dropout,
@@ -65,21 +68,27 @@ class Objective:
                 mean=settings.time_mean,
                 std=settings.time_std,
                 mode_scale=settings.time_mode_scale,
+                shift=settings.time_shift,
                 range=settings.time_range,
             ),
         )
 
     def check(self, schedule: NoiseProcess, name: str) -> None:
-        """Checks that the loss can train the variance that a model learned.
+        """Checks that the process has the weighting, and that the loss can train the variance that a model learned.
 
         Args:
           schedule: the noise schedule of the model.
           name: the name of the model, for the message.
 
         Raises:
-          ConfigError: if that variance is of a kind that the loss does not support.
+          ConfigError: if it has not, or if that variance is of a kind that the loss does not support.
         """
-        if self.variance_weight > 0 and schedule.variance_type == 'learned':
+        if self.time_weighting is not None and self.time_weighting not in schedule.weightings:
+            raise ConfigError(
+                f'time_weighting is {self.time_weighting!r} but {name} is no rectified flow and has none; set it to '
+                f'None'
+            )
+        if self.variance_weight > 0 and schedule.learns_variance and schedule.variance_type == 'learned':
             raise ConfigError(
                 f"{name} has variance_type 'learned', a variance of its own scale, but only 'learned_range' can be "
                 f'trained; set train_variance to False, which leaves it as it is'
@@ -169,6 +178,8 @@ def denoise_examples(
             mask=masks,
         )
     }
+    if weights.time_weighting is not None:
+        parts['denoising'] = parts['denoising'] * schedule.weight(t, weights.time_weighting)
     # Networks with a learned variance put it in the second half of the channels.
     loss = parts['denoising']
     if output.shape[-1] == 2 * channels and weights.variance_weight > 0:

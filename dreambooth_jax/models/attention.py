@@ -44,13 +44,14 @@ def attend(query, key, value, *, scale: float, bias=None):
     if jax.default_backend() != 'cpu' and flash_fits(query.shape, query.dtype, bias is not None, _cuda_capability()):
         return _flash_attend(query, key, value, scale)
     queries, keys = query.shape[1], key.shape[1]
-    parts = _parts(queries, keys) if bias is None else 1
+    # A bias of its own for each query is as large as the logits anyway.
+    parts = _parts(queries, keys) if bias is None or bias.shape[2] == 1 else 1
     if parts == 1:
         return _attend_at_once(query, key, value, scale, bias)
 
     @jax.checkpoint
     def attend_part(part):
-        return _attend_at_once(part, key, value, scale)
+        return _attend_at_once(part, key, value, scale, bias)
 
     batch, _, *head = query.shape
     split = jnp.moveaxis(query.reshape(batch, parts, queries // parts, *head), 1, 0)

@@ -1,7 +1,7 @@
 """Completes the contents of a config.json with the defaults of the reference, and checks them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -13,6 +13,21 @@ def wrong(network: str, key: str, value: Any, allowed: str) -> ValueError:
 def is_positive(value: Any, kind) -> bool:
     """Whether the value is a finite number above zero of this type, or one of a union of types; a bool is no number."""
     return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def check_known(network: str, config: Mapping[str, Any], known: Iterable[str], told: Iterable[str] = ()) -> None:
+    """Raises ValueError, one sentence, for a key of a config.json that is not known and does not start with '_'.
+
+    Args:
+      network: name of the network for the error.
+      known: all keys that may be there.
+      told: those that the error lists; empty: all of them.
+    """
+    known = set(known)
+    unknown = sorted(key for key in config if key not in known and not key.startswith('_'))
+    if unknown:
+        allowed = tuple(sorted(told or known))
+        raise ValueError(f'{network} config: unknown key {unknown[0]!r}; it must be one of {allowed}')
 
 
 def resolve(

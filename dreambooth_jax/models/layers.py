@@ -140,9 +140,11 @@ def sinusoidal_embedding(values, width: int, *, flip_sin_to_cos: bool = True, fr
 class TimestepEmbedding(nnx.Module):
     """Two dense layers that map sinusoids (or another vector) f[B, in_features] to time features f[B, features]."""
 
-    def __init__(self, in_features: int, features: int, activation: str, *, dtype, rngs: nnx.Rngs):
-        self.linear_1 = nnx.Linear(in_features, features, dtype=dtype, rngs=rngs)
-        self.linear_2 = nnx.Linear(features, features, dtype=dtype, rngs=rngs)
+    def __init__(
+        self, in_features: int, features: int, activation: str, *, use_bias: bool = True, dtype, rngs: nnx.Rngs
+    ):
+        self.linear_1 = nnx.Linear(in_features, features, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.linear_2 = nnx.Linear(features, features, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.activation = ACTIVATIONS[activation]
 
     def __call__(self, x):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dreambooth_jax.models.attention import CROSS_NORM_GROUPS
-from dreambooth_jax.models.configuration import is_positive
+from dreambooth_jax.models.configuration import check_known, is_positive
 from dreambooth_jax.models.layers import ACTIVATIONS
 from dreambooth_jax.models.unet_blocks import DOWN_BLOCKS, MID_BLOCKS, UP_BLOCKS, BlockKind
 
@@ -154,9 +154,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: one sentence with the key, the value found and the values allowed.
     """
-    unknown = sorted(key for key in config if key not in (*DEFAULTS, *EMA_KEYS) and not key.startswith('_'))
-    if unknown:
-        raise ValueError(f'unet config: unknown key {unknown[0]!r}; it must be one of {tuple(sorted(DEFAULTS))}')
+    check_known('unet', config, (*DEFAULTS, *EMA_KEYS), told=DEFAULTS)
     full = {**DEFAULTS, **{key: value for key, value in config.items() if key in DEFAULTS}}
     if full['encoder_hid_dim'] is not None and full['encoder_hid_dim_type'] is None:
         full['encoder_hid_dim_type'] = 'text_proj'  # diffusers does the same

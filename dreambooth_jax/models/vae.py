@@ -1,8 +1,9 @@
 """The autoencoder of latent diffusion, which maps images to the distribution of their latents, and latents to images.
 
-The latents that a UNet takes and predicts are scaled. `sample_latents` and `latent_mode` multiply by
-scaling_factor(config). Whoever decodes must divide by it first, as in diffusers, because `decode` takes unscaled
-latents. Submodules have the names of the published checkpoints.
+The latents that a denoiser takes and predicts are scaled, and those of the autoencoders with 16 channels (Stable
+Diffusion 3, FLUX.1, Z-Image) are shifted before. `sample_latents` and `latent_mode` subtract shift_factor(config) and
+multiply by scaling_factor(config). Whoever decodes must undo this first, as in diffusers, because `decode` takes
+unscaled latents. Submodules have the names of the published checkpoints.
 
 Source: diffusers 0.42.1 models/autoencoders/autoencoder_kl.py, vae.py; Rombach et al. 2022.
 """
@@ -44,7 +45,7 @@ DEFAULTS: dict[str, Any] = {
     'mid_block_add_attention': True,
 }
 CHOICES = {'act_fn': ('gelu', 'mish', 'relu', 'silu', 'swish')}
-FIXED = ('shift_factor', 'latents_mean', 'latents_std')
+FIXED = ('latents_mean', 'latents_std')
 BLOCK_TYPES = {'down_block_types': 'DownEncoderBlock2D', 'up_block_types': 'UpDecoderBlock2D'}
 EPSILON = 1e-6  # of all norms; no configuration sets it
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
@@ -62,11 +63,14 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: one sentence with the key, the value found and the values allowed.
     """
-    unknown = sorted(key for key in config if key not in DEFAULTS and not key.startswith('_'))
-    if unknown:
-        raise ValueError(f'vae config: unknown key {unknown[0]!r}; it must be one of {tuple(sorted(DEFAULTS))}')
+    configuration.check_known('vae', config, DEFAULTS)
     full = configuration.resolve('vae', config, DEFAULTS, choices=CHOICES, fixed=FIXED)
     wrong = functools.partial(configuration.wrong, 'vae')
+    shift = full['shift_factor']
+    if shift is not None and (
+        isinstance(shift, bool) or not isinstance(shift, int | float) or not math.isfinite(shift)
+    ):
+        raise wrong('shift_factor', shift, 'a number or None')
     for key in ('block_out_channels', *BLOCK_TYPES):
         if not isinstance(full[key], list | tuple) or not full[key]:
             raise wrong(key, full[key], 'a list with one entry per block')
@@ -93,32 +97,41 @@ def scaling_factor(config: Mapping[str, Any]) -> float:
     return float(resolve(config)['scaling_factor'])
 
 
+def shift_factor(config: Mapping[str, Any]) -> float:
+    """Returns what is subtracted from an autoencoder's latents before they are scaled, from its config.json.
+
+    It is 0 if the file does not say it, 0.0609 for Stable Diffusion 3 and 0.1159 for FLUX.1 and Z-Image.
+    """
+    return float(resolve(config)['shift_factor'] or 0.0)
+
+
 def size_divisor(config: Mapping[str, Any]) -> int:
     """Returns the side of an image divided by that of its latents: 8 for Stable Diffusion, 4 for the x4 upscaler."""
     return 2 ** (len(resolve(config)['block_out_channels']) - 1)
 
 
-def sample_latents(moments, noise, scaling_factor: float):
-    """Samples from the distribution of an image's latents and scales the sample for the UNet.
+def sample_latents(moments, noise, scaling_factor: float, shift_factor: float = 0.0):
+    """Samples from the distribution of an image's latents and scales the sample for the denoiser.
 
     Args:
       moments: f[..., 2 * latent_channels] from `encode`, the mean and then the log-variance, which is clipped to
         LOG_VARIANCE_RANGE.
       noise: f[..., latent_channels], standard normal.
       scaling_factor: the result of scaling_factor(config).
+      shift_factor: the result of shift_factor(config).
 
     Returns:
       f32[..., latent_channels].
     """
     mean, log_variance = jnp.split(jnp.asarray(moments, jnp.float32), 2, axis=-1)
     deviation = jnp.exp(0.5 * jnp.clip(log_variance, *LOG_VARIANCE_RANGE))
-    return (mean + deviation * jnp.asarray(noise, jnp.float32)) * scaling_factor
+    return (mean + deviation * jnp.asarray(noise, jnp.float32) - shift_factor) * scaling_factor
 
 
-def latent_mode(moments, scaling_factor: float):
-    """Returns the most likely latents of an image, scaled for the UNet; for the shapes see `sample_latents`."""
+def latent_mode(moments, scaling_factor: float, shift_factor: float = 0.0):
+    """Returns the most likely latents of an image, scaled for the denoiser; for the rest see `sample_latents`."""
     mean, _ = jnp.split(jnp.asarray(moments, jnp.float32), 2, axis=-1)
-    return mean * scaling_factor
+    return (mean - shift_factor) * scaling_factor
 
 
 def decode_in_tiles(decode: Callable[[jax.Array], jax.Array], latents, *, scale: int, tile: int):
@@ -383,7 +396,8 @@ class AutoencoderKL(nnx.Module):
         """Decodes latents to images.
 
         Args:
-          latents: f[B, h, w, latent_channels], unscaled: what a UNet predicts, divided by scaling_factor(config).
+          latents: f[B, h, w, latent_channels], unscaled: what a denoiser predicts, divided by scaling_factor(config),
+            plus shift_factor(config).
 
         Returns:
           f32[B, h * size_divisor, w * size_divisor, out_channels], about in [-1, 1] but not clipped.

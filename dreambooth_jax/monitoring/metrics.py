@@ -10,7 +10,6 @@ from pathlib import Path
 from dreambooth_jax.system import disk
 
 FILE = 'metrics.jsonl'
-_FLUSH_SECONDS = 30.0  # time after which TensorBoard events are flushed, so that new numbers can be watched
 
 
 class Metrics:
@@ -39,7 +38,6 @@ class Metrics:
             # because a resumed run repeats the same numbers.
             with disk.named(self.path.parent):
                 self._events = EventsWriter(str(self.path.parent / 'events'), f'.{stage}')
-            self._flushed = time.monotonic()
 
     def _drop_after(self, step: int) -> None:
         if not self.path.exists():
@@ -56,14 +54,16 @@ class Metrics:
         """Adds the numbers of one step. A number that is not finite is written as null, for strict JSON readers."""
         values = {name: float(value) for name, value in values.items()}
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with disk.named(self.path):
-            self._file.write(json.dumps({'stage': self.stage, 'step': step, **clean}) + '\n')
-            self._file.flush()
         if self._events is not None:
             from tensorboardX.summary import scalar
 
             for name, value in values.items():
                 self._event(step, scalar(f'{self.stage}/{name}', value))
+            # Before the line: a run that goes on after a kill takes the line as a sign that all is written.
+            self.flush()
+        with disk.named(self.path):
+            self._file.write(json.dumps({'stage': self.stage, 'step': step, **clean}) + '\n')
+            self._file.flush()
 
     def image(self, step: int, name: str, pixels) -> None:
         """Adds an image uint8[H, W, 3] to the TensorBoard events, if they are written."""
@@ -77,18 +77,12 @@ class Metrics:
 
         with disk.named(self.path.parent / 'events.out.tfevents'):
             self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
-            if time.monotonic() > self._flushed + _FLUSH_SECONDS:
-                self._flush_events()
 
     def flush(self) -> None:
         """Makes sure that everything is on the disk: a training that goes on from here does not write it again."""
         if self._events is not None:
             with disk.named(self.path.parent / 'events.out.tfevents'):
-                self._flush_events()
-
-    def _flush_events(self) -> None:
-        self._events.flush()
-        self._flushed = time.monotonic()
+                self._events.flush()
 
     def close(self) -> None:
         """Closes the files."""

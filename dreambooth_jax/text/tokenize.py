@@ -1,25 +1,40 @@
 """Tokenizes prompts with transformers' tokenizers, in the same way as the pipelines of diffusers, and without warnings.
 
-Token ids and masks are i32[N, L], padded to L = `max_length`. A prompt that is too long keeps its beginning and its
-end-of-sequence token. A prompt for T5 is first lower-cased and stripped, as in IFPipeline (`_text_preprocessing`
-without clean_caption); CLIP's tokenizer does this itself.
+Token ids and masks are i32[N, L], padded to L = `max_length`. A prompt that is too long keeps its beginning and, if its
+tokenizer has one, its end-of-sequence token. A prompt for T5 is first lower-cased and stripped, as in IFPipeline
+(`_text_preprocessing` without clean_caption); CLIP's tokenizer does this itself. A prompt for a language model (Qwen)
+stands in the form of a chat (chat.py).
 
 A word of textual inversion may consist of several tokens: '<dog>', '<dog>_1', ... If a prompt contains '<dog>', all of
 them are used (`maybe_convert_prompt` of diffusers' Stable Diffusion pipelines). IFPipeline requires all tokens to be
 written out, which is accepted here too.
 """
 
+import copy
 import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 MAX_LENGTH = 77  # tokens; the length in diffusers for IF's T5, and the longest input of CLIP's text encoder
-KINDS = {'T5Tokenizer': 't5', 'T5TokenizerFast': 't5', 'CLIPTokenizer': 'clip', 'CLIPTokenizerFast': 'clip'}
+QWEN_MAX_LENGTH = 512  # tokens; the length in diffusers for FLUX.2 Klein and Z-Image
+KINDS = {
+    'T5Tokenizer': 't5',
+    'T5TokenizerFast': 't5',
+    'CLIPTokenizer': 'clip',
+    'CLIPTokenizerFast': 'clip',
+    'Qwen2Tokenizer': 'qwen',
+    'Qwen2TokenizerFast': 'qwen',
+}
+_FILES = {
+    't5': ('tokenizer.json', 'spiece.model'),
+    'clip': ('tokenizer.json', 'vocab.json'),
+    'qwen': ('tokenizer.json', 'vocab.json'),
+}
 
 _logger = logging.getLogger(__name__)
 
@@ -46,10 +61,13 @@ class Tokenizer:
     """The tokenizer of a pipeline folder's `tokenizer/`.
 
     Attributes:
-      kind: 't5' or 'clip'.
+      kind: 't5', 'clip' or 'qwen'.
       max_length: L, the length to which every prompt is padded or cut.
       wrapped: the transformers tokenizer.
+      template: function from a prompt to the text that is tokenized for it, or None; see `with_template`.
     """
+
+    template: Callable[[str], str] | None = None
 
     def __init__(self, wrapped, kind: str, *, max_length: int = MAX_LENGTH):
         self.wrapped = wrapped
@@ -65,8 +83,8 @@ class Tokenizer:
 
         Args:
           folder: the tokenizer folder.
-          max_length: length of tokenized prompts. None means what the folder says for CLIP, and MAX_LENGTH for T5,
-            which has no fixed length.
+          max_length: length of tokenized prompts. None means what the folder says for CLIP, MAX_LENGTH for T5, which
+            has no fixed length, and QWEN_MAX_LENGTH for Qwen, whose own limit is far longer than any prompt.
           added: further tokens; see `add_tokens`.
 
         Raises:
@@ -84,7 +102,7 @@ class Tokenizer:
             raise TokenizerError(f'{config_file} is no readable JSON object ({error}); download it again.') from None
         if not isinstance(name, str) or name not in KINDS:
             raise TokenizerError(f'{config_file}: tokenizer_class is {name!r}; it must be one of {tuple(KINDS)}.')
-        files = {'t5': ('tokenizer.json', 'spiece.model'), 'clip': ('tokenizer.json', 'vocab.json')}[KINDS[name]]
+        files = _FILES[KINDS[name]]
         if not any((folder / file).is_file() for file in files):
             raise TokenizerError(f'{folder} holds no vocabulary; one of {files} must lie there: download it again.')
         wrapper = getattr(_transformers(), name.removesuffix('Fast'))
@@ -92,7 +110,8 @@ class Tokenizer:
             wrapped = wrapper.from_pretrained(str(folder), local_files_only=True)
             if max_length is None:
                 # A folder that does not say its length is loaded with a huge number.
-                says = wrapped.model_max_length if KINDS[name] == 'clip' else MAX_LENGTH
+                fixed = {'t5': MAX_LENGTH, 'qwen': QWEN_MAX_LENGTH}
+                says = fixed.get(KINDS[name], wrapped.model_max_length)
                 max_length = says if says < 10**6 else MAX_LENGTH
             if type(max_length) is not int or max_length < 2:  # a start and an end token must fit
                 raise ValueError(f'model_max_length is {max_length!r}')
@@ -104,6 +123,16 @@ class Tokenizer:
             raise TokenizerError(f'{folder} holds no readable {name} ({reason}); download it again.') from error
         tokenizer.add_tokens(added)
         return tokenizer
+
+    def with_template(self, template: Callable[[str], str] | None) -> 'Tokenizer':
+        """Returns the same tokenizer with a function that is applied to prompts before they are tokenized.
+
+        Args:
+          template: function from a prompt to a text, such as chat.asked_without_thought; None for none.
+        """
+        other = copy.copy(self)
+        other.template = template
+        return other
 
     def add_tokens(self, tokens: Sequence[str]) -> list[int]:
         """Adds tokens at the end of the vocabulary. They are recognised everywhere in a text, also inside words.
@@ -161,7 +190,14 @@ class Tokenizer:
         return self.wrapped.pad_token
 
     def prepare(self, prompt: str) -> str:
-        """Returns the text that is tokenized for a prompt: lower-cased for T5, with all tokens of added words."""
+        """Returns the text that is tokenized for a prompt.
+
+        It is lower-cased for T5, has all tokens of added words, and stands in the template.
+        """
+        prompt = self._spelled(prompt)
+        return self.template(prompt) if self.template else prompt
+
+    def _spelled(self, prompt: str) -> str:
         prompt = prompt.lower().strip() if self.kind == 't5' else prompt
         for alone, tokens in self._words:
             prompt = re.sub(alone, lambda _, tokens=tokens: tokens, prompt, flags=re.IGNORECASE)
@@ -183,7 +219,9 @@ class Tokenizer:
         whole = self.wrapped(texts, verbose=False).input_ids
         for prompt, ids in zip(prompts, whole, strict=True):
             if len(ids) > self.max_length:
-                lost = self.wrapped.decode(ids[self.max_length - 1 : -1], skip_special_tokens=True)
+                # T5 and CLIP keep the end-of-sequence token; Qwen has none, and the end of its template is cut off too.
+                cut = ids[self.max_length :] if self.kind == 'qwen' else ids[self.max_length - 1 : -1]
+                lost = self.wrapped.decode(cut, skip_special_tokens=self.kind != 'qwen')
                 _logger.warning(
                     'prompt %r has %d tokens but the model reads %d: %r is cut off; shorten the prompt.',
                     prompt,
@@ -197,8 +235,8 @@ class Tokenizer:
         return np.array(padded.input_ids, np.int32), np.array(padded.attention_mask, np.int32)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text without padding, truncation or special tokens."""
-        texts = [self.prepare(text) for text in texts]
+        """Returns the ids of each text without padding, truncation, special tokens or template."""
+        texts = [self._spelled(text) for text in texts]
         return self.wrapped(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
 
     @property
@@ -208,7 +246,7 @@ class Tokenizer:
 
     @property
     def end_id(self) -> int:
-        """The id of the token that ends every prompt."""
+        """The id of the token that ends every prompt, or, for Qwen, every message."""
         return self.wrapped.eos_token_id
 
     def decode(self, token_id: int) -> str:
@@ -216,7 +254,7 @@ class Tokenizer:
         return self.wrapped.decode([int(token_id)]).strip()
 
     def scores(self) -> dict[int, float]:
-        """Returns how probable each token is: log-probabilities (T5's Unigram) or minus the merge rank (CLIP's BPE).
+        """Returns how probable each token is: log-probabilities (T5's Unigram) or minus the merge rank (BPE).
 
         Returns:
           {id: score} for every token that has one; special tokens and single bytes have none.

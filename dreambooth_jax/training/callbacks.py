@@ -1,7 +1,7 @@
 """What happens between the steps of a training: saving, samples, scores, a profile. The loop calls them (loop.py)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -50,17 +50,55 @@ class ChoosesCheckpoint(Callback):
     def best(self) -> int | None:
         """The step of the best checkpoint so far, the same on every host; None if there is none yet."""
 
+    @property
+    def again(self) -> Sequence[int]:
+        """Steps of earlier checkpoints, in their order, that it is called with before a training goes on.
+
+        They are there, and the same on every host. The numbers that it returns for them are not written.
+        """
+        return ()
+
     def enough(self, step: int) -> bool:
         """Returns whether the training should end after this step; the same on every host."""
 
 
-class Profile:
+@dataclasses.dataclass(frozen=True)
+class Chosen(ChoosesCheckpoint):
+    """A choice that stands, of a stage that does not train on.
+
+    Attributes:
+      best: the step of the checkpoint; None: the last one.
+      every: as in Callback.
+    """
+
+    best: int | None = None
+    every: int = 0
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        pass
+
+    def missed(self, step: int) -> bool:
+        return False
+
+    def enough(self, step: int) -> bool:
+        return True
+
+
+class ClosedAtTheEnd(Callback):
+    """A callback that holds something which must be given back."""
+
+    def close(self) -> None:
+        """Called once, when the training ends: it is done, has had enough, was stopped, or has failed."""
+
+
+class Profile(ClosedAtTheEnd):
     """Writes a trace of `every` steps for jax.profiler's viewers, after as many steps that warm up.
 
     Args:
       folder: gets the trace (plugins/profile/<time>/), which TensorBoard and Perfetto open.
       every: how many steps are traced.
-      steps: how many steps there are; a training that is no longer than `every` has no trace.
+      steps: how many steps there are; a training that is no longer than `every` has no trace. One that ends during the
+        trace has a shorter one.
     """
 
     def __init__(self, folder: Path, every: int, steps: int):
@@ -69,15 +107,19 @@ class Profile:
 
     def __call__(self, step: int, state: TrainState) -> None:
         if self._tracing:
-            jax.profiler.stop_trace()
-            self._tracing = False
-        elif not self._began and step < self.steps:
+            self.close()
+        elif not self._began and step < self.steps and step % self.every == 0:  # or it is the end, before all steps
             self.folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(str(self.folder))
             self._began, self._tracing = True, True
 
     def missed(self, step: int) -> bool:
         return False  # a trace is of the steps that this process takes
+
+    def close(self) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
 
 
 @dataclasses.dataclass(frozen=True)

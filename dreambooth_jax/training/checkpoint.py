@@ -1,7 +1,7 @@
 """Checkpoints by Orbax.
 
-They are written in the background, and only the newest few and the best one are kept. A checkpoint that does not fit
-the run is an error: nothing else is loaded in its place.
+They are written in the background, and only the newest few and those that are asked for are kept. A checkpoint that
+does not fit the run is an error: nothing else is loaded in its place.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,17 @@ class Checkpoints:
       folder: the folder of all steps; it is made if it is missing. No other process may be writing there, apart from
         the other hosts of the run.
       keep: how many of the newest checkpoints are kept. An older one is deleted only after the newer one is complete.
-      best: returns the step of one that is kept besides, the same on every host; None: there is none now.
+      besides: returns the steps that are kept besides, the same on every host; those that are not there do not count.
 
     Raises:
       CheckpointError: if the folder cannot be made.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2, best: Callable[[], int | None] = lambda: None):
+    def __init__(self, folder: str | Path, *, keep: int = 2, besides: Callable[[], Collection[int]] = tuple):
         # Orbax logs every save and its timings at level INFO, which would break up the progress bar.
         logging.getLogger('absl').setLevel(logging.WARNING)
         self.folder = Path(folder).absolute()
-        self._kept = functools.partial(_kept, keep=keep, best=best)
+        self._kept = functools.partial(_kept, keep=keep, besides=besides)
         policy = _Preserve(self._kept)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=True)
         with self._explained(f'the folder of checkpoints {self.folder} cannot be used'):
@@ -104,7 +104,7 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
 
     def tidy(self) -> None:
-        """Deletes the checkpoints that are kept no longer because another has become the best one since the last save.
+        """Deletes the checkpoints that are kept no longer, such as one that was the best until after the last save.
 
         It waits for the save that is under way, and all hosts wait for each other.
 
@@ -159,8 +159,8 @@ class _Preserve:
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
-def _kept(steps: Sequence[int], *, keep: int, best: Callable[[], int | None]) -> set[int]:
-    return {*sorted(steps)[-keep:], best()}
+def _kept(steps: Sequence[int], *, keep: int, besides: Callable[[], Collection[int]]) -> set[int]:
+    return {*sorted(steps)[-keep:], *besides()}
 
 
 def _tidy(folder: Path, kept: Callable[[Sequence[int]], set[int]]) -> None:

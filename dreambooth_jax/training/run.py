@@ -118,6 +118,27 @@ def begin(config: Config, workdir: Path, found: Inputs | None = None) -> None:
         raise _unwritable(workdir, error) from None
 
 
+def changed(config: Config, workdir: Path, names: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """Returns the settings that are not those of the run's last start: dotted name -> (before, now).
+
+    Args:
+      names: the settings, or groups of settings, that are compared.
+
+    Raises:
+      ConfigError: if the file of the run's settings is damaged.
+    """
+    if not (workdir / CONFIG).exists():
+        return {}
+    old, new = _flat(_read(workdir / CONFIG, type(config))), _flat(to_dict(config))
+    asked = [name for name in sorted(new) if any(name == one or name.startswith(f'{one}.') for one in names)]
+    return {name: (old.get(name), new[name]) for name in asked if not _is_same(name, old.get(name), new[name])}
+
+
+def checkpoints(workdir: Path, stage: str) -> list[int]:
+    """Returns the steps of a stage's complete checkpoints, in their order."""
+    return sorted(int(path.name) for path in (workdir / stage / 'checkpoints').glob('*') if path.name.isdigit())
+
+
 def trained_stages(workdir: Path) -> list[str]:
     """Returns the stages that have something to lose.
 

@@ -18,7 +18,7 @@ import optax
 from dreambooth_jax.config import CheckpointConfig
 from dreambooth_jax.monitoring.metrics import Metrics
 from dreambooth_jax.training import hosts, loop
-from dreambooth_jax.training.callbacks import Callback, ChoosesCheckpoint, SaveCheckpoint
+from dreambooth_jax.training.callbacks import Callback, ChoosesCheckpoint, ClosedAtTheEnd, SaveCheckpoint
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState, init_state
@@ -87,9 +87,18 @@ class TrainRun:
     description: str | None = None
 
     @property
+    def choosers(self) -> list[ChoosesCheckpoint]:
+        """The callback that chooses the best checkpoint, if there is one."""
+        return [one for one in self.callbacks if isinstance(one, ChoosesCheckpoint)]
+
+    @property
     def best(self) -> int | None:
         """The step of the best checkpoint so far; None if nothing chooses one."""
-        return next((one.best for one in self.callbacks if isinstance(one, ChoosesCheckpoint)), None)
+        return next((one.best for one in self.choosers), None)
+
+    def wanted(self) -> set[int]:
+        """Returns the steps whose checkpoints are kept beside the newest ones."""
+        return {step for one in self.choosers for step in (one.best, *one.again) if step is not None}
 
     @property
     def examples_per_step(self) -> int:
@@ -154,7 +163,11 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
     frozen = placement.place(run.frozen)
     # Place the state first: a checkpoint is restored into its layout and onto its devices.
     state = placement.place_state(run.init, placement.place(run.params))
-    checkpoints = Checkpoints(workdir / run.name / 'checkpoints', keep=run.checkpoint.keep, best=lambda: run.best)
+    checkpoints = Checkpoints(workdir / run.name / 'checkpoints', keep=run.checkpoint.keep, besides=run.wanted)
+    for chooser in run.choosers:
+        for step in tuple(chooser.again):
+            state = checkpoints.restore(state, step)
+            chooser(step, state)
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
     # Every host knows the metrics of all hosts, and they share the folder, so only one host writes.
@@ -175,6 +188,9 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
         if writer:
             closing.callback(writer.close)
         closing.enter_context(hosts.together())
+        for callback in run.callbacks:
+            if isinstance(callback, ClosedAtTheEnd):
+                closing.callback(callback.close)
         state, finished = loop.run(
             state,
             loop.Program(

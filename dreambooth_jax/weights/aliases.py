@@ -78,3 +78,11 @@ LPIPS_ALIASES: tuple[Alias, ...] = (
 )
 # The scaling of the input is constant; AlexNet's classifier is not used.
 LPIPS_IGNORED = (r'scaling_layer\.(shift|scale)', r'classifier\.[146]\.(weight|bias)')
+
+# models/qwen3.py has the names of transformers' Qwen3Model, while published files are of Qwen3ForCausalLM. It has no
+# head, and only those layers that are read.
+QWEN3_ALIASES: tuple[Alias, ...] = ((r'model\.(.*)', r'\1'),)
+QWEN3_IGNORED = (r'lm_head\.weight', r'(model\.)?layers\.\d+\..*', r'(model\.)?norm\.weight')
+
+# How many batches the batch norm of FLUX.2's autoencoder has seen; only its mean and variance are used.
+FLUX2_VAE_IGNORED = (r'bn\.num_batches_tracked',)

@@ -38,6 +38,12 @@ KINDS = {
 }
 # Storybook's own encoders, which are part of the package: their folders there, and the names that they are read by.
 STORYBOOK_ENCODERS = {'dino': 'storybook-dino', 'clip': 'storybook-clip'}
+# Those that score by default otherwise: the paper's, and DINOv2.
+PUBLISHED_ENCODERS = {
+    'dino': 'facebook/dino-vits16',
+    'dinov2': 'facebook/dinov2-small',
+    'clip': 'openai/clip-vit-base-patch32',
+}
 ALLOWED = (
     "a folder (with config.json and model.safetensors) or a hub id 'owner/model', or one of Storybook's own: "
     f'{", ".join(STORYBOOK_ENCODERS.values())}'
@@ -62,6 +68,15 @@ class EncoderFolder:
     kind: str
     networks: Mapping[str, Network]
     tokenizer: Path | None
+
+
+def usual_encoders(is_storybook: bool) -> dict[str, str]:
+    """Returns the encoders that score by default: 'dino', 'dinov2' and 'clip' -> what read_encoder takes.
+
+    Args:
+      is_storybook: whether the model that is scored is the one that ships with the package.
+    """
+    return PUBLISHED_ENCODERS | (STORYBOOK_ENCODERS if is_storybook else {})
 
 
 def read_encoder(name: str | os.PathLike, *, revision: str | None = None) -> EncoderFolder:

@@ -142,7 +142,7 @@ def _read_folder(folder: Path, families: Sequence[Layout], dtype, components: Se
     schedules = {entry: _read_json(folder / name / _SCHEDULER_FILE) for entry, name in names.items()}
     if family.denoiser in asked:
         for entry, name in names.items():
-            guard.check_schedule(schedules[entry], str(folder / name / _SCHEDULER_FILE))
+            guard.check_schedule(schedules[entry], str(folder / name / _SCHEDULER_FILE), family.read_schedule)
     tokenizers = {}
     for component, tokenizer in family.tokenizers.items():
         if guard.holds(index, tokenizer):
@@ -309,7 +309,10 @@ def _write_stage(pipeline: Pipeline, folder: Path, *, dtype: str, max_shard_byte
     for component, network in pipeline.components.items():
         kind = kind_of(component, network.config)
         index[component] = [kind.library, kind.class_name]
-        _write_network(network, component, folder / component, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        if kind.partial:
+            _copy_network(pipeline, component, folder / component)
+        else:
+            _write_network(network, component, folder / component, dtype=dtype, max_shard_bytes=max_shard_bytes)
     for component, config in schedulers.items():
         config = {'_class_name': 'DDPMScheduler', '_diffusers_version': DIFFUSERS_VERSION, **config}
         index[component] = ['diffusers', config['_class_name']]
@@ -344,6 +347,18 @@ def _write_network(network: Network, component: str, folder: Path, *, dtype: str
     _write_json(folder / 'config.json', config)
     path, tensors = folder / f'{kind.stem}{files.SUFFIX}', network_tensors(component, network)
     files.write_tensors(path, tensors, dtype=dtype, max_shard_bytes=max_shard_bytes)
+
+
+def _copy_network(pipeline: Pipeline, component: str, folder: Path) -> None:
+    if pipeline.folder is None or not (pipeline.folder / component).is_dir():
+        raise WeightsError(
+            f'the {component} of {pipeline.name} is read only in part, and its files, which would be copied, are not '
+            f'there; give a complete pipeline folder.'
+        )
+    folder.mkdir(parents=True)
+    for file in sorted((pipeline.folder / component).iterdir()):
+        if file.is_file() and file.suffix in ('.json', files.SUFFIX):
+            shutil.copyfile(file, folder / file.name)
 
 
 def _is_pipeline(folder: Path) -> bool:

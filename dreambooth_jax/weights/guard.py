@@ -9,7 +9,7 @@ Source: diffusers 0.42.1 pipelines/stable_diffusion/pipeline_stable_diffusion.py
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dreambooth_jax.diffusion import schedules
@@ -91,19 +91,23 @@ def own_config(component: str, config: Mapping[str, Any], class_name: str) -> Ma
         if not isinstance(inside, Mapping):
             raise ValueError(f"text_config is {inside!r} but must be the text encoder's configuration")
         config = {**inside, 'model_type': 'clip_text_model'}
-    if class_name == 'T5EncoderModel':
+    if class_name == 'T5EncoderModel' or config.get('model_type') == 'qwen3':
         return config
     return {'model_type': 'clip_text_model', **config, 'architectures': [class_name]}
 
 
-def check_schedule(config: Mapping[str, Any], source: str) -> None:
+def check_schedule(config: Mapping[str, Any], source: str, read: Callable = schedules.from_config) -> None:
     """Checks the contents of a scheduler_config.json.
+
+    Args:
+      source: name of the file for an error.
+      read: Layout.read_schedule of the file's family.
 
     Raises:
       WeightsError: one sentence, if they do not describe a supported noise schedule.
     """
     try:
-        schedules.from_config(config)
+        read(config)
     except ValueError as error:
         raise WeightsError(f'{source} is not supported: {str(error).rstrip(".")}.') from None
 

@@ -12,7 +12,7 @@ from dreambooth_jax.weights.pipeline import SUPER_RESOLUTION
 
 STORYBOOK = 'storybook'
 RUN_MODEL = 'model'  # the exported pipeline inside the folder of a training run
-TOKENIZER_SUFFIXES = ('.json', '.model', '.txt')
+TOKENIZER_SUFFIXES = ('.json', '.model', '.txt', '.jinja')
 _COMMIT = re.compile('[0-9a-f]{40}')
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 ALLOWED = (

@@ -17,11 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dreambooth_jax.models import clip, functional, t5, unet_config, vae
+from dreambooth_jax.diffusion import schedules
+from dreambooth_jax.models import clip, flux2, functional, qwen3, t5, unet_config, vae, vae_flux2
 from dreambooth_jax.models.clip import CLIPTextModel
+from dreambooth_jax.models.flux2 import Flux2Transformer2DModel
+from dreambooth_jax.models.qwen3 import Qwen3Model
 from dreambooth_jax.models.t5 import T5EncoderModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
 from dreambooth_jax.models.vae import AutoencoderKL
+from dreambooth_jax.models.vae_flux2 import AutoencoderKLFlux2
 from dreambooth_jax.weights import aliases, mapping
 from dreambooth_jax.weights.errors import WeightsError
 
@@ -45,6 +49,7 @@ class Layout:
       absent: components that are written as absent.
       also_saved_as: other pipeline classes that hold the same networks and are read as this one.
       originals: the layouts of its single files (original_facts.OriginalLayout), in the order in which they are tried.
+      read_schedule: reads its scheduler_config.json; ValueError, one sentence, if it is not supported.
       architecture: its id in the model metadata standard (modelspec.py) if it has no such layout.
     """
 
@@ -59,11 +64,16 @@ class Layout:
     absent: tuple[str, ...] = ()
     also_saved_as: tuple[str, ...] = ()
     originals: tuple[Any, ...] = ()
+    read_schedule: Callable[[Mapping[str, Any]], Any] = schedules.from_config
     architecture: str | None = None
 
 
 class Kind(NamedTuple):
-    """How networks of one class are built and stored; `resolve` checks and completes their config.json."""
+    """How networks of one class are built and stored; `resolve` checks and completes their config.json.
+
+    Of a network that is `partial` only what the pipeline uses is built and read. It cannot train, and it is written by
+    copying the files from which it was read.
+    """
 
     constructor: Callable[..., nnx.Module]
     resolve: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -73,6 +83,7 @@ class Kind(NamedTuple):
     stem: str  # name of the weights file without its suffix
     aliases: tuple
     ignored: tuple
+    partial: bool = False
 
 
 _DIFFUSERS, _TRANSFORMERS = 'diffusion_pytorch_model', 'model'
@@ -101,10 +112,46 @@ KINDS = {
             'clip_text_model',
             *_CLIP,
         ),
+        Kind(
+            Flux2Transformer2DModel,
+            flux2.resolve,
+            'diffusers',
+            'Flux2Transformer2DModel',
+            None,
+            _DIFFUSERS,
+            (),
+            (),
+        ),
+        Kind(
+            AutoencoderKLFlux2,
+            vae_flux2.resolve,
+            'diffusers',
+            'AutoencoderKLFlux2',
+            None,
+            _DIFFUSERS,
+            aliases.VAE_ALIASES,
+            aliases.FLUX2_VAE_IGNORED,
+        ),
+        Kind(
+            lambda config, **options: Qwen3Model(config, states=qwen3.quarter_states(config), **options),
+            qwen3.resolve,
+            'transformers',
+            'Qwen3ForCausalLM',
+            'qwen3',
+            _TRANSFORMERS,
+            aliases.QWEN3_ALIASES,
+            aliases.QWEN3_IGNORED,
+            partial=True,
+        ),
     )
 }
 # Components whose class follows from their name; the class of a text encoder is read from its configuration.
-_OF_COMPONENT = {'unet': 'UNet2DConditionModel', 'vae': 'AutoencoderKL'}
+# The first one is meant where the configuration does not name its class.
+_OF_COMPONENT = {
+    'unet': ('UNet2DConditionModel',),
+    'transformer': ('Flux2Transformer2DModel',),
+    'vae': ('AutoencoderKL', 'AutoencoderKLFlux2'),
+}
 _WITH_CLIP = ('clip', 'clip_text_model')
 
 
@@ -252,15 +299,17 @@ def kind_of(component: str, config: Mapping[str, Any]) -> Kind:
         raise ValueError('quantization_config is there, but quantised weights cannot be trained; give plain ones')
     class_name = config.get('_class_name')
     if component in _OF_COMPONENT:
-        kind = KINDS[_OF_COMPONENT[component]]
-        if class_name not in (None, kind.class_name):
-            raise ValueError(f'_class_name is {class_name!r} but must be {kind.class_name!r}')
-        return kind
+        allowed = _OF_COMPONENT[component]
+        if class_name not in (None, *allowed):
+            raise ValueError(f'_class_name is {class_name!r} but must be {" or ".join(map(repr, allowed))}')
+        return KINDS[class_name or allowed[0]]
     model_type = config.get('model_type', 't5')
     if model_type == 't5':
         return KINDS['T5EncoderModel']
+    if model_type == 'qwen3':
+        return KINDS['Qwen3ForCausalLM']
     if model_type not in _WITH_CLIP:
-        raise ValueError(f"model_type is {model_type!r} but must be one of ('t5', 'clip_text_model')")
+        raise ValueError(f"model_type is {model_type!r} but must be one of ('t5', 'clip_text_model', 'qwen3')")
     architectures = config.get('architectures') or ()
     if not isinstance(architectures, list | tuple):
         raise ValueError(f'architectures is {architectures!r} but must be a list of class names')

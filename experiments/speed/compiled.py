@@ -24,6 +24,7 @@ import jax
 
 from dreambooth_jax.evaluation import experiment
 from dreambooth_jax.finetune import memory_plan
+from dreambooth_jax.generation.cascade import STAGES
 
 FIELDS = ('argument', 'output', 'alias', 'temp')
 DUMP = 'PHASES_DUMP'  # environment variable of a process that compiles one program: where the compiler writes
@@ -81,6 +82,17 @@ class Counted:
         counts = types.SimpleNamespace(**{f'{field}_size_in_bytes': found[field] for field in FIELDS})
         return counts, found['refused'] and tuple(found['refused'])
 
+    def told_of(self, use: memory_plan.Use) -> str:
+        """How the temporaries of a program were counted; '' if they were not."""
+        name, stage = use.program.removeprefix('base model, '), stage_of(use)
+        return next((self.told[key] for key in (name, f'{name} {stage}', f'{stage} {name}') if key in self.told), '')
+
+
+def stage_of(use: memory_plan.Use) -> str:
+    """The stage whose networks a program runs: a sampler is named after it, whichever is trained in this phase."""
+    words = [*use.program.removeprefix('base model, ').split(), *use.phase.split()]
+    return next((word for word in words if word in STAGES), 'base')
+
 
 def _stop_at_buffers(folder: Path, keep: Callable[[dict, str], None]) -> None:
     """Waits until the compiler has written its buffers into an empty folder, keeps the count and ends the process."""
@@ -131,9 +143,7 @@ def extrapolated(
     rows = []
     for index, use in enumerate(uses):
         counts = {depth: made[index].temporaries for depth, made in at.items() if made[index].complete}
-        # A sampler is named after its stage, whichever is trained in this phase.
-        words = [*use.program.removeprefix('base model, ').split(), *use.phase.split()]
-        stage = next((word for word in words if word in full), 'base')
+        stage = stage_of(use)
         *third, low, high = [None, None, *sorted(counts)]
         if low is None:
             rows.append((use, ''))

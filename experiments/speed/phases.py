@@ -138,16 +138,10 @@ def main(argv) -> None:
             rows = compiled.extrapolated(uses, at, {name: stage.depth for name, stage in made.items()})
         else:
             uses, host = plan(config, made, where, counted)
-            rows = [(use, _told(use, counted.told)) for use in uses]
+            rows = [(use, counted.told_of(use)) for use in uses]
         print(f'for {where.name}, JAX {jax.__version__} {compiler}:')
         print('\n'.join(plans.memory_lines([use for use, _ in rows], where, host)))
         print(experiment.table(HEADINGS, [row_of(*row) for row in rows]))
-
-
-def _told(use, told: dict) -> str:
-    name = use.program.removeprefix('base model, ')
-    stage = 'super_resolution' if 'super_resolution' in use.phase else 'base'
-    return next((told[key] for key in (name, f'{name} {stage}', f'{stage} {name}') if key in told), '')
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""The settings of the evaluation during training: what goes together, and which encoders are meant."""
+"""The settings of the evaluation during training: what goes together."""
 
 import pytest
 
-from dreambooth_jax.config import ConfigError, DreamBoothConfig, EvaluationConfig, resolve
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 from tests.config.test_dreambooth import DOG
 
 
@@ -35,10 +35,3 @@ def test_what_does_not_go_together_is_one_sentence(settings, sentence):
 
 def test_it_is_off_unless_asked_for():
     assert resolve(DreamBoothConfig, DOG).evaluation.every == 0
-
-
-def test_encoders_are_the_shipped_ones_for_the_shipped_model_and_else_those_of_the_paper():
-    shipped, paper = EvaluationConfig().encoders(True), EvaluationConfig().encoders(False)
-    assert shipped == {'dino': 'storybook-dino', 'clip': 'storybook-clip'}
-    assert paper == {'dino': 'facebook/dino-vits16', 'clip': 'openai/clip-vit-base-patch32'}
-    assert EvaluationConfig(dino='mine').encoders(True) == {**shipped, 'dino': 'mine'}

@@ -20,6 +20,7 @@ def settings(name):
         ('stable-diffusion-2-1', 768, 5e-6, 1000),
         ('sdxl', 1024, 1e-4, 500),
         ('deepfloyd-if', None, 1e-7, 1000),
+        ('flux2-klein', 512, 1e-4, 500),
     ],
 )
 def test_a_recipe_is_that_of_its_source(name, resolution, learning_rate, steps):
@@ -29,4 +30,4 @@ def test_a_recipe_is_that_of_its_source(name, resolution, learning_rate, steps):
 
 
 def test_every_recipe_is_one_of_these():
-    assert PRESETS.keys() == {'stable-diffusion-v1-5', 'stable-diffusion-2-1', 'sdxl', 'deepfloyd-if'}
+    assert PRESETS.keys() == {'stable-diffusion-v1-5', 'stable-diffusion-2-1', 'sdxl', 'deepfloyd-if', 'flux2-klein'}

@@ -14,6 +14,7 @@ WRONG = [
     ('time_mean', 'low', "time_mean must be a number, got 'low' (str)"),
     ('time_std', 0.0, 'time_std must be > 0, got 0.0'),
     ('time_mode_scale', 2.0, 'time_mode_scale must be in [-1, 1.75], got 2.0'),
+    ('time_shift', 0.0, 'time_shift must be > 0, got 0.0'),
     ('time_range', (0.5, 1.5), 'time_range[1] must be in [0, 1], got 1.5'),
     ('time_range', (0.5, 0.5), 'time_range must be (low, high) with low < high, got (0.5, 0.5)'),
 ]

@@ -55,9 +55,17 @@ def test_a_range_squeezes_what_is_drawn():
     np.testing.assert_allclose(part, 0.25 + 0.5 * whole, rtol=1e-6)
 
 
+@pytest.mark.parametrize('kind', ['uniform', 'logit_normal', 'mode'])
+def test_a_shift_moves_what_is_drawn_towards_noise(kind):
+    plain, moved = (np.asarray(TimeDistribution(kind=kind, shift=k).sample(KEYS)) for k in (None, 3.0))
+    np.testing.assert_allclose(moved, 3 * plain / (1 + 2 * plain), rtol=1e-5)
+    np.testing.assert_array_equal(TimeDistribution(kind=kind, shift=1.0).sample(KEYS), plain)
+
+
 @pytest.mark.parametrize(
     ('options', 'sentence'),
     [
+        (dict(shift=0.0), 'shift is 0.0; it must be above 0.'),
         (dict(kind='beta'), "kind is 'beta'; allowed: uniform, logit_normal, mode"),
         (dict(std=0.0), 'std is 0.0; it must be above 0'),
         (dict(mode_scale=2.0), 'mode_scale is 2.0; -1.0 to 1.751938 is allowed'),

@@ -45,6 +45,14 @@ def test_every_score_has_a_row_with_its_meaning(scores):
     assert '–' in rows[3]  # photos have no PRES
 
 
+def test_a_score_that_the_model_before_lacks_is_a_dash(scores):
+    models = {**scores.found['models'], 'base': {'sks dog': {}}}
+    markup = page_scores.score_table(
+        SubjectScores(found={**scores.found, 'models': models}, subject='sks dog', folders={})
+    )
+    assert markup.count('<td data-label="model before">–</td>') == len(scored_runs.SCORES)
+
+
 def test_a_score_of_others_is_shown_without_a_meaning(scores):
     told = {'value': 0.5, 'low': None, 'high': None, 'images': 4, 'kinds': {}, 'prompts': {}}
     more = {model: {'sks dog': {'house_style': told}} for model in ('run', 'base')}

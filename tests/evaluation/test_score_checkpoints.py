@@ -97,7 +97,7 @@ def written(workdir):
 
 
 def checkpoint(workdir, step):
-    (workdir / 'base' / 'checkpoints' / str(step)).mkdir(parents=True)
+    (workdir / 'base' / 'checkpoints' / str(step)).mkdir(parents=True, exist_ok=True)
 
 
 def test_prompts_are_spread_over_all_of_them():
@@ -174,15 +174,22 @@ def test_numbers_that_the_metrics_lack_after_a_kill_are_told_once(tmp_path):
 
 
 @pytest.mark.parametrize('change', ['num_images', 'encoder'])
-def test_evaluations_by_other_measures_are_dropped_with_a_warning(tmp_path, caplog, change):
-    callback(tmp_path, {10: 0.5})(10, 10)
-    checkpoint(tmp_path, 10)
+def test_evaluations_by_other_measures_are_made_again_with_a_warning_where_the_checkpoint_is_left(
+    tmp_path, caplog, change
+):
+    before = callback(tmp_path, {10: 0.2, 20: 0.5, 30: 0.95})
+    for step in (10, 20, 30):
+        before(step, step)
+    checkpoint(tmp_path, 20), checkpoint(tmp_path, 30)
     found = written(tmp_path)
     found['measured_by'][change if change == 'num_images' else 'encoders'] = 'other'
     best_checkpoint.write(tmp_path, found)
-    scored = callback(tmp_path, {10: 0.5})
-    assert scored.best is None and scored.missed(10)
-    assert 'cannot be compared with new ones: they are dropped' in caplog.text
+    scored = callback(tmp_path, {20: 0.5, 30: 0.95})
+    assert scored.again == [20] and scored.best == written(tmp_path)['step'] == 20 and scored.missed(30)
+    assert 'of 3 checkpoints, the 2 that are still there are evaluated again' in caplog.text
+    scored(20, 20), scored(30, 30)
+    assert not scored.again and scored.best == 20
+    assert written(tmp_path)['candidates'] == found['candidates'][1:]
 
 
 def test_patience_ends_after_so_many_evaluations_without_gain_and_not_at_earlier_steps(tmp_path):

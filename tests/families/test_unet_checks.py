@@ -30,6 +30,7 @@ CLIP_2 = folder_configs('sdxl')['text_encoder_2']
         (SD, 'sd1', 'unet', {'out_channels': 8}, 'the UNet of x predicts 8 channels but the latents of its VAE have 4'),
         (SD, 'sd1', 'vae', {'latent_channels': 16}, 'x predicts 4 channels but the latents of its VAE have 16'),
         (SD, 'sd1', 'vae', {'in_channels': 6}, 'the VAE of x has in_channels 6, but images have 3'),
+        (SD, 'sd1', 'vae', {'shift_factor': 0.1}, 'x has shift_factor 0.1, but the latents of a UNet are not shifted'),
         (SD, 'sd1', 'unet', {'cross_attention_dim': 48}, 'text embeddings of width 48 but its text encoder writes 32'),
         (SD, 'sd1', 'text_encoder', {'hidden_size': 64}, 'text embeddings of width 32 but its text encoder writes 64'),
         (SD, 'sd1', 'unet', {'cross_attention_dim': [32, 48, 32]}, 'of width 32 and 48 but its text encoder writes 32'),

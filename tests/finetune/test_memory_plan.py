@@ -120,6 +120,33 @@ def test_the_phases_are_those_of_the_run(cascade):
     assert phases(latents, base={'train_text_encoder': True}, prior={'weight': 0.0}) == base
 
 
+def test_evaluations_are_a_phase_in_which_encoders_gather_after_both_models_have_generated(cascade):
+    config = settings(evaluation={'every': 2, 'class_images': 5}, super_resolution={'steps': 1})
+    placement, stages = planned(cascade('pixels'), config)
+    counted = []
+    with target.planned_for(compiled=True) as where:
+        found = memory_plan.uses(
+            config,
+            cascade('pixels'),
+            stages,
+            placement,
+            where,
+            lambda name, lower: (counted.append(name), (Counts, None))[1],
+            planned_runs.evaluated(config),
+        )
+    phases = list(memory_plan.largest(found))
+    assert phases[3:5] == ['samples of base', 'evaluation of base'] and 'evaluation of super_resolution' not in phases
+    scored = [use for use in found if use.phase == 'evaluation of base']
+    ours = ['prompts', 'base sampler']
+    assert [use.program for use in scored] == [*ours, *(f'base model, {one}' for one in ours), 'dino image']
+    (step,) = (use for use in found if use.phase == 'training base')
+    (sampled,) = (use for use in found if (use.phase, use.program) == ('samples of base', 'base sampler'))
+    assert scored[-1].weights == step.weights + 256 * 4 * 4 and scored[1].weights == sampled.weights
+    assert all((use.state, use.data, use.complete) == (step.state, step.data, True) for use in scored)
+    # Its batch of images is one of its own, and each program is counted once.
+    assert counted.count('dino image') == 1 and counted.count('base sampler') >= 2
+
+
 def test_nothing_else_is_on_the_device_while_images_and_prompts_are_encoded(cascade):
     found = uses_of(cascade('latents'), settings())
     images, prompts = (use for use in found if use.phase == 'encoding for base')

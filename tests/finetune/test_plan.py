@@ -12,7 +12,7 @@ from dreambooth_jax.config import DreamBoothConfig, resolve
 from dreambooth_jax.finetune import examples, plan, stage
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training.placement import make_placement
-from tests.support import tiny_pipelines
+from tests.support import planned_runs, tiny_pipelines
 
 
 @pytest.fixture
@@ -26,7 +26,8 @@ def line_of(monkeypatch):
         data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
         prior = {'num_images': 3, 'steps': 2, **settings.pop('prior', {})}
         config = resolve(DreamBoothConfig, {'data': data, 'prior': prior, **settings})
-        text = plan.describe(config, cascade, examples.read_instance(config, cascade))
+        evaluated = planned_runs.evaluated(config) if config.evaluation.every else None
+        text = plan.describe(config, cascade, examples.read_instance(config, cascade), evaluated=evaluated)
         found = re.search(f'  {beginning}: (.*)', text)
         return found and found[1]
 
@@ -94,3 +95,17 @@ def test_the_run_that_the_plan_reads_is_on_the_host(settings):
     assert {type(leaf) for leaf in leaves} == {np.ndarray} and not cascade._on_device
     assert ('teacher' in run.frozen) == ('prior' in settings)
     assert run.state_shapes.params.keys() == run.params.keys()
+
+
+def test_the_plan_tells_the_noise_process_and_how_often_each_time_is_drawn(line_of):
+    assert line_of('  noise').startswith('1000 discrete times (')
+    shares = lambda **objective: [  # noqa: E731
+        int(share)
+        for share in line_of(
+            r'  times trained on, % in each tenth from clean to noise', objective=objective, base={'steps': 1}
+        ).split()
+    ]
+    assert all(9 <= share <= 11 for share in shares()) and len(shares()) == 10
+    assert shares(time_range=(0.5, 1.0))[:5] == [0] * 5
+    assert shares(time_shift=3.0)[0] < 5 < 20 < shares(time_shift=3.0)[-1]
+    assert line_of('  noise', objective={'time_shift': 3.0}).endswith(', config.objective.time_shift 3 in its place')

@@ -85,10 +85,18 @@ def test_a_step_that_an_evaluated_run_has_not_is_one_sentence(evaluated_run):
     )
 
 
-def test_a_choice_of_an_earlier_evaluation_does_not_count_where_it_is_off(trained_run):
+def test_a_choice_of_an_earlier_evaluation_counts_where_it_is_off_only_if_a_second_stage_was_trained_on_it(
+    trained_run, tmp_path
+):
     evaluated(trained_run, 3)
-    assert read_trained(trained_run).origins[0] == 'base: checkpoint 4'
-    (trained_run / 'best.json').unlink()
+    try:
+        assert read_trained(trained_run).origins[0] == 'base: checkpoint 3, the best by evaluation'
+    finally:
+        (trained_run / 'best.json').unlink()
+    alone = begun(tmp_path / 'dog', MODEL)
+    save(alone, 'base', [3, 4], {'unet': model().base.denoiser.params})
+    evaluated(alone, 3)
+    assert read_trained(alone).origins[0] == 'base: checkpoint 4'
 
 
 def test_a_stage_without_checkpoints_is_as_in_the_model(run):

@@ -1,1 +1,1 @@
-from tests.programs.conftest import program, quick  # noqa: F401
+from tests.programs.conftest import program  # noqa: F401

@@ -17,7 +17,7 @@ from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.weights.errors import WeightsError
-from tests.support import tiny_pipelines
+from tests.support import smallest_pipelines, tiny_pipelines
 from tests.support.generating import generate
 from tests.support.torch_reference import nchw
 
@@ -40,6 +40,12 @@ QUICK = dict(steps=2, guidance_scale=1.0, sampler='ddim')
 @pytest.fixture(scope='module')
 def cascade():
     return Cascade.load(tiny_pipelines.folder())
+
+
+@pytest.fixture(scope='module')
+def smallest():
+    """Where nothing is compared with diffusers."""
+    return Cascade.load(smallest_pipelines.folder('pixels'))
 
 
 @pytest.fixture(scope='module')
@@ -127,10 +133,10 @@ def test_embeddings_are_those_of_diffusers(cascade):
 
 
 @pytest.mark.slow
-def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours(cascade):
-    whole = generate(cascade, PROMPTS, num_images=3, batch_size=6, **QUICK)
-    padded = generate(cascade, PROMPTS, num_images=3, batch_size=4, **QUICK)
-    alone = generate(cascade, PROMPTS[1:], num_images=3, batch_size=4, **QUICK)
+def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours(smallest):
+    whole = generate(smallest, PROMPTS, num_images=3, batch_size=6, **QUICK)
+    padded = generate(smallest, PROMPTS, num_images=3, batch_size=4, **QUICK)
+    alone = generate(smallest, PROMPTS[1:], num_images=3, batch_size=4, **QUICK)
     for stage in range(2):
         np.testing.assert_allclose(whole[stage], padded[stage], atol=1)
         np.testing.assert_allclose(whole[stage][3:], alone[stage], atol=1)
@@ -138,48 +144,51 @@ def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours(cascade):
     assert len({bytes(image) for image in whole.base}) == 6
 
 
-def test_any_images_can_be_asked_for(cascade):
-    whole = generate(cascade, PROMPTS, num_images=3, batch_size=4, **QUICK)
+def test_any_images_can_be_asked_for(smallest):
+    whole = generate(smallest, PROMPTS, num_images=3, batch_size=4, **QUICK)
     requests = [(1, 2), (0, 0), (1, 0), (0, 2), (0, 1)]
     options = SamplingOptions(super_resolution=False, batch_size=4, **QUICK)
-    generated = list(cascade.stream(PROMPTS, requests, options))
+    generated = list(smallest.stream(PROMPTS, requests, options))
     assert [list(rows) for rows, _ in generated] == [[0, 1, 2, 3], [4]]
     assert all(images.super_resolution is None for _, images in generated)
     pixels = np.concatenate([images.base for _, images in generated])
     np.testing.assert_allclose(pixels, whole.base[[5, 0, 3, 2, 1]], atol=1)
 
 
-def test_other_parameters_change_the_images_and_compile_nothing(cascade):
-    before = generate(cascade, PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
-    count = len(cascade.programs)
-    compiled = [program._cache_size() for program in cascade.programs.values() if hasattr(program, '_cache_size')]
-    other = cascade.with_params(
-        base={name: network.params for name, network in tiny_pipelines.base(1).components.items()},
-        super_resolution={'unet': tiny_pipelines.super_resolution(1).denoiser.params},
+def test_other_parameters_change_the_images_and_compile_nothing(smallest):
+    before = generate(smallest, PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
+    count = len(smallest.programs)
+    compiled = [program._cache_size() for program in smallest.programs.values() if hasattr(program, '_cache_size')]
+    random = tiny_pipelines.random_network
+    second = random('unet', smallest_pipelines.PIXEL_UPSCALER, 31).params
+    other = smallest.with_params(
+        base={name: random(name, network.config, 30).params for name, network in smallest.base.components.items()},
+        super_resolution={'unet': second},
     )
     after = generate(other, PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
     assert len(other.programs) == count
-    assert compiled == [p._cache_size() for p in cascade.programs.values() if hasattr(p, '_cache_size')]
+    assert compiled == [p._cache_size() for p in smallest.programs.values() if hasattr(p, '_cache_size')]
     assert np.any(before.base != after.base)
-    again = generate(cascade, PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
+    again = generate(smallest, PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
     assert np.array_equal(before.final, again.final)
-    second = cascade.with_params(super_resolution={'unet': tiny_pipelines.super_resolution(1).denoiser.params})
-    changed = generate(second, PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
+    changed = generate(
+        smallest.with_params(super_resolution={'unet': second}), PROMPTS[:1], batch_size=4, num_images=4, **QUICK
+    )
     assert np.array_equal(before.base, changed.base) and np.any(before.final != changed.final)
 
 
-def test_guidance_one_ignores_the_negative_prompt(cascade):
-    plain = generate(cascade, PROMPTS[:1], num_images=4, batch_size=4, **QUICK)
-    told = generate(cascade, PROMPTS[:1], num_images=4, batch_size=4, negative_prompt=NEGATIVE, **QUICK)
+def test_guidance_one_ignores_the_negative_prompt(smallest):
+    plain = generate(smallest, PROMPTS[:1], num_images=4, batch_size=4, **QUICK)
+    told = generate(smallest, PROMPTS[:1], num_images=4, batch_size=4, negative_prompt=NEGATIVE, **QUICK)
     assert np.array_equal(plain.base, told.base)
 
 
 @pytest.mark.slow
-def test_the_second_stage_has_steps_and_guidance_of_its_own(cascade):
+def test_the_second_stage_has_steps_and_guidance_of_its_own(smallest):
     options = {**QUICK, 'num_images': 4, 'batch_size': 4, 'negative_prompt': NEGATIVE}
-    plain = generate(cascade, PROMPTS[:1], **options)
-    guided = generate(cascade, PROMPTS[:1], super_resolution_guidance_scale=3.0, **options)
-    longer = generate(cascade, PROMPTS[:1], super_resolution_steps=3, **options)
+    plain = generate(smallest, PROMPTS[:1], **options)
+    guided = generate(smallest, PROMPTS[:1], super_resolution_guidance_scale=3.0, **options)
+    longer = generate(smallest, PROMPTS[:1], super_resolution_steps=3, **options)
     for other in (guided, longer):
         assert np.array_equal(plain.base, other.base) and np.any(plain.final != other.final)
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from diffusers.training_utils import compute_snr
 
-from dreambooth_jax.config import ObjectiveConfig
+from dreambooth_jax.config import ConfigError, ObjectiveConfig
 from dreambooth_jax.diffusion import noise as noise_lib
+from dreambooth_jax.diffusion.rectified_flow import RectifiedFlow
 from dreambooth_jax.diffusion.times import TimeDistribution
 from dreambooth_jax.families.image_space import PixelSpace
-from dreambooth_jax.losses.denoising import EMPTY_PROMPT, Objective, streams
+from dreambooth_jax.losses.denoising import EMPTY_PROMPT, Objective, denoise_examples, streams
 from tests.support import small_stages as small
 from tests.support.torch_reference import nchw, nhwc
 
@@ -211,3 +212,30 @@ def test_times_are_drawn_as_the_settings_say():
     assert np.asarray(seen['t']).min() >= 100 and np.asarray(seen['t']).max() < 600
     other = Objective.from_settings(ObjectiveConfig(time_distribution='mode', time_mode_scale=-0.5)).times
     assert other == TimeDistribution(kind='mode', mode_scale=-0.5)
+    assert Objective.from_settings(ObjectiveConfig(time_shift=3.0)).times == TimeDistribution(shift=3.0)
+
+
+def test_a_weighting_of_times_is_for_rectified_flows():
+    objective = Objective.from_settings(ObjectiveConfig(time_weighting='cosmap'))
+    objective.check(RectifiedFlow(), 'a flow')
+    with pytest.raises(ConfigError) as error:
+        objective.check(small.schedule(), 'this')
+    assert str(error.value) == ("time_weighting is 'cosmap' but this is no rectified flow and has none; set it to None")
+
+
+def test_a_rectified_flow_is_weighted_and_masked_like_every_process():
+    """A network that answers 0 has the error of the velocity itself; half of each image is masked."""
+    process, keys = RectifiedFlow(shift=3.0), jax.random.split(jax.random.key(0), 4)
+    images = jax.random.normal(jax.random.key(1), (4, 4, 4, 2))
+    masks = jnp.zeros((4, 4, 4, 1)).at[:, :2].set(1.0)
+    zero = lambda x, t: jnp.zeros_like(x)  # noqa: E731
+    t = process.sample_times(keys)
+    velocity = noise_lib.sample_noise(keys, (4, 4, 2)) - images
+    plain = jnp.mean(velocity[:, :2] ** 2, axis=(1, 2, 3))
+    for options, weight in (
+        ({}, 1.0),
+        ({'time_weighting': 'sigma_sqrt'}, t**-2),
+        ({'min_snr_gamma': 5.0}, t**2 * jnp.minimum(process.snr(t), 5.0)),
+    ):
+        loss, _ = denoise_examples(zero, images, process, Objective(**options), keys, keys, masks)
+        np.testing.assert_allclose(loss, weight * plain, rtol=1e-5)

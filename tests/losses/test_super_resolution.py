@@ -95,7 +95,7 @@ def test_level_goes_in_as_the_class_label_over_its_whole_range_and_independent_o
     # The range of levels does not touch the time or the target's noise.
     other = run((0, 0), examples=600)[2]
     np.testing.assert_array_equal(other['t'], times)
-    np.testing.assert_array_equal(other['x'][..., :3], seen['x'][..., :3])
+    np.testing.assert_allclose(other['x'][..., :3], seen['x'][..., :3], atol=1e-6)  # of two compiled programs
 
 
 def test_level_0_adds_nothing_at_all_beside_examples_of_other_levels():
@@ -104,7 +104,8 @@ def test_level_0_adds_nothing_at_all_beside_examples_of_other_levels():
         low, jnp.array([0, 1, 0]), small.keys(3)
     )
     clean = jax.jit(low_resolution.upsample, static_argnums=1)(low, SIDE)
-    np.testing.assert_array_equal(made[jnp.array([0, 2])], clean[jnp.array([0, 2])])
+    # Of two compiled programs, so up to rounding; the noise that the schedule begins with is thousands of times that.
+    np.testing.assert_allclose(made[jnp.array([0, 2])], clean[jnp.array([0, 2])], atol=1e-6)
     assert (made[1] != clean[1]).all()
 
 

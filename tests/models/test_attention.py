@@ -92,16 +92,18 @@ def test_the_form_for_cpus_equals_the_form_for_accelerators(monkeypatch, with_bi
         assert largest_relative_difference(ours, theirs) < 1e-5
 
 
-@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
-def test_attention_in_parts_equals_attention_at_once_and_stores_fewer_logits(monkeypatch, backend):
+@pytest.mark.parametrize(('backend', 'hides'), [('cpu', False), ('cpu', True), ('tpu', False)])
+def test_attention_in_parts_equals_attention_at_once_and_stores_fewer_logits(monkeypatch, backend, hides):
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
     monkeypatch.setattr(attention, '_cuda_capability', lambda: None)
     rng = np.random.default_rng(0)
     parts = [jnp.asarray(rng.normal(size=(2, length, 3, 8)), jnp.float32) for length in (96, 80, 80)]
+    # A bias that hides keys from all queries, and different ones in every example.
+    bias = jnp.where(np.arange(80) < np.array([[50], [80]]), 0.0, -1e9)[:, None, None, :] if hides else None
 
     def run():
         def attend(*parts):
-            output, back = jax.vjp(lambda *parts: attention.attend(*parts, scale=0.7), *parts)
+            output, back = jax.vjp(lambda *parts: attention.attend(*parts, scale=0.7, bias=bias), *parts)
             return output, *back(jnp.cos(output))
 
         compiled = jax.jit(attend).lower(*parts).compile()

@@ -45,16 +45,21 @@ class Network(nnx.Module):
         return self.proj(jax.nn.silu(self.layers[1](x)))
 
 
-ALL = ['conv_in', r'layers\.[01]', 'proj']
+ALL = ('conv_in', r'layers\.[01]', 'proj')
 
 
-def adapted(dora=False, targets=ALL, dtype=jnp.float32, alpha=ALPHA):
-    """(apply, params) with a fresh adapter."""
-
+@functools.cache
+def initialised(dora, targets, dtype, alpha):
     def make(rngs):
         return lora.adapt(Network(rngs, dtype), rank=RANK, alpha=alpha, targets=targets, dora=dora, rngs=rngs)
 
     return functional.init(make, seed=0)
+
+
+def adapted(dora=False, targets=ALL, dtype=jnp.float32, alpha=ALPHA):
+    """(apply, params) with a fresh adapter."""
+    apply, params = initialised(dora, targets, dtype, alpha)
+    return apply, dict(params)
 
 
 def randomised(params, seed=1):
@@ -247,8 +252,8 @@ def test_adapters_of_a_concrete_network_start_as_those_of_an_abstract_one():
     assert again.keys() == adapter.keys()
     for name, value in again.items():
         assert value.dtype == jnp.float32
-        if not name.endswith('lora_a'):
-            np.testing.assert_array_equal(value, adapter[name])
+        if not name.endswith('lora_a'):  # zeros and norms, the latter of another compiled program
+            np.testing.assert_allclose(value, adapter[name], rtol=1e-6)
 
 
 def test_training_the_adapter_alone_needs_no_gradient_of_a_kernel():
@@ -296,7 +301,7 @@ def test_default_targets_are_the_attention_projections():
 
 
 def test_only_targets_are_adapted():
-    _, params = adapted(targets=[r'layers\.1'])
+    _, params = adapted(targets=(r'layers\.1',))
     assert set(filter(lora.is_adapter, params)) == {'layers.1.lora_a', 'layers.1.lora_b'}
 
 

@@ -2,16 +2,21 @@
 
 The values for IF are those of deep-floyd/IF's model cards and of diffusers' scripts/convert_if.py; the counts were
 taken from diffusers 0.42.1 and from the original network of deep-floyd/IF, which agree. Those of Stable Diffusion are
-in the config.json files of its repositories, and the counts agree with the sizes of the published weights.
+in the config.json files of its repositories, and the counts agree with the sizes of the published weights; so do those
+of FLUX.2 Klein, Z-Image, Stable Diffusion 3.5 and Qwen3.
 """
 
 import pytest
 
 from dreambooth_jax.models import functional
 from dreambooth_jax.models.clip import CLIPTextModel
+from dreambooth_jax.models.flux2 import Flux2Transformer2DModel
+from dreambooth_jax.models.qwen3 import Qwen3Model
 from dreambooth_jax.models.t5 import T5EncoderModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
 from dreambooth_jax.models.vae import AutoencoderKL
+from dreambooth_jax.models.vae_flux2 import AutoencoderKLFlux2
+from dreambooth_jax.models.z_image import ZImageTransformer2DModel
 
 IF = {
     'act_fn': 'gelu',
@@ -86,12 +91,10 @@ X4_UPSCALER = {
 
 COUNTS = {
     'deepfloyd-if-i-m': (first_stage(192), 371_605_830),
-    'deepfloyd-if-i-l': (first_stage(320), 935_365_830),
     'deepfloyd-if-i-xl': (first_stage(704), 4_304_695_110),
     'deepfloyd-if-ii-m': (second_stage([128, 256, 512, 768, 768], [2, 2, 3, 4, 2]), 461_064_198),
     'deepfloyd-if-ii-l': (second_stage([160, 320, 640, 960, 1280], [2, 2, 3, 5, 5]), 1_243_277_190),
     'stable-diffusion-v1-5': ({'cross_attention_dim': 768}, 859_520_964),
-    'stable-diffusion-2-1-base': (SD_2, 865_910_724),
     'stable-diffusion-2-1': ({**SD_2, 'sample_size': 96, 'upcast_attention': True}, 865_910_724),
     'stable-diffusion-xl-base-1.0': (SDXL, 2_567_463_684),
     'stable-diffusion-x4-upscaler': (X4_UPSCALER, 473_398_020),
@@ -142,6 +145,18 @@ AUTOENCODERS = {
         83_653_863,
     ),
     'stable-diffusion-x4-upscaler': (autoencoder([128, 256, 512], sample_size=256, scaling_factor=0.08333), 55_325_927),
+    # Also that of FLUX.1 and Z-Image, which have other factors.
+    'stable-diffusion-3.5': (
+        autoencoder(
+            [128, 256, 512, 512],
+            latent_channels=16,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_post_quant_conv=False,
+            use_quant_conv=False,
+        ),
+        83_819_683,
+    ),
 }
 
 
@@ -170,8 +185,9 @@ def text_encoder(width, heads, layers, activation, projected):
 
 TEXT_ENCODERS = {
     'clip-l': (text_encoder(768, 12, 12, 'quick_gelu', 768), False, 123_060_480),  # SD 1.x, first of XL
+    'clip-l-projected': (text_encoder(768, 12, 12, 'quick_gelu', 768), True, 123_650_304),  # first of SD 3.5
     'openclip-h': (text_encoder(1024, 16, 23, 'gelu', 512), False, 340_387_840),  # SD 2.x and the upscaler
-    'openclip-bigg': (text_encoder(1280, 20, 32, 'gelu', 1280), True, 694_659_840),  # second of XL
+    'openclip-bigg': (text_encoder(1280, 20, 32, 'gelu', 1280), True, 694_659_840),  # second of XL and of SD 3.5
 }
 
 
@@ -180,3 +196,56 @@ def test_clip_text_encoder_has_the_published_number_of_parameters(name):
     config, projection, count = TEXT_ENCODERS[name]
     _, params = functional.abstract(lambda: CLIPTextModel(config, projection=projection, rngs=functional.Keys(0)))
     assert functional.parameter_count(params) == count
+
+
+def klein(heads, text_width, blocks, single_blocks):
+    return {
+        'attention_head_dim': 128,
+        'guidance_embeds': False,
+        'joint_attention_dim': text_width,
+        'num_attention_heads': heads,
+        'num_layers': blocks,
+        'num_single_layers': single_blocks,
+    }
+
+
+def qwen3(width, hidden, **changes):
+    return {
+        'head_dim': 128,
+        'hidden_size': width,
+        'intermediate_size': hidden,
+        'max_position_embeddings': 40960,
+        'model_type': 'qwen3',
+        'num_attention_heads': 32,
+        'num_hidden_layers': 36,
+        'num_key_value_heads': 8,
+        'rope_theta': 1000000,
+        'vocab_size': 151936,
+        **changes,
+    }
+
+
+Z_IMAGE = {'axes_lens': [1536, 512, 512]}
+# An untied head of Qwen3-8B, which is not built, has 622_329_856 more. Klein reads 27 of the layers.
+FLOW = {
+    'flux2-klein-base-4b': (Flux2Transformer2DModel, klein(24, 7680, 5, 20), 3_875_544_576),
+    'flux2-klein-base-9b': (Flux2Transformer2DModel, klein(32, 12288, 8, 24), 9_078_581_248),
+    'z-image': (ZImageTransformer2DModel, Z_IMAGE, 6_154_908_736),
+    'qwen3-4b': (Qwen3Model, qwen3(2560, 9728), 4_022_468_096),
+    'qwen3-8b': (Qwen3Model, qwen3(4096, 12288), 8_190_735_360 - 622_329_856),
+    'flux2-autoencoder': (AutoencoderKLFlux2, {}, 84_046_115 + 2 * 128),  # published without its statistics
+}
+
+
+@pytest.mark.parametrize('name', FLOW)
+def test_networks_of_flow_models_have_the_published_number_of_parameters(name):
+    network, config, count = FLOW[name]
+    _, params = functional.abstract(lambda: network(config, rngs=functional.Keys(0)))
+    assert functional.parameter_count(params) == count
+
+
+def test_klein_reads_prompts_with_three_quarters_of_the_layers():
+    config = qwen3(2560, 9728)
+    layer = 2560 * 9728 * 3 + 2560 * 128 * (32 + 8) * 2 + 2 * 128 + 2 * 2560
+    _, params = functional.abstract(lambda: Qwen3Model(config, states=(9, 18, 27), rngs=functional.Keys(0)))
+    assert functional.parameter_count(params) == 4_022_468_096 - 9 * layer - 2560

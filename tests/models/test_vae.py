@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from types import SimpleNamespace
 
 import diffusers
@@ -119,6 +120,15 @@ def test_latents_are_sampled_as_diffusers_samples_them():
     np.testing.assert_allclose(vae.latent_mode(moments, 0.13025), 0.13025 * nhwc(theirs.mode()), rtol=1e-6)
 
 
+def test_latents_are_shifted_before_they_are_scaled():
+    moments, noise = np.random.default_rng(3).normal(size=(2, 1, 2, 2, 8)).astype(np.float32)
+    noise = noise[..., :4]
+    shift, scale = 0.1159, 0.3611
+    expected = (vae.sample_latents(moments, noise, 1.0) - shift) * scale
+    np.testing.assert_allclose(vae.sample_latents(moments, noise, scale, shift), expected, rtol=1e-5)
+    np.testing.assert_allclose(vae.latent_mode(moments, scale, shift), (moments[..., :4] - shift) * scale, rtol=1e-5)
+
+
 def test_latents_are_float32_whatever_the_moments_are():
     moments, noise = jnp.zeros((1, 2, 2, 8), jnp.bfloat16), jnp.ones((1, 2, 2, 4), jnp.bfloat16)
     assert vae.sample_latents(moments, noise, 0.18215).dtype == vae.latent_mode(moments, 0.18215).dtype == jnp.float32
@@ -129,6 +139,8 @@ def test_scale_and_size_of_latents_are_those_of_the_published_models():
     stable_diffusion = {**CONFIGS['stable_diffusion'], **sides, 'block_out_channels': [8, 16, 16, 16]}
     assert vae.scaling_factor(stable_diffusion) == 0.18215
     assert vae.scaling_factor({**stable_diffusion, 'scaling_factor': 0.13025}) == 0.13025
+    assert vae.shift_factor(stable_diffusion) == vae.shift_factor({**stable_diffusion, 'shift_factor': None}) == 0
+    assert vae.shift_factor({**stable_diffusion, 'shift_factor': 0.1159}) == 0.1159
     assert vae.size_divisor(stable_diffusion) == 8
     assert vae.size_divisor(CONFIGS['stable_diffusion']) == 4  # the upscaler's three blocks
 
@@ -191,7 +203,8 @@ def test_defaults_are_those_of_diffusers():
         ({'latent_channels': True}, 'vae config: latent_channels is True but must be a positive integer'),
         ({'norm_num_groups': 0}, 'vae config: norm_num_groups is 0 but must be a positive integer'),
         ({'scaling_factor': None}, 'vae config: scaling_factor is None but must be a positive number'),
-        ({'shift_factor': 0.1}, 'vae config: shift_factor is 0.1 but must be None: no other value is implemented'),
+        ({'shift_factor': '0.1'}, "vae config: shift_factor is '0.1' but must be a number or None"),
+        ({'shift_factor': math.nan}, 'vae config: shift_factor is nan but must be a number or None'),
         ({'latents_mean': [0.1]}, 'vae config: latents_mean is [0.1] but must be None: no other value is implemented'),
         ({'use_quant_conv': 'no'}, "vae config: use_quant_conv is 'no' but must be one of (False, True)"),
         (

@@ -60,7 +60,10 @@ def test_states_and_pooled_state_match_transformers(name, root):
     assert_same(name, root, images(side, side))
 
 
-@pytest.mark.parametrize('patches', [(7, 7), (3, 5), (2, 9)])
+@pytest.mark.parametrize(
+    ('name', 'patches'),
+    [(name, (3, 5)) for name in NAMES] + [(name, size) for name in ('dino', 'dino_v2') for size in ((7, 7), (2, 9))],
+)
 def test_positions_are_interpolated_for_other_sizes_as_in_transformers(name, root, patches):
     """Larger, smaller and not square; what is beyond whole patches is not seen."""
     patch = tiny_encoders.CONFIGS[name]['patch_size']

@@ -100,13 +100,16 @@ def test_tensorboard_sees_scalars_and_images_under_their_stage(tmp_path):
     assert events(tmp_path) == ([(1, 'base/loss'), (2, 'base/samples')], [])
 
 
-def test_tensorboard_sees_what_was_flushed_while_the_run_goes_on(tmp_path):
+def test_tensorboard_has_the_numbers_of_a_line_before_the_line_is_written(tmp_path):
+    """After a kill the line says that a callback's numbers are written, so that they are not written again."""
     writer = metrics.Metrics(tmp_path, 'base')
     writer.write(1, {'loss': 0.5})
-    writer.flush()
-    writer.write(2, {'loss': 0.5})
     assert events(tmp_path) == ([(1, 'base/loss')], [])
-    writer.close()
+    writer._file.close()  # as if the process was killed between the two
+    with pytest.raises(ValueError):
+        writer.write(2, {'loss': 0.5})
+    assert events(tmp_path) == ([(1, 'base/loss'), (2, 'base/loss')], [])
+    assert [line['step'] for line in metrics.read(tmp_path)] == [1]
 
 
 def test_resumed_stage_does_not_hide_another_ones_numbers_in_tensorboard(tmp_path):

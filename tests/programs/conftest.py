@@ -4,7 +4,6 @@ import sys
 import threading
 from typing import NamedTuple
 
-import jax
 import pytest
 from absl import app, flags
 
@@ -17,14 +16,6 @@ class Ended(NamedTuple):
     code: int
     out: str
     error: str
-
-
-@pytest.fixture(scope='package', autouse=True)
-def quick():
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from PIL import Image
 
 from dreambooth_jax.evaluation import best, scores
 from dreambooth_jax.evaluation.encoders import load_encoder
+from dreambooth_jax.evaluation.protocol import noise_of
 from dreambooth_jax.evaluation.score_checkpoints import Evaluation
+from dreambooth_jax.finetune import memory_plan
 from dreambooth_jax.finetune.trained import read_trained
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import metrics
@@ -141,6 +143,25 @@ def test_patience_ends_the_stage_and_an_extension_goes_on(train, liked, tmp_path
     assert equal([exported(run)], [of_checkpoint(run, 8, tmp_path)])
 
 
+def test_under_a_trained_second_stage_the_choice_stands_until_the_base_stage_is_extended(
+    train, liked, tmp_path, caplog
+):
+    liked.append(2)
+    run = tmp_path / 'run'
+    assert train(run, '--config.checkpoint.keep=1', second=None).code == 0
+    before, (_, second) = (run / 'best.json').read_bytes(), weights(run)
+    ended = train(run, '--config.checkpoint.keep=1', '--config.evaluation.num_images=1', second=None)
+    assert ended.code == 0 and 'checkpoint 2 of the base stage stands: the second stage was trained on it' in ended.out
+    assert 'evaluation.num_images is 1 and was 2; but the second stage was trained on checkpoint 2 of' in caplog.text
+    assert (run / 'best.json').read_bytes() == before and checkpoints(run) == [2, 6]
+    liked.append(8)
+    ended = train(run, '--config.checkpoint.keep=1', '--extend=2', second=None)
+    assert ended.code == 0, ended.error
+    assert 'goes on from step 6, the second stage is trained already and stays as it is' in ended.out
+    assert choice(run)['step'] == 8 and checkpoints(run) == [8]
+    assert equal(weights(run), [of_checkpoint(run, 8, tmp_path), second])
+
+
 def test_an_extended_run_equals_one_of_as_many_steps(train, tmp_path):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     assert train(whole).code == 0
@@ -196,14 +217,29 @@ def test_off_it_leaves_no_trace(train, tmp_path, monkeypatch):
     assert equal([exported(run)], [of_checkpoint(run, 6, tmp_path)])
 
 
-def test_an_encoder_that_is_not_there_is_one_sentence_before_anything_is_generated(train, tmp_path):
-    ended = train(tmp_path / 'run', f'--config.evaluation.dino={tmp_path}')
+@pytest.mark.parametrize('flags', [(), ('--dry_run',)], ids=['run', 'plan'])
+def test_an_encoder_that_is_not_there_is_one_sentence_before_anything_is_generated(train, tmp_path, flags):
+    ended = train(tmp_path / 'run', f'--config.evaluation.dino={tmp_path}', *flags)
     assert ended.code == 1 and 'Traceback' not in ended.error
     assert ended.error.splitlines()[-1].startswith(
         f'checkpoints are to be scored with config.evaluation.dino, which cannot be read (to train without scores, set '
         f'config.evaluation.every to 0): {tmp_path}'
     )
     assert not (tmp_path / 'run' / 'prior').exists()
+
+
+def test_a_plan_counts_the_encoders_and_writes_nothing(train, encoders, tmp_path, monkeypatch):
+    uses, found = memory_plan.uses, []
+    monkeypatch.setattr(memory_plan, 'uses', lambda *args, **more: found.extend(uses(*args, **more)) or found)
+    ended = train(tmp_path / 'run', '--dry_run', '--compile')
+    assert ended.code == 0 and not (tmp_path / 'run').exists(), ended.error
+    assert '\n    evaluation of base  ' in ended.out
+    stored = sum(path.stat().st_size for folder in encoders.values() for path in folder.glob('*.safetensors'))
+    (step,) = (use for use in found if use.phase == 'training base')
+    scored = {use.program: use for use in found if use.phase == 'evaluation of base'}
+    assert list(scored)[-3:] == ['dino image', 'clip text', 'clip image']
+    assert 0.9 * stored < scored['clip image'].weights - step.weights <= stored
+    assert all(use.complete and use.temporaries > 0 for use in scored.values())
 
 
 @pytest.mark.parametrize(
@@ -235,7 +271,8 @@ def test_scores_are_those_of_the_images_that_the_checkpoint_generates(train, tmp
     folder = Path(trained.config.data.instance_dir)
     photos = dino.embed_images([np.asarray(Image.open(folder / f'{number}.png')) for number in (1, 2, 3)])
     for name, prompts in asked.items():
-        images = trained.cascade.generate(prompts, options, num_images=2).base
+        requests = [(index, noise_of(prompt, number)) for index, prompt in enumerate(prompts) for number in (0, 1)]
+        images = np.concatenate([made.base for _, made in trained.cascade.stream(prompts, requests, options)])
         expected = scores.fidelity(dino.embed_images(images), photos).mean()
         assert found['candidates'][0][name] == pytest.approx(expected, abs=1e-4)
 

@@ -61,7 +61,7 @@ def encoders(tmp_path_factory):
 
 def arguments(run, encoders, output):
     sources = [f'--{name}={folder}' for name, folder in encoders.items()]
-    return f'--model={run}', f'--workdir={output}', '--num_images=2', '--class_images=4', '--batch_size=64', *sources
+    return f'--model={run}', f'--workdir={output}', '--num_images=2', '--class_images=4', '--batch_size=4', *sources
 
 
 def direct(name, images):
@@ -211,7 +211,7 @@ def test_a_benchmark_of_nothing_but_half_runs_fails(program, encoders, tmp_path)
 
 def test_images_are_the_same_on_one_device_and_on_four(tmp_path):
     assert len(jax.local_devices()) == 4
-    options = SamplingOptions(steps=2, guidance_scale=1.0, sampler='ddim', batch_size=8)
+    options = SamplingOptions(steps=2, guidance_scale=1.0, sampler='ddim', batch_size=4)
     cascade = Cascade.load(smallest_pipelines.folder('pixels'), super_resolution_model='none')
     one = cascade.on(make_placement('pmap', devices=jax.local_devices()[:1]))
     assert one._devices.devices == 1 and cascade._devices.devices == 4

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from tests.support import tiny_pipelines
+from tests.support import smallest_pipelines
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict
@@ -27,7 +27,7 @@ def get_config():
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / 'config.py'
-    path.write_text(CONFIG.format(model=str(tiny_pipelines.folder())))
+    path.write_text(CONFIG.format(model=str(smallest_pipelines.folder('pixels'))))
     return f'--config={path}'
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.programs.test_train import CONFIG
-from tests.support import killed_runs, smallest_pipelines
+from tests.support import killed_runs, smallest_pipelines, tiny_encoders
 
 pytestmark = pytest.mark.slow
 MODES = killed_runs.MODES
@@ -23,7 +23,9 @@ def new_run(tmp_path_factory):
     for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)):
         Image.fromarray(image).save(folder / 'photos' / f'{number}.png')
     config = folder / 'config.py'
-    config.write_text(CONFIG.format(model=str(smallest_pipelines.folder('pixels')), photos=str(folder / 'photos')))
+    text = CONFIG.format(model=str(smallest_pipelines.folder('pixels')), photos=str(folder / 'photos'))
+    scores = tiny_encoders.settings(folder / 'encoders')
+    config.write_text(text.replace('    return config', f'{scores}    return config'))
 
     def new(mode, name, seed=0):
         return killed_runs.Run(MODES[mode], config, folder / mode / name, folder / mode / 'cache', random.Random(seed))

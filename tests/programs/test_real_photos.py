@@ -87,16 +87,7 @@ def model(tmp_path_factory):
     return folders.write_pipeline(made, root / 'stable_diffusion')
 
 
-@pytest.fixture
-def optimised():
-    """Real sizes: what the folder's other tests save in compiling would be spent in computing a hundred times over."""
-    flags = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', False)
-    yield
-    jax.config.update('jax_disable_most_optimizations', flags)
-
-
-def test_every_program_runs_on_real_photos(program, model, optimised, tmp_path, monkeypatch):
+def test_every_program_runs_on_real_photos(program, model, tmp_path, monkeypatch):
     one = functools.partial(placement.make_placement, devices=jax.devices()[:1])
     monkeypatch.setattr(placement, 'make_placement', one)
     ended = program('find_identifier', f'--model={model}', '--count=5')

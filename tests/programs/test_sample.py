@@ -11,7 +11,7 @@ from PIL import Image
 
 from dreambooth_jax.config import STORYBOOK_ENLARGING, STORYBOOK_SAMPLING
 from dreambooth_jax.generation.cascade import Cascade
-from tests.support import tiny_pipelines
+from tests.support import smallest_pipelines
 from tests.support.generating import generate
 
 QUICK = ('--steps=2', '--guidance_scale=1', '--sampler=ddim', '--batch_size=4', '--num_images=2')
@@ -22,7 +22,7 @@ def run_folder(tmp_path):
     """A finished run: its settings and its model/."""
     folder = tmp_path / 'run'
     folder.mkdir()
-    (folder / 'model').symlink_to(tiny_pipelines.folder())
+    (folder / 'model').symlink_to(smallest_pipelines.folder('pixels'))
     samples = {'steps': 2, 'guidance_scale': 1.0, 'sampler': 'ddim'}
     written = {'samples': samples, 'super_resolution': {'sample_noise_level': 9, 'sample_guidance_scale': 1.5}}
     (folder / 'config.json').write_text(json.dumps(written))
@@ -30,9 +30,9 @@ def run_folder(tmp_path):
 
 
 def test_sample_writes_every_image_of_both_stages_and_a_grid(program, tmp_path, monkeypatch):
-    cascade, output = Cascade.load(tiny_pipelines.folder()), tmp_path / 'new' / 'out'
+    cascade, output = Cascade.load(smallest_pipelines.folder('pixels')), tmp_path / 'new' / 'out'
     monkeypatch.setattr(Cascade, 'load', lambda *_, **__: cascade)  # compiled once for the program and for us
-    model = f'--model={tiny_pipelines.folder()}'
+    model = f'--model={smallest_pipelines.folder("pixels")}'
     ended = program(
         'sample', model, '--prompt=a dog', '--prompt=a cat, asleep', f'--output={output}', '--seed=4', *QUICK
     )
@@ -52,7 +52,9 @@ def test_a_full_memory_is_one_sentence(program, tmp_path, monkeypatch):
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 bytes.\n more')
 
     monkeypatch.setattr(Cascade, 'generate', full)
-    ended = program('sample', f'--model={tiny_pipelines.folder()}', '--prompt=a dog', f'--output={tmp_path}', *QUICK)
+    ended = program(
+        'sample', f'--model={smallest_pipelines.folder("pixels")}', '--prompt=a dog', f'--output={tmp_path}', *QUICK
+    )
     assert (ended.code, ended.error.splitlines()[-1]) == (
         1,
         "the device's memory is full while images are generated (RESOURCE_EXHAUSTED: 9 bytes.); try --batch_size=2, "
@@ -63,7 +65,7 @@ def test_a_full_memory_is_one_sentence(program, tmp_path, monkeypatch):
 def test_sample_of_one_stage_writes_that(program, tmp_path):
     ended = program(
         'sample',
-        f'--model={tiny_pipelines.folder()}',
+        f'--model={smallest_pipelines.folder("pixels")}',
         '--prompt=a dog',
         f'--output={tmp_path}',
         '--super_resolution_model=none',
@@ -121,7 +123,7 @@ def test_sample_of_a_run_takes_its_settings_unless_flags_say_otherwise(program, 
         super_resolution_guidance_scale=2.0,
         batch_size=8,
     )
-    program('sample', f'--model={tiny_pipelines.folder()}', *arguments[1:])
+    program('sample', f'--model={smallest_pipelines.folder("pixels")}', *arguments[1:])
     assert (seen['steps'], seen['guidance_scale'], seen['sampler'], seen['noise_level']) == (25, 7.5, 'dpmsolver++', 0)
     program('sample', '--model=storybook', *arguments[1:])
     assert {name: seen[name] for name in STORYBOOK_SAMPLING} == STORYBOOK_SAMPLING
@@ -130,7 +132,7 @@ def test_sample_of_a_run_takes_its_settings_unless_flags_say_otherwise(program, 
 
 
 def test_sample_names_what_is_wrong(program, tmp_path):
-    model = f'--model={tiny_pipelines.folder()}'
+    model = f'--model={smallest_pipelines.folder("pixels")}'
     file = tmp_path / 'file'
     file.touch()
     (tmp_path / 'config.json').write_text('{')

@@ -33,7 +33,7 @@ def get_config():
     config.prior.steps = 2
     config.prior.sampler = 'ddim'
     config.prior.guidance_scale = 1.0
-    config.prior.batch_size = 4
+    config.prior.batch_size = 2
     config.base.steps = 4
     config.base.batch_size = 2
     config.base.learning_rate = 1e-3

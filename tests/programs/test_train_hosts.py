@@ -12,13 +12,13 @@ from PIL import Image
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.system import ending
-from dreambooth_jax.training import hosts
+from dreambooth_jax.training import best_checkpoint, hosts
 from dreambooth_jax.training.checkpoint import CheckpointError
 from dreambooth_jax.training.hosts import Address
 from dreambooth_jax.weights import files
 from tests.conftest import XLA_FLAGS
 from tests.programs.test_train import CONFIG, WEIGHTS
-from tests.support import script, smallest_pipelines
+from tests.support import script, smallest_pipelines, tiny_encoders
 
 DEVICES_FLAG = '--xla_force_host_platform_device_count'
 
@@ -149,7 +149,9 @@ def on_one_device(tmp_path_factory):
     for name in ('1.png', '2.png', '3.png'):
         Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(photos / name)
     config = folder / 'config.py'
-    config.write_text(CONFIG.format(model=str(smallest_pipelines.folder('pixels')), photos=str(photos)))
+    text = CONFIG.format(model=str(smallest_pipelines.folder('pixels')), photos=str(photos))
+    scores = tiny_encoders.settings(folder / 'encoders')
+    config.write_text(text.replace('    return config', f'{scores}    return config'))
     end(start(config, folder / 'one', 1))
     return config, folder / 'one'
 
@@ -161,7 +163,7 @@ def files_of(run):
 
 
 def assert_same_run(run, other, prior=None):
-    """The same losses, images within 2/255, and the same files."""
+    """The same losses, images within 2/255, scores within 1e-4 with the same best checkpoint, and the same files."""
     assert (files_of(run) | {f'prior/{path.name}' for path in (prior or run / 'prior').iterdir()}) == files_of(other)
     images = sorted(path.relative_to(other) for path in other.rglob('*.png'))
     assert any('samples' in path.parts for path in images) and any('prior' in path.parts for path in images)
@@ -170,8 +172,15 @@ def assert_same_run(run, other, prior=None):
         ours, theirs = (np.asarray(Image.open(one), int) for one in (place, other / path))
         assert np.abs(ours - theirs).max() <= 2, path
     for stage in ('base', 'super_resolution'):
-        ours, theirs = ([line['loss'] for line in metrics.read(one, stage)] for one in (run, other))
+        ours, theirs = ([line['loss'] for line in metrics.read(one, stage) if 'loss' in line] for one in (run, other))
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    ours, theirs = (best_checkpoint.read(one) for one in (run, other))
+    assert ours['step'] == theirs['step'] and ours['measured_by'] == theirs['measured_by']
+    assert [one['step'] for one in ours['candidates']] == [one['step'] for one in theirs['candidates']] == [2, 4]
+    measured = ([*found['before'], *found['candidates']] for found in (ours, theirs))
+    for one, two in zip(*measured, strict=True):
+        cosines = [name for name in one if name in ('dino', 'clip_t', 'pres', 'ceiling', 'clip_t_of_class')]
+        assert {name: one[name] for name in cosines} == pytest.approx({name: two[name] for name in cosines}, abs=1e-4)
     for name in WEIGHTS:
         ours, theirs = (files.read_tensors(one / 'model' / name) for one in (run, other))
         assert ours.keys() == theirs.keys()

@@ -35,6 +35,9 @@ SETTINGS = {
     'checkpoint.every': 1,
     'checkpoint.keep': KEEP,
     'samples.every': SAMPLES_EVERY,
+    'evaluation.every': SAMPLES_EVERY,  # after the samples of the same step
+    'evaluation.num_prompts': 1,
+    'evaluation.class_images': 1,
 }
 MOST_SECONDS = 600
 DEVICES_FLAG = '--xla_force_host_platform_device_count'
@@ -115,6 +118,8 @@ PHASES = {
     'class_images': Phase(_files('prior/*.png*'), 0.4),
     'save': Phase(_files('base/checkpoints/*-tmp*'), 0.06),
     'samples': Phase(_lines_before_samples, 0.6),
+    'evaluation': Phase(_files(f'samples/base/{SAMPLES_EVERY:06d}.png'), 0.6),
+    'score': Phase(_files('best.json'), 0.01),  # the metrics do not have it yet
     'deletion': Phase(_too_many_checkpoints, 0.01),
     'save_of_the_second_stage': Phase(_files('super_resolution/checkpoints/*-tmp*'), 0.06, second_stage=True),
     'export': Phase(_files('.model.part*'), 0.05, killed='first'),

@@ -1,14 +1,17 @@
 """Runs of the smallest pipelines as a plan sees them: their settings, photos and stages, before anything is trained."""
 
+import dataclasses
 import functools
 
+import jax
 import numpy as np
 
 from dreambooth_jax.config import DreamBoothConfig, resolve
 from dreambooth_jax.data.table import Examples
 from dreambooth_jax.finetune import planned_stage
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
-from dreambooth_jax.training.placement import make_placement
+from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.training.placement import Placement, make_placement
 from tests.support import smallest_pipelines
 
 DATA = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
@@ -30,6 +33,25 @@ def settings(**given):
     samples = {**QUICK, 'num_images': 1, **given.pop('samples', {})}
     base = {'steps': 4, **given.pop('base', {})}
     return resolve(DreamBoothConfig, {'data': DATA, 'prior': prior, 'samples': samples, 'base': base, **given})
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """What scores a run, as a plan sees it: one encoder of images, of 4 KiB."""
+
+    options: SamplingOptions
+    most_images: int
+    placement: Placement
+
+    def programs(self):
+        params = self.placement.placed_shapes({'kernel': jax.ShapeDtypeStruct((256, 4), np.float32)})
+        images = self.placement.split_shapes(jax.ShapeDtypeStruct((8, 256), np.float32))
+        return {'dino image': (jax.jit(lambda params, images: images @ params['kernel']), params, images)}
+
+
+def evaluated(config):
+    options = dataclasses.replace(SamplingOptions.of_samples(config.samples), super_resolution=False)
+    return Evaluated(options, config.evaluation.class_images, make_placement(config.parallel.mode))
 
 
 def photos(cascade, config, masks=False):

@@ -61,6 +61,16 @@ def write(name: str, folder: Path, seed: int = 1) -> Path:
     return folder
 
 
+def settings(folder: Path) -> str:
+    """Writes both encoders of an evaluation into a folder; returns lines that ask for a few scores.
+
+    They belong into the function of a settings file that returns `config`.
+    """
+    options = {name: str(write(name, folder / name)) for name in ('dino', 'clip')}
+    options |= {'every': 2, 'num_prompts': 2, 'num_images': 1, 'class_images': 2, 'max_drift': 99.0}
+    return ''.join(f'    config.evaluation.{name} = {value!r}\n' for name, value in options.items())
+
+
 def pooled(name: str, pixels: np.ndarray, **options) -> tuple[np.ndarray, np.ndarray]:
     """(last hidden state, what the protocol pools) of f32[B, H, W, 3]."""
     theirs, images = reference(name), torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2)

@@ -32,7 +32,7 @@ VAE = {
     'block_out_channels': [32, 32, 64],
     'down_block_types': ['DownEncoderBlock2D'] * 3,
     'up_block_types': ['UpDecoderBlock2D'] * 3,
-    'layers_per_block': 2,
+    'layers_per_block': 1,
     'latent_channels': 4,
     'sample_size': 32,
 }
@@ -66,7 +66,7 @@ CONFIGS = {
             'attention_head_dim': [1, 1, 1],
             'cross_attention_dim': 96,
             'projection_class_embeddings_input_dim': 48 + 6 * 256,
-            'transformer_layers_per_block': [1, 2, 3],
+            'transformer_layers_per_block': [1, 1, 2],
         },
         'vae': {**VAE, 'scaling_factor': 0.13025, 'force_upcast': True},
         'text_encoder': CLIP,

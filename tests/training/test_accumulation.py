@@ -14,10 +14,11 @@ from dreambooth_jax.training.order import mean_of_micro_batches
 from dreambooth_jax.training.state import init_state
 from tests.support import toy
 
+UNROLLED, SCANNED = {'gradient_accumulation_steps': 2, 'unroll': True}, {'gradient_accumulation_steps': 3}
 
-@pytest.mark.parametrize('placement', toy.PLACEMENTS)
+
 @pytest.mark.parametrize(
-    'options', [{'gradient_accumulation_steps': 2, 'unroll': True}, {'gradient_accumulation_steps': 3}], ids=str
+    ('placement', 'options'), [('one', UNROLLED), ('pmap', UNROLLED), ('pmap', SCANNED), ('fsdp', SCANNED)], ids=str
 )
 def test_step_in_micro_batches_equals_the_step_in_one(placement, options):
     examples = toy.batch(instance_examples=3, class_examples=3, prior_weight=0.7)

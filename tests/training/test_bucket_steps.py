@@ -69,8 +69,10 @@ def test_the_loss_of_a_step_is_that_of_its_buckets_examples(whole):
     bucket = feed.bucket(0)
     frozen = {'images': tables()[bucket], 'prompt_of': np.zeros(COUNTS[bucket] + toy.CLASSES), **feed.arrays}
     batch = feed.batch(3, 3, 0.7, 1)
-    examples = feed.pick(jax.random.fold_in(key, step.EXAMPLES_STREAM), 0, batch, jax.tree.map(jnp.asarray, frozen))
-    per_example, _ = toy.loss(
+    examples = jax.jit(feed.pick)(
+        jax.random.fold_in(key, step.EXAMPLES_STREAM), 0, batch, jax.tree.map(jnp.asarray, frozen)
+    )
+    per_example, _ = jax.jit(toy.loss)(
         params, jax.tree.map(jnp.asarray, frozen), examples, step.example_keys(key, 0, batch['slot'])
     )
     assert losses(whole[0])[0] == pytest.approx(float(per_example[:3].mean() + 0.7 * per_example[3:].mean()), rel=1e-5)

@@ -1,5 +1,6 @@
 """Callbacks of a training: their order, their steps, and what becomes of the numbers that they return."""
 
+import contextlib
 import dataclasses
 import logging
 
@@ -10,7 +11,7 @@ import pytest
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
 from dreambooth_jax.monitoring import metrics
-from dreambooth_jax.training.callbacks import Profile
+from dreambooth_jax.training.callbacks import ChoosesCheckpoint, Profile
 from tests.support import toy
 from tests.training.test_loop import Told, terminate
 from tests.training.test_train_run import STEPS, saved, steps_written, train
@@ -137,6 +138,42 @@ def test_a_profile_holds_some_steps_of_a_training_that_is_long_enough(every, tra
     train(tmp_path / 'run', callbacks=[Profile(tmp_path / 'profile', every, STEPS)])
     found = list((tmp_path / 'profile').rglob('*.xplane.pb'))
     assert len(found) == traced and all(path.stat().st_size for path in found)
+
+
+@pytest.mark.parametrize(
+    ('every', 'ends', 'traced'),
+    [
+        (2, 'enough', [(2, 4)]),
+        (3, 'enough', [(3, 4)]),
+        (4, 'enough', [(4, 4)]),
+        (5, 'enough', []),
+        (3, 'fails', [(3, 4)]),
+    ],
+)
+def test_a_profile_is_closed_where_the_training_ends_early(every, ends, traced, tmp_path, monkeypatch):
+    """At step 4: by patience, where no other step follows, or by an error."""
+    at, found = [0], []
+    monkeypatch.setattr(jax.profiler, 'start_trace', lambda folder: found.append([at[0]]))
+    monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: found[-1].append(at[0]))
+
+    class Watch(ChoosesCheckpoint):
+        every, best = 1, None
+
+        def __call__(self, step, state):
+            at[0] = step
+            if ends == 'fails' and step == 4:
+                raise ZeroDivisionError
+
+        def missed(self, step):
+            return False
+
+        def enough(self, step):
+            return step == 4
+
+    profile = Profile(tmp_path / 'profile', every, STEPS)
+    with pytest.raises(ZeroDivisionError) if ends == 'fails' else contextlib.nullcontext():
+        train(tmp_path / 'run', callbacks=[Watch(), profile])
+    assert found == [list(steps) for steps in traced]
 
 
 class Broken:

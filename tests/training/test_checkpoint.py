@@ -86,19 +86,19 @@ def test_newest_checkpoints_are_kept(keep, tmp_path):
 
 
 def test_the_best_one_is_kept_besides_and_goes_when_another_is_better(tmp_path):
-    best = {'step': None}
-    checkpoints = Checkpoints(tmp_path, keep=1, best=lambda: best['step'])
-    for at, then in ((1, None), (2, 2), (3, 2), (4, 4), (5, 4)):
+    best = {'step': ()}
+    checkpoints = Checkpoints(tmp_path, keep=1, besides=lambda: best['step'])
+    for at, then in ((1, ()), (2, {2}), (3, {2}), (4, {4}), (5, {4})):
         checkpoints.save(at, small_state(at), wait=True)
         best['step'] = then
     assert steps_in(tmp_path) == [4, 5]
-    best['step'] = 5
+    best['step'] = {5}
     checkpoints.tidy()
     assert steps_in(tmp_path) == [5] and checkpoints.latest == 5
     checkpoints.save(6, small_state(6))
     checkpoints.close()
     assert steps_in(tmp_path) == [5, 6]
-    again = Checkpoints(tmp_path, keep=1, best=lambda: 5)
+    again = Checkpoints(tmp_path, keep=1, besides=lambda: [5, 9])
     assert steps_in(tmp_path) == [5, 6]
     toy.assert_same(again.restore(small_state(), 5), small_state(5))
     assert Checkpoints(tmp_path, keep=1).latest == 6 and steps_in(tmp_path) == [6]

@@ -25,7 +25,6 @@ def train(
     """fit() of the toy stage; `data`: step -> what is frozen."""
     where = toy.placed(placement)
     run = train_run.TrainRun(
-        name='toy',
         loss=toy.loss,
         params=toy.params(),
         frozen_at=lambda placed, step: where.place_state(lambda data: data, data(step)),
@@ -37,7 +36,7 @@ def train(
         budget=train_run.Budget(steps=steps, per_dispatch=per_dispatch),
         seed=0,
         checkpoint=CheckpointConfig(every=save_every),
-        **{'ema_decay': toy.EMA, **more},
+        **{'name': 'toy', 'ema_decay': toy.EMA, **more},
     )
     return train_run.fit(run, workdir)
 

@@ -14,11 +14,19 @@ import torch
 from safetensors.torch import load_file
 
 from dreambooth_jax.weights import encoder_folders, files
-from dreambooth_jax.weights.encoder_folders import IMAGE, TEXT, read_encoder, read_lpips
+from dreambooth_jax.weights.encoder_folders import IMAGE, TEXT, read_encoder, read_lpips, usual_encoders
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import lpips_reference, tiny_encoders
 
 COMMIT = 'a' * 40
+
+
+def test_the_usual_encoders_are_the_shipped_ones_for_the_shipped_model_and_else_those_of_the_paper():
+    paper = {'dino': 'facebook/dino-vits16', 'clip': 'openai/clip-vit-base-patch32'}
+    assert usual_encoders(False) == {**paper, 'dinov2': 'facebook/dinov2-small'}
+    shipped = usual_encoders(True)
+    assert shipped == {**usual_encoders(False), 'dino': 'storybook-dino', 'clip': 'storybook-clip'}
+    assert read_encoder(shipped['dino']).networks.keys() == {IMAGE}
 
 
 @pytest.fixture(scope='module')

@@ -49,8 +49,16 @@ def test_the_class_of_a_network_follows_from_its_name_or_its_configuration(compo
     ('component', 'config', 'sentence'),
     [
         ('unet', {'_class_name': 'UNet2DModel'}, "_class_name is 'UNet2DModel' but must be 'UNet2DConditionModel'"),
-        ('vae', {'_class_name': 'AutoencoderTiny'}, "_class_name is 'AutoencoderTiny' but must be 'AutoencoderKL'"),
-        ('text_encoder', {'model_type': 'gemma'}, "model_type is 'gemma' but must be one of ('t5', 'clip_text_model')"),
+        (
+            'vae',
+            {'_class_name': 'AutoencoderTiny'},
+            "_class_name is 'AutoencoderTiny' but must be 'AutoencoderKL' or 'AutoencoderKLFlux2'",
+        ),
+        (
+            'text_encoder',
+            {'model_type': 'gemma'},
+            "model_type is 'gemma' but must be one of ('t5', 'clip_text_model', 'qwen3')",
+        ),
         (
             'text_encoder',
             {'model_type': 'clip', 'architectures': 'CLIPTextModel'},

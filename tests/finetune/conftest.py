@@ -1,1 +1,0 @@
-from tests.support.quick import quick  # noqa: F401
