@@ -21,6 +21,7 @@ from dreambooth_jax.families.prompts import PromptEncoder, QwenPrompts
 from dreambooth_jax.models import vae_flux2
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.lora_original import OriginalLayers, Rule
 from dreambooth_jax.weights.pipeline import Layout, Pipeline, kind_of
 
 # Tokens in each direction of the images that the models are made for: 1024 pixels, 16 to a token.
@@ -33,6 +34,31 @@ _MANY_TOKENS = 4300
 LORA_TARGETS = (
     r'transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0)',
     r'single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)',
+)
+
+# The names of the makers' code, which also the LoRA files of other trainers have.
+_QKV = ('q', 'k', 'v')
+_ORIGINAL_LAYERS = (
+    Rule(r'transformer_blocks\.(\d+)\.attn\.to_([qkv])', 'double_blocks.{0}.img_attn.qkv', _QKV),
+    Rule(r'transformer_blocks\.(\d+)\.attn\.to_out\.0', 'double_blocks.{0}.img_attn.proj'),
+    Rule(r'transformer_blocks\.(\d+)\.attn\.add_([qkv])_proj', 'double_blocks.{0}.txt_attn.qkv', _QKV),
+    Rule(r'transformer_blocks\.(\d+)\.attn\.to_add_out', 'double_blocks.{0}.txt_attn.proj'),
+    Rule(r'transformer_blocks\.(\d+)\.ff\.linear_in', 'double_blocks.{0}.img_mlp.0'),
+    Rule(r'transformer_blocks\.(\d+)\.ff\.linear_out', 'double_blocks.{0}.img_mlp.2'),
+    Rule(r'transformer_blocks\.(\d+)\.ff_context\.linear_in', 'double_blocks.{0}.txt_mlp.0'),
+    Rule(r'transformer_blocks\.(\d+)\.ff_context\.linear_out', 'double_blocks.{0}.txt_mlp.2'),
+    Rule(r'single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj', 'single_blocks.{0}.linear1'),
+    Rule(r'single_transformer_blocks\.(\d+)\.attn\.to_out', 'single_blocks.{0}.linear2'),
+    Rule('x_embedder', 'img_in'),
+    Rule('context_embedder', 'txt_in'),
+    Rule(r'time_guidance_embed\.timestep_embedder\.linear_1', 'time_in.in_layer'),
+    Rule(r'time_guidance_embed\.timestep_embedder\.linear_2', 'time_in.out_layer'),
+    Rule('proj_out', 'final_layer.linear'),
+)
+# diffusers reads these from ComfyUI's names alone. Its conversion of kohya's files leaves them out with a warning.
+# norm_out.linear has no name at all: the original code has its shift before its scale, and diffusers renames it only.
+_UNKNOWN_TO_KOHYA = (
+    Rule(r'(single_stream_modulation|double_stream_modulation_img|double_stream_modulation_txt)\.linear', '{0}.lin'),
 )
 
 
@@ -159,4 +185,5 @@ FAMILY = Flux2KleinFamily(
     options={'is_distilled': False},
     read_schedule=_read_schedule,
     architecture='flux-2-klein',
+    lora_layers=OriginalLayers(kohya=_ORIGINAL_LAYERS, comfyui=_ORIGINAL_LAYERS + _UNKNOWN_TO_KOHYA),
 )

@@ -28,6 +28,7 @@ from dreambooth_jax.models.vae import AutoencoderKL
 from dreambooth_jax.models.vae_flux2 import AutoencoderKLFlux2
 from dreambooth_jax.weights import aliases, mapping
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.lora_original import OriginalLayers
 
 SUPER_RESOLUTION = 'super_resolution'  # folder of the second stage inside the folder of the first
 DIFFUSERS_VERSION = '0.42.1'  # the version whose layout is written and tested
@@ -51,6 +52,7 @@ class Layout:
       originals: the layouts of its single files (original_facts.OriginalLayout), in the order in which they are tried.
       read_schedule: reads its scheduler_config.json; ValueError, one sentence, if it is not supported.
       architecture: its id in the model metadata standard (modelspec.py) if it has no such layout.
+      lora_layers: how LoRA files of its makers name the layers of its denoiser; None: as lora_names.py says.
     """
 
     class_name: str
@@ -66,6 +68,7 @@ class Layout:
     originals: tuple[Any, ...] = ()
     read_schedule: Callable[[Mapping[str, Any]], Any] = schedules.from_config
     architecture: str | None = None
+    lora_layers: OriginalLayers | None = None
 
 
 class Kind(NamedTuple):

@@ -30,6 +30,7 @@ from dreambooth_jax.weights.lora_files import Adapter
 from dreambooth_jax.weights.pipeline import abstract_network
 from tests.support import tiny_klein
 from tests.support.generating import generate
+from tests.support.reports import nothing_reported
 from tests.support.torch_reference import nchw, nhwc
 
 PROMPT, SEED, STEPS, GUIDANCE = 'a photo of sks dog on the beach', 5, 10, 4.0
@@ -160,7 +161,9 @@ def test_a_written_folder_gives_diffusers_the_same_image(tmp_path):
         assert torch.equal(pipe.text_encoder.state_dict()[name], value), name
 
 
-def test_a_lora_of_the_usual_layers_is_loaded_by_diffusers(tmp_path):
+@functools.cache
+def usual_lora():
+    """(adapters of the usual layers, rank 2 and alpha 4, whose B are random; images of the model with them)."""
     network = cascade().base.denoiser
     model = abstract_network('transformer', network.config)
     options = dict(rank=2, alpha=4.0, targets=cascade().base.family.lora_targets)
@@ -172,20 +175,32 @@ def test_a_lora_of_the_usual_layers_is_loaded_by_diffusers(tmp_path):
         for name, value in params.items()
         if name.endswith('lora_b')
     }
+    merged = lora.merge({**network.params, **params}, rank=2, alpha=4.0)
+    return params, ours(cascade().with_params(base={'transformer': merged}))
+
+
+@pytest.mark.parametrize('format', lora_files.FORMATS)
+def test_a_lora_of_the_usual_layers_is_loaded_by_diffusers(tmp_path, format):
+    network, family = cascade().base.denoiser, cascade().base.family
+    params, images = usual_lora()
     layers = {name.rpartition('.')[0] for name in params}
     double = {f'transformer_blocks.0.attn.{name}' for name in ('to_q', 'to_k', 'to_v', 'to_out.0')}
     single = {f'single_transformer_blocks.{i}.attn.{name}' for i in (0, 1) for name in ('to_qkv_mlp_proj', 'to_out')}
     assert layers == double | single
-    lora_files.write_lora(tmp_path / lora_files.PEFT_FILE, Adapter({'transformer': params}, 2, 4.0), lora_files.PEFT)
-    back = lora_files.read_lora(tmp_path / lora_files.PEFT_FILE, {'transformer': network.params})
-    assert back.params['transformer'].keys() == params.keys()
-    merged = lora.merge({**network.params, **params}, rank=2, alpha=4.0)
+    file, adapter = tmp_path / lora_files.PEFT_FILE, Adapter({'transformer': params}, 2, 4.0)
+    lora_files.write_lora(file, adapter, format, originals=family.lora_layers)
+    back = lora_files.read_lora(file, {'transformer': network.params}, originals=('transformer', family.lora_layers))
+    assert back.params['transformer'].keys() == params.keys() and back.rank == 2
+    for name, value in back.params['transformer'].items():
+        scale = back.alpha / 4 if name.endswith('lora_b') else 1
+        np.testing.assert_allclose(scale * value, params[name], rtol=1e-6)
     pipe = diffusers.DiffusionPipeline.from_pretrained(tiny_klein.folder(), local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    pipe.load_lora_weights(tmp_path)
+    with nothing_reported():
+        pipe.load_lora_weights(tmp_path)
     assert len(pipe.transformer.peft_config['default_0'].target_modules) == len(layers)
     expected = theirs(pipe)
-    assert np.abs(ours(cascade().with_params(base={'transformer': merged})) - expected).max() <= 2
+    assert np.abs(images - expected).max() <= 2
     assert np.abs(images_of_the_tiny_model()[0] - expected).max() > 10
 
 

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth_jax.families.reading import read_pipeline
+from dreambooth_jax.generation.adapters import with_lora
+from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training import placement
-from dreambooth_jax.weights import files
+from dreambooth_jax.weights import files, lora_files
 from tests.support import tiny_klein
 
 CONFIG = """
@@ -77,3 +80,10 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(program, tmp_pa
         '--num_images=1',
     )
     assert sampled.code == 0 and (tmp_path / 'out' / 'grid.png').is_file(), sampled.error
+    for format in lora_files.FORMATS:
+        file = tmp_path / f'{format}.safetensors'
+        ended = program('export', f'--workdir={tmp_path / "whole"}', f'--format={format}', f'--output={file}')
+        assert ended.code == 0 and ended.out.endswith('tensors, read back and equal\n'), ended.error
+        merged = with_lora(Cascade.load(tiny_klein.folder(), size=32), file).base.denoiser.params
+        for name, value in read_pipeline(tmp_path / 'whole').denoiser.params.items():
+            np.testing.assert_allclose(merged[name], value, atol=1e-6, err_msg=name)
