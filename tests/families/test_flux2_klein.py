@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import shutil
 
 import diffusers
 import jax
@@ -30,6 +28,7 @@ from dreambooth_jax.weights.lora_files import Adapter
 from dreambooth_jax.weights.pipeline import abstract_network
 from tests.support import tiny_klein
 from tests.support.generating import generate
+from tests.support.tiny_flow import changed, settings
 from tests.support.torch_reference import nchw, nhwc
 
 PROMPT, SEED, STEPS, GUIDANCE = 'a photo of sks dog on the beach', 5, 10, 4.0
@@ -67,14 +66,6 @@ def theirs(pipe):
 def images_of_the_tiny_model():
     """Ours and those of diffusers."""
     return ours(cascade()), theirs(tiny_klein.torch_pipeline())
-
-
-def changed(folder, component, **entries):
-    """A copy of the tiny folder with other entries in one of its configurations; None: in model_index.json."""
-    shutil.copytree(tiny_klein.folder(), folder)
-    path = folder / 'model_index.json' if component is None else next((folder / component).glob('*config.json'))
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
-    return folder
 
 
 @pytest.mark.parametrize('steps', [1, 4, 10, 50, 200])
@@ -199,25 +190,18 @@ def test_a_part_of_another_model_is_refused(tmp_path):
     }
     for component, (entries, sentence) in cases.items():
         with pytest.raises(WeightsError) as error:
-            read_pipeline(changed(tmp_path / component, component, **entries))
+            read_pipeline(changed(tiny_klein.folder(), tmp_path / component, component, **entries))
         assert sentence in str(error.value), error.value
     with pytest.raises(WeightsError, match='guidance_embeds True, as FLUX.2-dev has'):
-        read_pipeline(changed(tmp_path / 'dev', 'transformer', guidance_embeds=True))
+        read_pipeline(changed(tiny_klein.folder(), tmp_path / 'dev', 'transformer', guidance_embeds=True))
     with pytest.raises(WeightsError, match='scheduler_config.json is not supported: use_karras_sigmas is True'):
-        read_pipeline(changed(tmp_path / 'karras', 'scheduler', use_karras_sigmas=True))
-
-
-def settings(**base):
-    return dataclasses.replace(
-        DreamBoothConfig(),
-        base=dataclasses.replace(DreamBoothConfig().base, steps=2, **base),
-        prior=dataclasses.replace(DreamBoothConfig().prior, sampler='euler'),
-        samples=dataclasses.replace(DreamBoothConfig().samples, sampler='euler'),
-    )
+        read_pipeline(changed(tiny_klein.folder(), tmp_path / 'karras', 'scheduler', use_karras_sigmas=True))
 
 
 def test_a_distilled_model_generates_without_guidance_and_does_not_train(tmp_path):
-    distilled = Cascade.load(changed(tmp_path / 'distilled', None, is_distilled=True), size=tiny_klein.SIZE)
+    distilled = Cascade.load(
+        changed(tiny_klein.folder(), tmp_path / 'distilled', None, is_distilled=True), size=tiny_klein.SIZE
+    )
     with pytest.raises(ConfigError, match='is distilled: it draws in few steps without guidance, and training on'):
         check_schedules(settings(), distilled)
     with pytest.raises(ConfigError, match='guidance_scale is 4 but .* is distilled and needs none; set it to 1'):
