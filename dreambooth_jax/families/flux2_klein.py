@@ -18,7 +18,7 @@ from dreambooth_jax.families.flow import Configs, Fit, FlowFamily, check_fits
 from dreambooth_jax.families.flux2_space import Flux2Latents
 from dreambooth_jax.families.image_space import ImageSpace
 from dreambooth_jax.families.prompts import QwenPrompts
-from dreambooth_jax.models import vae_flux2
+from dreambooth_jax.models import flux2, vae_flux2
 from dreambooth_jax.models.qwen3 import STATES_READ
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline
@@ -75,8 +75,8 @@ class Flux2KleinFamily(FlowFamily):
 
     def space(self, pipeline: Pipeline) -> ImageSpace:
         network = pipeline.components.get('vae')
-        channels = None if pipeline.denoiser is None else pipeline.denoiser.config.get('in_channels', 128)
         if network is None:  # it was not read: enough for what asks about channels only
+            channels = flux2.resolve(pipeline.denoiser.config if pipeline.denoiser else {})['in_channels']
             return Flux2Latents(channels=channels, side=_SIDE, scale=1)
         full = vae_flux2.resolve(network.config)
         return Flux2Latents(

@@ -54,7 +54,8 @@ def check_class(component: str, config: Mapping[str, Any], wanted: str, title: s
     """
     if (found := kind_of(component, config).class_name) != wanted:
         raise WeightsError(
-            f'the {component} of {source} is of the class {found}, but {title} needs {wanted}; give the parts of one model.'
+            f'the {component} of {source} is of the class {found}, but {title} needs {wanted}; give the '
+            f'parts of one model.'
         )
 
 

@@ -61,7 +61,7 @@ class ZImageFamily(FlowFamily):
         network = pipeline.components.get('vae')
         options = {'side': _SIDE, 'halvings': _HALVINGS}
         if network is None:  # it was not read: enough for what asks about channels only
-            channels = 16 if pipeline.denoiser is None else z_image.resolve(pipeline.denoiser.config)['in_channels']
+            channels = z_image.resolve(pipeline.denoiser.config if pipeline.denoiser else {})['in_channels']
             return ModeLatents(channels=channels, scaling_factor=1.0, scale=1, **options)
         return ModeLatents(
             vae=network,
