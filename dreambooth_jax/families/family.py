@@ -57,6 +57,9 @@ class Family(Protocol):
     def is_distilled(self, pipeline: Pipeline) -> bool:
         """Whether the model was distilled to few steps without guidance, so that it can be sampled but not trained."""
 
+    def usual_sampling(self, pipeline: Pipeline) -> Mapping[str, Any]:
+        """Returns how the makers of the model generate with it, as settings of config.samples; {}: as by default."""
+
     def process(self, pipeline: Pipeline) -> NoiseProcess:
         """Returns the noise process of what is generated; WeightsError if it is not supported or does not fit."""
 

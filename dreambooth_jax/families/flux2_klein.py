@@ -99,6 +99,9 @@ class Flux2KleinFamily(FlowFamily):
     def is_distilled(self, pipeline: Pipeline) -> bool:
         return bool(pipeline.option('is_distilled'))
 
+    def usual_sampling(self, pipeline: Pipeline) -> Mapping[str, Any]:
+        return self.sampling | ({'steps': 4, 'guidance_scale': 1.0} if self.is_distilled(pipeline) else {})
+
     def space(self, pipeline: Pipeline) -> ImageSpace:
         network = pipeline.components.get('vae')
         if network is None:  # it was not read: enough for what asks about channels only
@@ -134,5 +137,6 @@ FAMILY = Flux2KleinFamily(
     options={'is_distilled': False},
     read_schedule=_read_schedule,
     architecture='flux-2-klein',
+    sampling={'sampler': 'euler', 'steps': 50, 'guidance_scale': 4.0},
     lora_layers=OriginalLayers(kohya=_ORIGINAL_LAYERS, comfyui=_ORIGINAL_LAYERS + _UNKNOWN_TO_KOHYA),
 )

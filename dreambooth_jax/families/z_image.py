@@ -107,5 +107,6 @@ FAMILY = ZImageFamily(
     reading={'text_encoder': {STATES_READ: 'last_but_one'}},
     read_schedule=_read_schedule,
     architecture='Z-Image',
+    sampling={'sampler': 'euler', 'steps': 50, 'guidance_scale': 6.0},
     lora_layers=_ORIGINAL_LAYERS,
 )

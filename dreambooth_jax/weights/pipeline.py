@@ -55,6 +55,7 @@ class Layout:
       originals: the layouts of its single files (original_facts.OriginalLayout), in the order in which they are tried.
       read_schedule: reads its scheduler_config.json; ValueError, one sentence, if it is not supported.
       architecture: its id in the model metadata standard (modelspec.py) if it has no such layout.
+      sampling: how its makers generate with it, as settings of config.samples; {}: as these are by default.
       lora_layers: how LoRA files of its makers name the layers of its denoiser; None: as lora_names.py says.
     """
 
@@ -72,7 +73,12 @@ class Layout:
     originals: tuple[Any, ...] = ()
     read_schedule: Callable[[Mapping[str, Any]], Any] = schedules.from_config
     architecture: str | None = None
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     lora_layers: OriginalLayers | None = None
+
+    def usual_sampling(self, pipeline: 'Pipeline') -> Mapping[str, Any]:
+        """Returns how the makers of this model generate with it, as settings of config.samples."""
+        return self.sampling
 
 
 class Kind(NamedTuple):
