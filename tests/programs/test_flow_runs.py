@@ -102,15 +102,17 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(name, train, pr
         '--num_images=1',
     )
     assert sampled.code == 0 and (tmp_path / 'out' / 'grid.png').is_file(), sampled.error
-    exported = program(
-        'export', f'--workdir={tmp_path / "whole"}', f'--output={tmp_path / "lora"}', '--format=lora_peft'
-    )
+    lora = tmp_path / 'lora.safetensors'
+    exported = program('export', f'--workdir={tmp_path / "whole"}', '--format=lora_peft', f'--output={lora}')
     assert exported.code == 0, exported.error
+    assert {
+        name.removeprefix('transformer.').rpartition('.lora_')[0] + '.weight' for name in files.read_tensors(lora)
+    } == moved
 
 
 @pytest.mark.slow
 def test_without_lora_the_whole_transformer_trains(train, tmp_path):
-    """But for what has no gradient here: what pads an image or a text is not, since nothing is ever without effect."""
+    """Every tensor of it, the learned padding too."""
     model = MODELS['z_image']
     train(model, 'full', 2, rank=None)
     after, before = (
