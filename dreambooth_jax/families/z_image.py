@@ -1,8 +1,8 @@
 """Z-Image: a transformer on the latents of a VAE with 16 channels, rectified flow, prompts read with a Qwen3.
 
-In diffusers' pipeline of this model guidance_scale counts from 0, which is none. Here it counts from 1, as for all other
-models: 4.0 there is 5.0 here. Its cfg_normalization and cfg_truncation, which are off unless asked for, do not exist
-here.
+In diffusers' pipeline of this model, guidance_scale counts from 0, which is none. Here it counts from 1, as for all
+other models: 4.0 there is 5.0 here. Its cfg_normalization and cfg_truncation, which are off unless asked for, do not
+exist here.
 
 Z-Image-Turbo, which is distilled to 8 steps without guidance (guidance_scale 1 here), has the same files but for the
 shift of its schedule. Nothing in them says that it is distilled, so it is not refused for training, although training
