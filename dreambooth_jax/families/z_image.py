@@ -1,8 +1,8 @@
 """Z-Image: a transformer on the latents of a VAE with 16 channels, rectified flow, prompts read with a Qwen3.
 
-What differs from the pipeline of diffusers is only the name of a number: its guidance_scale g counts what is added to
-the prediction with the prompt, so that 0 means none. Here it is 1 + g, as for all other models: diffusers' 4.0 is 5.0
-here. Its cfg_normalization and cfg_truncation, which are off there unless asked for, do not exist here.
+In diffusers' pipeline of this model, guidance_scale counts from 0, which is none. Here it counts from 1, as for all
+other models: 4.0 there is 5.0 here. Its cfg_normalization and cfg_truncation, which are off unless asked for, do not
+exist here.
 
 Z-Image-Turbo, which is distilled to 8 steps without guidance (guidance_scale 1 here), has the same files but for the
 shift of its schedule. Nothing in them says that it is distilled, so it is not refused for training, although training
@@ -103,6 +103,13 @@ FAMILY = ZImageFamily(
     transformer='ZImageTransformer2DModel',
     vae='AutoencoderKL',
     prompts=MaskedQwenPrompts,
+    # Other ways to generate with the same networks; a ControlNet stored beside them is not read.
+    also_saved_as=(
+        'ZImageImg2ImgPipeline',
+        'ZImageInpaintPipeline',
+        'ZImageControlNetPipeline',
+        'ZImageControlNetInpaintPipeline',
+    ),
     lora_targets=LORA_TARGETS,
     reading={'text_encoder': {STATES_READ: 'last_but_one'}},
     read_schedule=_read_schedule,

@@ -12,6 +12,7 @@ import torch
 
 from dreambooth_jax.config import ConfigError, LoraConfig
 from dreambooth_jax.diffusion import noise, samplers
+from dreambooth_jax.families import z_image
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
 from dreambooth_jax.generation import text_to_image
@@ -219,6 +220,13 @@ def test_a_language_model_that_was_saved_with_its_head_is_read_alike(tmp_path):
     np.testing.assert_array_equal(
         quick_jit(network.apply)(network.params, ids, mask), quick_jit(plain.apply)(plain.params, ids, mask)
     )
+
+
+def test_other_pipelines_of_the_same_networks_are_read_as_this_one(tmp_path):
+    assert all(hasattr(diffusers, name) for name in z_image.FAMILY.also_saved_as)
+    entry = {'_class_name': 'ZImageImg2ImgPipeline'}
+    saved = read_pipeline(changed(tiny_z_image.folder(), tmp_path / 'saved', None, **entry), components=['vae'])
+    assert saved.family is z_image.FAMILY
 
 
 def test_a_part_of_another_model_is_refused(tmp_path):

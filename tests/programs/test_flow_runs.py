@@ -116,7 +116,7 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(name, train, pr
 
 @pytest.mark.slow
 def test_without_lora_the_whole_transformer_trains(train, tmp_path):
-    """But for what has no gradient here: what pads an image or a text is not, since nothing is ever without effect."""
+    """Every tensor of it, the learned padding too."""
     model = MODELS['z_image']
     train(model, 'full', 2, rank=None)
     after, before = (
