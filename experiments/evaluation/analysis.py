@@ -16,7 +16,7 @@ from dreambooth_jax.storybook.subjects import SUBJECTS
 
 BRACKETED = ('dino', 'clip_i')  # the scores that photos have as well
 CORRELATED = ('dino', 'dino_retrieval', 'clip_i', 'subject_named')
-GRID_CONTEXTS = ('', ' in the jungle', ' on the beach')
+GRID_CONTEXTS = (' in the jungle', ' on the beach', ' in the snow')
 Measured = Mapping[str, Mapping[str, Any]]  # subject -> what run.py's score returns
 
 
@@ -92,7 +92,7 @@ def grid(workdir: Path, measured: Measured) -> Image.Image:
             for context in GRID_CONTEXTS
         ]
         rows.append([*photos, *images])
-    prompts = [context.strip() or 'a sks ...' for context in GRID_CONTEXTS]
+    prompts = [context.strip() for context in GRID_CONTEXTS]
     headings = ['photo', 'photo', *(f'{which}: {prompt}' for which in ('best', 'last') for prompt in prompts)]
     labels = [f'{subject}: step {of["step"]}' for subject, of in measured.items()]
     return grids.contact_sheet(rows, labels, headings=headings)
