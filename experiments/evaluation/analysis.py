@@ -152,8 +152,7 @@ def tables(found: Mapping[str, Any]) -> str:
                 ['subject', 'DINO', 'CLIP-I', 'retrieval', 'CLIP-T (base)', 'subject', 'context', 'class taken for it'],
                 scores,
             ),
-            "Spearman's rank correlation, over the ten best checkpoints, and over these, the last ones and the base "
-            'models:',
+            "Spearman's rank correlation, over the ten best checkpoints, and over these and the base models:",
             experiment.table(['scores', 'best', 'with base'], correlations),
             'The best checkpoint against the last one, by the classifier, which the rule does not ask (best / last; '
             'the trade-off is the harmonic mean of both, the gain is in points):',
