@@ -11,8 +11,9 @@ result, reads it back and compares. If the run has no checkpoints, its model/ is
   single_file   the original layout of Stable Diffusion, for AUTOMATIC1111, ComfyUI and diffusers; adapters are merged
   lora_peft     the adapters of a run that trained LoRA, for diffusers and PEFT; DoRA and DeepFloyd IF too
   lora_kohya    the same for ComfyUI, AUTOMATIC1111, Forge and kohya, which do not read all of lora_peft, and OneTrainer
+  lora_comfyui  the adapters of a transformer, such as FLUX.2 Klein's, under the names that ComfyUI's own nodes write
 
-In the last three formats, the new word of textual inversion is written beside the output in a file of its own, such as
+In the last four formats, the new word of textual inversion is written beside the output in a file of its own, such as
 sks-dog.safetensors for <sks-dog>. ComfyUI (embedding:sks-dog) and AUTOMATIC1111 (sks-dog) call the word by that name.
 """
 

@@ -25,13 +25,14 @@ _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Images per prompt.', lower_
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the noise; image j of every prompt starts from the same.', lower_bound=0)
 _NEGATIVE = flags.DEFINE_string('negative_prompt', '', 'What guidance leads away from.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Images generated at once.', lower_bound=1)
-# If these flags are not given, the settings of the run or of the built-in model are used; for other models, defaults.
-_STEPS = flags.DEFINE_integer('steps', None, "Denoise steps; else the run's samples.steps, or 25.", lower_bound=1)
+# If these flags are not given, the settings of the run or of the built-in model are used (`samples`); for other models,
+# what their makers generate with (families/), or defaults.
+_STEPS = flags.DEFINE_integer('steps', None, "Of denoising; else the run's, the model's usual, or 25.", lower_bound=1)
 _GUIDANCE = flags.DEFINE_float(
-    'guidance_scale', None, "1 is none; else the run's samples.guidance_scale, or 7.5.", lower_bound=1
+    'guidance_scale', None, "1 is none; else the run's, the model's usual, or 7.5.", lower_bound=1
 )
 _SAMPLER = flags.DEFINE_enum(
-    'sampler', None, typing.get_args(Sampler), "Else the run's samples.sampler, or dpmsolver++."
+    'sampler', None, typing.get_args(Sampler), "Else the run's, the model's usual, or dpmsolver++."
 )
 _NOISE_LEVEL = flags.DEFINE_integer(
     'noise_level',
@@ -99,10 +100,6 @@ def main(argv) -> None:
         'super_resolution_guidance_scale': _SECOND_GUIDANCE.value,
         'noise_level': _NOISE_LEVEL.value,
     }
-    options = dataclasses.replace(
-        SamplingOptions.of_samples(run.samples, run.super_resolution),
-        **{name: value for name, value in given.items() if value is not None},
-    )
     scales = _LORA_SCALE.value or [1.0] * len(_LORA.value)
     if len(scales) != len(_LORA.value):
         raise ConfigError(f'--lora_scale is given {len(scales)} times, --lora {len(_LORA.value)}; give one for each')
@@ -114,6 +111,11 @@ def main(argv) -> None:
         revisions=(_REVISION.value, _SECOND_REVISION.value),
         size=run.size if _RESOLUTION.value is None else _RESOLUTION.value,
         clip_skip=run.clip_skip,
+    )
+    usual = {} if run.has_samples else cascade.base.family.usual_sampling(cascade.base)
+    options = dataclasses.replace(
+        SamplingOptions.of_samples(dataclasses.replace(run.samples, **usual), run.super_resolution),
+        **{name: value for name, value in given.items() if value is not None},
     )
     for path, scale in zip(_LORA.value, scales, strict=True):
         cascade = with_lora(cascade, path, scale)

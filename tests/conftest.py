@@ -42,6 +42,25 @@ for name, value in {
     'TRANSFORMERS_OFFLINE': '1',
 }.items():
     os.environ.setdefault(name, value)
+# The slow files that take longest, the longest first: begun last, one of them would keep a single worker busy.
+LONGEST = (
+    'test_kills.py',
+    'test_options.py',
+    'test_train_hosts.py',
+    'test_best_checkpoint.py',
+    'test_train.py',
+    'test_fuzz.py',
+    'test_lora_run.py',
+    'test_flow_runs.py',
+    'test_speed.py',
+    'test_published_scheduler.py',
+    'test_unet.py',
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))  # all others stay in their order
 
 
 def pytest_collection():

@@ -30,7 +30,7 @@ STORYBOOK_ENLARGING = {'sample_steps': 15, 'sample_guidance_scale': 1.0}  # the 
 NO_MODEL = 'none'  # the value of super_resolution_model that leaves the second stage out
 
 PredictionType = Literal['epsilon', 'v_prediction']
-ExportFormat = Literal['diffusers', 'single_file', 'lora_peft', 'lora_kohya']
+ExportFormat = Literal['diffusers', 'single_file', 'lora_peft', 'lora_kohya', 'lora_comfyui']
 Timestep = int  # a timestep of a noise schedule of 1000 steps
 LAST_TIMESTEP = 999
 

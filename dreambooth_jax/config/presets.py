@@ -11,7 +11,8 @@ Diffusion 1.5 with optimizer.state_dtype='int8', text encoder included, and for 
 base.gradient_accumulation_steps=4; DeepFloyd IF needs several, which share its weights. experiments/speed says which
 programs of these runs were counted by the compiler and which were not.
 
-FLUX.2 Klein was counted nowhere yet; its language model and its transformer are read in float32, 32 GB on the host.
+FLUX.2 Klein and Z-Image were counted nowhere yet; their language models and transformers are read in float32, 32 and
+40 GB on the host.
 
 Source: Ruiz et al. 2023, supplement; diffusers' DreamBooth examples and notes on DeepFloyd IF.
 """
@@ -84,6 +85,30 @@ def _flux2_klein(config: ConfigDict) -> None:
     config.parallel.remat = True
 
 
+def _z_image(config: ConfigDict) -> None:
+    # The base model, not Turbo, which is distilled. Size, batch size, rank, learning rate and steps are those of
+    # diffusers' DreamBooth LoRA example for Z-Image; steps and guidance of samples are those of the model's pipeline,
+    # whose guidance 5 is 6 here (families/z_image.py), and steps of class images the fewest that the makers suggest.
+    config.model = 'Tongyi-MAI/Z-Image'
+    config.data.resolution = 1024
+    config.lora.rank = 4
+    config.lora.alpha = 4.0
+    config.prior.num_images = 100
+    config.prior.steps = 28
+    config.prior.sampler = 'euler'
+    config.prior.guidance_scale = 6.0
+    config.base.steps = 500
+    config.base.batch_size = 4
+    config.base.learning_rate = 1e-4
+    config.samples.every = 250
+    config.samples.sampler = 'euler'
+    config.samples.steps = 50
+    config.samples.guidance_scale = 6.0
+    # Its 6.2 billion parameters are 12 GB in bfloat16, too many for a chip of 16 GB that is to train as well.
+    config.parallel.mode = 'fsdp'
+    config.parallel.remat = True
+
+
 def _deepfloyd_if(config: ConfigDict) -> None:
     config.model = 'DeepFloyd/IF-I-XL-v1.0'  # accept the licence on the model's page and log in
     config.super_resolution_model = 'DeepFloyd/IF-II-L-v1.0'
@@ -111,4 +136,5 @@ PRESETS: dict[str, Callable[[ConfigDict], None]] = {
     'sdxl': _sdxl,
     'deepfloyd-if': _deepfloyd_if,
     'flux2-klein': _flux2_klein,
+    'z-image': _z_image,
 }

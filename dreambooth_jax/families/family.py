@@ -1,7 +1,7 @@
 """The seam between one family of models and the rest of the package, and the one tuple of all families.
 
-To add a family, write a file like stable_diffusion.py (or, if its denoiser is no UNet, like unet.py) and put it into
-FAMILIES. Nothing else in the package asks which family a model is of.
+To add a family, write a file like stable_diffusion.py or, for a transformer that follows a rectified flow, like
+z_image.py, and put it into FAMILIES. Nothing else in the package asks which family a model is of.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import jax
 
 from dreambooth_jax.diffusion.process import NoiseProcess
-from dreambooth_jax.families import deepfloyd_if, flux2_klein, sd_upscaler, sdxl, stable_diffusion
+from dreambooth_jax.families import deepfloyd_if, flux2_klein, sd_upscaler, sdxl, stable_diffusion, z_image
 from dreambooth_jax.families.image_space import ImageSpace
 from dreambooth_jax.families.prompts import PromptEncoder
 from dreambooth_jax.text.tokenize import Tokenizer
@@ -57,6 +57,9 @@ class Family(Protocol):
     def is_distilled(self, pipeline: Pipeline) -> bool:
         """Whether the model was distilled to few steps without guidance, so that it can be sampled but not trained."""
 
+    def usual_sampling(self, pipeline: Pipeline) -> Mapping[str, Any]:
+        """Returns how the makers of the model generate with it, as settings of config.samples; {}: as by default."""
+
     def process(self, pipeline: Pipeline) -> NoiseProcess:
         """Returns the noise process of what is generated; WeightsError if it is not supported or does not fit."""
 
@@ -101,6 +104,7 @@ FAMILIES = (
     sdxl.FAMILY,
     sd_upscaler.FAMILY,
     flux2_klein.FAMILY,
+    z_image.FAMILY,
 )
 _OF_CLASS = {family.class_name: family for family in FAMILIES}
 

@@ -7,21 +7,22 @@ Source: diffusers 0.42.1 pipelines/flux2/pipeline_flux2_klein.py; Black Forest L
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from dreambooth_jax.diffusion import rectified_flow
 from dreambooth_jax.diffusion.rectified_flow import RectifiedFlow
-from dreambooth_jax.families import unet_checks
+from dreambooth_jax.families.flow import Configs, Fit, FlowFamily, check_fits
 from dreambooth_jax.families.flux2_space import Flux2Latents
 from dreambooth_jax.families.image_space import ImageSpace
-from dreambooth_jax.families.prompts import PromptEncoder, QwenPrompts
-from dreambooth_jax.models import vae_flux2
-from dreambooth_jax.text.tokenize import Tokenizer
+from dreambooth_jax.families.prompts import QwenPrompts
+from dreambooth_jax.models import flux2, vae_flux2
+from dreambooth_jax.models.qwen3 import STATES_READ
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.pipeline import Layout, Pipeline, kind_of
+from dreambooth_jax.weights.lora_original import OriginalLayers, Rule
+from dreambooth_jax.weights.pipeline import Pipeline
 
 # Tokens in each direction of the images that the models are made for: 1024 pixels, 16 to a token.
 _SIDE = 64
@@ -33,6 +34,31 @@ _MANY_TOKENS = 4300
 LORA_TARGETS = (
     r'transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0)',
     r'single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)',
+)
+
+# The names of the makers' code, which also the LoRA files of other trainers have.
+_QKV = ('q', 'k', 'v')
+_ORIGINAL_LAYERS = (
+    Rule(r'transformer_blocks\.(\d+)\.attn\.to_([qkv])', 'double_blocks.{0}.img_attn.qkv', _QKV),
+    Rule(r'transformer_blocks\.(\d+)\.attn\.to_out\.0', 'double_blocks.{0}.img_attn.proj'),
+    Rule(r'transformer_blocks\.(\d+)\.attn\.add_([qkv])_proj', 'double_blocks.{0}.txt_attn.qkv', _QKV),
+    Rule(r'transformer_blocks\.(\d+)\.attn\.to_add_out', 'double_blocks.{0}.txt_attn.proj'),
+    Rule(r'transformer_blocks\.(\d+)\.ff\.linear_in', 'double_blocks.{0}.img_mlp.0'),
+    Rule(r'transformer_blocks\.(\d+)\.ff\.linear_out', 'double_blocks.{0}.img_mlp.2'),
+    Rule(r'transformer_blocks\.(\d+)\.ff_context\.linear_in', 'double_blocks.{0}.txt_mlp.0'),
+    Rule(r'transformer_blocks\.(\d+)\.ff_context\.linear_out', 'double_blocks.{0}.txt_mlp.2'),
+    Rule(r'single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj', 'single_blocks.{0}.linear1'),
+    Rule(r'single_transformer_blocks\.(\d+)\.attn\.to_out', 'single_blocks.{0}.linear2'),
+    Rule('x_embedder', 'img_in'),
+    Rule('context_embedder', 'txt_in'),
+    Rule(r'time_guidance_embed\.timestep_embedder\.linear_1', 'time_in.in_layer'),
+    Rule(r'time_guidance_embed\.timestep_embedder\.linear_2', 'time_in.out_layer'),
+    Rule('proj_out', 'final_layer.linear'),
+)
+# diffusers reads these from ComfyUI's names alone. Its conversion of kohya's files leaves them out with a warning.
+# norm_out.linear has no name at all: the original code has its shift before its scale, and diffusers renames it only.
+_UNKNOWN_TO_KOHYA = (
+    Rule(r'(single_stream_modulation|double_stream_modulation_img|double_stream_modulation_txt)\.linear', '{0}.lin'),
 )
 
 
@@ -49,71 +75,37 @@ def empirical_mu(tokens: int, steps: int) -> float:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Flux2KleinFamily(Layout):
+class Flux2KleinFamily(FlowFamily):
     """FLUX.2 Klein; see family.Family for what the methods return."""
 
-    shares_text: bool = False
-    fixed_size: bool = False
-    crop: int | None = None
-    lora_targets: tuple[str, ...] = LORA_TARGETS
-
-    def check_parts(self, components: Sequence[str], source: str) -> None:
-        """Any part may be missing; whoever needs it says so."""
-
-    def check(self, configs: Mapping[str, Mapping[str, Any]], source: str) -> None:
-        full = {component: kind_of(component, config).resolve(config) for component, config in configs.items()}
-        unet_checks.check_text_encoders(full, self.title, 'Qwen3', source)
-        if 'vae' in full:
-            unet_checks.check_class('vae', configs['vae'], 'AutoencoderKLFlux2', self.title, source)
-            unet_checks.check_vae(full['vae'], source)
-        if 'transformer' not in full:
-            return
+    def check_transformer(self, full: Configs, source: str) -> None:
         transformer = full['transformer']
         if transformer['guidance_embeds']:
             raise WeightsError(
                 f'the transformer of {source} has guidance_embeds True, as FLUX.2-dev has, which is not supported; '
                 f'give a model of {self.title}.'
             )
-        channels = transformer['in_channels']
-        fits = {'vae': ('in_channels', channels, vae_flux2.PATCH**2, 'latent_channels', 'packed latents')}
-        fits['text_encoder'] = 'joint_attention_dim', transformer['joint_attention_dim'], 3, 'hidden_size', 'states'
-        for component, (key, found, times, theirs, what) in fits.items():
-            if component in full and found != times * full[component][theirs]:
-                raise WeightsError(
-                    f'the transformer of {source} has {key} {found}, but the {what} of its {component} have '
-                    f'{times * full[component][theirs]} channels; give the parts of one model.'
-                )
-        if transformer['out_channels'] not in (None, channels):
+        fits = (
+            Fit('vae', 'in_channels', vae_flux2.PATCH**2, 'latent_channels', 'packed latents'),
+            Fit('text_encoder', 'joint_attention_dim', 3, 'hidden_size', 'states'),
+        )
+        check_fits(full, fits, source)
+        if transformer['out_channels'] not in (None, transformer['in_channels']):
             raise WeightsError(
                 f'the transformer of {source} has out_channels {transformer["out_channels"]}, but its in_channels are '
-                f'{channels}; they must be equal.'
+                f'{transformer["in_channels"]}; they must be equal.'
             )
-
-    def can_share_text(self, second: Pipeline, base: Pipeline) -> bool:
-        return False
-
-    def check_shared_text(self, second: Pipeline, base: Pipeline) -> None:
-        raise WeightsError(f'{second.name} does not share text states with {base.name}; give its own text encoder.')
 
     def is_distilled(self, pipeline: Pipeline) -> bool:
         return bool(pipeline.option('is_distilled'))
 
-    def process(self, pipeline: Pipeline) -> RectifiedFlow:
-        try:
-            return self.read_schedule(pipeline.scheduler)
-        except ValueError as error:
-            raise WeightsError(f'the scheduler of {pipeline.name} is not supported: {error}') from None
-
-    def noising_process(self, pipeline: Pipeline) -> RectifiedFlow:
-        raise WeightsError(f'{pipeline.name} enlarges no images and has no process for that.')
-
-    def highest_noise_level(self, pipeline: Pipeline) -> int:
-        raise WeightsError(f'{pipeline.name} enlarges no images and has no noise levels.')
+    def usual_sampling(self, pipeline: Pipeline) -> Mapping[str, Any]:
+        return self.sampling | ({'steps': 4, 'guidance_scale': 1.0} if self.is_distilled(pipeline) else {})
 
     def space(self, pipeline: Pipeline) -> ImageSpace:
         network = pipeline.components.get('vae')
-        channels = None if pipeline.denoiser is None else pipeline.denoiser.config.get('in_channels', 128)
         if network is None:  # it was not read: enough for what asks about channels only
+            channels = flux2.resolve(pipeline.denoiser.config if pipeline.denoiser else {})['in_channels']
             return Flux2Latents(channels=channels, side=_SIDE, scale=1)
         full = vae_flux2.resolve(network.config)
         return Flux2Latents(
@@ -122,22 +114,6 @@ class Flux2KleinFamily(Layout):
             side=_SIDE,
             scale=vae_flux2.size_divisor(network.config),
         )
-
-    def bucket_multiple(self, pipeline: Pipeline) -> int:
-        return pipeline.size_divisor
-
-    def enlarged_size(self, pipeline: Pipeline, size: int) -> int:
-        return size
-
-    def prompt_encoder(
-        self,
-        pipeline: Pipeline,
-        *,
-        size: int,
-        clip_skip: int = 0,
-        tokenizers: Mapping[str, Tokenizer] | None = None,
-    ) -> PromptEncoder:
-        return QwenPrompts.of(pipeline, size=size, clip_skip=clip_skip, tokenizers=tokenizers)
 
     def predict(
         self, apply: Callable, params: Mapping[str, Any], x_t: jax.Array, t: jax.Array, conditioning: Mapping[str, Any]
@@ -153,10 +129,14 @@ def _read_schedule(config: Mapping[str, Any]) -> RectifiedFlow:
 FAMILY = Flux2KleinFamily(
     class_name='Flux2KleinPipeline',
     title='FLUX.2 Klein',
-    networks=('transformer', 'vae', 'text_encoder'),
-    denoiser='transformer',
-    tokenizers={'text_encoder': 'tokenizer'},
+    transformer='Flux2Transformer2DModel',
+    vae='AutoencoderKLFlux2',
+    prompts=QwenPrompts,
+    lora_targets=LORA_TARGETS,
+    reading={'text_encoder': {STATES_READ: 'quarters'}},
     options={'is_distilled': False},
     read_schedule=_read_schedule,
     architecture='flux-2-klein',
+    sampling={'sampler': 'euler', 'steps': 50, 'guidance_scale': 4.0},
+    lora_layers=OriginalLayers(kohya=_ORIGINAL_LAYERS, comfyui=_ORIGINAL_LAYERS + _UNKNOWN_TO_KOHYA),
 )

@@ -3,9 +3,11 @@
 The conditioning is a dictionary of arrays with one entry per prompt, which a family's `predict` understands:
 
     encoder_hidden_states f32[N, L, D]                       every family
+    encoder_attention_mask f32[N, L], 0 for padding          Z-Image
     added_cond {text_embeds f32[N, P], time_ids f32[N, 6]}   Stable Diffusion XL
 
-Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline and StableDiffusionXLPipeline.
+Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, Flux2KleinPipeline
+and ZImagePipeline.
 """
 
 import abc
@@ -188,6 +190,16 @@ class QwenPrompts(PromptEncoder):
     def encode(self, params, tokens):
         ((component, apply),) = self.encoders.items()
         return {'encoder_hidden_states': apply(params[component], tokens[component]['ids'], tokens[component]['mask'])}
+
+
+class MaskedQwenPrompts(QwenPrompts):
+    """Prompts that a Qwen3 reads as a question, whose padding the denoiser does not see either."""
+
+    template = staticmethod(chat.asked)
+
+    def encode(self, params, tokens):
+        (component,) = self.encoders
+        return super().encode(params, tokens) | {'encoder_attention_mask': tokens[component]['mask']}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

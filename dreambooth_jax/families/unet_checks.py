@@ -54,11 +54,26 @@ def check_class(component: str, config: Mapping[str, Any], wanted: str, title: s
     """
     if (found := kind_of(component, config).class_name) != wanted:
         raise WeightsError(
-            f'the {component} of {source} is an {found}, but {title} needs an {wanted}; give the parts of one model.'
+            f'the {component} of {source} is of the class {found}, but {title} needs {wanted}; give the '
+            f'parts of one model.'
         )
 
 
 def check_vae(vae: Mapping[str, Any], source: str) -> None:
+    """Checks that a VAE with this resolved configuration encodes and decodes images for a UNet.
+
+    Raises:
+      WeightsError: one sentence.
+    """
+    check_channels_of_images(vae, source)
+    if vae.get('shift_factor'):
+        raise WeightsError(
+            f'the VAE of {source} has shift_factor {vae["shift_factor"]}, but the latents of a UNet are not shifted; '
+            f'give the plain model.'
+        )
+
+
+def check_channels_of_images(vae: Mapping[str, Any], source: str) -> None:
     """Checks that a VAE with this resolved configuration encodes and decodes images.
 
     Raises:
@@ -69,11 +84,6 @@ def check_vae(vae: Mapping[str, Any], source: str) -> None:
             raise WeightsError(
                 f'the VAE of {source} has {key} {vae[key]}, but images have {IMAGE_CHANNELS}; give the plain model.'
             )
-    if vae.get('shift_factor'):
-        raise WeightsError(
-            f'the VAE of {source} has shift_factor {vae["shift_factor"]}, but the latents of a UNet are not shifted; '
-            f'give the plain model.'
-        )
 
 
 def check_unet(family: Layout, full: Configs, source: str) -> None:

@@ -4,8 +4,9 @@
     single_file   the original layout of Stable Diffusion
     lora_peft     the adapters alone, for diffusers and PEFT
     lora_kohya    the adapters alone, for ComfyUI, AUTOMATIC1111, Forge, kohya and OneTrainer; diffusers reads it too
+    lora_comfyui  the adapters of a transformer alone, for ComfyUI and diffusers
 
-In the last three formats, the second stage is in a file of its own, x.super_resolution.safetensors. The new word of
+In the last four formats, the second stage is in a file of its own, x.super_resolution.safetensors. The new word of
 textual inversion is in a file of its own too, sks-dog.safetensors, because other programs expect token tables of the
 original length.
 """
@@ -146,7 +147,10 @@ def _write_adapters(trained: Trained, format: str, output: Path, dtype: str):
     for stage, adapter in trained.adapters.items():
         pipeline, path = getattr(trained.cascade, stage), _file_of(output, stage)
         layout, metadata = _layout(pipeline), _metadata(trained, stage, format)
-        lora_files.write_lora(path, adapter, format, layout=layout, dtype=dtype, metadata=metadata)
+        originals = pipeline.family.lora_layers
+        lora_files.write_lora(
+            path, adapter, format, layout=layout, originals=originals, dtype=dtype, metadata=metadata
+        )
         if format == lora_files.KOHYA:
             _warn_of_dropped_layers(path, adapter)
         yield path, _compare_adapter(pipeline, adapter, path, dtype)
@@ -231,7 +235,10 @@ def _compare_single_file(pipeline: Pipeline, path: Path, dtype: str) -> int:
 
 
 def _compare_adapter(pipeline: Pipeline, adapter: Adapter, path: Path, dtype: str) -> int:
-    back = lora_files.read_lora(path, {name: pipeline.components[name].params for name in adapter.params})
+    family = pipeline.family
+    originals = None if family.lora_layers is None else (family.denoiser, family.lora_layers)
+    networks = {name: pipeline.components[name].params for name in adapter.params}
+    back = lora_files.read_lora(path, networks, originals=originals)
     kind = jnp.finfo(dtype)
     # The file may store alpha / rank as part of B. The values are then rounded after that product instead of before it,
     # so they may differ by rounding.

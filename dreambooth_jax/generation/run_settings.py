@@ -26,12 +26,14 @@ class RunSettings(typing.NamedTuple):
       super_resolution: how its second stage generates them.
       size: side of the base stage's images in pixels; None: the model's own.
       clip_skip: number of last CLIP layers that the run skips.
+      has_samples: whether the model says how it generates; otherwise `samples` are the defaults.
     """
 
     samples: SamplesConfig
     super_resolution: SuperResolutionConfig
     size: int | None
     clip_skip: int
+    has_samples: bool
 
 
 def settings_of(model: str) -> RunSettings:
@@ -68,6 +70,7 @@ def settings_of(model: str) -> RunSettings:
             resolve(SuperResolutionConfig, with_new_names(SuperResolutionConfig, groups['super_resolution'])),
             size,
             clip_skip,
+            bool(groups['samples']),
         )
     except ConfigError as error:
         raise ConfigError(f'{path} is damaged: {error}; restore it') from None

@@ -40,6 +40,8 @@ DEFAULTS: dict[str, Any] = {
     'use_sliding_window': False,
 }
 CHOICES = {'model_type': ('qwen3',), 'hidden_act': ('silu',)}
+# An entry that a family adds to the configuration in memory (pipeline.Layout.reading): a key of READINGS.
+STATES_READ = 'states_read'
 FIXED = ('rope_scaling', 'attention_bias', 'use_sliding_window')
 
 
@@ -79,6 +81,23 @@ def quarter_states(config: Mapping[str, Any]) -> tuple[int, int, int]:
     if layers % 4:
         raise configuration.wrong('qwen3', 'num_hidden_layers', layers, 'a multiple of 4')
     return tuple(layers * quarter // 4 for quarter in (1, 2, 3))
+
+
+def last_but_one_state(config: Mapping[str, Any]) -> tuple[int]:
+    """Returns the state before the last layer, without the final norm: (35,) for 36 layers, as Z-Image reads.
+
+    Raises:
+      ValueError: one sentence, if there is no layer.
+    """
+    return (resolve(config)['num_hidden_layers'] - 1,)
+
+
+READINGS = {'quarters': quarter_states, 'last_but_one': last_but_one_state}
+
+
+def states_read(config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Returns which states are read, by the entry STATES_READ of a configuration; None without it, the last one."""
+    return READINGS[config[STATES_READ]](config) if STATES_READ in config else None
 
 
 def _dense(in_features, out_features, c, made):

@@ -136,7 +136,13 @@ def _read_folder(folder: Path, families: Sequence[Layout], dtype, components: Se
     )
     # Configurations and schedules are checked before any weights are read, so that errors appear at once.
     asked = [component for component in family.networks if component in components and guard.holds(index, component)]
-    configs = {component: _read_config(folder / component, component, index[component][1]) for component in asked}
+    configs = {
+        component: {
+            **_read_config(folder / component, component, index[component][1]),
+            **family.reading.get(component, {}),
+        }
+        for component in asked
+    }
     guard.check_networks(family, configs, str(folder))
     names = {'scheduler': 'scheduler'} | ({'image_noising_scheduler': family.noising} if family.noising else {})
     schedules = {entry: _read_json(folder / name / _SCHEDULER_FILE) for entry, name in names.items()}

@@ -91,7 +91,7 @@ def own_config(component: str, config: Mapping[str, Any], class_name: str) -> Ma
         if not isinstance(inside, Mapping):
             raise ValueError(f"text_config is {inside!r} but must be the text encoder's configuration")
         config = {**inside, 'model_type': 'clip_text_model'}
-    if class_name == 'T5EncoderModel' or config.get('model_type') == 'qwen3':
+    if class_name == 'T5EncoderModel':
         return config
     return {'model_type': 'clip_text_model', **config, 'architectures': [class_name]}
 

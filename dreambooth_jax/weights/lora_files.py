@@ -1,13 +1,15 @@
-"""Reads and writes files of LoRA adapters, in the formats `lora_peft` and `lora_kohya`.
+"""Reads and writes files of LoRA adapters, in the formats `lora_peft`, `lora_kohya` and `lora_comfyui`.
 
     lora_peft    unet.<path>.lora_A.weight, .lora_B.weight, .lora_magnitude_vector.weight
                  text_encoder.<path> likewise, but for T5 .lora_linear_layer.down.weight, .lora_linear_layer.up.weight
     lora_kohya   lora_unet_<path with underscores>.lora_down.weight, .lora_up.weight, .alpha
+    lora_comfyui diffusion_model.<path>.lora_A.weight, .lora_B.weight, of transformers alone
 
 `lora_peft` is the format of diffusers and PEFT. `lora_kohya` is read by ComfyUI, AUTOMATIC1111, Forge, kohya,
 OneTrainer and diffusers. From a `lora_peft` file, ComfyUI and Forge do not load the attention layers of a UNet, for
-which they know only the names of 2023, and AUTOMATIC1111 and kohya load nothing. This module reads both formats, and
-also the spellings of other programs (lora_names.py and _ENDS).
+which they know only the names of 2023, and AUTOMATIC1111 and kohya load nothing. In these two formats
+transformers have the names of their makers' own code (lora_original.py); ComfyUI reads both. This module reads all
+formats, and also the spellings of other programs (lora_names.py and _ENDS).
 
 Tensors in a file have the axes of torch: down is [rank, in] or [rank, in, h, w], up is [out, rank] or
 [out, rank, 1, 1]. A file does not hold the networks' own parameters. lora_names.py has the names of the layers.
@@ -33,9 +35,10 @@ from dreambooth_jax.models.lora import MAGNITUDE, A, B
 from dreambooth_jax.weights import files, lora_kinds
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_names import PEFT_PREFIX, kohya_name, owners
+from dreambooth_jax.weights.lora_original import OriginalLayers
 from dreambooth_jax.weights.original_facts import OriginalLayout
 
-FORMATS = PEFT, KOHYA = ('lora_peft', 'lora_kohya')
+FORMATS = PEFT, KOHYA, COMFYUI = ('lora_peft', 'lora_kohya', 'lora_comfyui')
 PEFT_FILE = 'pytorch_lora_weights.safetensors'  # the name that diffusers looks for in a folder
 _PEFT_METADATA = 'lora_adapter_metadata'
 _PEFT_CONFIG = 'adapter_config.json'  # PEFT writes it beside its own files
@@ -70,6 +73,9 @@ _WRITTEN = {A: '.lora_A.weight', B: '.lora_B.weight', MAGNITUDE: '.lora_magnitud
 _WRITTEN_OF_T5 = _WRITTEN | {A: '.lora_linear_layer.down.weight', B: '.lora_linear_layer.up.weight'}
 _T5 = 'encoder.block.'  # the paths of a T5's layers begin like this
 _KOHYA = {A: '.lora_down.weight', B: '.lora_up.weight', ALPHA: '.alpha'}
+_NAMELESS = (
+    '{} cannot hold these LoRA layers, since not all readers of {} find them; export lora_peft, or train other targets:'
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -101,6 +107,7 @@ def write_lora(
     format: str,
     *,
     layout: OriginalLayout | None = None,
+    originals: OriginalLayers | None = None,
     dtype: str = 'float32',
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
@@ -113,6 +120,7 @@ def write_lora(
         because diffusers before 0.35 does not read alpha there and would generate with another strength. In
         `lora_kohya`, diffusers cannot load the LoRA of a text encoder unless it includes out_proj or the mlp.
       layout: the generation of the model, which says how its layers are named in `lora_kohya`; None if it has none.
+      originals: how the layers of a transformer are named in `lora_kohya` and `lora_comfyui`; None for other networks.
       dtype: dtype of the stored tensors, one of files.STORAGE_DTYPES.
       metadata: additional texts for the header, such as ss_base_model_version for kohya's readers.
 
@@ -120,9 +128,9 @@ def write_lora(
       The path of the file.
 
     Raises:
-      WeightsError: if the format is unknown, if the adapter has no parameters, if `lora_kohya` has no name for a layer,
-        for DoRA in `lora_kohya`, for DoRA with one norm for each input in `lora_peft`, or if the file cannot be written
-        to the disk.
+      WeightsError: if the format is unknown, if the adapter has no parameters, if the format has no name for a layer,
+        for DoRA outside `lora_peft` and, with one norm for each input, there too, or if the file cannot be written to
+        the disk.
     """
     path = Path(path)
     if format not in FORMATS:
@@ -130,9 +138,15 @@ def write_lora(
     layers = {component: _layers(params) for component, params in adapter.params.items() if params}
     if not layers:
         raise WeightsError(f'{path} would hold no LoRA layer; give the parameters of an adapter.')
-    write = _to_peft if format == PEFT else _to_kohya
-    as_original = layout is not None and layout.kohya_original_names
-    tensors, header = write(path, layers, adapter, as_original)
+    if format == PEFT:
+        tensors, header = _to_peft(path, layers, adapter)
+    elif originals is not None:
+        tensors, header = _to_original(path, layers, adapter, originals, is_kohya=format == KOHYA)
+    elif format == KOHYA:
+        as_original = layout is not None and layout.kohya_original_names
+        tensors, header = _to_kohya(path, layers, adapter, as_original)
+    else:
+        raise WeightsError(f'{format} is for transformers; ComfyUI reads the adapters of a UNet as {KOHYA}.')
     files.write_tensors(path, tensors, dtype=dtype, metadata={**header, **(metadata or {})})
     return path
 
@@ -153,7 +167,7 @@ def _to_torch(layer) -> dict[str, np.ndarray]:
     return {**layer, A: a.transpose(3, 2, 0, 1), B: b.T[:, :, None, None]}
 
 
-def _to_peft(path, layers, adapter, as_original):
+def _to_peft(path, layers, adapter):
     tensors, configs = {}, {}
     for component, paths in layers.items():
         for layer_path, layer in paths.items():
@@ -182,13 +196,17 @@ def _to_peft(path, layers, adapter, as_original):
     return tensors, {_PEFT_METADATA: json.dumps(configs, indent=2, sort_keys=True)}
 
 
-def _to_kohya(path, layers, adapter, as_original):
-    flat = {(component, name): layer for component, named in layers.items() for name, layer in named.items()}
-    if any(MAGNITUDE in layer for layer in flat.values()):
+def _check_no_dora(path, layers):
+    if any(MAGNITUDE in layer for layer in layers):
         raise WeightsError(
             f"{path} cannot hold DoRA's magnitudes: kohya's own code has none, diffusers drops them from this format, "
             f'and AUTOMATIC1111 and ComfyUI compute other norms; export lora_peft, or the merged model.'
         )
+
+
+def _to_kohya(path, layers, adapter, as_original):
+    flat = {(component, name): layer for component, named in layers.items() for name, layer in named.items()}
+    _check_no_dora(path, flat.values())
     # All layers without a name are collected, so that one error lists them.
     tensors, nameless = {}, []
     for (component, layer_path), layer in flat.items():
@@ -200,24 +218,41 @@ def _to_kohya(path, layers, adapter, as_original):
         layer = _to_torch(layer) | {ALPHA: np.float32(adapter.alpha)}
         tensors |= {f'{name}{_KOHYA[part]}': value for part, value in layer.items()}
     if nameless:
-        raise WeightsError(
-            f'{path} cannot hold these LoRA layers, since not all readers of lora_kohya find them; export lora_peft, '
-            f'or train other targets:',
-            nameless,
-        )
-    # These entries are what kohya's trainer writes; conv_dim is only for convolutions larger than 1x1.
-    header = {
-        'ss_network_module': 'networks.lora',
-        'ss_network_dim': str(adapter.rank),
-        'ss_network_alpha': str(adapter.alpha),
-    }
+        raise WeightsError(_NAMELESS.format(path, KOHYA), nameless)
+    header = _kohya_header(adapter)
+    # conv_dim is only for convolutions larger than 1x1.
     if any(layer[A].ndim == 4 and layer[A].shape[:2] != (1, 1) for layer in flat.values()):
         header['ss_network_args'] = json.dumps({'conv_dim': str(adapter.rank), 'conv_alpha': str(adapter.alpha)})
     return tensors, header
 
 
+def _kohya_header(adapter: Adapter) -> dict[str, str]:
+    """What kohya's trainer writes into a file's header."""
+    return {
+        'ss_network_module': 'networks.lora',
+        'ss_network_dim': str(adapter.rank),
+        'ss_network_alpha': str(adapter.alpha),
+    }
+
+
+def _to_original(path, layers, adapter, originals, *, is_kohya):
+    name = KOHYA if is_kohya else COMFYUI
+    _check_no_dora(path, (layer for paths in layers.values() for layer in paths.values()))
+    tensors, nameless = {}, []
+    for component, paths in layers.items():
+        found, without = originals.written(paths, adapter.alpha / adapter.rank, is_kohya=is_kohya)
+        tensors |= found
+        nameless += [f'{component}.{layer_path} has no name in the {name} format.' for layer_path in without]
+    if nameless:
+        raise WeightsError(_NAMELESS.format(path, name), nameless)
+    return tensors, _kohya_header(adapter) if is_kohya else {}
+
+
 def read_lora(
-    path: str | os.PathLike, networks: Mapping[str, Mapping[str, Any]], layouts: Sequence[OriginalLayout] = ()
+    path: str | os.PathLike,
+    networks: Mapping[str, Mapping[str, Any]],
+    layouts: Sequence[OriginalLayout] = (),
+    originals: tuple[str, OriginalLayers] | None = None,
 ) -> Adapter:
     """Reads a LoRA file in any of the spellings of diffusers, PEFT, kohya, LyCORIS, OneTrainer and ComfyUI.
 
@@ -228,6 +263,7 @@ def read_lora(
       path: the file.
       networks: {component: parameters of the network} that the adapters are for; arrays or ShapeDtypeStructs.
       layouts: the generations of models that an error calls by their names.
+      originals: (component, how its layers are named in the makers' own code); None: that is not read.
 
     Returns:
       An Adapter with the same effect as the file. If its layers differ in rank or in alpha / rank, they are padded with
@@ -242,6 +278,10 @@ def read_lora(
     tensors, header = files.read_tensors(path), files.read_metadata(path)
     # ComfyUI's save node also writes a difference for every bias and norm; it is zero where only adapters were trained.
     tensors = {key: value for key, value in tensors.items() if not key.endswith(_DIFFERENCES) or np.any(value)}
+    if originals is not None:
+        component, names = originals
+        kernels = (name for name in networks[component] if name.endswith('.kernel'))
+        tensors = names.parted(tensors, component, [name.removesuffix('.kernel') for name in kernels])
     layers, unused, problems = _grouped(tensors, networks)
     for (component, layer_path), layer in layers.items():
         kernel = networks[component][f'{layer_path}.kernel'].shape

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.models import clip, flux2, functional, qwen3, t5, unet_config, vae, vae_flux2
+from dreambooth_jax.models import clip, flux2, functional, qwen3, t5, unet_config, vae, vae_flux2, z_image
 from dreambooth_jax.models.clip import CLIPTextModel
 from dreambooth_jax.models.flux2 import Flux2Transformer2DModel
 from dreambooth_jax.models.qwen3 import Qwen3Model
@@ -26,8 +26,10 @@ from dreambooth_jax.models.t5 import T5EncoderModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
 from dreambooth_jax.models.vae import AutoencoderKL
 from dreambooth_jax.models.vae_flux2 import AutoencoderKLFlux2
+from dreambooth_jax.models.z_image import ZImageTransformer2DModel
 from dreambooth_jax.weights import aliases, mapping
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.lora_original import OriginalLayers
 
 SUPER_RESOLUTION = 'super_resolution'  # folder of the second stage inside the folder of the first
 DIFFUSERS_VERSION = '0.42.1'  # the version whose layout is written and tested
@@ -45,12 +47,16 @@ class Layout:
       tokenizers: {text encoder: name of its tokenizer's folder}, in the order in which their states are joined.
       is_super_resolution: whether it enlarges a low-resolution image (a second stage); otherwise it starts from noise.
       noising: folder of the schedule of the noise on the low-resolution image, or None.
+      reading: {component: entries that are added to its configuration in memory, because its file does not say how this
+        family reads it, such as which states of a language model}.
       options: further entries of model_index.json that have an effect, with diffusers' defaults.
       absent: components that are written as absent.
       also_saved_as: other pipeline classes that hold the same networks and are read as this one.
       originals: the layouts of its single files (original_facts.OriginalLayout), in the order in which they are tried.
       read_schedule: reads its scheduler_config.json; ValueError, one sentence, if it is not supported.
       architecture: its id in the model metadata standard (modelspec.py) if it has no such layout.
+      sampling: how its makers generate with it, as settings of config.samples; {}: as these are by default.
+      lora_layers: how LoRA files of its makers name the layers of its denoiser; None: as lora_names.py says.
     """
 
     class_name: str
@@ -60,12 +66,19 @@ class Layout:
     tokenizers: Mapping[str, str]
     is_super_resolution: bool = False
     noising: str | None = None
+    reading: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     absent: tuple[str, ...] = ()
     also_saved_as: tuple[str, ...] = ()
     originals: tuple[Any, ...] = ()
     read_schedule: Callable[[Mapping[str, Any]], Any] = schedules.from_config
     architecture: str | None = None
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    lora_layers: OriginalLayers | None = None
+
+    def usual_sampling(self, pipeline: 'Pipeline') -> Mapping[str, Any]:
+        """Returns how the makers of this model generate with it, as settings of config.samples."""
+        return self.sampling
 
 
 class Kind(NamedTuple):
@@ -133,15 +146,29 @@ KINDS = {
             aliases.FLUX2_VAE_IGNORED,
         ),
         Kind(
-            lambda config, **options: Qwen3Model(config, states=qwen3.quarter_states(config), **options),
-            qwen3.resolve,
-            'transformers',
-            'Qwen3ForCausalLM',
-            'qwen3',
-            _TRANSFORMERS,
-            aliases.QWEN3_ALIASES,
-            aliases.QWEN3_IGNORED,
-            partial=True,
+            ZImageTransformer2DModel,
+            z_image.resolve,
+            'diffusers',
+            'ZImageTransformer2DModel',
+            None,
+            _DIFFUSERS,
+            (),
+            (),
+        ),
+        # The same network; only the second kind of file also holds the head, which is not read.
+        *(
+            Kind(
+                lambda config, **options: Qwen3Model(config, states=qwen3.states_read(config), **options),
+                qwen3.resolve,
+                'transformers',
+                class_name,
+                'qwen3',
+                _TRANSFORMERS,
+                aliases.QWEN3_ALIASES,
+                aliases.QWEN3_IGNORED,
+                partial=True,
+            )
+            for class_name in ('Qwen3Model', 'Qwen3ForCausalLM')
         ),
     )
 }
@@ -149,7 +176,7 @@ KINDS = {
 # The first one is meant where the configuration does not name its class.
 _OF_COMPONENT = {
     'unet': ('UNet2DConditionModel',),
-    'transformer': ('Flux2Transformer2DModel',),
+    'transformer': ('Flux2Transformer2DModel', 'ZImageTransformer2DModel'),
     'vae': ('AutoencoderKL', 'AutoencoderKLFlux2'),
 }
 _WITH_CLIP = ('clip', 'clip_text_model')
@@ -306,13 +333,13 @@ def kind_of(component: str, config: Mapping[str, Any]) -> Kind:
     model_type = config.get('model_type', 't5')
     if model_type == 't5':
         return KINDS['T5EncoderModel']
-    if model_type == 'qwen3':
-        return KINDS['Qwen3ForCausalLM']
-    if model_type not in _WITH_CLIP:
+    if model_type not in (*_WITH_CLIP, 'qwen3'):
         raise ValueError(f"model_type is {model_type!r} but must be one of ('t5', 'clip_text_model', 'qwen3')")
     architectures = config.get('architectures') or ()
     if not isinstance(architectures, list | tuple):
         raise ValueError(f'architectures is {architectures!r} but must be a list of class names')
+    if model_type == 'qwen3':
+        return KINDS['Qwen3Model' if 'Qwen3Model' in architectures else 'Qwen3ForCausalLM']
     projected = 'CLIPTextModelWithProjection' in architectures
     return KINDS['CLIPTextModelWithProjection' if projected else 'CLIPTextModel']
 

@@ -21,6 +21,7 @@ def settings(name):
         ('sdxl', 1024, 1e-4, 500),
         ('deepfloyd-if', None, 1e-7, 1000),
         ('flux2-klein', 512, 1e-4, 500),
+        ('z-image', 1024, 1e-4, 500),
     ],
 )
 def test_a_recipe_is_that_of_its_source(name, resolution, learning_rate, steps):
@@ -30,4 +31,11 @@ def test_a_recipe_is_that_of_its_source(name, resolution, learning_rate, steps):
 
 
 def test_every_recipe_is_one_of_these():
-    assert PRESETS.keys() == {'stable-diffusion-v1-5', 'stable-diffusion-2-1', 'sdxl', 'deepfloyd-if', 'flux2-klein'}
+    assert PRESETS.keys() == {
+        'stable-diffusion-v1-5',
+        'stable-diffusion-2-1',
+        'sdxl',
+        'deepfloyd-if',
+        'flux2-klein',
+        'z-image',
+    }

@@ -14,6 +14,7 @@ import pytest
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.evaluation import storybook_scores
 from dreambooth_jax.evaluation.classifier import HEADS, ClassifierConfig, Verdicts
+from dreambooth_jax.evaluation.protocol import noise_of
 from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.storybook import world
@@ -55,9 +56,13 @@ class FakeCascade:
     def __init__(self, answer):
         self.answer, self.options = answer, []
 
-    def generate(self, prompts, options, *, num_images=1):
+    def stream(self, prompts, requests, options):
         self.options.append(options)
-        return Images(np.stack([image(**self.answer(p, i)) for p in prompts for i in range(num_images)]), None)
+        assert len({number for _, number in requests}) == len(requests)  # no two images from the same noise
+        for position, (index, number) in enumerate(requests):
+            first = noise_of(prompts[index], 0)
+            made = image(**self.answer(prompts[index], number - first))
+            yield range(position, position + 1), Images(made[None], None)
 
 
 def test_base_scores_count_class_context_and_both():

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import shutil
 
 import diffusers
 import jax
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from flax import nnx
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, LoraConfig
 from dreambooth_jax.diffusion import noise, samplers
@@ -23,13 +20,13 @@ from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
 from dreambooth_jax.generation import text_to_image
 from dreambooth_jax.generation.cascade import BASE, Cascade
 from dreambooth_jax.losses.denoising import DenoisingLoss, Objective, streams
-from dreambooth_jax.models import functional, lora
+from dreambooth_jax.models import lora
 from dreambooth_jax.weights import folders, lora_files
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.lora_files import Adapter
-from dreambooth_jax.weights.pipeline import abstract_network
-from tests.support import tiny_klein
+from tests.support import tiny_flow, tiny_klein
 from tests.support.generating import generate
+from tests.support.reports import nothing_reported
+from tests.support.tiny_flow import changed, read_back, settings
 from tests.support.torch_reference import nchw, nhwc
 
 PROMPT, SEED, STEPS, GUIDANCE = 'a photo of sks dog on the beach', 5, 10, 4.0
@@ -67,14 +64,6 @@ def theirs(pipe):
 def images_of_the_tiny_model():
     """Ours and those of diffusers."""
     return ours(cascade()), theirs(tiny_klein.torch_pipeline())
-
-
-def changed(folder, component, **entries):
-    """A copy of the tiny folder with other entries in one of its configurations; None: in model_index.json."""
-    shutil.copytree(tiny_klein.folder(), folder)
-    path = folder / 'model_index.json' if component is None else next((folder / component).glob('*config.json'))
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
-    return folder
 
 
 @pytest.mark.parametrize('steps', [1, 4, 10, 50, 200])
@@ -160,32 +149,29 @@ def test_a_written_folder_gives_diffusers_the_same_image(tmp_path):
         assert torch.equal(pipe.text_encoder.state_dict()[name], value), name
 
 
-def test_a_lora_of_the_usual_layers_is_loaded_by_diffusers(tmp_path):
-    network = cascade().base.denoiser
-    model = abstract_network('transformer', network.config)
-    options = dict(rank=2, alpha=4.0, targets=cascade().base.family.lora_targets)
-    adapted = nnx.eval_shape(lambda model: lora.adapt(model, rngs=functional.Keys(0), **options), model)
-    _, shapes = functional.split(adapted)
-    params = lora.init_adapter(shapes, network.params, rngs=functional.Keys(1))
-    params |= {
-        name: 0.1 * jax.random.normal(jax.random.key(2), value.shape)
-        for name, value in params.items()
-        if name.endswith('lora_b')
-    }
+@functools.cache
+def usual_lora():
+    """(adapters of the usual layers; the image of the model with them)."""
+    params = tiny_flow.usual_lora(cascade().base)
+    merged = lora.merge({**cascade().base.denoiser.params, **params}, rank=tiny_flow.RANK, alpha=tiny_flow.ALPHA)
+    return params, ours(cascade().with_params(base={'transformer': merged}))
+
+
+@pytest.mark.parametrize('format', lora_files.FORMATS)
+def test_a_lora_of_the_usual_layers_is_loaded_by_diffusers(tmp_path, format):
+    params, image = usual_lora()
     layers = {name.rpartition('.')[0] for name in params}
     double = {f'transformer_blocks.0.attn.{name}' for name in ('to_q', 'to_k', 'to_v', 'to_out.0')}
     single = {f'single_transformer_blocks.{i}.attn.{name}' for i in (0, 1) for name in ('to_qkv_mlp_proj', 'to_out')}
     assert layers == double | single
-    lora_files.write_lora(tmp_path / lora_files.PEFT_FILE, Adapter({'transformer': params}, 2, 4.0), lora_files.PEFT)
-    back = lora_files.read_lora(tmp_path / lora_files.PEFT_FILE, {'transformer': network.params})
-    assert back.params['transformer'].keys() == params.keys()
-    merged = lora.merge({**network.params, **params}, rank=2, alpha=4.0)
+    read_back(tmp_path, cascade().base, params, format)
     pipe = diffusers.DiffusionPipeline.from_pretrained(tiny_klein.folder(), local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    pipe.load_lora_weights(tmp_path)
+    with nothing_reported():
+        pipe.load_lora_weights(tmp_path)
     assert len(pipe.transformer.peft_config['default_0'].target_modules) == len(layers)
     expected = theirs(pipe)
-    assert np.abs(ours(cascade().with_params(base={'transformer': merged})) - expected).max() <= 2
+    assert np.abs(image - expected).max() <= 2
     assert np.abs(images_of_the_tiny_model()[0] - expected).max() > 10
 
 
@@ -199,25 +185,18 @@ def test_a_part_of_another_model_is_refused(tmp_path):
     }
     for component, (entries, sentence) in cases.items():
         with pytest.raises(WeightsError) as error:
-            read_pipeline(changed(tmp_path / component, component, **entries))
+            read_pipeline(changed(tiny_klein.folder(), tmp_path / component, component, **entries))
         assert sentence in str(error.value), error.value
     with pytest.raises(WeightsError, match='guidance_embeds True, as FLUX.2-dev has'):
-        read_pipeline(changed(tmp_path / 'dev', 'transformer', guidance_embeds=True))
+        read_pipeline(changed(tiny_klein.folder(), tmp_path / 'dev', 'transformer', guidance_embeds=True))
     with pytest.raises(WeightsError, match='scheduler_config.json is not supported: use_karras_sigmas is True'):
-        read_pipeline(changed(tmp_path / 'karras', 'scheduler', use_karras_sigmas=True))
-
-
-def settings(**base):
-    return dataclasses.replace(
-        DreamBoothConfig(),
-        base=dataclasses.replace(DreamBoothConfig().base, steps=2, **base),
-        prior=dataclasses.replace(DreamBoothConfig().prior, sampler='euler'),
-        samples=dataclasses.replace(DreamBoothConfig().samples, sampler='euler'),
-    )
+        read_pipeline(changed(tiny_klein.folder(), tmp_path / 'karras', 'scheduler', use_karras_sigmas=True))
 
 
 def test_a_distilled_model_generates_without_guidance_and_does_not_train(tmp_path):
-    distilled = Cascade.load(changed(tmp_path / 'distilled', None, is_distilled=True), size=tiny_klein.SIZE)
+    distilled = Cascade.load(
+        changed(tiny_klein.folder(), tmp_path / 'distilled', None, is_distilled=True), size=tiny_klein.SIZE
+    )
     with pytest.raises(ConfigError, match='is distilled: it draws in few steps without guidance, and training on'):
         check_schedules(settings(), distilled)
     with pytest.raises(ConfigError, match='guidance_scale is 4 but .* is distilled and needs none; set it to 1'):

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -34,19 +33,6 @@ def test_what_is_kept_has_the_shapes_that_were_said():
     np.testing.assert_allclose(kept['latents'][2:], mirrored['latents'], atol=1e-5)
     np.testing.assert_array_equal(kept['masks'][:, :4], 255)
     np.testing.assert_array_equal(kept['masks'][:, 5:], 0)
-
-
-def test_a_step_sees_the_mode_of_the_posterior_whatever_its_keys():
-    latents = np.arange(4 * SIDE * SIDE * 16, dtype=np.float32).reshape(4, SIDE, SIDE, 16)
-    frozen = {'latents': jnp.asarray(latents), 'prompt_of': jnp.zeros(2, jnp.int32)}
-    keys = jax.random.split(jax.random.key(0), 32)
-    batch = {'image': jnp.tile(jnp.arange(2), 16)}
-    plain, masks, index = space().sample(frozen, batch, keys, keys, flip=False)
-    assert masks is None
-    np.testing.assert_array_equal(plain, latents[np.asarray(batch['image'])])
-    flipped, _, index = space().sample(frozen, batch, keys, keys, flip=True)
-    np.testing.assert_array_equal(flipped, latents[np.asarray(index)])
-    assert set(np.asarray(index)) == {0, 1, 2, 3}
 
 
 def test_decoding_undoes_the_statistics_and_the_packing():

@@ -57,7 +57,8 @@ def test_a_lora_of_another_published_model_is_said_to_be_one(tmp_path):
     tensors = {f'unet.{layer}.lora_A.weight': np.zeros((1, 2048)), f'unet.{layer}.lora_B.weight': np.zeros((640, 1))}
     files.write_tensors(path, {name: value.astype(np.float32) for name, value in tensors.items()})
     denoiser = types.SimpleNamespace(params={f'{layer}.kernel': jax.ShapeDtypeStruct((768, 320), np.float32)})
-    base = types.SimpleNamespace(family=types.SimpleNamespace(denoiser='unet'), denoiser=denoiser, text_encoders={})
+    family = types.SimpleNamespace(denoiser='unet', lora_layers=None)
+    base = types.SimpleNamespace(family=family, denoiser=denoiser, text_encoders={})
     with pytest.raises(WeightsError) as error:
         with_lora(types.SimpleNamespace(base=base), path)
     assert str(error.value) == (

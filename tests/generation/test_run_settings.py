@@ -17,7 +17,7 @@ from dreambooth_jax.config import (
 from dreambooth_jax.generation.run_settings import settings_of
 
 SAMPLES = {'steps': 3, 'guidance_scale': 2.0, 'sampler': 'ddim'}
-DEFAULTS = (SamplesConfig(), SuperResolutionConfig(), None, 0)
+DEFAULTS = (SamplesConfig(), SuperResolutionConfig(), None, 0, False)
 
 
 @pytest.fixture
@@ -39,14 +39,14 @@ def test_a_run_of_train_gives_what_it_sampled_with(written):
     found = settings_of(written(config))
     assert found.samples == SamplesConfig(**SAMPLES)
     assert (found.super_resolution.sample_noise_level, found.super_resolution.sample_steps) == (9, 4)
-    assert (found.size, found.clip_skip) == (64, 1)
+    assert (found.size, found.clip_skip, found.has_samples) == (64, 1, True)
 
 
 @pytest.mark.parametrize('base', [None, 'runs/storybook_base'])
 def test_a_run_of_pretrain_gives_its_samples_alone(written, base):
     """Its `base` is a folder or nothing, and no group of settings."""
     settings = {**to_dict(PretrainConfig()), 'base': base, 'samples': SAMPLES, 'super_resolution': 3}
-    assert settings_of(written(settings)) == (SamplesConfig(**SAMPLES), SuperResolutionConfig(), None, 0)
+    assert settings_of(written(settings)) == (SamplesConfig(**SAMPLES), SuperResolutionConfig(), None, 0, True)
 
 
 def test_the_built_in_model_is_sampled_as_measured_and_others_by_default(tmp_path, monkeypatch):

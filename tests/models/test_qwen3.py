@@ -12,7 +12,7 @@ import transformers
 from flax import nnx
 
 from dreambooth_jax.models import functional
-from dreambooth_jax.models.qwen3 import Qwen3Model, quarter_states
+from dreambooth_jax.models.qwen3 import STATES_READ, Qwen3Model, quarter_states, states_read
 from dreambooth_jax.weights import aliases, mapping
 from tests.support.torch_reference import assert_same_gradients, gradients, quick_jit, randomise, to_ours
 
@@ -121,8 +121,11 @@ def test_the_base_of_angles_is_read_from_both_forms_of_the_file():
     assert thetas == [1e6, 1e6, 1e4]
 
 
-def test_klein_reads_the_quarters():
-    assert quarter_states({**CONFIG, 'num_hidden_layers': 36}) == (9, 18, 27)
+def test_klein_reads_the_quarters_and_z_image_the_last_but_one():
+    deep = {**CONFIG, 'num_hidden_layers': 36}
+    assert quarter_states(deep) == states_read({**deep, STATES_READ: 'quarters'}) == (9, 18, 27)
+    assert states_read({**deep, STATES_READ: 'last_but_one'}) == (35,)
+    assert states_read(deep) is None
     assert quarter_states(CONFIG) == STATES
 
 

@@ -81,8 +81,8 @@ def test_what_is_wrong_is_named(program, workdir, tmp_path):
 
     run = f'--workdir={workdir}'
     assert said(run, '--format=ckpt') == (
-        'flag --format=ckpt: value should be one of <diffusers|single_file|lora_peft|lora_kohya> (--help lists the '
-        'flags)'
+        'flag --format=ckpt: value should be one of <diffusers|single_file|lora_peft|lora_kohya|lora_comfyui> '
+        '(--help lists the flags)'
     )
     assert said(f'--workdir={tmp_path / "no"}') == (
         f"{tmp_path}/no is no run's folder: {tmp_path}/no/config.json is missing; give the --workdir of train"

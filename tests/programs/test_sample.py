@@ -11,7 +11,7 @@ from PIL import Image
 
 from dreambooth_jax.config import STORYBOOK_ENLARGING, STORYBOOK_SAMPLING
 from dreambooth_jax.generation.cascade import Cascade
-from tests.support import smallest_pipelines
+from tests.support import smallest_pipelines, tiny_flow, tiny_klein
 from tests.support.generating import generate
 
 QUICK = ('--steps=2', '--guidance_scale=1', '--sampler=ddim', '--batch_size=4', '--num_images=2')
@@ -129,6 +129,21 @@ def test_sample_of_a_run_takes_its_settings_unless_flags_say_otherwise(program, 
     assert {name: seen[name] for name in STORYBOOK_SAMPLING} == STORYBOOK_SAMPLING
     second = {name: seen[f'super_resolution_{name.removeprefix("sample_")}'] for name in STORYBOOK_ENLARGING}
     assert second == STORYBOOK_ENLARGING
+
+
+def test_sample_of_a_model_that_is_no_run_does_as_its_makers_do(program, tmp_path, monkeypatch):
+    seen = []
+
+    def generate(self, prompts, options, *, num_images):
+        seen.append((options.sampler, options.steps, options.guidance_scale))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Cascade, 'generate', generate)
+    distilled = tiny_flow.changed(tiny_klein.folder(), tmp_path / 'distilled', None, is_distilled=True)
+    more = ('--prompt=a dog', f'--output={tmp_path / "out"}')
+    for model, flags in ((tiny_klein.folder(), ()), (distilled, ()), (distilled, ('--steps=8', '--sampler=heun'))):
+        assert program('sample', f'--model={model}', *more, *flags).code == 130
+    assert seen == [('euler', 50, 4.0), ('euler', 4, 1.0), ('heun', 8, 1.0)]
 
 
 def test_sample_names_what_is_wrong(program, tmp_path):

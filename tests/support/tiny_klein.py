@@ -1,39 +1,18 @@
-"""A tiny random pipeline of FLUX.2 Klein in a folder that diffusers wrote; made once a session.
-
-Everything is random, the gates, the modulation and the autoencoder's statistics too, so that nothing is without effect.
-"""
+"""A tiny random pipeline of FLUX.2 Klein in a folder that diffusers wrote; made once a session."""
 
 import functools
 import tempfile
 from pathlib import Path
 
 import diffusers
-import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from tests.support import tiny_qwen
+from tests.support.tiny_flow import qwen_config, randomise
 
 SIZE = 32  # side of its images in pixels: 8 x 8 tokens
 LAYERS = (1, 2, 3)  # what Klein's 9, 18 and 27 are here
 _ROOT = tempfile.TemporaryDirectory(prefix='tiny_klein_')
-
-
-def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Gives matrices the scale of their input, and everything else values near what it starts with."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in module.named_parameters():
-            noise = torch.randn(value.shape, generator=generator)
-            if value.ndim >= 2:
-                value.copy_(noise if 'embed_tokens' in name else noise / value[0].numel() ** 0.5)
-            else:
-                value.copy_(0.1 * noise + ('norm' in name and name.endswith('weight')))
-        for name, value in module.named_buffers():
-            if name.endswith('running_mean'):
-                value.copy_(0.3 * torch.randn(value.shape, generator=generator))
-            elif name.endswith('running_var'):
-                value.copy_(0.5 + torch.rand(value.shape, generator=generator))
-    return module.eval()
 
 
 @functools.cache
@@ -49,23 +28,7 @@ def torch_pipeline() -> diffusers.Flux2KleinPipeline:
         axes_dims_rope=(4, 4, 4, 4),
         guidance_embeds=False,
     )
-    text_encoder = Qwen3ForCausalLM(
-        Qwen3Config(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            vocab_size=320,
-            max_position_embeddings=512,
-            rope_theta=1000000,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=None,
-        )
-    )
+    text_encoder = Qwen3ForCausalLM(qwen_config())
     vae = diffusers.AutoencoderKLFlux2(
         block_out_channels=(8, 16),
         down_block_types=('DownEncoderBlock2D',) * 2,

@@ -34,6 +34,8 @@ def with_config(pipeline, **config):
         ('vae', {'_class_name': 'AutoencoderKL'}, 'AutoencoderKL'),
         ('text_encoder', {}, 'T5EncoderModel'),
         ('text_encoder', {'model_type': 'clip_text_model'}, 'CLIPTextModel'),
+        ('text_encoder', {'model_type': 'qwen3', 'architectures': ['Qwen3Model']}, 'Qwen3Model'),
+        ('text_encoder', {'model_type': 'qwen3'}, 'Qwen3ForCausalLM'),
         (
             'text_encoder_2',
             {'model_type': 'clip', 'architectures': ['CLIPTextModelWithProjection']},

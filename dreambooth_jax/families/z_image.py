@@ -1,0 +1,119 @@
+"""Z-Image: a transformer on the latents of a VAE with 16 channels, rectified flow, prompts read with a Qwen3.
+
+In diffusers' pipeline of this model, guidance_scale counts from 0, which is none. Here it counts from 1, as for all
+other models: 4.0 there is 5.0 here. Its cfg_normalization and cfg_truncation, which are off unless asked for, do not
+exist here.
+
+Z-Image-Turbo, which is distilled to 8 steps without guidance (guidance_scale 1 here), has the same files but for the
+shift of its schedule. Nothing in them says that it is distilled, so it is not refused for training, although training
+on images undoes the distillation: train the base model.
+
+Source: diffusers 0.42.1 pipelines/z_image/pipeline_z_image.py and examples/dreambooth/train_dreambooth_lora_z_image.py;
+Cai et al. 2025 (Z-Image).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from dreambooth_jax.diffusion import rectified_flow
+from dreambooth_jax.diffusion.rectified_flow import RectifiedFlow
+from dreambooth_jax.families.flow import Configs, Fit, FlowFamily, check_fits
+from dreambooth_jax.families.image_space import ImageSpace
+from dreambooth_jax.families.mode_latents import ModeLatents
+from dreambooth_jax.families.prompts import MaskedQwenPrompts
+from dreambooth_jax.models import vae, z_image
+from dreambooth_jax.models.qwen3 import STATES_READ
+from dreambooth_jax.text.tokenize import QWEN_MAX_LENGTH
+from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.lora_original import OriginalLayers, Rule
+from dreambooth_jax.weights.pipeline import Pipeline
+
+# Latents in each direction of the images that the model is made for: 1024 pixels, 8 to a latent.
+_SIDE = 128
+_HALVINGS = 1  # the transformer makes a token of 2 x 2 latents
+_LONGEST_TEXT = z_image.padded_length(QWEN_MAX_LENGTH) + 2  # positions that a text and the image behind it need
+
+# The layers that diffusers' train_dreambooth_lora_z_image.py adapts: the projections of every attention, those of the
+# refiners of image and text included.
+LORA_TARGETS = (r'(layers|noise_refiner|context_refiner)\.\d+\.attention\.(to_q|to_k|to_v|to_out\.0)',)
+
+# kohya's trainer knows the layers as the makers' code does. ComfyUI reads diffusers' names of them, and diffusers reads
+# the joint layer of the makers' code in kohya's files alone.
+_BLOCK = r'(layers|noise_refiner|context_refiner)\.(\d+)\.'
+_ORIGINAL_LAYERS = OriginalLayers(
+    kohya=(
+        Rule(_BLOCK + r'attention\.to_([qkv])', '{0}.{1}.attention.qkv', ('q', 'k', 'v')),
+        Rule(_BLOCK + r'attention\.to_out\.0', '{0}.{1}.attention.out'),
+        Rule(_BLOCK + r'feed_forward\.(w[123])', '{0}.{1}.feed_forward.{2}'),
+    ),
+    comfyui=(Rule(_BLOCK + r'(attention\.to_[qkv]|attention\.to_out\.0|feed_forward\.w[123])', '{0}.{1}.{2}'),),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ZImageFamily(FlowFamily):
+    """Z-Image; see family.Family for what the methods return."""
+
+    def check_transformer(self, full: Configs, source: str) -> None:
+        fits = (
+            Fit('vae', 'in_channels', 1, 'latent_channels', 'latents'),
+            Fit('text_encoder', 'cap_feat_dim', 1, 'hidden_size', 'states'),
+        )
+        check_fits(full, fits, source)
+        lengths = full['transformer']['axes_lens']
+        if lengths[0] < _LONGEST_TEXT:
+            raise WeightsError(
+                f'the transformer of {source} has axes_lens {list(lengths)}, but prompts of {QWEN_MAX_LENGTH} tokens '
+                f'need {_LONGEST_TEXT} positions on the first axis; give the plain model.'
+            )
+
+    def space(self, pipeline: Pipeline) -> ImageSpace:
+        network = pipeline.components.get('vae')
+        options = {'side': _SIDE, 'halvings': _HALVINGS}
+        if network is None:  # it was not read: enough for what asks about channels only
+            channels = z_image.resolve(pipeline.denoiser.config if pipeline.denoiser else {})['in_channels']
+            return ModeLatents(channels=channels, scaling_factor=1.0, scale=1, **options)
+        return ModeLatents(
+            vae=network,
+            channels=vae.resolve(network.config)['latent_channels'],
+            scaling_factor=vae.scaling_factor(network.config),
+            shift_factor=vae.shift_factor(network.config),
+            scale=vae.size_divisor(network.config),
+            **options,
+        )
+
+    def predict(
+        self, apply: Callable, params: Mapping[str, Any], x_t: jax.Array, t: jax.Array, conditioning: Mapping[str, Any]
+    ) -> jax.Array:
+        # The network is told the share of the image, 1 - s, and predicts x0 - noise, the negative velocity.
+        states, mask = (conditioning[key] for key in ('encoder_hidden_states', 'encoder_attention_mask'))
+        return -apply(params, x_t, 1.0 - t, states, mask)
+
+
+def _read_schedule(config: Mapping[str, Any]) -> RectifiedFlow:
+    return rectified_flow.from_config(config, patch=z_image.PATCH)
+
+
+FAMILY = ZImageFamily(
+    class_name='ZImagePipeline',
+    title='Z-Image',
+    transformer='ZImageTransformer2DModel',
+    vae='AutoencoderKL',
+    prompts=MaskedQwenPrompts,
+    # Other ways to generate with the same networks; a ControlNet stored beside them is not read.
+    also_saved_as=(
+        'ZImageImg2ImgPipeline',
+        'ZImageInpaintPipeline',
+        'ZImageControlNetPipeline',
+        'ZImageControlNetInpaintPipeline',
+    ),
+    lora_targets=LORA_TARGETS,
+    reading={'text_encoder': {STATES_READ: 'last_but_one'}},
+    read_schedule=_read_schedule,
+    architecture='Z-Image',
+    sampling={'sampler': 'euler', 'steps': 50, 'guidance_scale': 6.0},
+    lora_layers=_ORIGINAL_LAYERS,
+)

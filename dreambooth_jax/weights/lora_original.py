@@ -1,0 +1,191 @@
+"""The layers of transformers in LoRA files that name them as the makers' own code does.
+
+    lora_kohya     lora_unet_<original with underscores>.lora_down.weight, .lora_up.weight, .alpha
+    lora_comfyui   diffusion_model.<original>.lora_A.weight, .lora_B.weight, with alpha / rank as a part of B
+
+That code has one layer where diffusers has three (queries, keys and values). An adapter of the joint layer has three
+times the rank: its A are the three A beside each other, and its B has the three B on its diagonal, so that the product
+is exactly that of the three adapters. Read back, such a B is taken apart again; of an adapter that was trained on the
+joint layer, whose B is full, every part gets the whole A and its share of B.
+
+Source: diffusers 0.42.1 loaders/lora_conversion_utils.py, _convert_kohya_flux2_lora_to_diffusers,
+_convert_non_diffusers_flux2_lora_to_diffusers and _convert_non_diffusers_z_image_lora_to_diffusers; ComfyUI
+comfy/lora.py.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dreambooth_jax.models.lora import A, B
+
+KOHYA_PREFIX, COMFYUI_PREFIX = 'lora_unet_', 'diffusion_model.'
+_ENDS = {
+    '.lora_down.weight': A,
+    '.lora_up.weight': B,
+    '.lora_A.weight': A,
+    '.lora_B.weight': B,
+    '.alpha': 'alpha',
+}
+
+
+class Part(NamedTuple):
+    """Which part of an original layer a layer of diffusers is: its outputs are the index-th of `count` equal shares."""
+
+    layer: str
+    index: int = 0
+    count: int = 1
+
+
+class Rule(NamedTuple):
+    """How the layers of some paths are called originally.
+
+    Attributes:
+      path: pattern of diffusers' paths; the whole path must match.
+      layer: the original name, where {0} is the first group of the pattern.
+      parts: what the last group of the pattern may be, in the order of the joint layer's outputs; (): not joint.
+    """
+
+    path: str
+    layer: str
+    parts: tuple[str, ...] = ()
+
+    def part(self, path: str) -> Part | None:
+        """Returns the part that the layer of this path is; None if the rule is about others."""
+        match = re.fullmatch(self.path, path)
+        if match is None:
+            return None
+        if not self.parts:
+            return Part(self.layer.format(*match.groups()))
+        *groups, last = match.groups()
+        return Part(self.layer.format(*groups), self.parts.index(last), len(self.parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginalLayers:
+    """How LoRA files name the layers of one family's denoiser; a layer without a rule has no name in them.
+
+    Attributes:
+      kohya: the rules of `lora_kohya`.
+      comfyui: the rules of `lora_comfyui`.
+    """
+
+    kohya: tuple[Rule, ...]
+    comfyui: tuple[Rule, ...]
+
+    def written(
+        self, layers: Mapping[str, Mapping[str, np.ndarray]], scale: float, *, is_kohya: bool
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Returns the tensors of a file, and the paths that have no name in the format.
+
+        Args:
+          layers: {path: {'lora_a': f32[in, rank], 'lora_b': f32[rank, out]}}. Parts of a joint layer that are missing
+            get an adapter of zeros.
+          scale: alpha / rank of all layers.
+          is_kohya: whether the format is `lora_kohya`; otherwise it is `lora_comfyui`.
+        """
+        groups, nameless = {}, []
+        for path, layer in layers.items():
+            part = _part_of(path, self.kohya if is_kohya else self.comfyui)
+            if part is None:
+                nameless.append(path)
+            else:
+                groups.setdefault((part.layer, part.count), {})[part.index] = layer
+        tensors = {}
+        for (name, count), parts in groups.items():
+            a, b = _joined(parts, count)
+            if is_kohya:
+                start = KOHYA_PREFIX + name.replace('.', '_')
+                # A joint layer has a multiple of the rank, and the same alpha / rank.
+                alpha = np.float32(scale * len(a))
+                tensors |= {f'{start}.lora_down.weight': a, f'{start}.lora_up.weight': b, f'{start}.alpha': alpha}
+            else:
+                start = COMFYUI_PREFIX + name
+                tensors |= {f'{start}.lora_A.weight': a, f'{start}.lora_B.weight': b * np.float32(scale)}
+        return tensors, nameless
+
+    def parted(self, tensors: Mapping[str, Any], component: str, paths: Iterable[str]) -> dict[str, Any]:
+        """Returns the tensors of a file, those with original names under diffusers' names, joint layers taken apart.
+
+        Args:
+          tensors: name in the file -> array, with torch's axes: A is [rank, in] and B [out, rank].
+          component: the network that the layers belong to.
+          paths: all layers of that network.
+        """
+        names = _names(self, tuple(paths))
+        groups, found = {}, {}
+        for key, value in tensors.items():
+            end = next((end for end in _ENDS if key.endswith(end)), '')
+            owners = names.get(key.removesuffix(end)) if end else None
+            if owners is None:
+                found[key] = value
+            else:
+                groups.setdefault((key.removesuffix(end), owners), {})[end] = value
+        for (_, owners), layer in groups.items():
+            for index, path in owners:
+                of_part = _take(layer, index, len(owners)) if len(owners) > 1 else layer
+                found |= {f'{component}.{path}{end}': value for end, value in of_part.items()}
+        return found
+
+
+def _part_of(path: str, rules: tuple[Rule, ...]) -> Part | None:
+    return next(filter(None, (rule.part(path) for rule in rules)), None)
+
+
+@functools.lru_cache(maxsize=8)
+def _names(layers: OriginalLayers, paths: tuple[str, ...]) -> dict[str, tuple[tuple[int, str], ...]]:
+    """Name in a file, without the end -> ((index, path of diffusers), ...) of every part of the layer."""
+    found = {}
+    for rules in (layers.kohya, layers.comfyui):
+        for path in paths:
+            part = _part_of(path, rules)
+            if part is None:
+                continue
+            # Programs mix prefixes and rules, and no name stands for two layers, so both prefixes are read with both.
+            underscored = part.layer.replace('.', '_')
+            for name in (f'{KOHYA_PREFIX}{underscored}', f'{COMFYUI_PREFIX}{part.layer}'):
+                found.setdefault(name, set()).add((part.index, path))
+    return {name: tuple(sorted(owners)) for name, owners in found.items()}
+
+
+def _joined(parts: Mapping[int, Mapping[str, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns A, f32[count * rank, in], and B, f32[count * out, count * rank], of the joint layer."""
+    (rank, outputs), inputs = next((part[B].shape, len(part[A])) for part in parts.values())
+    a, b = np.zeros((count, rank, inputs), np.float32), np.zeros((count, outputs, count, rank), np.float32)
+    for index, part in parts.items():
+        a[index], b[index, :, index] = part[A].T, part[B].T
+    return a.reshape(count * rank, inputs), b.reshape(count * outputs, count * rank)
+
+
+def _take(layer: Mapping[str, np.ndarray], index: int, count: int) -> dict[str, np.ndarray]:
+    """Returns one part of a joint layer, {end of the name: array}; nothing if its adapter is zero.
+
+    A layer whose shapes do not fit is given whole, so that whoever checks shapes says what is wrong with it.
+    """
+    parts = {_ENDS[end]: (end, value) for end, value in layer.items()}
+    if not {A, B} <= parts.keys() or any(parts[name][1].ndim != 2 for name in (A, B)):
+        return dict(layer)
+    (end_a, a), (end_b, b) = parts[A], parts[B]
+    if len(b) % count or a.shape[0] != b.shape[1]:
+        return dict(layer)
+    share = b[len(b) // count * index :][: len(b) // count]
+    if a.shape[0] % count or not _is_diagonal(b, count):
+        return {**layer, end_b: share}
+    rank = a.shape[0] // count
+    mine = slice(rank * index, rank * (index + 1))
+    if not (np.any(a[mine]) or np.any(share)):
+        return {}
+    taken = {**layer, end_a: a[mine], end_b: share[:, mine]}
+    if 'alpha' in parts:  # of the rank of all parts together
+        end, alpha = parts['alpha']
+        taken[end] = np.asarray(alpha / count, np.asarray(alpha).dtype)
+    return taken
+
+
+def _is_diagonal(b: np.ndarray, count: int) -> bool:
+    blocks = b.reshape(count, len(b) // count, count, b.shape[1] // count)
+    return not any(np.any(blocks[i, :, j]) for i in range(count) for j in range(count) if i != j)
