@@ -173,7 +173,7 @@ def test_numbers_that_the_metrics_lack_after_a_kill_are_told_once(tmp_path):
     assert not scored.missed(10) and scored(10, 10) is None
 
 
-@pytest.mark.parametrize('change', ['num_images', 'encoder'])
+@pytest.mark.parametrize('change', ['num_images', 'encoder', 'trade_off'])
 def test_evaluations_by_other_measures_are_made_again_with_a_warning_where_the_checkpoint_is_left(
     tmp_path, caplog, change
 ):
@@ -182,7 +182,7 @@ def test_evaluations_by_other_measures_are_made_again_with_a_warning_where_the_c
         before(step, step)
     checkpoint(tmp_path, 20), checkpoint(tmp_path, 30)
     found = written(tmp_path)
-    found['measured_by'][change if change == 'num_images' else 'encoders'] = 'other'
+    found['measured_by']['encoders' if change == 'encoder' else change] = 'other'
     best_checkpoint.write(tmp_path, found)
     scored = callback(tmp_path, {20: 0.7, 30: 0.95})
     assert scored.again == [20] and scored.best == written(tmp_path)['step'] == 20 and scored.missed(30)
