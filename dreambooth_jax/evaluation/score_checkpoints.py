@@ -223,6 +223,7 @@ class Evaluation:
             'num_images': one.num_images,
             'class_images': one.class_images,
             'noise': NOISE,
+            'trade_off': {'beta': best.BETA, 'most': best.MOST},
             'sampling': {name: getattr(self.options, name) for name in ('steps', 'guidance_scale', 'sampler', 'seed')},
         }
 
@@ -297,8 +298,9 @@ class ScoreCheckpoints(ChoosesCheckpoint):
         if found['candidates'] and found.get('measured_by') != new['measured_by']:
             left = [step for step in formerly if step in there]
             logging.warning(
-                'the evaluations in %s were made with other settings of config.evaluation, encoders or samples and '
-                'cannot be compared with new ones: of %d checkpoints, the %d that are still there are evaluated again',
+                'the evaluations in %s were made with other settings of config.evaluation, encoders, samples or another '
+                'rule and cannot be compared with new ones: of %d checkpoints, the %d that are still there are '
+                'evaluated again',
                 self._workdir / best_checkpoint.FILE,
                 len(formerly),
                 len(left),

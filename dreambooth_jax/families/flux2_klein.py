@@ -138,5 +138,5 @@ FAMILY = Flux2KleinFamily(
     read_schedule=_read_schedule,
     architecture='flux-2-klein',
     sampling={'sampler': 'euler', 'steps': 50, 'guidance_scale': 4.0},
-    lora_layers=OriginalLayers(kohya=_ORIGINAL_LAYERS, comfyui=_ORIGINAL_LAYERS + _UNKNOWN_TO_KOHYA),
+    lora_layers=OriginalLayers('transformer', _ORIGINAL_LAYERS, _ORIGINAL_LAYERS + _UNKNOWN_TO_KOHYA),
 )

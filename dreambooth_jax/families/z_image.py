@@ -44,6 +44,7 @@ LORA_TARGETS = (r'(layers|noise_refiner|context_refiner)\.\d+\.attention\.(to_q|
 # the joint layer of the makers' code in kohya's files alone.
 _BLOCK = r'(layers|noise_refiner|context_refiner)\.(\d+)\.'
 _ORIGINAL_LAYERS = OriginalLayers(
+    component='transformer',
     kohya=(
         Rule(_BLOCK + r'attention\.to_([qkv])', '{0}.{1}.attention.qkv', ('q', 'k', 'v')),
         Rule(_BLOCK + r'attention\.to_out\.0', '{0}.{1}.attention.out'),

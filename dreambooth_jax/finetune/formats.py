@@ -148,9 +148,7 @@ def _write_adapters(trained: Trained, format: str, output: Path, dtype: str):
         pipeline, path = getattr(trained.cascade, stage), _file_of(output, stage)
         layout, metadata = _layout(pipeline), _metadata(trained, stage, format)
         originals = pipeline.family.lora_layers
-        lora_files.write_lora(
-            path, adapter, format, layout=layout, originals=originals, dtype=dtype, metadata=metadata
-        )
+        lora_files.write_lora(path, adapter, format, layout=layout, originals=originals, dtype=dtype, metadata=metadata)
         if format == lora_files.KOHYA:
             _warn_of_dropped_layers(path, adapter)
         yield path, _compare_adapter(pipeline, adapter, path, dtype)
@@ -235,10 +233,8 @@ def _compare_single_file(pipeline: Pipeline, path: Path, dtype: str) -> int:
 
 
 def _compare_adapter(pipeline: Pipeline, adapter: Adapter, path: Path, dtype: str) -> int:
-    family = pipeline.family
-    originals = None if family.lora_layers is None else (family.denoiser, family.lora_layers)
     networks = {name: pipeline.components[name].params for name in adapter.params}
-    back = lora_files.read_lora(path, networks, originals=originals)
+    back = lora_files.read_lora(path, networks, originals=pipeline.family.lora_layers)
     kind = jnp.finfo(dtype)
     # The file may store alpha / rank as part of B. The values are then rounded after that product instead of before it,
     # so they may differ by rounding.

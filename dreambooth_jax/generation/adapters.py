@@ -29,9 +29,8 @@ def with_lora(cascade: Cascade, path: str | os.PathLike, scale: float = 1.0, sta
         raise ConfigError(f'{path} is for a {stage} stage, but {cascade.base.name} has none; leave it out')
     # In the second stage only the denoiser trains.
     networks = {pipeline.family.denoiser: pipeline.denoiser, **(pipeline.text_encoders if stage == BASE else {})}
-    family = pipeline.family
-    originals = None if family.lora_layers is None else (family.denoiser, family.lora_layers)
-    adapter = read_lora(path, {name: network.params for name, network in networks.items()}, ORIGINALS, originals)
+    params = {name: network.params for name, network in networks.items()}
+    adapter = read_lora(path, params, ORIGINALS, pipeline.family.lora_layers)
     merged = {
         name: lora.merge({**networks[name].params, **params}, rank=adapter.rank, alpha=adapter.alpha, scale=scale)
         for name, params in adapter.params.items()

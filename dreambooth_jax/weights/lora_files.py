@@ -238,13 +238,10 @@ def _kohya_header(adapter: Adapter) -> dict[str, str]:
 def _to_original(path, layers, adapter, originals, *, is_kohya):
     name = KOHYA if is_kohya else COMFYUI
     _check_no_dora(path, (layer for paths in layers.values() for layer in paths.values()))
-    tensors, nameless = {}, []
-    for component, paths in layers.items():
-        found, without = originals.written(paths, adapter.alpha / adapter.rank, is_kohya=is_kohya)
-        tensors |= found
-        nameless += [f'{component}.{layer_path} has no name in the {name} format.' for layer_path in without]
+    tensors, nameless = originals.written(layers, adapter.alpha / adapter.rank, is_kohya=is_kohya)
     if nameless:
-        raise WeightsError(_NAMELESS.format(path, name), nameless)
+        told = [f'{layer} has no name in the {name} format.' for layer in nameless]
+        raise WeightsError(_NAMELESS.format(path, name), told)
     return tensors, _kohya_header(adapter) if is_kohya else {}
 
 
@@ -252,7 +249,7 @@ def read_lora(
     path: str | os.PathLike,
     networks: Mapping[str, Mapping[str, Any]],
     layouts: Sequence[OriginalLayout] = (),
-    originals: tuple[str, OriginalLayers] | None = None,
+    originals: OriginalLayers | None = None,
 ) -> Adapter:
     """Reads a LoRA file in any of the spellings of diffusers, PEFT, kohya, LyCORIS, OneTrainer and ComfyUI.
 
@@ -263,7 +260,7 @@ def read_lora(
       path: the file.
       networks: {component: parameters of the network} that the adapters are for; arrays or ShapeDtypeStructs.
       layouts: the generations of models that an error calls by their names.
-      originals: (component, how its layers are named in the makers' own code); None: that is not read.
+      originals: how the makers' own code names the layers of the denoiser; None: such names are not read.
 
     Returns:
       An Adapter with the same effect as the file. If its layers differ in rank or in alpha / rank, they are padded with
@@ -279,9 +276,7 @@ def read_lora(
     # ComfyUI's save node also writes a difference for every bias and norm; it is zero where only adapters were trained.
     tensors = {key: value for key, value in tensors.items() if not key.endswith(_DIFFERENCES) or np.any(value)}
     if originals is not None:
-        component, names = originals
-        kernels = (name for name in networks[component] if name.endswith('.kernel'))
-        tensors = names.parted(tensors, component, [name.removesuffix('.kernel') for name in kernels])
+        tensors = originals.parted(tensors, networks)
     layers, unused, problems = _grouped(tensors, networks)
     for (component, layer_path), layer in layers.items():
         kernel = networks[component][f'{layer_path}.kernel'].shape

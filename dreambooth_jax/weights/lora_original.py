@@ -16,7 +16,7 @@ comfy/lora.py.
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,29 +70,32 @@ class OriginalLayers:
     """How LoRA files name the layers of one family's denoiser; a layer without a rule has no name in them.
 
     Attributes:
+      component: the denoiser, such as 'transformer'.
       kohya: the rules of `lora_kohya`.
       comfyui: the rules of `lora_comfyui`.
     """
 
+    component: str
     kohya: tuple[Rule, ...]
     comfyui: tuple[Rule, ...]
 
     def written(
-        self, layers: Mapping[str, Mapping[str, np.ndarray]], scale: float, *, is_kohya: bool
+        self, layers: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], scale: float, *, is_kohya: bool
     ) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Returns the tensors of a file, and the paths that have no name in the format.
+        """Returns the tensors of a file, and the layers that have no name in the format, as '<component>.<path>'.
 
         Args:
-          layers: {path: {'lora_a': f32[in, rank], 'lora_b': f32[rank, out]}}. Parts of a joint layer that are missing
-            get an adapter of zeros.
+          layers: {component: {path: {'lora_a': f32[in, rank], 'lora_b': f32[rank, out]}}}. Parts of a joint layer that
+            are missing get an adapter of zeros.
           scale: alpha / rank of all layers.
           is_kohya: whether the format is `lora_kohya`; otherwise it is `lora_comfyui`.
         """
-        groups, nameless = {}, []
-        for path, layer in layers.items():
+        nameless = [f'{name}.{path}' for name, paths in layers.items() if name != self.component for path in paths]
+        groups = {}
+        for path, layer in layers.get(self.component, {}).items():
             part = _part_of(path, self.kohya if is_kohya else self.comfyui)
             if part is None:
-                nameless.append(path)
+                nameless.append(f'{self.component}.{path}')
             else:
                 groups.setdefault((part.layer, part.count), {})[part.index] = layer
         tensors = {}
@@ -108,15 +111,15 @@ class OriginalLayers:
                 tensors |= {f'{start}.lora_A.weight': a, f'{start}.lora_B.weight': b * np.float32(scale)}
         return tensors, nameless
 
-    def parted(self, tensors: Mapping[str, Any], component: str, paths: Iterable[str]) -> dict[str, Any]:
+    def parted(self, tensors: Mapping[str, Any], networks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Returns the tensors of a file, those with original names under diffusers' names, joint layers taken apart.
 
         Args:
           tensors: name in the file -> array, with torch's axes: A is [rank, in] and B [out, rank].
-          component: the network that the layers belong to.
-          paths: all layers of that network.
+          networks: {component: parameters}, from which the layers are known.
         """
-        names = _names(self, tuple(paths))
+        kernels = (name for name in networks.get(self.component, ()) if name.endswith('.kernel'))
+        names = _names(self, tuple(name.removesuffix('.kernel') for name in kernels))
         groups, found = {}, {}
         for key, value in tensors.items():
             end = next((end for end in _ENDS if key.endswith(end)), '')
@@ -128,7 +131,7 @@ class OriginalLayers:
         for (_, owners), layer in groups.items():
             for index, path in owners:
                 of_part = _take(layer, index, len(owners)) if len(owners) > 1 else layer
-                found |= {f'{component}.{path}{end}': value for end, value in of_part.items()}
+                found |= {f'{self.component}.{path}{end}': value for end, value in of_part.items()}
         return found
 
 

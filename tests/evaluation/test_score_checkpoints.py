@@ -108,7 +108,7 @@ def test_prompts_are_spread_over_all_of_them():
 
 
 def test_what_is_learned_and_lost_is_measured_and_the_best_trade_off_named(tmp_path):
-    scored = callback(tmp_path, {10: 0.1, 20: 0.5, 30: 0.95})
+    scored = callback(tmp_path, {10: 0.1, 20: 0.7, 30: 0.95})
     numbers = [scored(step, step) for step in (10, 20, 30)]
     for name, rises in (('subject_fidelity', True), ('prompt_fidelity', False), ('drift', True), ('dino', True)):
         values = [one[name] for one in numbers]
@@ -151,7 +151,7 @@ def test_evaluations_beyond_the_newest_checkpoint_are_made_again(tmp_path):
 
 
 def test_a_checkpoint_that_is_gone_is_not_chosen_when_the_settings_would_choose_it_now(tmp_path):
-    scored = callback(tmp_path, {10: 0.2, 20: 0.5, 30: 0.95}, max_drift=9.0)
+    scored = callback(tmp_path, {10: 0.2, 20: 0.7, 30: 0.95}, max_drift=9.0)
     for step in (10, 20, 30):
         scored(step, step)
     assert scored.best == 20
@@ -173,18 +173,18 @@ def test_numbers_that_the_metrics_lack_after_a_kill_are_told_once(tmp_path):
     assert not scored.missed(10) and scored(10, 10) is None
 
 
-@pytest.mark.parametrize('change', ['num_images', 'encoder'])
+@pytest.mark.parametrize('change', ['num_images', 'encoder', 'trade_off'])
 def test_evaluations_by_other_measures_are_made_again_with_a_warning_where_the_checkpoint_is_left(
     tmp_path, caplog, change
 ):
-    before = callback(tmp_path, {10: 0.2, 20: 0.5, 30: 0.95})
+    before = callback(tmp_path, {10: 0.2, 20: 0.7, 30: 0.95})
     for step in (10, 20, 30):
         before(step, step)
     checkpoint(tmp_path, 20), checkpoint(tmp_path, 30)
     found = written(tmp_path)
-    found['measured_by'][change if change == 'num_images' else 'encoders'] = 'other'
+    found['measured_by']['encoders' if change == 'encoder' else change] = 'other'
     best_checkpoint.write(tmp_path, found)
-    scored = callback(tmp_path, {20: 0.5, 30: 0.95})
+    scored = callback(tmp_path, {20: 0.7, 30: 0.95})
     assert scored.again == [20] and scored.best == written(tmp_path)['step'] == 20 and scored.missed(30)
     assert 'of 3 checkpoints, the 2 that are still there are evaluated again' in caplog.text
     scored(20, 20), scored(30, 30)
@@ -193,7 +193,7 @@ def test_evaluations_by_other_measures_are_made_again_with_a_warning_where_the_c
 
 
 def test_patience_ends_after_so_many_evaluations_without_gain_and_not_at_earlier_steps(tmp_path):
-    scored = callback(tmp_path, {10: 0.5, 20: 0.95, 30: 0.95}, patience=2)
+    scored = callback(tmp_path, {10: 0.7, 20: 0.95, 30: 0.95}, patience=2)
     for step in (10, 20):
         scored(step, step)
         assert not scored.enough(step)

@@ -101,7 +101,7 @@ def read_back(folder: Path, pipeline: Pipeline, params: dict, format: str) -> No
     adapter = lora_files.Adapter({family.denoiser: params}, RANK, ALPHA)
     lora_files.write_lora(path, adapter, format, originals=family.lora_layers)
     networks = {family.denoiser: pipeline.denoiser.params}
-    back = lora_files.read_lora(path, networks, originals=(family.denoiser, family.lora_layers))
+    back = lora_files.read_lora(path, networks, originals=family.lora_layers)
     assert back.params[family.denoiser].keys() == params.keys() and back.rank == RANK
     for name, value in back.params[family.denoiser].items():
         # A file may hold alpha / rank as a part of B.

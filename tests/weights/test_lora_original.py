@@ -13,7 +13,7 @@ RULES = (
     Rule(r'blocks\.(\d+)\.ff', 'double.{0}.mlp.0'),
     Rule('embedder', 'img_in'),
 )
-LAYERS = OriginalLayers(kohya=RULES, comfyui=RULES[:2])
+LAYERS = OriginalLayers(component='transformer', kohya=RULES, comfyui=RULES[:2])
 WIDTH, RANK, ALPHA = 4, 2, 3.0
 PATHS = ('blocks.1.attn.to_q', 'blocks.1.attn.to_k', 'blocks.1.attn.to_v', 'blocks.1.ff', 'embedder', 'other')
 NETWORKS = {'transformer': {f'{path}.kernel': np.zeros((WIDTH, WIDTH), np.float32) for path in PATHS}}
@@ -36,7 +36,7 @@ def write(path, given, format):
 
 
 def read(path):
-    return lora_files.read_lora(path, NETWORKS, originals=('transformer', LAYERS))
+    return lora_files.read_lora(path, NETWORKS, originals=LAYERS)
 
 
 def products(given):
@@ -111,6 +111,12 @@ def test_a_layer_without_a_name_is_an_error_that_lists_it(tmp_path):
         assert f'transformer.{path} has no name in the lora_comfyui format.' in str(error.value)
     with pytest.raises(WeightsError, match=r'transformer\.other has no name in the lora_kohya format'):
         write(tmp_path, adapter('embedder', 'other'), lora_files.KOHYA)
+
+
+def test_another_network_has_no_names(tmp_path):
+    params = adapter('blocks.1.ff').params['transformer']
+    with pytest.raises(WeightsError, match=r'text_encoder\.blocks\.1\.ff has no name in the lora_kohya format'):
+        write(tmp_path, Adapter({'text_encoder': params}, RANK, ALPHA), lora_files.KOHYA)
 
 
 def test_a_unet_has_no_file_of_this_format(tmp_path):
