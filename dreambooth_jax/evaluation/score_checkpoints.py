@@ -298,8 +298,8 @@ class ScoreCheckpoints(ChoosesCheckpoint):
         if found['candidates'] and found.get('measured_by') != new['measured_by']:
             left = [step for step in formerly if step in there]
             logging.warning(
-                'the evaluations in %s were made with other settings of config.evaluation, encoders, samples or another '
-                'rule and cannot be compared with new ones: of %d checkpoints, the %d that are still there are '
+                'the evaluations in %s were made with other settings of config.evaluation, encoders, samples or by '
+                'another rule and cannot be compared with new ones: of %d checkpoints, the %d that are still there are '
                 'evaluated again',
                 self._workdir / best_checkpoint.FILE,
                 len(formerly),
