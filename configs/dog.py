@@ -23,6 +23,7 @@ of these models:
 
 from dreambooth_jax.config import (
     STORYBOOK,
+    STORYBOOK_CPU_DEVICES,
     STORYBOOK_ENLARGING,
     STORYBOOK_SAMPLING,
     ConfigError,
@@ -49,6 +50,7 @@ def get_config(model: str = STORYBOOK):
 def storybook(config):
     config.model = STORYBOOK
     config.data.subject = 'dog'
+    config.parallel.cpu_devices = STORYBOOK_CPU_DEVICES
 
     config.prior.num_images = 64
     config.prior.steps = 25

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dreambooth_jax import program
 from dreambooth_jax.config import PretrainConfig, resolve
+from dreambooth_jax.system import cpu_devices
 
 _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/storybook_base.py.')
 _WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: checkpoints, metrics, samples and model.')
@@ -141,6 +142,7 @@ def main(_) -> None:
     from dreambooth_jax.training import run
 
     config, workdir = resolve(PretrainConfig, _CONFIG.value), Path(_WORKDIR.value)
+    cpu_devices.use(config.parallel.cpu_devices)
     with run.alone(workdir):
         pretrain(config, workdir)
 

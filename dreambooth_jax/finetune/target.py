@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from dreambooth_jax.config import ConfigError
+from dreambooth_jax.system import cpu_devices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,13 +16,13 @@ class Target:
     """The devices that a plan is for.
 
     Attributes:
-      devices: all of them; None: all that JAX has here.
+      devices: all that train.
       name: their number and kind, for the plan.
       compiler: whose compiler counts temporaries, for the plan; None: they are not counted.
       present: whether the devices are here, so that their speed can be measured.
     """
 
-    devices: Sequence[jax.Device] | None
+    devices: Sequence[jax.Device]
     name: str
     compiler: str | None = None
     present: bool = True
@@ -29,12 +30,13 @@ class Target:
     @property
     def first(self) -> jax.Device:
         """The device on which a process puts arrays that have no layout."""
-        return (self.devices or jax.local_devices())[0]
+        own = (device for device in self.devices if device.process_index == jax.process_index())
+        return next(own, self.devices[0])
 
     @property
     def count(self) -> int:
         """The number of devices."""
-        return len(self.devices or jax.devices())
+        return len(self.devices)
 
 
 @contextlib.contextmanager
@@ -49,8 +51,9 @@ def planned_for(topology: str | None = None, *, compiled: bool = False) -> Itera
       ConfigError: if the topology is unknown or libtpu is not installed.
     """
     if topology is None:
-        name, backend = f'{jax.device_count()} x {jax.devices()[0].device_kind}', jax.default_backend()
-        yield Target(devices=None, name=name, compiler=f'XLA for {backend}' if compiled else None)
+        there, backend = cpu_devices.training(jax.devices()), jax.default_backend()
+        name = f'{len(there)} x {there[0].device_kind}'
+        yield Target(devices=there, name=name, compiler=f'XLA for {backend}' if compiled else None)
         return
     devices = _described(topology)
     name = f'{len(devices)} x {devices[0].device_kind} ({topology}, not here)'

@@ -75,7 +75,7 @@ WRONG = [
     (
         'parallel',
         3,
-        'config.parallel must be a group of settings (mode, dtype, fsdp_min_bytes, remat, steps_per_dispatch), '
+        'config.parallel must be a group of settings (mode, dtype, fsdp_min_bytes, remat, steps_per_dispatch, cpu_devices), '
         'got 3 (int)',
     ),
     (
