@@ -67,7 +67,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         rare_tokens=vocabulary.RARE_TOKENS,
         rare_token_rate=config.rare_token_rate,
     )
-    parallel, training = config.parallel, cpu_devices.training(jax.devices())
+    parallel, training = config.parallel, cpu_devices.training()
     placement = make_placement(parallel.mode, fsdp_min_bytes=parallel.fsdp_min_bytes, devices=training)
     encode = functools.partial(jax.jit(prompt_encoder), texts)
 

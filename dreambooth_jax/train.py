@@ -94,7 +94,7 @@ def finetune_stages(begun, workdir: Path) -> None:
 
     config, instance = begun.config, begun.instance
     # Everything, from class images to samples and scores, is generated on the devices that train, or on more of a CPU.
-    placement, generating = begun.placement(cpu_devices.training(jax.devices())), begun.placement()
+    placement, generating = begun.placement(cpu_devices.training()), begun.placement()
     original, cascade = begun.original.on(generating), begun.cascade.on(generating)
     evaluation = evaluation_of(begun, original, workdir, generating)
     if not evaluation and not begun.chosen and config.base.steps:

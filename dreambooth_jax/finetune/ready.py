@@ -49,9 +49,10 @@ class Ready(NamedTuple):
         return self.inputs.order.get(inputs.CLASS_PHOTOS)
 
     def placement(self, devices: Sequence[jax.Device] | None = None) -> Placement:
-        """Returns how the run uses these devices; None: all that are here."""
+        """Returns how the run uses the devices; None: all that are here."""
+        options = {} if devices is None else {'devices': devices}
         settings = self.config.parallel
-        return placement.make_placement(settings.mode, fsdp_min_bytes=settings.fsdp_min_bytes, devices=devices)
+        return placement.make_placement(settings.mode, fsdp_min_bytes=settings.fsdp_min_bytes, **options)
 
     def photos(self) -> list[tuple[np.ndarray, ...]]:
         """Returns the photos of every subject as they are (instance_images.whole), if they are scored."""

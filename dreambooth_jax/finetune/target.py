@@ -16,13 +16,13 @@ class Target:
     """The devices that a plan is for.
 
     Attributes:
-      devices: all that train.
+      devices: all that train; None: all that JAX has here.
       name: their number and kind, for the plan.
       compiler: whose compiler counts temporaries, for the plan; None: they are not counted.
       present: whether the devices are here, so that their speed can be measured.
     """
 
-    devices: Sequence[jax.Device]
+    devices: Sequence[jax.Device] | None
     name: str
     compiler: str | None = None
     present: bool = True
@@ -30,13 +30,12 @@ class Target:
     @property
     def first(self) -> jax.Device:
         """The device on which a process puts arrays that have no layout."""
-        own = (device for device in self.devices if device.process_index == jax.process_index())
-        return next(own, self.devices[0])
+        return (self.devices or jax.local_devices())[0]
 
     @property
     def count(self) -> int:
         """The number of devices."""
-        return len(self.devices)
+        return len(self.devices or jax.devices())
 
 
 @contextlib.contextmanager
@@ -51,9 +50,9 @@ def planned_for(topology: str | None = None, *, compiled: bool = False) -> Itera
       ConfigError: if the topology is unknown or libtpu is not installed.
     """
     if topology is None:
-        there, backend = cpu_devices.training(jax.devices()), jax.default_backend()
-        name = f'{len(there)} x {there[0].device_kind}'
-        yield Target(devices=there, name=name, compiler=f'XLA for {backend}' if compiled else None)
+        training, backend = cpu_devices.training(), jax.default_backend()
+        name = f'{len(training or jax.devices())} x {jax.devices()[0].device_kind}'
+        yield Target(devices=training, name=name, compiler=f'XLA for {backend}' if compiled else None)
         return
     devices = _described(topology)
     name = f'{len(devices)} x {devices[0].device_kind} ({topology}, not here)'

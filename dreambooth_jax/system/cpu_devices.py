@@ -6,7 +6,6 @@ gains nothing, so that it stays on one of them (experiments/speed). Every device
 """
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,8 +29,12 @@ def use(count: int | None) -> None:
     _split = True
 
 
-def training(devices: Sequence['jax.Device']) -> list['jax.Device']:
-    """Returns those of all devices that train: all, or one of each process if `use` has divided its CPU."""
-    if not _split or devices[0].platform != 'cpu':
-        return list(devices)
-    return list({device.process_index: device for device in reversed(devices)}.values())[::-1]
+def training() -> list['jax.Device'] | None:
+    """Returns the devices that train: one of each process if `use` has divided its CPU; None: all."""
+    if not _split:
+        return None
+    import jax
+
+    if jax.default_backend() != 'cpu':
+        return None
+    return list({device.process_index: device for device in reversed(jax.devices())}.values())[::-1]
