@@ -70,8 +70,10 @@ class Runs:
         from dreambooth_jax.evaluation import benchmark, protocol, run_scores
         from dreambooth_jax.finetune import instance_images
         from dreambooth_jax.finetune.trained import read_config
+        from dreambooth_jax.system import cpu_devices
 
         config = read_config(run)
+        cpu_devices.use(config.parallel.cpu_devices)
         chosen = run_scores.choose(config, _METRICS.value, {name: flag.value for name, flag in _SOURCES.items()})
         # Only built-in subjects are painted at a size.
         side = self._models.side(config, _STAGE.value == 'base') if run_scores.is_built_in(config) else 0

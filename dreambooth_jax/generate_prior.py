@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dreambooth_jax import program
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
+from dreambooth_jax.system import cpu_devices
 
 _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py.')
 _WORKDIR = program.DEFINE_path('workdir', None, "The run's folder.")
@@ -18,6 +19,7 @@ _WORKDIR = program.DEFINE_path('workdir', None, "The run's folder.")
 def main(argv) -> None:
     del argv
     config = resolve(DreamBoothConfig, _CONFIG.value)
+    cpu_devices.use(config.parallel.cpu_devices)
     if config.prior.weight == 0:
         raise ConfigError('config.prior.weight is 0, so this run needs no class images; set it above 0')
     if config.prior.kind != 'images':

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dreambooth_jax import program
 from dreambooth_jax.config import PretrainConfig, resolve
+from dreambooth_jax.system import cpu_devices
 
 _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/storybook_base.py.')
 _WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: checkpoints, metrics, samples and model.')
@@ -66,7 +67,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         rare_tokens=vocabulary.RARE_TOKENS,
         rare_token_rate=config.rare_token_rate,
     )
-    placement = make_placement(config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
+    parallel, training = config.parallel, cpu_devices.training()
+    placement = make_placement(parallel.mode, fsdp_min_bytes=parallel.fsdp_min_bytes, devices=training)
     encode = functools.partial(jax.jit(prompt_encoder), texts)
 
     @functools.lru_cache(maxsize=1)
@@ -94,7 +96,6 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     options = SamplingOptions.of_samples(samples)
     grid = SampleGrid(None, [], samples.prompts, options, num_images=samples.num_images)
     programs = {}
-
     sampling = SaveSamples(
         grid=grid,
         cascade_of=lambda state: Cascade(
@@ -122,7 +123,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
             learning_rate=learning_rate,
             ema_decay=config.ema_decay,
             placement=placement,
-            budget=Budget(steps=config.steps, per_dispatch=config.parallel.steps_per_dispatch),
+            budget=Budget(steps=config.steps, per_dispatch=parallel.steps_per_dispatch),
             seed=config.seed,
             checkpoint=config.checkpoint,
             callbacks=[sampling] if is_base and samples.prompts else [],
@@ -131,9 +132,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         workdir,
     )
     painters.close()
-    folders.write_pipeline(
-        trained(placement.gather(placement.to_global(state).best_params)), workdir / 'model', dtype='float16'
-    )
+    averaged = trained(placement.gather(placement.to_global(state).best_params))
+    folders.write_pipeline(averaged, workdir / 'model', dtype='float16')
     print(f'{"finished" if finished else "stopped"} at step {int(state.step)}; model: {workdir / "model"}')
 
 
@@ -141,6 +141,7 @@ def main(_) -> None:
     from dreambooth_jax.training import run
 
     config, workdir = resolve(PretrainConfig, _CONFIG.value), Path(_WORKDIR.value)
+    cpu_devices.use(config.parallel.cpu_devices)
     with run.alone(workdir):
         pretrain(config, workdir)
 

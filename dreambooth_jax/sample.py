@@ -84,11 +84,12 @@ def main(argv) -> None:
     from dreambooth_jax.generation.options import SamplingOptions
     from dreambooth_jax.generation.run_settings import settings_of
     from dreambooth_jax.monitoring import grids
-    from dreambooth_jax.system import disk
+    from dreambooth_jax.system import cpu_devices, disk
     from dreambooth_jax.training import memory
 
     prompts, output = _PROMPT.value, Path(_OUTPUT.value)
     run = settings_of(_MODEL.value)
+    cpu_devices.use(run.cpu_devices)
     given = {
         'steps': _STEPS.value,
         'guidance_scale': _GUIDANCE.value,

@@ -13,6 +13,7 @@ from absl import flags
 
 from dreambooth_jax import program
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
+from dreambooth_jax.system import cpu_devices
 from dreambooth_jax.training import hosts
 
 _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py.')
@@ -92,10 +93,10 @@ def finetune_stages(begun, workdir: Path) -> None:
     from dreambooth_jax.weights import folders
 
     config, instance = begun.config, begun.instance
-    # Everything, from class images to samples and scores, is generated on the devices that train.
-    placement = begun.placement()
-    original, cascade = begun.original.on(placement), begun.cascade.on(placement)
-    evaluation = evaluation_of(begun, original, workdir, placement)
+    # Everything, from class images to samples and scores, is generated on the devices that train, or on more of a CPU.
+    placement, generating = begun.placement(cpu_devices.training()), begun.placement()
+    original, cascade = begun.original.on(generating), begun.cascade.on(generating)
+    evaluation = evaluation_of(begun, original, workdir, generating)
     if not evaluation and not begun.chosen and config.base.steps:
         hosts.on_first(lambda: best_checkpoint.forget(workdir), 'write best.json')
     images = class_images.class_images_of(config, original, workdir, begun.class_photos)
@@ -119,8 +120,7 @@ def finetune_stages(begun, workdir: Path) -> None:
             during = usual_callbacks(config, workdir, name, grid, _PROFILE.value, scored)
             cascade, finished = finetune(config, workdir, name, cascade, original, tables, during, placement)
         if not finished:
-            print(f'stopped in the {name} stage, saved; start the same command again to go on')
-            return
+            return print(f'stopped in the {name} stage, saved; start the same command again to go on')
         if scored and evaluation:
             print(evaluation.verdict())
     if jax.process_index() == 0:
@@ -133,11 +133,11 @@ def finetune_stages(begun, workdir: Path) -> None:
 def main(argv) -> None:
     del argv
     config = resolve(DreamBoothConfig, _CONFIG.value)
-    address = hosts.Address(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    cpu_devices.use(config.parallel.cpu_devices)
     for flag in (_TOPOLOGY, _COMPILE):
         if flag.value and not _DRY_RUN.value:
             raise ConfigError(f'--{flag.name} is for a plan, which is not run; give --dry_run too, or leave it out')
-    hosts.join(_DISTRIBUTED.value, address)
+    hosts.join(_DISTRIBUTED.value, hosts.Address(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value))
     if not _DRY_RUN.value:
         return train(config, Path(_WORKDIR.value))
     from dreambooth_jax.finetune import target

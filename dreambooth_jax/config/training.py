@@ -165,6 +165,9 @@ class ParallelConfig(Config):
     # Optimizer steps per device call (a lax.scan), which saves host time. None: 10, but 1 on CPU, where convolutions
     # inside a loop are slow.
     steps_per_dispatch: int | None = setting(None, '> 0')
+    # As how many devices a CPU generates images; it trains as one. Two make small models faster on two cores
+    # (experiments/speed), and each holds all weights. None: what JAX makes of a CPU, which is one.
+    cpu_devices: int | None = setting(None, '> 0')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,8 @@ def dynamic_threshold(x0: jax.Array, ratio: float, max_value: float) -> jax.Arra
       f32[B, ...] in [-1, 1]; an example does not depend on the other examples.
     """
     x0 = x0.astype(jnp.float32)
+    if max_value <= 1:
+        return jnp.clip(x0, -1, 1)  # s can only be 1, and to sort many pixels takes long on a CPU
     size = jnp.sort(jnp.abs(x0).reshape(x0.shape[0], -1), axis=1)
     rank = ratio * (size.shape[1] - 1)
     below, above = math.floor(rank), math.ceil(rank)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from dreambooth_jax.config import ConfigError
+from dreambooth_jax.system import cpu_devices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class Target:
     """The devices that a plan is for.
 
     Attributes:
-      devices: all of them; None: all that JAX has here.
+      devices: all that train; None: all that JAX has here.
       name: their number and kind, for the plan.
       compiler: whose compiler counts temporaries, for the plan; None: they are not counted.
       present: whether the devices are here, so that their speed can be measured.
@@ -49,8 +50,9 @@ def planned_for(topology: str | None = None, *, compiled: bool = False) -> Itera
       ConfigError: if the topology is unknown or libtpu is not installed.
     """
     if topology is None:
-        name, backend = f'{jax.device_count()} x {jax.devices()[0].device_kind}', jax.default_backend()
-        yield Target(devices=None, name=name, compiler=f'XLA for {backend}' if compiled else None)
+        training, backend = cpu_devices.training(), jax.default_backend()
+        name = f'{len(training or jax.devices())} x {jax.devices()[0].device_kind}'
+        yield Target(devices=training, name=name, compiler=f'XLA for {backend}' if compiled else None)
         return
     devices = _described(topology)
     name = f'{len(devices)} x {devices[0].device_kind} ({topology}, not here)'

@@ -8,6 +8,7 @@ from typing import Any
 
 from dreambooth_jax.config import (
     STORYBOOK,
+    STORYBOOK_CPU_DEVICES,
     STORYBOOK_ENLARGING,
     STORYBOOK_SAMPLING,
     ConfigError,
@@ -26,6 +27,7 @@ class RunSettings(typing.NamedTuple):
       super_resolution: how its second stage generates them.
       size: side of the base stage's images in pixels; None: the model's own.
       clip_skip: number of last CLIP layers that the run skips.
+      cpu_devices: as how many devices a CPU generates; None: one.
       has_samples: whether the model says how it generates; otherwise `samples` are the defaults.
     """
 
@@ -33,6 +35,7 @@ class RunSettings(typing.NamedTuple):
     super_resolution: SuperResolutionConfig
     size: int | None
     clip_skip: int
+    cpu_devices: int | None
     has_samples: bool
 
 
@@ -46,22 +49,24 @@ def settings_of(model: str) -> RunSettings:
     path = folder / 'config.json'
     if model == STORYBOOK:
         written = {'samples': STORYBOOK_SAMPLING, 'super_resolution': STORYBOOK_ENLARGING}
+        written['parallel'] = {'cpu_devices': STORYBOOK_CPU_DEVICES}
     # A pipeline folder may hold a config.json too, but of something else than a run's settings.
     elif path.is_file() and not (folder / 'model_index.json').is_file():
         written = _read(path)
     else:
         written = {}
-    # Of a pretraining run, known by its setting 'stage', only 'samples' is used: its 'base' is not a group of settings.
-    groups = {'samples': {}, 'super_resolution': {}, 'data': {}, 'base': {}}
-    groups |= {
-        name: written[name] for name in groups if name in written and not ('stage' in written and name != 'samples')
-    }
+    groups = {'samples': {}, 'super_resolution': {}, 'data': {}, 'base': {}, 'parallel': {}}
+    # Of a pretraining run, known by its setting 'stage', few are used: its 'base' is not a group of settings.
+    used = ('samples', 'parallel') if 'stage' in written else groups
+    groups |= {name: written[name] for name in used if name in written}
     for name, group in groups.items():
         if not isinstance(group, Mapping):
             raise ConfigError(f'{path} is damaged: its {name} is {group!r} but must be a group of settings; restore it')
     size, clip_skip = groups['data'].get('resolution'), groups['base'].get('clip_skip', 0)
-    if size is not None and (type(size) is not int or size < 1):
-        raise ConfigError(f'{path} is damaged: its data.resolution is {size!r}; restore it')
+    devices = groups['parallel'].get('cpu_devices')
+    for name, value in (('data.resolution', size), ('parallel.cpu_devices', devices)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise ConfigError(f'{path} is damaged: its {name} is {value!r}; restore it')
     if type(clip_skip) is not int or clip_skip < 0:
         raise ConfigError(f'{path} is damaged: its base.clip_skip is {clip_skip!r}; restore it')
     try:
@@ -70,6 +75,7 @@ def settings_of(model: str) -> RunSettings:
             resolve(SuperResolutionConfig, with_new_names(SuperResolutionConfig, groups['super_resolution'])),
             size,
             clip_skip,
+            devices,
             bool(groups['samples']),
         )
     except ConfigError as error:

@@ -14,7 +14,7 @@ from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import draw, subjects
 from dreambooth_jax.storybook.subjects import SUBJECTS
 
-BRACKETED = ('dino', 'clip_i')  # the scores that photos have as well
+BRACKETED = ('dino', 'dino_masked', 'clip_i')  # the scores that photos have as well
 CORRELATED = ('dino', 'dino_retrieval', 'clip_i', 'subject_named')
 GRID_CONTEXTS = (' in the jungle', ' on the beach', ' in the snow')
 Measured = Mapping[str, Mapping[str, Any]]  # subject -> what run.py's score returns
@@ -130,6 +130,13 @@ def tables(found: Mapping[str, Any]) -> str:
         ]
         for subject, of in measured.items()
     ]
+    verdicts = [
+        [
+            subject,
+            *(f'{share:.2f} / {percent(truth)}' for which in ('best', 'last') for share, truth in _shares(of, which)),
+        ]
+        for subject, of in measured.items()
+    ]
     correlations = [
         [name, f'{pair["best"]:.2f}', f'{pair["with_base"]:.2f}'] for name, pair in numbers['correlation'].items()
     ]
@@ -149,9 +156,22 @@ def tables(found: Mapping[str, Any]) -> str:
             f'25 prompts x {found["num_images"]} and {found["class_images"]} images of the class, for every model.',
             'The best checkpoints; base model / **run** / photos among each other:',
             experiment.table(
-                ['subject', 'DINO', 'CLIP-I', 'retrieval', 'CLIP-T (base)', 'subject', 'context', 'class taken for it'],
+                [
+                    'subject',
+                    'DINO',
+                    'DINO, masked',
+                    'CLIP-I',
+                    'retrieval',
+                    'CLIP-T (base)',
+                    'subject',
+                    'context',
+                    'class taken for it',
+                ],
                 scores,
             ),
+            'What the verdict of report.html is made of, and what the classifier says: DINO on the way from the base '
+            'model to the photos / subject named; CLIP-T as a share of that of the base model / context named:',
+            experiment.table(['subject', 'best: subject', 'best: prompt', 'last: subject', 'last: prompt'], verdicts),
             "Spearman's rank correlation, over the ten best checkpoints, and over these and the base models:",
             experiment.table(['scores', 'best', 'with base'], correlations),
             'The best checkpoint against the last one, by the classifier, which the rule does not ask (best / last; '
@@ -164,6 +184,13 @@ def tables(found: Mapping[str, Any]) -> str:
             '![photos, best and last checkpoint](grid.png)',
         ]
     )
+
+
+def _shares(of: Mapping[str, Any], which: str) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The shares that evaluation/verdict.py grades, each with the classifier's share: of the subject, of the prompt."""
+    scores, base = of[which], of['base']
+    subject = (scores['dino'] - base['dino']) / (of['ceiling']['dino'] - base['dino'])
+    return (subject, scores['subject_named']), (scores['clip_t'] / base['clip_t'], scores['context_named'])
 
 
 def _of(name: str) -> Callable[[Mapping[str, float]], float]:

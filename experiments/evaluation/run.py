@@ -62,7 +62,8 @@ def train(subject: str, workdir: Path, weights: str, *, with_prior: bool) -> Pat
         'samples.every': 0,
         'samples.seed': 1000,  # of what is scored; the rule, and the class images, have other noise
         'base.steps': steps,
-        'checkpoint.every': steps,
+        'checkpoint.every': steps // EVALUATIONS,
+        'checkpoint.keep': EVALUATIONS,  # so that another rule can be asked what it would have taken
         'evaluation.every': steps // EVALUATIONS,
         'prior.dir': workdir / 'prior' / SUBJECTS[subject].class_noun.replace(' ', '_'),
         **({} if with_prior else {'prior.weight': 0}),

@@ -75,8 +75,8 @@ WRONG = [
     (
         'parallel',
         3,
-        'config.parallel must be a group of settings (mode, dtype, fsdp_min_bytes, remat, steps_per_dispatch), '
-        'got 3 (int)',
+        'config.parallel must be a group of settings (mode, dtype, fsdp_min_bytes, remat, steps_per_dispatch, '
+        'cpu_devices), got 3 (int)',
     ),
     (
         'data.subjects',

@@ -33,7 +33,7 @@ def test_the_verdict_has_the_number_the_floor_and_the_ceiling(scores):
     assert '<p class="verdict">The images show this subject' in markup
     told = f'this run {value(scores, "run", "dino")}, model before {value(scores, "base", "dino")}, photos 0.800'
     assert told in markup and markup.count('class="card good"') == 3
-    assert 'yes from 67 % on' in markup  # the rule is told
+    assert 'yes from 80 % on' in markup  # the rule is told
 
 
 def test_every_score_has_a_row_with_its_meaning(scores):

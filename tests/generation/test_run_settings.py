@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dreambooth_jax.config import (
+    STORYBOOK_CPU_DEVICES,
     STORYBOOK_ENLARGING,
     STORYBOOK_SAMPLING,
     ConfigError,
@@ -17,7 +18,7 @@ from dreambooth_jax.config import (
 from dreambooth_jax.generation.run_settings import settings_of
 
 SAMPLES = {'steps': 3, 'guidance_scale': 2.0, 'sampler': 'ddim'}
-DEFAULTS = (SamplesConfig(), SuperResolutionConfig(), None, 0, False)
+DEFAULTS = (SamplesConfig(), SuperResolutionConfig(), None, 0, None, False)
 
 
 @pytest.fixture
@@ -36,23 +37,26 @@ def test_a_run_of_train_gives_what_it_sampled_with(written):
     config['samples'] |= SAMPLES
     config['super_resolution'] |= {'sample_noise_level': 9, 'sample_steps': 4}
     config['data']['resolution'], config['base']['clip_skip'] = 64, 1
+    config['parallel']['cpu_devices'] = 3
     found = settings_of(written(config))
     assert found.samples == SamplesConfig(**SAMPLES)
     assert (found.super_resolution.sample_noise_level, found.super_resolution.sample_steps) == (9, 4)
-    assert (found.size, found.clip_skip, found.has_samples) == (64, 1, True)
+    assert (found.size, found.clip_skip, found.cpu_devices, found.has_samples) == (64, 1, 3, True)
 
 
 @pytest.mark.parametrize('base', [None, 'runs/storybook_base'])
-def test_a_run_of_pretrain_gives_its_samples_alone(written, base):
+def test_a_run_of_pretrain_gives_its_samples_and_devices_alone(written, base):
     """Its `base` is a folder or nothing, and no group of settings."""
     settings = {**to_dict(PretrainConfig()), 'base': base, 'samples': SAMPLES, 'super_resolution': 3}
-    assert settings_of(written(settings)) == (SamplesConfig(**SAMPLES), SuperResolutionConfig(), None, 0, True)
+    settings['parallel'] = {'cpu_devices': 3}
+    assert settings_of(written(settings)) == (SamplesConfig(**SAMPLES), SuperResolutionConfig(), None, 0, 3, True)
 
 
 def test_the_built_in_model_is_sampled_as_measured_and_others_by_default(tmp_path, monkeypatch):
     found = settings_of('storybook')
     assert {name: getattr(found.samples, name) for name in STORYBOOK_SAMPLING} == STORYBOOK_SAMPLING
     assert {name: getattr(found.super_resolution, name) for name in STORYBOOK_ENLARGING} == STORYBOOK_ENLARGING
+    assert found.cpu_devices == STORYBOOK_CPU_DEVICES
     monkeypatch.chdir(tmp_path)
     assert settings_of('owner/model') == settings_of(str(tmp_path)) == DEFAULTS
 
@@ -83,6 +87,7 @@ def test_home_is_found(written, monkeypatch, tmp_path):
         ({'samples': {'steps': 'x'}}, "is damaged: config.steps must be an int, got 'x' (str); restore it"),
         ({'data': {'resolution': 'x'}}, "is damaged: its data.resolution is 'x'; restore it"),
         ({'data': {'resolution': 0}}, 'is damaged: its data.resolution is 0; restore it'),
+        ({'parallel': {'cpu_devices': 0}}, 'is damaged: its parallel.cpu_devices is 0; restore it'),
         ({'base': {'clip_skip': None}}, 'is damaged: its base.clip_skip is None; restore it'),
         ({'base': {'clip_skip': True}}, 'is damaged: its base.clip_skip is True; restore it'),
         ('{', 'is no readable JSON ('),

@@ -124,7 +124,8 @@ def test_a_process_alone_has_nobody_to_lose(ended, monkeypatch):
 
 
 def start(config, run, devices, *arguments, module='dreambooth_jax.train'):
-    flags = ' '.join(f'{name}={value}' for name, value in {**XLA_FLAGS, DEVICES_FLAG: str(devices)}.items())
+    given = {**XLA_FLAGS, DEVICES_FLAG: devices}
+    flags = ' '.join(f'{name}={value}' for name, value in given.items() if value is not None)
     command = [sys.executable, '-m', module, f'--config={config}', f'--workdir={run}', *arguments]
     environment = script.environment(XLA_FLAGS=flags)
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -193,6 +194,13 @@ def test_eight_devices_in_any_order_train_what_one_trains(mode, on_one_device, t
     config, alone = on_one_device
     settings = [f'--config.parallel.mode={mode}', '--config.parallel.fsdp_min_bytes=128']
     end(start(config, tmp_path / 'run', 8, *settings, module='tests.support.permuted_train'))
+    assert_same_run(tmp_path / 'run', alone)
+
+
+@pytest.mark.slow
+def test_a_cpu_that_generates_as_two_devices_trains_what_one_trains(on_one_device, tmp_path):
+    config, alone = on_one_device
+    end(start(config, tmp_path / 'run', None, '--config.parallel.cpu_devices=2'))
     assert_same_run(tmp_path / 'run', alone)
 
 

@@ -12,7 +12,7 @@ from dreambooth_jax.evaluation.protocol import image_name
 
 PROMPTS = {'a sks dog in the snow': 'context', 'a sks dog wearing a red hat': 'accessory', 'a red sks dog': 'property'}
 CLASS_PROMPT = 'a dog'
-SCORES = {'dino': (0.7, 0.45), 'dino_copy': (0.8, 0.5), 'clip_t': (0.29, 0.3), 'dino_pres': (0.5, 0.45)}
+SCORES = {'dino': (0.76, 0.45), 'dino_copy': (0.8, 0.5), 'clip_t': (0.29, 0.3), 'dino_pres': (0.5, 0.45)}
 
 
 def run_folder(folder: Path, *, side: int = 12, steps=(20, 40, 60)) -> Path:
