@@ -67,8 +67,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         rare_tokens=vocabulary.RARE_TOKENS,
         rare_token_rate=config.rare_token_rate,
     )
-    parallel, training = config.parallel, cpu_devices.training()
-    placement = make_placement(parallel.mode, fsdp_min_bytes=parallel.fsdp_min_bytes, devices=training)
+    place = functools.partial(make_placement, config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
+    placement, generating = place(devices=cpu_devices.training()), place()
     encode = functools.partial(jax.jit(prompt_encoder), texts)
 
     @functools.lru_cache(maxsize=1)
@@ -99,7 +99,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     sampling = SaveSamples(
         grid=grid,
         cascade_of=lambda state: Cascade(
-            trained(placement.to_global(state).best_params), placement=placement, programs=programs
+            trained(placement.to_global(state).best_params), placement=generating, programs=programs
         ),
         folder=workdir / 'samples' / config.stage,
         title=config.stage,
@@ -123,7 +123,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
             learning_rate=learning_rate,
             ema_decay=config.ema_decay,
             placement=placement,
-            budget=Budget(steps=config.steps, per_dispatch=parallel.steps_per_dispatch),
+            budget=Budget(steps=config.steps, per_dispatch=config.parallel.steps_per_dispatch),
             seed=config.seed,
             checkpoint=config.checkpoint,
             callbacks=[sampling] if is_base and samples.prompts else [],
