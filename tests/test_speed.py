@@ -49,7 +49,7 @@ def test_training_measures_this_package_and_diffusers(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('model', ['stable-diffusion-v1-5', 'sdxl', 'deepfloyd-if'])
+@pytest.mark.parametrize('model', ['sdxl', 'deepfloyd-if'])
 def test_phases_tells_every_phase_of_a_run(model):
     config = SPEED.parents[1] / 'configs' / 'dog.py'
     done = run('phases.py', '--tiny', f'--config={config}:{model}')

@@ -44,18 +44,24 @@ DEVICES_FLAG = '--xla_force_host_platform_device_count'
 
 
 class Mode(NamedTuple):
-    """How a run computes: on how many devices of how many processes, and whether it has a second stage."""
+    """How a run computes.
+
+    Attributes:
+      devices, processes: on how many devices of how many processes.
+      whole: whether it has a second stage, which doubles the time of every start, and is killed in every phase; on
+        several devices it is killed in those that write or compute together.
+    """
 
     devices: int
     processes: int = 1
-    second_stage: bool = False  # it doubles the time of every start
+    whole: bool = False
 
     def phases(self) -> dict[str, 'Phase']:
-        return {name: phase for name, phase in PHASES.items() if self.second_stage or not phase.second_stage}
+        return {name: phase for name, phase in PHASES.items() if self.whole or not phase.whole}
 
 
 MODES = {
-    'one_device': Mode(1, second_stage=True),
+    'one_device': Mode(1, whole=True),
     'pmap_on_four_devices': Mode(4),
     'two_processes': Mode(2, processes=2),
 }
@@ -70,13 +76,13 @@ class Phase(NamedTuple):
       killed: of several processes, 'one' of them, in turn (the others must end by themselves), the 'first', which works
         alone there, or 'all' (where one might wait for others that were killed before they came: it does for five
         minutes).
-      second_stage: whether it is a part of the second stage.
+      whole: whether only whole runs are killed in it (see Mode).
     """
 
     marks: Callable[[Path], set]
     seconds: float
     killed: Literal['one', 'first', 'all'] = 'one'
-    second_stage: bool = False
+    whole: bool = False
 
 
 def _found(folder: Path, pattern: str) -> list[str]:
@@ -118,10 +124,10 @@ PHASES = {
     'class_images': Phase(_files('prior/*.png*'), 0.4),
     'save': Phase(_files('base/checkpoints/*-tmp*'), 0.06),
     'samples': Phase(_lines_before_samples, 0.6),
-    'evaluation': Phase(_files(f'samples/base/{SAMPLES_EVERY:06d}.png'), 0.6),
-    'score': Phase(_files('best.json'), 0.01),  # the metrics do not have it yet
-    'deletion': Phase(_too_many_checkpoints, 0.01),
-    'save_of_the_second_stage': Phase(_files('super_resolution/checkpoints/*-tmp*'), 0.06, second_stage=True),
+    'evaluation': Phase(_files(f'samples/base/{SAMPLES_EVERY:06d}.png'), 0.6, whole=True),
+    'score': Phase(_files('best.json'), 0.01, whole=True),  # the metrics do not have it yet
+    'deletion': Phase(_too_many_checkpoints, 0.01, whole=True),
+    'save_of_the_second_stage': Phase(_files('super_resolution/checkpoints/*-tmp*'), 0.06, whole=True),
     'export': Phase(_files('.model.part*'), 0.05, killed='first'),
 }
 
@@ -168,13 +174,14 @@ class Run:
         environment = script.environment(
             XLA_FLAGS=' '.join(f'{name}={value}' for name, value in flags.items()),
             XDG_CACHE_HOME=str(self.cache),
-            # JAX keeps the programs of process 0 alone: the others would compile while it waits, 30 seconds at most.
-            JAX_ENABLE_COMPILATION_CACHE='true' if self.mode.processes == 1 else 'false',
+            JAX_ENABLE_COMPILATION_CACHE='true',
         )
         environment.pop('JAX_COMPILATION_CACHE_DIR', None)
-        words = [sys.executable, '-m', 'dreambooth_jax.train', f'--config={self.config}', f'--workdir={self.folder}']
+        # If others compiled what process 0 has kept, it would wait for them, and it does for 30 seconds at most.
+        program = 'dreambooth_jax.train' if self.mode.processes == 1 else 'tests.support.keeping_train'
+        words = [sys.executable, '-m', program, f'--config={self.config}', f'--workdir={self.folder}']
         words += [f'--config.{name}={value}' for name, value in SETTINGS.items()]
-        if not self.mode.second_stage:
+        if not self.mode.whole:
             words.append('--config.super_resolution_model=none')
         processes = []
         for number in range(self.mode.processes):
