@@ -18,8 +18,9 @@ import numpy as np
 from flax import nnx
 
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.models import clip, flux2, functional, qwen3, t5, unet_config, vae, vae_flux2, z_image
+from dreambooth_jax.models import clip, flux, flux2, functional, qwen3, t5, unet_config, vae, vae_flux2, z_image
 from dreambooth_jax.models.clip import CLIPTextModel
+from dreambooth_jax.models.flux import FluxTransformer2DModel
 from dreambooth_jax.models.flux2 import Flux2Transformer2DModel
 from dreambooth_jax.models.qwen3 import Qwen3Model
 from dreambooth_jax.models.t5 import T5EncoderModel
@@ -126,16 +127,6 @@ KINDS = {
             *_CLIP,
         ),
         Kind(
-            Flux2Transformer2DModel,
-            flux2.resolve,
-            'diffusers',
-            'Flux2Transformer2DModel',
-            None,
-            _DIFFUSERS,
-            (),
-            (),
-        ),
-        Kind(
             AutoencoderKLFlux2,
             vae_flux2.resolve,
             'diffusers',
@@ -145,15 +136,13 @@ KINDS = {
             aliases.VAE_ALIASES,
             aliases.FLUX2_VAE_IGNORED,
         ),
-        Kind(
-            ZImageTransformer2DModel,
-            z_image.resolve,
-            'diffusers',
-            'ZImageTransformer2DModel',
-            None,
-            _DIFFUSERS,
-            (),
-            (),
+        *(
+            Kind(network, module.resolve, 'diffusers', network.__name__, None, _DIFFUSERS, (), ())
+            for module, network in (
+                (flux2, Flux2Transformer2DModel),
+                (z_image, ZImageTransformer2DModel),
+                (flux, FluxTransformer2DModel),
+            )
         ),
         # The same network; only the second kind of file also holds the head, which is not read.
         *(
@@ -176,7 +165,7 @@ KINDS = {
 # The first one is meant where the configuration does not name its class.
 _OF_COMPONENT = {
     'unet': ('UNet2DConditionModel',),
-    'transformer': ('Flux2Transformer2DModel', 'ZImageTransformer2DModel'),
+    'transformer': ('Flux2Transformer2DModel', 'ZImageTransformer2DModel', 'FluxTransformer2DModel'),
     'vae': ('AutoencoderKL', 'AutoencoderKLFlux2'),
 }
 _WITH_CLIP = ('clip', 'clip_text_model')
