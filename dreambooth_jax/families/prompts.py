@@ -4,10 +4,11 @@ The conditioning is a dictionary of arrays with one entry per prompt, which a fa
 
     encoder_hidden_states f32[N, L, D]                       every family
     encoder_attention_mask f32[N, L], 0 for padding          Z-Image
+    pooled f32[N, P]                                         FLUX.1
     added_cond {text_embeds f32[N, P], time_ids f32[N, 6]}   Stable Diffusion XL
 
-Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, Flux2KleinPipeline
-and ZImagePipeline.
+Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, FluxPipeline,
+Flux2KleinPipeline and ZImagePipeline.
 """
 
 import abc
@@ -97,6 +98,11 @@ class PromptEncoder(abc.ABC):
                 component: Tokenizer.load(folder, added=pipeline.added_tokens)
                 for component, folder in pipeline.tokenizers.items()
             }
+        lengths = cls.lengths(pipeline)
+        tokenizers = {
+            component: tokenizer.as_written(lengths[component]) if component in lengths else tokenizer
+            for component, tokenizer in tokenizers.items()
+        }
         absent = [component for component in pipeline.family.tokenizers if component not in encoders]
         absent += [f'tokenizer of the {component}' for component in encoders if component not in tokenizers]
         if absent:
@@ -120,6 +126,11 @@ class PromptEncoder(abc.ABC):
     @classmethod
     def options_of(cls, pipeline: Pipeline) -> dict[str, Any]:
         """Returns the values of attributes that a subclass adds."""
+        return {}
+
+    @classmethod
+    def lengths(cls, pipeline: Pipeline) -> dict[str, int]:
+        """Returns {text encoder: tokens of a prompt} for those that read prompts as written, at a length of theirs."""
         return {}
 
     def tokens(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Tokens:
@@ -190,6 +201,30 @@ class QwenPrompts(PromptEncoder):
     def encode(self, params, tokens):
         ((component, apply),) = self.encoders.items()
         return {'encoder_hidden_states': apply(params[component], tokens[component]['ids'], tokens[component]['mask'])}
+
+
+class FluxPrompts(PromptEncoder):
+    """Prompts of which a T5 gives the states, padding included, and a CLIP the pooled state before any projection."""
+
+    kind = 't5'
+
+    @classmethod
+    def of(cls, pipeline, *, size, clip_skip=0, tokenizers=None):
+        if clip_skip:
+            raise WeightsError(
+                f'clip_skip is {clip_skip} but of the CLIP of {pipeline.name} only the pooled state is read, which '
+                f'passes through all layers; set it to 0.'
+            )
+        return super().of(pipeline, size=size, tokenizers=tokenizers)
+
+    @classmethod
+    def lengths(cls, pipeline):
+        return {'text_encoder_2': pipeline.family.longest_prompt(pipeline)}
+
+    def encode(self, params, tokens):
+        (clip, read_pooled), (t5, read) = self.encoders.items()
+        _, pooled = read_pooled(params[clip], tokens[clip]['ids'])
+        return {'encoder_hidden_states': read(params[t5], tokens[t5]['ids']), 'pooled': pooled}
 
 
 class MaskedQwenPrompts(QwenPrompts):

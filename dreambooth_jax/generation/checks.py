@@ -29,6 +29,20 @@ def check_sampler(pipeline: Pipeline, steps: int, sampler: str, guidance_scale: 
         )
 
 
+def negative_prompt(pipeline: Pipeline, negative_prompt: str) -> str:
+    """Returns the negative prompt of a stage.
+
+    Raises:
+      ConfigError: if it is not empty and the stage does not read it.
+    """
+    if negative_prompt and pipeline.family.embeds_guidance(pipeline):
+        raise ConfigError(
+            f'negative_prompt is {negative_prompt!r} but {pipeline.name} is told its guidance as a number and reads no '
+            f'negative prompt; leave it empty'
+        )
+    return negative_prompt
+
+
 def check_noise_level(pipeline: Pipeline, noise_level: int) -> None:
     """Checks that a second stage has this level of noise augmentation.
 

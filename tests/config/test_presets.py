@@ -20,6 +20,7 @@ def settings(name):
         ('stable-diffusion-2-1', 768, 5e-6, 1000),
         ('sdxl', 1024, 1e-4, 500),
         ('deepfloyd-if', None, 1e-7, 1000),
+        ('flux1-dev', 512, 1e-4, 500),
         ('flux2-klein', 512, 1e-4, 500),
         ('z-image', 1024, 1e-4, 500),
     ],
@@ -36,6 +37,7 @@ def test_every_recipe_is_one_of_these():
         'stable-diffusion-2-1',
         'sdxl',
         'deepfloyd-if',
+        'flux1-dev',
         'flux2-klein',
         'z-image',
     }

@@ -54,7 +54,7 @@ def assert_same(given, found):
 
 
 def test_a_rule_says_which_part_a_layer_is():
-    assert RULES[0].part('blocks.12.attn.to_v') == Part('double.12.qkv', 2, 3)
+    assert RULES[0].part('blocks.12.attn.to_v') == Part('double.12.qkv', 2, (1, 1, 1))
     assert RULES[0].part('blocks.12.attn.to_out') is None
     assert RULES[2].part('embedder') == Part('img_in')
 
