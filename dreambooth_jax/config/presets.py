@@ -67,8 +67,8 @@ def _sdxl(config: ConfigDict) -> None:
 def _flux1_dev(config: ConfigDict) -> None:
     # dev, not schnell, which is distilled to 4 steps and cannot be trained. Size, rank, learning rate, steps and
     # examples of a step (4 x 1 there) are those of diffusers' DreamBooth LoRA example for FLUX.1 (the learning rate is
-    # its script's default, since the example has Prodigy); steps and guidance of samples are those of the model's pipeline. The guidance is a
-    # number that the network is told, 1 in training (families/flux.py).
+    # its script's default, since the example has Prodigy); steps and guidance of samples are those of the model's
+    # pipeline. The guidance is a number that the network is told, 1 in training (families/flux.py).
     config.model = 'black-forest-labs/FLUX.1-dev'  # accept the licence on the model's page and log in
     config.data.resolution = 512
     config.lora.rank = 4
