@@ -17,8 +17,10 @@ from flax import nnx
 
 from dreambooth_jax.models import configuration, rotary
 from dreambooth_jax.models.attention import attend, split_heads
+from dreambooth_jax.models.layers import TimestepEmbedding, sinusoidal_embedding
 
 ZERO = nnx.initializers.zeros_init()
+SINUSOIDS = 256  # features of a time before it is embedded
 EXPANSION = 4  # hidden width of a FeedForward, divided by the width of its input
 
 
@@ -140,35 +142,78 @@ class FeedForward(nnx.Module):
         return self.net[2](self.net[0](x))
 
 
-class HeadNorms(nnx.Module):
-    """Base of attentions that normalise the queries and keys of each head (QK norm) with `norm_q` and `norm_k`."""
+class TimeTextEmbedding(nnx.Module):
+    """Sum of the embedded times f32[B], pooled text f[B, P] and, if it is embedded, guidance f32[B].
 
-    def __init__(self, heads: int, head_dim: int, epsilon: float, *, dtype, rngs: nnx.Rngs):
+    Times and guidance are embedded as they are, so they are multiplied by 1000 before.
+    """
+
+    def __init__(self, width: int, pooled_width: int, *, guided: bool = False, dtype, rngs: nnx.Rngs):
+        def embedder(features):
+            return TimestepEmbedding(features, width, 'silu', dtype=dtype, rngs=rngs)
+
+        self.timestep_embedder = embedder(SINUSOIDS)
+        self.guidance_embedder = embedder(SINUSOIDS) if guided else None
+        self.text_embedder = embedder(pooled_width)
+
+    def __call__(self, time, pooled, guidance=None):
+        found = self.timestep_embedder(sinusoidal_embedding(time, SINUSOIDS))
+        if self.guidance_embedder is not None:
+            found = found + self.guidance_embedder(sinusoidal_embedding(guidance, SINUSOIDS))
+        return found + self.text_embedder(pooled)
+
+
+class HeadNorms(nnx.Module):
+    """Base of attentions that normalise the queries and keys of each head (QK norm) with `norm_q` and `norm_k`.
+
+    Without `qk_norm` there are no such norms, as in the first Stable Diffusion 3.
+    """
+
+    def __init__(self, heads: int, head_dim: int, epsilon: float, *, qk_norm: bool = True, dtype, rngs: nnx.Rngs):
         self.heads = heads
-        self.norm_q = nnx.RMSNorm(head_dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.norm_k = nnx.RMSNorm(head_dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.norm_q = nnx.RMSNorm(head_dim, epsilon=epsilon, dtype=dtype, rngs=rngs) if qk_norm else None
+        self.norm_k = nnx.RMSNorm(head_dim, epsilon=epsilon, dtype=dtype, rngs=rngs) if qk_norm else None
 
     def split(self, query, key, value):
         """Splits f[B, L, heads * D] each into f[B, L, heads, D], and normalises queries and keys."""
         query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
-        return self.norm_q(query), self.norm_k(key), value
+        return _normed(self.norm_q, query), _normed(self.norm_k, key), value
 
 
-def rotate_and_attend(query, key, value, rotation):
+def _normed(norm, x):
+    return x if norm is None else norm(x)
+
+
+def rotate_and_attend(query, key, value, rotation=None):
     """Rotates queries and keys, and attends: f[B, L, heads, D] each -> f[B, L, heads * D].
 
-    `rotation` holds cosines and sines, f32 broadcastable to [B, L, heads, D / 2] each.
+    `rotation` holds cosines and sines, f32 broadcastable to [B, L, heads, D / 2] each; with None nothing is rotated.
     """
-    query, key = (rotary.rotate_neighbours(part, *rotation) for part in (query, key))
+    if rotation is not None:
+        query, key = (rotary.rotate_neighbours(part, *rotation) for part in (query, key))
     return attend(query, key, value, scale=query.shape[-1] ** -0.5).reshape(*query.shape[:2], -1)
 
 
 class JointAttention(HeadNorms):
-    """Attention of text and image to both, with projections of their own."""
+    """Attention of text and image to both, with projections of their own.
 
-    def __init__(self, heads: int, head_dim: int, epsilon: float, *, use_bias: bool = False, dtype, rngs: nnx.Rngs):
+    Without `text_out` the text has no result: only the image attends.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int,
+        epsilon: float,
+        *,
+        use_bias: bool = False,
+        qk_norm: bool = True,
+        text_out: bool = True,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
         made = {'dtype': dtype, 'rngs': rngs}
-        super().__init__(heads, head_dim, epsilon, **made)
+        super().__init__(heads, head_dim, epsilon, qk_norm=qk_norm, **made)
         width = heads * head_dim
 
         def dense():
@@ -177,22 +222,23 @@ class JointAttention(HeadNorms):
         self.to_q, self.to_k, self.to_v = dense(), dense(), dense()
         self.to_out = nnx.List([dense()])
         self.add_q_proj, self.add_k_proj, self.add_v_proj = dense(), dense(), dense()
-        self.norm_added_q = nnx.RMSNorm(head_dim, epsilon=epsilon, **made)
-        self.norm_added_k = nnx.RMSNorm(head_dim, epsilon=epsilon, **made)
-        self.to_add_out = dense()
+        self.norm_added_q = nnx.RMSNorm(head_dim, epsilon=epsilon, **made) if qk_norm else None
+        self.norm_added_k = nnx.RMSNorm(head_dim, epsilon=epsilon, **made) if qk_norm else None
+        self.to_add_out = dense() if text_out else None
 
-    def __call__(self, x, text, rotation):
-        """Maps x f[B, N, width] and text f[B, L, width] to two arrays of these shapes."""
+    def __call__(self, x, text, rotation=None):
+        """Maps x f[B, N, width] and text f[B, L, width] to two arrays of these shapes; the second may be None."""
         image = self.split(self.to_q(x), self.to_k(x), self.to_v(x))
         query, key, value = (
             projection(text).reshape(*text.shape[:2], self.heads, -1)
             for projection in (self.add_q_proj, self.add_k_proj, self.add_v_proj)
         )
-        added = self.norm_added_q(query), self.norm_added_k(key), value
+        added = _normed(self.norm_added_q, query), _normed(self.norm_added_k, key), value
         joined = (jnp.concatenate(pair, axis=1) for pair in zip(added, image, strict=True))
         attended = rotate_and_attend(*joined, rotation)
         length = text.shape[1]
-        return self.to_out[0](attended[:, length:]), self.to_add_out(attended[:, :length])
+        of_text = None if self.to_add_out is None else self.to_add_out(attended[:, :length])
+        return self.to_out[0](attended[:, length:]), of_text
 
 
 class JointBlock(nnx.Module):

@@ -26,11 +26,11 @@ from dreambooth_jax.models.dit import (
     JointBlock,
     ModulatedNorm,
     Modulation,
+    TimeTextEmbedding,
     modulated,
     rotate_and_attend,
     within_range,
 )
-from dreambooth_jax.models.layers import TimestepEmbedding, sinusoidal_embedding
 
 # Defaults in the constructor of diffusers' FluxTransformer2DModel.
 DEFAULTS: dict[str, Any] = {
@@ -49,7 +49,6 @@ DEFAULTS: dict[str, Any] = {
 AXES = 3  # of a position: unused, row, column
 THETA = 10000.0
 TIME_SCALE = 1000.0  # times and guidance are multiplied by it before they are embedded
-SINUSOIDS = 256
 EPSILON = 1e-6
 
 
@@ -116,26 +115,6 @@ def _width(c) -> int:
     return c['num_attention_heads'] * c['attention_head_dim']
 
 
-class TimeTextEmbedding(nnx.Module):
-    """Sum of the embedded times f32[B] in 0..1, pooled text f[B, P] and, if it is embedded, guidance f32[B]."""
-
-    def __init__(self, c, made):
-        width = _width(c)
-
-        def embedder(features):
-            return TimestepEmbedding(features, width, 'silu', **made)
-
-        self.timestep_embedder = embedder(SINUSOIDS)
-        self.guidance_embedder = embedder(SINUSOIDS) if c['guidance_embeds'] else None
-        self.text_embedder = embedder(c['pooled_projection_dim'])
-
-    def __call__(self, time, pooled, guidance):
-        found = self.timestep_embedder(sinusoidal_embedding(TIME_SCALE * time, SINUSOIDS))
-        if self.guidance_embedder is not None:
-            found = found + self.guidance_embedder(sinusoidal_embedding(TIME_SCALE * guidance, SINUSOIDS))
-        return found + self.text_embedder(pooled)
-
-
 class FluxTransformer2DModel(nnx.Module):
     """The transformer.
 
@@ -163,7 +142,7 @@ class FluxTransformer2DModel(nnx.Module):
         c = resolve(config)
         made = {'dtype': dtype, 'rngs': rngs}
         width = _width(c)
-        self.time_text_embed = TimeTextEmbedding(c, made)
+        self.time_text_embed = TimeTextEmbedding(width, c['pooled_projection_dim'], guided=c['guidance_embeds'], **made)
         self.context_embedder = nnx.Linear(c['joint_attention_dim'], width, **made)
         self.x_embedder = nnx.Linear(c['in_channels'], width, **made)
         self.transformer_blocks = nnx.List([DoubleBlock(c, made) for _ in range(c['num_layers'])])
@@ -196,7 +175,7 @@ class FluxTransformer2DModel(nnx.Module):
         batch, height, width, _ = sample.shape
         length = encoder_hidden_states.shape[1]
         time, guidance = (
-            None if value is None else jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
+            None if value is None else TIME_SCALE * jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
             for value in (timesteps, guidance)
         )
         features = self.time_text_embed(time, pooled, guidance)

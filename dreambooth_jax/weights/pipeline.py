@@ -18,11 +18,12 @@ import numpy as np
 from flax import nnx
 
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.models import clip, flux, flux2, functional, qwen3, t5, unet_config, vae, vae_flux2, z_image
+from dreambooth_jax.models import clip, flux, flux2, functional, qwen3, sd3, t5, unet_config, vae, vae_flux2, z_image
 from dreambooth_jax.models.clip import CLIPTextModel
 from dreambooth_jax.models.flux import FluxTransformer2DModel
 from dreambooth_jax.models.flux2 import Flux2Transformer2DModel
 from dreambooth_jax.models.qwen3 import Qwen3Model
+from dreambooth_jax.models.sd3 import SD3Transformer2DModel
 from dreambooth_jax.models.t5 import T5EncoderModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
 from dreambooth_jax.models.vae import AutoencoderKL
@@ -142,6 +143,7 @@ KINDS = {
                 (flux2, Flux2Transformer2DModel),
                 (z_image, ZImageTransformer2DModel),
                 (flux, FluxTransformer2DModel),
+                (sd3, SD3Transformer2DModel),
             )
         ),
         # The same network; only the second kind of file also holds the head, which is not read.
@@ -165,7 +167,12 @@ KINDS = {
 # The first one is meant where the configuration does not name its class.
 _OF_COMPONENT = {
     'unet': ('UNet2DConditionModel',),
-    'transformer': ('Flux2Transformer2DModel', 'ZImageTransformer2DModel', 'FluxTransformer2DModel'),
+    'transformer': (
+        'Flux2Transformer2DModel',
+        'ZImageTransformer2DModel',
+        'FluxTransformer2DModel',
+        'SD3Transformer2DModel',
+    ),
     'vae': ('AutoencoderKL', 'AutoencoderKLFlux2'),
 }
 _WITH_CLIP = ('clip', 'clip_text_model')
