@@ -10,7 +10,16 @@ from typing import Any, Protocol
 import jax
 
 from dreambooth_jax.diffusion.process import NoiseProcess
-from dreambooth_jax.families import deepfloyd_if, flux, flux2_klein, sd_upscaler, sdxl, stable_diffusion, z_image
+from dreambooth_jax.families import (
+    deepfloyd_if,
+    flux,
+    flux2_klein,
+    sd_upscaler,
+    sdxl,
+    stable_diffusion,
+    stable_diffusion_3,
+    z_image,
+)
 from dreambooth_jax.families.image_space import ImageSpace
 from dreambooth_jax.families.prompts import PromptEncoder
 from dreambooth_jax.text.tokenize import Tokenizer
@@ -110,6 +119,7 @@ FAMILIES = (
     stable_diffusion.FAMILY,
     sdxl.FAMILY,
     sd_upscaler.FAMILY,
+    stable_diffusion_3.FAMILY,
     flux.FAMILY,
     flux2_klein.FAMILY,
     z_image.FAMILY,

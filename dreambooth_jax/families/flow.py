@@ -1,4 +1,4 @@
-"""What all families have in common that follow a rectified flow with a transformer: FLUX.1, FLUX.2 Klein, Z-Image.
+"""What all families have in common that follow a rectified flow with a transformer, such as FLUX.1 and Z-Image.
 
 A family of this kind is an instance of a subclass of FlowFamily, which says what differs: the checks, the space of
 images and how the transformer is asked. The seam that the rest of the package sees is families/family.py.

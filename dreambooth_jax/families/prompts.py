@@ -4,11 +4,11 @@ The conditioning is a dictionary of arrays with one entry per prompt, which a fa
 
     encoder_hidden_states f32[N, L, D]                       every family
     encoder_attention_mask f32[N, L], 0 for padding          Z-Image
-    pooled f32[N, P]                                         FLUX.1
+    pooled f32[N, P]                                         FLUX.1, Stable Diffusion 3
     added_cond {text_embeds f32[N, P], time_ids f32[N, 6]}   Stable Diffusion XL
 
-Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, FluxPipeline,
-Flux2KleinPipeline and ZImagePipeline.
+Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline,
+StableDiffusion3Pipeline, FluxPipeline, Flux2KleinPipeline and ZImagePipeline.
 """
 
 import abc
@@ -103,7 +103,9 @@ class PromptEncoder(abc.ABC):
             component: tokenizer.as_written(lengths[component]) if component in lengths else tokenizer
             for component, tokenizer in tokenizers.items()
         }
-        absent = [component for component in pipeline.family.tokenizers if component not in encoders]
+        family = pipeline.family
+        needed = [component for component in family.tokenizers if component not in family.optional]
+        absent = [component for component in needed if component not in encoders]
         absent += [f'tokenizer of the {component}' for component in encoders if component not in tokenizers]
         if absent:
             raise WeightsError(f'{pipeline.name} has no {absent[0]}; give a complete pipeline.')
@@ -276,6 +278,50 @@ class XLPrompts(PromptEncoder):
         return {
             'encoder_hidden_states': joined,
             'added_cond': {'text_embeds': pooled, 'time_ids': tokens['time_ids']},
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SD3Prompts(PromptEncoder):
+    """Prompts that two CLIPs and a T5 read, padding included; the states of the T5 follow those of the CLIPs.
+
+    The states of both CLIPs are joined and padded with zeros to the width of the T5's, and so are their pooled states
+    joined. Without a T5 its states are zeros.
+
+    Attributes:
+      width: of the states.
+    """
+
+    kind = 'clip'
+    T5, T5_LENGTH = 'text_encoder_3', 256
+
+    width: int = 0
+
+    @classmethod
+    def options_of(cls, pipeline):
+        return {'width': pipeline.family.text_width(pipeline)}
+
+    @classmethod
+    def lengths(cls, pipeline):
+        return {cls.T5: cls.T5_LENGTH}
+
+    def encode(self, params, tokens):
+        read, states, pooled = dict(self.encoders), [], []
+        read_t5 = read.pop(self.T5, None)
+        for component, apply in read.items():
+            ids = tokens[component]['ids']
+            encoded, of_end = apply(params[component], ids, skip=1 + self.clip_skip, final_norm=False)
+            states.append(encoded)
+            pooled.append(of_end)
+        joined = jnp.concatenate(states, axis=-1)
+        joined = jnp.pad(joined, ((0, 0), (0, 0), (0, self.width - joined.shape[-1])))
+        if read_t5 is None:
+            of_t5 = jnp.zeros((len(joined), self.T5_LENGTH, self.width), joined.dtype)
+        else:
+            of_t5 = read_t5(params[self.T5], tokens[self.T5]['ids'])
+        return {
+            'encoder_hidden_states': jnp.concatenate([joined, of_t5], axis=1),
+            'pooled': jnp.concatenate(pooled, axis=-1),
         }
 
 

@@ -74,6 +74,7 @@ def check_stage(pipeline: Pipeline, is_super_resolution: bool, networks: Sequenc
             f'{settings[is_super_resolution]} must be a {kinds[is_super_resolution]} stage; this one can be given as '
             f'{settings[not is_super_resolution]}.'
         )
+    networks = [name for name in networks if name not in pipeline.family.optional or name in pipeline.components]
     tokenizers = {text: name for text, name in pipeline.family.tokenizers.items() if text in networks}
     absent = [name for name in networks if name not in pipeline.components]
     absent += [name for text, name in tokenizers.items() if text not in pipeline.tokenizers]

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_jax.families import flux, flux2_klein, z_image
+from dreambooth_jax.families import flux, flux2_klein, stable_diffusion_3, z_image
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline
-from tests.support import tiny_flux, tiny_klein, tiny_z_image
+from tests.support import tiny_flux, tiny_klein, tiny_sd3, tiny_z_image
 
-MODELS = {flux.FAMILY: tiny_flux, flux2_klein.FAMILY: tiny_klein, z_image.FAMILY: tiny_z_image}
+MODELS = {
+    stable_diffusion_3.FAMILY: tiny_sd3,
+    flux.FAMILY: tiny_flux,
+    flux2_klein.FAMILY: tiny_klein,
+    z_image.FAMILY: tiny_z_image,
+}
 FAMILIES = pytest.mark.parametrize('family', MODELS, ids=lambda family: family.title)
 
 
@@ -78,6 +83,9 @@ def test_a_schedule_of_another_kind_is_refused_and_it_enlarges_nothing(family):
 @FAMILIES
 def test_the_channels_follow_from_whichever_network_was_read(family):
     bare = Pipeline(family=family, scheduler={}, folder=Path('x'))
-    assert bare.space.channels == {'FLUX.1': 16, 'FLUX.2 Klein': 128, 'Z-Image': 16}[family.title]
+    assert (
+        bare.space.channels
+        == {'Stable Diffusion 3': 16, 'FLUX.1': 16, 'FLUX.2 Klein': 128, 'Z-Image': 16}[family.title]
+    )
     tiny = read_pipeline(MODELS[family].folder(), components=('transformer',))
     assert tiny.space.channels == read_pipeline(MODELS[family].folder(), components=('vae',)).space.channels != 128

@@ -14,7 +14,7 @@ from dreambooth_jax.generation.adapters import with_lora
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training import placement
 from dreambooth_jax.weights import files, lora_files
-from tests.support import tiny_flux, tiny_klein, tiny_z_image
+from tests.support import tiny_flux, tiny_klein, tiny_sd3, tiny_z_image
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict
@@ -49,6 +49,7 @@ class Model(NamedTuple):
 
 
 MODELS = {
+    'sd3': Model(tiny_sd3, 'shift 3 in training, 3 in generating (for every size)', 23),
     'flux1': Model(tiny_flux, 'shift 1 in training, 1.588 in generating (for 36 tokens and 2 steps)', 18),
     'klein': Model(tiny_klein, 'shift 1 in training, 7.131 in generating (for 64 tokens and 2 steps)', 8),
     'z_image': Model(tiny_z_image, 'shift 6 in training, 6 in generating (for every size)', 16),

@@ -130,9 +130,9 @@ class FlowModel:
         return pipe
 
     @staticmethod
-    def torch_pipeline_of(folder) -> diffusers.DiffusionPipeline:
-        """diffusers' pipeline of a folder."""
-        pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    def torch_pipeline_of(folder, **parts) -> diffusers.DiffusionPipeline:
+        """diffusers' pipeline of a folder, with these parts instead of its own."""
+        pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **parts)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
