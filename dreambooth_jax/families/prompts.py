@@ -98,11 +98,9 @@ class PromptEncoder(abc.ABC):
                 component: Tokenizer.load(folder, added=pipeline.added_tokens)
                 for component, folder in pipeline.tokenizers.items()
             }
-        lengths = cls.lengths(pipeline)
-        tokenizers = {
-            component: tokenizer.as_written(lengths[component]) if component in lengths else tokenizer
-            for component, tokenizer in tokenizers.items()
-        }
+        if lengths := cls.lengths(pipeline):
+            as_written = {name: tokenizers[name].as_written(lengths[name]) for name in lengths if name in tokenizers}
+            tokenizers = {**tokenizers, **as_written}
         family = pipeline.family
         needed = [component for component in family.tokenizers if component not in family.optional]
         absent = [component for component in needed if component not in encoders]
