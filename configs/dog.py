@@ -18,7 +18,8 @@ With another base model, the run keeps the prompts and trains on your photos. Re
 then those of the paper (Ruiz et al. 2023) or of the model's own recipe. Nothing was measured with the published weights
 of these models:
   --config=configs/dog.py:MODEL --config.data.instance_dir=FOLDER      MODEL: stable-diffusion-v1-5 stable-diffusion-2-1
-                                                                               sdxl deepfloyd-if flux2-klein z-image
+                                                                               sdxl deepfloyd-if sd3.5-medium flux1-dev
+                                                                               flux2-klein z-image
 """
 
 from dreambooth_jax.config import (

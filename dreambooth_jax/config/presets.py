@@ -11,8 +11,8 @@ Diffusion 1.5 with optimizer.state_dtype='int8', text encoder included, and for 
 base.gradient_accumulation_steps=4; DeepFloyd IF needs several, which share its weights. experiments/speed says which
 programs of these runs were counted by the compiler and which were not.
 
-FLUX.2 Klein and Z-Image were counted nowhere yet; their language models and transformers are read in float32, 32 and
-40 GB on the host.
+Stable Diffusion 3.5, FLUX.1, FLUX.2 Klein and Z-Image were counted nowhere yet; their text encoders and transformers
+are read in float32, 33, 68, 32 and 40 GB on the host.
 
 Source: Ruiz et al. 2023, supplement; diffusers' DreamBooth examples and notes on DeepFloyd IF.
 """
@@ -62,6 +62,54 @@ def _sdxl(config: ConfigDict) -> None:
     config.base.steps = 500
     config.base.batch_size = 4
     config.base.learning_rate = 1e-4
+
+
+def _stable_diffusion_3_5_medium(config: ConfigDict) -> None:
+    # Size, rank, learning rate, steps, examples of a step (4 x 1 there) and distribution of times are those of
+    # diffusers' DreamBooth LoRA example for Stable Diffusion 3; its script's further weight of the loss, s^2, is left
+    # out. Steps and guidance of samples are those of the model's pipeline. The shift 3 is in the model's files.
+    config.model = 'stabilityai/stable-diffusion-3.5-medium'  # accept the licence on the model's page and log in
+    config.data.resolution = 512
+    config.lora.rank = 4
+    config.lora.alpha = 4.0
+    config.objective.time_distribution = 'logit_normal'
+    config.prior.num_images = 100
+    config.prior.steps = 28
+    config.prior.sampler = 'euler'
+    config.prior.guidance_scale = 7.0
+    config.base.steps = 500
+    config.base.batch_size = 4
+    config.base.learning_rate = 4e-4
+    config.samples.every = 250
+    config.samples.sampler = 'euler'
+    config.samples.steps = 28
+    config.samples.guidance_scale = 7.0
+    config.parallel.remat = True
+
+
+def _flux1_dev(config: ConfigDict) -> None:
+    # dev, not schnell, which is distilled to 4 steps and cannot be trained. Size, rank, learning rate, steps and
+    # examples of a step (4 x 1 there) are those of diffusers' DreamBooth LoRA example for FLUX.1 (the learning rate is
+    # its script's default, since the example has Prodigy); steps and guidance of samples are those of the model's
+    # pipeline. The guidance is a number that the network is told, 1 in training (families/flux.py).
+    config.model = 'black-forest-labs/FLUX.1-dev'  # accept the licence on the model's page and log in
+    config.data.resolution = 512
+    config.lora.rank = 4
+    config.lora.alpha = 4.0
+    config.prior.num_images = 100
+    config.prior.steps = 28
+    config.prior.sampler = 'euler'
+    config.prior.guidance_scale = 3.5
+    config.base.steps = 500
+    config.base.batch_size = 4
+    config.base.learning_rate = 1e-4
+    config.samples.every = 250
+    config.samples.sampler = 'euler'
+    config.samples.steps = 28
+    config.samples.guidance_scale = 3.5
+    # Its 11.9 billion parameters are 24 GB in bfloat16, too many for a chip of 16 GB.
+    config.parallel.mode = 'fsdp'
+    config.parallel.remat = True
 
 
 def _flux2_klein(config: ConfigDict) -> None:
@@ -135,6 +183,8 @@ PRESETS: dict[str, Callable[[ConfigDict], None]] = {
     'stable-diffusion-2-1': _stable_diffusion_2_1,
     'sdxl': _sdxl,
     'deepfloyd-if': _deepfloyd_if,
+    'sd3.5-medium': _stable_diffusion_3_5_medium,
+    'flux1-dev': _flux1_dev,
     'flux2-klein': _flux2_klein,
     'z-image': _z_image,
 }

@@ -195,7 +195,7 @@ class SamplesConfig(Config):
     batch_size: int | None = setting(None, '> 0')
     # Denoising steps per image.
     steps: int = setting(25, '> 0')
-    # Classifier-free guidance scale; 1 means no guidance.
+    # Classifier-free guidance scale; 1 means no guidance. FLUX.1 dev is told it as a number, without a second pass.
     guidance_scale: float = setting(7.5, '>= 1')
     # 'ddpm' is the ancestral sampler; the others need fewer steps. 'heun' calls the network twice per step.
     sampler: Sampler = 'dpmsolver++'

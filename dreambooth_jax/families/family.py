@@ -10,7 +10,16 @@ from typing import Any, Protocol
 import jax
 
 from dreambooth_jax.diffusion.process import NoiseProcess
-from dreambooth_jax.families import deepfloyd_if, flux2_klein, sd_upscaler, sdxl, stable_diffusion, z_image
+from dreambooth_jax.families import (
+    deepfloyd_if,
+    flux,
+    flux2_klein,
+    sd_upscaler,
+    sdxl,
+    stable_diffusion,
+    stable_diffusion_3,
+    z_image,
+)
 from dreambooth_jax.families.image_space import ImageSpace
 from dreambooth_jax.families.prompts import PromptEncoder
 from dreambooth_jax.text.tokenize import Tokenizer
@@ -57,6 +66,12 @@ class Family(Protocol):
     def is_distilled(self, pipeline: Pipeline) -> bool:
         """Whether the model was distilled to few steps without guidance, so that it can be sampled but not trained."""
 
+    def embeds_guidance(self, pipeline: Pipeline) -> bool:
+        """Whether the denoiser is told the guidance as a number, `guidance` of the conditioning, and runs once a step.
+
+        Then guidance_scale is that number, and there is no negative prompt.
+        """
+
     def usual_sampling(self, pipeline: Pipeline) -> Mapping[str, Any]:
         """Returns how the makers of the model generate with it, as settings of config.samples; {}: as by default."""
 
@@ -93,7 +108,8 @@ class Family(Protocol):
           x_t: f32[B, h, w, C].
           t: [B], times of the process.
           conditioning: of B prompts (prompts.py); in a second stage also low_image f32[B, h, w, 3], the noisy
-            low-resolution image at the size of x_t, and noise_level i32[B], its level.
+            low-resolution image at the size of x_t, and noise_level i32[B], its level. With embeds_guidance, guidance
+            f32[B] while images are generated; in training it is missing, and the family says what the denoiser is told.
         """
 
 
@@ -103,6 +119,8 @@ FAMILIES = (
     stable_diffusion.FAMILY,
     sdxl.FAMILY,
     sd_upscaler.FAMILY,
+    stable_diffusion_3.FAMILY,
+    flux.FAMILY,
     flux2_klein.FAMILY,
     z_image.FAMILY,
 )

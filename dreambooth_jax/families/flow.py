@@ -1,4 +1,4 @@
-"""What all families have in common that follow a rectified flow with a transformer: FLUX.2 Klein and Z-Image.
+"""What all families have in common that follow a rectified flow with a transformer, such as FLUX.1 and Z-Image.
 
 A family of this kind is an instance of a subclass of FlowFamily, which says what differs: the checks, the space of
 images and how the transformer is asked. The seam that the rest of the package sees is families/family.py.
@@ -13,8 +13,9 @@ import jax
 
 from dreambooth_jax.diffusion.rectified_flow import RectifiedFlow
 from dreambooth_jax.families import unet_checks
-from dreambooth_jax.families.image_space import ImageSpace
+from dreambooth_jax.families.image_space import ImageSpace, LatentSpace
 from dreambooth_jax.families.prompts import PromptEncoder
+from dreambooth_jax.models import vae
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Layout, Pipeline, kind_of
@@ -28,7 +29,8 @@ class FlowFamily(Layout, abc.ABC):
 
     Attributes:
       transformer, vae: their classes in diffusers.
-      prompts: the way in which it reads prompts, with a Qwen3.
+      prompts: the way in which it reads prompts.
+      reads_with: {text encoder: its kind, 'Qwen3', 'CLIP' or 'T5'}.
       shares_text, fixed_size, crop, lora_targets: as in family.Family.
     """
 
@@ -38,6 +40,7 @@ class FlowFamily(Layout, abc.ABC):
     transformer: str
     vae: str
     prompts: type[PromptEncoder]
+    reads_with: Mapping[str, str] = dataclasses.field(default_factory=lambda: {'text_encoder': 'Qwen3'})
     lora_targets: tuple[str, ...]
     shares_text: bool = False
     fixed_size: bool = False
@@ -48,7 +51,9 @@ class FlowFamily(Layout, abc.ABC):
 
     def check(self, configs: Configs, source: str) -> None:
         full = {component: kind_of(component, config).resolve(config) for component, config in configs.items()}
-        unet_checks.check_text_encoders(full, self.title, 'Qwen3', source)
+        for component, kind in self.reads_with.items():
+            known = {name: config for name, config in full.items() if name == component}
+            unet_checks.check_text_encoders(known, self.title, kind, source)
         for component, wanted in (('vae', self.vae), ('transformer', self.transformer)):
             if component in full:
                 unet_checks.check_class(component, configs[component], wanted, self.title, source)
@@ -73,6 +78,9 @@ class FlowFamily(Layout, abc.ABC):
         raise WeightsError(f'{second.name} does not share text states with {base.name}; give its own text encoder.')
 
     def is_distilled(self, pipeline: Pipeline) -> bool:
+        return False
+
+    def embeds_guidance(self, pipeline: Pipeline) -> bool:
         return False
 
     def process(self, pipeline: Pipeline) -> RectifiedFlow:
@@ -112,6 +120,28 @@ class FlowFamily(Layout, abc.ABC):
         self, apply: Callable, params: Mapping[str, Any], x_t: jax.Array, t: jax.Array, conditioning: Mapping[str, Any]
     ) -> jax.Array:
         """As in family.Family."""
+
+
+def latents_of(pipeline: Pipeline, space: type[LatentSpace], *, channels: int, side: int) -> LatentSpace:
+    """Returns the latents of a pipeline's AutoencoderKL, for a transformer that makes a token of 2 x 2 of them.
+
+    Args:
+      space: the class of the result.
+      channels: of the latents, if the VAE was not read.
+      side: of the latents of the square images that the model is made for.
+    """
+    network = pipeline.components.get('vae')
+    if network is None:  # it was not read: enough for what asks about channels only
+        return space(channels=channels, scaling_factor=1.0, scale=1, side=side, halvings=1)
+    return space(
+        vae=network,
+        channels=vae.resolve(network.config)['latent_channels'],
+        scaling_factor=vae.scaling_factor(network.config),
+        shift_factor=vae.shift_factor(network.config),
+        scale=vae.size_divisor(network.config),
+        side=side,
+        halvings=1,
+    )
 
 
 class Fit(NamedTuple):

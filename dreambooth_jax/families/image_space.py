@@ -8,7 +8,8 @@ image is encoded once, to the moments of its posterior, and each step samples a 
 images of their own (data.crops). So are mirrored images, because the VAE's encoding of a mirrored image is not the
 mirrored encoding of the image; they follow the unmirrored ones (`with_mirrored`).
 
-Sources: Rombach et al. 2022, section 3.1; diffusers StableDiffusionPipeline, StableDiffusionUpscalePipeline.
+Sources: Rombach et al. 2022, section 3.1; diffusers StableDiffusionPipeline, StableDiffusionUpscalePipeline,
+FluxPipeline (shift).
 """
 
 import dataclasses
@@ -158,9 +159,11 @@ class LatentSpace:
     Attributes:
       vae: the VAE; None if nothing is encoded or decoded.
       scaling_factor: latents are multiplied by it before the denoiser sees them.
+      shift_factor: it is subtracted from latents before they are multiplied by scaling_factor.
     """
 
     scaling_factor: float
+    shift_factor: float = 0.0
     vae: Network | None = None
     channels: int = 4
     side: int | None = None
@@ -202,14 +205,15 @@ class LatentSpace:
 
     def latents(self, frozen, index, keys):
         """Returns the latents f32[B, h, w, C] of the images `index` of what `prepare` returned; keys: [B]."""
-        return sample_latents(frozen['moments'][index], keys, self.scaling_factor)
+        return sample_latents(frozen['moments'][index], keys, self.scaling_factor, self.shift_factor)
 
     def low_images(self, frozen, index, x, factor):
         low = frozen['low'][index]
         return low, low.shape[1:3]
 
     def decode(self, params, x, devices=1):
-        return decode_images(self.vae.apply, params, x / self.scaling_factor, scale=self.scale, devices=devices)
+        latents = x / self.scaling_factor + self.shift_factor
+        return decode_images(self.vae.apply, params, latents, scale=self.scale, devices=devices)
 
 
 def decode_images(
@@ -297,13 +301,14 @@ def with_mirrored(examples: np.ndarray) -> np.ndarray:
     return np.concatenate([examples, examples[:, :, ::-1]])
 
 
-def sample_latents(moments: jax.Array, keys: jax.Array, scaling_factor: float) -> jax.Array:
-    """Samples a latent from every example's posterior, f32[B, h, w, C], scaled as the denoiser sees it.
+def sample_latents(moments: jax.Array, keys: jax.Array, scaling_factor: float, shift_factor: float = 0.0) -> jax.Array:
+    """Samples a latent from every example's posterior, f32[B, h, w, C], shifted and scaled as the denoiser sees it.
 
     Args:
       moments: f32[B, h, w, 2C], mean and log-variance.
       keys: example keys [B].
-      scaling_factor: as in LatentSpace.
+      scaling_factor, shift_factor: as in LatentSpace.
     """
     *shape, channels = moments.shape[1:]
-    return vae.sample_latents(moments, noise.sample_noise(keys, (*shape, channels // 2)), scaling_factor)
+    drawn = noise.sample_noise(keys, (*shape, channels // 2))
+    return vae.sample_latents(moments, drawn, scaling_factor, shift_factor)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax.data.table import shrink_masks
-from dreambooth_jax.families.image_space import LatentSpace, decode_images, encode_images, with_mirrored
+from dreambooth_jax.families.image_space import LatentSpace, encode_images, with_mirrored
 from dreambooth_jax.models import vae
 from dreambooth_jax.weights.pipeline import Network, in_float32
 
@@ -22,12 +22,7 @@ class ModeLatents(LatentSpace):
 
     `prepare` keeps latents f32[N or 2 N, h, w, C] and, if images have masks, masks uint8[N or 2 N, h, w, 1]. They are
     not random.
-
-    Attributes:
-      shift_factor: it is subtracted from latents before they are multiplied by scaling_factor.
     """
-
-    shift_factor: float = 0.0
 
     def of_moments(self, encoder: Network, moments: np.ndarray) -> jax.Array:
         """Returns the latents f32[N, h, w, C] of moments f32[N, h', w', 2C'] that `encoder`, the VAE, has made."""
@@ -52,7 +47,3 @@ class ModeLatents(LatentSpace):
 
     def latents(self, frozen, index, keys):
         return frozen['latents'][index]
-
-    def decode(self, params, x, devices=1):
-        latents = x / self.scaling_factor + self.shift_factor
-        return decode_images(self.vae.apply, params, latents, scale=self.scale, devices=devices)

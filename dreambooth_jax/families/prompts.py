@@ -4,10 +4,11 @@ The conditioning is a dictionary of arrays with one entry per prompt, which a fa
 
     encoder_hidden_states f32[N, L, D]                       every family
     encoder_attention_mask f32[N, L], 0 for padding          Z-Image
+    pooled f32[N, P]                                         FLUX.1, Stable Diffusion 3
     added_cond {text_embeds f32[N, P], time_ids f32[N, 6]}   Stable Diffusion XL
 
-Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline, Flux2KleinPipeline
-and ZImagePipeline.
+Sources: encode_prompt of diffusers' IFPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline,
+StableDiffusion3Pipeline, FluxPipeline, Flux2KleinPipeline and ZImagePipeline.
 """
 
 import abc
@@ -97,7 +98,12 @@ class PromptEncoder(abc.ABC):
                 component: Tokenizer.load(folder, added=pipeline.added_tokens)
                 for component, folder in pipeline.tokenizers.items()
             }
-        absent = [component for component in pipeline.family.tokenizers if component not in encoders]
+        if lengths := cls.lengths(pipeline):
+            as_written = {name: tokenizers[name].as_written(lengths[name]) for name in lengths if name in tokenizers}
+            tokenizers = {**tokenizers, **as_written}
+        family = pipeline.family
+        needed = [component for component in family.tokenizers if component not in family.optional]
+        absent = [component for component in needed if component not in encoders]
         absent += [f'tokenizer of the {component}' for component in encoders if component not in tokenizers]
         if absent:
             raise WeightsError(f'{pipeline.name} has no {absent[0]}; give a complete pipeline.')
@@ -120,6 +126,11 @@ class PromptEncoder(abc.ABC):
     @classmethod
     def options_of(cls, pipeline: Pipeline) -> dict[str, Any]:
         """Returns the values of attributes that a subclass adds."""
+        return {}
+
+    @classmethod
+    def lengths(cls, pipeline: Pipeline) -> dict[str, int]:
+        """Returns {text encoder: tokens of a prompt} for those that read prompts as written, at a length of theirs."""
         return {}
 
     def tokens(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Tokens:
@@ -192,6 +203,30 @@ class QwenPrompts(PromptEncoder):
         return {'encoder_hidden_states': apply(params[component], tokens[component]['ids'], tokens[component]['mask'])}
 
 
+class FluxPrompts(PromptEncoder):
+    """Prompts of which a T5 gives the states, padding included, and a CLIP the pooled state before any projection."""
+
+    kind = 't5'
+
+    @classmethod
+    def of(cls, pipeline, *, size, clip_skip=0, tokenizers=None):
+        if clip_skip:
+            raise WeightsError(
+                f'clip_skip is {clip_skip} but of the CLIP of {pipeline.name} only the pooled state is read, which '
+                f'passes through all layers; set it to 0.'
+            )
+        return super().of(pipeline, size=size, tokenizers=tokenizers)
+
+    @classmethod
+    def lengths(cls, pipeline):
+        return {'text_encoder_2': pipeline.family.longest_prompt(pipeline)}
+
+    def encode(self, params, tokens):
+        (clip, read_pooled), (t5, read) = self.encoders.items()
+        _, pooled = read_pooled(params[clip], tokens[clip]['ids'])
+        return {'encoder_hidden_states': read(params[t5], tokens[t5]['ids']), 'pooled': pooled}
+
+
 class MaskedQwenPrompts(QwenPrompts):
     """Prompts that a Qwen3 reads as a question, whose padding the denoiser does not see either."""
 
@@ -241,6 +276,50 @@ class XLPrompts(PromptEncoder):
         return {
             'encoder_hidden_states': joined,
             'added_cond': {'text_embeds': pooled, 'time_ids': tokens['time_ids']},
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SD3Prompts(PromptEncoder):
+    """Prompts that two CLIPs and a T5 read, padding included; the states of the T5 follow those of the CLIPs.
+
+    The states of both CLIPs are joined and padded with zeros to the width of the T5's, and so are their pooled states
+    joined. Without a T5 its states are zeros.
+
+    Attributes:
+      width: of the states.
+    """
+
+    kind = 'clip'
+    T5, T5_LENGTH = 'text_encoder_3', 256
+
+    width: int = 0
+
+    @classmethod
+    def options_of(cls, pipeline):
+        return {'width': pipeline.family.text_width(pipeline)}
+
+    @classmethod
+    def lengths(cls, pipeline):
+        return {cls.T5: cls.T5_LENGTH}
+
+    def encode(self, params, tokens):
+        read, states, pooled = dict(self.encoders), [], []
+        read_t5 = read.pop(self.T5, None)
+        for component, apply in read.items():
+            ids = tokens[component]['ids']
+            encoded, of_end = apply(params[component], ids, skip=1 + self.clip_skip, final_norm=False)
+            states.append(encoded)
+            pooled.append(of_end)
+        joined = jnp.concatenate(states, axis=-1)
+        joined = jnp.pad(joined, ((0, 0), (0, 0), (0, self.width - joined.shape[-1])))
+        if read_t5 is None:
+            of_t5 = jnp.zeros((len(joined), self.T5_LENGTH, self.width), joined.dtype)
+        else:
+            of_t5 = read_t5(params[self.T5], tokens[self.T5]['ids'])
+        return {
+            'encoder_hidden_states': jnp.concatenate([joined, of_t5], axis=1),
+            'pooled': jnp.concatenate(pooled, axis=-1),
         }
 
 

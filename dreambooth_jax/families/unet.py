@@ -78,6 +78,9 @@ class UNetFamily(Layout):
     def is_distilled(self, pipeline: Pipeline) -> bool:
         return False
 
+    def embeds_guidance(self, pipeline: Pipeline) -> bool:
+        return False
+
     def process(self, pipeline: Pipeline) -> schedules.Schedule:
         return processes.read(pipeline, self.forced_scheduler)
 

@@ -20,11 +20,11 @@ import jax
 
 from dreambooth_jax.diffusion import rectified_flow
 from dreambooth_jax.diffusion.rectified_flow import RectifiedFlow
-from dreambooth_jax.families.flow import Configs, Fit, FlowFamily, check_fits
+from dreambooth_jax.families.flow import Configs, Fit, FlowFamily, check_fits, latents_of
 from dreambooth_jax.families.image_space import ImageSpace
 from dreambooth_jax.families.mode_latents import ModeLatents
 from dreambooth_jax.families.prompts import MaskedQwenPrompts
-from dreambooth_jax.models import vae, z_image
+from dreambooth_jax.models import z_image
 from dreambooth_jax.models.qwen3 import STATES_READ
 from dreambooth_jax.text.tokenize import QWEN_MAX_LENGTH
 from dreambooth_jax.weights.errors import WeightsError
@@ -33,7 +33,6 @@ from dreambooth_jax.weights.pipeline import Pipeline
 
 # Latents in each direction of the images that the model is made for: 1024 pixels, 8 to a latent.
 _SIDE = 128
-_HALVINGS = 1  # the transformer makes a token of 2 x 2 latents
 _LONGEST_TEXT = z_image.padded_length(QWEN_MAX_LENGTH) + 2  # positions that a text and the image behind it need
 
 # The layers that diffusers' train_dreambooth_lora_z_image.py adapts: the projections of every attention, those of the
@@ -72,19 +71,8 @@ class ZImageFamily(FlowFamily):
             )
 
     def space(self, pipeline: Pipeline) -> ImageSpace:
-        network = pipeline.components.get('vae')
-        options = {'side': _SIDE, 'halvings': _HALVINGS}
-        if network is None:  # it was not read: enough for what asks about channels only
-            channels = z_image.resolve(pipeline.denoiser.config if pipeline.denoiser else {})['in_channels']
-            return ModeLatents(channels=channels, scaling_factor=1.0, scale=1, **options)
-        return ModeLatents(
-            vae=network,
-            channels=vae.resolve(network.config)['latent_channels'],
-            scaling_factor=vae.scaling_factor(network.config),
-            shift_factor=vae.shift_factor(network.config),
-            scale=vae.size_divisor(network.config),
-            **options,
-        )
+        channels = z_image.resolve(pipeline.denoiser.config if pipeline.denoiser else {})['in_channels']
+        return latents_of(pipeline, ModeLatents, channels=channels, side=_SIDE)
 
     def predict(
         self, apply: Callable, params: Mapping[str, Any], x_t: jax.Array, t: jax.Array, conditioning: Mapping[str, Any]

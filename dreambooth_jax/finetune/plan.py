@@ -95,7 +95,7 @@ def describe(
     uses = memory_plan.uses(config, cascade, planned, placement, where, evaluated=evaluated)
     total = 0.0
     if generating := class_images.stages_of(config, cascade):
-        line, work = _class_images(config, costs, SUPER_RESOLUTION in generating)
+        line, work = _class_images(config, cascade, costs, SUPER_RESOLUTION in generating)
         total += work
         lines.append(line + _time(work, speed))
     for name in present:
@@ -107,7 +107,7 @@ def describe(
         lines.append(line + _time(work, speed))
         lines += times_drawn(config, name, cascade)
     if BASE in planned and evaluated is not None:
-        line, work = _evaluation(config, costs[BASE])
+        line, work = _evaluation(config, cascade, costs[BASE])
         total += work
         lines.append(line + _time(work, speed))
     lines += [line for name, stage in planned.items() if (line := idle(config, name, stage.run))]
@@ -249,7 +249,9 @@ def memory_lines(uses: Sequence[memory_plan.Use], where: Target, host: int | Non
     return lines
 
 
-def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: bool) -> tuple[str, float]:
+def _class_images(
+    config: DreamBoothConfig, cascade: Cascade, costs: Mapping[str, float], second: bool
+) -> tuple[str, float]:
     """Returns the plan's line about class images, and the FLOPs of generating them.
 
     Args:
@@ -264,14 +266,20 @@ def _class_images(config: DreamBoothConfig, costs: Mapping[str, float], second: 
     if second:
         generating[SUPER_RESOLUTION] = options.second_steps, options.second_guidance_scale
     passes = {
-        stage: count * samplers.network_calls(options.sampler, steps) * (2 if scale != 1 else 1)
+        stage: count * samplers.network_calls(options.sampler, steps) * _prompts_read(cascade, stage, scale)
         for stage, (steps, scale) in generating.items()
     }
     work = sum(passes[stage] * costs[stage] for stage in passes)
     return f'  class images: {count}, {sum(passes.values())} network passes', work
 
 
-def _evaluation(config: DreamBoothConfig, cost: float) -> tuple[str, float]:
+def _prompts_read(cascade: Cascade, stage: str, guidance_scale: float) -> int:
+    """Returns for how many prompts a stage runs its denoiser in each step of an image, the negative one included."""
+    pipeline = getattr(cascade, stage)
+    return 1 if guidance_scale == 1 or pipeline.family.embeds_guidance(pipeline) else 2
+
+
+def _evaluation(config: DreamBoothConfig, cascade: Cascade, cost: float) -> tuple[str, float]:
     """Returns the plan's line about scores of the base stage, and the FLOPs of generating what is scored.
 
     Args:
@@ -281,7 +289,7 @@ def _evaluation(config: DreamBoothConfig, cost: float) -> tuple[str, float]:
     images = len(config.subjects()) * (settings.num_prompts * settings.num_images + settings.class_images)
     times = math.ceil(config.base.steps / settings.every)
     per_image = samplers.network_calls(samples.sampler, settings.steps or samples.steps)
-    passes = (times + 1) * images * per_image * (2 if samples.guidance_scale != 1 else 1)
+    passes = (times + 1) * images * per_image * _prompts_read(cascade, BASE, samples.guidance_scale)
     most = 'at most ' if settings.patience else ''
     line = f'  evaluation: {most}{times} x {images} images, and as many of the model before, {passes} network passes'
     return line, passes * cost

@@ -117,7 +117,10 @@ def make_trainable(
             rngs = functional.Keys(jax.random.key(seed + index))
             trained = jax.tree.map(np.asarray, lora.init_adapter(shapes, network.params, rngs=rngs))
         elif whole:
-            trained = dict(network.params)
+            fixed = functional.constants(model)
+            trained = {name: value for name, value in network.params.items() if name not in fixed}
+            if fixed:
+                frozen[component] = {name: network.params[name] for name in fixed}
         if not whole:
             frozen[component] = functional.cast_kernels(network.params, dtype)
         if component in new_rows:

@@ -340,7 +340,7 @@ class Cascade:
         # Check both stages and encode all prompts first, so that nothing is generated before an error.
         second = self.super_resolution if options.super_resolution else None
         sample_base = self.sampler(BASE, options.steps, options.guidance_scale, options.sampler)
-        text = self.encode([options.negative_prompt, *prompts])
+        text = self.encode([checks.negative_prompt(self.base, options.negative_prompt), *prompts])
         if second is not None:
             sample_second = self.sampler(
                 SUPER_RESOLUTION, options.second_steps, options.second_guidance_scale, options.sampler
@@ -383,8 +383,7 @@ class Cascade:
                     schedule.sampling(sampler).clip_sample_range,
                 )
             noising = pipeline.family.noising_process(pipeline) if stage == SUPER_RESOLUTION else None
-            pixels = self.base_size if stage == BASE else self.super_resolution_size
-            side = pixels // space.scale
+            side = (self.base_size if stage == BASE else self.super_resolution_size) // space.scale
             return text_to_image.make_sampler(
                 functools.partial(pipeline.family.predict, pipeline.denoiser.apply),
                 schedule,
@@ -392,6 +391,7 @@ class Cascade:
                 steps=steps,
                 sampler=sampler,
                 guidance_scale=guidance_scale,
+                embeds_guidance=pipeline.family.embeds_guidance(pipeline),
                 noising_process=noising,
             )
 

@@ -29,6 +29,20 @@ def check_sampler(pipeline: Pipeline, steps: int, sampler: str, guidance_scale: 
         )
 
 
+def negative_prompt(pipeline: Pipeline, negative_prompt: str) -> str:
+    """Returns the negative prompt of a stage.
+
+    Raises:
+      ConfigError: if it is not empty and the stage does not read it.
+    """
+    if negative_prompt and pipeline.family.embeds_guidance(pipeline):
+        raise ConfigError(
+            f'negative_prompt is {negative_prompt!r} but {pipeline.name} is told its guidance as a number and reads no '
+            f'negative prompt; leave it empty'
+        )
+    return negative_prompt
+
+
 def check_noise_level(pipeline: Pipeline, noise_level: int) -> None:
     """Checks that a second stage has this level of noise augmentation.
 
@@ -60,6 +74,7 @@ def check_stage(pipeline: Pipeline, is_super_resolution: bool, networks: Sequenc
             f'{settings[is_super_resolution]} must be a {kinds[is_super_resolution]} stage; this one can be given as '
             f'{settings[not is_super_resolution]}.'
         )
+    networks = [name for name in networks if name not in pipeline.family.optional or name in pipeline.components]
     tokenizers = {text: name for text, name in pipeline.family.tokenizers.items() if text in networks}
     absent = [name for name in networks if name not in pipeline.components]
     absent += [name for text, name in tokenizers.items() if text not in pipeline.tokenizers]

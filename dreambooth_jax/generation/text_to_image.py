@@ -30,6 +30,7 @@ def make_sampler(
     steps: int,
     guidance_scale: float,
     sampler: str,
+    embeds_guidance: bool = False,
     noising_process: NoiseProcess | None = None,
 ) -> Callable[..., jax.Array]:
     """Makes a compiled sampler.
@@ -40,6 +41,7 @@ def make_sampler(
       shape: (H, W, C) of one generated image or latent.
       steps: denoising steps.
       guidance_scale: 1: no guidance, one pass of the denoiser per step. Above 1: it also runs on the negative prompt.
+      embeds_guidance: whether the denoiser is told guidance_scale as a number instead and runs once per step.
       sampler: name of the sampler, as in samplers.sample.
       noising_process: schedule of the noise augmentation, for a super-resolution stage; None for a base stage.
 
@@ -48,7 +50,7 @@ def make_sampler(
       `text` and `negative` are the conditioning of B prompts (families/prompts.py), `keys` has shape [B]. A
       super-resolution stage also needs `low` f32[B, h, w, C] in [-1, 1] and `level` i32[B], in timesteps.
     """
-    guided = guidance_scale != 1.0
+    guided = guidance_scale != 1.0 and not embeds_guidance
 
     def sample(params, text, negative, keys, low=None, level=None):
         # Every example has keys of its own: for its initial noise, for the sampler's noise and for the augmentation.
@@ -67,6 +69,8 @@ def make_sampler(
             if guided:
                 seen = jax.tree.map(lambda array: jnp.concatenate([array, array]), seen)
             conditioning = {**text, **seen}
+        if embeds_guidance:
+            conditioning = {**conditioning, 'guidance': jnp.full(examples, guidance_scale, jnp.float32)}
 
         def denoise(x_t, t):
             if guided:

@@ -15,15 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dreambooth_jax.models import configuration, rotary, scanned
-from dreambooth_jax.models.attention import attend
+from dreambooth_jax.models import dit, rotary, scanned
 from dreambooth_jax.models.dit import (
     ZERO,
     GatedFeedForward,
     HeadNorms,
+    JointAttention,
+    JointBlock,
     ModulatedNorm,
     Modulation,
     modulated,
+    rotate_and_attend,
     silu_gated,
     within_range,
 )
@@ -62,18 +64,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: one sentence with the key, the value found and the values allowed.
     """
-    configuration.check_known('flux2', config, DEFAULTS)
-    full = configuration.resolve('flux2', config, DEFAULTS, choices={}, fixed=('patch_size',))
-    if full['out_channels'] is None:
-        full['out_channels'] = full['in_channels']
-    elif not configuration.is_positive(full['out_channels'], int):
-        raise configuration.wrong('flux2', 'out_channels', full['out_channels'], 'a positive integer or None')
-    axes, head = full['axes_dims_rope'], full['attention_head_dim']
-    is_list = isinstance(axes, list | tuple) and all(configuration.is_positive(width, int) for width in axes)
-    if not is_list or len(axes) != AXES or any(width % 2 for width in axes) or sum(axes) != head:
-        allowed = f'a list of {AXES} even integers with the sum attention_head_dim, which is {head}'
-        raise configuration.wrong('flux2', 'axes_dims_rope', axes, allowed)
-    return full
+    return dit.resolve('flux2', config, DEFAULTS, axes=AXES)
 
 
 def positions(text_length: int, height: int, width: int) -> np.ndarray:
@@ -85,45 +76,7 @@ def positions(text_length: int, height: int, width: int) -> np.ndarray:
     return np.concatenate([text, image])
 
 
-def _attend(query, key, value, rotation):
-    """Rotates queries and keys, and attends: f[B, L, heads, D] each -> f[B, L, heads * D]."""
-    query, key = (rotary.rotate_neighbours(part, *rotation) for part in (query, key))
-    return attend(query, key, value, scale=query.shape[-1] ** -0.5).reshape(*query.shape[:2], -1)
-
-
-class JointAttention(HeadNorms):
-    """Attention of text and image to both, with projections of their own."""
-
-    def __init__(self, heads: int, head_dim: int, epsilon: float, *, dtype, rngs: nnx.Rngs):
-        made = {'dtype': dtype, 'rngs': rngs}
-        super().__init__(heads, head_dim, epsilon, **made)
-        width = heads * head_dim
-
-        def dense():
-            return nnx.Linear(width, width, use_bias=False, **made)
-
-        self.to_q, self.to_k, self.to_v = dense(), dense(), dense()
-        self.to_out = nnx.List([dense()])
-        self.add_q_proj, self.add_k_proj, self.add_v_proj = dense(), dense(), dense()
-        self.norm_added_q = nnx.RMSNorm(head_dim, epsilon=epsilon, **made)
-        self.norm_added_k = nnx.RMSNorm(head_dim, epsilon=epsilon, **made)
-        self.to_add_out = dense()
-
-    def __call__(self, x, text, rotation):
-        """Maps x f[B, N, width] and text f[B, L, width] to two arrays of these shapes."""
-        image = self.split(self.to_q(x), self.to_k(x), self.to_v(x))
-        query, key, value = (
-            projection(text).reshape(*text.shape[:2], self.heads, -1)
-            for projection in (self.add_q_proj, self.add_k_proj, self.add_v_proj)
-        )
-        added = self.norm_added_q(query), self.norm_added_k(key), value
-        joined = (jnp.concatenate(pair, axis=1) for pair in zip(added, image, strict=True))
-        attended = _attend(*joined, rotation)
-        length = text.shape[1]
-        return self.to_out[0](attended[:, length:]), self.to_add_out(attended[:, :length])
-
-
-class DoubleBlock(nnx.Module):
+class DoubleBlock(JointBlock):
     """Joint attention and a feed-forward layer for each stream."""
 
     def __init__(self, c, made):
@@ -134,25 +87,8 @@ class DoubleBlock(nnx.Module):
         self.epsilon = c['eps']
 
     def __call__(self, streams, of_image, of_text, rotation):
-        """Maps the streams to two arrays of their shapes.
-
-        Args:
-          streams: tokens of the image f[B, N, width] and of the text f[B, L, width].
-          of_image: shift, scale and gate of the attention and of the feed-forward layer, f[B, 1, width] each.
-          of_text: likewise for the text.
-          rotation: cosines and sines of all tokens.
-        """
-        x, text = streams
-        shift, scale, gate, ff_shift, ff_scale, ff_gate = of_image
-        text_shift, text_scale, text_gate, text_ff_shift, text_ff_scale, text_ff_gate = of_text
-        attended, text_attended = self.attn(
-            modulated(x, shift, scale, self.epsilon), modulated(text, text_shift, text_scale, self.epsilon), rotation
-        )
-        x = x + gate * attended
-        x = x + ff_gate * self.ff(modulated(x, ff_shift, ff_scale, self.epsilon))
-        text = text + text_gate * text_attended
-        text = text + text_ff_gate * self.ff_context(modulated(text, text_ff_shift, text_ff_scale, self.epsilon))
-        return x, within_range(text)
+        """Maps the streams to two arrays of their shapes; see JointBlock.update."""
+        return self.update(streams, of_image, of_text, rotation, self.epsilon)
 
 
 class ParallelAttention(HeadNorms):
@@ -170,7 +106,7 @@ class ParallelAttention(HeadNorms):
         query, key, value, hidden = jnp.split(
             self.to_qkv_mlp_proj(x), [self.width, 2 * self.width, 3 * self.width], axis=-1
         )
-        attended = _attend(*self.split(query, key, value), rotation)
+        attended = rotate_and_attend(*self.split(query, key, value), rotation)
         return self.to_out(jnp.concatenate([attended, silu_gated(hidden)], axis=-1))
 
 
@@ -290,12 +226,7 @@ class Flux2Transformer2DModel(nnx.Module):
         return predicted.astype(jnp.float32).reshape(batch, height, width, -1)
 
     def _check(self, sample, text, guidance):
-        if sample.ndim != 4 or sample.shape[-1] != self.in_channels:
-            raise ValueError(f'flux2: sample has shape {sample.shape} but must be [B, h, w, {self.in_channels}]')
-        if text.ndim != 3 or text.shape[-1] != self.text_width:
-            raise ValueError(
-                f'flux2: encoder_hidden_states have shape {text.shape} but must be [B, L, {self.text_width}]'
-            )
+        dit.check_inputs('flux2', sample, text, channels=self.in_channels, text_width=self.text_width)
         if (guidance is not None) != (self.time_guidance_embed.guidance_embedder is not None):
             has = 'is given' if guidance is not None else 'is missing'
             raise ValueError(f'flux2: guidance {has}, but guidance_embeds is {guidance is None}')

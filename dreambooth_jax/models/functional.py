@@ -36,6 +36,16 @@ class Keys:
         return jax.random.fold_in(self._key, self._count)
 
 
+class Constant(nnx.Param):
+    """A tensor that a checkpoint holds but nothing trains, such as a table of sinusoids; otherwise as a parameter."""
+
+
+def constants(model: nnx.Module) -> set[str]:
+    """Returns the names of the tensors of a network that never train."""
+    state = nnx.to_flat_state(nnx.split(model)[1])
+    return {'.'.join(map(str, path)) for path, variable in state if isinstance(variable, Constant)}
+
+
 def split(model: nnx.Module) -> tuple[Callable[..., Any], Params]:
     """Separates a network into a pure function and its parameters.
 

@@ -2,8 +2,8 @@
 
 Token ids and masks are i32[N, L], padded to L = `max_length`. A prompt that is too long keeps its beginning and, if its
 tokenizer has one, its end-of-sequence token. A prompt for T5 is first lower-cased and stripped, as in IFPipeline
-(`_text_preprocessing` without clean_caption); CLIP's tokenizer does this itself. A prompt for a language model (Qwen)
-stands in the form of a chat (chat.py).
+(`_text_preprocessing` without clean_caption), except for models that read it as it is written; CLIP's tokenizer does
+this itself. A prompt for a language model (Qwen) stands in the form of a chat (chat.py).
 
 A word of textual inversion may consist of several tokens: '<dog>', '<dog>_1', ... If a prompt contains '<dog>', all of
 them are used (`maybe_convert_prompt` of diffusers' Stable Diffusion pipelines). IFPipeline requires all tokens to be
@@ -62,6 +62,7 @@ class Tokenizer:
 
     Attributes:
       kind: 't5', 'clip' or 'qwen'.
+      lowers: whether prompts are lower-cased and stripped; see `as_written`.
       max_length: L, the length to which every prompt is padded or cut.
       wrapped: the transformers tokenizer.
       template: function from a prompt to the text that is tokenized for it, or None; see `with_template`.
@@ -72,6 +73,7 @@ class Tokenizer:
     def __init__(self, wrapped, kind: str, *, max_length: int = MAX_LENGTH):
         self.wrapped = wrapped
         self.kind = kind
+        self.lowers = kind == 't5'
         self.max_length = max_length
         self._note_words()
 
@@ -123,6 +125,12 @@ class Tokenizer:
             raise TokenizerError(f'{folder} holds no readable {name} ({reason}); download it again.') from error
         tokenizer.add_tokens(added)
         return tokenizer
+
+    def as_written(self, max_length: int) -> 'Tokenizer':
+        """Returns the same tokenizer for prompts of another length, which are neither lower-cased nor stripped."""
+        other = copy.copy(self)
+        other.lowers, other.max_length = False, max_length
+        return other
 
     def with_template(self, template: Callable[[str], str] | None) -> 'Tokenizer':
         """Returns the same tokenizer with a function that is applied to prompts before they are tokenized.
@@ -192,13 +200,13 @@ class Tokenizer:
     def prepare(self, prompt: str) -> str:
         """Returns the text that is tokenized for a prompt.
 
-        It is lower-cased for T5, has all tokens of added words, and stands in the template.
+        It is lower-cased if `lowers` says so, has all tokens of added words, and stands in the template.
         """
         prompt = self._spelled(prompt)
         return self.template(prompt) if self.template else prompt
 
     def _spelled(self, prompt: str) -> str:
-        prompt = prompt.lower().strip() if self.kind == 't5' else prompt
+        prompt = prompt.lower().strip() if self.lowers else prompt
         for alone, tokens in self._words:
             prompt = re.sub(alone, lambda _, tokens=tokens: tokens, prompt, flags=re.IGNORECASE)
         return prompt

@@ -3,18 +3,23 @@
     lora_kohya     lora_unet_<original with underscores>.lora_down.weight, .lora_up.weight, .alpha
     lora_comfyui   diffusion_model.<original>.lora_A.weight, .lora_B.weight, with alpha / rank as a part of B
 
-That code has one layer where diffusers has three (queries, keys and values). An adapter of the joint layer has three
-times the rank: its A are the three A beside each other, and its B has the three B on its diagonal, so that the product
-is exactly that of the three adapters. Read back, such a B is taken apart again; of an adapter that was trained on the
-joint layer, whose B is full, every part gets the whole A and its share of B.
+That code has one layer where diffusers has three (queries, keys and values), or four (FLUX.1, with the first layer of
+the feed-forward part). An adapter of the joint layer has three times the rank: its A are the three A beside each other,
+and its B has the three B on its diagonal, so that the product is exactly that of the three adapters. Read back, such a
+B is taken apart again; of an adapter that was trained on the joint layer, whose B is full, every part gets the whole A
+and its share of B.
 
-Source: diffusers 0.42.1 loaders/lora_conversion_utils.py, _convert_kohya_flux2_lora_to_diffusers,
+ComfyUI reads both endings of a name, .lora_A and .lora_down. Of FLUX.1, diffusers reads only the second kind.
+
+Source: diffusers 0.42.1 loaders/lora_conversion_utils.py, _convert_kohya_flux_lora_to_diffusers,
+_convert_kohya_flux2_lora_to_diffusers,
 _convert_non_diffusers_flux2_lora_to_diffusers and _convert_non_diffusers_z_image_lora_to_diffusers; ComfyUI
 comfy/lora.py.
 """
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -24,21 +29,17 @@ import numpy as np
 from dreambooth_jax.models.lora import A, B
 
 KOHYA_PREFIX, COMFYUI_PREFIX = 'lora_unet_', 'diffusion_model.'
-_ENDS = {
-    '.lora_down.weight': A,
-    '.lora_up.weight': B,
-    '.lora_A.weight': A,
-    '.lora_B.weight': B,
-    '.alpha': 'alpha',
-}
+PEFT_ENDS, KOHYA_ENDS = ('.lora_A.weight', '.lora_B.weight'), ('.lora_down.weight', '.lora_up.weight')
+_ENDS = {end: name for ends in (KOHYA_ENDS, PEFT_ENDS) for end, name in zip(ends, (A, B), strict=True)}
+_ENDS['.alpha'] = 'alpha'
 
 
 class Part(NamedTuple):
-    """Which part of an original layer a layer of diffusers is: its outputs are the index-th of `count` equal shares."""
+    """Which part of an original layer a layer of diffusers is: the index-th of those whose outputs are as `shares`."""
 
     layer: str
     index: int = 0
-    count: int = 1
+    shares: tuple[int, ...] = (1,)
 
 
 class Rule(NamedTuple):
@@ -48,11 +49,13 @@ class Rule(NamedTuple):
       path: pattern of diffusers' paths; the whole path must match.
       layer: the original name, where {0} is the first group of the pattern.
       parts: what the last group of the pattern may be, in the order of the joint layer's outputs; (): not joint.
+      shares: how many outputs the parts have, relative to each other; (): all as many.
     """
 
     path: str
     layer: str
     parts: tuple[str, ...] = ()
+    shares: tuple[int, ...] = ()
 
     def part(self, path: str) -> Part | None:
         """Returns the part that the layer of this path is; None if the rule is about others."""
@@ -62,7 +65,7 @@ class Rule(NamedTuple):
         if not self.parts:
             return Part(self.layer.format(*match.groups()))
         *groups, last = match.groups()
-        return Part(self.layer.format(*groups), self.parts.index(last), len(self.parts))
+        return Part(self.layer.format(*groups), self.parts.index(last), self.shares or (1,) * len(self.parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +76,13 @@ class OriginalLayers:
       component: the denoiser, such as 'transformer'.
       kohya: the rules of `lora_kohya`.
       comfyui: the rules of `lora_comfyui`.
+      comfyui_ends: how the names of A and B end there.
     """
 
     component: str
     kohya: tuple[Rule, ...]
     comfyui: tuple[Rule, ...]
+    comfyui_ends: tuple[str, str] = PEFT_ENDS
 
     def written(
         self, layers: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], scale: float, *, is_kohya: bool
@@ -97,18 +102,19 @@ class OriginalLayers:
             if part is None:
                 nameless.append(f'{self.component}.{path}')
             else:
-                groups.setdefault((part.layer, part.count), {})[part.index] = layer
+                groups.setdefault((part.layer, part.shares), {})[part.index] = layer
         tensors = {}
-        for (name, count), parts in groups.items():
-            a, b = _joined(parts, count)
+        end_a, end_b = KOHYA_ENDS if is_kohya else self.comfyui_ends
+        for (name, shares), parts in groups.items():
+            a, b = _joined(parts, shares)
             if is_kohya:
                 start = KOHYA_PREFIX + name.replace('.', '_')
                 # A joint layer has a multiple of the rank, and the same alpha / rank.
                 alpha = np.float32(scale * len(a))
-                tensors |= {f'{start}.lora_down.weight': a, f'{start}.lora_up.weight': b, f'{start}.alpha': alpha}
+                tensors |= {f'{start}{end_a}': a, f'{start}{end_b}': b, f'{start}.alpha': alpha}
             else:
                 start = COMFYUI_PREFIX + name
-                tensors |= {f'{start}.lora_A.weight': a, f'{start}.lora_B.weight': b * np.float32(scale)}
+                tensors |= {f'{start}{end_a}': a, f'{start}{end_b}': b * np.float32(scale)}
         return tensors, nameless
 
     def parted(self, tensors: Mapping[str, Any], networks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -129,8 +135,8 @@ class OriginalLayers:
             else:
                 groups.setdefault((key.removesuffix(end), owners), {})[end] = value
         for (_, owners), layer in groups.items():
-            for index, path in owners:
-                of_part = _take(layer, index, len(owners)) if len(owners) > 1 else layer
+            for index, path, shares in owners:
+                of_part = _take(layer, index, shares) if len(shares) > 1 else layer
                 found |= {f'{self.component}.{path}{end}': value for end, value in of_part.items()}
         return found
 
@@ -140,8 +146,8 @@ def _part_of(path: str, rules: tuple[Rule, ...]) -> Part | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _names(layers: OriginalLayers, paths: tuple[str, ...]) -> dict[str, tuple[tuple[int, str], ...]]:
-    """Name in a file, without the end -> ((index, path of diffusers), ...) of every part of the layer."""
+def _names(layers: OriginalLayers, paths: tuple[str, ...]) -> dict[str, tuple[tuple[int, str, tuple[int, ...]], ...]]:
+    """Name in a file, without the end -> ((index, path of diffusers, shares), ...) of every part of the layer."""
     found = {}
     for rules in (layers.kohya, layers.comfyui):
         for path in paths:
@@ -151,32 +157,41 @@ def _names(layers: OriginalLayers, paths: tuple[str, ...]) -> dict[str, tuple[tu
             # Programs mix prefixes and rules, and no name stands for two layers, so both prefixes are read with both.
             underscored = part.layer.replace('.', '_')
             for name in (f'{KOHYA_PREFIX}{underscored}', f'{COMFYUI_PREFIX}{part.layer}'):
-                found.setdefault(name, set()).add((part.index, path))
+                found.setdefault(name, set()).add((part.index, path, part.shares))
     return {name: tuple(sorted(owners)) for name, owners in found.items()}
 
 
-def _joined(parts: Mapping[int, Mapping[str, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns A, f32[count * rank, in], and B, f32[count * out, count * rank], of the joint layer."""
-    (rank, outputs), inputs = next((part[B].shape, len(part[A])) for part in parts.values())
-    a, b = np.zeros((count, rank, inputs), np.float32), np.zeros((count, outputs, count, rank), np.float32)
+def _joined(parts: Mapping[int, Mapping[str, np.ndarray]], shares: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns A, f32[parts * rank, in], and B, f32[all outputs, parts * rank], of the joint layer."""
+    (rank, outputs), inputs, one = next((part[B].shape, len(part[A]), shares[i]) for i, part in parts.items())
+    rows = _rows(shares, outputs // one * sum(shares))
+    a = np.zeros((len(shares), rank, inputs), np.float32)
+    b = np.zeros((rows[-1].stop, len(shares), rank), np.float32)
     for index, part in parts.items():
-        a[index], b[index, :, index] = part[A].T, part[B].T
-    return a.reshape(count * rank, inputs), b.reshape(count * outputs, count * rank)
+        a[index], b[rows[index], index] = part[A].T, part[B].T
+    return a.reshape(-1, inputs), b.reshape(len(b), -1)
 
 
-def _take(layer: Mapping[str, np.ndarray], index: int, count: int) -> dict[str, np.ndarray]:
+def _rows(shares: tuple[int, ...], outputs: int) -> list[slice]:
+    """Returns which of the outputs of a joint layer are those of each part."""
+    ends = np.cumsum((0, *shares)) * (outputs // sum(shares))
+    return [slice(int(start), int(end)) for start, end in itertools.pairwise(ends)]
+
+
+def _take(layer: Mapping[str, np.ndarray], index: int, shares: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Returns one part of a joint layer, {end of the name: array}; nothing if its adapter is zero.
 
     A layer whose shapes do not fit is given whole, so that whoever checks shapes says what is wrong with it.
     """
-    parts = {_ENDS[end]: (end, value) for end, value in layer.items()}
+    count, parts = len(shares), {_ENDS[end]: (end, value) for end, value in layer.items()}
     if not {A, B} <= parts.keys() or any(parts[name][1].ndim != 2 for name in (A, B)):
         return dict(layer)
     (end_a, a), (end_b, b) = parts[A], parts[B]
-    if len(b) % count or a.shape[0] != b.shape[1]:
+    if len(b) % sum(shares) or a.shape[0] != b.shape[1]:
         return dict(layer)
-    share = b[len(b) // count * index :][: len(b) // count]
-    if a.shape[0] % count or not _is_diagonal(b, count):
+    rows = _rows(shares, len(b))
+    share = b[rows[index]]
+    if a.shape[0] % count or not _is_diagonal(b, rows):
         return {**layer, end_b: share}
     rank = a.shape[0] // count
     mine = slice(rank * index, rank * (index + 1))
@@ -189,6 +204,6 @@ def _take(layer: Mapping[str, np.ndarray], index: int, count: int) -> dict[str, 
     return taken
 
 
-def _is_diagonal(b: np.ndarray, count: int) -> bool:
-    blocks = b.reshape(count, len(b) // count, count, b.shape[1] // count)
-    return not any(np.any(blocks[i, :, j]) for i in range(count) for j in range(count) if i != j)
+def _is_diagonal(b: np.ndarray, rows: list[slice]) -> bool:
+    columns = b.reshape(len(b), len(rows), -1)
+    return not any(np.any(np.delete(columns[of_part], index, axis=1)) for index, of_part in enumerate(rows))

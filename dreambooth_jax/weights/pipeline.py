@@ -18,10 +18,12 @@ import numpy as np
 from flax import nnx
 
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.models import clip, flux2, functional, qwen3, t5, unet_config, vae, vae_flux2, z_image
+from dreambooth_jax.models import clip, flux, flux2, functional, qwen3, sd3, t5, unet_config, vae, vae_flux2, z_image
 from dreambooth_jax.models.clip import CLIPTextModel
+from dreambooth_jax.models.flux import FluxTransformer2DModel
 from dreambooth_jax.models.flux2 import Flux2Transformer2DModel
 from dreambooth_jax.models.qwen3 import Qwen3Model
+from dreambooth_jax.models.sd3 import SD3Transformer2DModel
 from dreambooth_jax.models.t5 import T5EncoderModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
 from dreambooth_jax.models.vae import AutoencoderKL
@@ -47,6 +49,7 @@ class Layout:
       tokenizers: {text encoder: name of its tokenizer's folder}, in the order in which their states are joined.
       is_super_resolution: whether it enlarges a low-resolution image (a second stage); otherwise it starts from noise.
       noising: folder of the schedule of the noise on the low-resolution image, or None.
+      optional: the text encoders among them without which it also works.
       reading: {component: entries that are added to its configuration in memory, because its file does not say how this
         family reads it, such as which states of a language model}.
       options: further entries of model_index.json that have an effect, with diffusers' defaults.
@@ -66,6 +69,7 @@ class Layout:
     tokenizers: Mapping[str, str]
     is_super_resolution: bool = False
     noising: str | None = None
+    optional: tuple[str, ...] = ()
     reading: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     absent: tuple[str, ...] = ()
@@ -126,16 +130,6 @@ KINDS = {
             *_CLIP,
         ),
         Kind(
-            Flux2Transformer2DModel,
-            flux2.resolve,
-            'diffusers',
-            'Flux2Transformer2DModel',
-            None,
-            _DIFFUSERS,
-            (),
-            (),
-        ),
-        Kind(
             AutoencoderKLFlux2,
             vae_flux2.resolve,
             'diffusers',
@@ -145,15 +139,14 @@ KINDS = {
             aliases.VAE_ALIASES,
             aliases.FLUX2_VAE_IGNORED,
         ),
-        Kind(
-            ZImageTransformer2DModel,
-            z_image.resolve,
-            'diffusers',
-            'ZImageTransformer2DModel',
-            None,
-            _DIFFUSERS,
-            (),
-            (),
+        *(
+            Kind(network, module.resolve, 'diffusers', network.__name__, None, _DIFFUSERS, (), ())
+            for module, network in (
+                (flux2, Flux2Transformer2DModel),
+                (z_image, ZImageTransformer2DModel),
+                (flux, FluxTransformer2DModel),
+                (sd3, SD3Transformer2DModel),
+            )
         ),
         # The same network; only the second kind of file also holds the head, which is not read.
         *(
@@ -176,7 +169,12 @@ KINDS = {
 # The first one is meant where the configuration does not name its class.
 _OF_COMPONENT = {
     'unet': ('UNet2DConditionModel',),
-    'transformer': ('Flux2Transformer2DModel', 'ZImageTransformer2DModel'),
+    'transformer': (
+        'Flux2Transformer2DModel',
+        'ZImageTransformer2DModel',
+        'FluxTransformer2DModel',
+        'SD3Transformer2DModel',
+    ),
     'vae': ('AutoencoderKL', 'AutoencoderKLFlux2'),
 }
 _WITH_CLIP = ('clip', 'clip_text_model')

@@ -20,6 +20,8 @@ def settings(name):
         ('stable-diffusion-2-1', 768, 5e-6, 1000),
         ('sdxl', 1024, 1e-4, 500),
         ('deepfloyd-if', None, 1e-7, 1000),
+        ('sd3.5-medium', 512, 4e-4, 500),
+        ('flux1-dev', 512, 1e-4, 500),
         ('flux2-klein', 512, 1e-4, 500),
         ('z-image', 1024, 1e-4, 500),
     ],
@@ -36,6 +38,8 @@ def test_every_recipe_is_one_of_these():
         'stable-diffusion-2-1',
         'sdxl',
         'deepfloyd-if',
+        'sd3.5-medium',
+        'flux1-dev',
         'flux2-klein',
         'z-image',
     }

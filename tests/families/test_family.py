@@ -34,7 +34,7 @@ def test_a_class_belongs_to_one_family():
     names = [name for family in FAMILIES for name in {family.class_name, *family.also_saved_as}]
     assert len(names) == len(set(names))
     with pytest.raises(KeyError):
-        of_class('FluxPipeline')
+        of_class('FluxKontextPipeline')
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_jax.families import flux2_klein, z_image
+from dreambooth_jax.families import flux, flux2_klein, stable_diffusion_3, z_image
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline
-from tests.support import tiny_klein, tiny_z_image
+from tests.support import tiny_flux, tiny_klein, tiny_sd3, tiny_z_image
 
-MODELS = {flux2_klein.FAMILY: tiny_klein, z_image.FAMILY: tiny_z_image}
+MODELS = {
+    stable_diffusion_3.FAMILY: tiny_sd3,
+    flux.FAMILY: tiny_flux,
+    flux2_klein.FAMILY: tiny_klein,
+    z_image.FAMILY: tiny_z_image,
+}
 FAMILIES = pytest.mark.parametrize('family', MODELS, ids=lambda family: family.title)
 
 
@@ -38,16 +43,20 @@ def test_the_parts_of_the_model_fit_and_each_of_them_alone_does(family):
 
 @FAMILIES
 def test_a_network_of_another_class_is_refused(family):
-    other = next(one for one in MODELS if one is not family)
     for component in ('transformer', 'vae'):
+        other = next(one for one in MODELS if getattr(one, component) != getattr(family, component))
         found, wanted = getattr(other, component), getattr(family, component)
         assert sentence(family.check, {component: configs(other)[component]}, 'x') == (
             f'the {component} of x is of the class {found}, but {family.title} needs {wanted}; give the parts of one '
             f'model.'
         )
-    assert sentence(
-        family.check, configs(family) | {'text_encoder': {'model_type': 'clip_text_model'}}, 'x'
-    ).startswith(f'the text_encoder of x is a CLIP, but {family.title} reads prompts with a Qwen3;')
+    for component, wanted in family.reads_with.items():
+        found, model_type = ('T5', 't5') if wanted == 'CLIP' else ('CLIP', 'clip_text_model')
+        config = {'model_type': model_type, 'feed_forward_proj': 'gated-gelu'}
+        assert sentence(family.check, configs(family) | {component: config}, 'x') == (
+            f'the {component} of x is a {found}, but {family.title} reads prompts with a {wanted}; give the parts of '
+            f'one model.'
+        )
 
 
 @FAMILIES
@@ -74,6 +83,9 @@ def test_a_schedule_of_another_kind_is_refused_and_it_enlarges_nothing(family):
 @FAMILIES
 def test_the_channels_follow_from_whichever_network_was_read(family):
     bare = Pipeline(family=family, scheduler={}, folder=Path('x'))
-    assert bare.space.channels == {'FLUX.2 Klein': 128, 'Z-Image': 16}[family.title]
+    assert (
+        bare.space.channels
+        == {'Stable Diffusion 3': 16, 'FLUX.1': 16, 'FLUX.2 Klein': 128, 'Z-Image': 16}[family.title]
+    )
     tiny = read_pipeline(MODELS[family].folder(), components=('transformer',))
     assert tiny.space.channels == read_pipeline(MODELS[family].folder(), components=('vae',)).space.channels != 128

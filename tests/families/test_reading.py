@@ -9,9 +9,9 @@ from tests.support.reports import sentence_of
 
 
 def test_a_model_of_no_family_is_told_all_that_there_are(tmp_path):
-    (tmp_path / 'model_index.json').write_text(json.dumps({'_class_name': 'FluxPipeline'}))
+    (tmp_path / 'model_index.json').write_text(json.dumps({'_class_name': 'FluxKontextPipeline'}))
     said = sentence_of(read_pipeline, tmp_path)
-    assert "_class_name is 'FluxPipeline'; this package reads " in said
+    assert "_class_name is 'FluxKontextPipeline'; this package reads " in said
     assert all(family.class_name in said for family in FAMILIES)
 
 

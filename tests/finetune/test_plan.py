@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.config import DreamBoothConfig, resolve
+from dreambooth_jax.families import unet
 from dreambooth_jax.finetune import examples, plan, stage
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training.placement import make_placement
@@ -39,10 +40,13 @@ def class_images(line_of):
     return functools.partial(line_of, 'class images')
 
 
-def test_class_images_are_planned_for_the_stages_that_train_on_them(class_images):
+def test_class_images_are_planned_for_the_stages_that_train_on_them(class_images, monkeypatch):
     assert class_images() == '3, 12 network passes, 12 s'
     assert class_images(prior={'guidance_scale': 1.0}) == '3, 6 network passes, 6 s'
     assert class_images(prior={'guidance_scale': 1.0, 'sampler': 'heun'}) == '3, 9 network passes, 9 s'
+    with monkeypatch.context() as patched:  # a model that is told its guidance runs once a step
+        patched.setattr(unet.UNetFamily, 'embeds_guidance', lambda self, pipeline: True)
+        assert class_images() == '3, 6 network passes, 6 s'
     assert class_images(prior={'weight': 0.0}) is class_images(prior={'kind': 'distillation'}) is None
     second = {'steps': 1, 'sample_steps': 1, 'sample_guidance_scale': 1.0}
     assert class_images(base={'steps': 0}, super_resolution=second) is None

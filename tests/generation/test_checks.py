@@ -37,6 +37,18 @@ def test_a_sampler_is_tried_with_its_number_of_steps(base):
         checks.check_sampler(base, 5, 'plms')
 
 
+def test_a_model_that_is_told_its_guidance_reads_no_negative_prompt(base, monkeypatch):
+    assert checks.negative_prompt(base, 'a cat') == 'a cat'
+    monkeypatch.setattr(type(base.family), 'embeds_guidance', lambda self, pipeline: True)
+    assert checks.negative_prompt(base, '') == ''
+    with pytest.raises(ConfigError) as error:
+        checks.negative_prompt(base, 'a cat')
+    assert str(error.value) == (
+        f"negative_prompt is 'a cat' but {base.name} is told its guidance as a number and reads no negative prompt; "
+        f'leave it empty'
+    )
+
+
 def test_what_the_file_of_the_model_asks_in_vain_is_told_with_its_name(base):
     asks = dataclasses.replace(base, scheduler={**tiny.SCHEDULER, 'solver_order': 3})
     checks.check_sampler(asks, 5, 'ddim')

@@ -40,6 +40,12 @@ def test_guidance_runs_the_denoiser_on_both_prompts_and_extrapolates():
     assert seen == [((4, 4, 4, 3), (4,), {'states': (4, 1)})]
 
 
+def test_embedded_guidance_is_told_to_one_pass():
+    images, seen = run(3.5, embeds_guidance=True)
+    np.testing.assert_allclose(images, np.full((2, 4, 4, 3), 0.5), atol=1e-5)
+    assert seen == [((2, 4, 4, 3), (2,), {'states': (2, 1), 'guidance': (2,)})]
+
+
 def test_without_guidance_the_negative_prompt_is_not_seen():
     images, seen = run(1.0)
     np.testing.assert_allclose(images, np.full((2, 4, 4, 3), 0.5), atol=1e-5)

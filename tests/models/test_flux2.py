@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-from types import SimpleNamespace
 
 import diffusers
 import jax
@@ -15,14 +14,8 @@ from flax import nnx
 from dreambooth_jax.models import flux2, functional
 from dreambooth_jax.models.flux2 import Flux2Transformer2DModel
 from dreambooth_jax.weights import mapping
-from tests.support.torch_reference import (
-    assert_same_gradients,
-    gradients,
-    largest_relative_difference,
-    quick_jit,
-    randomise,
-    to_ours,
-)
+from tests.support.network_parity import assert_all_gradients_same, assert_same_output, run_both
+from tests.support.torch_reference import largest_relative_difference, quick_jit, randomise
 
 CONFIG = {
     '_class_name': 'Flux2Transformer2DModel',
@@ -57,54 +50,33 @@ def both(guided=False):
     time = np.array([0.9, 0.123], np.float32)
     guidance = {'guidance': np.array([4.0, 1.0], np.float32)} if guided else {}
 
-    tokens = torch.from_numpy(sample.reshape(BATCH, -1, 12)).requires_grad_()
-    states = torch.from_numpy(text).requires_grad_()
-    # The positions that the pipeline makes.
-    channels_first = torch.zeros(BATCH, 12, HEIGHT, WIDTH)
-    output = theirs(
-        hidden_states=tokens,
-        encoder_hidden_states=states,
-        timestep=torch.from_numpy(time),
-        img_ids=diffusers.Flux2KleinPipeline._prepare_latent_ids(channels_first),
-        txt_ids=diffusers.Flux2KleinPipeline._prepare_text_ids(states),
-        guidance=torch.from_numpy(guidance['guidance']) if guided else None,
-    ).sample
-    cotangent = rng.normal(size=output.shape).astype(np.float32)
-    (output * torch.from_numpy(cotangent)).sum().backward()
-    cotangent = cotangent.reshape(BATCH, HEIGHT, WIDTH, -1)
+    def torch_forward(sample, states):
+        # The positions that the pipeline makes.
+        output = theirs(
+            hidden_states=sample.reshape(BATCH, HEIGHT * WIDTH, -1),
+            encoder_hidden_states=states,
+            timestep=torch.from_numpy(time),
+            img_ids=diffusers.Flux2KleinPipeline._prepare_latent_ids(torch.zeros(BATCH, 12, HEIGHT, WIDTH)),
+            txt_ids=diffusers.Flux2KleinPipeline._prepare_text_ids(states),
+            guidance=torch.from_numpy(guidance['guidance']) if guided else None,
+        ).sample
+        return output.reshape(BATCH, HEIGHT, WIDTH, -1)
 
     apply, abstract = build(config, remat=not guided)
-    params = to_ours(theirs)
-    assert {name: value.shape for name, value in params.items()} == {k: v.shape for k, v in abstract.items()}
-
-    def product(params, sample, text):
-        ours = apply(params, sample, time, text, **guidance)
-        return jnp.sum(ours * cotangent), ours
-
-    run = quick_jit(jax.value_and_grad(product, argnums=(0, 1, 2), has_aux=True))
-    (_, ours), (of_params, of_sample, of_text) = run(params, sample, text)
-    return SimpleNamespace(
-        params=params,
-        inputs=(sample, time, text),
-        output=(ours, output.detach().numpy().reshape(cotangent.shape)),
-        params_gradient=(of_params, gradients(theirs)),
-        input_gradients=[(of_sample, tokens.grad.reshape(sample.shape)), (of_text, states.grad)],
-    )
+    ours = lambda params, sample, text: apply(params, sample, time, text, **guidance)  # noqa: E731
+    run = run_both(theirs, torch_forward, ours, abstract, [sample, text])
+    run.inputs = (sample, time, text)
+    return run
 
 
 @pytest.mark.parametrize('guided', [False, True])
 def test_the_velocity_matches_diffusers(guided):
-    ours, theirs = both(guided).output
-    assert ours.dtype == jnp.float32
-    assert np.abs(theirs).max() > 0.5
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+    assert_same_output(both(guided))
 
 
 @pytest.mark.parametrize('guided', [False, True])
 def test_gradients_match_diffusers(guided):
-    run = both(guided)
-    assert all(largest_relative_difference(*pair) < 1e-3 for pair in run.input_gradients)
-    assert_same_gradients(*run.params_gradient)
+    assert_all_gradients_same(both(guided))
 
 
 def test_names_and_shapes_in_files_are_those_of_diffusers():

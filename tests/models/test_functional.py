@@ -25,6 +25,14 @@ class Network(nnx.Module):
 NAMES = {'layers.0.kernel', 'layers.0.bias', 'layers.1.scale', 'layers.1.bias'}
 
 
+def test_a_constant_is_a_parameter_that_is_known_as_one_that_never_trains():
+    model = Network(nnx.Rngs(0))
+    assert functional.constants(model) == set()
+    model.table = functional.Constant(jnp.ones(3))
+    assert functional.constants(model) == {'table'}
+    assert functional.split(model)[1].keys() == {*NAMES, 'table'}
+
+
 def test_apply_equals_the_call_of_the_module():
     model = Network(nnx.Rngs(0))
     apply, params = functional.split(model)

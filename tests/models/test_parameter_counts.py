@@ -3,15 +3,17 @@
 The values for IF are those of deep-floyd/IF's model cards and of diffusers' scripts/convert_if.py; the counts were
 taken from diffusers 0.42.1 and from the original network of deep-floyd/IF, which agree. Those of Stable Diffusion are
 in the config.json files of its repositories, and the counts agree with the sizes of the published weights; so do those
-of FLUX.2 Klein, Z-Image, Stable Diffusion 3.5 and Qwen3.
+of FLUX.1, FLUX.2 Klein, Z-Image, Stable Diffusion 3.5 and Qwen3.
 """
 
 import pytest
 
 from dreambooth_jax.models import functional
 from dreambooth_jax.models.clip import CLIPTextModel
+from dreambooth_jax.models.flux import FluxTransformer2DModel
 from dreambooth_jax.models.flux2 import Flux2Transformer2DModel
 from dreambooth_jax.models.qwen3 import Qwen3Model
+from dreambooth_jax.models.sd3 import SD3Transformer2DModel
 from dreambooth_jax.models.t5 import T5EncoderModel
 from dreambooth_jax.models.unet import UNet2DConditionModel
 from dreambooth_jax.models.vae import AutoencoderKL
@@ -225,9 +227,25 @@ def qwen3(width, hidden, **changes):
     }
 
 
+def sd3(heads, layers, dual, longest):
+    return {
+        'caption_projection_dim': 64 * heads,
+        'dual_attention_layers': list(range(dual)),
+        'num_attention_heads': heads,
+        'num_layers': layers,
+        'pos_embed_max_size': longest,
+        'qk_norm': 'rms_norm',
+    }
+
+
 Z_IMAGE = {'axes_lens': [1536, 512, 512]}
 # An untied head of Qwen3-8B, which is not built, has 622_329_856 more. Klein reads 27 of the layers.
 FLOW = {
+    # With the table of positions, which trains nowhere.
+    'stable-diffusion-3.5-medium': (SD3Transformer2DModel, sd3(24, 24, 13, 384), 2_243_171_520 + 226_492_416),
+    'stable-diffusion-3.5-large': (SD3Transformer2DModel, sd3(38, 38, 0, 192), 8_056_627_520 + 89_653_248),
+    'flux1-dev': (FluxTransformer2DModel, {'guidance_embeds': True}, 11_901_408_320),
+    'flux1-schnell': (FluxTransformer2DModel, {'guidance_embeds': False}, 11_891_178_560),
     'flux2-klein-base-4b': (Flux2Transformer2DModel, klein(24, 7680, 5, 20), 3_875_544_576),
     'flux2-klein-base-9b': (Flux2Transformer2DModel, klein(32, 12288, 8, 24), 9_078_581_248),
     'z-image': (ZImageTransformer2DModel, Z_IMAGE, 6_154_908_736),

@@ -100,7 +100,7 @@ def other_pipeline(world, rng):
         'StableDiffusionImg2ImgPipeline',
         'StableDiffusionInpaintPipeline',
         'IFImg2ImgPipeline',
-        'FluxPipeline',
+        'FluxKontextPipeline',
         'DiffusionPipeline',
         'StableDiffusionXLPipeline',
         'LatentConsistencyModelPipeline',

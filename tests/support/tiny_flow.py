@@ -1,4 +1,4 @@
-"""What tiny random pipelines of rectified flows share: their language model, random values, other configurations.
+"""What tiny random pipelines of rectified flows share: text encoders, autoencoder, random values, configurations.
 
 Everything is random, gates, modulation and statistics too, so that nothing is without effect.
 """
@@ -8,16 +8,19 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import jax
 import numpy as np
 import torch
 from flax import nnx
-from transformers import Qwen3Config
+from transformers import CLIPTextConfig, Qwen3Config, T5Config, T5Tokenizer
 
 from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.models import functional, lora
+from dreambooth_jax.storybook import vocabulary
 from dreambooth_jax.weights import lora_files
 from dreambooth_jax.weights.pipeline import Pipeline, abstract_network
+from tests.support import tiny_clip
 
 RANK, ALPHA = 2, 4.0  # of adapters
 
@@ -29,7 +32,7 @@ def randomise(module: torch.nn.Module, seed: int) -> torch.nn.Module:
         for name, value in module.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
             if value.ndim >= 2:
-                whole = 'embed_tokens' in name or name.endswith('pad_token')
+                whole = 'embed_tokens' in name or 'shared' in name or name.endswith('pad_token')
                 value.copy_(noise if whole else noise / value[0].numel() ** 0.5)
             else:
                 value.copy_(0.1 * noise + ('norm' in name and name.endswith('weight')))
@@ -107,3 +110,58 @@ def read_back(folder: Path, pipeline: Pipeline, params: dict, format: str) -> No
         # A file may hold alpha / rank as a part of B.
         scale = back.alpha / ALPHA if name.endswith(lora.B) else 1
         np.testing.assert_allclose(scale * value, params[name], rtol=1e-6)
+
+
+def autoencoder(scaling_factor: float, shift_factor: float) -> diffusers.AutoencoderKL:
+    """An autoencoder of 4 channels that halves images once, without quantisation layers, as flow models have it."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=('DownEncoderBlock2D',) * 2,
+        up_block_types=('UpDecoderBlock2D',) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def clip_config(activation: str) -> CLIPTextConfig:
+    """The configuration of a CLIP of 3 layers that are 16 wide, for the tokenizer of tiny_clip.py."""
+    return CLIPTextConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        projection_dim=16,
+        vocab_size=tiny_clip.VOCABULARY_SIZE,
+        max_position_embeddings=tiny_clip.LENGTH,
+        hidden_act=activation,
+        eos_token_id=2,  # as in published files: the end of a text is its highest id
+    )
+
+
+def t5_config(width: int) -> T5Config:
+    """The configuration of a T5 of 2 layers that knows Storybook's tokens."""
+    return T5Config(
+        d_model=width,
+        d_kv=8,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=2,
+        vocab_size=len(vocabulary.pieces()),
+        feed_forward_proj='gated-gelu',
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+        is_encoder_decoder=False,
+        use_cache=False,
+        tie_word_embeddings=False,
+    )
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Storybook's tokenizer with the length that published files say."""
+    return T5Tokenizer(vocab=vocabulary.pieces(), extra_ids=0, model_max_length=512)

@@ -8,7 +8,7 @@ import diffusers
 from transformers import Qwen3Model
 
 from tests.support import tiny_qwen
-from tests.support.tiny_flow import qwen_config, randomise
+from tests.support.tiny_flow import autoencoder, qwen_config, randomise
 
 SIZE = 24  # side of its images in pixels: 6 x 6 tokens, which are padded to 64
 _ROOT = tempfile.TemporaryDirectory(prefix='tiny_z_image_')
@@ -28,23 +28,10 @@ def torch_pipeline() -> diffusers.ZImagePipeline:
         axes_dims=[8, 4, 4],
         axes_lens=[1024, 64, 64],
     )
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=('DownEncoderBlock2D',) * 2,
-        up_block_types=('UpDecoderBlock2D',) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
     made = diffusers.ZImagePipeline(
         transformer=randomise(transformer, 0),
         text_encoder=randomise(Qwen3Model(qwen_config()), 1),
-        vae=randomise(vae, 2),
+        vae=randomise(autoencoder(0.3611, 0.1159), 2),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
         tokenizer=tiny_qwen.tokenizer(),
     )

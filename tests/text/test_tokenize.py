@@ -197,3 +197,12 @@ def test_a_sentencepiece_model_is_read_like_deepfloyds(tmp_path):
     reference = spm.SentencePieceProcessor(model_file=str(folder / 'spiece.model'))
     ids, mask = Tokenizer.load(folder)(['A dog in the snow'])
     assert ids[0, : mask.sum()].tolist() == [*reference.encode('a dog in the snow'), 1]
+
+
+def test_a_prompt_as_it_is_written_keeps_capitals_and_has_another_length(tokenizer, folder):
+    theirs = transformers.T5Tokenizer.from_pretrained(folder)
+    expected = theirs(PROMPTS, padding='max_length', max_length=90, truncation=True)
+    ids, mask = tokenizer.as_written(90)(PROMPTS)
+    np.testing.assert_array_equal(ids, expected.input_ids)
+    np.testing.assert_array_equal(mask, expected.attention_mask)
+    assert tokenizer.max_length == 77 and tokenizer.prepare(PROMPTS[1]) != PROMPTS[1]  # it stays as it is

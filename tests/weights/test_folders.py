@@ -227,8 +227,10 @@ def test_parameters_are_f32_whatever_the_compute_dtype(diffusers_folder):
 
 
 def test_unknown_pipeline_class_is_named(copied):
-    edit(copied / 'model_index.json', lambda index: index.update(_class_name='FluxPipeline'))
-    fails("_class_name is 'FluxPipeline'; this package reads IFPipeline and IFSuperResolutionPipeline and", copied)
+    edit(copied / 'model_index.json', lambda index: index.update(_class_name='FluxKontextPipeline'))
+    fails(
+        "_class_name is 'FluxKontextPipeline'; this package reads IFPipeline and IFSuperResolutionPipeline and", copied
+    )
 
 
 def test_unsupported_configuration_is_named(copied):

@@ -119,8 +119,11 @@ def test_a_pipeline_saved_for_another_task_is_read_and_written_as_the_plain_one(
 @pytest.mark.parametrize(
     ('changes', 'reason'),
     [
-        ({'_class_name': 'FluxPipeline'}, "_class_name is 'FluxPipeline'; this package reads IFPipeline and"),
-        ({'_class_name': 'StableDiffusion3Pipeline'}, "_class_name is 'StableDiffusion3Pipeline'; this"),
+        (
+            {'_class_name': 'FluxKontextPipeline'},
+            "_class_name is 'FluxKontextPipeline'; this package reads IFPipeline and",
+        ),
+        ({'_class_name': 'SanaPipeline'}, "_class_name is 'SanaPipeline'; this"),
         ({'_class_name': 'AltDiffusionPipeline'}, "_class_name is 'AltDiffusionPipeline'; this"),
         ({'_class_name': 'KandinskyV22Pipeline'}, "_class_name is 'KandinskyV22Pipeline'; this"),
         ({'_class_name': 'DiffusionPipeline'}, "_class_name is 'DiffusionPipeline'; this"),

@@ -54,7 +54,7 @@ def assert_same(given, found):
 
 
 def test_a_rule_says_which_part_a_layer_is():
-    assert RULES[0].part('blocks.12.attn.to_v') == Part('double.12.qkv', 2, 3)
+    assert RULES[0].part('blocks.12.attn.to_v') == Part('double.12.qkv', 2, (1, 1, 1))
     assert RULES[0].part('blocks.12.attn.to_out') is None
     assert RULES[2].part('embedder') == Part('img_in')
 
@@ -97,6 +97,24 @@ def test_an_adapter_that_was_trained_on_the_joint_layer_is_read(tmp_path, alpha)
     assert found.keys() == set(PATHS[:3])
     for path, rows in zip(PATHS[:3], np.split(expected, 3), strict=True):
         np.testing.assert_allclose(found[path].T, rows, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('format', FORMATS)
+@pytest.mark.parametrize('paths', [('a.q', 'a.mlp'), ('a.mlp',)])
+def test_the_parts_of_a_joint_layer_may_have_other_numbers_of_outputs(tmp_path, format, paths):
+    rules = (Rule(r'(\w)\.(q|mlp)', '{0}.linear', ('q', 'mlp'), (1, 4)),)
+    layers = OriginalLayers('transformer', rules, rules, comfyui_ends=('.lora_down.weight', '.lora_up.weight'))
+    outputs, rng = {'a.q': WIDTH, 'a.mlp': 4 * WIDTH}, np.random.default_rng(2)
+    params = {}
+    for path in paths:
+        params[f'{path}.lora_a'] = rng.normal(size=(WIDTH, RANK)).astype(np.float32)
+        params[f'{path}.lora_b'] = rng.normal(size=(RANK, outputs[path])).astype(np.float32)
+    given = Adapter({'transformer': params}, RANK, ALPHA)
+    path = lora_files.write_lora(tmp_path / 'x.safetensors', given, format, originals=layers)
+    (joint,) = (value for name, value in files.read_tensors(path).items() if name.endswith('.lora_up.weight'))
+    assert joint.shape == (5 * WIDTH, 2 * RANK)
+    networks = {'transformer': {f'{p}.kernel': np.zeros((WIDTH, out), np.float32) for p, out in outputs.items()}}
+    assert_same(given, lora_files.read_lora(path, networks, originals=layers))
 
 
 def test_a_layer_without_a_name_is_an_error_that_lists_it(tmp_path):
