@@ -85,20 +85,21 @@ def train(program, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
-def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(name, train, program, tmp_path):
+def test_a_run_trains_the_usual_layers_goes_on_and_writes_them_in_every_format(name, train, program, tmp_path):
     model = MODELS[name]
     assert f'noise: rectified flow, {model.noise}' in train(model, 'whole', 4, '--dry_run')
     train(model, 'whole', 4)
-    train(model, 'parts', 2)
-    train(model, 'parts', 4)
-    whole, parts, before = (
-        files.read_tensors(folder / TRANSFORMER)
-        for folder in (tmp_path / 'whole' / 'model', tmp_path / 'parts' / 'model', model.tiny.folder())
+    whole, before = (
+        files.read_tensors(folder / TRANSFORMER) for folder in (tmp_path / 'whole' / 'model', model.tiny.folder())
     )
     moved = {name for name, value in whole.items() if not np.array_equal(value, before[name])}
     assert len(moved) == model.layers  # the usual LoRA targets of its blocks
-    for tensor, value in whole.items():
-        np.testing.assert_array_equal(value, parts[tensor], err_msg=tensor)
+    if name == 'klein':  # no family has a part in how a run goes on, so one is enough
+        train(model, 'parts', 2)
+        train(model, 'parts', 4)
+        parts = files.read_tensors(tmp_path / 'parts' / 'model' / TRANSFORMER)
+        for tensor, value in whole.items():
+            np.testing.assert_array_equal(value, parts[tensor], err_msg=tensor)
     sampled = program(
         'sample',
         f'--model={tmp_path / "whole"}',
