@@ -189,6 +189,9 @@ class BaseConfig(Config):
     learning_rate: float = setting(5e-6, '> 0')
     # Train the denoiser. False: it stays frozen, as in pure textual inversion.
     train_denoiser: bool = setting(True, formerly='train_unet')
+    # Train a model although it is distilled to few steps without guidance. Training on images undoes that bit by bit.
+    # False: such a model is refused.
+    train_distilled: bool = False
     # Train the text encoders too: the images come closer to the subject, and training needs more memory.
     train_text_encoder: bool = False
     # Learning rate of the text encoders. None: base.learning_rate.

@@ -5,8 +5,7 @@ other models: 4.0 there is 5.0 here. Its cfg_normalization and cfg_truncation, w
 exist here.
 
 Z-Image-Turbo, which is distilled to 8 steps without guidance (guidance_scale 1 here), has the same files but for the
-shift of its schedule. Nothing in them says that it is distilled, so it is not refused for training, although training
-on images undoes the distillation: train the base model.
+shift of its schedule, 3 in place of 6. That shift is taken for the sign of a distilled model.
 
 Source: diffusers 0.42.1 pipelines/z_image/pipeline_z_image.py and examples/dreambooth/train_dreambooth_lora_z_image.py;
 Cai et al. 2025 (Z-Image).
@@ -33,6 +32,7 @@ from dreambooth_jax.weights.pipeline import Pipeline
 
 # Latents in each direction of the images that the model is made for: 1024 pixels, 8 to a latent.
 _SIDE = 128
+_SHIFT_OF_TURBO = 3.0  # of its scheduler_config.json; that of the base model has 6
 _LONGEST_TEXT = z_image.padded_length(QWEN_MAX_LENGTH) + 2  # positions that a text and the image behind it need
 
 # The layers that diffusers' train_dreambooth_lora_z_image.py adapts: the projections of every attention, those of the
@@ -69,6 +69,13 @@ class ZImageFamily(FlowFamily):
                 f'the transformer of {source} has axes_lens {list(lengths)}, but prompts of {QWEN_MAX_LENGTH} tokens '
                 f'need {_LONGEST_TEXT} positions on the first axis; give the plain model.'
             )
+
+    def is_distilled(self, pipeline: Pipeline) -> bool:
+        """Whether the schedule has the shift of Z-Image-Turbo."""
+        return pipeline.scheduler.get('shift') == _SHIFT_OF_TURBO
+
+    def usual_sampling(self, pipeline: Pipeline) -> Mapping[str, Any]:
+        return self.sampling | ({'steps': 8, 'guidance_scale': 1.0} if self.is_distilled(pipeline) else {})
 
     def space(self, pipeline: Pipeline) -> ImageSpace:
         channels = z_image.resolve(pipeline.denoiser.config if pipeline.denoiser else {})['in_channels']

@@ -81,13 +81,19 @@ def check_can_train(config: DreamBoothConfig, pipeline: Pipeline) -> None:
     """Checks that a model, and of its text encoders those that the settings name, are such that training makes sense.
 
     Raises:
-      ConfigError: if the model is distilled, or a text encoder that should train is read only in part.
+      ConfigError: if the model is distilled and the settings do not allow that, or they do although it is not, or if a
+        text encoder that should train is read only in part.
     """
-    if pipeline.family.is_distilled(pipeline):
+    distilled, allowed = pipeline.family.is_distilled(pipeline), config.base.train_distilled
+    if distilled and not allowed:
         raise ConfigError(
             f'{pipeline.name} is distilled: it draws in few steps without guidance, and training on images would undo '
-            f'that; train the base model that it was made from'
+            f'that; train the base model that it was made from, or set config.base.train_distilled to True'
         )
+    if allowed and not distilled and not pipeline.family.is_super_resolution:
+        raise ConfigError(f'config.base.train_distilled is True but {pipeline.name} is not distilled; leave it False')
+    if distilled:
+        logging.warning('%s is distilled: the longer it trains, the more its images blur in few steps.', pipeline.name)
     for component, network in pipeline.text_encoders.items():
         for setting, value in (
             ('base.train_text_encoder', config.base.train_text_encoder),

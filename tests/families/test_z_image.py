@@ -12,6 +12,7 @@ from dreambooth_jax.config import ConfigError, LoraConfig
 from dreambooth_jax.families import z_image
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
+from dreambooth_jax.generation.cascade import BASE, Cascade
 from dreambooth_jax.weights import lora_files
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import tiny_klein, tiny_z_image
@@ -49,6 +50,26 @@ def test_the_process_has_the_shift_of_the_file_in_training_and_in_generating(tmp
     )
     # mu is that of FLUX.1, for tokens of 2 x 2 latents.
     assert dynamic.family.process(dynamic).of_shape((128, 128)).sampling_shift(50) == pytest.approx(np.exp(1.15))
+
+
+def test_turbo_generates_in_few_steps_without_guidance_and_trains_only_if_asked_to(tmp_path, caplog):
+    turbo = Cascade.load(
+        changed(tiny_z_image.folder(), tmp_path / 'turbo', 'scheduler', shift=3.0), size=tiny_z_image.SIZE
+    )
+    usual = turbo.base.family.usual_sampling(turbo.base)
+    assert usual == {'sampler': 'euler', 'steps': 8, 'guidance_scale': 1.0}
+    with pytest.raises(ConfigError, match='guidance_scale is 4 but .* is distilled and needs none; set it to 1'):
+        turbo.sampler(BASE, 4, 4.0, 'euler')
+    with pytest.raises(ConfigError, match='is distilled: .* or set config.base.train_distilled to True'):
+        check_schedules(settings(), turbo)
+    asked = dataclasses.replace(settings(), base=dataclasses.replace(settings().base, train_distilled=True))
+    check_schedules(asked, turbo)
+    assert 'is distilled: the longer it trains, the more its images blur in few steps.' in caplog.text
+    with pytest.raises(ConfigError) as error:
+        check_schedules(asked, MODEL.cascade)
+    assert str(error.value) == (
+        f'config.base.train_distilled is True but {MODEL.cascade.base.name} is not distilled; leave it False'
+    )
 
 
 def test_prompts_are_read_as_by_diffusers_and_padding_is_marked():
