@@ -21,41 +21,25 @@ _WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: checkpoints,
 
 def pretrain(config: PretrainConfig, workdir: Path) -> None:
     """Trains the stage that `config` describes and writes the averaged weights to <workdir>/model."""
-    import jax
-    import numpy as np
-
     from dreambooth_jax.data import pairs
     from dreambooth_jax.families.processes import with_zero_terminal_snr
-    from dreambooth_jax.families.prompts import take
     from dreambooth_jax.finetune.fresh import start_pipeline
+    from dreambooth_jax.finetune.pretraining import pretraining_of, with_scaled_latents
     from dreambooth_jax.generation.cascade import Cascade
     from dreambooth_jax.generation.options import SamplingOptions
     from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
-    from dreambooth_jax.losses.denoising import DenoisingLoss, Objective
-    from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
     from dreambooth_jax.storybook import pools, vocabulary
     from dreambooth_jax.training import optimizer, run, train_run
     from dreambooth_jax.training.placement import make_placement
     from dreambooth_jax.training.train_run import Budget, TrainRun
     from dreambooth_jax.weights import folders
 
-    # The networks, and the loss of the stage.
+    # The networks, and what trains.
     run.begin(config, workdir)
     pipeline = start_pipeline(config, workdir)
     if config.zero_terminal_snr:
         pipeline = with_zero_terminal_snr(pipeline)
-    is_base, family = config.stage == 'base', pipeline.family
-    prompt_encoder = family.prompt_encoder(pipeline, size=pipeline.size)
-    params = {family.denoiser: pipeline.denoiser.params}
-    objective = Objective.from_settings(config)
-    objective.check(family.process(pipeline), pipeline.name)
-    texts = {component: network.params for component, network in pipeline.text_encoders.items()}
-    if is_base:
-        stage = DenoisingLoss.of(pipeline, pipeline.denoiser.apply, objective=objective, encode=prompt_encoder)
-        params |= texts
-    else:
-        pairing = {'factor': config.factor, 'noise_level': config.noise_level, 'crop': config.crop}
-        stage = SuperResolutionLoss.of(pipeline, pipeline.denoiser.apply, objective=objective, **pairing)
+    stage = pretraining_of(config, pipeline)
 
     # The data: a pool is used `passes` times, in order since its scenes are random already, and then the next pool.
     steps_per_pool = max(1, config.passes * config.pool_size // config.batch_size)
@@ -69,29 +53,22 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     )
     place = functools.partial(make_placement, config.parallel.mode, fsdp_min_bytes=config.parallel.fsdp_min_bytes)
     placement, generating = place(devices=cpu_devices.training()), place()
-    encode = functools.partial(jax.jit(prompt_encoder), texts)
 
     @functools.lru_cache(maxsize=1)
     def pool_data(number):
-        pool = painters.pool(number)
-        tokens = prompt_encoder.tokens(['', *pool.captions])
-        data = {'images': pool.images, 'prompt_of': np.arange(1, config.pool_size + 1, dtype=np.int32)}
-        if is_base:
-            data['tokens'] = tokens
-        else:
-            slices = [slice(i, i + 256) for i in range(0, config.pool_size + 1, 256)]
-            parts = [jax.tree.map(np.asarray, encode(take(tokens, examples))) for examples in slices]
-            data['text'] = jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
-        return placement.place_state(lambda data: data, data)
+        return placement.place_state(lambda data: data, stage.data(painters.pool(number)))
 
     def pick(key, step, batch, frozen):
         return {**batch, 'image': pairs.image_index(key, step, batch, config.pool_size, shuffle=False)}
 
-    # Samples show the averaged weights, and only the base stage has samples: a second stage alone cannot generate.
+    # The text encoder of a second stage belongs to its base.
+    left_out = dict.fromkeys(pipeline.text_encoders) if config.stage == 'super_resolution' else {}
+
     def trained(params):
         parts = {name: dataclasses.replace(pipeline.components[name], params=value) for name, value in params.items()}
-        return pipeline.with_components(**(dict.fromkeys(pipeline.text_encoders) | parts))
+        return pipeline.with_components(**(left_out | parts))
 
+    # Samples show the averaged weights. A second stage or an autoencoder alone cannot generate.
     samples = config.samples
     options = SamplingOptions.of_samples(samples)
     grid = SampleGrid(None, [], samples.prompts, options, num_images=samples.num_images)
@@ -106,16 +83,13 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
         every=samples.every,
     )
 
-    # A multiplier of 0 freezes the outputs that predict the variance.
-    heads = {family.denoiser: optimizer.variance_head_masks(params[family.denoiser])}
-    multipliers = {} if config.train_variance else heads
-    learning_rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, multipliers=multipliers)
+    learning_rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, multipliers=stage.held)
     batch = pairs.pad_examples(pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0), placement.devices)
     state, finished = train_run.fit(
         TrainRun(
             name=config.stage,
             loss=stage.loss,
-            params=params,
+            params=stage.params,
             frozen_at=lambda placed, step: pool_data(step // steps_per_pool),
             batch=batch,
             pick=pick,
@@ -126,13 +100,15 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
             budget=Budget(steps=config.steps, per_dispatch=config.parallel.steps_per_dispatch),
             seed=config.seed,
             checkpoint=config.checkpoint,
-            callbacks=[sampling] if is_base and samples.prompts else [],
+            callbacks=[sampling] if stage.samples and samples.prompts else [],
             description=f'pretrain {config.stage}',
         ),
         workdir,
     )
-    painters.close()
     averaged = trained(placement.gather(placement.to_global(state).best_params))
+    if config.stage == 'autoencoder':
+        averaged = with_scaled_latents(averaged, painters.pool(0).images)
+    painters.close()
     folders.write_pipeline(averaged, workdir / 'model', dtype='float16')
     print(f'{"finished" if finished else "stopped"} at step {int(state.step)}; model: {workdir / "model"}')
 

@@ -7,11 +7,15 @@ import pytest
 
 from dreambooth_jax.config import STORYBOOK, ConfigError, DreamBoothConfig, PretrainConfig, resolve
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.models import t5, unet_config
+from dreambooth_jax.families import z_image
+from dreambooth_jax.models import functional, t5, unet_config
 from dreambooth_jax.storybook.subjects import SUBJECTS
+from dreambooth_jax.weights import guard
+from dreambooth_jax.weights.pipeline import abstract_network
 
 FILES = sorted((pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
 PRETRAIN = [path for path in FILES if path.stem.startswith('storybook_')]
+CASCADE = [path for path in PRETRAIN if path.stem != 'storybook_flow']
 
 
 def get_config(path, *argument):
@@ -50,7 +54,7 @@ def test_every_config_file_opens_with_result_cost_and_command(path):
     assert f'--config=configs/{path.name}' in header
 
 
-@pytest.mark.parametrize('path', PRETRAIN, ids=lambda path: path.name)
+@pytest.mark.parametrize('path', CASCADE, ids=lambda path: path.name)
 def test_pretraining_describes_networks_that_can_be_built(path):
     config = resolve(PretrainConfig, get_config(path))
     unet = unet_config.resolve(config.unet)
@@ -60,8 +64,19 @@ def test_pretraining_describes_networks_that_can_be_built(path):
         assert t5.resolve(config.text_encoder)['d_model'] == unet['encoder_hid_dim']
 
 
+@pytest.mark.parametrize('stage', ['autoencoder', 'base'])
+def test_the_flow_model_has_networks_that_fit_and_weights_of_20_mb(stage):
+    config = resolve(PretrainConfig, get_config(named('storybook_flow'), stage))
+    networks = {name: getattr(config, name) for name in ('transformer', 'vae', 'text_encoder')}
+    guard.check_networks(z_image.FAMILY, networks, 'the file')
+    guard.check_schedule(config.scheduler, 'the file', z_image.FAMILY.read_schedule)
+    counts = [functional.parameter_count(functional.split(abstract_network(*one))[1]) for one in networks.items()]
+    assert 2 * sum(counts) <= 20e6  # in half precision
+    assert (config.stage, config.init is None) == (stage, stage == 'autoencoder')
+
+
 def test_both_stages_read_the_same_text_states():
-    base, super_resolution = (get_config(path).unet for path in PRETRAIN)
+    base, super_resolution = (get_config(path).unet for path in CASCADE)
     assert base.encoder_hid_dim == super_resolution.encoder_hid_dim
     assert super_resolution.sample_size % base.sample_size == 0
 

@@ -23,15 +23,16 @@ from dreambooth_jax.families.flow import Configs, Fit, FlowFamily, check_fits, l
 from dreambooth_jax.families.image_space import ImageSpace
 from dreambooth_jax.families.mode_latents import ModeLatents
 from dreambooth_jax.families.prompts import MaskedQwenPrompts
-from dreambooth_jax.models import z_image
+from dreambooth_jax.models import vae, z_image
 from dreambooth_jax.models.qwen3 import STATES_READ
 from dreambooth_jax.text.tokenize import QWEN_MAX_LENGTH
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_original import OriginalLayers, Rule
 from dreambooth_jax.weights.pipeline import Pipeline
 
-# Latents in each direction of the images that the model is made for: 1024 pixels, 8 to a latent.
-_SIDE = 128
+# Side in pixels of the images that the model is made for, unless its VAE says so (`sample_size`).
+_SIZE = 1024
+_SCALE = 8  # side of an image divided by that of its latents, if the VAE was not read
 _SHIFT_OF_TURBO = 3.0  # of its scheduler_config.json; that of the base model has 6
 _LONGEST_TEXT = z_image.padded_length(QWEN_MAX_LENGTH) + 2  # positions that a text and the image behind it need
 
@@ -79,7 +80,9 @@ class ZImageFamily(FlowFamily):
 
     def space(self, pipeline: Pipeline) -> ImageSpace:
         channels = z_image.resolve(pipeline.denoiser.config if pipeline.denoiser else {})['in_channels']
-        return latents_of(pipeline, ModeLatents, channels=channels, side=_SIDE)
+        config = pipeline.components['vae'].config if 'vae' in pipeline.components else {}
+        side = (config.get('sample_size') or _SIZE) // (vae.size_divisor(config) if config else _SCALE)
+        return latents_of(pipeline, ModeLatents, channels=channels, side=side)
 
     def predict(
         self, apply: Callable, params: Mapping[str, Any], x_t: jax.Array, t: jax.Array, conditioning: Mapping[str, Any]

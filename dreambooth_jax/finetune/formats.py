@@ -39,7 +39,7 @@ from dreambooth_jax.weights import (
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_files import Adapter
 from dreambooth_jax.weights.original_facts import PREDICTION_TYPES, OriginalLayout
-from dreambooth_jax.weights.pipeline import Pipeline, kind_of, network_tensors
+from dreambooth_jax.weights.pipeline import Pipeline, is_partial, network_tensors
 from dreambooth_jax.weights.textual_inversion import file_name
 
 SINGLE_FILE = 'single_file'
@@ -218,7 +218,7 @@ def _compare_folder(cascade: Cascade, output: Path, dtype: str) -> int:
         for component, network in pipeline.components.items() if pipeline is not None else ():
             found = read.components[component].params if read and component in read.components else {}
             # The files of a network that is read only in part were copied as they are.
-            written = 'float32' if kind_of(component, network.config).partial else dtype
+            written = 'float32' if is_partial(component, network.config) else dtype
             count += _compare(output, f'{stage} {component}', _stored(network.params, written), found)
     return count
 

@@ -26,7 +26,7 @@ from dreambooth_jax.training.callbacks import Callback, Profile
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState
 from dreambooth_jax.training.train_run import Budget, TrainRun
-from dreambooth_jax.weights.pipeline import Pipeline, abstract_network, kind_of
+from dreambooth_jax.weights.pipeline import Pipeline, abstract_network, is_partial
 
 NEW_ROWS_LEARNING_RATE = 5e-4  # default for textual inversion, as in diffusers' examples/textual_inversion
 
@@ -99,7 +99,7 @@ def check_can_train(config: DreamBoothConfig, pipeline: Pipeline) -> None:
             ('base.train_text_encoder', config.base.train_text_encoder),
             ('textual_inversion.token', config.textual_inversion.token),
         ):
-            if value and kind_of(component, network.config).partial:
+            if value and is_partial(component, network.config):
                 raise ConfigError(
                     f'config.{setting} is {value!r} but the {component} of {pipeline.name}, a language model, is read '
                     f'only as far as prompts need it, and cannot train; leave it {type(value)()!r}'

@@ -24,6 +24,15 @@ MAX_LENGTH = 77  # IFPipeline pads and truncates to this length
 CLIP_SPECIAL_TOKENS = ('<|startoftext|>', '<|endoftext|>')
 CLIP_WORD_END = '</w>'
 CLIP_MAX_LENGTH = 32  # the longest captions have 28 tokens
+QWEN_SPECIAL_TOKENS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
+QWEN_SPACE = '\u0120'  # how byte-level tokenizers write a space, which belongs to the word behind it
+QWEN_MAX_LENGTH = 32  # 8 of them belong to the form of a chat
+
+# What the template of published tokenizers does with one message and the answer to come.
+QWEN_CHAT_TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n{% endfor %}"
+    '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
 
 GRAMMAR = (
     'a the of in on with and an to from at is photo image painting drawing style seen view top bottom side back '
@@ -153,7 +162,49 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """
     from tokenizers.pre_tokenizers import ByteLevel
 
-    pieces = [[*word[:-1], word[-1] + CLIP_WORD_END] for word in (*words(), *RARE_TOKENS)]
+    merges = _merges([[*word[:-1], word[-1] + CLIP_WORD_END] for word in (*words(), *RARE_TOKENS)])
+    # Its alphabet are the 256 bytes, so any text can be spelt.
+    single = [symbol + end for end in ('', CLIP_WORD_END) for symbol in sorted(ByteLevel.alphabet())]
+    ordered = [*single, *(first + second for first, second in merges), *CLIP_SPECIAL_TOKENS]
+    return {piece: index for index, piece in enumerate(ordered)}, merges
+
+
+def write_qwen_tokenizer(folder: str | os.PathLike) -> None:
+    """Writes the tokenizer of Storybook's flow model into `folder`: the words as byte-pair merges, in Qwen's files.
+
+    Every word of the world and every rare token is one token behind a space, and so are the words that begin a caption
+    without one. A prompt has at most QWEN_MAX_LENGTH tokens, the form of a chat (text/chat.py) included.
+    """
+    os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+    from transformers import Qwen2Tokenizer
+
+    vocabulary, merges = qwen_vocabulary()
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        eos_token='<|im_end|>',
+        pad_token='<|endoftext|>',
+        unk_token='<|endoftext|>',
+        extra_special_tokens=['<|im_start|>'],
+        model_max_length=QWEN_MAX_LENGTH,
+        padding_side='right',
+    )
+    tokenizer.chat_template = QWEN_CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+
+
+def qwen_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Returns the vocabulary {piece: id} of Storybook's Qwen tokenizer, special tokens last, and its merges."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    first = (*GRAMMAR, 'user', 'assistant')  # what may come without a space before it
+    merges = _merges([[*word] for word in first] + [[QWEN_SPACE, *word] for word in (*words(), *RARE_TOKENS)])
+    ordered = [*sorted(ByteLevel.alphabet()), *(one + two for one, two in merges), *QWEN_SPECIAL_TOKENS]
+    return {piece: index for index, piece in enumerate(dict.fromkeys(ordered))}, merges
+
+
+def _merges(pieces: list[list[str]]) -> list[tuple[str, str]]:
+    """Returns the merges that byte-pair encoding finds in words, each as often as any other."""
     merges = []
     while True:
         counts = collections.Counter(pair for word in pieces for pair in itertools.pairwise(word))
@@ -162,10 +213,7 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
         pair = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(pair)
         pieces = [_merged(word, pair) for word in pieces]
-    # Its alphabet are the 256 bytes, so any text can be spelt.
-    single = [symbol + end for end in ('', CLIP_WORD_END) for symbol in sorted(ByteLevel.alphabet())]
-    ordered = [*single, *(first + second for first, second in merges), *CLIP_SPECIAL_TOKENS]
-    return {piece: index for index, piece in enumerate(ordered)}, merges
+    return merges
 
 
 def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
@@ -178,3 +226,7 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
         else:
             found.append(piece)
     return found
+
+
+# What writes the tokenizer for a text encoder, by the model_type in its config.json.
+WRITERS = {'t5': write_tokenizer, 'qwen3': write_qwen_tokenizer}

@@ -86,7 +86,8 @@ class Tokenizer:
         Args:
           folder: the tokenizer folder.
           max_length: length of tokenized prompts. None means what the folder says for CLIP, MAX_LENGTH for T5, which
-            has no fixed length, and QWEN_MAX_LENGTH for Qwen, whose own limit is far longer than any prompt.
+            has no fixed length, and for Qwen what the folder says up to QWEN_MAX_LENGTH, since the limit of published
+            ones is far longer than any prompt.
           added: further tokens; see `add_tokens`.
 
         Raises:
@@ -112,9 +113,9 @@ class Tokenizer:
             wrapped = wrapper.from_pretrained(str(folder), local_files_only=True)
             if max_length is None:
                 # A folder that does not say its length is loaded with a huge number.
-                fixed = {'t5': MAX_LENGTH, 'qwen': QWEN_MAX_LENGTH}
-                says = fixed.get(KINDS[name], wrapped.model_max_length)
-                max_length = says if says < 10**6 else MAX_LENGTH
+                says, kind = wrapped.model_max_length, KINDS[name]
+                usual = {'clip': says if says < 10**6 else MAX_LENGTH, 'qwen': min(says, QWEN_MAX_LENGTH)}
+                max_length = usual.get(kind, MAX_LENGTH)
             if type(max_length) is not int or max_length < 2:  # a start and an end token must fit
                 raise ValueError(f'model_max_length is {max_length!r}')
             tokenizer = cls(wrapped, KINDS[name], max_length=max_length)

@@ -35,6 +35,7 @@ from dreambooth_jax.weights.pipeline import (
     Pipeline,
     abstract_network,
     filled_network,
+    is_partial,
     kind_of,
     network_tensors,
 )
@@ -315,7 +316,7 @@ def _write_stage(pipeline: Pipeline, folder: Path, *, dtype: str, max_shard_byte
     for component, network in pipeline.components.items():
         kind = kind_of(component, network.config)
         index[component] = [kind.library, kind.class_name]
-        if kind.partial:
+        if is_partial(component, network.config):
             _copy_network(pipeline, component, folder / component)
         else:
             _write_network(network, component, folder / component, dtype=dtype, max_shard_bytes=max_shard_bytes)

@@ -88,8 +88,8 @@ class Layout:
 class Kind(NamedTuple):
     """How networks of one class are built and stored; `resolve` checks and completes their config.json.
 
-    Of a network that is `partial` only what the pipeline uses is built and read. It cannot train, and it is written by
-    copying the files from which it was read.
+    Of a network whose configuration in memory has the entry `partial_by`, only what its pipeline uses is built and read
+    (`is_partial`).
     """
 
     constructor: Callable[..., nnx.Module]
@@ -100,7 +100,7 @@ class Kind(NamedTuple):
     stem: str  # name of the weights file without its suffix
     aliases: tuple
     ignored: tuple
-    partial: bool = False
+    partial_by: str | None = None
 
 
 _DIFFUSERS, _TRANSFORMERS = 'diffusion_pytorch_model', 'model'
@@ -159,7 +159,7 @@ KINDS = {
                 _TRANSFORMERS,
                 aliases.QWEN3_ALIASES,
                 aliases.QWEN3_IGNORED,
-                partial=True,
+                partial_by=qwen3.STATES_READ,
             )
             for class_name in ('Qwen3Model', 'Qwen3ForCausalLM')
         ),
@@ -340,6 +340,14 @@ def kind_of(component: str, config: Mapping[str, Any]) -> Kind:
         return KINDS['Qwen3Model' if 'Qwen3Model' in architectures else 'Qwen3ForCausalLM']
     projected = 'CLIPTextModelWithProjection' in architectures
     return KINDS['CLIPTextModelWithProjection' if projected else 'CLIPTextModel']
+
+
+def is_partial(component: str, config: Mapping[str, Any]) -> bool:
+    """Whether of a component with this configuration only what its pipeline uses is built and read.
+
+    Such a network cannot train, and it is written by copying the files from which it was read.
+    """
+    return kind_of(component, config).partial_by in config
 
 
 def abstract_network(component: str, config: Mapping[str, Any], dtype=jnp.float32, **options) -> nnx.Module:

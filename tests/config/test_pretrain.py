@@ -7,8 +7,8 @@ from tests.config.test_dreambooth import UNET, nest
 
 PRETRAIN = [
     ('unet', {}, 'config.unet must describe the network unless config.init names a folder that has one'),
-    ('text_encoder', {}, 'config.text_encoder must describe the T5 encoder, which the base stage trains'),
-    ('crop', 16, "config.crop is 16 but only stage 'super_resolution' trains on crops"),
+    ('text_encoder', {}, 'config.text_encoder must describe the text encoder of the model'),
+    ('crop', 16, "config.crop is 16 but the stage 'base' trains on whole images; leave it None"),
     ('base', 'x', "config.base is 'x' but only stage 'super_resolution' builds on a base"),
     ('stage', 'super_resolution', "config.base must name the base stage's folder: its text encoder is used"),
     ('noise_level', [9, 3], 'config.noise_level must be (low, high) with low <= high, got (9, 3)'),

@@ -44,7 +44,7 @@ def test_the_process_has_the_shift_of_the_file_in_training_and_in_generating(tmp
     scheduler = tiny_z_image.torch_pipeline().scheduler
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 4, 4))
     np.testing.assert_allclose(process.of_shape((SIDE, SIDE)).sigmas(4), scheduler.sigmas, atol=1e-6)
-    assert (process.shift, base.native_size, base.size_divisor) == (6.0, 256, 4)  # 128 latents of 2 pixels
+    assert (process.shift, base.native_size, base.size_divisor) == (6.0, 32, 4)  # the VAE's sample_size
     dynamic = read_pipeline(
         changed(tiny_z_image.folder(), tmp_path / 'dynamic', 'scheduler', use_dynamic_shifting=True)
     )

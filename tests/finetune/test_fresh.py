@@ -55,7 +55,7 @@ def test_fresh_networks_are_pipelines_of_their_stage(tmp_path):
         ),
         ({**FRESH, 'unet': {'act_fn': 'x'}}, "the unet of this run's settings is not supported: .* act_fn is 'x'"),
         (
-            {**FRESH, 'text_encoder': {}},
+            {**FRESH, 'text_encoder': {'d_model': 8}},
             "the text_encoder of this run's settings is not supported: .*feed_forward_proj",
         ),
         ({**FRESH, 'scheduler': {'beta_end': 'x'}}, "config.scheduler is not supported: .*beta_end is 'x'"),

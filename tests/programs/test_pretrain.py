@@ -3,14 +3,17 @@
 import json
 import types
 
+import diffusers
 import jax
 import numpy as np
 import pytest
+import torch
 
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.storybook import pools
 from dreambooth_jax.training import train_run
-from tests.support import smallest_pipelines
+from tests.support import smallest_pipelines, tiny_flow_pretraining
+from tests.support.flow_model import FlowModel
 
 CONFIG = """
 from dreambooth_jax.config import PretrainConfig, to_config_dict
@@ -132,3 +135,40 @@ def test_two_real_steps_and_the_same_command_again(pretrain, tmp_path):
     assert len(metrics.splitlines()) == 2
     assert pretrain('base').out.startswith('finished at step 2')
     assert (tmp_path / 'run' / 'metrics.jsonl').read_text() == metrics
+
+
+@pytest.mark.slow  # the steps of an autoencoder and a transformer are compiled
+def test_an_autoencoder_and_then_a_flow_on_its_latents_which_diffusers_opens(program, tmp_path):
+    common = {**tiny_flow_pretraining.SETTINGS, 'steps': 2, 'batch_size': 2, 'pool_size': 4, 'painters': 0}
+    first = {**common, 'stage': 'autoencoder', 'crop': 8}
+    second = {**common, 'init': str(tmp_path / 'vae' / 'model'), 'rare_token_rate': 0.0}
+    for name, settings in (('vae', first), ('flow', second)):
+        (tmp_path / f'{name}.py').write_text(
+            'from dreambooth_jax.config import PretrainConfig, to_config_dict\n'
+            'def get_config():\n'
+            '    config = to_config_dict(PretrainConfig())\n'
+            f'    config.update({settings!r})\n'
+            '    return config\n'
+        )
+        ended = program('pretrain', f'--config={tmp_path}/{name}.py', f'--workdir={tmp_path}/{name}')
+        assert ended.code == 0, ended.error
+    vae, flow = (read_pipeline(tmp_path / name / 'model') for name in ('vae', 'flow'))
+    for component in ('vae', 'text_encoder'):  # they stay as they were
+        for key, value in vae.components[component].params.items():
+            np.testing.assert_array_equal(value, flow.components[component].params[key])
+    assert flow.components['vae'].config['scaling_factor'] == vae.space.scaling_factor != 1.0
+    moved = [
+        not np.array_equal(value, flow.components['transformer'].params[key])
+        for key, value in vae.components['transformer'].params.items()
+    ]
+    assert any(moved)
+
+    # diffusers opens the folder as it is, and makes the same image of the same noise.
+    pipe = diffusers.ZImagePipeline.from_pretrained(tmp_path / 'flow' / 'model')
+    pipe.set_progress_bar_config(disable=True)
+    size = tiny_flow_pretraining.SIZE
+    model = types.SimpleNamespace(
+        folder=lambda: tmp_path / 'flow' / 'model', torch_pipeline=lambda: pipe.to(torch.float32), SIZE=size
+    )
+    ours, theirs, _ = FlowModel(model, (size // 2, size // 2, 4), 5.0, {'guidance_scale': 4.0}).images
+    assert ours.std() > 1 and np.abs(ours - theirs).max() <= 2

@@ -6,7 +6,7 @@ import string
 import pytest
 
 from dreambooth_jax.storybook import captions, vocabulary, world
-from dreambooth_jax.text import prompts
+from dreambooth_jax.text import chat, prompts
 from dreambooth_jax.text.tokenize import Tokenizer
 
 UNKNOWN = 2
@@ -101,6 +101,34 @@ def test_captions_and_prompts_are_no_longer_than_clips_prompts(clip_tokenizer):
         texts += prompts.prompts_for(noun, 'sks')
     # Two more stand at the start and the end.
     assert max(map(len, clip_tokenizer.token_ids(texts))) + 2 <= vocabulary.CLIP_MAX_LENGTH
+
+
+@pytest.fixture(scope='module')
+def qwen_tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('qwen_tokenizer')
+    vocabulary.write_qwen_tokenizer(folder)
+    return Tokenizer.load(folder)
+
+
+def test_qwens_tokenizer_has_a_token_for_every_word_behind_a_space(qwen_tokenizer):
+    assert qwen_tokenizer.kind == 'qwen' and qwen_tokenizer.max_length == vocabulary.QWEN_MAX_LENGTH
+    words = [f' {word}' for word in (*vocabulary.words(), *vocabulary.RARE_TOKENS)]
+    ids = qwen_tokenizer.token_ids([*words, *vocabulary.GRAMMAR])
+    assert all(len(tokens) == 1 for tokens in ids)
+    assert len({tokens[0] for tokens in ids}) == len(ids)
+    assert qwen_tokenizer.decode(qwen_tokenizer.token_ids(['é 雪'])[0][0]) is not None  # any text can be spelt
+
+
+def test_prompts_in_the_form_of_a_chat_are_no_longer_than_qwens_prompts(qwen_tokenizer):
+    asked = qwen_tokenizer.with_template(chat.asked)
+    for noun in world.CLASSES:
+        texts = prompts.prompts_for(noun, 'sks')
+        assert asked(texts)[1].sum(axis=1).max() <= vocabulary.QWEN_MAX_LENGTH
+    # The form takes eight tokens, and its words are tokens too.
+    assert asked(['a dog'])[1].sum() == 8 + 2
+    message = [{'role': 'user', 'content': 'a dog'}]
+    said = asked.wrapped.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    assert said == chat.asked('a dog')
 
 
 def test_clips_vocabulary_numbers_every_piece_once_and_ends_with_the_end_of_a_text():
