@@ -86,21 +86,27 @@ def quantise(kernel: np.ndarray, kind: str) -> Quantised:
     return Quantised(codes, scales)
 
 
-def dequantise(codes: jax.Array, scales: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """Returns the kernel f[..., in, out] of codes and scales, computed in f32 and then given the dtype."""
-    values = codes.astype(jnp.float32) if codes.dtype == jnp.int8 else _nf4(codes)
+def dequantise(
+    codes: jax.Array, scales: jax.Array, dtype: Any = jnp.float32, table: jax.Array | None = None
+) -> jax.Array:
+    """Returns the kernel f[..., in, out] of codes and scales, computed in f32 and then given the dtype.
+
+    Args:
+      table: NF4_VALUES f32[16]; None: as constants.
+    """
+    values = codes.astype(jnp.float32) if codes.dtype == jnp.int8 else _nf4(codes, table)
     *outer, width, outputs = values.shape
     wide = jnp.broadcast_to(scales[..., :, None, :], (*scales.shape[:-1], BLOCK, outputs))
     return (values * wide.reshape(*outer, -1, outputs)[..., :width, :]).astype(dtype)
 
 
-def _nf4(codes):
-    """Returns NF4's values f32[..., 2 n, out] of the codes in bytes u8[..., n, out]."""
+def _nf4(codes, table):
+    """Returns NF4's values f32[..., 2 n, out] of the codes in bytes u8[..., n, out]; `table` as for dequantise."""
     *outer, half, outputs = codes.shape
     pairs = codes[..., :, None, :] >> jnp.array([[4], [0]], jnp.uint8)
     indices = pairs.reshape(*outer, 2 * half, outputs)
     # A tree of choices, one level for each bit: TPUs look tables up slowly, and everywhere it joins the product.
-    found = [jnp.float32(value) for value in NF4_VALUES]
+    found = list(jnp.float32(NF4_VALUES) if table is None else table)
     for bit in range(4):
         is_set = (indices >> bit) & 1 == 1
         found = [jnp.where(is_set, high, low) for low, high in zip(found[::2], found[1::2], strict=True)]
@@ -158,7 +164,8 @@ def _product(window, shape, x, codes, scales):
       window: strides and padding of a convolution; None: a matrix product.
       shape: of x, for the backward pass.
     """
-    return _multiply(window, x, dequantise(codes, scales, x.dtype))
+    kernel, x = _kernel_for(x, codes, scales)
+    return _multiply(window, x, kernel)
 
 
 def _product_forward(window, shape, x, codes, scales):
@@ -166,13 +173,22 @@ def _product_forward(window, shape, x, codes, scales):
 
 
 def _product_backward(window, shape, stored, gradient):
-    # Without the barrier the compiler may find that the kernel is that of the forward pass, and keep it until now.
-    codes, scales, gradient = jax.lax.optimization_barrier((*stored, gradient))
-    kernel = dequantise(codes, scales, gradient.dtype)
+    kernel, gradient = _kernel_for(gradient, *stored)
     transposed = jax.linear_transpose(
         lambda x: _multiply(window, x, kernel), jax.ShapeDtypeStruct(shape, gradient.dtype)
     )
     return *transposed(gradient), None, None
+
+
+def _kernel_for(x, codes, scales):
+    """Returns the kernel in the dtype of x, and x; the kernel is not computed before x is there.
+
+    Without that barrier the compiler may keep the kernel of the forward pass for the backward pass, or compute those of
+    all blocks before their loop (scanned.py). The table passes it too: of a constant, XLA on CPU would make sixteen
+    arrays as large as the kernel before the loop, one for each value.
+    """
+    x, codes, scales, table = jax.lax.optimization_barrier((x, codes, scales, jnp.float32(NF4_VALUES)))
+    return dequantise(codes, scales, x.dtype, table), x
 
 
 _product.defvjp(_product_forward, _product_backward)
