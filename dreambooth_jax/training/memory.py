@@ -45,13 +45,11 @@ def remedies(config: DreamBoothConfig, stage: str, *, begun: bool) -> list[str]:
     """
     parts, examples = getattr(config, stage).gradient_accumulation_steps, config.examples_per_step(stage)
     whole = config.lora.rank is None and not begun
-    plain = config.lora.rank is not None and config.lora.frozen_dtype is None
     compressible = config.optimizer.kind == 'adamw' and config.optimizer.state_dtype != 'int8'
     flags = {
         '--config.parallel.remat=True': not config.parallel.remat,
         '--config.optimizer.state_dtype=int8': whole and compressible,
         f'--config.{stage}.gradient_accumulation_steps={min(2 * parts, examples)}': parts < examples,
         '--config.lora.rank=16': whole,
-        '--config.lora.frozen_dtype=int8': plain and not begun and stage == 'base',  # the same in both stages
     }
     return [flag for flag, helps in flags.items() if helps]

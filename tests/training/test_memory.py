@@ -11,7 +11,6 @@ from dreambooth_jax.training.loop import TrainingError
 
 CONFIG = DreamBoothConfig()
 REMAT, INT8, LORA = '--config.parallel.remat=True', '--config.optimizer.state_dtype=int8', '--config.lora.rank=16'
-QUANTISED = '--config.lora.frozen_dtype=int8'
 
 
 def test_other_errors_pass():
@@ -36,13 +35,7 @@ def test_without_remedies_a_larger_device_is_left():
         ({}, False, [REMAT, INT8, '--config.base.gradient_accumulation_steps=2', LORA]),
         ({}, True, [REMAT, '--config.base.gradient_accumulation_steps=2']),
         ({'parallel': ParallelConfig(remat=True)}, True, ['--config.base.gradient_accumulation_steps=2']),
-        ({'lora': LoraConfig(rank=4)}, False, [REMAT, '--config.base.gradient_accumulation_steps=2', QUANTISED]),
-        ({'lora': LoraConfig(rank=4)}, True, [REMAT, '--config.base.gradient_accumulation_steps=2']),
-        (
-            {'lora': LoraConfig(rank=4, frozen_dtype='nf4')},
-            False,
-            [REMAT, '--config.base.gradient_accumulation_steps=2'],
-        ),
+        ({'lora': LoraConfig(rank=4)}, False, [REMAT, '--config.base.gradient_accumulation_steps=2']),
         (
             {'optimizer': OptimizerConfig(kind='lion')},
             False,
