@@ -86,27 +86,24 @@ def quantise(kernel: np.ndarray, kind: str) -> Quantised:
     return Quantised(codes, scales)
 
 
-def dequantise(
-    codes: jax.Array, scales: jax.Array, dtype: Any = jnp.float32, table: jax.Array | None = None
-) -> jax.Array:
-    """Returns the kernel f[..., in, out] of codes and scales, computed in f32 and then given the dtype.
-
-    Args:
-      table: NF4_VALUES f32[16]; None: as constants.
-    """
-    values = codes.astype(jnp.float32) if codes.dtype == jnp.int8 else _nf4(codes, table)
+def dequantise(codes: jax.Array, scales: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """Returns the kernel f[..., in, out] of codes and scales, computed in f32 and then given the dtype."""
+    values = codes.astype(jnp.float32) if codes.dtype == jnp.int8 else _nf4(codes)
     *outer, width, outputs = values.shape
     wide = jnp.broadcast_to(scales[..., :, None, :], (*scales.shape[:-1], BLOCK, outputs))
     return (values * wide.reshape(*outer, -1, outputs)[..., :width, :]).astype(dtype)
 
 
-def _nf4(codes, table):
-    """Returns NF4's values f32[..., 2 n, out] of the codes in bytes u8[..., n, out]; `table` as for dequantise."""
+def _nf4(codes):
+    """Returns NF4's values f32[..., 2 n, out] of the codes in bytes u8[..., n, out]."""
+    # In a loop XLA on CPU would make arrays as large as the kernel before it, one for each constant in the table. After
+    # the barrier they are no constants to it: they come with the codes of a turn.
+    codes, table = jax.lax.optimization_barrier((codes, jnp.float32(NF4_VALUES)))
     *outer, half, outputs = codes.shape
     pairs = codes[..., :, None, :] >> jnp.array([[4], [0]], jnp.uint8)
     indices = pairs.reshape(*outer, 2 * half, outputs)
     # A tree of choices, one level for each bit: TPUs look tables up slowly, and everywhere it joins the product.
-    found = list(jnp.float32(NF4_VALUES) if table is None else table)
+    found = list(table)
     for bit in range(4):
         is_set = (indices >> bit) & 1 == 1
         found = [jnp.where(is_set, high, low) for low, high in zip(found[::2], found[1::2], strict=True)]
@@ -184,11 +181,10 @@ def _kernel_for(x, codes, scales):
     """Returns the kernel in the dtype of x, and x; the kernel is not computed before x is there.
 
     Without that barrier the compiler may keep the kernel of the forward pass for the backward pass, or compute those of
-    all blocks before their loop (scanned.py). The table passes it too: of a constant, XLA on CPU would make sixteen
-    arrays as large as the kernel before the loop, one for each value.
+    all layers at the beginning.
     """
-    x, codes, scales, table = jax.lax.optimization_barrier((x, codes, scales, jnp.float32(NF4_VALUES)))
-    return dequantise(codes, scales, x.dtype, table), x
+    x, codes, scales = jax.lax.optimization_barrier((x, codes, scales))
+    return dequantise(codes, scales, x.dtype), x
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -200,7 +196,7 @@ def _multiply(window, x, kernel):
     return jax.lax.conv_general_dilated(x, kernel, *window, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-class _Quantised:
+class _QuantisedLayer:
     """Common part of the quantised layers: it takes the attributes of the plain layer, all but its kernel."""
 
     def __init__(self, layer: nnx.Linear | nnx.Conv, kind: str):
@@ -222,13 +218,13 @@ class _Quantised:
         return result if bias is None else result + bias
 
 
-class QuantisedLinear(_Quantised, nnx.Linear):
+class QuantisedLinear(_QuantisedLayer, nnx.Linear):
     """A Linear layer with a quantised kernel: f[..., in] -> f[..., out]."""
 
     _window = None
 
 
-class QuantisedConv(_Quantised, nnx.Conv):
+class QuantisedConv(_QuantisedLayer, nnx.Conv):
     """A Conv layer with a quantised kernel: f[B, H, W, in] -> f[B, H', W', out]."""
 
     @property

@@ -274,14 +274,14 @@ class Stack(nnx.Module):
         return scanned.run(self.blocks, x, **self.options)
 
 
-def stack(kind, scan, remat=False, seed=0):
+def stack(kind, scan, remat=False, dora=False):
     """(function of adapters and the others, adapters, others) of a stack whose layers all have adapters."""
 
     def build(kind, rngs):
         model = Stack(kind=kind, scan=scan, remat=remat, rngs=rngs)
-        return lora.adapt(model, rank=2, alpha=2.0, targets=['.*'], rngs=rngs)
+        return lora.adapt(model, rank=2, alpha=2.0, targets=['.*'], dora=dora, rngs=rngs)
 
-    params = functional.init(lambda rngs: build(None, rngs), seed)[1]
+    params = functional.init(lambda rngs: build(None, rngs), 0)[1]
     apply, shapes = functional.abstract(lambda: build(kind, functional.Keys(0)))
     params = {name: np.asarray(value) + 0.05 * name.endswith(lora.B) for name, value in params.items()}
     if kind is not None:
@@ -308,11 +308,11 @@ def test_blocks_in_a_loop_compute_and_learn_what_they_do_one_by_one(kind, remat)
 
 
 @KINDS
-@pytest.mark.parametrize('remat', [False, True])
-def test_a_program_holds_codes_instead_of_kernels_and_never_the_kernels_of_all_blocks(kind, remat):
+@pytest.mark.parametrize('remat,dora', [(False, False), (True, False), (True, True)])
+def test_a_program_holds_codes_instead_of_kernels_and_never_the_kernels_of_all_blocks(kind, remat, dora):
     counts = {}
     for one in (None, kind):
-        function, given = stack(one, True, remat)
+        function, given = stack(one, True, remat, dora)
         counts[one] = function.lower(*given).compile().memory_analysis()
     kernels = 2 * COUNT * WIDTH**2 * 4
     bits = {'int8': 8 + 32 / 64, 'nf4': 4 + 32 / 64}[kind]
