@@ -84,13 +84,12 @@ def finetune_stages(begun, workdir: Path) -> None:
     """
     import jax
 
-    from dreambooth_jax.finetune import examples, textual_inversion
+    from dreambooth_jax.finetune import examples, textual_inversion, trained
     from dreambooth_jax.finetune.stage import finetune, usual_callbacks
     from dreambooth_jax.generation import class_images
     from dreambooth_jax.generation.options import SamplingOptions
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.training import best_checkpoint, memory, run
-    from dreambooth_jax.weights import folders
 
     config, instance = begun.config, begun.instance
     # Everything, from class images to samples and scores, is generated on the devices that train, or on more of a CPU.
@@ -126,7 +125,7 @@ def finetune_stages(begun, workdir: Path) -> None:
     if jax.process_index() == 0:
         textual_inversion.write_learned(cascade, workdir)
     if config.export and jax.process_index() == 0:
-        folders.write_pipeline(cascade.base, workdir / 'model', super_resolution=cascade.super_resolution)
+        trained.write_model(config, cascade, workdir / 'model')
         print(f'trained model: {workdir / "model"}; samples: {workdir / "samples"}')
 
 

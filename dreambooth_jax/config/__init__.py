@@ -2,6 +2,7 @@
 
 schema.py       the machinery: dataclasses -> locked ConfigDict -> checked dataclasses, and all error texts
 dreambooth.py   the settings of train and of the programs that share its config files
+lora.py         the settings of LoRA
 pretrain.py     the settings of pretrain
 evaluation.py   the settings of the evaluation during training
 training.py     the settings that train and pretrain have in common
@@ -19,7 +20,6 @@ from dreambooth_jax.config.dreambooth import (
     DataConfig,
     DreamBoothConfig,
     ExportFormat,
-    LoraConfig,
     PredictionType,
     PriorConfig,
     SubjectConfig,
@@ -29,6 +29,7 @@ from dreambooth_jax.config.dreambooth import (
     check_noise_level,
 )
 from dreambooth_jax.config.evaluation import EvaluationConfig
+from dreambooth_jax.config.lora import LoraConfig
 from dreambooth_jax.config.pretrain import PretrainConfig
 from dreambooth_jax.config.schema import (
     Config,

@@ -13,6 +13,7 @@ import dataclasses
 from typing import Literal
 
 from dreambooth_jax.config.evaluation import EvaluationConfig
+from dreambooth_jax.config.lora import LoraConfig
 from dreambooth_jax.config.schema import Config, ConfigError, path_setting, setting
 from dreambooth_jax.config.training import (
     CheckpointConfig,
@@ -255,36 +256,6 @@ def check_noise_level(noise_level: tuple[int, int], path: str) -> None:
     """
     if noise_level[0] > noise_level[1]:
         raise ConfigError(f'{path}.noise_level must be (low, high) with low <= high, got {noise_level}')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraConfig(Config):
-    """Low-rank adapters (LoRA, Hu et al. 2021), trained instead of whole networks in every stage that trains."""
-
-    # Rank of the adapters, usually 4 to 64. None: no adapters; whole networks train.
-    rank: int | None = setting(None, '> 0')
-    # The adapters' output is multiplied by alpha / rank. None: alpha = rank, so the factor is 1.
-    alpha: float | None = setting(None, '> 0')
-    # The layers that get adapters: regular expressions, each matched against a layer's whole dotted path, such as
-    # '.*attn2\.to_k'. Linear layers and convolutions can be named. Every expression must match a layer of at least one
-    # network that trains. Empty: the attention projections.
-    targets: tuple[str, ...] = ()
-    # DoRA (Liu et al. 2024): also learn, for every output of a layer, the norm of its weights.
-    dora: bool = False
-
-    @property
-    def scale_alpha(self) -> float:
-        """The value of `alpha`, or its default, `rank`."""
-        return float(self.rank if self.alpha is None else self.alpha)
-
-    def check(self, path: str) -> None:
-        given = {'alpha': self.alpha, 'targets': self.targets, 'dora': self.dora}
-        for name, value in given.items():
-            if self.rank is None and value:
-                raise ConfigError(
-                    f'{path}.{name} is {value!r} but {path}.rank is None, so whole networks train; set the rank, or '
-                    f'leave {path}.{name} out'
-                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ TRAINING_GUIDANCE = 1.0
 # Tokens of a prompt for the T5, of dev and of schnell. No file says it: the pipeline's default, which the makers' code
 # has for dev, and the most that diffusers' page of schnell allows.
 _LONGEST_PROMPT, _LONGEST_PROMPT_OF_SCHNELL = 512, 256
-_EMBEDDER = 'time_text_embed.guidance_embedder.linear_1.kernel'
+_EMBEDDER = 'time_text_embed.guidance_embedder.linear_1.bias'  # its kernel may be quantised
 
 # The layers that diffusers' train_dreambooth_lora_flux.py adapts: attention and feed-forward layers of both streams,
 # and the projections of the blocks that have one stream.

@@ -17,7 +17,7 @@ def initial(config: DreamBoothConfig, original: Cascade, *, dtype: Any) -> tuple
     """Returns the model that a run starts from, with the new word of textual inversion, if there is one.
 
     Args:
-      original: the run's `model`.
+      original: the run's `model`. If its kernels are quantised, those of the other run are too.
       dtype: the dtype that networks compute in.
 
     Returns:
@@ -30,7 +30,7 @@ def initial(config: DreamBoothConfig, original: Cascade, *, dtype: Any) -> tuple
     """
     start, hashes = original, {}
     if config.init_from is not None:
-        other = Cascade.load(config.init_from, dtype=dtype)
+        other = Cascade.load(config.init_from, dtype=dtype, frozen_dtype=original.base.denoiser.frozen_dtype)
         weights = [hash_networks(getattr(other, name).components) for name in STAGES if getattr(other, name)]
         start, hashes = _with_weights(config, original, other), {INIT_FROM: {'weights': ' '.join(weights)}}
     return textual_inversion.with_word(start, config.textual_inversion, dtype=dtype, seed=config.seed), hashes

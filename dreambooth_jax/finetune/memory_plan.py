@@ -28,10 +28,10 @@ from dreambooth_jax.finetune.target import Target
 from dreambooth_jax.generation import class_images, text_to_image
 from dreambooth_jax.generation.cascade import BASE, PROMPTS_AT_ONCE, STAGES, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
-from dreambooth_jax.models import lora
+from dreambooth_jax.models import functional, lora, quantised
 from dreambooth_jax.training.placement import Placement, device_bytes
 from dreambooth_jax.training.train_run import TrainRun
-from dreambooth_jax.weights.pipeline import in_float32
+from dreambooth_jax.weights.pipeline import abstract_network, in_float32
 
 # What the TPU compiler says of a program that does not fit.
 _TOO_LARGE = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
@@ -127,6 +127,7 @@ def uses(
             found += planner.samples(name, stage, with_original=index == 0)
             if name == BASE and evaluated is not None:
                 found += planner.evaluation(stage, evaluated)
+            planner.finished[name] = stage
     return found
 
 
@@ -140,13 +141,20 @@ def largest(found: Sequence[Use]) -> dict[str, Use]:
 
 
 def host_bytes(cascade: Cascade, stages: Mapping[str, PlannedStage]) -> int:
-    """Returns the bytes of weights that the host holds while it exports: of the model before and after training."""
+    """Returns the bytes of weights that the host holds while it exports: of the model before and after training.
+
+    A network that trains with quantised kernels is there with these kernels too.
+    """
     found = 0
     for name in STAGES:
         pipeline = getattr(cascade, name)
         for component, network in pipeline.components.items() if pipeline is not None else ():
             trained = name in stages and component in stages[name].run.params
-            found += (1 + trained) * sum(value.size * value.dtype.itemsize for value in network.params.values())
+            whole = held = sum(value.size * value.dtype.itemsize for value in network.params.values())
+            if network.frozen_dtype is not None:
+                whole = 4 * functional.parameter_count(functional.split(abstract_network(component, network.config))[1])
+                found += held
+            found += (1 + trained) * whole
     return found
 
 
@@ -165,6 +173,7 @@ class _Planner:
         self.config, self.cascade, self.placement, self.where, self.bar = config, cascade, placement, where, bar
         self._count_of = count or (lambda name, lower: compiled_counts(lower()))
         self._counted = {}
+        self.finished = {}  # the stages that are trained by then
 
     def class_images(self) -> Iterator[Use]:
         """The programs that generate class images."""
@@ -294,10 +303,13 @@ class _Planner:
     def _trained(self, name: str, planned: PlannedStage, stage: str, component: str) -> tuple[Any, int]:
         """A network of the model that trains. What trains as a whole is used where the training has it."""
         shapes, added = self._before(stage, component)
-        trained = planned.run.params.get(component, {}) if stage == name else {}
-        if not trained:
-            return shapes, added
-        if any(map(lora.is_adapter, trained)):  # adapters and rows are merged on the host
+        at = planned if stage == name else self.finished.get(stage)
+        trained = at.run.params.get(component, {}) if at else {}
+        adapter = lora.separate(trained)[0]
+        if adapter:  # adapters and rows are merged on the host, or stay beside quantised kernels
+            beside = self.placement.placed_shapes(adapter if quantised.kernel_names(shapes) else {})
+            return {**shapes, **beside}, added + device_bytes(beside)
+        if not trained or stage != name:
             return shapes, added
         merged = set()
         if component in planned.trainable.new_rows:

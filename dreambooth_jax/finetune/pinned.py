@@ -19,8 +19,8 @@ def read_pinned(config: DreamBoothConfig, workdir: Path) -> tuple[DreamBoothConf
       workdir: the run's folder, which need not exist yet.
 
     Returns:
-      The settings with the commit of each model that came from the hub, and the model. If the settings name no
-      revision, the commit is the one that the run was begun with.
+      The settings with the commit of each model that came from the hub, and the model, with quantised kernels if they
+      say so. If the settings name no revision, the commit is the one that the run was begun with.
 
     Raises:
       WeightsError, ConfigError: as Cascade.of.
@@ -30,7 +30,7 @@ def read_pinned(config: DreamBoothConfig, workdir: Path) -> tuple[DreamBoothConf
         same_model = begun is not None and begun.get(model) == getattr(config, model)
         if same_model and getattr(config, revision) is None and isinstance(begun.get(revision), str):
             config = dataclasses.replace(config, **{revision: begun[revision]})
-    cascade = Cascade.of(config)
+    cascade = Cascade.of(config, config.lora.frozen_dtype)
     for stage, revision in zip(STAGES, _REVISIONS.values(), strict=True):
         pipeline = getattr(cascade, stage)
         commit = hub.commit_of(pipeline.folder) if pipeline is not None else None

@@ -15,7 +15,7 @@ from flax import nnx
 
 from dreambooth_jax.config import ConfigError, LoraConfig
 from dreambooth_jax.generation.new_words import NewRows
-from dreambooth_jax.models import functional, lora
+from dreambooth_jax.models import functional, lora, quantised
 from dreambooth_jax.weights.pipeline import Pipeline, abstract_network
 
 Components = dict[str, dict[str, Any]]
@@ -29,8 +29,8 @@ class Trainable:
       denoiser: the component that denoises.
       apply: component -> pure function of its full parameters, for the denoiser and every text encoder that trains.
       params: component -> the parameters that the optimizer changes, on the host; not empty.
-      frozen: component -> the other parameters that a step needs, with kernels in the compute dtype.
-      start: component -> the network's own parameters before training, f32.
+      frozen: component -> the other parameters that a step needs, with kernels quantised or in the compute dtype.
+      start: component -> the network's own parameters before training, f32 or quantised.
       lora: the adapters' settings; None if whole networks train.
       new_rows: text encoder -> the rows of its token table that train as a parameter of their own.
     """
@@ -55,12 +55,18 @@ class Trainable:
         return full | {name: rows.put(full[name]) for name, rows in self.new_rows.items()}
 
     def plain(self, params: Components) -> Components:
-        """Returns the parameters of the networks that train, adapters merged, for sampling and export."""
+        """Returns the parameters of the networks that train, adapters merged, for sampling and export.
+
+        Beside quantised kernels adapters stay as they are, for sampling alone (trained.with_whole_kernels).
+        """
         full = self.assemble(params, {name: self.start[name] for name in params})
         if self.lora is None:
             return full
         scale = {'rank': self.lora.rank, 'alpha': self.lora.scale_alpha}
-        return {name: lora.merge(part, **scale) for name, part in full.items()}
+        return {
+            name: (lora.at_scale_one if quantised.kernel_names(part) else lora.merge)(part, **scale)
+            for name, part in full.items()
+        }
 
 
 def make_trainable(
@@ -94,6 +100,7 @@ def make_trainable(
             component,
             pipeline.components[component].config,
             dtype,
+            pipeline.components[component].frozen_dtype,
             **({'remat': remat} if component == denoiser else {}),
         )
         for component in dict.fromkeys((denoiser, *components, *new_rows))

@@ -4,6 +4,7 @@ Each stage's weights come from its newest checkpoint or, if the run was evaluate
 are the averaged weights, if the run averages. Everything else comes from the model that the run began with.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from dreambooth_jax.generation.cascade import STAGES, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.models import lora
 from dreambooth_jax.training import best_checkpoint, run
 from dreambooth_jax.training.checkpoint import CheckpointError
+from dreambooth_jax.weights import folders
 from dreambooth_jax.weights.lora_files import Adapter
 
 _MODEL = 'model'
@@ -103,6 +105,41 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
         adapters |= {stage: adapter} if adapter else {}
         origins.append(f'{stage}: checkpoint {at}{", the best by evaluation" if at == best[stage] else ""}')
     return Trained(name, config, cascade, tuple(found), adapters, origins)
+
+
+def with_whole_kernels(config: DreamBoothConfig, cascade: Cascade) -> Cascade:
+    """Returns the model of a run with the kernels of its files and the adapters merged into them, on the host.
+
+    Args:
+      cascade: what the run has trained, maybe with quantised kernels and adapters beside them; if there are none, it is
+        returned as it is.
+
+    Raises:
+      WeightsError: if the model that the run began with cannot be read.
+    """
+    if config.lora.frozen_dtype is None:
+        return cascade
+    original, _ = initial(config, Cascade.of(config), dtype=jnp.float32)
+    stages = {}
+    for stage in STAGES:
+        for component, network in getattr(cascade, stage).components.items() if getattr(cascade, stage) else ():
+            if network.frozen_dtype is None:
+                continue
+            adapter, own = lora.separate(network.params)
+            whole = getattr(original, stage).components[component]
+            # Only the kernels come from the files: a token table may have learned rows.
+            params = {name: own.get(name, value) for name, value in whole.params.items()}
+            params = lora.merge({**params, **adapter}, rank=1, alpha=1.0)  # Trainable.plain has scaled the adapters
+            stages.setdefault(stage, {})[component] = dataclasses.replace(whole, params=params)
+    return dataclasses.replace(
+        original, **{stage: getattr(original, stage).with_components(**new) for stage, new in stages.items()}
+    )
+
+
+def write_model(config: DreamBoothConfig, cascade: Cascade, folder: Path) -> None:
+    """Writes the model that a run has trained as a pipeline folder; arguments and errors as for with_whole_kernels."""
+    cascade = with_whole_kernels(config, cascade)
+    folders.write_pipeline(cascade.base, folder, super_resolution=cascade.super_resolution)
 
 
 def _read_checkpoint(folder: Path, wanted: tuple[int | None, ...]) -> tuple[int, dict[str, dict[str, Any]]] | None:

@@ -22,13 +22,18 @@ def with_lora(cascade: Cascade, path: str | os.PathLike, scale: float = 1.0, sta
 
     Raises:
       WeightsError: if the file is not a LoRA of this model.
-      ConfigError: if the cascade has no such stage.
+      ConfigError: if the cascade has no such stage, or its kernels are quantised.
     """
     pipeline = getattr(cascade, stage)
     if pipeline is None:
         raise ConfigError(f'{path} is for a {stage} stage, but {cascade.base.name} has none; leave it out')
     # In the second stage only the denoiser trains.
     networks = {pipeline.family.denoiser: pipeline.denoiser, **(pipeline.text_encoders if stage == BASE else {})}
+    if pipeline.denoiser.frozen_dtype is not None:
+        raise ConfigError(
+            f'{path} is merged into kernels, but those of {pipeline.name} are quantised to '
+            f'{pipeline.denoiser.frozen_dtype}; load it without frozen_dtype'
+        )
     params = {name: network.params for name, network in networks.items()}
     adapter = read_lora(path, params, ORIGINALS, pipeline.family.lora_layers)
     merged = {

@@ -102,11 +102,11 @@ class Cascade:
         *,
         super_resolution_model: str | os.PathLike | None = None,
         dtype: Any = 'auto',
+        frozen_dtype: str | None = None,
         size: int | None = None,
         clip_skip: int = 0,
-        prediction_type: str | None = None,
-        tokenizer_dir: str | os.PathLike | None = None,
         revisions: tuple[str | None, str | None] = (None, None),
+        **of_base: Any,
     ) -> 'Cascade':
         """Reads a model.
 
@@ -115,32 +115,33 @@ class Cascade:
           super_resolution_model: the same for the second stage. None: the one inside the model's folder, if there is
             one. 'none': no second stage.
           dtype: the dtype that networks compute in; 'auto': bfloat16, but float32 on CPU.
+          frozen_dtype: as in read_pipeline; so for **of_base, prediction_type and tokenizer_dir of the base stage.
           size: see the class; so for clip_skip.
-          prediction_type: what the base stage predicts; see read_pipeline, as for tokenizer_dir.
           revisions: branch, tag or commit of the base and the second stage if they are hub ids.
 
         Raises:
           WeightsError: if a model cannot be read, or as the class says.
         """
-        dtype = compute_dtype(dtype)
-        options = {'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir, 'revision': revisions[0]}
-        base = read_pipeline(name, dtype=dtype, **options)
+        options = {'dtype': compute_dtype(dtype), 'frozen_dtype': frozen_dtype}
+        base = read_pipeline(name, revision=revisions[0], **options, **of_base)
         second = base.super_resolution_folder if super_resolution_model is None else super_resolution_model
         if second is None or str(second) == NO_MODEL:
             return cls(base, size=size, clip_skip=clip_skip)
-        second = read_second_stage(second, base, dtype=dtype, revision=revisions[1])
+        second = read_second_stage(second, base, revision=revisions[1], **options)
         return cls(base, second, size=size, clip_skip=clip_skip)
 
     @classmethod
-    def of(cls, config: DreamBoothConfig) -> 'Cascade':
+    def of(cls, config: DreamBoothConfig, frozen_dtype: str | None = None) -> 'Cascade':
         """Reads the model that a run begins with; raises what `load` raises.
 
-        With objective.zero_terminal_snr, the stages that train have the changed noise schedule.
+        With objective.zero_terminal_snr, the stages that train have the changed noise schedule. `frozen_dtype` is given
+        where the run trains, and not where its model is exported or measured.
         """
         cascade = cls.load(
             config.model,
             super_resolution_model=config.super_resolution_model,
             dtype=config.parallel.dtype,
+            frozen_dtype=frozen_dtype,
             size=config.data.resolution,
             clip_skip=config.base.clip_skip,
             prediction_type=config.model_prediction_type,
@@ -318,9 +319,8 @@ class Cascade:
             for examples, images in self.stream(prompts, requests, options):
                 generated.append(images)
                 bar.update(len(examples))
-        second = (
-            None if generated[0].super_resolution is None else np.concatenate([p.super_resolution for p in generated])
-        )
+        high = [images.super_resolution for images in generated]
+        second = None if high[0] is None else np.concatenate(high)
         return Images(np.concatenate([p.base for p in generated]), second)
 
     def stream(

@@ -22,9 +22,9 @@ import numpy as np
 
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.generation.cascade import Cascade, compute_dtype
-from dreambooth_jax.models import clip, functional
+from dreambooth_jax.models import clip
 from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError, vector_names
-from dreambooth_jax.weights.pipeline import Network, abstract_network, kind_of
+from dreambooth_jax.weights.pipeline import Network, apply_of, kind_of
 from dreambooth_jax.weights.textual_inversion import read_textual_inversion
 
 NEW_ROWS = 'new_rows'
@@ -133,5 +133,5 @@ def _enlarged(
     config = {**network.config, 'vocab_size': len(params[f'{new.layer}.embedding'])}
     if config.get('eos_token_id') == clip.END_IS_HIGHEST_ID and tokenizer.kind == 'clip':
         config['eos_token_id'] = tokenizer.end_id
-    apply, _ = functional.split(abstract_network(component, config, dtype))
+    apply = apply_of(component, config, dtype, network.frozen_dtype)
     return dataclasses.replace(network, config=config, apply=apply, params=params)

@@ -6,7 +6,7 @@ dotted NNX paths, such as 'down_blocks.0.resnets.0.conv1.kernel', which the publ
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -121,6 +121,27 @@ def call(block: Callable[..., Any], *args, remat: bool):
     """
     # The function is new in each call, because jax.checkpoint caches its trace but the parameters of a module change.
     return jax.checkpoint(lambda *args: block(*args))(*args) if remat else block(*args)
+
+
+def take_attributes(new: nnx.Module, old: nnx.Module, without: Sequence[str] = ()) -> None:
+    """Gives a new layer the attributes of the one that it replaces; its own constructor would sample a second kernel.
+
+    Args:
+      new: the layer, empty.
+      old: the layer that it replaces.
+      without: the attributes that it does not get.
+    """
+    for name, value in vars(old).items():
+        if not name.startswith('_') and name not in without:
+            setattr(new, name, value)
+
+
+def put_layer(owner: nnx.Module, name: str | int, layer: nnx.Module) -> None:
+    """Puts a layer into the module or list that owns it, in place of the one that is there."""
+    if isinstance(owner, nnx.List):
+        owner[name] = layer
+    else:
+        setattr(owner, name, layer)
 
 
 def parameter_count(params: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> int:

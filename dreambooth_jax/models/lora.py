@@ -13,20 +13,27 @@ type of their layer:
 For both types of layer, the update of the kernel is alpha / rank * A @ B. If the kernel of an output is zero, it has no
 direction that could be scaled, so its magnitude has no effect until an update makes the kernel nonzero.
 
+A quantised kernel (quantised.py) may have an adapter too. DoRA's norms are then those of the kernel as it is computed
+with, so that a new adapter changes nothing. What has been learned is merged into the kernel of the files instead, which
+is a little nearer to what was meant.
+
 Source: Hu et al. 2021 (LoRA); Liu et al. 2024 (DoRA, where the norm is a constant in the backward pass, section 4.3);
 peft 0.21 tuners/lora/layer.py and dora.py.
 """
 
 import difflib
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dreambooth_jax.models import functional, quantised
 from dreambooth_jax.models.functional import Keys, Params
 
 # Attention projections of the UNets (also IF's added keys and values), of CLIP and of T5.
@@ -41,10 +48,7 @@ class _Adapted:
     """Common part of LoRALinear and LoRAConv: it takes the attributes of the plain layer and adds a new adapter."""
 
     def __init__(self, layer: nnx.Linear | nnx.Conv, rank: int, alpha: float, dora: bool, key: jax.Array):
-        # The constructor of the plain layer is not called, because it would sample a second kernel.
-        for name, value in vars(layer).items():
-            if not name.startswith('_'):
-                setattr(self, name, value)
+        functional.take_attributes(self, layer)
         self.lora_scale = alpha / rank
         kernel = self.kernel[...]
         self.lora_a = nnx.Param(_start_of_a(key, (*kernel.shape[:-1], rank)))
@@ -82,7 +86,20 @@ class LoRAConv(_Adapted, nnx.Conv):
         )
 
 
-_ADAPTED = {nnx.Linear: LoRALinear, nnx.Conv: LoRAConv}
+class QuantisedLoRALinear(LoRALinear, quantised.QuantisedLinear):
+    """The same with a quantised kernel."""
+
+
+class QuantisedLoRAConv(LoRAConv, quantised.QuantisedConv):
+    """The same with a quantised kernel."""
+
+
+_ADAPTED = {
+    nnx.Linear: LoRALinear,
+    nnx.Conv: LoRAConv,
+    quantised.QuantisedLinear: QuantisedLoRALinear,
+    quantised.QuantisedConv: QuantisedLoRAConv,
+}
 
 
 def adapt(
@@ -121,11 +138,7 @@ def adapt(
         *owner, last = paths[name]
         layer, owner = modules[paths[name]], modules[tuple(owner)]
         _check(name, layer)
-        adapted = _ADAPTED[type(layer)](layer, rank, alpha, dora, rngs.params())
-        if isinstance(owner, nnx.List):
-            owner[last] = adapted
-        else:
-            setattr(owner, last, adapted)
+        functional.put_layer(owner, last, _ADAPTED[type(layer)](layer, rank, alpha, dora, rngs.params()))
     return model
 
 
@@ -175,7 +188,7 @@ def init_adapter(shapes: Mapping[str, jax.ShapeDtypeStruct], base: Params, *, rn
 
     Args:
       shapes: parameters of the adapted network, abstract or not, as functional.split returns them.
-      base: the network's own parameters. DoRA's magnitudes start as the norms of its kernels.
+      base: the network's own parameters. DoRA's magnitudes start as the norms of its kernels, quantised as they are.
       rngs: source of the initial A.
 
     Returns:
@@ -185,7 +198,7 @@ def init_adapter(shapes: Mapping[str, jax.ShapeDtypeStruct], base: Params, *, rn
     def start(path, name, shape):
         if name == A:
             return _start_of_a(rngs.params(), shape)
-        return jnp.zeros(shape, jnp.float32) if name == B else _norm(jnp.asarray(base[f'{path}.kernel']))
+        return jnp.zeros(shape, jnp.float32) if name == B else _norm(quantised.kernel_of(base, f'{path}.kernel'))
 
     return {name: start(*_owner(name), value.shape) for name, value in shapes.items() if is_adapter(name)}
 
@@ -199,6 +212,37 @@ def separate(params: Params) -> tuple[Params, Params]:
     """Returns (parameters of the adapters, the network's own parameters)."""
     adapter = {name: value for name, value in params.items() if is_adapter(name)}
     return adapter, {name: value for name, value in params.items() if name not in adapter}
+
+
+def adaptable(model: nnx.Module) -> Callable[..., Any]:
+    """Separates the function of a network that takes its parameters with or without adapters; see functional.split.
+
+    Adapters stay beside the kernels, because a quantised kernel has no room for a small change. Those that are given
+    have one rank and alpha = rank, as `at_scale_one` makes them.
+
+    Args:
+      model: the network without adapters, abstract or not.
+    """
+
+    @functools.cache
+    def apply_with(layers: frozenset[str], rank: int, dora: bool):
+        if not layers:
+            return functional.split(model)[0]
+        options = {'rank': rank, 'alpha': rank, 'targets': ('|'.join(map(re.escape, sorted(layers))),), 'dora': dora}
+        return functional.split(nnx.eval_shape(lambda model: adapt(model, rngs=Keys(0), **options), model))[0]
+
+    def apply(params: Mapping[str, jax.Array], *args, **kwargs):
+        parts = {_owner(name): value.shape for name, value in params.items() if is_adapter(name)}
+        layers = frozenset(path for path, part in parts if part == A)
+        rank = next((shape[-1] for (_, part), shape in parts.items() if part == A), 0)
+        return apply_with(layers, rank, any(part == MAGNITUDE for _, part in parts))(params, *args, **kwargs)
+
+    return apply
+
+
+def at_scale_one(params: Params, *, rank: int, alpha: float) -> Params:
+    """Returns parameters with adapters that compute the same with alpha = rank; `rank` and `alpha` as for `adapt`."""
+    return {name: value * (alpha / rank) if _owner(name)[1] == B else value for name, value in params.items()}
 
 
 def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Params:
@@ -280,12 +324,8 @@ def _near(target: str, names) -> list[str]:
 def _check(name, layer):
     if isinstance(layer, _Adapted):
         raise ValueError(f'{name} has a LoRA adapter already; merge it, or adapt the plain network.')
-    if isinstance(layer, nnx.Conv):
-        dilations = {layer.input_dilation, layer.kernel_dilation}
-        plain = len(layer.kernel_size) == 2 and layer.feature_group_count == 1 and layer.mask is None
-        padded = not isinstance(layer.padding, (str, int)) or layer.padding in ('SAME', 'VALID')
-        if not (plain and padded and dilations <= {1, (1, 1)}):
-            raise ValueError(
-                f'{name} is a grouped, dilated or unusually padded convolution, which takes no LoRA adapter; choose '
-                f'targets that leave it out.'
-            )
+    if isinstance(layer, nnx.Conv) and not quantised.is_plain_convolution(layer):
+        raise ValueError(
+            f'{name} is a grouped, dilated or unusually padded convolution, which takes no LoRA adapter; choose '
+            f'targets that leave it out.'
+        )

@@ -38,7 +38,10 @@ FLOATS_OF_8_BITS = {
     'F8_E4M3FNUZ': ml_dtypes.float8_e4m3fnuz,
     'F8_E5M2FNUZ': ml_dtypes.float8_e5m2fnuz,
 }
-_PLAIN_TYPES = ('F64', 'F32', 'F16', 'BF16', 'BOOL', 'I8', 'U8', 'I16', 'U16', 'I32', 'U32', 'I64', 'U64')
+_PLAIN_TYPES = {
+    **{'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'BOOL': np.bool_},
+    **{f'{kind}{bits}': np.dtype(f'{kind.lower()}{bits // 8}') for kind in 'IU' for bits in (8, 16, 32, 64)},
+}
 # The last part of the name of a tensor that is stored beside quantised weights, such as a scale.
 _SCALES_OF_8_BITS = ('scaled_fp8', 'scale_weight', 'weight_scale', 'scale_input', 'input_scale', 'comfy_quant')
 _SCALES_OF_INTEGERS = ('absmax', 'quant_map', 'nested_absmax', 'SCB', 'qweight', 'qzeros', 'wscales')
@@ -153,32 +156,47 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
     """
     path = Path(path)
     if path.name.endswith('.json'):
-        return _read_shards(path)
+        return _read_shards(path, read_tensors)
     with _opened(path) as file:
         types = _types(file)
         names = [name for name in types if wanted(name)]
         narrow = {name: FLOATS_OF_8_BITS[types[name]] for name in names if types[name] in FLOATS_OF_8_BITS}
-        eights = _read_floats_of_8_bits(path, narrow) if narrow else {}
-        return {name: eights[name] if name in eights else _wide(file.get_tensor(name)) for name in names}
+        eights = _views(path, narrow) if narrow else {}
+        return {name: _wide(eights[name] if name in eights else file.get_tensor(name)) for name in names}
+
+
+def view_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
+    """Opens the same tensors without reading them, so that one after the other can be converted.
+
+    Returns:
+      {name: array} in the stored dtypes: read-only views of the file, whose values are read when they are used.
+
+    Raises:
+      WeightsError: for the same files as read_tensors.
+    """
+    path = Path(path)
+    if path.name.endswith('.json'):
+        return _read_shards(path, view_tensors)
+    with _opened(path) as file:
+        types = {name: kind for name, kind in _types(file).items() if wanted(name)}
+        return _views(path, {name: (_PLAIN_TYPES | FLOATS_OF_8_BITS)[kind] for name, kind in types.items()})
 
 
 def _types(file) -> dict[str, str]:
     return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 
 
-def _read_floats_of_8_bits(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Reads tensors as f32 from the byte offsets in the header of a file that safetensors has already checked."""
+def _views(path: Path, dtypes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Opens tensors by the byte offsets in the header of a file that safetensors has already checked."""
     with open(path, 'rb') as file:
-        start = int.from_bytes(file.read(8), 'little')
-        header = json.loads(file.read(start))
-        start += 8
-        tensors = {}
-        for name, dtype in dtypes.items():
-            first, last = header[name]['data_offsets']
-            file.seek(start + first)
-            stored = np.frombuffer(file.read(last - first), dtype)
-            tensors[name] = stored.astype(np.float32).reshape(header[name]['shape'])
-    return tensors
+        start = 8 + (length := int.from_bytes(file.read(8), 'little'))
+        header = json.loads(file.read(length))
+    whole = np.memmap(path, np.uint8, 'r')
+    views = {}
+    for name, dtype in dtypes.items():
+        first, last = header[name]['data_offsets']
+        views[name] = np.asarray(whole[start + first : start + last]).view(dtype).reshape(header[name]['shape'])
+    return views
 
 
 def _refuse_quantised(path: Path, types: Mapping[str, str]) -> None:
@@ -237,7 +255,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _wide(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float32) if value.dtype in (np.float16, np.float64, ml_dtypes.bfloat16) else value
+    wide = (np.float16, np.float64, ml_dtypes.bfloat16, *FLOATS_OF_8_BITS.values())
+    return value.astype(np.float32) if value.dtype in wide else value
 
 
 def _check_head(path: Path) -> None:
@@ -263,7 +282,7 @@ def _listed(names: Iterable[str], most: int = 6) -> str:
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
+def _read_shards(index: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     try:
         weight_map = json.loads(index.read_text('utf-8'))['weight_map']
         files = sorted(set(weight_map.values()))
@@ -286,7 +305,7 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     # A shard of another download may have the right name, so its tensors are compared with the index.
     tensors = {}
     for name in files:
-        shard = read_tensors(index.parent / name)
+        shard = read(index.parent / name)
         listed = {tensor for tensor, file in weight_map.items() if file == name}
         if listed != shard.keys():
             different = sorted(listed ^ shard.keys())

@@ -52,6 +52,7 @@ def read_pipeline(
     prediction_type: str | None = None,
     tokenizer_dir: str | os.PathLike | None = None,
     revision: str | None = None,
+    frozen_dtype: str | None = None,
 ) -> Pipeline:
     """Reads one stage of a model.
 
@@ -65,6 +66,8 @@ def read_pipeline(
       prediction_type: 'epsilon' or 'v_prediction'; it overrides what the model says. SD 2.x files may not say it.
       tokenizer_dir: only for a single file, which holds no tokenizer; see tokenizer_folders.py.
       revision: branch, tag or commit of a hub model; None means its main branch.
+      frozen_dtype: 'int8' or 'nf4': how the kernels of denoiser and text encoders are quantised, which are then read
+        tensor by tensor, whatever dtype the files store; None: they are not.
 
     Raises:
       WeightsError: one sentence, followed by one line for each tensor that does not fit.
@@ -77,12 +80,13 @@ def read_pipeline(
     found = hub.find(name, folders=common_folders(families) + components, revision=revision)
     if found.is_file():
         options = {'families': families, 'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir}
-        return single_file.read_pipeline(found, dtype=dtype, components=components, **options)
+        options |= {'components': components, 'frozen_dtype': frozen_dtype}
+        return single_file.read_pipeline(found, dtype=dtype, **options)
     if tokenizer_dir is not None:
         raise WeightsError(
             f'tokenizer_dir is {str(tokenizer_dir)!r} but {found} is a folder, which holds its own; leave it out.'
         )
-    pipeline = _read_folder(found, families, dtype, components)
+    pipeline = _read_folder(found, families, dtype, components, frozen_dtype)
     if prediction_type is None:
         return pipeline
     return dataclasses.replace(pipeline, scheduler={**pipeline.scheduler, 'prediction_type': prediction_type})
@@ -106,6 +110,7 @@ def read_second_stage(
     families: Sequence[Layout],
     dtype=jnp.float32,
     revision: str | None = None,
+    frozen_dtype: str | None = None,
 ) -> Pipeline:
     """Reads a super-resolution stage that enlarges the images that `base` generates.
 
@@ -117,11 +122,12 @@ def read_second_stage(
       families: those that may be found.
       dtype: compute dtype, as in read_pipeline.
       revision: as in read_pipeline.
+      frozen_dtype: as in read_pipeline.
 
     Raises:
       WeightsError: as read_pipeline does.
     """
-    options = {'families': families, 'dtype': dtype, 'revision': revision}
+    options = {'families': families, 'dtype': dtype, 'revision': revision, 'frozen_dtype': frozen_dtype}
     texts = [component for family in families for component in family.tokenizers]
     others = [component for component in _networks(families) if component not in texts]
     second = read_pipeline(name, components=others, **options)
@@ -131,7 +137,9 @@ def read_second_stage(
     return second.with_components(**text.text_encoders)
 
 
-def _read_folder(folder: Path, families: Sequence[Layout], dtype, components: Sequence[str]) -> Pipeline:
+def _read_folder(
+    folder: Path, families: Sequence[Layout], dtype, components: Sequence[str], frozen_dtype: str | None
+) -> Pipeline:
     index, family = guard.checked_index(
         _read_json(folder / 'model_index.json'), str(folder / 'model_index.json'), families
     )
@@ -159,7 +167,8 @@ def _read_folder(folder: Path, families: Sequence[Layout], dtype, components: Se
             tokenizers[component] = folder / tokenizer
     # Weights come last, because reading them takes longest.
     networks = {
-        component: _read_network(folder / component, component, config, dtype) for component, config in configs.items()
+        component: _read_network(folder / component, component, config, dtype, family.frozen(component, frozen_dtype))
+        for component, config in configs.items()
     }
     return Pipeline(
         family=family,
@@ -197,7 +206,7 @@ def _read_config(folder: Path, component: str, class_name: str) -> Mapping[str, 
     return config
 
 
-def _read_network(folder: Path, component: str, config: Mapping[str, Any], dtype) -> Network:
+def _read_network(folder: Path, component: str, config: Mapping[str, Any], dtype, frozen_dtype: str | None) -> Network:
     """Reads the weights of one network.
 
     Raises:
@@ -208,7 +217,8 @@ def _read_network(folder: Path, component: str, config: Mapping[str, Any], dtype
     except ValueError as error:
         raise WeightsError(f'{folder / "config.json"} is not supported: {str(error).rstrip(".")}.') from None
     path = files.find_weights(folder, kind_of(component, config).stem)
-    return filled_network(model, component, config, files.read_tensors(path), str(path), dtype)
+    tensors = files.read_tensors(path) if frozen_dtype is None else files.view_tensors(path)
+    return filled_network(model, component, config, tensors, str(path), dtype, frozen_dtype)
 
 
 def write_pipeline(

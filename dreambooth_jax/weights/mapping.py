@@ -9,8 +9,8 @@ lists all problems.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -76,8 +76,9 @@ def load(
     aliases: Sequence[Alias] = (),
     ignored: Sequence[str] = (),
     source: str = 'the checkpoint',
-) -> dict[str, np.ndarray]:
-    """Converts the tensors of a checkpoint to the parameters of a network.
+    stored: Callable[[str, np.ndarray], Any] = lambda path, value: value,
+) -> dict[str, Any]:
+    """Converts the tensors of a checkpoint to the parameters of a network, one after the other.
 
     Args:
       abstract_model: the network, with values or abstract; its values are not read.
@@ -85,10 +86,11 @@ def load(
       aliases: other names of tensors (aliases.py). If a checkpoint holds a tensor under two names, both must be equal.
       ignored: regular expressions of whole names of tensors that the network does not use.
       source: name of the checkpoint for an error.
+      stored: (dotted path, f32 array) -> what is kept of it, an array or a tuple of arrays.
 
     Returns:
-      {dotted path: f32 array} with exactly the keys of functional.split(model)[1]. The arrays are on the host and may
-      be views; jit or a placement moves them to devices.
+      {dotted path: f32 array} with exactly the keys of functional.split(model)[1], or what `stored` makes of the
+      arrays. These are on the host and may be views; jit or a placement moves them to devices.
 
     Raises:
       WeightsError: one sentence and a line for each tensor that is missing, unused, duplicated, or of the wrong shape
@@ -114,10 +116,10 @@ def load(
             filled_by.setdefault(name, given)
             continue
         value = np.asarray(value, np.float32)
-        value = value if axes is None else value.transpose(axes)
+        value = stored(path, value if axes is None else value.transpose(axes))
         # Tied tensors may be stored under two names; this is harmless if their values are equal.
         if name in filled_by:
-            if not (path in params and np.array_equal(params[path], value)):
+            if not (path in params and all(jax.tree.leaves(jax.tree.map(np.array_equal, params[path], value)))):
                 problems.append(f'duplicate: {given} and {filled_by[name]} both fill {path} and differ')
             continue
         params[path], filled_by[name] = value, given

@@ -22,6 +22,8 @@ from dreambooth_jax.models import clip, flux, flux2, functional, qwen3, sd3, t5,
 from dreambooth_jax.models.clip import CLIPTextModel
 from dreambooth_jax.models.flux import FluxTransformer2DModel
 from dreambooth_jax.models.flux2 import Flux2Transformer2DModel
+from dreambooth_jax.models.lora import adaptable
+from dreambooth_jax.models.quantised import flat, keeping, quantise_layers
 from dreambooth_jax.models.qwen3 import Qwen3Model
 from dreambooth_jax.models.sd3 import SD3Transformer2DModel
 from dreambooth_jax.models.t5 import T5EncoderModel
@@ -83,6 +85,10 @@ class Layout:
     def usual_sampling(self, pipeline: 'Pipeline') -> Mapping[str, Any]:
         """Returns how the makers of this model generate with it, as settings of config.samples."""
         return self.sampling
+
+    def frozen(self, component: str, frozen_dtype: str | None) -> str | None:
+        """Returns how the kernels of a component are quantised if those of the model are: an autoencoder's are not."""
+        return frozen_dtype if component == self.denoiser or component in self.tokenizers else None
 
 
 class Kind(NamedTuple):
@@ -187,14 +193,17 @@ class Network:
     Attributes:
       config: contents of its config.json.
       apply: pure function of (params, *inputs, method='__call__'); see functional.split.
-      params: {dotted path: f32 array}.
+      params: {dotted path: f32 array}, and codes and scales instead of the kernels that are quantised.
       dtype: the dtype that it computes in.
+      frozen_dtype: how its kernels are quantised (models/quantised.py); None: they are not. If they are, `apply` takes
+        adapters beside the parameters (lora.adaptable).
     """
 
     config: Mapping[str, Any]
     apply: Callable[..., Any]
     params: Mapping[str, Any]
     dtype: Any = jnp.float32
+    frozen_dtype: str | None = None
 
 
 def hash_networks(networks: Mapping[str, Network]) -> str:
@@ -350,7 +359,9 @@ def is_partial(component: str, config: Mapping[str, Any]) -> bool:
     return kind_of(component, config).partial_by in config
 
 
-def abstract_network(component: str, config: Mapping[str, Any], dtype=jnp.float32, **options) -> nnx.Module:
+def abstract_network(
+    component: str, config: Mapping[str, Any], dtype=jnp.float32, frozen_dtype: str | None = None, **options
+) -> nnx.Module:
     """Builds the network of a configuration without values (nnx.eval_shape).
 
     The result is cached and shared, so it must not be changed.
@@ -359,26 +370,46 @@ def abstract_network(component: str, config: Mapping[str, Any], dtype=jnp.float3
       component: name of the component.
       config: contents of its config.json.
       dtype: compute dtype; parameters are f32.
+      frozen_dtype: as in Network.
       **options: further arguments of the constructor.
 
     Raises:
-      ValueError: one sentence, if the configuration is not supported.
+      ValueError: one sentence, if the configuration or frozen_dtype is not supported.
     """
-    return _abstract_network(component, json.dumps(config, sort_keys=True), jnp.dtype(dtype), **options)
+    return _abstract_network(component, json.dumps(config, sort_keys=True), jnp.dtype(dtype), frozen_dtype, **options)
 
 
 # Building a UNet takes seconds, and it is needed for reading, training, writing and comparing.
 @functools.lru_cache(maxsize=32)
-def _abstract_network(component: str, config: str, dtype, **options) -> nnx.Module:
+def _abstract_network(component: str, config: str, dtype, frozen_dtype, **options) -> nnx.Module:
     config = json.loads(config)
     constructor = kind_of(component, config).constructor
-    return nnx.eval_shape(lambda: constructor(config, dtype=dtype, rngs=functional.Keys(0), **options))
+
+    def construct():
+        model = constructor(config, dtype=dtype, rngs=functional.Keys(0), **options)
+        return model if frozen_dtype is None else quantise_layers(model, frozen_dtype)
+
+    return nnx.eval_shape(construct)
+
+
+def apply_of(
+    component: str, config: Mapping[str, Any], dtype=jnp.float32, frozen_dtype: str | None = None
+) -> Callable[..., Any]:
+    """Returns the pure function of a network (Network.apply); arguments and errors are those of abstract_network."""
+    model = abstract_network(component, config, dtype, frozen_dtype)
+    return functional.split(model)[0] if frozen_dtype is None else adaptable(model)
 
 
 def filled_network(
-    model: nnx.Module, component: str, config: Mapping[str, Any], tensors: Mapping[str, Any], source: str, dtype: Any
+    model: nnx.Module,
+    component: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    source: str,
+    dtype: Any,
+    frozen_dtype: str | None = None,
 ) -> Network:
-    """Fills an abstract network with the tensors of a checkpoint.
+    """Fills an abstract network with the tensors of a checkpoint, one after the other.
 
     Args:
       model: result of abstract_network for the same component, configuration and dtype.
@@ -387,21 +418,36 @@ def filled_network(
       tensors: {name in a checkpoint of diffusers or transformers: array}.
       dtype: compute dtype of the network.
       source: name of the checkpoint for an error.
+      frozen_dtype: as in Network. Every kernel is quantised as soon as it is read.
 
     Raises:
       WeightsError: with one line for each tensor that does not fit.
     """
     kind = kind_of(component, config)
-    params = mapping.load(model, tensors, aliases=kind.aliases, ignored=kind.ignored, source=source)
-    return Network(config, functional.split(model)[0], params, dtype)
+    options = {'aliases': kind.aliases, 'ignored': kind.ignored, 'source': source}
+    if frozen_dtype is None:
+        return Network(config, functional.split(model)[0], mapping.load(model, tensors, **options), dtype)
+    # The tensors have the names of the plain network; that with quantised kernels tells which these are.
+    shapes = functional.split(abstract_network(component, config, dtype, frozen_dtype))[1]
+    params = flat(mapping.load(model, tensors, stored=keeping(shapes, frozen_dtype), **options))
+    return Network(config, apply_of(component, config, dtype, frozen_dtype), params, dtype, frozen_dtype)
 
 
 def in_float32(component: str, network: Network) -> Network:
     """Returns the same network computing in float32, for a computation that runs once and gains nothing otherwise."""
-    apply = functional.split(abstract_network(component, network.config))[0]
+    apply = apply_of(component, network.config, frozen_dtype=network.frozen_dtype)
     return dataclasses.replace(network, apply=apply, dtype=jnp.float32)
 
 
 def network_tensors(component: str, network: Network) -> dict[str, np.ndarray]:
-    """Returns a network's parameters with the names and axes of a checkpoint; the inverse of filled_network."""
+    """Returns a network's parameters with the names and axes of a checkpoint; the inverse of filled_network.
+
+    Raises:
+      WeightsError: one sentence, if its kernels are quantised.
+    """
+    if network.frozen_dtype is not None:
+        raise WeightsError(
+            f'the kernels of this {component} are quantised to {network.frozen_dtype}, which no checkpoint holds; read '
+            f'the model without frozen_dtype to write it.'
+        )
     return mapping.export(abstract_network(component, network.config), network.params)

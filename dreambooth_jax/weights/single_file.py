@@ -60,6 +60,7 @@ def read_pipeline(
     components: Sequence[str] | None = None,
     prediction_type: str | None = None,
     tokenizer_dir: str | os.PathLike | None = None,
+    frozen_dtype: str | None = None,
 ) -> Pipeline:
     """Reads a whole model, or some of its networks, as folders.read_pipeline reads a folder.
 
@@ -70,13 +71,15 @@ def read_pipeline(
       components: the networks to read; None: all.
       prediction_type: as in read_single_file.
       tokenizer_dir: folder that holds tokenizer/; see `given` of tokenizer_folders.find.
+      frozen_dtype: as in folders.read_pipeline.
 
     Raises:
       WeightsError: as read_single_file does, or if there is no tokenizer.
       TokenizerError: if it is unreadable.
     """
     path = Path(path)
-    found = read_single_file(path, families=families, prediction_type=prediction_type, components=components)
+    options = {'prediction_type': prediction_type, 'components': components, 'views': frozen_dtype is not None}
+    found = read_single_file(path, families=families, **options)
     index = found.configs['model_index']
     family = _family_of(index, families)
     networks = {}
@@ -86,7 +89,9 @@ def read_pipeline(
             model = abstract_network(component, config, dtype)
         except ValueError as error:
             raise WeightsError(f'the {component} of {path} is not supported: {str(error).rstrip(".")}.') from None
-        networks[component] = filled_network(model, component, config, tensors, str(path), dtype)
+        if (frozen := family.frozen(component, frozen_dtype)) is None and frozen_dtype is not None:
+            tensors = {name: np.array(value) for name, value in tensors.items()}  # not a view of the file any more
+        networks[component] = filled_network(model, component, config, tensors, str(path), dtype, frozen)
     tokenizers = tokenizer_folders.find(path, found.layout, tokenizer_dir)
     return Pipeline(
         family=family,
@@ -249,6 +254,7 @@ def read_single_file(
     prediction_type: str | None = None,
     configs: original_layout.Configs | None = None,
     components: Sequence[str] | None = None,
+    views: bool = False,
 ) -> SingleFile:
     """Reads a whole model from one file.
 
@@ -262,6 +268,7 @@ def read_single_file(
         that does not have the name of a published file and does not say it in its metadata.
       configs: {component: known entries of its configuration}, which override the derived ones.
       components: the networks to read; None: all. Without 'unet', the prediction type need not be known.
+      views: whether tensors are views of the file in the stored dtypes (files.view_tensors) instead of f32 arrays.
 
     Raises:
       WeightsError: one sentence, which may be followed by one line for each wrong tensor: if the file is missing,
@@ -301,7 +308,8 @@ def read_single_file(
     def wanted(name):
         return not original_names.IGNORED.fullmatch(name) and not original_names.canonical(name).startswith(others)
 
-    tensors = {original_names.canonical(name): value for name, value in files.read_tensors(path, wanted).items()}
+    read = files.view_tensors if views else files.read_tensors
+    tensors = {original_names.canonical(name): value for name, value in read(path, wanted).items()}
     found = original_layout.from_original(tensors, derived, layout, source=str(path))
     found = {component: tensors for component, tensors in found.items() if component in components}
     return SingleFile(layout, derived, found, metadata)

@@ -40,6 +40,19 @@ def settings(**more):
     return dataclasses.replace(DreamBoothConfig(), model=str(MODEL), **more)
 
 
+@pytest.mark.parametrize('kind', [None, 'int8'])
+def test_the_other_run_is_quantised_as_the_model_is(other, kind):
+    cascade, hashes = initial(settings(init_from=str(other)), Cascade.load(MODEL, frozen_dtype=kind), dtype=jnp.float32)
+    expected = Cascade.load(other, frozen_dtype=kind)
+    for stage in ('base', 'super_resolution'):
+        for component, network in getattr(cascade, stage).components.items():
+            assert network.frozen_dtype == kind
+            for name, value in getattr(expected, stage).components[component].params.items():
+                np.testing.assert_array_equal(network.params[name], value)
+    weights = [getattr(expected, stage).weights_hash for stage in ('base', 'super_resolution')]
+    assert hashes == {'init_from': {'weights': ' '.join(weights)}}
+
+
 def shift(cascade, original, stage):
     pairs = [
         (network.params[name], value)

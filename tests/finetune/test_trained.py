@@ -1,14 +1,18 @@
 """The result of a run: each stage's newest checkpoint on the model that it began with, or one sentence."""
 
+import dataclasses
 import functools
 import json
 
 import numpy as np
 import pytest
 
-from dreambooth_jax.config import BaseConfig, ConfigError, EvaluationConfig
-from dreambooth_jax.finetune.trained import read_trained
-from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.config import BaseConfig, ConfigError, DreamBoothConfig, EvaluationConfig, LoraConfig, resolve
+from dreambooth_jax.finetune.initial import initial
+from dreambooth_jax.finetune.stage import stage_trainable
+from dreambooth_jax.finetune.trained import read_config, read_trained, with_whole_kernels, write_model
+from dreambooth_jax.generation.cascade import STAGES, Cascade
+from dreambooth_jax.models import lora, quantised
 from dreambooth_jax.training.checkpoint import CheckpointError
 from tests.support import smallest_pipelines
 from tests.support.written_runs import assert_shifted, begun, save
@@ -168,3 +172,84 @@ def test_a_damaged_checkpoint_is_one_sentence_and_no_older_one_is_taken_instead(
         if file.is_file():
             file.write_bytes(b'')
     assert ' could not be read: ' in sentence(CheckpointError, run)
+
+
+LORA = LoraConfig(rank=2, alpha=3.0, targets=('.*',))
+
+
+def adapted(kind, **settings):
+    """(settings of a run that trains both stages and the text encoder, model, what trains, with random adapters)."""
+    found = resolve(
+        DreamBoothConfig,
+        {
+            'model': str(MODEL),
+            'data': {'instance_dir': 'photos', 'instance_prompt': 'a <new> dog', 'class_prompt': 'a dog'},
+            'prior': {'weight': 0.0},
+            'lora': {'rank': 2, 'alpha': 3.0, 'targets': ('.*',), 'frozen_dtype': kind, **settings},
+            'textual_inversion': {'token': '<new>'},
+            'base': {'train_text_encoder': True},
+            'super_resolution': {'steps': 1},
+        },
+    )
+    start, _ = initial(found, Cascade.of(found, kind), dtype=np.float32)
+    rng, trained = np.random.default_rng(0), {}
+    for stage in STAGES:
+        shapes = stage_trainable(found, stage, start).params
+        trained[stage] = {
+            component: {
+                name: (value + 0.1 * rng.standard_normal(value.shape)).astype(np.float32)
+                for name, value in params.items()
+            }
+            for component, params in shapes.items()
+        }
+    return found, start, trained
+
+
+@pytest.mark.parametrize('dora', [False, True])
+@pytest.mark.parametrize('kind', ['int8', 'nf4'])
+def test_adapters_of_quantised_networks_are_merged_into_the_kernels_of_the_files(kind, dora, tmp_path):
+    config, start, trained = adapted(kind, dora=dora)
+    assert trained['base'].keys() == {'unet', 'text_encoder'}
+    finetuned = start
+    for stage in STAGES:
+        trainable = stage_trainable(config, stage, finetuned)
+        finetuned = finetuned.with_params(**{stage: trainable.plain(trained[stage])})
+    assert all(
+        quantised.kernel_names(network.params) and any(map(lora.is_adapter, network.params))
+        for network in (*finetuned.base.components.values(), finetuned.super_resolution.denoiser)
+    )
+    found = with_whole_kernels(config, finetuned)
+    # As a run without quantisation that has learned the same.
+    plain = dataclasses.replace(config, lora=dataclasses.replace(config.lora, frozen_dtype=None))
+    whole, _ = initial(plain, Cascade.of(plain), dtype=np.float32)
+    for stage in STAGES:
+        expected = stage_trainable(plain, stage, whole).plain(trained[stage])
+        for component, params in expected.items():
+            network = getattr(found, stage).components[component]
+            assert network.frozen_dtype is None and network.params.keys() == params.keys()
+            for name, value in params.items():
+                np.testing.assert_allclose(network.params[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+    assert found.base.added_tokens == ('<new>',)
+    write_model(config, finetuned, tmp_path / 'model')
+    back = Cascade.load(tmp_path / 'model')
+    for name, value in found.super_resolution.denoiser.params.items():
+        np.testing.assert_array_equal(back.super_resolution.denoiser.params[name], value)
+
+
+def test_a_model_without_quantised_kernels_is_exported_as_it_is():
+    config = resolve(DreamBoothConfig, {'data': {'subject': 'dog', 'instance_prompt': 'x', 'class_prompt': 'y'}})
+    assert with_whole_kernels(config, model()) is model()
+
+
+def test_a_run_with_quantised_kernels_is_read_with_those_of_the_files(tmp_path):
+    folder = begun(tmp_path / 'dog', MODEL, lora=dataclasses.replace(LORA, frozen_dtype='nf4'))
+    params = stage_trainable(read_config(folder), 'base', Cascade.load(MODEL, frozen_dtype='nf4')).params
+    save(folder, 'base', [1], params)
+    found = read_trained(folder)
+    unet = found.cascade.base.denoiser
+    assert unet.frozen_dtype is None and unet.params.keys() == model().base.denoiser.params.keys()
+    kernel = 'mid_block.resnets.0.time_emb_proj.kernel'
+    a, b = (params['unet'][kernel.replace('kernel', part)] + 1 for part in ('lora_a', 'lora_b'))
+    expected = model().base.denoiser.params[kernel] + 3 / 2 * a @ b
+    np.testing.assert_allclose(unet.params[kernel], expected, rtol=1e-5, atol=1e-5)
+    assert found.adapters['base'].alpha == 3.0 and found.adapters['base'].params.keys() == {'unet'}

@@ -56,7 +56,8 @@ def test_a_lora_of_another_published_model_is_said_to_be_one(tmp_path):
     path, layer = tmp_path / 'x.safetensors', 'mid_block.attentions.0.transformer_blocks.0.attn2.to_k'
     tensors = {f'unet.{layer}.lora_A.weight': np.zeros((1, 2048)), f'unet.{layer}.lora_B.weight': np.zeros((640, 1))}
     files.write_tensors(path, {name: value.astype(np.float32) for name, value in tensors.items()})
-    denoiser = types.SimpleNamespace(params={f'{layer}.kernel': jax.ShapeDtypeStruct((768, 320), np.float32)})
+    params = {f'{layer}.kernel': jax.ShapeDtypeStruct((768, 320), np.float32)}
+    denoiser = types.SimpleNamespace(params=params, frozen_dtype=None)
     family = types.SimpleNamespace(denoiser='unet', lora_layers=None)
     base = types.SimpleNamespace(family=family, denoiser=denoiser, text_encoders={})
     with pytest.raises(WeightsError) as error:
@@ -64,4 +65,14 @@ def test_a_lora_of_another_published_model_is_said_to_be_one(tmp_path):
     assert str(error.value) == (
         f'{path} is a LoRA of Stable Diffusion XL (text of width 2048), but this model is Stable Diffusion 1.x (text '
         f'of width 768); use one that was trained on a model of the same kind.'
+    )
+
+
+def test_a_file_is_not_merged_into_quantised_kernels(tmp_path):
+    path, _ = written(tmp_path / 'a.safetensors')
+    folder = tiny_pipelines.folder()
+    with pytest.raises(ConfigError) as error:
+        with_lora(Cascade.load(folder, frozen_dtype='nf4'), path)
+    assert str(error.value) == (
+        f'{path} is merged into kernels, but those of {folder} are quantised to nf4; load it without frozen_dtype'
     )

@@ -55,6 +55,18 @@ def test_our_file_gives_the_model_that_learned_its_word(family, tmp_path):
     assert same(ours, learned) and not same(ours, original(family))
 
 
+def test_a_text_encoder_with_quantised_kernels_learns_words_too():
+    quantised = Cascade.load(tiny_latent_pipelines.folder('sd1'), frozen_dtype='int8')
+    found = new_words.with_rows(quantised, vector_names(WORD, 2), take('sd1'), dtype=jnp.float32)
+    learned = new_words.with_rows(original('sd1'), vector_names(WORD, 2), take('sd1'), dtype=jnp.float32)
+    assert found.base.components['text_encoder'].frozen_dtype == 'int8'
+    states, expected, before = (
+        cascade.encode([f'a {WORD} dog'])['encoder_hidden_states'] for cascade in (found, learned, original('sd1'))
+    )
+    change = np.abs(expected - before).max()
+    assert 0 < np.abs(states - expected).max() < 0.1 * change
+
+
 @pytest.mark.parametrize(
     ('key', 'word'),
     [

@@ -19,13 +19,14 @@ QUICK = {'steps': 1, 'guidance_scale': 1.0, 'sampler': 'ddim'}
 
 
 @functools.cache
-def _model(kind):
-    return Cascade.load(smallest_pipelines.folder(kind))
+def _model(kind, frozen_dtype):
+    return Cascade.load(smallest_pipelines.folder(kind), frozen_dtype=frozen_dtype)
 
 
-def cascade(kind):
+def cascade(kind, frozen_dtype=None):
     """A cascade that has placed nothing yet; what it reads is read once a session."""
-    return Cascade(_model(kind).base, _model(kind).super_resolution)
+    model = _model(kind, frozen_dtype)
+    return Cascade(model.base, model.super_resolution)
 
 
 def settings(**given):

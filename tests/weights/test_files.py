@@ -89,7 +89,7 @@ def test_8_bit_floats_are_widened_as_torch_widens_them(tmp_path, dtype):
 def test_quantised_weights_are_one_sentence(tmp_path, tensors, reason):
     path = tmp_path / 'x.safetensors'
     safetensors.torch.save_file({'b.weight': torch.ones(2), **tensors}, path)
-    for read in (files.read_tensors, files.read_header, files.read_metadata):
+    for read in (files.read_tensors, files.view_tensors, files.read_header, files.read_metadata):
         with pytest.raises(WeightsError, match=f'x.safetensors holds {reason}; give the file whose') as error:
             read(path)
         assert one_sentence(error)
@@ -113,6 +113,23 @@ def test_shards_and_their_index(tmp_path):
     found = files.read_tensors(index)
     assert found.keys() == tensors.keys()
     assert all(np.array_equal(found[name], tensors[name]) for name in found)
+
+
+@pytest.mark.parametrize('dtype', files.STORAGE_DTYPES)
+@pytest.mark.parametrize('max_shard_bytes', [200, files.DEFAULT_SHARD_BYTES])
+def test_views_have_the_stored_dtype_and_are_read_when_they_are_used(tmp_path, dtype, max_shard_bytes):
+    path = tmp_path / f'{STEM}.safetensors'
+    files.write_tensors(path, some_tensors(), dtype=dtype, max_shard_bytes=max_shard_bytes)
+    path = files.find_weights(tmp_path, STEM)
+    expected, found = files.read_tensors(path), files.view_tensors(path)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert value.dtype == (np.int64 if name == 'ids' else files.STORAGE_DTYPES[dtype])
+        assert value.shape == expected[name].shape
+        assert not value.flags.writeable and not value.flags.owndata
+        np.testing.assert_array_equal(value.astype(np.float32), expected[name])
+    if path.suffix == '.safetensors':
+        assert files.view_tensors(path, lambda name: name == 'scalar').keys() == {'scalar'}
 
 
 def test_another_split_leaves_nothing_of_the_old_one(tmp_path):
