@@ -18,7 +18,8 @@ from dreambooth_jax.families.prompts import PromptEncoder
 from dreambooth_jax.models import vae
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.pipeline import Layout, Pipeline, kind_of
+from dreambooth_jax.weights.kinds import kind_of
+from dreambooth_jax.weights.pipeline import Layout, Pipeline
 
 Configs = Mapping[str, Mapping[str, Any]]
 

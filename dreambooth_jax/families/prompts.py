@@ -23,7 +23,8 @@ import numpy as np
 from dreambooth_jax.text import chat
 from dreambooth_jax.text.tokenize import MAX_LENGTH, Tokenizer
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.pipeline import Pipeline, kind_of
+from dreambooth_jax.weights.kinds import kind_of
+from dreambooth_jax.weights.pipeline import Pipeline
 
 Conditioning = dict[str, Any]
 Tokens = dict[str, Any]

@@ -18,7 +18,8 @@ from dreambooth_jax.families.prompts import PromptEncoder
 from dreambooth_jax.models import unet_config, vae
 from dreambooth_jax.models.lora import ATTENTION_PROJECTIONS
 from dreambooth_jax.text.tokenize import Tokenizer
-from dreambooth_jax.weights.pipeline import Layout, Pipeline, kind_of
+from dreambooth_jax.weights.kinds import kind_of
+from dreambooth_jax.weights.pipeline import Layout, Pipeline
 
 _LOW_IMAGE_CHANNELS = 3  # channels of the low-resolution image, which a super-resolution UNet also takes as input
 # Sides of aspect buckets of latent models are multiples of this many pixels, as is usual.

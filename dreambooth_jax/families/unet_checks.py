@@ -9,7 +9,8 @@ from typing import Any
 from dreambooth_jax.models import unet_config
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.guard import check_channels
-from dreambooth_jax.weights.pipeline import Layout, Pipeline, kind_of
+from dreambooth_jax.weights.kinds import kind_of
+from dreambooth_jax.weights.pipeline import Layout, Pipeline
 
 IMAGE_CHANNELS = 3
 _TIME_IDS = 6  # numbers that SDXL is given with an image: original height and width, crop top and left, target size

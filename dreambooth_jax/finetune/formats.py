@@ -37,9 +37,10 @@ from dreambooth_jax.weights import (
     single_file,
 )
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.kinds import is_partial
 from dreambooth_jax.weights.lora_files import Adapter
 from dreambooth_jax.weights.original_facts import PREDICTION_TYPES, OriginalLayout
-from dreambooth_jax.weights.pipeline import Pipeline, is_partial, network_tensors
+from dreambooth_jax.weights.pipeline import Pipeline, network_tensors
 from dreambooth_jax.weights.textual_inversion import file_name
 
 SINGLE_FILE = 'single_file'

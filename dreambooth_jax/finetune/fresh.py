@@ -10,7 +10,8 @@ from dreambooth_jax.generation.cascade import compute_dtype
 from dreambooth_jax.models import functional
 from dreambooth_jax.storybook import vocabulary
 from dreambooth_jax.weights import folders, guard
-from dreambooth_jax.weights.pipeline import Layout, Network, Pipeline, kind_of
+from dreambooth_jax.weights.kinds import kind_of
+from dreambooth_jax.weights.pipeline import Layout, Network, Pipeline
 
 START = 'start'  # the random networks that a run starts from if some are read only in part
 FAMILIES = (deepfloyd_if.BASE, z_image.FAMILY)  # what can be trained from nothing, by the denoiser that is described

@@ -17,7 +17,8 @@ from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
 from dreambooth_jax.models import vae
 from dreambooth_jax.storybook.pools import Pool
 from dreambooth_jax.training import optimizer
-from dreambooth_jax.weights.pipeline import Pipeline, is_partial
+from dreambooth_jax.weights.kinds import is_partial
+from dreambooth_jax.weights.pipeline import Pipeline
 
 _PROMPTS_AT_ONCE = 256
 

@@ -26,7 +26,8 @@ from dreambooth_jax.training.callbacks import Callback, Profile
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState
 from dreambooth_jax.training.train_run import Budget, TrainRun
-from dreambooth_jax.weights.pipeline import Pipeline, abstract_network, is_partial
+from dreambooth_jax.weights.kinds import is_partial
+from dreambooth_jax.weights.pipeline import Pipeline, abstract_network
 
 NEW_ROWS_LEARNING_RATE = 5e-4  # default for textual inversion, as in diffusers' examples/textual_inversion
 

@@ -24,7 +24,8 @@ from dreambooth_jax.config import ConfigError
 from dreambooth_jax.generation.cascade import Cascade, compute_dtype
 from dreambooth_jax.models import clip
 from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError, vector_names
-from dreambooth_jax.weights.pipeline import Network, apply_of, kind_of
+from dreambooth_jax.weights.kinds import kind_of
+from dreambooth_jax.weights.pipeline import Network, apply_of
 from dreambooth_jax.weights.textual_inversion import read_textual_inversion
 
 NEW_ROWS = 'new_rows'

@@ -27,6 +27,7 @@ from dreambooth_jax.system import disk
 from dreambooth_jax.text.tokenize import Tokenizer
 from dreambooth_jax.weights import files, guard, hub, single_file
 from dreambooth_jax.weights.errors import WeightsError
+from dreambooth_jax.weights.kinds import is_partial, kind_of
 from dreambooth_jax.weights.pipeline import (
     DIFFUSERS_VERSION,
     SUPER_RESOLUTION,
@@ -35,8 +36,6 @@ from dreambooth_jax.weights.pipeline import (
     Pipeline,
     abstract_network,
     filled_network,
-    is_partial,
-    kind_of,
     network_tensors,
 )
 

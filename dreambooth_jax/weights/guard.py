@@ -14,7 +14,8 @@ from typing import Any
 
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.pipeline import KINDS, Layout, kind_of
+from dreambooth_jax.weights.kinds import KINDS, kind_of
+from dreambooth_jax.weights.pipeline import Layout
 
 
 def checked_index(index: Mapping[str, Any], source: str, families: Sequence[Layout]) -> tuple[dict[str, Any], Layout]:

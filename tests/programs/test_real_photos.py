@@ -19,7 +19,8 @@ from dreambooth_jax.models import functional
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import placement
 from dreambooth_jax.weights import folders
-from dreambooth_jax.weights.pipeline import Network, kind_of
+from dreambooth_jax.weights.kinds import kind_of
+from dreambooth_jax.weights.pipeline import Network
 from tests.support import made_pipelines
 
 DATASET = os.environ.get('DREAMBOOTH_DATASET')

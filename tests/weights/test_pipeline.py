@@ -1,16 +1,13 @@
-"""The parts of a pipeline: which class a network is of, sizes, hashes, and networks exchanged in their order."""
+"""The parts of a pipeline: sizes, hashes, and networks exchanged in their order."""
 
 import dataclasses
-import importlib
 
-import diffusers
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreambooth_jax.weights import pipeline as pipeline_lib
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.pipeline import abstract_network, filled_network, in_float32, kind_of, network_tensors
+from dreambooth_jax.weights.pipeline import abstract_network, filled_network, in_float32, network_tensors
 from tests.support import tiny_networks as tiny
 from tests.support import tiny_pipelines
 from tests.support.reports import sentence_of
@@ -25,58 +22,6 @@ def base():
 def with_config(pipeline, **config):
     unet = dataclasses.replace(pipeline.denoiser, config={**pipeline.denoiser.config, **config})
     return pipeline.with_components(unet=unet)
-
-
-@pytest.mark.parametrize(
-    ('component', 'config', 'name'),
-    [
-        ('unet', {}, 'UNet2DConditionModel'),
-        ('vae', {'_class_name': 'AutoencoderKL'}, 'AutoencoderKL'),
-        ('text_encoder', {}, 'T5EncoderModel'),
-        ('text_encoder', {'model_type': 'clip_text_model'}, 'CLIPTextModel'),
-        ('text_encoder', {'model_type': 'qwen3', 'architectures': ['Qwen3Model']}, 'Qwen3Model'),
-        ('text_encoder', {'model_type': 'qwen3'}, 'Qwen3ForCausalLM'),
-        (
-            'text_encoder_2',
-            {'model_type': 'clip', 'architectures': ['CLIPTextModelWithProjection']},
-            'CLIPTextModelWithProjection',
-        ),
-    ],
-)
-def test_the_class_of_a_network_follows_from_its_name_or_its_configuration(component, config, name):
-    assert kind_of(component, config).class_name == name
-
-
-@pytest.mark.parametrize(
-    ('component', 'config', 'sentence'),
-    [
-        ('unet', {'_class_name': 'UNet2DModel'}, "_class_name is 'UNet2DModel' but must be 'UNet2DConditionModel'"),
-        (
-            'vae',
-            {'_class_name': 'AutoencoderTiny'},
-            "_class_name is 'AutoencoderTiny' but must be 'AutoencoderKL' or 'AutoencoderKLFlux2'",
-        ),
-        (
-            'text_encoder',
-            {'model_type': 'gemma'},
-            "model_type is 'gemma' but must be one of ('t5', 'clip_text_model', 'qwen3')",
-        ),
-        (
-            'text_encoder',
-            {'model_type': 'clip', 'architectures': 'CLIPTextModel'},
-            "architectures is 'CLIPTextModel' but must be a list of class names",
-        ),
-        (
-            'unet',
-            {'quantization_config': {}},
-            'quantization_config is there, but quantised weights cannot be trained; give plain ones',
-        ),
-    ],
-)
-def test_a_network_of_another_class_is_one_sentence(component, config, sentence):
-    with pytest.raises(ValueError) as error:
-        kind_of(component, config)
-    assert str(error.value) == sentence
 
 
 def test_networks_are_exchanged_in_the_order_of_the_family(base):
@@ -165,10 +110,3 @@ def test_tensors_that_do_not_fill_a_network_are_named(base):
     with pytest.raises(WeightsError, match='^x does not fit this UNet2DConditionModel .1 missing.; ') as error:
         filled_network(abstract_network('unet', tiny.UNET), 'unet', tiny.UNET, tensors, 'x', jnp.float32)
     assert error.value.problems == ('missing: conv_in.bias [16]',)
-
-
-def test_networks_are_classes_of_the_libraries_of_the_version_that_is_written():
-    assert pipeline_lib.DIFFUSERS_VERSION == diffusers.__version__
-    for name, kind in pipeline_lib.KINDS.items():
-        assert kind.class_name == name and hasattr(importlib.import_module(kind.library), name)
-        assert (kind.model_type is None) == (kind.library == 'diffusers')
