@@ -1,5 +1,6 @@
 """Kernels in 8 or 4 bits: how far from the kernel they are, what a layer computes with them, and what is stored."""
 
+import math
 import statistics
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 
 from dreambooth_jax.models import functional, lora, quantised, scanned
 from dreambooth_jax.models.layers import convolution
+from dreambooth_jax.training.placement import make_placement
 
 KINDS = pytest.mark.parametrize('kind', quantised.KINDS)
 SHAPES = [(64, 8), (96, 16), (8, 8), (130, 9), (3, 3, 72, 10)]
@@ -317,6 +319,19 @@ def test_a_program_holds_codes_instead_of_kernels_and_never_the_kernels_of_all_b
     assert saved == kernels * (1 - bits / 32)
     # A block's two kernels may be there, forward or backward, and the look-up of its codes; not those of all blocks.
     assert counts[kind].temp_size_in_bytes < counts[None].temp_size_in_bytes + kernels / 2
+
+
+@KINDS
+def test_sharded_codes_are_computed_with_as_whole_ones(kind):
+    function, (adapter, base, x) = stack(kind, True, count=2, width=64)
+    placement = make_placement('fsdp', fsdp_min_bytes=1024)
+    placed = placement.place(base)
+    codes = {name: value for name, value in placed.items() if name.endswith('.kernel_codes')}
+    assert len(codes) == 4
+    for value in codes.values():
+        assert placement.devices * math.prod(value.sharding.shard_shape(value.shape)) == value.size
+    expected, found = function(adapter, base, x), function(adapter, placed, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
 
 
 def test_another_kind_is_one_sentence():
