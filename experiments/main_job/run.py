@@ -50,8 +50,8 @@ WAYS = (
         f"lora.rank=16,lora.targets=('.*',),base.learning_rate={learning_rate}"
         for learning_rate in (
             '1e-3,base.text_encoder_learning_rate=2.5e-3',
-            '1e-3,base.text_encoder_learning_rate=2.5e-3,lora.frozen_dtype=int8',
-            '1e-3,base.text_encoder_learning_rate=2.5e-3,lora.frozen_dtype=nf4',
+            '1e-3,base.text_encoder_learning_rate=2.5e-3,lora.frozen_dtype=int8,prior.dir=None',
+            '1e-3,base.text_encoder_learning_rate=2.5e-3,lora.frozen_dtype=nf4,prior.dir=None',
             '2e-3,base.text_encoder_learning_rate=5e-3',
         )
     ),
