@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 
 from dreambooth_jax.config import ConfigError, PretrainConfig
 from dreambooth_jax.families.image_space import encode_images
-from dreambooth_jax.families.prompts import PromptEncoder, take
+from dreambooth_jax.families.prompts import take
 from dreambooth_jax.losses.autoencoder import AutoencoderLoss
 from dreambooth_jax.losses.denoising import DenoisingLoss, Objective
 from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
@@ -75,14 +75,14 @@ def pretraining_of(config: PretrainConfig, pipeline: Pipeline) -> Pretraining:
 
     def data(pool):
         tokens = encoder.tokens(['', *pool.captions])
-        kept = pipeline.space.prepare(pool.images, None, flip=False, pairs=not pipeline.space.bounded)
+        kept = pipeline.space.prepare(pool.images, None, flip=False, pairs=config.stage == 'super_resolution')
         kept['prompt_of'] = np.arange(1, len(pool.images) + 1, dtype=np.int32)
         return kept | ({'tokens': tokens} if trains_text else {'text': _states(read, tokens, len(pool.captions) + 1)})
 
     return Pretraining(stage.loss, params | (texts if trains_text else {}), data, held, samples=config.stage == 'base')
 
 
-def _states(read: Callable, tokens: PromptEncoder, count: int) -> Any:
+def _states(read: Callable, tokens: Mapping[str, Any], count: int) -> Any:
     """Returns the conditioning by all prompts, on the host."""
     slices = (slice(first, first + _PROMPTS_AT_ONCE) for first in range(0, count, _PROMPTS_AT_ONCE))
     parts = [jax.tree.map(np.asarray, read(take(tokens, examples))) for examples in slices]
