@@ -4,7 +4,8 @@
 
 Started again with the same --workdir, the program resumes. Any setting can be changed on the command line:
 --config.base.steps=400 --config.data.instance_dir=my_photos. At the end the trained pipeline is written to
-<workdir>/model, a folder that PyTorch's diffusers opens too.
+<workdir>/model, a folder that PyTorch's diffusers opens too. While it trains, `touch <workdir>/control/sample` asks for
+samples of that moment, `save`, `stop` and `pause` beside it for these (README).
 """
 
 from pathlib import Path

@@ -13,7 +13,8 @@ from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.system import disk
-from dreambooth_jax.training import hosts, memory
+from dreambooth_jax.training import hosts, memory, requests
+from dreambooth_jax.training.callbacks import OnRequest
 from dreambooth_jax.training.loop import TrainingError
 from dreambooth_jax.training.state import TrainState
 
@@ -95,7 +96,7 @@ class SampleGrid:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SaveSamples:
+class SaveSamples(OnRequest):
     """Saves a grid of the present weights: a callback of training (training/callbacks.py).
 
     Several hosts generate together, and the first one writes.
@@ -113,6 +114,7 @@ class SaveSamples:
     folder: Path
     title: str
     every: int = 0
+    request: str = requests.SAMPLE
 
     def __call__(self, step: int, state: TrainState) -> None:
         self.grid.save_if_possible(self.cascade_of(state), self._path(step), f'{self.title}, step {step}')

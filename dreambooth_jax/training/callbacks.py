@@ -7,6 +7,7 @@ from typing import Protocol
 
 import jax
 
+from dreambooth_jax.training import requests
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState
@@ -37,6 +38,16 @@ class Callback(Protocol):
         It is asked when a training goes on from the checkpoint of a step at which it was due, because the process may
         have been killed between the two.
         """
+
+
+class OnRequest(Callback):
+    """A callback that is also called when somebody asks for it while the training runs (requests.py).
+
+    Attributes:
+      request: the name of the request.
+    """
+
+    request: str
 
 
 class ChoosesCheckpoint(Callback):
@@ -123,7 +134,7 @@ class Profile(ClosedAtTheEnd):
 
 
 @dataclasses.dataclass(frozen=True)
-class SaveCheckpoint:
+class SaveCheckpoint(OnRequest):
     """Writes checkpoints. Every host writes its part of them.
 
     Attributes:
@@ -137,6 +148,7 @@ class SaveCheckpoint:
     placement: Placement
     every: int = 0
     before: Callable[[], None] = lambda: None
+    request: str = requests.SAVE
 
     def __call__(self, step: int, state: TrainState) -> None:
         self.before()

@@ -1,7 +1,7 @@
 """The loop around the training step. Each turn does this, in this order:
 
-1. It stops if it was asked to (SIGTERM or Ctrl-C), and saves first. Hosts stop together, at the same step, after one of
-   them was asked.
+1. It does what it was asked for (requests.py): it saves, samples, waits, or stops, and saves first. Hosts do so
+   together, at the same step, after one of them was asked.
 2. It saves, and calls the callbacks (samples, scores) with the present state, where they are due. If one of them says
    that this is enough, training ends as after the last step.
 3. It dispatches the next steps.
@@ -13,65 +13,22 @@
 import contextlib
 import dataclasses
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from dreambooth_jax.training.callbacks import Callback, ChoosesCheckpoint
+from dreambooth_jax.training import requests
+from dreambooth_jax.training.callbacks import Callback, ChoosesCheckpoint, OnRequest
+from dreambooth_jax.training.requests import Requests
 from dreambooth_jax.training.state import TrainState
 
 
 class TrainingError(RuntimeError):
     """Training cannot continue; the message says why and, where one step is the cause, at which step."""
-
-
-class Stop:
-    """Whether the run was asked to end. `requested` becomes true when SIGTERM or Ctrl-C arrives within `listening`."""
-
-    requested: int | bool = False  # the number of the signal
-    heeded = False  # whether training ended early because of it, or a second Ctrl-C was passed on
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator['Stop']:
-        """Treats SIGTERM (and the first Ctrl-C) as a request to save and end. It restores the old handlers afterwards.
-
-        The old handlers receive a second Ctrl-C, and also a request that came too late to end the training early.
-        """
-
-        def ask(number, frame):
-            if self.requested and number == signal.SIGINT:
-                self.heeded = True
-                signal.signal(number, before[number])
-                signal.raise_signal(number)
-            self.requested = number
-
-        # signal.signal returns None for a handler that was not set from Python, and which Python cannot restore.
-        before = {number: signal.signal(number, ask) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self.requested and not self.heeded:
-            signal.raise_signal(self.requested)
-
-    def requested_anywhere(self) -> jax.Array | bool:
-        """Returns whether any host was asked to stop by now.
-
-        With several hosts the devices compute the answer, after the dispatch before, so it is an array bool[].
-        """
-        if jax.process_count() == 1:
-            return bool(self.requested)
-        every_device = NamedSharding(Mesh(np.array(jax.devices()), ('hosts',)), PartitionSpec('hosts'))
-        asked = np.full(jax.local_device_count(), bool(self.requested))
-        return jnp.any(jax.make_array_from_process_local_data(every_device, asked))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +75,7 @@ def run(
     steps: int,
     steps_per_dispatch: int,
     log: Log,
-    stop: Stop,
+    asked: Requests,
 ) -> tuple[TrainState, bool]:
     """Trains until step `steps`.
 
@@ -133,7 +90,7 @@ def run(
         (callbacks.ChoosesCheckpoint).
       steps_per_dispatch: the largest number of steps in one dispatch.
       log: where the numbers go.
-      stop: says whether the run was asked to end.
+      asked: what the run is asked for while it trains.
 
     Returns:
       The state, and whether it reached `steps` or had enough. False means that the run was asked to stop; the state is
@@ -145,9 +102,9 @@ def run(
     first = step = int(state.step)
     regular = [callback for callback in (save, *callbacks) if callback.every]
     choosers = [callback for callback in callbacks if isinstance(callback, ChoosesCheckpoint)]
-    pending = None  # (first step, metrics, whether a host was asked to stop) of the dispatch that is running
+    pending = None  # (first step, metrics, what the hosts were asked for) of the dispatch that is running
     alone = jax.process_count() == 1
-    stopping = False
+    wanted = requests.named(asked.anywhere())  # what was asked for and is not answered
     clock = time.perf_counter()
     bar = tqdm(
         total=steps,
@@ -161,10 +118,11 @@ def run(
     with bar:
 
         def report(dispatched) -> None:
-            nonlocal clock, stopping
-            start, metrics, asked = dispatched
+            nonlocal clock, wanted
+            start, metrics, asked_meanwhile = dispatched
             metrics = program.fetch(metrics)
-            stopping = bool(asked)
+            if not alone:
+                wanted = requests.named(asked_meanwhile)
             now = time.perf_counter()
             count = len(metrics['loss'])
             speed = log.examples_per_step * count / (now - clock)
@@ -199,6 +157,24 @@ def run(
                     log.write(step, numbers)
             clock = time.perf_counter()
 
+        def answer(kinds: frozenset[str]) -> frozenset[str]:
+            # Returns what must still be done, which is to stop, or nothing.
+            nonlocal clock, done
+            with contextlib.ExitStack() as waiting:
+                while True:
+                    calls = kinds | ({requests.SAVE} if requests.PAUSE in kinds else set())
+                    due = [one for one in (save, *callbacks) if isinstance(one, OnRequest) and one.request in calls]
+                    due = [one for one in due if one not in done and (step > first or one.missed(step))]
+                    call(due)
+                    done = [*done, *due]
+                    asked.answered(kinds - {requests.PAUSE, requests.STOP})
+                    if requests.STOP in kinds or requests.PAUSE not in kinds:
+                        clock = time.perf_counter()
+                        return kinds & {requests.STOP}
+                    waiting.enter_context(asked.paused())
+                    bar.set_postfix_str('paused')
+                    kinds = asked.wait()
+
         def due_at(step: int, among: Sequence[Callback]) -> list[Callback]:
             due = [callback for callback in among if callback.every and step % callback.every == 0]
             return due if save in due or not any(one in choosers for one in due) else [save, *due]
@@ -213,11 +189,15 @@ def run(
         # With several hosts, each must ignore its own flag and use the common answer: otherwise they would leave at
         # different steps and wait for each other forever.
         done = []  # what the last state was given to already
-        while step < steps and not (stop.requested if alone else stopping):
+        while step < steps:
+            if alone:
+                wanted = asked.here()
+            if requests.STOP in wanted:
+                break
             if step > first and (due := due_at(step, regular)):
                 call(due)
                 done = due
-            if enough():
+            if enough() or (wanted and requests.STOP in (wanted := answer(wanted))):
                 break
             done = []
             count = min([steps_per_dispatch, steps - step] + [other.every - step % other.every for other in regular])
@@ -228,12 +208,14 @@ def run(
                 state, metrics = program.step_for(count)(state, frozen, program.key, program.batch)
             if pending is not None:
                 report(pending)
-            pending = (step, metrics, stop.requested_anywhere())
+            pending = (step, metrics, None if alone else asked.anywhere())
             step += count
         finished = step >= steps or enough()
         # The last state is always saved, also after an early stop. Where there was no step to take, as when a finished
         # run is started again, it is given only to those that have not had it.
         last = [callback for callback in ([save, *callbacks] if finished else [save]) if callback not in done]
         call([callback for callback in last if step > first or callback.missed(step)])
-    stop.heeded = not finished
+        asked.heeded = not finished
+        if not finished:
+            asked.answered([requests.STOP])
     return state, finished

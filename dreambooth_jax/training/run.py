@@ -18,6 +18,7 @@ import jax
 from dreambooth_jax.config import Config, ConfigError, resolve, to_dict, with_new_names
 from dreambooth_jax.system import disk, lock
 from dreambooth_jax.training import inputs as run_inputs
+from dreambooth_jax.training import requests
 from dreambooth_jax.training.inputs import CLASS_PHOTOS, Inputs
 
 CONFIG = 'config.json'
@@ -56,7 +57,7 @@ _PATHS = ('model', 'model_tokenizer_dir', 'super_resolution_model', 'init_from',
 def alone(workdir: Path) -> Iterator[None]:
     """Keeps other processes from working in the folder of the run.
 
-    The folder is made if it is missing. Hosts of one run share it.
+    The folder is made if it is missing, and freed of requests to an earlier process. Hosts of one run share it.
 
     Raises:
       LockError: if another process works there.
@@ -66,6 +67,7 @@ def alone(workdir: Path) -> Iterator[None]:
         if jax.process_index() == 0:
             try:
                 held.enter_context(lock.locked(workdir, 'wait for it, or start this one with another --workdir'))
+                requests.clear(workdir)
             except OSError as error:
                 raise _unwritable(workdir, error) from None
         yield

@@ -17,7 +17,7 @@ import optax
 
 from dreambooth_jax.config import CheckpointConfig
 from dreambooth_jax.monitoring.metrics import Metrics
-from dreambooth_jax.training import hosts, loop
+from dreambooth_jax.training import hosts, loop, requests
 from dreambooth_jax.training.callbacks import Callback, ChoosesCheckpoint, ClosedAtTheEnd, SaveCheckpoint
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import Placement
@@ -152,7 +152,7 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
       workdir: the folder of the run.
 
     Returns:
-      The state, and whether the training is finished. False means that a signal stopped it early; the state is saved.
+      The state, and whether the training is finished. False means that it was asked to stop; the state is saved.
       Of a finished training in which a callback chooses, it is the state of the best checkpoint, else the last one.
 
     Raises:
@@ -183,7 +183,7 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
         return {name: value for name, value in placement.fetch(metrics).items() if not name.startswith(absent)}
 
     # Signals are handled until everything is on disk, because the last checkpoint may still be being written.
-    with loop.Stop().listening() as stop, contextlib.ExitStack() as closing:
+    with requests.Requests(workdir / requests.FOLDER).listening() as asked, contextlib.ExitStack() as closing:
         closing.callback(checkpoints.close)
         if writer:
             closing.callback(writer.close)
@@ -212,7 +212,7 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
                 examples_per_step=run.examples_per_step,
                 description=run.description or run.name,
             ),
-            stop=stop,
+            asked=asked,
         )
         if finished and run.best not in (None, int(state.step)):
             checkpoints.tidy()

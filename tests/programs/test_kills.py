@@ -1,4 +1,4 @@
-"""A run that is killed in any of its phases goes on, and ends with what an undisturbed run leaves, to the byte."""
+"""A run that is killed in any of its phases, or asked to stop, goes on and ends as an undisturbed one, to the byte."""
 
 import random
 import signal
@@ -75,5 +75,16 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_an_undisturbed_one(new_run, 
     run = new_run('one_device', 'killed_at_any_moment', seed=1)
     for _ in range(3):
         run.kill(killed_runs.at_any_moment(seconds))
+    run.end()
+    run.assert_same(whole)
+
+
+def test_a_run_that_was_paused_asked_and_stopped_ends_as_an_undisturbed_one(new_run, undisturbed):
+    mode = 'two_processes'
+    whole, run = undisturbed(mode), new_run(mode, 'asked')
+    said = run.ask_and_stop()
+    assert 'stopped in the base stage, saved; start the same command again to go on' in said
+    samples = run.folder / 'samples' / 'base' / '000000.png'  # of no step, so nobody else has them
+    samples.unlink()
     run.end()
     run.assert_same(whole)

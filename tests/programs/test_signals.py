@@ -109,8 +109,8 @@ def test_signals_that_were_to_be_ignored_stay_ignored():
 
 LISTENING = """
 import time
-from dreambooth_jax.training import loop
-with loop.Stop().listening() as stop:
+from dreambooth_jax.training.requests import Requests
+with Requests().listening() as stop:
     print('listening')
     while not stop.requested: time.sleep(0.01)
     print('asked')

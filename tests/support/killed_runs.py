@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tensorboardX.proto import event_pb2
 
+from dreambooth_jax.training import requests
 from tests.conftest import XLA_FLAGS
 from tests.support import script
 
@@ -249,6 +250,36 @@ class Run:
                 process.wait()
         self._check_kept()
         return killed
+
+    def ask_and_stop(self) -> str:
+        """Starts the run and asks it, by files: to wait before the first step; for samples; for a checkpoint; to end.
+
+        Returns:
+          What its first process said.
+        """
+        control = self.folder / requests.FOLDER
+        processes = self.start()
+
+        def until(there: Callable[[], bool]) -> None:
+            last = time.monotonic() + MOST_SECONDS
+            while not there():
+                assert time.monotonic() < last and None in [process.poll() for process in processes], self._all_said()
+                time.sleep(0.01)
+
+        try:
+            until(control.is_dir)
+            (control / requests.PAUSE).touch()
+            until((control / requests.PAUSED).exists)
+            for name in (requests.SAMPLE, requests.SAVE):
+                (control / name).touch()
+                until(lambda name=name: not (control / name).exists())
+            (control / requests.STOP).touch()
+            codes = [process.wait(self.most_seconds) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        assert codes == [0] * len(processes), self._all_said()
+        return self.said(0)
 
     def _check_kept(self) -> None:
         lines = _lines(self.folder)

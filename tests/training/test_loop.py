@@ -5,22 +5,26 @@ import dataclasses
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from dreambooth_jax.training import loop
+from dreambooth_jax.training.callbacks import OnRequest
+from dreambooth_jax.training.requests import PAUSED, Requests
 from dreambooth_jax.training.state import TrainState
 
 
 @dataclasses.dataclass
-class Call:
+class Call(OnRequest):
     """A callback that only calls."""
 
     function: Callable
     every: int
     missing: bool = False
+    request: str = 'sample'
 
     def __call__(self, step, state):
         return self.function(step, state)
@@ -45,6 +49,7 @@ class Told:
     act: dict = dataclasses.field(default_factory=dict)  # (event, step) -> what else happens then
     events: list = dataclasses.field(default_factory=list)
     lines: list = dataclasses.field(default_factory=list)
+    control: Path | None = None  # the folder of requests
 
     def note(self, event, step, *more):
         self.events.append((event, step, *more))
@@ -89,16 +94,16 @@ class Told:
     def run(self):
         program = loop.Program(step_for=self.step_for, frozen=self.frozen, batch='batch', key='key', fetch=self.fetch)
         log = loop.Log(write=self.write, learning_rate=lambda step: step / 100, examples_per_step=4, description='toy')
-        with loop.Stop().listening() as stop:
+        with Requests(self.control, look_every=0).listening() as asked:
             state, finished = loop.run(
                 TrainState(self.first, None, None, None),
                 program,
-                Call(self.save, self.save_every),
+                Call(self.save, self.save_every, request='save'),
                 [Call(self.sample, self.sample_every, self.samples_missing), *self.callbacks],
                 steps=self.steps,
                 steps_per_dispatch=self.per_dispatch,
                 log=log,
-                stop=stop,
+                asked=asked,
             )
         return state.step, finished
 
@@ -262,6 +267,58 @@ def test_sigterm_does_not_save_what_is_unsound():
     assert told.of('save') == []
 
 
+def test_what_files_ask_for_is_done_between_dispatches_and_they_are_removed(tmp_path):
+    ask = {('dispatch', 3): (tmp_path / 'save').touch, ('dispatch', 5): (tmp_path / 'sample').touch}
+    told = Told(steps=8, per_dispatch=1, act=ask, control=tmp_path)
+    assert told.run() == (8, True)
+    assert told.of('save') == [4, 8] and told.of('sample') == [6, 8]
+    assert told.of('fetch')[:4] == [0, 1, 2, 3] and told.events.index(('save', 4)) > told.events.index(('fetch', 3))
+    assert list(tmp_path.iterdir()) == []
+    assert [step for step, _ in told.lines] == list(range(1, 9))
+
+
+def test_what_is_due_anyway_is_not_done_twice_when_it_is_asked_for(tmp_path):
+    (tmp_path / 'save').touch()
+    told = Told(first=2, steps=6, save_every=2, act={('dispatch', 3): (tmp_path / 'save').touch}, control=tmp_path)
+    told.run()  # at step 2, from whose checkpoint it goes on, and at step 4
+    assert told.of('save') == [4, 6] and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_asks_to_save_and_end(tmp_path):
+    told = Told(steps=20, per_dispatch=4, act={('dispatch', 4): (tmp_path / 'stop').touch}, control=tmp_path)
+    assert told.run() == (8, False)
+    assert told.of('save') == [8] and told.of('sample') == [] and list(tmp_path.iterdir()) == []
+    (tmp_path / 'stop').touch()
+    told = Told(first=3, steps=20, control=tmp_path)  # nothing learned since the checkpoint
+    assert told.run() == (3, False) and told.events == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_paused_training_saves_waits_answers_and_goes_on(tmp_path, monkeypatch):
+    seen = []
+    # What happens at every moment of waiting, one after the other.
+    moments = iter(((tmp_path / 'sample').touch, lambda: None, (tmp_path / 'pause').unlink))
+
+    def sleep(seconds):
+        seen.append(sorted(path.name for path in tmp_path.iterdir()))
+        next(moments)()
+
+    monkeypatch.setattr('time.sleep', sleep)
+    told = Told(steps=5, act={('dispatch', 1): (tmp_path / 'pause').touch}, control=tmp_path)
+    assert told.run() == (5, True)
+    assert told.of('save') == [2, 5] and told.of('sample') == [2, 5] and told.of('dispatch') == [0, 1, 2, 3, 4]
+    assert seen == [['pause', PAUSED]] * 3 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('by_signal', [True, False])
+def test_a_paused_training_can_be_stopped(tmp_path, monkeypatch, by_signal):
+    monkeypatch.setattr('time.sleep', lambda seconds: terminate() if by_signal else (tmp_path / 'stop').touch())
+    (tmp_path / 'pause').touch()
+    told = Told(first=2, steps=5, samples_missing=True, control=tmp_path)
+    assert told.run() == (2, False)
+    assert told.of('dispatch') == told.of('sample') == told.of('save') == []
+    assert [path.name for path in tmp_path.iterdir()] == ['pause']
+
+
 @pytest.fixture
 def interrupts():
     """Python's own handler of Ctrl-C, which shells turn off for what they start in the background."""
@@ -272,13 +329,13 @@ def interrupts():
 
 def test_signal_handlers_are_given_back_and_a_second_interrupt_interrupts(interrupts):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    with loop.Stop().listening() as stop:
+    with Requests().listening() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert {number: signal.getsignal(number) for number in before} == before
-    with contextlib.suppress(RuntimeError), loop.Stop().listening():
+    with contextlib.suppress(RuntimeError), Requests().listening():
         raise RuntimeError
     assert {number: signal.getsignal(number) for number in before} == before
 
