@@ -4,8 +4,7 @@
 
 Started again with the same --workdir, the program resumes. Any setting can be changed on the command line:
 --config.base.steps=400 --config.data.instance_dir=my_photos. At the end the trained pipeline is written to
-<workdir>/model, a folder that PyTorch's diffusers opens too. While it trains, `touch <workdir>/control/sample` asks for
-samples of that moment, `save`, `stop` and `pause` beside it for these (README).
+<workdir>/model, which PyTorch's diffusers opens too. Files in <workdir>/control ask it to pause, sample, save or stop.
 """
 
 from pathlib import Path
@@ -101,8 +100,9 @@ def finetune_stages(begun, workdir: Path) -> None:
         hosts.on_first(lambda: best_checkpoint.forget(workdir), 'write best.json')
     images = class_images.class_images_of(config, original, workdir, begun.class_photos)
     examples.check_class_images(config, cascade, images)
+    sampled_on = begun.sampled_on and begun.sampled_on.on(generating)
     grid = SampleGrid(
-        original,
+        sampled_on or original,
         examples.references(instance, cascade),
         config.sample_prompts(),
         SamplingOptions.of_samples(config.samples, config.super_resolution),
@@ -117,7 +117,7 @@ def finetune_stages(begun, workdir: Path) -> None:
         with memory.explained(f'the {name} stage trains', less):
             chooser = evaluation.during if evaluation else begun.chosen and (lambda cascade_of: begun.chosen)
             scored = chooser if name == 'base' else None
-            during = usual_callbacks(config, workdir, name, grid, _PROFILE.value, scored)
+            during = usual_callbacks(config, workdir, name, grid, _PROFILE.value, scored, sampled_on)
             cascade, finished = finetune(config, workdir, name, cascade, original, tables, during, placement)
         if not finished:
             return print(f'stopped in the {name} stage, saved; start the same command again to go on')

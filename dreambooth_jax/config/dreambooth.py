@@ -303,6 +303,16 @@ class TextualInversionConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSamplesConfig(SamplesConfig):
+    """Images that a DreamBooth run generates."""
+
+    # A model that generates the samples with the run's LoRA in place of the one that trains, such as the distilled one
+    # made from it, which needs few steps and no guidance (set samples.steps and samples.guidance_scale too): a folder
+    # or a hub id of the same family. Scores and the exported model/ are of the model that trains. None: that one.
+    model: str | None = path_setting(None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DreamBoothConfig(Config):
     """A whole DreamBooth run: class images, base stage, super-resolution stage, samples, export."""
 
@@ -339,7 +349,7 @@ class DreamBoothConfig(Config):
     textual_inversion: TextualInversionConfig = TextualInversionConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    samples: SamplesConfig = SamplesConfig()
+    samples: RunSamplesConfig = RunSamplesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     # Write the trained pipeline to model/ in the run's folder, in diffusers' layout. The program export writes other
     # formats.
@@ -356,6 +366,11 @@ class DreamBoothConfig(Config):
             subject.check_complete(where, self.model, uses_class=bool(self._class_example_stages()))
         self.textual_inversion.check_prompts(self.subjects(), f'{path}.textual_inversion')
         self._check_what_trains(path)
+        if self.samples.model is not None and self.lora.rank is None:
+            raise ConfigError(
+                f'{path}.samples.model is {self.samples.model!r} but {path}.lora.rank is None, and a network that '
+                f'trains as a whole fits no other model; set {path}.lora.rank, or {path}.samples.model to None'
+            )
         if (learning_rate := self.textual_inversion.learning_rate) is not None:
             self.optimizer.check_learning_rate(learning_rate, f'{path}.textual_inversion.learning_rate')
         for name in ('base', 'super_resolution'):

@@ -9,7 +9,7 @@ import numpy as np
 
 from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.data.table import Examples
-from dreambooth_jax.finetune import examples, instance_images, pinned
+from dreambooth_jax.finetune import examples, instance_images, pinned, samples_model
 from dreambooth_jax.finetune.extension import Extension, extended
 from dreambooth_jax.finetune.initial import initial
 from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
@@ -33,6 +33,7 @@ class Ready(NamedTuple):
       inputs: what the run learns from, in the order in which it uses it.
       extension: by which its base stage has more steps than its settings file says.
       chosen: the choice of the base stage's checkpoint, if it stands (standing.py).
+      sampled_on: the model that generates samples with the adapters (samples_model.py); None: the one that trains.
     """
 
     config: DreamBoothConfig
@@ -42,6 +43,7 @@ class Ready(NamedTuple):
     inputs: Inputs
     extension: Extension
     chosen: Chosen | None
+    sampled_on: Cascade | None
 
     @property
     def class_photos(self) -> list[str] | None:
@@ -85,4 +87,5 @@ def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Re
     learned_from = run.check(config, workdir, found._replace(models={**found.models, **hashes}))
     instance = examples.read_instance(config, cascade, learned_from.order)
     chosen = standing(config, workdir, extension)
-    return Ready(config, original, cascade, instance, learned_from, extension, chosen)
+    sampled_on = samples_model.read(config, cascade)
+    return Ready(config, original, cascade, instance, learned_from, extension, chosen, sampled_on)

@@ -331,6 +331,7 @@ def usual_callbacks(
     grid: SampleGrid,
     profiled: int | None = None,
     scored: Callable[[Callable[[TrainState], Cascade]], Callback] | None = None,
+    sampled_on: Cascade | None = None,
 ) -> Callable[[Callable[[TrainState], Cascade]], list[Callback]]:
     """Returns what is done during the training of stage `name`, as `finetune` takes it: samples, a profile, scores.
 
@@ -338,12 +339,13 @@ def usual_callbacks(
       grid: generates the samples.
       profiled: how many steps are traced; None: none.
       scored: (training state -> the model with its weights) -> the callback that scores; None: nothing is scored.
+      sampled_on: the model that generates the samples with the adapters (samples_model.py); None: the one that trains.
     """
 
     def during(cascade_of):
         folder = workdir / 'samples' / name
-        samples = SaveSamples(grid=grid, cascade_of=cascade_of, folder=folder, title=name, every=config.samples.every)
-        found = [samples]
+        of = functools.partial(cascade_of, on=sampled_on)
+        found = [SaveSamples(grid=grid, cascade_of=of, folder=folder, title=name, every=config.samples.every)]
         if profiled is not None:
             found.append(Profile(workdir / 'profile' / name, profiled, getattr(config, name).steps))
         return found if scored is None else [*found, scored(cascade_of)]
@@ -369,7 +371,8 @@ def finetune(
       cascade: the model, in which earlier stages are trained already.
       original: the model before the run.
       tables: the stage's images, one table per image size.
-      callbacks: (training state -> the model with its weights) -> what else is done during the training.
+      callbacks: (training state, on -> the model with its weights) -> what else is done during the training. With
+        adapters alone, `on` may be another model that gets them.
       placement: how arrays are placed on devices.
 
     Returns:
@@ -388,15 +391,19 @@ def finetune(
         params = placement.to_global(state).best_params
         return {component: params[component] for component in trainable.params}
 
-    def finetuned(params):
-        return cascade.with_params(**{name: trainable.plain(params)})
+    def finetuned(params, on=None):
+        if on is None:
+            return cascade.with_params(**{name: trainable.plain(params)})
+        other = getattr(on, name).components
+        start = {component: other[component].params for component in trainable.start}
+        return on.with_params(**{name: dataclasses.replace(trainable, start=start).plain(params)})
 
-    def cascade_of(state):
+    def cascade_of(state, on=None):
         params = params_of(state)
         # Adapters are merged on the host, and what generates is then placed like any other model: in the compute dtype
         # and sharded as the placement says.
         adapted = {name: part for name, part in params.items() if any(map(lora.is_adapter, part))}
-        return finetuned({**params, **placement.gather(adapted)})
+        return finetuned({**params, **placement.gather(adapted)}, on)
 
     during = callbacks(cascade_of)
     run = dataclasses.replace(run, frozen={**run.frozen, 'data': data}, callbacks=during)

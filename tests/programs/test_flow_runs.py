@@ -1,6 +1,8 @@
 """Runs of the rectified flows from the command line: the plan, class images, an interrupted and a whole training."""
 
 import functools
+import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth_jax.config import RunSamplesConfig
 from dreambooth_jax.families.reading import read_pipeline
+from dreambooth_jax.generation import run_settings
 from dreambooth_jax.generation.adapters import with_lora
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.generation.sample_grid import SampleGrid
 from dreambooth_jax.training import placement
 from dreambooth_jax.weights import files, lora_files
 from tests.support import tiny_flux, tiny_klein, tiny_sd3, tiny_z_image
@@ -131,3 +137,37 @@ def test_without_lora_the_whole_transformer_trains(name, train, tmp_path):
     )
     assert after.keys() == before.keys()
     assert {tensor for tensor, value in after.items() if np.array_equal(value, before[tensor])} == FIXED[name]
+
+
+@pytest.mark.slow
+def test_samples_are_those_of_another_model_with_the_runs_adapters(train, program, tmp_path, monkeypatch):
+    """On a distilled model, which could not be trained; scores and model/ are of the model that trains."""
+    model, generated, save = MODELS['z_image'], [], SampleGrid._generate
+    turbo = distilled(model.tiny.folder(), tmp_path / 'turbo')
+    monkeypatch.setattr(SampleGrid, '_generate', lambda *args: generated.append(save(*args)) or generated[-1])
+    run, flag = tmp_path / 'run', f'--config.samples.model={turbo}'
+    train(model, 'run', 2, flag, '--config.base.learning_rate=1e-1')
+    adapters = tmp_path / 'adapters.safetensors'
+    assert program('export', f'--workdir={run}', '--format=lora_peft', f'--output={adapters}').code == 0
+    other = Cascade.load(turbo, size=model.tiny.SIZE)
+    options = SamplingOptions(steps=2, guidance_scale=1.0, sampler='euler', batch_size=1)
+    ours, before = (
+        one.generate(['a sks dog'], options).base.astype(int) for one in (with_lora(other, adapters), other)
+    )
+    assert np.abs(ours - before).max() > 8
+    np.testing.assert_allclose(generated[0][0][0], ours, atol=2)
+    np.testing.assert_allclose(generated[1][0][0], before, atol=2)
+    train(model, 'quantised', 1, flag, '--config.lora.frozen_dtype=int8')
+    assert np.abs(generated[3][0][0].astype(int) - before).max() < 32  # its kernels are quantised alike
+    settings = run_settings.settings_of(str(run))  # those of the model that trains are not known
+    assert not settings.has_samples and settings.samples == RunSamplesConfig()
+
+
+def distilled(folder, turbo):
+    """Writes a model like that of the folder, but with another transformer and the shift of a distilled one."""
+    shutil.copytree(folder, turbo)
+    tensors = {name: value * 0.9 for name, value in files.read_tensors(folder / TRANSFORMER).items()}
+    files.write_tensors(turbo / TRANSFORMER, tensors)
+    scheduler = turbo / 'scheduler' / 'scheduler_config.json'
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text('utf-8')), 'shift': 3.0}))
+    return turbo
