@@ -12,7 +12,6 @@ from dreambooth_jax.config import (
     STORYBOOK_ENLARGING,
     STORYBOOK_SAMPLING,
     ConfigError,
-    RunSamplesConfig,
     SamplesConfig,
     SuperResolutionConfig,
     resolve,
@@ -60,8 +59,9 @@ def settings_of(model: str) -> RunSettings:
     # Of a pretraining run, known by its setting 'stage', few are used: its 'base' is not a group of settings.
     used = ('samples', 'parallel') if 'stage' in written else groups
     groups |= {name: written[name] for name in used if name in written}
-    if isinstance(groups['samples'], Mapping) and groups['samples'].get('model') is not None:
-        groups['samples'] = {}  # they say how another model generates, not the run's own
+    if isinstance(samples := groups['samples'], Mapping):  # those of another model say nothing of the run's own
+        own = {name: value for name, value in samples.items() if name != 'model'}
+        groups['samples'] = own if samples.get('model') is None else {}
     for name, group in groups.items():
         if not isinstance(group, Mapping):
             raise ConfigError(f'{path} is damaged: its {name} is {group!r} but must be a group of settings; restore it')
@@ -74,7 +74,7 @@ def settings_of(model: str) -> RunSettings:
         raise ConfigError(f'{path} is damaged: its base.clip_skip is {clip_skip!r}; restore it')
     try:
         return RunSettings(
-            resolve(RunSamplesConfig, with_new_names(RunSamplesConfig, groups['samples'])),
+            resolve(SamplesConfig, with_new_names(SamplesConfig, groups['samples'])),
             resolve(SuperResolutionConfig, with_new_names(SuperResolutionConfig, groups['super_resolution'])),
             size,
             clip_skip,

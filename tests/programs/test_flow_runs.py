@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_jax.config import RunSamplesConfig
+from dreambooth_jax.config import SamplesConfig
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.generation import run_settings
 from dreambooth_jax.generation.adapters import with_lora
@@ -160,7 +160,7 @@ def test_samples_are_those_of_another_model_with_the_runs_adapters(train, progra
     train(model, 'quantised', 1, flag, '--config.lora.frozen_dtype=int8')
     assert np.abs(generated[3][0][0].astype(int) - before).max() < 32  # its kernels are quantised alike
     settings = run_settings.settings_of(str(run))  # those of the model that trains are not known
-    assert not settings.has_samples and settings.samples == RunSamplesConfig()
+    assert not settings.has_samples and settings.samples == SamplesConfig()
 
 
 def distilled(folder, turbo):
