@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +19,10 @@ from dreambooth_jax.generation.adapters import with_lora
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.sample_grid import SampleGrid
+from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import placement
 from dreambooth_jax.weights import files, lora_files
+from tests.programs.test_train_hosts import end, start
 from tests.support import tiny_flux, tiny_klein, tiny_sd3, tiny_z_image
 
 CONFIG = """
@@ -121,6 +124,37 @@ def test_a_run_trains_the_usual_layers_goes_on_and_writes_them_in_every_format(n
         merged = with_lora(Cascade.load(model.tiny.folder(), size=model.tiny.SIZE), file).base.denoiser.params
         for tensor, value in read_pipeline(tmp_path / 'whole').denoiser.params.items():
             np.testing.assert_allclose(merged[tensor], value, atol=1e-6, err_msg=tensor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', MODELS)
+def test_photos_of_two_ratios_train_beside_the_frozen_models_prediction(name, train, tmp_path):
+    wide = np.random.default_rng(1).integers(0, 256, (24, 96, 3), np.uint8)
+    Image.fromarray(wide).save(tmp_path / 'photos' / 'wide.png')
+    flags = '--config.data.aspect_buckets=True', '--config.prior.kind=distillation', '--config.prior.dir=None'
+    size = MODELS[name].tiny.SIZE
+    assert re.search(rf'images: 1 of \d+ x \d+, 2 of {size} x {size} pixels', train(MODELS[name], 'run', 4, *flags))
+    lines = [line for line in metrics.read(tmp_path / 'run', 'base') if 'loss' in line]
+    assert len(lines) == 4 and lines[0]['prior_loss'] == pytest.approx(0, abs=1e-4)  # adapters begin at zero
+    assert all(line['prior_loss'] > 1e-6 for line in lines[1:]) and all(line['instance_loss'] > 0.1 for line in lines)
+
+
+@pytest.mark.slow
+def test_several_devices_train_and_generate_what_one_does(train, tmp_path):
+    """Sharded, with padded tokens and text; one family is enough, as none has a part in where arrays lie."""
+    train(MODELS['z_image'], 'plan', 1, '--dry_run')  # writes the settings file
+    config, sharded = tmp_path / 'rank_2.py', ('--config.parallel.mode=fsdp', '--config.parallel.fsdp_min_bytes=128')
+    for run, devices, flags in (('one', 1, ()), ('sharded', 4, sharded)):
+        end(start(config, tmp_path / run, devices, '--config.base.steps=3', '--config.prior.dir=None', *flags))
+    one, several = (
+        [line['loss'] for line in metrics.read(tmp_path / run, 'base') if 'loss' in line] for run in ('one', 'sharded')
+    )
+    np.testing.assert_allclose(several, one, rtol=1e-5)
+    images = sorted(path.relative_to(tmp_path / 'one') for path in (tmp_path / 'one').rglob('*.png'))
+    assert {path.parts[0] for path in images} == {'prior', 'samples'}
+    for path in images:
+        ours, theirs = (np.asarray(Image.open(tmp_path / run / path), int) for run in ('sharded', 'one'))
+        assert np.abs(ours - theirs).max() <= 2, path
 
 
 FIXED = {'z_image': set(), 'sd3': {'pos_embed.pos_embed'}}  # the table of positions is a constant
