@@ -146,6 +146,7 @@ FAMILY = FluxFamily(
     transformer='FluxTransformer2DModel',
     vae='AutoencoderKL',
     reads_with={'text_encoder': 'CLIP', 'text_encoder_2': 'T5'},
+    never_trained=('text_encoder_2',),  # as in diffusers' scripts
     prompts=FluxPrompts,
     absent=('image_encoder', 'feature_extractor'),
     # Other ways to generate with the same networks; a ControlNet stored beside them is not read.

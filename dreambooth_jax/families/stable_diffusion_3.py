@@ -119,6 +119,7 @@ FAMILY = StableDiffusion3Family(
     networks=('transformer', 'vae', 'text_encoder', 'text_encoder_2', 'text_encoder_3'),
     tokenizers={'text_encoder': 'tokenizer', 'text_encoder_2': 'tokenizer_2', 'text_encoder_3': 'tokenizer_3'},
     optional=('text_encoder_3',),
+    never_trained=('text_encoder_3',),  # as in diffusers' scripts
     transformer='SD3Transformer2DModel',
     vae='AutoencoderKL',
     reads_with={'text_encoder': 'CLIP', 'text_encoder_2': 'CLIP', 'text_encoder_3': 'T5'},

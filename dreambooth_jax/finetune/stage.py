@@ -12,7 +12,7 @@ from dreambooth_jax.data import pairs
 from dreambooth_jax.data.feed import Feed
 from dreambooth_jax.data.table import Table
 from dreambooth_jax.finetune import textual_inversion
-from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable
+from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable, usual_targets
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.generation.checks import check_sampler
 from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
@@ -36,10 +36,12 @@ def trained_components(config: DreamBoothConfig, name: str, cascade: Cascade) ->
     """Returns the networks of stage `name` that train by the settings: the denoiser and, in the base stage, text
     encoders.
     """
-    denoiser = getattr(cascade, name).family.denoiser
+    family = getattr(cascade, name).family
+    denoiser = family.denoiser
     if name != BASE:
         return (denoiser,)
-    texts = tuple(cascade.base.text_encoders) if config.base.train_text_encoder else ()
+    texts = cascade.base.text_encoders if config.base.train_text_encoder else ()
+    texts = [component for component in texts if component not in family.never_trained]
     return (*((denoiser,) if config.base.train_denoiser else ()), *texts)
 
 
@@ -128,8 +130,9 @@ def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
             )
             for component in trained_components(config, name, cascade)
         }
-        usual += [target for target in pipeline.family.lora_targets if target not in usual]
-        for network, targets in lora_targets(config.lora, models, pipeline.family.lora_targets).items():
+        of_stage = usual_targets(pipeline, trained_components(config, name, cascade))
+        usual += [target for target in of_stage if target not in usual]
+        for network, targets in lora_targets(config.lora, models, of_stage).items():
             if not targets:
                 logging.warning(
                     'the %s is not trained: config.lora.targets %s has no layer of it', network, config.lora.targets

@@ -95,6 +95,9 @@ def make_trainable(
     """
     denoiser, new_rows = pipeline.family.denoiser, dict(new_rows or {})
     apply, params, frozen, start = {}, {}, {}, {}
+    # If one text encoder trains, prompts are encoded at every step, for which the others are needed too.
+    trains_text = any(component != denoiser for component in components) or new_rows
+    texts = pipeline.text_encoders if trains_text else ()
     models = {
         component: abstract_network(
             component,
@@ -103,12 +106,12 @@ def make_trainable(
             pipeline.components[component].frozen_dtype,
             **({'remat': remat} if component == denoiser else {}),
         )
-        for component in dict.fromkeys((denoiser, *components, *new_rows))
+        for component in dict.fromkeys((denoiser, *texts))
     }
     targets = {}
     if settings.rank is not None:
         trained = {component: models[component] for component in components}
-        targets = lora_targets(settings, trained, pipeline.family.lora_targets)
+        targets = lora_targets(settings, trained, usual_targets(pipeline, components))
         if not any(targets.get(component) for component in components if component != denoiser) and not new_rows:
             # No text encoder trains, so prompts are encoded once, outside the step.
             models = {denoiser: models[denoiser]}
@@ -145,6 +148,17 @@ def _adapted(model, settings: LoraConfig, targets):
         return nnx.eval_shape(lambda model: lora.adapt(model, rngs=functional.Keys(0), **options), model)
     except ValueError as error:
         raise ConfigError(f'config.lora: {error}') from None
+
+
+def usual_targets(pipeline: Pipeline, components: Sequence[str]) -> tuple[str, ...]:
+    """Returns the LoRA targets where the settings name none: the family's, and attention in text encoders that train.
+
+    Args:
+      components: the networks that train.
+    """
+    family = pipeline.family
+    texts = any(component != family.denoiser for component in components)
+    return (*family.lora_targets, *(lora.TEXT_PROJECTIONS if texts else ()))
 
 
 def lora_targets(

@@ -40,6 +40,8 @@ from dreambooth_jax.models.functional import Keys, Params
 ATTENTION_PROJECTIONS = (
     r'(.*\.)?(to_q|to_k|to_v|to_out\.0|add_k_proj|add_v_proj|self_attn\.(q|k|v|out)_proj|SelfAttention\.[qkvo])',
 )
+# Those of them that are of text encoders.
+TEXT_PROJECTIONS = (r'(.*\.)?(self_attn\.(q|k|v|out)_proj|SelfAttention\.[qkvo])',)
 NAMES = ('lora_a', 'lora_b', 'lora_magnitude')
 A, B, MAGNITUDE = NAMES
 

@@ -43,6 +43,7 @@ class Layout:
       is_super_resolution: whether it enlarges a low-resolution image (a second stage); otherwise it starts from noise.
       noising: folder of the schedule of the noise on the low-resolution image, or None.
       optional: the text encoders among them without which it also works.
+      never_trained: the text encoders that stay as they are when others of the same model train.
       reading: {component: entries that are added to its configuration in memory, because its file does not say how this
         family reads it, such as which states of a language model}.
       options: further entries of model_index.json that have an effect, with diffusers' defaults.
@@ -63,6 +64,7 @@ class Layout:
     is_super_resolution: bool = False
     noising: str | None = None
     optional: tuple[str, ...] = ()
+    never_trained: tuple[str, ...] = ()
     reading: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     absent: tuple[str, ...] = ()

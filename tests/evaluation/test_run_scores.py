@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from dreambooth_jax.config import ConfigError, DataConfig, DreamBoothConfig, SamplesConfig
+from dreambooth_jax.config import ConfigError, DataConfig, DreamBoothConfig, RunSamplesConfig
 from dreambooth_jax.evaluation import run_scores
 from dreambooth_jax.evaluation.evaluator import Column
 from dreambooth_jax.evaluation.protocol import Asked, Subject
@@ -71,7 +71,7 @@ def test_a_model_is_read_once_for_runs_that_began_with_it(monkeypatch):
     monkeypatch.setattr(run_scores.Cascade, 'of', of)
     models = run_scores.BaseModels()
     other_subject = dataclasses.replace(
-        BUILT_IN, seed=3, data=DataConfig(subject='cat', **PROMPTS), samples=SamplesConfig(steps=3)
+        BUILT_IN, seed=3, data=DataConfig(subject='cat', **PROMPTS), samples=RunSamplesConfig(steps=3)
     )
     assert models.of(BUILT_IN) is models.of(other_subject) and models.side(other_subject) == 128
     assert models.side(BUILT_IN, base_alone=True) == 32
@@ -142,7 +142,7 @@ def test_scores_of_a_run_hold_both_models_the_photos_and_where_the_images_are(mo
 
 
 def test_images_are_sampled_as_a_runs_samples_are():
-    config = dataclasses.replace(BUILT_IN, samples=SamplesConfig(steps=3, guidance_scale=2.5, batch_size=6))
+    config = dataclasses.replace(BUILT_IN, samples=RunSamplesConfig(steps=3, guidance_scale=2.5, batch_size=6))
     one, two = (types.SimpleNamespace(super_resolution=second) for second in (None, object()))
     usual = SamplingOptions.of_samples(config.samples, config.super_resolution)
     assert (usual.steps, usual.guidance_scale, usual.batch_size, usual.super_resolution) == (3, 2.5, 6, True)

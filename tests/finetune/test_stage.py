@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreambooth_jax.config import ConfigError, DreamBoothConfig, ObjectiveConfig, PriorConfig, SamplesConfig
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, ObjectiveConfig, PriorConfig, RunSamplesConfig
 from dreambooth_jax.data.table import Examples, make_table
 from dreambooth_jax.families.image_space import encode_images
 from dreambooth_jax.families.reading import read_pipeline
@@ -66,14 +66,14 @@ def test_samplers_are_tried_before_anything_is_generated():
     sentence = (
         f"{model.base.name}: the scheduler file's solver_order is 3, with which sampler dpmsolver++ cannot sample"
     )
-    for settings in ({}, dict(samples=SamplesConfig(sampler='ddim'), prior=PriorConfig(sampler='dpmsolver++'))):
+    for settings in ({}, dict(samples=RunSamplesConfig(sampler='ddim'), prior=PriorConfig(sampler='dpmsolver++'))):
         with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}'):
             check(model, **settings)
-    check(model, samples=SamplesConfig(sampler='ddim'))
+    check(model, samples=RunSamplesConfig(sampler='ddim'))
     unused = PriorConfig(sampler='dpmsolver++', weight=0.0)
-    check(model, samples=SamplesConfig(sampler='ddim'), prior=unused)
+    check(model, samples=RunSamplesConfig(sampler='ddim'), prior=unused)
     with pytest.raises(ConfigError, match=r'^steps is 1001; 1 to 1000 denoise steps are possible\.$'):
-        check(model, samples=SamplesConfig(sampler='ddim', steps=1001))
+        check(model, samples=RunSamplesConfig(sampler='ddim', steps=1001))
 
 
 def test_a_variance_saved_as_fixed_trains_as_the_range_that_it_is():

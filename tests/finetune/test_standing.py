@@ -16,7 +16,7 @@ from dreambooth_jax.config import (
     DataConfig,
     DreamBoothConfig,
     EvaluationConfig,
-    SamplesConfig,
+    RunSamplesConfig,
     SuperResolutionConfig,
 )
 from dreambooth_jax.evaluation.score_checkpoints import Evaluation, Measure, spread
@@ -167,7 +167,7 @@ def test_a_base_stage_that_patience_has_ended_goes_on_only_while_it_is_alone(tmp
 
 def test_what_stands_is_told_by_name(tmp_path, caplog):
     go(tmp_path, settings(second=2))
-    go(tmp_path, dataclasses.replace(settings(second=2, num_images=2), samples=SamplesConfig(steps=9)))
+    go(tmp_path, dataclasses.replace(settings(second=2, num_images=2), samples=RunSamplesConfig(steps=9)))
     assert caplog.messages[-1].startswith('config.evaluation.num_images is 2 and was 1, config.samples.steps is 9 and ')
     assert caplog.messages[-1].endswith(
         'but the second stage was trained on checkpoint 4 of the base stage: this choice stands, and nothing is '

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig, PriorConfig, SamplesConfig, SuperResolutionConfig
+from dreambooth_jax.config import DreamBoothConfig, PriorConfig, RunSamplesConfig, SamplesConfig, SuperResolutionConfig
 from dreambooth_jax.generation.options import SamplingOptions
 
 SECOND = SuperResolutionConfig(sample_noise_level=20, sample_steps=5, sample_guidance_scale=1.5)
@@ -21,7 +21,7 @@ def test_options_of_samples_are_their_settings():
 @pytest.mark.parametrize('super_resolution', [False, True])
 def test_options_of_class_images_have_the_seed_of_the_run(super_resolution):
     prior = PriorConfig(steps=7, guidance_scale=3.0, sampler='ddpm', batch_size=5)
-    config = DreamBoothConfig(seed=11, prior=prior, samples=SamplesConfig(seed=4), super_resolution=SECOND)
+    config = DreamBoothConfig(seed=11, prior=prior, samples=RunSamplesConfig(seed=4), super_resolution=SECOND)
     assert SamplingOptions.of_class_images(config, super_resolution=super_resolution) == SamplingOptions(
         steps=7,
         guidance_scale=3.0,

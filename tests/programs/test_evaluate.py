@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth_jax.config import BaseConfig, DataConfig, DreamBoothConfig, SamplesConfig, to_dict
+from dreambooth_jax.config import BaseConfig, DataConfig, DreamBoothConfig, RunSamplesConfig, to_dict
 from dreambooth_jax.evaluation import protocol
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.generation.cascade import Cascade
@@ -33,7 +33,7 @@ def write_run(workdir, photos, seed, *, trained=True, second='none'):
         super_resolution_model=second,
         data=DataConfig(instance_dir=str(photos), instance_prompt='a sks dog', class_prompt='a dog'),
         base=BaseConfig(steps=1),
-        samples=SamplesConfig(steps=2, guidance_scale=1.0, sampler='ddim'),
+        samples=RunSamplesConfig(steps=2, guidance_scale=1.0, sampler='ddim'),
     )
     (workdir / 'config.json').write_text(json.dumps(to_dict(config)))
     if not trained:

@@ -157,6 +157,35 @@ def test_several_devices_train_and_generate_what_one_does(train, tmp_path):
         assert np.abs(ours - theirs).max() <= 2, path
 
 
+TEXTS = {'sd3': ('text_encoder', 'text_encoder_2', 'text_encoder_3'), 'flux1': ('text_encoder', 'text_encoder_2')}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'rank'), [('sd3', 2), ('sd3', None), ('flux1', 2)])
+def test_clips_train_and_the_t5_beside_them_does_not(name, rank, train, program, tmp_path):
+    model = MODELS[name]
+    flags = '--config.base.train_text_encoder=True', '--config.base.text_encoder_learning_rate=2e-2'
+    train(model, 'run', 2, *flags, rank=rank)
+    for component in TEXTS[name]:
+        file = Path(component) / 'model.safetensors'
+        after, before = (
+            {tensor.removeprefix('text_model.'): value for tensor, value in files.read_tensors(folder / file).items()}
+            for folder in (tmp_path / 'run' / 'model', model.tiny.folder())
+        )
+        moved = {tensor for tensor, value in after.items() if not np.array_equal(value, before[tensor])}
+        if component == TEXTS[name][-1]:
+            assert not moved
+        elif rank is None:
+            assert len(moved) > len(after) / 2
+        else:  # attention, as in the text encoders of other families
+            layers = {tensor for tensor in after if re.search(r'self_attn\.(q|k|v|out)_proj\.weight', tensor)}
+            assert moved and moved <= layers
+    if rank is not None:
+        exported = f'--output={tmp_path / "lora.safetensors"}'
+        ended = program('export', f'--workdir={tmp_path / "run"}', '--format=lora_peft', exported)
+        assert ended.code == 0 and ended.out.endswith('tensors, read back and equal\n'), ended.error
+
+
 FIXED = {'z_image': set(), 'sd3': {'pos_embed.pos_embed'}}  # the table of positions is a constant
 
 
