@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # the programs answer --help before anything slow is imported
     import numpy as np
 
 
+# The first host exports alone, at the end, and the others wait for it as they end, by JAX's own limit for 5 minutes. A
+# host that dies meanwhile is missed all the same.
+_EXPORT_SECONDS = 24 * 3600
 # In the errors of a computation that several processes share, and of JAX's service that connects them.
 _SIGNS = ('Gloo', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'NCCL', 'heartbeat', 'Connection closed', 'Connection reset')
 
@@ -60,7 +63,7 @@ def join(distributed: bool, address: Address = Address()) -> None:  # noqa: B008
 
     jax.config.update('jax_enable_preemption_service', False)  # that service would handle SIGTERM itself
     try:
-        jax.distributed.initialize(**address._asdict())
+        jax.distributed.initialize(**address._asdict(), shutdown_timeout_seconds=_EXPORT_SECONDS)
     except jax.errors.JaxRuntimeError as error:
         raise ConfigError(
             f'--distributed: the processes of this run did not all come together in time '

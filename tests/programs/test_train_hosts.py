@@ -49,6 +49,8 @@ def test_processes_meet_where_they_are_told_or_where_the_cluster_says(monkeypatc
     hosts.join(True)
     hosts.join(False)
     nothing = {'coordinator_address': None, 'num_processes': None, 'process_id': None}
+    # The others may have to wait for an export of tens of GB.
+    assert [call.pop('shutdown_timeout_seconds') for call in calls] == [24 * 3600] * 2
     assert calls == [{'coordinator_address': 'localhost:1', 'num_processes': 2, 'process_id': 1}, nothing]
 
 
