@@ -186,7 +186,8 @@ def test_clips_train_and_the_t5_beside_them_does_not(name, rank, train, program,
         assert ended.code == 0 and ended.out.endswith('tensors, read back and equal\n'), ended.error
 
 
-FIXED = {'z_image': set(), 'klein': set(), 'flux1': set(), 'sd3': {'pos_embed.pos_embed'}}  # the table of positions is a constant
+# The table of positions is a constant.
+FIXED = {'z_image': set(), 'klein': set(), 'flux1': set(), 'sd3': {'pos_embed.pos_embed'}}
 
 
 @pytest.mark.slow
