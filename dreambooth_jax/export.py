@@ -8,7 +8,9 @@ The program takes the newest checkpoint of each stage or, of a run that was eval
 result, reads it back and compares. If the run has no checkpoints, its model/ is exported.
 
   diffusers     a pipeline folder with both stages, which PyTorch's diffusers opens too; adapters are merged
-  single_file   the original layout of Stable Diffusion, for AUTOMATIC1111, ComfyUI and diffusers; adapters are merged
+  single_file   the original layout of Stable Diffusion, for AUTOMATIC1111, ComfyUI and diffusers; adapters are merged.
+                Of FLUX.1, FLUX.2 Klein, Z-Image and Stable Diffusion 3, the transformer alone in its makers' layout,
+                for ComfyUI's node "Load Diffusion Model" and diffusers
   lora_peft     the adapters of a run that trained LoRA, for diffusers and PEFT; DoRA and DeepFloyd IF too
   lora_kohya    the same for ComfyUI, AUTOMATIC1111, Forge and kohya, which do not read all of lora_peft, and OneTrainer
   lora_comfyui  the adapters of a transformer, such as FLUX.2 Klein's, under the names that ComfyUI's own nodes write

@@ -57,10 +57,7 @@ _SUPER_RESOLUTION = program.DEFINE_path(
     'super_resolution_model', None, "Second stage: as --model, or 'none'; else the model's own."
 )
 _RESOLUTION = flags.DEFINE_integer(
-    'resolution',
-    None,
-    "Side of the base stage's images; else the run's data.resolution, or the model's own.",
-    lower_bound=1,
+    'resolution', None, "Side of the base stage's images; else the run's, or the model's own.", lower_bound=1
 )
 _REVISION = flags.DEFINE_string('model_revision', None, 'Branch, tag or commit of a model of the hub.')
 _SECOND_REVISION = flags.DEFINE_string('super_resolution_model_revision', None, 'The same of its second stage.')
@@ -72,6 +69,9 @@ _PREDICTION_TYPE = flags.DEFINE_enum(
     'model_prediction_type', None, typing.get_args(PredictionType), 'What the model predicts; else what it says.'
 )
 _TOKENIZER_DIR = program.DEFINE_path('model_tokenizer_dir', None, 'Has the tokenizer/ of a model in a single file.')
+_TRANSFORMER = program.DEFINE_path(
+    'model_transformer_file', None, "A .safetensors file of a transformer alone, in place of the model's own."
+)
 
 
 def main(argv) -> None:
@@ -109,6 +109,7 @@ def main(argv) -> None:
         super_resolution_model=_SUPER_RESOLUTION.value,
         prediction_type=_PREDICTION_TYPE.value,
         tokenizer_dir=_TOKENIZER_DIR.value,
+        transformer_file=_TRANSFORMER.value,
         revisions=(_REVISION.value, _SECOND_REVISION.value),
         size=run.size if _RESOLUTION.value is None else _RESOLUTION.value,
         clip_skip=run.clip_skip,
@@ -129,7 +130,7 @@ def main(argv) -> None:
     with memory.explained('images are generated', smaller, kept=False):
         images = cascade.generate(prompts, options, num_images=_NUM_IMAGES.value)
     # The images of the last stage, the base stage's if there are two stages, and a grid with a row per prompt.
-    folders = {output: images.final}
+    folders, final = {output: images.final}, images.final
     if images.super_resolution is not None:
         folders[output / 'base'] = images.base
     for folder, of_stage in folders.items():
@@ -138,7 +139,6 @@ def main(argv) -> None:
             prompt, number = divmod(index, _NUM_IMAGES.value)
             with disk.writing(folder / f'{prompt:03d}_{number:02d}.png') as new:
                 Image.fromarray(pixels).save(new, format='PNG')
-    final = images.final
     rows = final.reshape(len(prompts), _NUM_IMAGES.value, *final.shape[1:])
     side = min(max(final.shape[1], 96), 256)
     with disk.writing(output / 'grid.png') as new:

@@ -328,6 +328,10 @@ class DreamBoothConfig(Config):
     # Folder that holds tokenizer/ (and tokenizer_2/) for a model that is a single file, since such a file holds no
     # tokenizer. None: the folder of that file or, if there is no tokenizer/ in it, the published tokenizer of the hub.
     model_tokenizer_dir: str | None = path_setting(None)
+    # A .safetensors file of the transformer alone, as the makers of FLUX.1, FLUX.2, Z-Image and Stable Diffusion 3
+    # publish it or as ComfyUI keeps it, in place of that of `model`, a folder or a hub id. Everything else, the
+    # configuration and the noise schedule too, is that of the model. None: the model's own transformer.
+    model_transformer_file: str | None = path_setting(None)
     # Branch, tag or commit of a model of the hub. None: its main branch or, if this run was begun before, the commit
     # that it was begun with, which the run's config.json holds.
     model_revision: str | None = None

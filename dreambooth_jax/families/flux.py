@@ -27,6 +27,7 @@ from dreambooth_jax.models import flux
 from dreambooth_jax.models.vae_flux2 import PATCH, pack, unpack
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_original import KOHYA_ENDS, OriginalLayers, Rule
+from dreambooth_jax.weights.original_transformer import OriginalTransformer
 from dreambooth_jax.weights.pipeline import Pipeline
 
 # Latents in each direction of the images that the models are made for: 1024 pixels, 8 to a latent.
@@ -81,6 +82,17 @@ _RULES = (
     ),
     Rule('proj_out', 'final_layer.linear'),
 )
+# What adapters do not have, as FLUX.2 has it too: the norms of queries and keys, and the last norm.
+ORIGINAL_NORMS = tuple(
+    Rule(rf'{block}\.(\d+)\.attn\.norm_{ours}{letter}', f'{original}.norm.{what}_norm')
+    for block, ours, original in (
+        ('transformer_blocks', '', 'double_blocks.{0}.img_attn'),
+        ('transformer_blocks', 'added_', 'double_blocks.{0}.txt_attn'),
+        ('single_transformer_blocks', '', 'single_blocks.{0}'),
+    )
+    for letter, what in (('q', 'query'), ('k', 'key'))
+)
+ORIGINAL_LAST_NORM = (Rule(r'norm_out\.linear', 'final_layer.adaLN_modulation.1'),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,4 +174,11 @@ FAMILY = FluxFamily(
     architecture='flux-1-dev',
     sampling={'sampler': 'euler', 'steps': 28, 'guidance_scale': 3.5},
     lora_layers=OriginalLayers('transformer', _RULES, _RULES, comfyui_ends=KOHYA_ENDS),
+    original_transformer=OriginalTransformer(
+        layers=_RULES,
+        norms=ORIGINAL_NORMS,
+        shift_first=ORIGINAL_LAST_NORM,
+        marks=('vector_in.in_layer.weight', 'single_transformer_blocks.0.norm.linear.weight'),
+        implementation='https://github.com/black-forest-labs/flux',
+    ),
 )

@@ -15,6 +15,7 @@ import jax
 from dreambooth_jax.diffusion import rectified_flow
 from dreambooth_jax.diffusion.rectified_flow import RectifiedFlow
 from dreambooth_jax.families.flow import Configs, Fit, FlowFamily, check_fits
+from dreambooth_jax.families.flux import ORIGINAL_LAST_NORM, ORIGINAL_NORMS
 from dreambooth_jax.families.flux2_space import Flux2Latents
 from dreambooth_jax.families.image_space import ImageSpace
 from dreambooth_jax.families.prompts import QwenPrompts
@@ -22,6 +23,7 @@ from dreambooth_jax.models import flux2, vae_flux2
 from dreambooth_jax.models.qwen3 import STATES_READ
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_original import OriginalLayers, Rule
+from dreambooth_jax.weights.original_transformer import OriginalTransformer
 from dreambooth_jax.weights.pipeline import Pipeline
 
 # Tokens in each direction of the images that the models are made for: 1024 pixels, 16 to a token.
@@ -139,4 +141,11 @@ FAMILY = Flux2KleinFamily(
     architecture='flux-2-klein',
     sampling={'sampler': 'euler', 'steps': 50, 'guidance_scale': 4.0},
     lora_layers=OriginalLayers('transformer', _ORIGINAL_LAYERS, _ORIGINAL_LAYERS + _UNKNOWN_TO_KOHYA),
+    original_transformer=OriginalTransformer(
+        layers=_ORIGINAL_LAYERS + _UNKNOWN_TO_KOHYA,
+        norms=ORIGINAL_NORMS,
+        shift_first=ORIGINAL_LAST_NORM,
+        marks=('double_stream_modulation_img.lin.weight', 'double_stream_modulation_img.linear.weight'),
+        implementation='https://github.com/black-forest-labs/flux2',
+    ),
 )

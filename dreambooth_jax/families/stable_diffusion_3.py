@@ -20,8 +20,10 @@ from dreambooth_jax.families.flow import Configs, Fit, FlowFamily, check_fits, l
 from dreambooth_jax.families.image_space import ImageSpace, LatentSpace
 from dreambooth_jax.families.prompts import SD3Prompts
 from dreambooth_jax.models import sd3
+from dreambooth_jax.weights import modelspec
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_original import OriginalLayers, Rule
+from dreambooth_jax.weights.original_transformer import OriginalTransformer
 from dreambooth_jax.weights.pipeline import Pipeline
 
 _CLIPS = ('text_encoder', 'text_encoder_2')
@@ -52,6 +54,22 @@ _RULES = (
     Rule(r'time_text_embed\.text_embedder\.linear_1', 'y_embedder.mlp.0'),
     Rule(r'time_text_embed\.text_embedder\.linear_2', 'y_embedder.mlp.2'),
     Rule('proj_out', 'final_layer.linear'),
+)
+# The same for what adapters do not have, and for the two norms without a name.
+_ORIGINAL = OriginalTransformer(
+    layers=(
+        *_RULES,
+        Rule(_BLOCK + r'(attn2?)\.norm_([qk])', 'joint_blocks.{0}.x_block.{1}.ln_{2}'),
+        Rule(_BLOCK + r'attn\.norm_added_([qk])', 'joint_blocks.{0}.context_block.attn.ln_{1}'),
+        Rule(r'pos_embed\.proj', 'x_embedder.proj'),
+    ),
+    shift_first=(
+        Rule(_BLOCK + r'norm1_context\.linear', 'joint_blocks.{0}.context_block.adaLN_modulation.1'),
+        Rule(r'norm_out\.linear', 'final_layer.adaLN_modulation.1'),
+    ),
+    tensors=(Rule(r'pos_embed\.pos_embed', 'pos_embed'),),
+    marks=('joint_blocks.0.x_block.attn.qkv.weight', 'pos_embed.pos_embed'),
+    implementation=modelspec.ORIGINAL_IMPLEMENTATION,
 )
 
 
@@ -139,4 +157,5 @@ FAMILY = StableDiffusion3Family(
     architecture='stable-diffusion-3',
     sampling={'sampler': 'euler', 'steps': 28, 'guidance_scale': 7.0},
     lora_layers=OriginalLayers('transformer', _RULES, _RULES),
+    original_transformer=_ORIGINAL,
 )

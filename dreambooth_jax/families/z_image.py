@@ -28,6 +28,7 @@ from dreambooth_jax.models.qwen3 import STATES_READ
 from dreambooth_jax.text.tokenize import QWEN_MAX_LENGTH
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_original import OriginalLayers, Rule
+from dreambooth_jax.weights.original_transformer import OriginalTransformer
 from dreambooth_jax.weights.pipeline import Pipeline
 
 # Side in pixels of the images that the model is made for, unless its VAE says so (`sample_size`).
@@ -51,6 +52,21 @@ _ORIGINAL_LAYERS = OriginalLayers(
         Rule(_BLOCK + r'feed_forward\.(w[123])', '{0}.{1}.feed_forward.{2}'),
     ),
     comfyui=(Rule(_BLOCK + r'(attention\.to_[qkv]|attention\.to_out\.0|feed_forward\.w[123])', '{0}.{1}.{2}'),),
+)
+# In files of the transformer, as ComfyUI's makers publish them, most other layers are called as in diffusers.
+_ORIGINAL = OriginalTransformer(
+    layers=(
+        *_ORIGINAL_LAYERS.kohya,
+        Rule(_BLOCK + r'attention\.norm_([qk])', '{0}.{1}.attention.{2}_norm'),
+        Rule(_BLOCK + r'(adaLN_modulation\.0|attention_norm[12]|ffn_norm[12])', '{0}.{1}.{2}'),
+        Rule(r'(cap_embedder\.\d|t_embedder\.mlp\.\d)', '{0}'),
+        Rule(r'all_x_embedder\.2-1', 'x_embedder'),
+        Rule(r'all_final_layer\.2-1\.(linear|adaLN_modulation\.1)', 'final_layer.{0}'),
+    ),
+    tensors=(Rule(r'(x_pad_token|cap_pad_token)', '{0}'),),
+    marks=('cap_pad_token',),
+    ignored=(r'norm_final\.weight',),  # diffusers' converter leaves it out too
+    implementation='https://github.com/Tongyi-MAI/Z-Image',
 )
 
 
@@ -115,4 +131,5 @@ FAMILY = ZImageFamily(
     architecture='Z-Image',
     sampling={'sampler': 'euler', 'steps': 50, 'guidance_scale': 6.0},
     lora_layers=_ORIGINAL_LAYERS,
+    original_transformer=_ORIGINAL,
 )

@@ -1,7 +1,7 @@
 """The formats in which a trained model is written. Everything is read back from the disk and compared after writing.
 
     diffusers     a pipeline folder, the second stage inside it
-    single_file   the original layout of Stable Diffusion
+    single_file   the original layout of Stable Diffusion; of FLUX.1 and the like, the transformer alone
     lora_peft     the adapters alone, for diffusers and PEFT
     lora_kohya    the adapters alone, for ComfyUI, AUTOMATIC1111, Forge, kohya and OneTrainer; diffusers reads it too
     lora_comfyui  the adapters of a transformer alone, for ComfyUI and diffusers
@@ -35,6 +35,7 @@ from dreambooth_jax.weights import (
     modelspec,
     original_configs,
     single_file,
+    transformer_file,
 )
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.kinds import is_partial
@@ -133,15 +134,44 @@ def _write_single_files(trained: Trained, format: str, output: Path, dtype: str)
         pipeline = getattr(cascade, stage)
         if pipeline is None or (stage != BASE and stage not in trained.stages):
             continue
-        if not pipeline.family.originals:
+        is_transformer = pipeline.family.original_transformer is not None
+        if not (is_transformer or pipeline.family.originals):
             raise ConfigError(
                 f'--format={format} cannot hold an {pipeline.class_name}: the layout is that of Stable Diffusion and '
                 f'has no place for its networks; export diffusers'
             )
         path = _file_of(output, stage)
-        metadata = _metadata(trained, stage, format)
-        single_file.write_pipeline(pipeline, path, dtype=dtype, metadata=metadata)
-        yield path, _compare_single_file(pipeline, path, dtype)
+        if is_transformer:
+            _check_what_a_transformer_leaves_out(trained, format, path)
+        write_file, compare = (
+            (transformer_file.write, _compare_transformer)
+            if is_transformer
+            else (single_file.write_pipeline, _compare_single_file)
+        )
+        write_file(pipeline, path, dtype=dtype, metadata=_metadata(trained, stage, format))
+        yield path, compare(pipeline, path, dtype)
+
+
+def _check_what_a_transformer_leaves_out(trained: Trained, format: str, path: Path) -> None:
+    """Warns of what the run has trained besides the denoiser, which is all that such a file holds.
+
+    Raises:
+      ConfigError: if the run has not trained the denoiser.
+    """
+    base = trained.config.base
+    if not base.train_denoiser:
+        raise ConfigError(
+            f'--format={format} writes the {trained.cascade.base.family.denoiser} of this model alone, which '
+            f'{trained.name} has not trained (config.base.train_denoiser is False); export diffusers'
+        )
+    if base.train_text_encoder:
+        logging.warning(
+            '%s holds the %s alone, but %s has trained the text encoders too (config.base.train_text_encoder), without '
+            'which its images are others; export diffusers for the whole model',
+            path,
+            trained.cascade.base.family.denoiser,
+            trained.name,
+        )
 
 
 def _write_adapters(trained: Trained, format: str, output: Path, dtype: str):
@@ -190,11 +220,16 @@ def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
     return more | modelspec.build(
         architecture=architecture if format == SINGLE_FILE else modelspec.adapter_of(architecture, modelspec.LORA),
         title=f'{trained.name}: {", ".join(prompts)}',
-        implementation=modelspec.DIFFUSERS_IMPLEMENTATION if as_diffusers else modelspec.ORIGINAL_IMPLEMENTATION,
+        implementation=modelspec.DIFFUSERS_IMPLEMENTATION if as_diffusers else _implementation(pipeline),
         resolution=trained.cascade.base_size if stage == BASE else trained.cascade.super_resolution_size,
         prediction_type=predicts if predicts in PREDICTION_TYPES else None,
         trigger_phrase=trigger_phrase(config),
     )
+
+
+def _implementation(pipeline: Pipeline) -> str:
+    original = pipeline.family.original_transformer
+    return modelspec.ORIGINAL_IMPLEMENTATION if original is None else original.implementation
 
 
 def trigger_phrase(config: DreamBoothConfig) -> str:
@@ -230,6 +265,15 @@ def _compare_single_file(pipeline: Pipeline, path: Path, dtype: str) -> int:
     for component, network in pipeline.components.items():
         tensors = network_tensors(component, network)
         _compare(path, component, _stored(tensors, dtype), back.components[component])
+    return len(files.read_header(path).shapes)
+
+
+def _compare_transformer(pipeline: Pipeline, path: Path, dtype: str) -> int:
+    """Compares a file with a pipeline's denoiser; returns the number of tensors in the file."""
+    family, network = pipeline.family, pipeline.denoiser
+    options = {'families': FAMILIES, 'model': pipeline.name, 'dtype': jnp.float32}
+    back = transformer_file.read_network(path, family, network.config, **options)
+    _compare(path, family.denoiser, _stored(network.params, dtype), back.params)
     return len(files.read_header(path).shapes)
 
 

@@ -115,7 +115,7 @@ class Cascade:
           super_resolution_model: the same for the second stage. None: the one inside the model's folder, if there is
             one. 'none': no second stage.
           dtype: the dtype that networks compute in; 'auto': bfloat16, but float32 on CPU.
-          frozen_dtype: as in read_pipeline; so for **of_base, prediction_type and tokenizer_dir of the base stage.
+          frozen_dtype: as in read_pipeline; so for **of_base, further options of the base stage alone.
           size: see the class; so for clip_skip.
           revisions: branch, tag or commit of the base and the second stage if they are hub ids.
 
@@ -134,8 +134,7 @@ class Cascade:
     def of(cls, config: DreamBoothConfig, frozen_dtype: str | None = None) -> 'Cascade':
         """Reads the model that a run begins with; raises what `load` raises.
 
-        With objective.zero_terminal_snr, the stages that train have the changed noise schedule. `frozen_dtype` is given
-        where the run trains, and not where its model is exported or measured.
+        Stages that train have objective.zero_terminal_snr. `frozen_dtype` is for training, not for export and scores.
         """
         cascade = cls.load(
             config.model,
@@ -146,6 +145,7 @@ class Cascade:
             clip_skip=config.base.clip_skip,
             prediction_type=config.model_prediction_type,
             tokenizer_dir=config.model_tokenizer_dir,
+            transformer_file=config.model_transformer_file,
             revisions=(config.model_revision, config.super_resolution_model_revision),
         )
         if not config.objective.zero_terminal_snr:

@@ -25,6 +25,7 @@ FILE = 'inputs.json'
 CLASS_PHOTOS = 'prior.dir'  # the setting that names a folder of the user's own class images
 INIT_FROM = 'init_from'  # the setting that names the model that a run starts from, if it is another one
 MODEL_SETTINGS = {'base': 'model', 'super_resolution': 'super_resolution_model', INIT_FROM: INIT_FROM}
+_TRANSFORMER = 'model_transformer_file'  # the setting that names a file of a part of the base stage's weights
 _PARTS = {'weights': 'weights', 'scheduler': 'noise schedule or prediction type', 'tokenizer': 'tokenizer'}
 _SHOWN = 5  # how many photos an error message names
 _NEW_RUN = 'or start another run with --workdir'
@@ -126,9 +127,11 @@ def _check_model(
 ) -> None:
     parts = [text for part, text in _PARTS.items() if before.get(part) != now.get(part)]
     if parts:
+        own = settings.get(_TRANSFORMER) if setting == MODEL_SETTINGS['base'] else None
+        with_own = f' with config.{_TRANSFORMER} {own!r}' if own else ''
         raise ConfigError(
-            f'config.{setting} is {settings.get(setting)!r}, which differs in {" and ".join(parts)} from the model '
-            f'that {workdir} was begun with; put that model back, {_NEW_RUN}'
+            f'config.{setting} is {settings.get(setting)!r}{with_own}, which differs in {" and ".join(parts)} from the '
+            f'model that {workdir} was begun with; put that model back, {_NEW_RUN}'
         )
 
 

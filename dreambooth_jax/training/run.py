@@ -50,7 +50,15 @@ _STAGES = ('base', 'super_resolution')
 _MODELS = ('model', 'super_resolution_model')
 # Settings that name photos, which are identified by their hashes too.
 _FOLDER, _DATASET, _SPLIT = 'instance_dir', 'tfds', 'tfds_split'
-_PATHS = ('model', 'model_tokenizer_dir', 'super_resolution_model', 'init_from', 'init', 'base')
+_PATHS = (
+    'model',
+    'model_tokenizer_dir',
+    'model_transformer_file',
+    'super_resolution_model',
+    'init_from',
+    'init',
+    'base',
+)
 
 
 @contextlib.contextmanager

@@ -19,13 +19,13 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from dreambooth_jax.system import disk
 from dreambooth_jax.text.tokenize import Tokenizer
-from dreambooth_jax.weights import files, guard, hub, single_file
+from dreambooth_jax.weights import files, guard, hub, single_file, transformer_file
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.kinds import is_partial, kind_of
 from dreambooth_jax.weights.pipeline import (
@@ -42,6 +42,19 @@ from dreambooth_jax.weights.pipeline import (
 _SCHEDULER_FILE = 'scheduler_config.json'
 
 
+class OwnFiles(NamedTuple):
+    """What is given beside the name of a model, in the place of a part of it that is missing or not wanted.
+
+    Attributes:
+      tokenizer_dir: only for a single file, which holds no tokenizer; see tokenizer_folders.py.
+      transformer_file: only for a folder or a hub id: a .safetensors file of the transformer alone, whose weights are
+        read instead of the model's own, which are not downloaded; see transformer_file.py.
+    """
+
+    tokenizer_dir: str | os.PathLike | None = None
+    transformer_file: str | os.PathLike | None = None
+
+
 def read_pipeline(
     name: str | os.PathLike,
     *,
@@ -49,9 +62,9 @@ def read_pipeline(
     dtype=jnp.float32,
     components: Sequence[str] | None = None,
     prediction_type: str | None = None,
-    tokenizer_dir: str | os.PathLike | None = None,
     revision: str | None = None,
     frozen_dtype: str | None = None,
+    **own_files: str | os.PathLike | None,
 ) -> Pipeline:
     """Reads one stage of a model.
 
@@ -63,32 +76,57 @@ def read_pipeline(
       dtype: compute dtype of the networks. Parameters are f32, whatever dtype the files store.
       components: the networks to read; None: all. The other networks are not downloaded and are left out.
       prediction_type: 'epsilon' or 'v_prediction'; it overrides what the model says. SD 2.x files may not say it.
-      tokenizer_dir: only for a single file, which holds no tokenizer; see tokenizer_folders.py.
       revision: branch, tag or commit of a hub model; None means its main branch.
       frozen_dtype: 'int8' or 'nf4': how the kernels of denoiser and text encoders are quantised, which are then read
         tensor by tensor, whatever dtype the files store; None: they are not.
+      **own_files: those of OwnFiles.
 
     Raises:
       WeightsError: one sentence, followed by one line for each tensor that does not fit.
     """
+    own = OwnFiles(**own_files)
     known = _networks(families)
     components = known if components is None else tuple(components)
     unknown = [component for component in components if component not in known]
     if unknown:
         raise WeightsError(f'components holds {unknown[0]!r}; it may hold {known}.')
-    found = hub.find(name, folders=common_folders(families) + components, revision=revision)
+    elsewhere = _checked_elsewhere(name, families, own.transformer_file, revision)
+    options = {'revision': revision, 'without_weights': [part for part in elsewhere if part in components]}
+    found = hub.find(name, folders=common_folders(families) + components, **options)
     if found.is_file():
-        options = {'families': families, 'prediction_type': prediction_type, 'tokenizer_dir': tokenizer_dir}
+        options = {'families': families, 'prediction_type': prediction_type, 'tokenizer_dir': own.tokenizer_dir}
         options |= {'components': components, 'frozen_dtype': frozen_dtype}
         return single_file.read_pipeline(found, dtype=dtype, **options)
-    if tokenizer_dir is not None:
+    if own.tokenizer_dir is not None:
         raise WeightsError(
-            f'tokenizer_dir is {str(tokenizer_dir)!r} but {found} is a folder, which holds its own; leave it out.'
+            f'tokenizer_dir is {str(own.tokenizer_dir)!r} but {found} is a folder, which holds its own; leave it out.'
         )
-    pipeline = _read_folder(found, families, dtype, components, frozen_dtype)
+    pipeline = _read_folder(found, families, dtype, components, frozen_dtype, own.transformer_file)
     if prediction_type is None:
         return pipeline
     return dataclasses.replace(pipeline, scheduler={**pipeline.scheduler, 'prediction_type': prediction_type})
+
+
+def _checked_elsewhere(
+    name: str | os.PathLike, families: Sequence[Layout], path: str | os.PathLike | None, revision: str | None
+) -> tuple[str, ...]:
+    """Returns the component whose weights are in a file of their own, if there is one, as `path` says.
+
+    Raises:
+      WeightsError: one sentence, if the model cannot have such a file, or the file is not there.
+    """
+    if path is None:
+        return ()
+    found = hub.find(name, folders=(), revision=revision)  # nothing but the model_index.json of a hub model yet
+    if found.is_file():
+        raise WeightsError(
+            f'transformer_file is {str(path)!r} but {found} is a file of a whole model, which holds its own; leave it '
+            f'out {transformer_file.SETTING}.'
+        )
+    index = found / 'model_index.json'
+    _, family = guard.checked_index(_read_json(index), str(index), families)
+    transformer_file.check(path, family, str(found))
+    return (family.denoiser,)
 
 
 def _networks(families: Sequence[Layout]) -> tuple[str, ...]:
@@ -137,7 +175,12 @@ def read_second_stage(
 
 
 def _read_folder(
-    folder: Path, families: Sequence[Layout], dtype, components: Sequence[str], frozen_dtype: str | None
+    folder: Path,
+    families: Sequence[Layout],
+    dtype,
+    components: Sequence[str],
+    frozen_dtype: str | None,
+    denoiser_file: str | os.PathLike | None,
 ) -> Pipeline:
     index, family = guard.checked_index(
         _read_json(folder / 'model_index.json'), str(folder / 'model_index.json'), families
@@ -165,10 +208,14 @@ def _read_folder(
                 raise WeightsError(f'{missing}; complete the folder.')
             tokenizers[component] = folder / tokenizer
     # Weights come last, because reading them takes longest.
-    networks = {
-        component: _read_network(folder / component, component, config, dtype, family.frozen(component, frozen_dtype))
-        for component, config in configs.items()
-    }
+    networks = {}
+    for component, config in configs.items():
+        frozen = family.frozen(component, frozen_dtype)
+        if component == family.denoiser and denoiser_file is not None:
+            options = {'families': families, 'model': str(folder), 'dtype': dtype, 'frozen_dtype': frozen}
+            networks[component] = transformer_file.read_network(denoiser_file, family, config, **options)
+        else:
+            networks[component] = _read_network(folder / component, component, config, dtype, frozen)
     return Pipeline(
         family=family,
         components=networks,

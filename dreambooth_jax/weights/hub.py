@@ -21,7 +21,13 @@ ALLOWED = (
 )
 
 
-def find(name: str | os.PathLike, *, folders: Sequence[str], revision: str | None = None) -> Path:
+def find(
+    name: str | os.PathLike,
+    *,
+    folders: Sequence[str],
+    revision: str | None = None,
+    without_weights: Sequence[str] = (),
+) -> Path:
     """Finds the pipeline folder or the single file for the name of a model.
 
     Args:
@@ -29,6 +35,7 @@ def find(name: str | os.PathLike, *, folders: Sequence[str], revision: str | Non
         here, or if it ends like a file of weights; so a mistyped path is not looked up on the network.
       folders: the folders of a hub repository to download.
       revision: branch, tag or commit of a hub repository; None means its main branch.
+      without_weights: those of the folders of which only the JSON files are downloaded.
 
     Raises:
       WeightsError: one sentence: what was found, what is allowed and what to do.
@@ -53,7 +60,7 @@ def find(name: str | os.PathLike, *, folders: Sequence[str], revision: str | Non
         raise WeightsError(f'model {str(name)!r} is a file; it must be {ALLOWED}.')
     # Only now may it be a hub id: everything that looks like a path has been looked up on this machine.
     if may_be_on_hub(name):
-        return _download_pipeline(str(name), folders, revision)
+        return _download_pipeline(str(name), folders, revision, without_weights)
     raise WeightsError(f'model {str(name)!r} is not there; it must be {ALLOWED}.')
 
 
@@ -100,9 +107,12 @@ def _in_folder(path: Path) -> Path:
     )
 
 
-def _patterns(folders: Sequence[str], variants: bool) -> tuple[list[str], list[str]]:
+def _patterns(
+    folders: Sequence[str], variants: bool, without_weights: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
     suffixes = {folder: ('.json', '.safetensors') for folder in folders}
     suffixes |= {folder: TOKENIZER_SUFFIXES for folder in folders if folder.startswith('tokenizer')}
+    suffixes |= dict.fromkeys(without_weights, ('.json',))
     allowed = ['model_index.json'] + [f'{folder}/*{s}' for folder, ends in suffixes.items() for s in ends]
     allowed += [f'{SUPER_RESOLUTION}/{pattern}' for pattern in allowed]
     # Repositories hold every network again as fp16 and in other variants, which would double the download for nothing.
@@ -110,10 +120,10 @@ def _patterns(folders: Sequence[str], variants: bool) -> tuple[list[str], list[s
     return allowed, ignored
 
 
-def _download_pipeline(name: str, folders: Sequence[str], revision: str | None) -> Path:
-    folder = download(name, *_patterns(folders, variants=False), revision=revision)
-    if not all(_has_weights(folder / part) for part in folders):
-        folder = download(name, *_patterns(folders, variants=True), revision=revision)
+def _download_pipeline(name: str, folders: Sequence[str], revision: str | None, without_weights: Sequence[str]) -> Path:
+    folder = download(name, *_patterns(folders, False, without_weights), revision=revision)
+    if not all(_has_weights(folder / part) for part in folders if part not in without_weights):
+        folder = download(name, *_patterns(folders, True, without_weights), revision=revision)
     if not (folder / 'model_index.json').is_file():
         raise WeightsError(f'model {name!r} on the hub has no model_index.json; it must be a diffusers pipeline.')
     return folder

@@ -98,7 +98,7 @@ class OriginalLayers:
         nameless = [f'{name}.{path}' for name, paths in layers.items() if name != self.component for path in paths]
         groups = {}
         for path, layer in layers.get(self.component, {}).items():
-            part = _part_of(path, self.kohya if is_kohya else self.comfyui)
+            part = part_of(path, self.kohya if is_kohya else self.comfyui)
             if part is None:
                 nameless.append(f'{self.component}.{path}')
             else:
@@ -141,7 +141,8 @@ class OriginalLayers:
         return found
 
 
-def _part_of(path: str, rules: tuple[Rule, ...]) -> Part | None:
+def part_of(path: str, rules: tuple[Rule, ...]) -> Part | None:
+    """Returns what the first rule that is about a path says of it; None if none is."""
     return next(filter(None, (rule.part(path) for rule in rules)), None)
 
 
@@ -151,7 +152,7 @@ def _names(layers: OriginalLayers, paths: tuple[str, ...]) -> dict[str, tuple[tu
     found = {}
     for rules in (layers.kohya, layers.comfyui):
         for path in paths:
-            part = _part_of(path, rules)
+            part = part_of(path, rules)
             if part is None:
                 continue
             # Programs mix prefixes and rules, and no name stands for two layers, so both prefixes are read with both.
@@ -164,7 +165,7 @@ def _names(layers: OriginalLayers, paths: tuple[str, ...]) -> dict[str, tuple[tu
 def _joined(parts: Mapping[int, Mapping[str, np.ndarray]], shares: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Returns A, f32[parts * rank, in], and B, f32[all outputs, parts * rank], of the joint layer."""
     (rank, outputs), inputs, one = next((part[B].shape, len(part[A]), shares[i]) for i, part in parts.items())
-    rows = _rows(shares, outputs // one * sum(shares))
+    rows = rows_of_parts(shares, outputs // one * sum(shares))
     a = np.zeros((len(shares), rank, inputs), np.float32)
     b = np.zeros((rows[-1].stop, len(shares), rank), np.float32)
     for index, part in parts.items():
@@ -172,8 +173,13 @@ def _joined(parts: Mapping[int, Mapping[str, np.ndarray]], shares: tuple[int, ..
     return a.reshape(-1, inputs), b.reshape(len(b), -1)
 
 
-def _rows(shares: tuple[int, ...], outputs: int) -> list[slice]:
-    """Returns which of the outputs of a joint layer are those of each part."""
+def rows_of_parts(shares: tuple[int, ...], outputs: int) -> list[slice]:
+    """Returns which of the outputs of a joint layer are those of each part.
+
+    Args:
+      shares: as in Rule, one for each part.
+      outputs: how many the joint layer has.
+    """
     ends = np.cumsum((0, *shares)) * (outputs // sum(shares))
     return [slice(int(start), int(end)) for start, end in itertools.pairwise(ends)]
 
@@ -189,7 +195,7 @@ def _take(layer: Mapping[str, np.ndarray], index: int, shares: tuple[int, ...]) 
     (end_a, a), (end_b, b) = parts[A], parts[B]
     if len(b) % sum(shares) or a.shape[0] != b.shape[1]:
         return dict(layer)
-    rows = _rows(shares, len(b))
+    rows = rows_of_parts(shares, len(b))
     share = b[rows[index]]
     if a.shape[0] % count or not _is_diagonal(b, rows):
         return {**layer, end_b: share}

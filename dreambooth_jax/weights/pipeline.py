@@ -25,6 +25,7 @@ from dreambooth_jax.weights import mapping
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.kinds import kind_of
 from dreambooth_jax.weights.lora_original import OriginalLayers
+from dreambooth_jax.weights.original_transformer import OriginalTransformer
 
 SUPER_RESOLUTION = 'super_resolution'  # folder of the second stage inside the folder of the first
 DIFFUSERS_VERSION = '0.42.1'  # the version whose layout is written and tested
@@ -54,6 +55,7 @@ class Layout:
       architecture: its id in the model metadata standard (modelspec.py) if it has no such layout.
       sampling: how its makers generate with it, as settings of config.samples; {}: as these are by default.
       lora_layers: how LoRA files of its makers name the layers of its denoiser; None: as lora_names.py says.
+      original_transformer: how files of its denoiser alone name the tensors (transformer_file.py); None: no such files.
     """
 
     class_name: str
@@ -74,6 +76,7 @@ class Layout:
     architecture: str | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     lora_layers: OriginalLayers | None = None
+    original_transformer: OriginalTransformer | None = None
 
     def usual_sampling(self, pipeline: 'Pipeline') -> Mapping[str, Any]:
         """Returns how the makers of this model generate with it, as settings of config.samples."""

@@ -24,9 +24,11 @@ from dreambooth_jax.weights import (
     original_layout,
     original_names,
     tokenizer_folders,
+    transformer_file,
 )
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.original_facts import EPSILON, V_PREDICTION, OriginalLayout, Shapes, layouts_of
+from dreambooth_jax.weights.original_transformer import own_names
 from dreambooth_jax.weights.pipeline import (
     Layout,
     Pipeline,
@@ -281,6 +283,11 @@ def read_single_file(
         raise WeightsError(
             f'{path} holds LoRA adapters, which change a model and are none; give the model that they were trained on, '
             f'and this file to sample as --lora.'
+        )
+    if of_transformer := transformer_file.families_of(own_names(given), families):
+        raise WeightsError(
+            f'{path} holds the transformer of {of_transformer[0].title}, but no configuration and no tokenizer; give '
+            f'the folder or hub id of such a model, and this file besides {transformer_file.SETTING}.'
         )
     shapes = {original_names.canonical(name): shape for name, shape in given.items()}
     layout = original_configs.detect(shapes, layouts_of(families), source=str(path))

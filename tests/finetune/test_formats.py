@@ -12,11 +12,12 @@ from dreambooth_jax.finetune import formats
 from dreambooth_jax.finetune.trained import Trained
 from dreambooth_jax.generation import new_words
 from dreambooth_jax.generation.cascade import Cascade
-from dreambooth_jax.weights import files
+from dreambooth_jax.weights import files, transformer_file
+from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_files import Adapter
 from dreambooth_jax.weights.pipeline import Network
 from dreambooth_jax.weights.textual_inversion import write_textual_inversion
-from tests.support import lora_clients, made_pipelines, tiny_latent_pipelines, tiny_pipelines
+from tests.support import lora_clients, made_pipelines, tiny_flow, tiny_klein, tiny_latent_pipelines, tiny_pipelines
 from tests.support import published_stable_diffusion as published
 
 CONFIG = {
@@ -114,3 +115,53 @@ def test_a_words_file_replaces_no_other(tmp_path):
     write_textual_inversion(path, WORD, {'text_encoder': np.zeros((1, 32), np.float32)})  # an earlier export's
     assert formats.write(run, 'lora_kohya', out)[1].startswith(f'{path} holds the new word <sks-dog>, read back')
     assert (files.read_tensors(path)[WORD] == 1).all()
+
+
+def of_a_transformer(**base):
+    """A run of a tiny FLUX.2 Klein with these settings of its base stage."""
+    cascade = Cascade.load(tiny_klein.folder(), size=tiny_klein.SIZE)
+    return Trained('run', tiny_flow.settings(**base), cascade, ('base',), {}, [])
+
+
+def test_of_a_transformer_a_single_file_holds_that_alone_and_says_what_it_is(tmp_path, caplog):
+    run, file = of_a_transformer(), tmp_path / 'dog.safetensors'
+    assert formats.write(run, 'single_file', file, dtype='bfloat16') == [
+        f'{file} holds 29 tensors, read back and equal'
+    ]
+    assert list(tmp_path.iterdir()) == [file] and not caplog.records
+    said = {key.removeprefix('modelspec.'): value for key, value in files.read_metadata(file).items()}
+    assert (said['architecture'], said['implementation'], said['resolution']) == (
+        'flux-2-klein',
+        'https://github.com/black-forest-labs/flux2',
+        f'{tiny_klein.SIZE}x{tiny_klein.SIZE}',
+    )
+    assert 'prediction_type' not in said and said['hash_sha256'].startswith('0x')
+
+
+def test_text_encoders_that_a_single_file_leaves_out_are_told(tmp_path, caplog):
+    file = tmp_path / 'dog.safetensors'
+    with caplog.at_level(logging.WARNING):
+        formats.write(of_a_transformer(train_text_encoder=True), 'single_file', file)
+    assert [record.getMessage() for record in caplog.records] == [
+        f'{file} holds the transformer alone, but run has trained the text encoders too '
+        f'(config.base.train_text_encoder), without which its images are others; export diffusers for the whole model'
+    ]
+    file.unlink()
+    with pytest.raises(ConfigError) as error:
+        formats.write(of_a_transformer(train_text_encoder=True, train_denoiser=False), 'single_file', file)
+    assert str(error.value) == (
+        '--format=single_file writes the transformer of this model alone, which run has not trained '
+        '(config.base.train_denoiser is False); export diffusers'
+    )
+    assert not file.exists()
+
+
+def test_a_file_of_a_transformer_that_differs_is_an_error(tmp_path, monkeypatch):
+    write, run = transformer_file.write, of_a_transformer()
+    network = run.cascade.base.denoiser
+    first = next(iter(network.params))
+    other = {**network.params, first: network.params[first] + 1}
+    changed = run.cascade.with_params(base={'transformer': other}).base
+    monkeypatch.setattr(transformer_file, 'write', lambda pipeline, *a, **k: write(changed, *a, **k))
+    with pytest.raises(WeightsError, match=f'does not read back as written: transformer {re.escape(first)} differs'):
+        formats.write(run, 'single_file', tmp_path / 'dog.safetensors')

@@ -1,5 +1,6 @@
 """Runs of the rectified flows from the command line: the plan, class images, an interrupted and a whole training."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -21,7 +22,7 @@ from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.sample_grid import SampleGrid
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import placement
-from dreambooth_jax.weights import files, lora_files
+from dreambooth_jax.weights import files, lora_files, transformer_file
 from tests.programs.test_train_hosts import end, start
 from tests.support import tiny_flux, tiny_klein, tiny_sd3, tiny_z_image
 
@@ -124,6 +125,57 @@ def test_a_run_trains_the_usual_layers_goes_on_and_writes_them_in_every_format(n
         merged = with_lora(Cascade.load(model.tiny.folder(), size=model.tiny.SIZE), file).base.denoiser.params
         for tensor, value in read_pipeline(tmp_path / 'whole').denoiser.params.items():
             np.testing.assert_allclose(merged[tensor], value, atol=1e-6, err_msg=tensor)
+    # And the whole transformer in the layout of its makers, from which the same images are made beside the folder.
+    file = tmp_path / 'single_file.safetensors'
+    exported = program('export', f'--workdir={tmp_path / "whole"}', '--format=single_file', f'--output={file}')
+    assert exported.code == 0 and exported.out.endswith('tensors, read back and equal\n'), exported.error
+    images = []
+    for source in ((tmp_path / 'whole' / 'model',), (model.tiny.folder(), f'--model_transformer_file={file}')):
+        output = tmp_path / f'out_{len(images)}'
+        flags = (f'--resolution={model.tiny.SIZE}', '--steps=2', '--num_images=1', f'--output={output}')
+        sampled = program('sample', f'--model={source[0]}', *source[1:], '--prompt=a sks dog', *flags)
+        assert sampled.code == 0, sampled.error
+        images.append(np.asarray(Image.open(output / '000_00.png')))
+    np.testing.assert_array_equal(*images)
+
+
+@pytest.mark.slow
+def test_a_run_begins_with_a_file_of_the_transformer_and_is_held_to_it(train, program, tmp_path):
+    """Beside int8 kernels, which export reads again as they are in the file."""
+    model, file = MODELS['klein'], tmp_path / 'x.safetensors'
+    base = read_pipeline(model.tiny.folder())
+    moved = {name: value * np.float32(1.1) for name, value in base.denoiser.params.items()}
+    transformer = dataclasses.replace(base.denoiser, params=moved)
+    transformer_file.write(base.with_components(transformer=transformer), file)
+    flags = ('--config.lora.frozen_dtype=int8', f'--config.model_transformer_file={file}')
+    train(model, 'run', 2, *flags)
+    targets = base.family.lora_targets
+    for name, value in read_pipeline(tmp_path / 'run').denoiser.params.items():
+        adapted = any(re.fullmatch(target, name.removesuffix('.kernel')) for target in targets)
+        assert np.array_equal(value, moved[name]) != adapted, name
+    file.rename(file.with_name('y.safetensors'))  # what it holds counts, not its name
+    flags = (flags[0], f'--config.model_transformer_file={file.with_name("y.safetensors")}')
+    train(model, 'run', 4, *flags)
+    ended = program(
+        'train', f'--config={tmp_path / "rank_2.py"}', f'--workdir={tmp_path / "run"}', flags[0]
+    )  # with the model's own transformer
+    assert ended.code == 1 and 'which differs in weights from the model that' in ended.error
+    # A file of an export is another transformer.
+    other = tmp_path / 'z.safetensors'
+    assert program('export', f'--workdir={tmp_path / "run"}', '--format=single_file', f'--output={other}').code == 0
+    ended = program(
+        'train',
+        f'--config={tmp_path / "rank_2.py"}',
+        f'--workdir={tmp_path / "run"}',
+        flags[0],
+        f'--config.model_transformer_file={other}',
+    )
+    assert (ended.code, ended.error) == (
+        1,
+        f"config.model is '{model.tiny.folder()}' with config.model_transformer_file '{other}', which differs in "
+        f'weights from the model that {tmp_path / "run"} was begun with; put that model back, or start another run '
+        f'with --workdir',
+    )
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = ('train', 'sample', 'generate_prior', 'export', 'find_identifier', 'pretrain', 'evaluate')
 # Names of flags and settings that are a path, or may be one.
 IS_PATH = re.compile(
-    r'workdir|output|model|benchmark|lora|embedding|\w*_dir|dir|\w+_lora|\w+_model|init|init_from|'
+    r'workdir|output|model|benchmark|lora|embedding|\w*_dir|\w*_file|dir|\w+_lora|\w+_model|init|init_from|'
     r'dino|dinov2|clip|lpips'
 )
 DOG = {'data': {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}}
@@ -113,6 +113,7 @@ def test_what_is_no_path_is_one_sentence_in_every_setting(given, home):
         ('sample', '--output=x', '--prompt=a dog', '--model=storybook', '--lora'),
         ('sample', '--output=x', '--prompt=a dog', '--model=storybook', '--super_resolution_lora'),
         ('sample', '--output=x', '--prompt=a dog', '--model=storybook', '--super_resolution_model'),
+        ('sample', '--output=x', '--prompt=a dog', '--model=storybook', '--model_transformer_file'),
         ('find_identifier', '--model_tokenizer_dir'),
     ],
     ids=lambda arguments: f'{arguments[0]}{arguments[-1]}',

@@ -87,6 +87,9 @@ def test_another_model_is_named_by_what_differs_if_its_stage_has_trained(tmp_pat
         f'model back, or start another run with --workdir'
     )
     assert check(now, tmp_path, stages=()).models == now.models
+    assert sentence(now, tmp_path, model_transformer_file='x.safetensors').startswith(
+        f"config.model is 'owner/sd' with config.model_transformer_file 'x.safetensors', which differs in {words} from "
+    )
 
 
 def test_other_photos_are_named_up_to_five(tmp_path):

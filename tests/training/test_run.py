@@ -275,6 +275,8 @@ def test_a_model_is_held_to_that_of_the_stages_that_have_trained(tmp_path):
         f"config.model is 'moved', which differs in weights from the model that {tmp_path} was begun with; put that "
         f'model back, or start another run with --workdir'
     )
+    # So is a file that has a part of the model's weights.
+    run.begin(changed(other, 'model_transformer_file', 'moved.safetensors'), tmp_path, inputs('a', 'c'))
     trained(other, tmp_path, 'super_resolution', inputs('a', 'c'))
     assert "config.super_resolution_model is 'sr', which differs in weights" in refusal(
         other, tmp_path, inputs('a', 'b')

@@ -10,9 +10,10 @@ from huggingface_hub import errors
 from dreambooth_jax import storybook
 from dreambooth_jax.families.family import FAMILIES
 from dreambooth_jax.families.reading import read_pipeline
-from dreambooth_jax.weights import hub
+from dreambooth_jax.weights import hub, transformer_file
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.folders import common_folders
+from tests.support import tiny_klein
 
 COMMIT = 'a' * 40
 
@@ -149,7 +150,7 @@ REPOSITORY = (
 )
 
 
-def downloaded(tmp_path, monkeypatch, repository, parts):
+def downloaded(tmp_path, monkeypatch, repository, parts, **options):
     asked = []
 
     def snapshot(name, *, allow_patterns, ignore_patterns, revision):
@@ -166,7 +167,7 @@ def downloaded(tmp_path, monkeypatch, repository, parts):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
-    hub.find('owner/model', folders=common_folders(FAMILIES) + parts)
+    hub.find('owner/model', folders=common_folders(FAMILIES) + parts, **options)
     return asked
 
 
@@ -183,6 +184,39 @@ def test_networks_that_are_not_asked_for_are_not_downloaded(tmp_path, monkeypatc
     (asked,) = downloaded(tmp_path, monkeypatch, REPOSITORY, ('unet',))
     assert not any(file.startswith('text_encoder') for file in asked)
     assert 'unet/diffusion_pytorch_model.safetensors' in asked
+
+
+def test_of_a_network_whose_weights_are_elsewhere_only_the_configuration_is_downloaded(tmp_path, monkeypatch):
+    (asked,) = downloaded(tmp_path, monkeypatch, REPOSITORY, ('unet', 'text_encoder'), without_weights=['unet'])
+    assert {file for file in asked if file.startswith('unet/')} == {'unet/config.json'}
+    assert 'text_encoder/model-00001-of-00002.safetensors' in asked
+
+
+def test_a_file_of_the_transformer_is_looked_at_before_anything_is_downloaded(tmp_path, monkeypatch):
+    """Then come the model's other networks, and of its transformer the configuration."""
+    source, asked = tiny_klein.folder(), []
+
+    def snapshot(name, *, allow_patterns, ignore_patterns, revision):
+        listed = [str(path.relative_to(source)) for path in source.rglob('*') if path.is_file()]
+        chosen = huggingface_hub.utils.filter_repo_objects(
+            listed, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
+        asked.append(set(chosen))
+        for file in asked[-1]:
+            (tmp_path / 'snapshot' / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, tmp_path / 'snapshot' / file)
+        return str(tmp_path / 'snapshot')
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
+    fails('transformer_file is .*x.safetensors., which is no file', 'owner/model', transformer_file='x.safetensors')
+    assert asked == [{'model_index.json'}]
+    whole = read_pipeline(source)
+    file = transformer_file.write(whole, tmp_path / 'x.safetensors')
+    pipeline = read_pipeline('owner/model', transformer_file=file)
+    assert pipeline.weights_hash == whole.weights_hash
+    assert {file for file in asked[-1] if file.startswith('transformer/')} == {'transformer/config.json'}
+    assert {'vae/config.json', 'text_encoder/model.safetensors'} < asked[-1] and len(asked) == 3
 
 
 def test_half_precision_is_downloaded_where_there_is_nothing_else(tmp_path, monkeypatch):
