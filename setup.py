@@ -32,6 +32,7 @@ setup(
     },
     install_requires=[
         'absl-py',
+        'cbor2',  # what C2PA manifests are written in
         'filelock',  # JAX needs it for a cache of compiled programs that does not grow for ever
         'flax>=0.12',
         'huggingface_hub>=2,<3',
