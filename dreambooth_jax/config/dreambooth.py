@@ -124,7 +124,8 @@ class DataConfig(SubjectConfig):
 
     def check(self, path: str) -> None:
         if self.consent is not None and not self.consent.strip():
-            raise ConfigError(f"{path}.consent is empty; say whose consent it is and how it was given, or leave it None")
+            do = 'say whose consent it is and how it was given, or leave it None'
+            raise ConfigError(f'{path}.consent is empty; {do}')
         if self.subjects:
             for field in dataclasses.fields(SubjectConfig):
                 if getattr(self, field.name):

@@ -1,8 +1,8 @@
 """Reads the assertions of C2PA manifests ("Content Credentials") inside image files.
 
-A manifest store is a JUMBF box: boxes inside boxes, each of which has a label, and the assertions in CBOR or JSON at the
-bottom. The store lies in APP11 segments of a JPEG, in a caBX chunk of a PNG, in a C2PA chunk of a WebP, in a uuid box of
-HEIC and AVIF, and in a tag of a TIFF. It is read in all of these and not in GIF.
+A manifest store is a JUMBF box: boxes inside boxes, each of which has a label, and the assertions in CBOR or JSON at
+the bottom. The store lies in APP11 segments of a JPEG, in a caBX chunk of a PNG, in a C2PA chunk of a WebP, in a uuid
+box of HEIC and AVIF, and in a tag of a TIFF. It is read in all of these and not in GIF.
 
 Signatures are not checked, so that the answer is what the file says and not who says it. Manifests that lie outside the
 file, which C2PA allows, are not fetched, and compressed ones are not unpacked. What is damaged is left out.

@@ -136,8 +136,8 @@ def test_a_marked_image_is_refused_by_name(tmp_path):
     with pytest.raises(ImageError) as error:
         training_marks.refuse([path], None)
     assert str(error.value) == (
-        f'{path} is marked "do not train" (IPTC: plus:DataMining is DMI-PROHIBITED-GENAIMLTRAINING); take it out of its '
-        f'folder or, if its owner lets you train on it, say whose consent it is and how it was given in '
+        f'{path} is marked "do not train" (IPTC: plus:DataMining is DMI-PROHIBITED-GENAIMLTRAINING); take it out of '
+        f'its folder or, if its owner lets you train on it, say whose consent it is and how it was given in '
         f'config.data.consent'
     )
     with pytest.raises(ImageError, match='^1.jpg of a set is marked'):

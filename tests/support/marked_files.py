@@ -39,11 +39,11 @@ def store(*assertions):
 
 def image(format='JPEG', **options):
     """The bytes of a small image of this format."""
-    file, picture = io.BytesIO(), Image.fromarray(np.full((40, 48, 3), 90, np.uint8))
+    file, plain = io.BytesIO(), Image.fromarray(np.full((40, 48, 3), 90, np.uint8))
     if format == 'HEIF':
-        pillow_heif.from_pillow(picture).save(file)
+        pillow_heif.from_pillow(plain).save(file)
     else:
-        picture.save(file, format, **options)
+        plain.save(file, format, **options)
     return file.getvalue()
 
 
