@@ -162,18 +162,21 @@ def of_crop(name: str, image: np.ndarray, mask: np.ndarray | None = None) -> lis
       image: uint8[H, W, 3], at the size that is trained on.
       mask: uint8[H, W, 1]; only where it is not 0 the image must be sharp. None: anywhere.
     """
-    findings = []
-    width = photo_measures.edge_width(image, mask)
-    if width is not None and width > BLUR:
-        height, side = image.shape[:2]
-        words = f'even its sharpest edges are blurred, by {width:.1f} pixels of its crop of {side} x {height}'
-        findings.append(
-            Finding(WARNING, 'blurred', name, words, 'take a sharper photo, with more light or a steady hand')
-        )
+    findings = of_sharpness(name, image, mask)
     if min(image.shape[:2]) >= LETTERED and photo_measures.lettering(image, LETTERS):
         do = 'if it is a watermark or a date, crop it away or black it out in a mask, or the model will write it too'
         findings.append(Finding(NOTE, 'lettering', name, 'there may be lettering near its upper or lower edge', do))
     return findings
+
+
+def of_sharpness(name: str, image: np.ndarray, mask: np.ndarray | None = None) -> list[Finding]:
+    """Checks whether a crop is blurred; arguments as in `of_crop`."""
+    width = photo_measures.edge_width(image, mask)
+    if width is None or width <= BLUR:
+        return []
+    height, side = image.shape[:2]
+    words = f'even its sharpest edges are blurred, by {width:.1f} pixels of its crop of {side} x {height}'
+    return [Finding(WARNING, 'blurred', name, words, 'take a sharper photo, with more light or a steady hand')]
 
 
 def check_together(

@@ -105,10 +105,10 @@ def told(config: DreamBoothConfig, workdir: Path, cascade: Cascade) -> str | Non
             continue
         names, images = [file.path.name for file in listed.files], []
         for file in listed.files:
-            photo = open_photo(file.path, file.mask, enough=2 * max(map(max, sizes)))
+            photo = open_photo(file.path, file.mask, enough=max(map(max, sizes)))
             crop = photo.cut(sizes, crop='center', rng=None, max_zoom=1.0)
             images.append(crop.image)
-            found += [(listed.place, one) for one in photo_checks.of_crop(file.path.name, crop.image, crop.mask)]
+            found += [(listed.place, one) for one in photo_checks.of_sharpness(file.path.name, crop.image, crop.mask)]
         found += [(listed.place, one) for one in photo_checks.check_together(names, images)]
     warnings = [f'  {place}: {str(one).removeprefix("warning: ")}' for place, one in found if one.severity == WARNING]
     if not warnings:
