@@ -71,12 +71,14 @@ class Reading:
       crops: how many crops of each photo are trained on, the centre first.
       seed: of the random crops.
       consent: the setting data.consent.
+      others: stage -> (crops, max_zoom) where it has other crops: how many, and up to which zoom.
     """
 
     stages: Mapping[str, Sequence[Size]]
     crops: int = 1
     seed: int = 0
     consent: str | None = None
+    others: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,8 +136,8 @@ def check_photo(file: ImageFile, index: int, reading: Reading) -> CheckedPhoto:
     crops = {}
     for stage, sizes in reading.stages.items():
         try:
-            options = {'crops': reading.crops, 'max_zoom': MAX_ZOOM, 'seed': reading.seed}
-            crops[stage] = list(photo.cuts(sizes, index, **options))
+            count, zoom = reading.others.get(stage, (reading.crops, MAX_ZOOM))
+            crops[stage] = list(photo.cuts(sizes, index, crops=count, max_zoom=zoom, seed=reading.seed))
         except ImageError as error:
             findings.append(_of_error('too small', file, error))
             break

@@ -1,15 +1,17 @@
 """The photos of a run, checked as its settings read them (data/photo_checks.py)."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dreambooth_jax.config import NO_MODEL, STORYBOOK, ConfigError, DreamBoothConfig
 from dreambooth_jax.data import checked_photos, photo_checks
-from dreambooth_jax.data.buckets import bucket_sizes
+from dreambooth_jax.data.buckets import Size, bucket_sizes
 from dreambooth_jax.data.checked_photos import CheckedSubject, Embed
 from dreambooth_jax.data.images import open_photo
 from dreambooth_jax.data.photo_checks import WARNING, Finding, Reading
 from dreambooth_jax.finetune import examples, instance_images
-from dreambooth_jax.generation.cascade import BASE, Cascade
+from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.training import run
 
 _MOST_TOLD = 5  # warnings at the start of a run
@@ -44,15 +46,19 @@ def reading_of(config: DreamBoothConfig, resolution: int | None = None) -> Readi
             f'--resolution out to read the model'
         )
     sizes = bucket_sizes(side, _BUCKETS) if config.data.aspect_buckets else ((side, side),)
-    return _with(config, {BASE: sizes})
+    return _with(config, {BASE: sizes}, {})
 
 
 def _reading(config: DreamBoothConfig, cascade: Cascade) -> Reading:
-    return _with(config, examples.sizes(config, cascade))
+    second, others = cascade.super_resolution, {}
+    if second is not None and not second.space.crops_in_step:
+        others[SUPER_RESOLUTION] = config.super_resolution.crops, cascade.factor
+    return _with(config, examples.sizes(config, cascade), others)
 
 
-def _with(config: DreamBoothConfig, stages) -> Reading:
-    return Reading(stages, crops=config.data.crops, seed=config.seed, consent=config.data.consent)
+def _with(config: DreamBoothConfig, stages: Mapping[str, Sequence[Size]], others: Mapping[str, Any]) -> Reading:
+    options = {'crops': config.data.crops, 'seed': config.seed, 'consent': config.data.consent}
+    return Reading(stages, **options, others=others)
 
 
 def check(config: DreamBoothConfig, reading: Reading, embed: Embed | None = None) -> list[CheckedSubject]:

@@ -7,8 +7,15 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from dreambooth_jax.config import BaseConfig, ConfigError, DataConfig, DreamBoothConfig, SubjectConfig
-from dreambooth_jax.finetune import photo_settings
+from dreambooth_jax.config import (
+    BaseConfig,
+    ConfigError,
+    DataConfig,
+    DreamBoothConfig,
+    SubjectConfig,
+    SuperResolutionConfig,
+)
+from dreambooth_jax.finetune import examples, photo_settings
 from dreambooth_jax.generation.cascade import Cascade
 from tests.support import smallest_pipelines
 from tests.support.made_photos import array, scene
@@ -43,6 +50,19 @@ def test_other_settings_read_the_model(folder):
     cascade = Cascade.load(model)
     assert whole['base'] == ((cascade.base_size,) * 2,)
     assert whole['super_resolution'] == ((cascade.super_resolution_size,) * 2,)
+
+
+def test_a_second_stage_that_trains_on_crops_has_its_own(folder):
+    cascade = dataclasses.replace(Cascade.load(smallest_pipelines.folder('latents')), size=64)
+    config = dataclasses.replace(config_of(folder, crops=2), super_resolution=SuperResolutionConfig(steps=1, crops=3))
+    reading = photo_settings._reading(config, cascade)
+    found = examples.read_instance(config, cascade)
+    (photo, *_) = photo_settings.check(config, reading)[0].photos
+    for stage, crops in (('base', 2), ('super_resolution', 3)):
+        (images,) = found[stage]
+        assert len(photo.crops[stage]) == crops
+        for number, crop in enumerate(photo.crops[stage]):
+            np.testing.assert_array_equal(crop.image, images.images[number])
 
 
 def test_aspect_buckets_are_those_of_the_model_or_of_latent_models(folder):
