@@ -90,7 +90,8 @@ class CheckedPhoto:
       size: width and height in pixels; None if it cannot be read.
       shown: the photo, upright and in sRGB, at most SHOWN pixels large; None if it cannot be read.
       crops: stage -> the crops that the run trains on, the centre first; without stages for which it is too small.
-      proposal: left, top, right and bottom of a better crop in its pixels; None if there is no reason for one.
+      proposal: left, top, right and bottom in its pixels of a crop that may be better; None if there is no reason for
+        one. Without a mask it leaves out bars and may cut the subject.
       findings: what was found, the worst first.
     """
 
@@ -305,7 +306,10 @@ def _propose(
     if side < needed:
         do = f'take another photo, for between them it has {side} pixels, of which the crop needs {needed}'
     if inside is not None:
-        found(WARNING, 'bars', 'it has bars of one colour at opposite edges, which the model would learn', do)
+        # Without a mask the square may cut a wide subject, for which somebody once added the bars.
+        other = ' if the subject is inside, or cut the bars away and set config.data.aspect_buckets=True'
+        words = 'it has bars of one colour at opposite edges, which the model would learn'
+        found(WARNING, 'bars', words, do + (other if side >= needed and weights is None else ''))
     cut = 0.0
     if weights is not None:
         centre = max((some[0] for some in crops.values()), key=lambda crop: crop.image.size)

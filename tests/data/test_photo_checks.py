@@ -126,7 +126,7 @@ def test_bars_are_a_warning_with_a_better_crop(tmp_path, bars, side):
         assert side - 4 <= right - left == bottom - top <= side and top >= bars
         assert sentence.endswith(
             f'; crop it to the {right - left} x {right - left} pixels that begin {left} from the left and {top} from '
-            f'the top'
+            f'the top if the subject is inside, or cut the bars away and set config.data.aspect_buckets=True'
         )
     else:
         assert found.proposal is None
