@@ -54,10 +54,10 @@ def write(folder: Path, subjects: Sequence[CheckedSubject], verdict: str, steps:
 
 
 _KEY = (
-    'What the centre crop leaves out is darkened; an orange square is a crop that may be better. Beside the photo are the crops as '
-    'the model sees them. An error is refused by training, a warning is likely to spoil what is learned, a note is for '
-    'you to judge. No check knows what a photo shows: look whether the subject is inside every crop, sharp, and the '
-    'same on all photos.'
+    'What the centre crop leaves out is darkened; an orange square is a crop that may be better. Beside the photo are '
+    'the crops as the model sees them. An error is refused by training, a warning is likely to spoil what is learned, '
+    'a note is for you to judge. No check knows what a photo shows: look whether the subject is inside every crop, '
+    'sharp, and the same on all photos.'
 )
 
 
