@@ -32,9 +32,11 @@ setup(
     },
     install_requires=[
         'absl-py',
+        'cbor2',  # what C2PA manifests are written in
         'filelock',  # JAX needs it for a cache of compiled programs that does not grow for ever
         'flax>=0.12',
         'huggingface_hub>=2,<3',
+        'imagehash',  # finds photos that are nearly the same
         f'jax{JAX}',
         'ml_collections>=1',
         'ml_dtypes',
@@ -44,6 +46,7 @@ setup(
         'pillow>=11.3',  # the first that reads AVIF
         'pillow-heif>=1.8',
         'safetensors',
+        'scipy',
         'tensorboardX',
         'tqdm',
         'transformers>=5,<6',  # for its tokenizers alone

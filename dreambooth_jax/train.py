@@ -51,7 +51,7 @@ def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
     Args:
       planned_for: the devices of a plan (finetune.target.Target), which is only printed then; None: the run is run.
     """
-    from dreambooth_jax.finetune import examples, instance_images, plan, ready, standing
+    from dreambooth_jax.finetune import examples, instance_images, photo_settings, plan, ready, standing
     from dreambooth_jax.training import run
 
     # All checks come before anything is generated, trained or written, so that a wrong setting costs no time.
@@ -60,8 +60,9 @@ def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
         scored = evaluation_of(begun, begun.original, workdir, begun.placement(planned_for.devices))
         told = plan.describe(begun.config, begun.cascade, begun.instance, planned_for, scored)
         return print(examples.describe(begun.config, begun.instance), told, sep='\n\n')
+    about_photos = photo_settings.told(begun.config, workdir, begun.cascade)
     told = standing.told(begun.config, workdir, begun.cascade, begun.chosen)
-    print(*filter(None, (instance_images.describe(begun.instance['base']), told)), sep='\n')
+    print(*filter(None, (instance_images.describe(begun.instance['base']), about_photos, told)), sep='\n')
     with run.alone(workdir), hosts.together():
         run.begin(begun.config, workdir, begun.inputs)
         hosts.on_first(lambda: begun.extension.write(workdir), 'write what the run is extended by')

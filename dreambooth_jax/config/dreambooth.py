@@ -109,6 +109,10 @@ class DataConfig(SubjectConfig):
     # that size. False: each photo is cropped to the square in its middle. Either way the x4 upscaler trains on square
     # crops from all over the photo.
     aspect_buckets: bool = False
+    # Whose consent there is to train on these images, and how it was given: 'mine, my own photos', 'given by Ann in an
+    # e-mail of 2026-11-02', 'licensed, invoice 1234'. It is written down in the run's config.json, and nothing checks
+    # it. Photos whose files say "do not train" are refused without it. None: nothing is said.
+    consent: str | None = None
     # Folder of TFDS's prepared datasets. None: the environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets.
     tfds_dir: str | None = path_setting(None)
     # Folder that dreambench's photos are prepared from, once: the folder dataset of a clone of
@@ -119,6 +123,9 @@ class DataConfig(SubjectConfig):
     subjects: tuple[SubjectConfig, ...] = setting((), formerly='concepts')
 
     def check(self, path: str) -> None:
+        if self.consent is not None and not self.consent.strip():
+            do = 'say whose consent it is and how it was given, or leave it None'
+            raise ConfigError(f'{path}.consent is empty; {do}')
         if self.subjects:
             for field in dataclasses.fields(SubjectConfig):
                 if getattr(self, field.name):

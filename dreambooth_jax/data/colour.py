@@ -57,6 +57,24 @@ def to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image
         return image.convert('RGB')
 
 
+def converted_from(profile: bytes, mode: str) -> str | None:
+    """Returns the name of the profile from which `to_srgb` converts an image of a mode with 8 bits.
+
+    None means that it leaves the colours as they are, because the profile is that of sRGB or cannot be used.
+    """
+    if mode in ('1', 'LAB'):
+        return None
+    try:
+        space = _space(profile)
+        is_grey = mode[0] in 'LI' and space != 'RGB'  # L, LA and I;16 are made L first
+        kind = 'L' if is_grey else 'CMYK' if mode == 'CMYK' else 'RGB'
+        if space != {'L': 'GRAY'}.get(kind, kind) or _conversion(profile, kind) is None:
+            return None
+        return ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip() or 'no name'
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+
+
 def matrix_profile(primaries: tuple, curve: tuple[float, ...] = _SRGB_CURVE, white: tuple = _D65) -> bytes:
     """Returns ICC data (version 4) of a display with these primary colours.
 

@@ -14,6 +14,7 @@ import pathlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
@@ -68,13 +69,17 @@ class StoredImage:
 ImagePath = str | os.PathLike | StoredImage
 
 
-def decode_image(path: ImagePath) -> Image.Image:
+def decode_image(path: ImagePath, enough: int | None = None) -> Image.Image:
     """Returns the whole image, upright, as an RGB image of Pillow in sRGB. Transparent parts are shown on white.
+
+    Args:
+      enough: a side in pixels. A JPEG with much longer sides is decoded at a half, a quarter or an eighth of its size,
+        with sides of at least this many pixels, which is several times faster. None: every image is decoded in full.
 
     Raises:
       ImageError: if the file cannot be read, is no image, is damaged or has more than MAX_PIXELS.
     """
-    return _decode(path, lambda image, profile: _to_rgb(image, 'white', profile, str(path)))
+    return _decode(path, lambda image, profile: _to_rgb(image, 'white', profile, str(path)), enough)
 
 
 def decode_mask(path: ImagePath) -> Image.Image:
@@ -94,25 +99,69 @@ def image_size(path: ImagePath) -> tuple[int, int]:
     Raises:
       ImageError: as `decode_image`.
     """
-    data, format = _read(path)
+    data, format = read_file(path)
     with _reading(path):
-        image = _open(data, format)
-        is_swapped = format != 'TIFF' and _orientation(image) > 4  # Pillow has already swapped the sides of a TIFF
-        return image.size[::-1] if is_swapped else image.size
+        return _upright_size(_open(data, format), format)
 
 
-def _decode(path: ImagePath, to_colours: Callable[[Image.Image, bytes | None], Image.Image]) -> Image.Image:
-    data, format = _read(path)
+def _upright_size(image: Image.Image, format: str) -> tuple[int, int]:
+    is_swapped = format != 'TIFF' and _orientation(image) > 4  # Pillow has already swapped the sides of a TIFF
+    return image.size[::-1] if is_swapped else image.size
+
+
+class Head(NamedTuple):
+    """What the head of an image file says about it.
+
+    Attributes:
+      data: the file's bytes.
+      format: 'HEIF', or Pillow's name of the format.
+      size: width and height of the upright image in pixels.
+      is_turned: whether the pixels lie in the file in another direction than upright.
+      profile: the name of the colour profile from which the image is converted to sRGB. None: its colours stay as they
+        are, because it has no profile, or that of sRGB, or one that cannot be used.
+    """
+
+    data: bytes
+    format: str
+    size: tuple[int, int]
+    is_turned: bool
+    profile: str | None
+
+
+def read_head(path: ImagePath) -> Head:
+    """Reads what an image file says about itself, without its pixels.
+
+    Raises:
+      ImageError: as `decode_image`, as far as the head shows it.
+    """
+    data, format = read_file(path)
     with _reading(path):
         image = _open(data, format)
+        # The decoder of HEIC has applied the file's own property and keeps what it was.
+        turned = image.info.get('original_orientation') if format == 'HEIF' else _orientation(image)
+        profile = _profile(image, data, format)
+        name = None if profile is None else colour.converted_from(profile, image.mode)
+        return Head(data, format, _upright_size(image, format), turned not in (None, 1), name)
+
+
+def _decode(
+    path: ImagePath,
+    to_colours: Callable[[Image.Image, bytes | None], Image.Image],
+    enough: int | None = None,
+) -> Image.Image:
+    data, format = read_file(path)
+    with _reading(path):
+        image = _open(data, format)
+        if enough and format == 'JPEG':
+            image.draft(None, (enough, enough))
         image.load()
         profile, orientation = _profile(image, data, format), _orientation(image)
         image = to_colours(_to_eight_bits(image, data, format), profile)
         return image.transpose(_TURN[orientation]) if orientation in _TURN else image
 
 
-def _read(path: ImagePath) -> tuple[bytes, str]:
-    """Returns a file's bytes and its format.
+def read_file(path: ImagePath) -> tuple[bytes, str]:
+    """Returns an image file's bytes and its format: 'HEIF', or the name by which Pillow reads it.
 
     Raises:
       ImageError: if it cannot be read or photo_kinds does not let it through.

@@ -7,7 +7,7 @@ another crop.
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from dreambooth_jax.data.buckets import Size, nearest
 from dreambooth_jax.data.decode import ImageError, ImagePath, decode_image, decode_mask
 
-__all__ = ['MAX_ZOOM', 'Photo', 'ImageError', 'fit', 'open_photo', 'read_masked_image', 'read_image']
+__all__ = ['MAX_ZOOM', 'Crop', 'Photo', 'ImageError', 'fit', 'open_photo', 'read_masked_image', 'read_image']
 
 MAX_ZOOM = 1.25  # the largest zoom of random crops
 _TRIES = 20  # how many more random crops are tried until one meets the mask
@@ -73,16 +73,21 @@ def read_masked_image(
     Raises:
       ImageError: as `read_image`, for both files; also if they differ in size or the mask is black.
     """
-    return open_photo(path, mask).cut(sizes, crop=crop, rng=rng, max_zoom=max_zoom)
+    return open_photo(path, mask).cut(sizes, crop=crop, rng=rng, max_zoom=max_zoom)[:2]
 
 
-def open_photo(path: ImagePath, mask: str | os.PathLike | None = None) -> 'Photo':
+def open_photo(path: ImagePath, mask: str | os.PathLike | None = None, *, enough: int | None = None) -> 'Photo':
     """Reads an image and its mask at full size, so that they can be cropped more than once.
+
+    Args:
+      path: the image.
+      mask: the mask; None: everything counts.
+      enough: as in decode_image, for an image without a mask.
 
     Raises:
       ImageError: if a file cannot be read, is no image or is damaged, or if the mask and the image differ in size.
     """
-    image = decode_image(path)
+    image = decode_image(path, enough if mask is None else None)
     if mask is None:
         return Photo(path, image, None, None)
     weights = decode_mask(mask)
@@ -110,10 +115,8 @@ class Photo:
     mask: str | os.PathLike | None
     weights: Image.Image | None
 
-    def cut(
-        self, sizes: Sequence[Size], *, crop: str, rng: np.random.Generator | None, max_zoom: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns one crop of the image and its mask, as `read_masked_image` says.
+    def cut(self, sizes: Sequence[Size], *, crop: str, rng: np.random.Generator | None, max_zoom: float) -> 'Crop':
+        """Returns one crop of the image and its mask, as `read_masked_image` says, and where it lies.
 
         The crop is chosen without regard to the mask. If nothing in it counts, another random crop is chosen, up to 20
         times. If that does not help, and at once for the centre crop, the crop moves to where it holds most of the
@@ -129,7 +132,7 @@ class Photo:
         frame = try_crop()
         if self.weights is None:
             image = frame.apply(self.image, Image.Resampling.LANCZOS)
-            return image, np.full((*image.shape[:2], 1), 255, np.uint8)
+            return Crop(image, np.full((*image.shape[:2], 1), 255, np.uint8), frame.within(self.image.size))
         # The mask is averaged over areas, because Lanczos would put bright echoes of a white edge into the black part.
         kept = frame.apply(self.weights, Image.Resampling.BOX)
         for _ in range(_TRIES if crop == 'random' else 0):
@@ -147,7 +150,35 @@ class Photo:
                 f'the mask {self.mask} is black all over, or all but a few dots, so nothing of its image {self.path} '
                 f'would be learned; paint white what counts, or take both out of their folder'
             )
-        return frame.apply(self.image, Image.Resampling.LANCZOS), kept[..., None]
+        image = frame.apply(self.image, Image.Resampling.LANCZOS)
+        return Crop(image, kept[..., None], frame.within(self.image.size))
+
+    def cuts(self, sizes: Sequence[Size], index: int, *, crops: int, max_zoom: float, seed: int) -> Iterator['Crop']:
+        """Yields the crops of the image that a run trains on: first the centre, then random ones.
+
+        Args:
+          sizes, max_zoom: as in `read_masked_image`.
+          index: the image's place in the order in which the run uses its images; the random crops depend on it.
+          crops: how many.
+          seed: of the random crops.
+        """
+        for crop in range(crops):
+            rng = np.random.default_rng([seed, index, crop])
+            yield self.cut(sizes, crop='random' if crop else 'center', rng=rng, max_zoom=max_zoom)
+
+
+class Crop(NamedTuple):
+    """A crop of an image, resized.
+
+    Attributes:
+      image: uint8[height, width, 3].
+      mask: uint8[height, width, 1], how much of each pixel counts.
+      box: left, top, right and bottom of the crop in the image, in its pixels before it was resized.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    box: tuple[float, float, float, float]
 
 
 class _Frame(NamedTuple):
@@ -158,6 +189,10 @@ class _Frame(NamedTuple):
 
     def apply(self, image: Image.Image, resampling: Image.Resampling) -> np.ndarray:
         return np.array(image.resize(self.resized, resampling).crop(self.box))
+
+    def within(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Returns the box in pixels of the image before it is resized, whose width and height are `size`."""
+        return tuple(side * size[i % 2] / self.resized[i % 2] for i, side in enumerate(self.box))
 
     def moved_to(self, weights: np.ndarray) -> '_Frame':
         """Returns the frame moved to where it holds the most weight; of several such positions, to the nearest.

@@ -161,9 +161,7 @@ def read_files(
     found: dict[Size, list] = {size: [] for size in sizes}
     for index, file in enumerate(files):
         photo = open_photo(file.path, file.mask)
-        for crop in range(crops):
-            rng = np.random.default_rng([seed, index, crop])
-            image, mask = photo.cut(sizes, crop='random' if crop else 'center', rng=rng, max_zoom=max_zoom)
+        for image, mask, _ in photo.cuts(sizes, index, crops=crops, max_zoom=max_zoom, seed=seed):
             found[image.shape[:2]].append((file, image, mask))
     return {
         size: Images(

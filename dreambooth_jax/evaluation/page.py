@@ -109,17 +109,24 @@ def _at_least(runs: Sequence[Scored], detail: Detail) -> float:
 
 
 def _document(runs: Sequence[Scored], missing: Mapping[str, str], embedded: EmbeddedImages) -> str:
-    style, script = (_own_file(name) for name in ('page.css', 'page.js'))
-    policy = [
-        "default-src 'none'",
-        'img-src data:',
-        f"style-src '{_digest(style)}'",
-        f"script-src '{_digest(script)}'",
-        "base-uri 'none'",
-        "form-action 'none'",
-    ]
     several = sum(len(one.subjects) for one in runs) > 1 or missing
     title, body = _of_several(runs, missing, embedded) if several else _of_one(runs[0], embedded)
+    large = element('dialog', element('img', alt=''), element('p'), element('button', 'Close', type='button'))
+    return document(title, joined(body, large), own_file('page.css'), own_file('page.js'))
+
+
+def document(title: str, body: Markup, style: Markup, script: Markup | None = None) -> str:
+    """Returns a page that needs nothing else, and may load nothing else.
+
+    Args:
+      title: its title.
+      body: what it shows.
+      style: its style sheet.
+      script: its script; None: it has none.
+    """
+    policy = ["default-src 'none'", 'img-src data:', f"style-src '{_digest(style)}'"]
+    policy += [] if script is None else [f"script-src '{_digest(script)}'"]
+    policy += ["base-uri 'none'", "form-action 'none'"]
     head = element(
         'head',
         element('meta', charset='utf-8'),
@@ -130,10 +137,8 @@ def _document(runs: Sequence[Scored], missing: Mapping[str, str], embedded: Embe
         element('title', title),
         element('style', style),
     )
-    large = element('dialog', element('img', alt=''), element('p'), element('button', 'Close', type='button'))
-    return '<!doctype html>\n' + element(
-        'html', head, element('body', body, large, element('script', script)), lang='en'
-    )
+    end = None if script is None else element('script', script)
+    return '<!doctype html>\n' + element('html', head, element('body', body, end), lang='en')
 
 
 def _of_one(one: Scored, embedded: EmbeddedImages) -> tuple[str, Markup]:
@@ -232,7 +237,8 @@ def _measured(subject: SubjectScores, embedded: EmbeddedImages) -> list[Markup]:
     ]
 
 
-def _own_file(name: str) -> Markup:
+def own_file(name: str) -> Markup:
+    """Returns a style sheet or script of the package, from page_files/."""
     folder = importlib.resources.files('dreambooth_jax.evaluation')
     return joined(Markup(folder.joinpath('page_files', name).read_text('utf-8')))
 

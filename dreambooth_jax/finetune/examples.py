@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig
+from dreambooth_jax.data.buckets import Size, bucket_sizes
 from dreambooth_jax.data.images import read_image
 from dreambooth_jax.data.table import Examples, Table, make_table
 from dreambooth_jax.finetune import instance_images
@@ -38,15 +39,9 @@ def read_instance(
         word.
     """
     instance_images.check_folders(config)
-    base, second = cascade.base, cascade.super_resolution
-    multiple = base.family.bucket_multiple(base)
-    found = {BASE: _read_whole(config, cascade.base_size, multiple, order)}
-    if second is None:
-        return found
-    if second.space.crops_in_step:  # a photo has the same ratio in both stages
-        multiple = math.lcm(multiple * cascade.factor, second.size_divisor)
-        found[SUPER_RESOLUTION] = _read_whole(config, cascade.super_resolution_size, multiple, order)
-    if not config.super_resolution.steps:
+    whole, second = _whole(cascade), cascade.super_resolution
+    found = {stage: _read_whole(config, *sides, order) for stage, sides in whole.items()}
+    if second is None or not config.super_resolution.steps:
         return found
     crop = crop_side(config, cascade)
     if not second.space.crops_in_step:
@@ -62,15 +57,46 @@ def read_instance(
     return found
 
 
+def _whole(cascade: Cascade) -> dict[str, tuple[int, int]]:
+    """Returns stage -> the side of its whole images as squares, and the multiple of their sides in aspect buckets."""
+    base, second = cascade.base, cascade.super_resolution
+    multiple = base.family.bucket_multiple(base)
+    found = {BASE: (cascade.base_size, multiple)}
+    if second is not None and second.space.crops_in_step:  # a photo has the same ratio in both stages
+        multiple = math.lcm(multiple * cascade.factor, second.size_divisor)
+        found[SUPER_RESOLUTION] = (cascade.super_resolution_size, multiple)
+    return found
+
+
+def sizes(config: DreamBoothConfig, cascade: Cascade) -> dict[str, tuple[Size, ...]]:
+    """Returns stage -> the sizes (height, width) that its images are cut to.
+
+    A second stage that trains on crops from all over the photo has their size, if it trains.
+
+    Raises:
+      ConfigError: as read_instance.
+    """
+    found = {stage: _sizes(config, *sides) for stage, sides in _whole(cascade).items()}
+    if cascade.super_resolution is not None and config.super_resolution.steps and SUPER_RESOLUTION not in found:
+        side = crop_side(config, cascade)
+        found[SUPER_RESOLUTION] = ((side, side),)
+    return found
+
+
 def _read_whole(
     config: DreamBoothConfig, resolution: int, multiple: int, order: Mapping[str, Sequence[str]] | None
 ) -> list[Examples]:
+    _sizes(config, resolution, multiple)  # refuses a resolution that aspect buckets cannot have
+    return instance_images.read(config, resolution, multiple, order=order)
+
+
+def _sizes(config: DreamBoothConfig, side: int, multiple: int) -> tuple[Size, ...]:
+    if not config.data.aspect_buckets:
+        return ((side, side),)
     try:
-        return instance_images.read(config, resolution, multiple, order=order)
+        return bucket_sizes(side, multiple)
     except ValueError as error:
-        if config.data.aspect_buckets and resolution % multiple:
-            raise ConfigError(f'config.data.aspect_buckets is True: {error}') from None
-        raise
+        raise ConfigError(f'config.data.aspect_buckets is True: {error}') from None
 
 
 def crop_side(config: DreamBoothConfig, cascade: Cascade) -> int | None:

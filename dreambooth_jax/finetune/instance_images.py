@@ -20,7 +20,7 @@ from dreambooth_jax.storybook import draw, subjects
 _FRAMING = {'a', 'an', 'the', 'of', 'in', 'on', 'my', 'with', 'photo', 'image', 'photograph', 'close-up'}
 
 
-class _Photos(NamedTuple):
+class Photos(NamedTuple):
     """What lies in a subject's folder or dataset.
 
     Attributes:
@@ -43,8 +43,8 @@ def photos(config: DreamBoothConfig) -> dict[str, list[ImageFile]]:
       ImageError: as list_images.
       ConfigError: for a dataset that cannot be read.
     """
-    listed = {_setting(config, number): _list(config, number) for number in range(len(config.subjects()))}
-    return {setting: found.files for setting, found in listed.items() if found is not None}
+    found = {_setting(config, number): listed(config, number) for number in range(len(config.subjects()))}
+    return {setting: one.files for setting, one in found.items() if one is not None}
 
 
 def _setting(config: DreamBoothConfig, number: int) -> str:
@@ -52,7 +52,7 @@ def _setting(config: DreamBoothConfig, number: int) -> str:
     return f'data.subjects[{number}].{name}' if config.data.subjects else f'data.{name}'
 
 
-def _list(config: DreamBoothConfig, number: int) -> _Photos | None:
+def listed(config: DreamBoothConfig, number: int) -> Photos | None:
     """Returns the photos of a subject; None for a built-in one.
 
     Raises:
@@ -62,13 +62,13 @@ def _list(config: DreamBoothConfig, number: int) -> _Photos | None:
     if subject.tfds is None and subject.instance_dir is None:
         return None
     if subject.tfds is None:
-        return _Photos(subject.instance_dir, *list_images(subject.instance_dir))
+        return Photos(subject.instance_dir, *list_images(subject.instance_dir))
     folders = {'data_dir': config.data.tfds_dir, 'manual_dir': config.data.tfds_manual_dir}
     try:
         dataset = data_source.read(subject.tfds, subject.tfds_split, **folders)
     except ImageError as error:
         raise ConfigError(f'config.{_setting(config, number)} is {subject.tfds!r} but {error}') from None
-    return _Photos(f'{dataset.name} of TFDS', dataset.files, {})
+    return Photos(f'{dataset.name} of TFDS', dataset.files, {})
 
 
 def whole(config: DreamBoothConfig, side: int) -> list[tuple[np.ndarray, ...]]:
@@ -82,11 +82,11 @@ def whole(config: DreamBoothConfig, side: int) -> list[tuple[np.ndarray, ...]]:
     """
     found = []
     for number, subject in enumerate(config.subjects()):
-        listed = _list(config, number)
-        if listed is None:
+        there = listed(config, number)
+        if there is None:
             found.append(tuple(_painted(subject.subject, side)))
         else:
-            found.append(tuple(np.asarray(decode_image(file.path)) for file in listed.files))
+            found.append(tuple(np.asarray(decode_image(file.path)) for file in there.files))
     return found
 
 
@@ -98,12 +98,12 @@ def whole_masks(config: DreamBoothConfig, side: int) -> list[tuple[np.ndarray | 
     """
     found = []
     for number, subject in enumerate(config.subjects()):
-        listed = _list(config, number)
-        if listed is None:
+        there = listed(config, number)
+        if there is None:
             scenes = subjects.reference_scenes(subject.subject)
             found.append(tuple(draw.paint_mask(scene, side) for scene in scenes))
             continue
-        opened = [open_photo(file.path, file.mask) if file.mask else None for file in listed.files]
+        opened = [open_photo(file.path, file.mask) if file.mask else None for file in there.files]
         found.append(tuple(photo and np.asarray(photo.weights) for photo in opened))
     return found
 
@@ -158,7 +158,7 @@ def read(
         if subject.tfds is None:
             found = read_buckets(subject.instance_dir, sizes, prompt, **options)
         else:
-            found = read_files(_list(config, number).files, sizes, prompt, **options)
+            found = read_files(listed(config, number).files, sizes, prompt, **options)
         for size, images in found.items():
             class_prompts = [subject.class_prompt] * len(images.images)
             groups[size].append(Examples(images.images, images.prompts, images.masks, class_prompts))
@@ -175,7 +175,7 @@ def check_folders(config: DreamBoothConfig) -> None:
     """
     prompts: list[str] = []
     for number, subject in enumerate(config.subjects()):
-        found = _list(config, number)
+        found = listed(config, number)
         if found is None:
             prompts.append(subject.instance_prompt)
             continue
@@ -218,7 +218,7 @@ def describe_folders(config: DreamBoothConfig) -> str:
     """
     lines = []
     for number, subject in enumerate(config.subjects()):
-        found = _list(config, number)
+        found = listed(config, number)
         if found is None:
             lines.append(f'  built-in subject {subject.subject}, {subject.instance_prompt!r}')
             continue

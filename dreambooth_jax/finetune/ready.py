@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from dreambooth_jax.config import DreamBoothConfig
+from dreambooth_jax.data import training_marks
 from dreambooth_jax.data.table import Examples
 from dreambooth_jax.finetune import examples, instance_images, pinned, samples_model
 from dreambooth_jax.finetune.extension import Extension, extended
@@ -69,7 +70,7 @@ def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Re
 
     Raises:
       ConfigError: if a setting does not fit the model, or differs from the run's and would change what is learned.
-      WeightsError, ImageError, TokenizerError: if something cannot be read.
+      WeightsError, ImageError, TokenizerError: if something cannot be read, or a photo is marked "do not train".
     """
     config, extension = extended(config, workdir, more)
     config, original = pinned.read_pinned(config, workdir)
@@ -83,6 +84,8 @@ def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Re
     photos = instance_images.photos(config)
     if own := class_images.own_photos(config):
         photos[inputs.CLASS_PHOTOS] = own
+    for files in photos.values():
+        training_marks.refuse([file.path for file in files], config.data.consent)
     found = inputs.find(models, photos)
     learned_from = run.check(config, workdir, found._replace(models={**found.models, **hashes}))
     instance = examples.read_instance(config, cascade, learned_from.order)

@@ -31,6 +31,7 @@ FREE = (
     'steps',
     'prior.batch_size',
     CLASS_PHOTOS,
+    'data.consent',
     'data.tfds_dir',
     'data.tfds_manual_dir',
     'parallel.mode',

@@ -359,3 +359,12 @@ def test_a_run_without_subjects_has_the_one_of_data():
     resolved = resolve(DreamBoothConfig, DOG)
     assert [subject.subject for subject in resolved.subjects()] == ['dog']
     assert resolved.sample_prompts() == ('a sks dog', 'a dog')
+
+
+def test_consent_is_a_text_that_says_something():
+    assert resolve(DreamBoothConfig, nest('data.consent', 'given by Ann')).data.consent == 'given by Ann'
+    with pytest.raises(ConfigError) as error:
+        resolve(DreamBoothConfig, nest('data.consent', ' '))
+    assert str(error.value) == (
+        'config.data.consent is empty; say whose consent it is and how it was given, or leave it None'
+    )

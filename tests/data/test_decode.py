@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from dreambooth_jax.data import decode
-from dreambooth_jax.data.decode import ImageError, decode_image, decode_mask, image_size
+from dreambooth_jax.data.colour import matrix_profile
+from dreambooth_jax.data.decode import ImageError, decode_image, decode_mask, image_size, read_head
 from tests.data.test_images import STORED, assert_shows_quarters, quarters
 from tests.support.made_files import chunk, inserted, png, tags, tiff
 
@@ -300,3 +301,44 @@ def test_a_bent_byte_gives_an_image_or_a_sentence_and_nothing_else(tmp_path):
                 assert decode_image(path).mode == 'RGB'
             except ImageError as error:
                 assert str(error).startswith(f'{path} ')
+
+
+# What a file says about itself, and images at a part of their size
+
+
+@pytest.mark.parametrize('orientation', [None, *STORED])
+@pytest.mark.parametrize('format', ['JPEG', 'HEIF'])
+def test_the_head_says_how_the_image_lies_in_its_file(tmp_path, format, orientation):
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    if format == 'HEIF':
+        (tmp_path / 'image').write_bytes(heic(quarters(64, 96), exif=exif if orientation else None))
+    else:
+        Image.fromarray(quarters(64, 96)).save(tmp_path / 'image', 'JPEG', exif=exif)
+    head = read_head(tmp_path / 'image')
+    assert head.size == image_size(tmp_path / 'image') and head.format == format and head.profile is None
+    assert head.is_turned == (orientation not in (None, 1)) and head.data == (tmp_path / 'image').read_bytes()
+
+
+def test_the_head_names_the_profile_from_which_colours_are_converted(tmp_path):
+    display_p3, srgb = ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06)), ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
+    for mode in ('RGB', 'RGBA', 'P'):
+        image = Image.new(mode, (8, 8))
+        for profile, name in ((matrix_profile(display_p3), 'CICP'), (matrix_profile(srgb), None), (b'broken', None)):
+            image.save(tmp_path / 'image.png', icc_profile=profile)
+            assert read_head(tmp_path / 'image.png').profile == name
+    with pytest.raises(ImageError, match='is text, not an image'):
+        (tmp_path / 'text').write_text('a dog')
+        read_head(tmp_path / 'text')
+
+
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_if_that_is_enough(tmp_path):
+    image = Image.fromarray(quarters(800, 1200))
+    image.save(tmp_path / 'image.jpg')
+    image.save(tmp_path / 'image.png')
+    for enough, size in ((None, (1200, 800)), (700, (1200, 800)), (400, (600, 400)), (100, (150, 100))):
+        decoded = decode_image(tmp_path / 'image.jpg', enough)
+        assert decoded.size == size and decoded.mode == 'RGB'
+        assert_shows_quarters(np.asarray(decoded.resize((64, 64))), 8)
+    assert decode_image(tmp_path / 'image.png', 100).size == (1200, 800)

@@ -37,6 +37,10 @@ def sizes(photos, cascade, buckets=True, **super_resolution):
     settings = SuperResolutionConfig(**{'steps': 2, **super_resolution})
     config = DreamBoothConfig(model='any', data=data, super_resolution=settings)
     found = examples.read_instance(config, cascade)
+    told = examples.sizes(config, cascade)
+    assert told.keys() == found.keys()
+    for stage, groups in found.items():
+        assert {group.images.shape[1:3] for group in groups} <= set(told[stage])
     return {stage: [group.images.shape[:3] for group in groups] for stage, groups in found.items()}
 
 

@@ -1,14 +1,17 @@
 """What is read before a run begins: all of it, and in the order in which the run began."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from dreambooth_jax.config import BaseConfig, ConfigError, DataConfig, DreamBoothConfig, PriorConfig
+from dreambooth_jax.data.images import ImageError
 from dreambooth_jax.finetune import ready
 from dreambooth_jax.finetune.extension import Extension
 from dreambooth_jax.training import run
-from tests.support import smallest_pipelines
+from tests.support import marked_files, smallest_pipelines
 from tests.support.written_runs import save
 
 
@@ -35,6 +38,16 @@ def test_everything_is_there_and_nothing_is_written(config, tmp_path):
     assert found.class_photos == ['0.png', '1.png', '2.png']
     assert found.original.base.components.keys() == found.cascade.base.components.keys()
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('folder', ['photos', 'class'])
+def test_marked_photos_are_refused_unless_there_is_consent(config, folder, tmp_path):
+    path = marked_files.marked(tmp_path / folder / '7.jpg')
+    with pytest.raises(ImageError) as error:
+        ready.read(config, tmp_path / 'run')
+    assert str(error.value).startswith(f'{path} is marked "do not train" (IPTC: plus:DataMining is DMI-PROHIBITED')
+    allowed = dataclasses.replace(config, data=dataclasses.replace(config.data, consent='mine, my own photo'))
+    assert ready.read(allowed, tmp_path / 'run').config.data.consent == 'mine, my own photo'
 
 
 def test_a_begun_run_keeps_its_order_and_refuses_other_photos(config, tmp_path):

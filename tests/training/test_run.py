@@ -205,6 +205,12 @@ def test_a_run_of_an_older_version_knows_its_folders_by_their_paths(tmp_path, mo
     run.begin(changed(config, 'data.instance_dir', 'others'), tmp_path, found)  # known by content from now on
 
 
+def test_consent_may_be_written_down_later(tmp_path):
+    trained(CONFIG, tmp_path)
+    run.begin(changed(CONFIG, 'data.consent', 'mine'), tmp_path)
+    assert json.loads((tmp_path / 'config.json').read_text())['data']['consent'] == 'mine'
+
+
 def test_a_dataset_may_change_its_name_and_split_but_not_its_images(tmp_path):
     of = lambda sha256: Inputs({'base': {}}, {'data.tfds': [Fingerprint('00.png', sha256)]})  # noqa: E731
     config = changed(CONFIG, 'data.tfds', 'dreambench/dog')
