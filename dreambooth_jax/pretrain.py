@@ -27,6 +27,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.finetune.pretraining import pretraining_of, with_scaled_latents
     from dreambooth_jax.generation.cascade import Cascade
     from dreambooth_jax.generation.options import SamplingOptions
+    from dreambooth_jax.generation.origin import Model, Origin
     from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
     from dreambooth_jax.storybook import pools, vocabulary
     from dreambooth_jax.training import optimizer, run, train_run
@@ -71,7 +72,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     # Samples show the averaged weights. A second stage or an autoencoder alone cannot generate.
     samples = config.samples
     options = SamplingOptions.of_samples(samples)
-    grid = SampleGrid(None, [], samples.prompts, options, num_images=samples.num_images)
+    origin = Origin(options=options, metadata=samples.metadata, base=Model(f'pretraining of {config.stage}', None))
+    grid = SampleGrid(None, [], samples.prompts, options, num_images=samples.num_images, origin=origin)
     programs = {}
     sampling = SaveSamples(
         grid=grid,

@@ -88,6 +88,7 @@ def finetune_stages(begun, workdir: Path) -> None:
     from dreambooth_jax.finetune.stage import finetune, usual_callbacks
     from dreambooth_jax.generation import class_images
     from dreambooth_jax.generation.options import SamplingOptions
+    from dreambooth_jax.generation.origin import Origin
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.training import best_checkpoint, memory, run
 
@@ -100,13 +101,10 @@ def finetune_stages(begun, workdir: Path) -> None:
         hosts.on_first(lambda: best_checkpoint.forget(workdir), 'write best.json')
     images = class_images.class_images_of(config, original, workdir, begun.class_photos)
     examples.check_class_images(config, cascade, images)
-    grid = SampleGrid(
-        original,
-        examples.references(instance, cascade),
-        config.sample_prompts(),
-        SamplingOptions.of_samples(config.samples, config.super_resolution),
-        num_images=config.samples.num_images,
-    )
+    options = SamplingOptions.of_samples(config.samples, config.super_resolution)
+    origin, prompts = Origin.of(original, options, config.samples.metadata), config.sample_prompts()
+    subject = examples.references(instance, cascade)
+    grid = SampleGrid(original, subject, prompts, options, num_images=config.samples.num_images, origin=origin)
 
     for name in instance:
         if getattr(config, name).steps == 0:

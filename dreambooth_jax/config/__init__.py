@@ -44,6 +44,7 @@ from dreambooth_jax.config.schema import (
 )
 from dreambooth_jax.config.training import (
     CheckpointConfig,
+    Metadata,
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -62,6 +63,7 @@ __all__ = [
     'ExportFormat',
     'LAST_TIMESTEP',
     'LoraConfig',
+    'Metadata',
     'NO_MODEL',
     'ObjectiveConfig',
     'OptimizerConfig',

@@ -114,6 +114,9 @@ class DataConfig(SubjectConfig):
     # Folder that dreambench's photos are prepared from, once: the folder dataset of a clone of
     # https://github.com/google/dreambooth. None: downloads/manual in tfds_dir.
     tfds_manual_dir: str | None = path_setting(None)
+    # Whose consent the photos were given with, and how, such as 'Ana Lima, by letter of 2026-11-02'. Required for class
+    # nouns of people, and for photos that carry a mark against training.
+    consent: str | None = None
     # Several subjects in one run. They replace the settings of one subject (instance_dir, tfds, tfds_split, subject,
     # instance_prompt, class_prompt), which must then stay empty.
     subjects: tuple[SubjectConfig, ...] = setting((), formerly='concepts')

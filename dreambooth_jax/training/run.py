@@ -32,6 +32,7 @@ FREE = (
     CLASS_PHOTOS,
     'data.tfds_dir',
     'data.tfds_manual_dir',
+    'data.consent',
     'parallel.mode',
     'parallel.fsdp_min_bytes',
     'parallel.remat',
