@@ -122,6 +122,17 @@ def test_a_run_leaves_what_its_folder_promises(program, finished, caplog):
     )
 
 
+def test_photos_of_people_need_consent_before_any_work(program, config, tmp_path):
+    run = tmp_path / 'run'
+    arguments = (f'--config={config}', f'--workdir={run}', '--config.data.class_prompt=a young woman')
+    for more in ((), ('--dry_run',), ('--config.data.consent=',)):
+        ended = program('train', *arguments, *more)
+        assert (ended.code, ended.out) == (1, '') and not run.exists()
+        assert "config.data.class_prompt is 'a young woman', in which 'woman' names a person" in ended.error
+    planned = program('train', *arguments, '--dry_run', '--config.data.consent=Ana Lima, by letter of 2026-11-02')
+    assert planned.code == 0 and 'Ana Lima, by letter of 2026-11-02' in planned.out and not run.exists()
+
+
 @pytest.mark.slow
 def test_a_run_that_is_ended_by_sigterm_goes_on_as_if_it_had_not_been(program, finished, config, tmp_path, monkeypatch):
     run = tmp_path / 'run'
