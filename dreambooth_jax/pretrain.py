@@ -23,6 +23,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     """Trains the stage that `config` describes and writes the averaged weights to <workdir>/model."""
     from dreambooth_jax.data import pairs
     from dreambooth_jax.families.processes import with_zero_terminal_snr
+    from dreambooth_jax.finetune import model_card
     from dreambooth_jax.finetune.fresh import start_pipeline
     from dreambooth_jax.finetune.pretraining import pretraining_of, with_scaled_latents
     from dreambooth_jax.generation.cascade import Cascade
@@ -111,7 +112,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     if config.stage == 'autoencoder':
         averaged = with_scaled_latents(averaged, painters.pool(0).images)
     painters.close()
-    folders.write_pipeline(averaged, workdir / 'model', dtype='float16')
+    folders.write_pipeline(averaged, workdir / 'model', dtype='float16', card=model_card.of_pretraining(config))
     print(f'{"finished" if finished else "stopped"} at step {int(state.step)}; model: {workdir / "model"}')
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreambooth_jax.config import NO_MODEL, STORYBOOK, ConfigError, DreamBoothConfig
+from dreambooth_jax.config import NO_MODEL, STORYBOOK, ConfigError, DreamBoothConfig, PretrainConfig
 from dreambooth_jax.data.provenance import PROGRAM, VERSION
 from dreambooth_jax.finetune import usage
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
@@ -101,6 +101,21 @@ def text(export: Export) -> str:
     return '\n\n'.join([_head(export), *sections]) + '\n'
 
 
+def of_pretraining(config: PretrainConfig) -> str:
+    """Returns the card of a model that pretrain has trained on painted images, and on nothing else."""
+    values = {'library_name': 'diffusers', 'license': 'unknown', 'tags': ['jax', 'storybook']}
+    start = 'from scratch' if config.init is None else f'starting from {_code(Path(config.init).name)}'
+    told = {
+        'Stage': _code(config.stage),
+        'Training': f'{config.steps} steps of {config.batch_size} images, {start}, with {PROGRAM} {VERSION}',
+        'Images': 'scenes of Storybook, which a program has painted; no photo and no image of others is among them',
+        'Its licence': 'none is given; whoever trained it chooses one before it is passed on',
+    }
+    return (
+        '\n\n'.join([_yaml(values), MADE_BY, '# A model of Storybook', '## What it was made from', _list(told)]) + '\n'
+    )
+
+
 def description(export: Export) -> str:
     """Returns the same in a few sentences, for the header of a file (modelspec.py)."""
     consent = (export.config.data.consent or '').strip()
@@ -150,6 +165,10 @@ def _head(export: Export) -> str:
     tags = ['text-to-image', 'diffusers', 'dreambooth', 'jax']
     tags += ['lora'] if export.is_adapter else []
     values['tags'] = tags + (['textual_inversion'] if config.textual_inversion.token else [])
+    return _yaml(values)
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
     # JSON is YAML: quoted as it is there, no text can end its value.
     lines = [f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in values.items() if value is not None]
     return '\n'.join(['---', *lines, '---'])

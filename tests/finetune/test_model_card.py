@@ -11,6 +11,7 @@ from dreambooth_jax.config import (
     DataConfig,
     DreamBoothConfig,
     LoraConfig,
+    PretrainConfig,
     PriorConfig,
     SubjectConfig,
     TextualInversionConfig,
@@ -171,6 +172,14 @@ def test_consent_is_told_in_its_own_words(export):
     assert '\n> Ana Lima,\n> by letter of 2026-11-02\n' in model_card.text(one)
     assert 'Consent: Ana Lima, by letter of 2026-11-02.' in model_card.description(one)
     assert '\n' not in model_card.description(one)
+
+
+@pytest.mark.parametrize('init', [None, '/home/ana/base'])
+def test_a_pretrained_model_has_a_card_too(init):
+    card = model_card.of_pretraining(PretrainConfig(stage='base', init=init, steps=9, batch_size=4))
+    assert head(card) == {'library_name': 'diffusers', 'license': 'unknown', 'tags': ['jax', 'storybook']}
+    start = 'from scratch' if init is None else 'starting from `base`'
+    assert f'9 steps of 4 images, {start}' in card and 'no photo' in card and '/home' not in card
 
 
 def test_a_card_beside_a_file_replaces_another_card_alone(export, tmp_path):
