@@ -100,7 +100,6 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
 def _export(trained: Trained, format: str, output: Path | None = None) -> Export:
     return Export(
         config=trained.config,
-        name=trained.name,
         cascade=trained.cascade,
         workdir=trained.workdir,
         weights=trained.origins,

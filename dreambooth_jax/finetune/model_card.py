@@ -2,7 +2,7 @@
 
 Its head is read by the Hugging Face hub, for which it is README.md in a pipeline folder; beside a single file or an
 adapter, NAME.md. It says what the run's folder says: settings, photos, scores. It has no date and no path of this
-machine.
+machine, so that equal runs have equal cards.
 
 Source: huggingface.co/docs/hub/model-cards.
 """
@@ -44,7 +44,6 @@ class Export:
 
     Attributes:
       config: the settings of the run.
-      name: name of the run.
       cascade: the model.
       workdir: the run's folder, which holds its photos' hashes and its scores; None: they are not known.
       weights: lines that say which checkpoints were taken; empty: as the run's folder says.
@@ -53,7 +52,6 @@ class Export:
     """
 
     config: DreamBoothConfig
-    name: str
     cascade: Cascade
     workdir: Path | None
     weights: Sequence[str] = ()
@@ -87,7 +85,7 @@ def text(export: Export) -> str:
     """Returns the card as Markdown, with the head that the hub reads."""
     prompts = dict.fromkeys(subject.instance_prompt for subject in export.config.subjects())
     parts = {
-        '': [MADE_BY, f'# {_plain(export.name)}: {_plain(", ".join(prompts))}', _summary(export)],
+        '': [MADE_BY, f'# {_plain(", ".join(prompts))}', _summary(export)],
         'How to use it': usage.paragraphs(
             export.cascade, export.form, export.file, export.base_name, export.config.subjects()[0].instance_prompt
         ),

@@ -146,7 +146,7 @@ def write_model(config: DreamBoothConfig, cascade: Cascade, folder: Path) -> Non
     Arguments and errors are those of with_whole_kernels.
     """
     cascade, workdir = with_whole_kernels(config, cascade), folder.parent
-    card = model_card.text(Export(config=config, name=workdir.absolute().name, cascade=cascade, workdir=workdir))
+    card = model_card.text(Export(config=config, cascade=cascade, workdir=workdir))
     folders.write_pipeline(cascade.base, folder, super_resolution=cascade.super_resolution, card=card)
 
 

@@ -78,19 +78,21 @@ class Origin:
         adapters = [_added(path, scale) for path, scale in loras]
         return dataclasses.replace(self, adapters=adapters, embeddings=[_added(path) for path in embeddings])
 
-    def facts(self, prompt: str, number: int | None = None, *, last: bool = True, **more: Any) -> Facts | None:
+    def facts(
+        self, prompt: str, number: int | None = None, *, last: bool = True, step: int | None = None
+    ) -> Facts | None:
         """Returns what one image was generated with; None if its file is to have the mark alone.
 
         Args:
           prompt: its prompt; of a sheet of several, one on each line.
           number: its image number, which selects its noise together with the seed; None: of a sheet.
           last: whether it comes from the last stage; False: from the base stage, whatever follows.
-          **more: further values, whose names are given with underscores for spaces.
+          step: the step of the training that the model is at; None: it is not training.
         """
         if self.metadata == provenance.MARK:
             return None
         options = self.options
-        values = {'Image number': number}
+        values: dict[str, Any] = {'Image number': number, 'Training step': step}
         if self.clip_skip:
             values['Clip skip'] = self.clip_skip + 1  # AUTOMATIC1111 counts the layer whose states are taken from 1
         if last and self.super_resolution is not None:
@@ -101,7 +103,6 @@ class Origin:
                 'Super-resolution CFG scale': f'{options.second_guidance_scale:g}',
                 'Super-resolution noise level': options.noise_level,
             }
-        values |= {name.replace('_', ' '): value for name, value in more.items()}
         return Facts(
             prompt=prompt,
             negative_prompt=options.negative_prompt,
@@ -113,7 +114,7 @@ class Origin:
             model_hash=self.base.weights_hash,
             adapters=self.adapters,
             embeddings=self.embeddings,
-            more=values,
+            more={name: value for name, value in values.items() if value is not None},
         )
 
 

@@ -59,24 +59,24 @@ class SampleGrid:
         shape = (len(self.prompts), self.num_images)
         return [list(stage.reshape(*shape, *stage.shape[1:])) for stage in stages]
 
-    def save_if_possible(self, cascade: Cascade, path: Path, title: str, **more: int) -> None:
+    def save_if_possible(self, cascade: Cascade, path: Path, title: str, step: int | None = None) -> None:
         """Saves the grid, or warns if the images cannot be generated: a training must not end because of its samples.
 
         Args:
-          cascade, path, title, **more: as for `save`.
+          cascade, path, title, step: as for `save`.
 
         Raises:
           OSError: if the disk does not take the file.
           JaxRuntimeError: with several hosts, because a host that goes on alone would wait for the others for ever.
         """
         try:
-            self.save(cascade, path, title, **more)
+            self.save(cascade, path, title, step)
         except (TrainingError, ConfigError, jax.errors.JaxRuntimeError) as error:
             if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
                 raise
             logging.warning('no samples of %s, training goes on: %s', title, error)
 
-    def save(self, cascade: Cascade, path: Path, title: str, **more: int) -> np.ndarray:
+    def save(self, cascade: Cascade, path: Path, title: str, step: int | None = None) -> np.ndarray:
         """Generates with the present weights and writes the grid as PNG.
 
         The file is marked as generated as a whole, the subject's photos at its top included.
@@ -85,7 +85,7 @@ class SampleGrid:
           cascade: the model with these weights.
           path: the file.
           title: a line of text at the top.
-          **more: what the file says besides `origin`, such as the step (Origin.facts).
+          step: the step of the training, for the file; None: it is not known.
 
         Returns:
           The pixels of the grid, uint8[H, W, 3].
@@ -109,7 +109,7 @@ class SampleGrid:
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             with disk.writing(path) as new:
-                facts = self.origin and self.origin.facts('\n'.join(self.prompts), **more)
+                facts = self.origin and self.origin.facts('\n'.join(self.prompts), step=step)
                 provenance.save(sheet, new, facts)
         return np.asarray(sheet)
 
@@ -136,7 +136,7 @@ class SaveSamples:
 
     def __call__(self, step: int, state: TrainState) -> None:
         title = f'{self.title}, step {step}'
-        self.grid.save_if_possible(self.cascade_of(state), self._path(step), title, Training_step=step)
+        self.grid.save_if_possible(self.cascade_of(state), self._path(step), title, step)
 
     def missed(self, step: int) -> bool:
         return bool(hosts.of_first(not self._path(step).is_file()))

@@ -37,11 +37,11 @@ def cascade():
 def export(cascade, tmp_path):
     """Makes an export of a run with these settings; its folder has nothing in it but what a test puts there."""
 
-    def make(data=DATA, name='dog', model=HUB, **options):
+    def make(data=DATA, model=HUB, **options):
         of_export = {key: options.pop(key) for key in ('form', 'file', 'weights') if key in options}
         (tmp_path / 'run').mkdir(exist_ok=True)
         config = DreamBoothConfig(model=model, data=DataConfig(**data), **options)
-        return Export(config=config, name=name, cascade=cascade, workdir=tmp_path / 'run', **of_export)
+        return Export(config=config, cascade=cascade, workdir=tmp_path / 'run', **of_export)
 
     return make
 
@@ -89,9 +89,9 @@ def test_a_model_that_is_not_of_the_hub_is_named_without_its_place(export, model
 
 def test_any_text_stays_what_it_is(export):
     prompt = 'a "sks" dog: #1\n---\nlicense: mit'
-    card = model_card.text(export({**DATA, 'instance_prompt': prompt}, name='a*b_c'))
+    card = model_card.text(export({**DATA, 'instance_prompt': prompt}))
     assert head(card)['instance_prompt'] == prompt and head(card)['license'] == 'other'
-    assert '# a\\*b\\_c: a "sks" dog: \\#1' in card
+    assert '\n# a "sks" dog: \\#1 --- license: mit\n' in card
 
 
 def test_photos_are_counted(export):

@@ -52,8 +52,8 @@ def test_images_say_what_made_them(cascade):
 
 
 def test_a_sheet_says_its_step_and_no_number(cascade):
-    more = Origin.of(cascade, OPTIONS, provenance.FULL).facts('a dog\na cat', last=False, Training_step=50).more
-    assert more == {'Image number': None, 'Training step': 50}
+    more = Origin.of(cascade, OPTIONS, provenance.FULL).facts('a dog\na cat', last=False, step=50).more
+    assert more == {'Training step': 50}
 
 
 def test_skipped_layers_are_counted_as_automatic1111_counts_them(cascade):
