@@ -38,7 +38,7 @@ def signer(certificate: Path, key: Path) -> Callable[[Path], None]:
 
     Raises:
       CredentialsError: if c2pa-python is not installed, or the files cannot be read, do not belong together or are not
-        such as C2PA allows.
+        such as C2PA allows. What is returned raises it too, such as after the certificate has expired.
     """
     try:
         import c2pa
@@ -65,19 +65,19 @@ def signer(certificate: Path, key: Path) -> Callable[[Path], None]:
             source_type = c2pa.C2paDigitalSourceType.TRAINED_ALGORITHMIC_MEDIA
             builder.set_intent(c2pa.C2paBuilderIntent.CREATE, source_type)
             found = io.BytesIO()
-            builder.sign(c2pa.Signer.from_info(info), _FORMAT, io.BytesIO(data), found)
+            try:
+                builder.sign(c2pa.Signer.from_info(info), _FORMAT, io.BytesIO(data), found)
+            except c2pa.C2paError as error:
+                raise CredentialsError(
+                    f'{certificate} and {key} do not sign ({_first_line(error)}); give a certificate for signing as '
+                    f'C2PA wants it, with the chain behind it, and its private key'
+                ) from None
         return found.getvalue()
 
     def sign(path: Path) -> None:
         path.write_bytes(signed(path.read_bytes()))
 
-    try:
-        signed(_smallest_image())
-    except c2pa.C2paError as error:
-        raise CredentialsError(
-            f'{certificate} and {key} do not sign ({_first_line(error)}); give a certificate for signing as C2PA wants '
-            f'it, with the chain behind it, and its private key'
-        ) from None
+    signed(_smallest_image())
     return sign
 
 
