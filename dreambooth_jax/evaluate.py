@@ -93,7 +93,8 @@ class Runs:
             models[run_scores.RUN] = dataclasses.replace(trained.cascade, programs=base.programs)
         if _BASE.value:
             models[run_scores.BASE] = base
-        return run_scores.Opened(models=models, subjects=subjects, options=options, origins=trained.origins)
+        told = {'origins': trained.origins, 'metadata': trained.config.samples.metadata}
+        return run_scores.Opened(models=models, subjects=subjects, options=options, **told)
 
     def explained(self, error: Exception) -> str | None:
         return program.explained(error)

@@ -23,10 +23,12 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     """Trains the stage that `config` describes and writes the averaged weights to <workdir>/model."""
     from dreambooth_jax.data import pairs
     from dreambooth_jax.families.processes import with_zero_terminal_snr
+    from dreambooth_jax.finetune import model_card
     from dreambooth_jax.finetune.fresh import start_pipeline
     from dreambooth_jax.finetune.pretraining import pretraining_of, with_scaled_latents
     from dreambooth_jax.generation.cascade import Cascade
     from dreambooth_jax.generation.options import SamplingOptions
+    from dreambooth_jax.generation.origin import Model, Origin
     from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
     from dreambooth_jax.storybook import pools, vocabulary
     from dreambooth_jax.training import optimizer, run, train_run
@@ -71,7 +73,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     # Samples show the averaged weights. A second stage or an autoencoder alone cannot generate.
     samples = config.samples
     options = SamplingOptions.of_samples(samples)
-    grid = SampleGrid(None, [], samples.prompts, options, num_images=samples.num_images)
+    origin = Origin(options=options, metadata=samples.metadata, base=Model(f'pretraining of {config.stage}', None))
+    grid = SampleGrid(None, [], samples.prompts, options, num_images=samples.num_images, origin=origin)
     programs = {}
     sampling = SaveSamples(
         grid=grid,
@@ -109,7 +112,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     if config.stage == 'autoencoder':
         averaged = with_scaled_latents(averaged, painters.pool(0).images)
     painters.close()
-    folders.write_pipeline(averaged, workdir / 'model', dtype='float16')
+    folders.write_pipeline(averaged, workdir / 'model', dtype='float16', card=model_card.of_pretraining(config))
     print(f'{"finished" if finished else "stopped"} at step {int(state.step)}; model: {workdir / "model"}')
 
 

@@ -29,6 +29,7 @@ SENTENCES = (
     ('dreambooth_jax.weights.errors', 'WeightsError'),
     ('dreambooth_jax.text.tokenize', 'TokenizerError'),
     ('dreambooth_jax.data.images', 'ImageError'),
+    ('dreambooth_jax.data.content_credentials', 'CredentialsError'),
     ('dreambooth_jax.generation.class_images', 'PriorError'),
     ('dreambooth_jax.training.checkpoint', 'CheckpointError'),
     ('dreambooth_jax.training.loop', 'TrainingError'),

@@ -4,7 +4,7 @@
 
 The program writes out/000_00.png ... (number of the prompt, number of the image) and out/grid.png. If the model has two
 stages, the base stage's images are in out/base/. The same prompt and seed give the same images, whatever else is
-generated.
+generated. Every file says that a model generated it and, unless told otherwise, from what; it can be signed (C2PA).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import ConfigError, PredictionType, Sampler
+from dreambooth_jax.config import ConfigError, Metadata, PredictionType, Sampler
 
 _MODEL = program.DEFINE_path(
     'model', None, "A run's folder, a pipeline folder, a .safetensors file, 'storybook', or a hub id."
@@ -72,19 +72,22 @@ _TOKENIZER_DIR = program.DEFINE_path('model_tokenizer_dir', None, 'Has the token
 _TRANSFORMER = program.DEFINE_path(
     'model_transformer_file', None, "A .safetensors file of a transformer alone, in place of the model's own."
 )
+_METADATA = flags.DEFINE_enum('metadata', None, typing.get_args(Metadata), "Else the run's samples.metadata, or full.")
+_CERTIFICATE = program.DEFINE_path('c2pa_certificate', None, 'PEM file that images are signed with, chain behind it.')
+_KEY = program.DEFINE_path('c2pa_key', None, 'PEM file with its private key.')
 
 
 def main(argv) -> None:
     del argv
-    from PIL import Image
-
+    from dreambooth_jax.data import content_credentials
+    from dreambooth_jax.generation import sample_files
     from dreambooth_jax.generation.adapters import with_lora
     from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
     from dreambooth_jax.generation.new_words import with_embedding
     from dreambooth_jax.generation.options import SamplingOptions
+    from dreambooth_jax.generation.origin import Origin
     from dreambooth_jax.generation.run_settings import settings_of
-    from dreambooth_jax.monitoring import grids
-    from dreambooth_jax.system import cpu_devices, disk
+    from dreambooth_jax.system import cpu_devices
     from dreambooth_jax.training import memory
 
     prompts, output = _PROMPT.value, Path(_OUTPUT.value)
@@ -104,6 +107,9 @@ def main(argv) -> None:
     scales = _LORA_SCALE.value or [1.0] * len(_LORA.value)
     if len(scales) != len(_LORA.value):
         raise ConfigError(f'--lora_scale is given {len(scales)} times, --lora {len(_LORA.value)}; give one for each')
+    if (_CERTIFICATE.value is None) != (_KEY.value is None):
+        raise ConfigError('--c2pa_certificate and --c2pa_key belong together, but one of them is not given; give both')
+    sign = content_credentials.signer(Path(_CERTIFICATE.value), Path(_KEY.value)) if _KEY.value else None
     cascade = Cascade.load(
         _MODEL.value,
         super_resolution_model=_SUPER_RESOLUTION.value,
@@ -119,31 +125,22 @@ def main(argv) -> None:
         SamplingOptions.of_samples(dataclasses.replace(run.samples, **usual), run.super_resolution),
         **{name: value for name, value in given.items() if value is not None},
     )
+    origin = Origin.of(cascade, options, _METADATA.value or run.samples.metadata)  # before files are merged
     for path, scale in zip(_LORA.value, scales, strict=True):
         cascade = with_lora(cascade, path, scale)
     for path in _SECOND_LORA.value:
         cascade = with_lora(cascade, path, stage=SUPER_RESOLUTION)
     for path in _EMBEDDING.value:
         cascade = with_embedding(cascade, path, [*prompts, _NEGATIVE.value])
+    loras = [*zip(_LORA.value, scales, strict=True), *((path, 1.0) for path in _SECOND_LORA.value)]
+    origin = origin.with_files(loras, _EMBEDDING.value)
     output.mkdir(parents=True, exist_ok=True)  # before sampling, so that a bad path costs no time
     smaller = [f'--batch_size={options.batch_size // 2}'] if options.batch_size > 1 else []
     with memory.explained('images are generated', smaller, kept=False):
         images = cascade.generate(prompts, options, num_images=_NUM_IMAGES.value)
-    # The images of the last stage, the base stage's if there are two stages, and a grid with a row per prompt.
-    folders, final = {output: images.final}, images.final
-    if images.super_resolution is not None:
-        folders[output / 'base'] = images.base
-    for folder, of_stage in folders.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, pixels in enumerate(of_stage):
-            prompt, number = divmod(index, _NUM_IMAGES.value)
-            with disk.writing(folder / f'{prompt:03d}_{number:02d}.png') as new:
-                Image.fromarray(pixels).save(new, format='PNG')
-    rows = final.reshape(len(prompts), _NUM_IMAGES.value, *final.shape[1:])
-    side = min(max(final.shape[1], 96), 256)
-    with disk.writing(output / 'grid.png') as new:
-        grids.contact_sheet(rows, prompts, side=side).save(new, format='PNG')
-    print(f'{len(final)} images of {final.shape[2]} x {final.shape[1]} pixels and grid.png in {output}')
+    sample_files.write(images, prompts, output, origin, sign)
+    count, height, width, _ = images.final.shape
+    print(f'{count} images of {width} x {height} pixels and grid.png in {output}')
 
 
 if __name__ == '__main__':

@@ -89,6 +89,7 @@ def finetune_stages(begun, workdir: Path) -> None:
     from dreambooth_jax.finetune.stage import finetune, usual_callbacks
     from dreambooth_jax.generation import class_images
     from dreambooth_jax.generation.options import SamplingOptions
+    from dreambooth_jax.generation.origin import Origin
     from dreambooth_jax.generation.sample_grid import SampleGrid
     from dreambooth_jax.training import best_checkpoint, memory, run
 
@@ -102,13 +103,10 @@ def finetune_stages(begun, workdir: Path) -> None:
     images = class_images.class_images_of(config, original, workdir, begun.class_photos)
     examples.check_class_images(config, cascade, images)
     sampled_on = begun.sampled_on and begun.sampled_on.on(generating)
-    grid = SampleGrid(
-        sampled_on or original,
-        examples.references(instance, cascade),
-        config.sample_prompts(),
-        SamplingOptions.of_samples(config.samples, config.super_resolution),
-        num_images=config.samples.num_images,
-    )
+    options = SamplingOptions.of_samples(config.samples, config.super_resolution)
+    origin, prompts = Origin.of(sampled_on or original, options, config.samples.metadata), config.sample_prompts()
+    subject, count = examples.references(instance, cascade), config.samples.num_images
+    grid = SampleGrid(sampled_on or original, subject, prompts, options, num_images=count, origin=origin)
 
     for name in instance:
         if getattr(config, name).steps == 0:

@@ -45,6 +45,7 @@ from dreambooth_jax.config.schema import (
 )
 from dreambooth_jax.config.training import (
     CheckpointConfig,
+    Metadata,
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -63,6 +64,7 @@ __all__ = [
     'ExportFormat',
     'LAST_TIMESTEP',
     'LoraConfig',
+    'Metadata',
     'NO_MODEL',
     'ObjectiveConfig',
     'OptimizerConfig',

@@ -109,15 +109,15 @@ class DataConfig(SubjectConfig):
     # that size. False: each photo is cropped to the square in its middle. Either way the x4 upscaler trains on square
     # crops from all over the photo.
     aspect_buckets: bool = False
-    # Whose consent there is to train on these images, and how it was given: 'mine, my own photos', 'given by Ann in an
-    # e-mail of 2026-11-02', 'licensed, invoice 1234'. It is written down in the run's config.json, and nothing checks
-    # it. Photos whose files say "do not train" are refused without it. None: nothing is said.
-    consent: str | None = None
     # Folder of TFDS's prepared datasets. None: the environment variable TFDS_DATA_DIR, or ~/tensorflow_datasets.
     tfds_dir: str | None = path_setting(None)
     # Folder that dreambench's photos are prepared from, once: the folder dataset of a clone of
     # https://github.com/google/dreambooth. None: downloads/manual in tfds_dir.
     tfds_manual_dir: str | None = path_setting(None)
+    # Whose consent the photos were given with, and how, such as 'Ana Lima, by letter of 2026-11-02'. Required for class
+    # nouns of people, and for photos whose files say "do not train". It is written into config.json and the model card,
+    # and nothing checks it.
+    consent: str | None = None
     # Several subjects in one run. They replace the settings of one subject (instance_dir, tfds, tfds_split, subject,
     # instance_prompt, class_prompt), which must then stay empty.
     subjects: tuple[SubjectConfig, ...] = setting((), formerly='concepts')

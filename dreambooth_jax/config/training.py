@@ -7,6 +7,7 @@ from dreambooth_jax.config.schema import Config, ConfigError, setting
 
 # diffusion/sampler_list.py has what they do; a test holds the two together.
 Sampler = Literal['ddpm', 'ddim', 'dpmsolver++', 'euler', 'euler_ancestral', 'heun', 'unipc']
+Metadata = Literal['full', 'mark']  # those of data/provenance.py; a test holds the two together
 # diffusion/rectified_flow.py has what they do.
 TimeWeighting = Literal['sigma_sqrt', 'cosmap']
 TimeDistribution = Literal['uniform', 'logit_normal', 'mode']
@@ -201,3 +202,6 @@ class SamplesConfig(Config):
     sampler: Sampler = 'dpmsolver++'
     # Seed of the samples alone: they start from the same noise at every step, so that steps can be compared.
     seed: int = setting(0, '>= 0')
+    # What the files of all images that a run generates say of themselves, class images and those of evaluate included.
+    # 'full': that a model generated them, and prompt, model, sampler and seed. 'mark': that a model generated them.
+    metadata: Metadata = 'full'

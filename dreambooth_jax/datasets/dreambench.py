@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import tensorflow_datasets as tfds
 from etils.epath import Path
-from PIL import Image
 
+from dreambooth_jax.data import provenance
 from dreambooth_jax.data.images import ImageError
 from dreambooth_jax.storybook import draw, subjects
 from dreambooth_jax.text.prompts import LIVE_CLASSES
@@ -165,6 +165,6 @@ def _photos(manual_dir: Path | None, subject: str) -> list[tuple[str, Path]]:
 def _painted(subject: str) -> Iterator[tuple[str, BinaryIO]]:
     for number, scene in enumerate(subjects.reference_scenes(subject)):
         file = io.BytesIO()
-        Image.fromarray(draw.paint(scene, _SIDE)).save(file, 'PNG')
+        provenance.save(draw.paint(scene, _SIDE), file, source=provenance.PAINTED)
         file.seek(0)
         yield f'{number:02d}.png', file

@@ -1,4 +1,7 @@
-"""Images inside a page, as data: URIs: small enough that the whole page stays small, each made once."""
+"""Images inside a page, as data: URIs: small enough that the whole page stays small, each made once.
+
+They keep the mark of generated images; prompt and model stand beside them on the page.
+"""
 
 import base64
 import dataclasses
@@ -10,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from dreambooth_jax.data import provenance
 from dreambooth_jax.data.decode import decode_image
 from dreambooth_jax.evaluation.markup import Markup, element, joined
 
@@ -47,10 +51,12 @@ class Shown(NamedTuple):
     Attributes:
       source: its file, or its pixels uint8[H, W, 3].
       caption: what it is; the text of those who do not see it, too.
+      mark: its digital source type (data/provenance.py); None: it is a photo of the user's.
     """
 
     source: Path | np.ndarray
     caption: str
+    mark: str | None = provenance.GENERATED
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -82,15 +88,17 @@ class EmbeddedImages:
 
     def image(self, image: Shown, side: int, **attributes: str | bool | None) -> Markup:
         """Returns an <img> no side of which is longer than `side` pixels; raises as `thumbnails`."""
-        uri, (width, height) = self._encoded(image.source, side)
+        uri, (width, height) = self._encoded(image, side)
         return element('img', src=uri, alt=image.caption, width=width, height=height, **attributes)
 
-    def _encoded(self, source: Path | np.ndarray, side: int) -> tuple[Markup, tuple[int, int]]:
+    def _encoded(self, shown: Shown, side: int) -> tuple[Markup, tuple[int, int]]:
+        source = shown.source
         image = Image.fromarray(source) if isinstance(source, np.ndarray) else decode_image(source)
         if max(image.size) > side:
             image.thumbnail((side, side), Image.Resampling.LANCZOS)
         file = io.BytesIO()
-        image.save(file, 'WEBP', lossless=max(image.size) <= _SHARPEST, quality=_QUALITY)
+        encoding = {'lossless': max(image.size) <= _SHARPEST, 'quality': _QUALITY}
+        provenance.save(image, file, source=shown.mark, format='WEBP', **encoding)
         text = base64.b64encode(file.getbuffer()).decode('ascii')
         self.taken += len(text)
         if self.taken > self.limit:

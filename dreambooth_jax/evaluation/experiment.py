@@ -20,9 +20,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from dreambooth_jax.config import STORYBOOK, ConfigError
+from dreambooth_jax.data import provenance
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.storybook import draw, subjects
 from dreambooth_jax.training.loop import TrainingError
@@ -214,7 +214,7 @@ def of_model(model: str, subject: str, folder: Path) -> dict[str, str]:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
     for number, scene in enumerate(subjects.reference_scenes(subject)):
-        Image.fromarray(draw.paint(scene)).save(folder / f'{number:02d}.png')
+        provenance.save(draw.paint(scene), folder / f'{number:02d}.png', source=provenance.PAINTED)
     return {'model': model, 'data.instance_dir': str(folder)}
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from dreambooth_jax.data import provenance
 from dreambooth_jax.data.images import ImageError
 from dreambooth_jax.data.subjects import list_images
 from dreambooth_jax.evaluation import charts
 from dreambooth_jax.evaluation.embedded_images import EmbeddedImages, Shown, evenly
 from dreambooth_jax.evaluation.markup import Markup, element, joined
+from dreambooth_jax.generation.class_manifest import MANIFEST
 from dreambooth_jax.monitoring import metrics
 
 STAGES = {'base': 'Base stage', 'super_resolution': 'Super-resolution stage'}
@@ -36,14 +38,33 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 def class_image_files(run: Path) -> list[Path]:
     """Returns the class images that a run was trained on, the largest that there are; empty if it has none."""
-    folder = read_settings(run).get('prior', {}).get('dir')
-    folder = Path(folder) if folder else run / 'prior'
+    folder = _class_image_folder(run)
     enlarged = folder / 'super_resolution'
     try:
         files, _ = list_images(enlarged if enlarged.is_dir() else folder)
     except ImageError:  # there is no such folder, or it has moved
         return []
     return [file.path for file in files]
+
+
+def _class_image_folder(run: Path) -> Path:
+    folder = read_settings(run).get('prior', {}).get('dir')
+    return Path(folder) if folder else run / 'prior'
+
+
+def _mark_of_class_images(run: Path) -> str | None:
+    """Returns the mark of class images: none if they are the user's own photos, a folder without a manifest."""
+    folder = _class_image_folder(run)
+    is_own = folder != run / 'prior' and not (folder / MANIFEST).is_file()
+    return None if is_own else provenance.GENERATED
+
+
+def _mark_of_photos(run: Path) -> str | None:
+    """Returns the mark of the subjects' images: they are painted if all subjects are built in, else photos."""
+    data = read_settings(run)['data']
+    subjects = data.get('subjects') or [data]
+    painted = (one.get('instance_dir') is None and one.get('tfds') is None for one in subjects)
+    return provenance.PAINTED if all(painted) else None
 
 
 def trained_on(run: Path, photos: Sequence[np.ndarray], embedded: EmbeddedImages) -> Markup:
@@ -55,10 +76,12 @@ def trained_on(run: Path, photos: Sequence[np.ndarray], embedded: EmbeddedImages
     Raises:
       TooLarge: if the images of the page take too much.
     """
-    shown = [Shown(photo, f'photo {i + 1} of the subject, as the model saw it') for i, photo in enumerate(photos)]
+    captions = [f'photo {i + 1} of the subject, as the model saw it' for i in range(len(photos))]
+    mark = _mark_of_photos(run)
+    shown = [Shown(photo, caption, mark) for photo, caption in zip(photos, captions, strict=True)]
     shown = evenly(shown, _MOST_PHOTOS)  # there may be many crops
-    files = class_image_files(run)
-    some = [Shown(path, f'class image {path.stem}') for path in evenly(files, embedded.detail.class_images)]
+    files, mark = class_image_files(run), _mark_of_class_images(run)
+    some = [Shown(path, f'class image {path.stem}', mark) for path in evenly(files, embedded.detail.class_images)]
     parts = [element('h2', 'Photos as the model saw them'), embedded.thumbnails(shown)]
     if len(shown) < len(photos):
         parts.append(element('p', f'{len(shown)} of {len(photos)}.', class_='muted'))

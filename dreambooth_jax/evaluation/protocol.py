@@ -19,8 +19,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, SubjectConfig
+from dreambooth_jax.data import provenance
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.generation.origin import Origin
 from dreambooth_jax.system import disk
 from dreambooth_jax.text import prompts as prompt_lists
 from dreambooth_jax.weights.pipeline import hash_networks
@@ -143,10 +145,18 @@ class Album:
       options: how it samples.
       folder: where the images are kept.
       title: whose images they are, for the progress bar.
+      metadata: what the files say of themselves, as in Origin.
     """
 
-    def __init__(self, cascade: Cascade, options: SamplingOptions, folder: Path, title: str):
-        self.cascade, self.options, self.title = cascade, options, title
+    def __init__(
+        self,
+        cascade: Cascade,
+        options: SamplingOptions,
+        folder: Path,
+        title: str,
+        metadata: str = provenance.FULL,
+    ):
+        self.cascade, self.options, self.title, self.metadata = cascade, options, title, metadata
         self.folder = folder / fingerprint(cascade, options)[:16]
 
     def __call__(self, prompts: Sequence[str], num_images: int) -> np.ndarray:
@@ -160,13 +170,14 @@ class Album:
         missing = [(index, number) for index, number in requests if not self.path(prompts[index], number).is_file()]
         if missing:
             self.folder.mkdir(parents=True, exist_ok=True)
+            origin = Origin.of(self.cascade, self.options, self.metadata)
             with tqdm(total=len(missing), unit='image', desc=self.title, dynamic_ncols=True) as bar:
                 asked = [(index, noise_of(prompts[index], number)) for index, number in missing]
                 for examples, images in self.cascade.stream(prompts, asked, self.options):
                     for position, pixels in zip(examples, images.final, strict=True):
-                        index, number = missing[position]
-                        with disk.writing(self.path(prompts[index], number)) as new:
-                            Image.fromarray(pixels).save(new, format='PNG')
+                        prompt, number = prompts[missing[position][0]], missing[position][1]
+                        with disk.writing(self.path(prompt, number)) as new:
+                            provenance.save(pixels, new, origin.facts(prompt, noise_of(prompt, number)))
                     bar.update(len(examples))
         found = np.stack([np.asarray(Image.open(self.path(prompts[index], number))) for index, number in requests])
         return found.reshape(len(prompts), num_images, *found.shape[1:])

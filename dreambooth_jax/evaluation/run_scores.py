@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_jax.config import STORYBOOK, ConfigError, DreamBoothConfig, SubjectConfig, to_dict
+from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import encoders
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.evaluator import Diversity, Evaluator, Likeness, Naming, summary
@@ -35,12 +36,14 @@ class Opened:
       subjects: what it was trained on.
       options: how images are sampled.
       origins: lines of text that say where its weights come from.
+      metadata: what the files of its images say of themselves, as in Origin.
     """
 
     models: Mapping[str, Cascade]
     subjects: Sequence[Subject]
     options: SamplingOptions
     origins: Sequence[str]
+    metadata: str = provenance.FULL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -190,7 +193,7 @@ def score(run: Opened, measures: Measures, folders: Mapping[str, Path]) -> dict[
     """
     measured, albums = {}, {}
     for title, model in run.models.items():
-        generate = Album(model, run.options, folders[title], title)
+        generate = Album(model, run.options, folders[title], title, run.metadata)
         albums[title] = f'{folders[title].name}/{generate.folder.name}'
         with memory.explained('images are generated', ['--batch_size=1'], kept=True):
             measured[title] = {

@@ -8,7 +8,8 @@
 
 In the last four formats, the second stage is in a file of its own, x.super_resolution.safetensors. The new word of
 textual inversion is in a file of its own too, sks-dog.safetensors, because other programs expect token tables of the
-original length.
+original length. A folder has a model card, README.md; beside a file x.safetensors lies x.md, and its header says the
+most of it.
 """
 
 import functools
@@ -22,7 +23,8 @@ import numpy as np
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig
 from dreambooth_jax.families.family import FAMILIES
-from dreambooth_jax.finetune import textual_inversion
+from dreambooth_jax.finetune import model_card, textual_inversion
+from dreambooth_jax.finetune.model_card import Export
 from dreambooth_jax.finetune.trained import Trained
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
 from dreambooth_jax.models.lora import B
@@ -65,7 +67,8 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
     """
     if format == 'diffusers':
         cascade = trained.cascade
-        folders.write_pipeline(cascade.base, output, super_resolution=cascade.super_resolution, dtype=dtype)
+        card = model_card.text(_export(trained, format))
+        folders.write_pipeline(cascade.base, output, super_resolution=cascade.super_resolution, dtype=dtype, card=card)
         return [f'{output} holds {_compare_folder(cascade, output, dtype)} tensors, read back and equal']
     if output.suffix != files.SUFFIX:
         raise ConfigError(f'--output={output} must be a file {files.SUFFIX} for --format={format}')
@@ -81,6 +84,7 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
         written = _write_adapters
     # The check comes before the first file is written. The writers are generators: they run, and compare, in this loop.
     _check_path_of_word(trained.cascade, output)
+    model_card.check_beside(output)
     lines = [
         f'{path} holds {count} tensors, read back and equal' for path, count in written(trained, format, output, dtype)
     ]
@@ -91,7 +95,18 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
             f'{learned} holds the new word {word}, read back and equal; ComfyUI calls it embedding:{learned.stem}, '
             f'AUTOMATIC1111 {learned.stem}'
         )
-    return lines
+    return [*lines, f'{model_card.write_beside(_export(trained, format, output), output)} is its model card']
+
+
+def _export(trained: Trained, format: str, output: Path | None = None) -> Export:
+    return Export(
+        config=trained.config,
+        cascade=trained.cascade,
+        workdir=trained.workdir,
+        weights=trained.origins,
+        form=format,
+        file=output and output.name,
+    )
 
 
 def _check_path_of_word(cascade: Cascade, output: Path) -> None:
@@ -207,7 +222,7 @@ def _layout(pipeline: Pipeline) -> OriginalLayout | None:
 
 def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
     """Returns the metadata that is written into a file (modelspec.py)."""
-    pipeline, config = getattr(trained.cascade, stage), trained.config
+    pipeline, config, export = getattr(trained.cascade, stage), trained.config, _export(trained, format)
     predicts = pipeline.family.process(pipeline).prediction_type
     layout = _layout(pipeline)
     architecture = pipeline.family.architecture if layout is None else layout.architecture(predicts)
@@ -224,6 +239,8 @@ def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
         resolution=trained.cascade.base_size if stage == BASE else trained.cascade.super_resolution_size,
         prediction_type=predicts if predicts in PREDICTION_TYPES else None,
         trigger_phrase=trigger_phrase(config),
+        description=model_card.description(export),
+        license=export.licence and export.licence.name,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.data import training_marks
 from dreambooth_jax.data.table import Examples
-from dreambooth_jax.finetune import examples, instance_images, pinned, samples_model
+from dreambooth_jax.finetune import consent, examples, instance_images, pinned, samples_model
 from dreambooth_jax.finetune.extension import Extension, extended
 from dreambooth_jax.finetune.initial import initial
 from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
@@ -69,9 +69,11 @@ def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Re
       more: by how many steps a finished run is extended (extension.py); None: by none.
 
     Raises:
-      ConfigError: if a setting does not fit the model, or differs from the run's and would change what is learned.
+      ConfigError: if a setting does not fit the model, or differs from the run's and would change what is learned, or
+        if the photos show people and nothing says that they have agreed.
       WeightsError, ImageError, TokenizerError: if something cannot be read, or a photo is marked "do not train".
     """
+    consent.check(config)
     config, extension = extended(config, workdir, more)
     config, original = pinned.read_pinned(config, workdir)
     check_schedules(config, original)

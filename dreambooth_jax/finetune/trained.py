@@ -15,7 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve, with_new_names
+from dreambooth_jax.finetune import model_card
 from dreambooth_jax.finetune.initial import initial
+from dreambooth_jax.finetune.model_card import Export
 from dreambooth_jax.finetune.stage import stage_trainable
 from dreambooth_jax.generation.cascade import STAGES, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.models import lora
@@ -37,6 +39,7 @@ class Trained(NamedTuple):
       stages: the stages whose weights come from a checkpoint.
       adapters: stage -> its adapters; empty if whole networks trained.
       origins: lines of text that say where each stage's weights come from.
+      workdir: the run's folder; None: it is not known.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Trained(NamedTuple):
     stages: tuple[str, ...]
     adapters: dict[str, Adapter]
     origins: list[str]
+    workdir: Path | None = None
 
 
 def read_config(workdir: Path) -> DreamBoothConfig:
@@ -87,7 +91,7 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
         model = workdir / _MODEL
         if not (model / 'model_index.json').is_file():
             raise CheckpointError(f'{workdir} holds neither checkpoints nor a model/; start train with it first')
-        return Trained(name, config, Cascade.load(model), (), {}, [f'both stages: {model}'])
+        return Trained(name, config, Cascade.load(model), (), {}, [f'both stages: {model}'], workdir)
     cascade, _ = initial(config, Cascade.of(config), dtype=jnp.float32)
     adapters, origins = {}, []
     for stage in STAGES:
@@ -104,7 +108,7 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
             ) from None
         adapters |= {stage: adapter} if adapter else {}
         origins.append(f'{stage}: checkpoint {at}{", the best by evaluation" if at == best[stage] else ""}')
-    return Trained(name, config, cascade, tuple(found), adapters, origins)
+    return Trained(name, config, cascade, tuple(found), adapters, origins, workdir)
 
 
 def with_whole_kernels(config: DreamBoothConfig, cascade: Cascade) -> Cascade:
@@ -137,9 +141,13 @@ def with_whole_kernels(config: DreamBoothConfig, cascade: Cascade) -> Cascade:
 
 
 def write_model(config: DreamBoothConfig, cascade: Cascade, folder: Path) -> None:
-    """Writes the model that a run has trained as a pipeline folder; arguments and errors as for with_whole_kernels."""
-    cascade = with_whole_kernels(config, cascade)
-    folders.write_pipeline(cascade.base, folder, super_resolution=cascade.super_resolution)
+    """Writes the model that a run has trained as a pipeline folder with a model card, into the run's folder.
+
+    Arguments and errors are those of with_whole_kernels.
+    """
+    cascade, workdir = with_whole_kernels(config, cascade), folder.parent
+    card = model_card.text(Export(config=config, cascade=cascade, workdir=workdir))
+    folders.write_pipeline(cascade.base, folder, super_resolution=cascade.super_resolution, card=card)
 
 
 def _read_checkpoint(folder: Path, wanted: tuple[int | None, ...]) -> tuple[int, dict[str, dict[str, Any]]] | None:

@@ -25,10 +25,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
-from PIL import Image
 from tqdm import tqdm
 
 from dreambooth_jax.config import DreamBoothConfig
+from dreambooth_jax.data import provenance
 from dreambooth_jax.data.images import MAX_ZOOM, read_image
 from dreambooth_jax.data.subjects import ImageFile, list_images
 from dreambooth_jax.data.table import Examples
@@ -44,6 +44,7 @@ from dreambooth_jax.generation.class_manifest import (
     write_manifest,
 )
 from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.generation.origin import Origin
 from dreambooth_jax.system import disk, lock
 from dreambooth_jax.training import hosts, memory
 from dreambooth_jax.weights.identity import scheduler_hash
@@ -137,6 +138,7 @@ def class_images_of(
             prior.dir or Path(workdir) / 'prior',
             SamplingOptions.of_class_images(config, super_resolution=SUPER_RESOLUTION in stages),
             count=prior.num_images,
+            metadata=config.samples.metadata,
         )
     cascade.release()  # what comes next needs other networks
     return images
@@ -161,6 +163,7 @@ def ensure_class_images(
     *,
     count: int,
     progress: bool = True,
+    metadata: str = provenance.FULL,
 ) -> list[ClassImage]:
     """Generates the class images that `folder` lacks.
 
@@ -172,6 +175,7 @@ def ensure_class_images(
       class_prompts: the prompts; a repeated prompt counts once.
       options: how they are sampled. Those of the second stage are not used if the cascade has none.
       count: images per prompt; if the folder holds more, the first ones are used.
+      metadata: what the files say of themselves, as in Origin.
 
     Returns:
       `count` images of every prompt: prompt by prompt, each in the order of image numbers.
@@ -217,12 +221,13 @@ def ensure_class_images(
         return manifest, [not is_there(manifest, file) for file in files]
 
     def keep(manifest, indices, images):
+        origin = Origin.of(cascade, options, metadata)
         for image, index in enumerate(indices):
-            file = files[index]
-            _write_image(file.path, images.base[image])
+            file, number = files[index], requests[index][1]
+            _write_image(file.path, images.base[image], origin.facts(file.prompt, number, last=False))
             if super_resolution:
-                _write_image(file.super_resolution, images.super_resolution[image])
-            add(manifest, file, seed=options.seed, number=requests[index][1])
+                _write_image(file.super_resolution, images.super_resolution[image], origin.facts(file.prompt, number))
+            add(manifest, file, seed=options.seed, number=number)
         write_manifest(folder, manifest)
 
     doing = 'keep class images'
@@ -303,7 +308,7 @@ def _alone(folder: Path, files: Sequence[ClassImage]) -> contextlib.AbstractCont
     return lock.locked(folder, '', wait=True)
 
 
-def _write_image(path: Path, pixels: np.ndarray) -> None:
+def _write_image(path: Path, pixels: np.ndarray, facts: provenance.Facts | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk.writing(path) as new:
-        Image.fromarray(pixels).save(new, format='PNG')
+        provenance.save(pixels, new, facts)

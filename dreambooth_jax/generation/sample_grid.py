@@ -9,8 +9,10 @@ import numpy as np
 from absl import logging
 
 from dreambooth_jax.config import ConfigError
+from dreambooth_jax.data import provenance
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.generation.origin import Origin
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.system import disk
 from dreambooth_jax.training import hosts, memory, requests
@@ -28,6 +30,7 @@ class SampleGrid:
       prompts: one line of the grid each.
       options: how the images are sampled.
       num_images: images per prompt.
+      origin: what the files say of the model that trains; None: only that a model generated them.
     """
 
     def __init__(
@@ -38,9 +41,10 @@ class SampleGrid:
         options: SamplingOptions,
         *,
         num_images: int,
+        origin: Origin | None = None,
     ):
         self.original, self.references, self.prompts = original, list(references), list(prompts)
-        self.options, self.num_images = options, num_images
+        self.options, self.num_images, self.origin = options, num_images, origin
         self._answers = None
 
     def _generate(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
@@ -56,22 +60,37 @@ class SampleGrid:
         shape = (len(self.prompts), self.num_images)
         return [list(stage.reshape(*shape, *stage.shape[1:])) for stage in stages]
 
-    def save_if_possible(self, cascade: Cascade, path: Path, title: str) -> None:
+    def save_if_possible(self, cascade: Cascade, path: Path, title: str, step: int | None = None) -> None:
         """Saves the grid, or warns if the images cannot be generated: a training must not end because of its samples.
+
+        Args:
+          cascade, path, title, step: as for `save`.
 
         Raises:
           OSError: if the disk does not take the file.
           JaxRuntimeError: with several hosts, because a host that goes on alone would wait for the others for ever.
         """
         try:
-            self.save(cascade, path, title)
+            self.save(cascade, path, title, step)
         except (TrainingError, ConfigError, jax.errors.JaxRuntimeError) as error:
             if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
                 raise
             logging.warning('no samples of %s, training goes on: %s', title, error)
 
-    def save(self, cascade: Cascade, path: Path, title: str) -> np.ndarray:
-        """Generates with the present weights, writes the grid as PNG and returns its pixels uint8[H, W, 3]."""
+    def save(self, cascade: Cascade, path: Path, title: str, step: int | None = None) -> np.ndarray:
+        """Generates with the present weights and writes the grid as PNG.
+
+        The file is marked as generated as a whole, the subject's photos at its top included.
+
+        Args:
+          cascade: the model with these weights.
+          path: the file.
+          title: a line of text at the top.
+          step: the step of the training, for the file; None: it is not known.
+
+        Returns:
+          The pixels of the grid, uint8[H, W, 3].
+        """
         groups = dict(zip(('ours, base stage', 'ours, super-resolution'), self._generate(cascade), strict=False))
         if self.original is not None:
             if self._answers is None:
@@ -91,7 +110,8 @@ class SampleGrid:
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             with disk.writing(path) as new:
-                sheet.save(new, format='PNG')
+                facts = self.origin and self.origin.facts('\n'.join(self.prompts), step=step)
+                provenance.save(sheet, new, facts)
         return np.asarray(sheet)
 
 
@@ -117,7 +137,8 @@ class SaveSamples(OnRequest):
     request: str = requests.SAMPLE
 
     def __call__(self, step: int, state: TrainState) -> None:
-        self.grid.save_if_possible(self.cascade_of(state), self._path(step), f'{self.title}, step {step}')
+        title = f'{self.title}, step {step}'
+        self.grid.save_if_possible(self.cascade_of(state), self._path(step), title, step)
 
     def missed(self, step: int) -> bool:
         return bool(hosts.of_first(not self._path(step).is_file()))

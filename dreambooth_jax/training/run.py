@@ -34,6 +34,7 @@ FREE = (
     'data.consent',
     'data.tfds_dir',
     'data.tfds_manual_dir',
+    'data.consent',
     'parallel.mode',
     'parallel.fsdp_min_bytes',
     'parallel.remat',

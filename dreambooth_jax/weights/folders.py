@@ -274,6 +274,7 @@ def write_pipeline(
     super_resolution: Pipeline | None = None,
     dtype: str = 'float32',
     max_shard_bytes: int = files.DEFAULT_SHARD_BYTES,
+    card: str | None = None,
 ) -> Path:
     """Writes a pipeline folder that this package and PyTorch's diffusers can open.
 
@@ -287,6 +288,7 @@ def write_pipeline(
       super_resolution: the second stage, which is written into super_resolution/.
       dtype: dtype of the stored weights: 'float32', 'float16' or 'bfloat16'.
       max_shard_bytes: networks larger than this many bytes are split into several files.
+      card: text of README.md, the model card; None: there is none.
 
     Returns:
       The folder.
@@ -311,6 +313,8 @@ def write_pipeline(
         try:
             new = temporary / 'new'
             _write_stage(pipeline, new, **options)
+            if card is not None:
+                (new / 'README.md').write_text(card, 'utf-8')
             if super_resolution is not None:
                 _write_stage(super_resolution, new / SUPER_RESOLUTION, **options)
             elif _is_pipeline(folder / SUPER_RESOLUTION):

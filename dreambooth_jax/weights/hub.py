@@ -95,6 +95,28 @@ def commit_of(folder: Path | None) -> str | None:
     return folder.name if is_snapshot else None
 
 
+def name_of(folder: Path | None) -> str | None:
+    """Returns what a model is called, without saying where it lies on this machine.
+
+    Args:
+      folder: the folder or single file that it was read from (Pipeline.folder).
+
+    Returns:
+      'storybook', the hub id of a snapshot in the cache, the name of a run or folder, or that of a file without its
+      ending; None if it was not read.
+    """
+    if folder is None:
+        return None
+    folder = folder.absolute()
+    if folder == storybook_folder().absolute():
+        return STORYBOOK
+    if commit_of(folder):  # models--OWNER--MODEL/snapshots/COMMIT
+        return folder.parents[1].name.removeprefix('models--').replace('--', '/', 1)
+    if folder.name in (RUN_MODEL, SUPER_RESOLUTION):
+        return name_of(folder.parent)
+    return folder.stem if folder.suffix == files.SUFFIX else folder.name
+
+
 def _in_folder(path: Path) -> Path:
     for folder in (path, path / RUN_MODEL):
         if (folder / 'model_index.json').is_file():

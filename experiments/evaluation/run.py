@@ -20,6 +20,7 @@ from absl import flags
 
 from dreambooth_jax import program
 from dreambooth_jax.config import ConfigError
+from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.storybook.subjects import SUBJECTS
@@ -111,7 +112,7 @@ def main(argv) -> None:
     }
     found['measured'] = f'Measured on {experiment.hardware()}, {datetime.date.today().isoformat()}.'
     experiment.write_json(output / 'results.json', found)
-    analysis.grid(workdir, measured).save(output / 'grid.png')
+    provenance.save(analysis.grid(workdir, measured), output / 'grid.png')
     experiment.report(output, HERE / 'expected.json', found, analysis.tables(found))
     print(f'written: {output / "results.json"}')
 

@@ -15,6 +15,7 @@ from absl import flags
 
 from dreambooth_jax import program
 from dreambooth_jax.config import ConfigError
+from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
@@ -117,11 +118,12 @@ def main(argv) -> None:
 
     results, images = measurements.results, measurements.images
     found = measurements.write(output)
-    grids.contact_sheet(
+    sheet = grids.contact_sheet(
         [[image for prompt in GRID_PROMPTS for image in generated[prompt]] for generated in images.values()],
         list(variants),
         headings=[text for prompt in GRID_PROMPTS for text in (prompt, '')],
-    ).save(output / 'grid.png')
+    )
+    provenance.save(sheet, output / 'grid.png')
     rows = [
         [variant, *(experiment.percent(value(scores)) for value in SUBJECT_SHARES.values())]
         for variant, scores in results.items()

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth_jax import program
 from dreambooth_jax.config import ConfigError
+from dreambooth_jax.data import provenance
 from dreambooth_jax.diffusion.sampler_list import SAMPLERS
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
@@ -119,8 +120,8 @@ def main(argv) -> None:
     count = min(num_images, GRID_IMAGES)
     headings = [title for title in images for _ in range(count)]
     rows = [[image for generated in images.values() for image in generated[prompt][:count]] for prompt in GRID_PROMPTS]
-    grids.contact_sheet(rows, GRID_PROMPTS, headings=headings).save(output / 'grid.png')
-    chart(results).save(output / 'chart.png')
+    provenance.save(grids.contact_sheet(rows, GRID_PROMPTS, headings=headings), output / 'grid.png')
+    provenance.save(chart(results), output / 'chart.png', source=provenance.PAINTED)
     if not _QUICK.value:
         experiment.report(output, HERE / 'expected.json', found, tables(results))
     for title, scores in results.items():

@@ -14,6 +14,7 @@ from absl import flags
 
 from dreambooth_jax import program
 from dreambooth_jax.config import STORYBOOK_ENLARGING, ConfigError
+from dreambooth_jax.data import provenance
 from dreambooth_jax.diffusion.sampler_list import SAMPLERS
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
@@ -194,12 +195,13 @@ def main(argv) -> None:
         'generated, 32 px',
         *(f'from it, level {level}' for level in levels),
     ]
-    grids.contact_sheet(
+    sheet = grids.contact_sheet(
         [[generated[column] for column in columns] for generated in images.values()],
         [ORIGINAL, *(f'fine-tuned at noise levels {name}' for name in list(results)[1:])],
         side=128,
         headings=headings,
-    ).save(output / 'grid.png')
+    )
+    provenance.save(sheet, output / 'grid.png')
     if not _QUICK.value:
         experiment.report(output, HERE / 'expected.json', found, tables(results))
     print(tables(results))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation.embedded_images import Detail, EmbeddedImages, Shown, TooLarge, evenly
+from tests.support import image_metadata
 
 DETAIL = Detail(side=100, grid_side=100, grids=1, class_images=1, per_prompt=1, with_base=True)
 
@@ -41,6 +43,17 @@ def test_large_images_keep_their_ratio_and_their_look(tmp_path):
     (image,) = decoded(markup)
     assert image.size == (50, 100) and 'width="50" height="100"' in markup
     assert np.abs(np.asarray(image.convert('RGB'), int)[10, 25] - (250, 120, 10)).max() < 8
+
+
+def test_generated_and_painted_images_keep_their_marks_and_photos_have_none(tmp_path):
+    path = tmp_path / 'x.png'
+    provenance.save(noise(32, 32), path, provenance.Facts(prompt='p', steps=1, sampler='s', guidance_scale=1, seed=0))
+    for side in (16, 100):  # made smaller, and as it is
+        for mark in (provenance.GENERATED, provenance.PAINTED, None):
+            markup = embedded().image(Shown(path, 'x', mark), side)
+            (data,) = (base64.b64decode(text) for text in re.findall(r'base64,([^"]+)', markup))
+            assert image_metadata.iptc(data) == ({} if mark is None else {'DigitalSourceType': mark})
+    assert Shown(path, 'x').mark == provenance.GENERATED
 
 
 def test_every_image_has_its_words_and_a_button():

@@ -1,14 +1,16 @@
 """The part of the page that shows a run."""
 
+import base64
 import json
 import re
 import shutil
 
 import pytest
 
+from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import page_run
 from dreambooth_jax.evaluation.embedded_images import Detail, EmbeddedImages
-from tests.support import scored_runs
+from tests.support import image_metadata, scored_runs
 
 
 @pytest.fixture(scope='module')
@@ -37,6 +39,30 @@ def test_photos_and_class_images_are_shown(run):
         'class image a_dog_00000',
         'class image a_dog_00002',
     ]
+
+
+def marks(markup):
+    data = [base64.b64decode(text) for text in re.findall(r'base64,([^"]+)', markup)]
+    return [image_metadata.iptc(one).get('DigitalSourceType') for one in data]
+
+
+@pytest.mark.parametrize('photos', ['painted', 'folder', 'dataset'])
+@pytest.mark.parametrize('class_images', ['generated', 'kept elsewhere', 'photos'])
+def test_only_what_a_model_generated_is_marked_so(run, tmp_path, photos, class_images):
+    settings = page_run.read_settings(run)
+    if photos != 'painted':
+        settings['data'] |= {'instance_dir': 'photos'} if photos == 'folder' else {'tfds': 'dreambench/dog'}
+    if class_images != 'generated':
+        settings['prior']['dir'] = str(shutil.copytree(run / 'prior', tmp_path / 'dogs'))
+        (tmp_path / 'dogs' / 'manifest.json').write_text('{}')
+    if class_images == 'photos':
+        (tmp_path / 'dogs' / 'manifest.json').unlink()
+    (run / 'config.json').write_text(json.dumps(settings))
+    found = marks(page_run.trained_on(run, scored_runs.photos(), embedded(class_images=2)))
+    of_photos = provenance.PAINTED if photos == 'painted' else None
+    of_class = None if class_images == 'photos' else provenance.GENERATED
+    assert found == [of_photos] * 3 + [of_class] * 2
+    assert set(marks(page_run.samples(run, embedded()))) == {provenance.GENERATED}
 
 
 def test_of_many_crops_some_are_shown(run):

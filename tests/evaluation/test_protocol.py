@@ -10,7 +10,7 @@ from dreambooth_jax.evaluation import protocol
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.text.prompts import evaluation_prompts
-from tests.support import smallest_pipelines
+from tests.support import image_metadata, smallest_pipelines
 
 OPTIONS = SamplingOptions(steps=2, guidance_scale=1.0, sampler='ddim', batch_size=4)
 
@@ -72,6 +72,22 @@ def test_an_album_gives_what_the_model_generates_from_noise_of_every_images_own(
     requests = [(i, protocol.noise_of(prompt, j)) for i, prompt in enumerate(prompts) for j in range(3)]
     wanted = np.concatenate([images.final for _, images in cascade.stream(prompts, requests, OPTIONS)])
     np.testing.assert_array_equal(found, wanted.reshape(2, 3, *wanted.shape[1:]))
+
+
+@pytest.mark.parametrize('metadata', ['full', 'mark'])
+def test_the_files_of_an_album_say_where_they_come_from(cascade, tmp_path, metadata):
+    album = protocol.Album(cascade, OPTIONS, tmp_path, 'run', metadata)
+    album(['a dog'], 2)
+    for number in range(2):
+        path = album.path('a dog', number)
+        assert image_metadata.is_marked(path)
+        told = image_metadata.parameters(path)
+        if metadata == 'full':
+            assert told['Image number'] == str(protocol.noise_of('a dog', number))
+            assert (told['Prompt'], told['Model hash']) == ('a dog', cascade.base.weights_hash)
+        else:
+            assert told == {}
+    assert album.folder == protocol.Album(cascade, OPTIONS, tmp_path, 'run').folder  # it is found again either way
 
 
 def test_the_noise_of_a_prompts_image_depends_on_both_alone_and_fits_a_key():

@@ -99,7 +99,8 @@ class Model:
 
 
 class Album:
-    def __init__(self, model, options, folder, title):
+    def __init__(self, model, options, folder, title, metadata):
+        assert metadata == 'mark'
         self.model, self.folder = model, folder / 'abc'
 
     def __call__(self, prompts, num_images):
@@ -127,7 +128,8 @@ def test_scores_of_a_run_hold_both_models_the_photos_and_where_the_images_are(mo
     )
     models = {'run': Model(200), 'base': Model(100)}
     options = SamplingOptions(steps=2, guidance_scale=1.0, sampler='ddim')
-    opened = run_scores.Opened(models=models, subjects=[subject], options=options, origins=['base: checkpoint 3'])
+    told = {'origins': ['base: checkpoint 3'], 'metadata': 'mark'}
+    opened = run_scores.Opened(models=models, subjects=[subject], options=options, **told)
     measures = run_scores.Measures(evaluators=[Brightness()], used={'eye': 'f00'}, num_images=2, class_images=5)
     found = run_scores.score(
         opened, measures, {'run': tmp_path / 'images' / 'dog', 'base': tmp_path / 'images' / 'base'}

@@ -62,8 +62,9 @@ def test_a_lora_file_says_which_model_it_is_of(family, prediction, version, tmp_
     run = trained(family, prediction)
     file = tmp_path / 'dog.safetensors'
     with caplog.at_level(logging.WARNING):
-        assert len(formats.write(run, 'lora_kohya', file)) == 1
+        assert formats.write(run, 'lora_kohya', file)[1:] == [f'{tmp_path / "dog.md"} is its model card']
     said = files.read_metadata(file)
+    assert said['modelspec.description'].startswith('Adapters (LoRA) for tiny (licence unknown), which knows')
     assert (said['ss_base_model_version'], said['ss_v2']) == (version, str(family == 'sd2'))
     assert lora_clients.a1111_version(said) == family
     # Forge knows no Stable Diffusion 2, and shows it beside all.
@@ -165,3 +166,16 @@ def test_a_file_of_a_transformer_that_differs_is_an_error(tmp_path, monkeypatch)
     monkeypatch.setattr(transformer_file, 'write', lambda pipeline, *a, **k: write(changed, *a, **k))
     with pytest.raises(WeightsError, match=f'does not read back as written: transformer {re.escape(first)} differs'):
         formats.write(run, 'single_file', tmp_path / 'dog.safetensors')
+
+
+def test_a_card_replaces_no_other_text_and_comes_before_no_file(tmp_path):
+    run, out = with_word(), tmp_path / 'dog.safetensors'
+    (tmp_path / 'dog.md').write_text('notes')
+    with pytest.raises(ConfigError, match=r'dog.md is where the model card of --output=.*dog.safetensors goes, but'):
+        formats.write(run, 'lora_kohya', out)
+    assert [path.name for path in tmp_path.iterdir()] == ['dog.md'] and (tmp_path / 'dog.md').read_text() == 'notes'
+    (tmp_path / 'dog.md').unlink()
+    for _ in range(2):
+        formats.write(run, 'lora_kohya', out)
+    card = (tmp_path / 'dog.md').read_text()
+    assert "weight_name='dog.safetensors'" in card and "'sks-dog.safetensors', token='<sks-dog>'" in card

@@ -62,10 +62,10 @@ class Painter:
             yield range(first, first + len(batch)), Images(low, high)
 
 
-def ensure_class_images(*arguments, count, progress, **options):
+def ensure_class_images(*arguments, count, progress, metadata='full', **options):
     """With these options, and of the base stage alone unless they say otherwise."""
     options = SamplingOptions(**{'super_resolution': False, **options})
-    return class_images.ensure_class_images(*arguments, options, count=count, progress=progress)
+    return class_images.ensure_class_images(*arguments, options, count=count, progress=progress, metadata=metadata)
 
 
 def test_images_of_another_size_or_other_layers_of_clip_are_refused(tmp_path):

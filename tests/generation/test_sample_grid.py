@@ -12,7 +12,10 @@ from dreambooth_jax.config import ConfigError
 from dreambooth_jax.generation import cascade as cascade_lib
 from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.generation.origin import Model as Named
+from dreambooth_jax.generation.origin import Origin
 from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
+from tests.support import image_metadata
 
 PROMPTS = ('a sks dog', 'a dog')
 
@@ -119,3 +122,16 @@ def test_samples_are_missed_where_their_file_is_not_there(tmp_path):
     assert samples.missed(2) and samples.missed(4)
     samples(2, state)
     assert not samples.missed(2) and samples.missed(4)
+
+
+def test_the_grid_is_marked_and_says_its_model_prompts_and_step(tmp_path):
+    options = SamplingOptions(steps=3, guidance_scale=2.0, sampler='ddim')
+    for name, origin in (('marked', None), ('told', Origin(options=options, base=Named('storybook', 'ab')))):
+        made = SampleGrid(None, [], PROMPTS, options, num_images=2, origin=origin)
+        save = SaveSamples(grid=made, cascade_of=lambda state: Model(), folder=tmp_path / name, title='base', every=2)
+        save(2, SimpleNamespace())
+    marked, told = (tmp_path / name / '000002.png' for name in ('marked', 'told'))
+    assert image_metadata.is_marked(marked) and image_metadata.is_marked(told)
+    assert image_metadata.parameters(marked) == {}
+    told = image_metadata.parameters(told)
+    assert (told['Prompt'], told['Training step'], told['Model hash']) == ('\n'.join(PROMPTS), '2', 'ab')

@@ -37,6 +37,7 @@ def test_the_newest_averages_of_both_stages_are_exported(program, tmp_path):
             f'{output} holds {count} tensors, read back and equal',
         ],
     )
+    assert '- **Weights**: base: checkpoint 3; super\\_resolution: checkpoint 2\n' in (output / 'README.md').read_text()
     exported = Cascade.load(output)
     assert_shifted(exported.base.denoiser.params, base.denoiser.params, 3.5)
     assert_shifted(exported.base.components['text_encoder'].params, base.components['text_encoder'].params, 3.5)
@@ -119,7 +120,10 @@ def test_diffusers_generates_the_same_with_a_single_file(program, family, tmp_pa
     save(run, 'base', [0], {'unet': {name: value * rng.uniform(0.8, 1.2) for name, value in params.items()}})
     ended = program('export', f'--workdir={run}', '--format=single_file', f'--output={file}')
     count = len(files.read_header(file).shapes)
-    assert (ended.code, ended.out) == (0, f'base: checkpoint 0\n{file} holds {count} tensors, read back and equal\n')
+    written = f'{file} holds {count} tensors, read back and equal'
+    card = f'{tmp_path / "dog.md"} is its model card'
+    assert (ended.code, ended.out.splitlines()) == (0, ['base: checkpoint 0', written, card])
+    assert files.read_metadata(file)['modelspec.description'].startswith('A fine-tuned copy of ')
     assert files.read_metadata(file)['modelspec.title'] == 'run: a sks dog'
     assert files.read_metadata(file)['modelspec.trigger_phrase'] == 'sks dog'
     shutil.copytree(model / 'tokenizer', tmp_path / 'tokenizer')
@@ -165,6 +169,7 @@ def test_adapters_of_both_stages_of_a_pixel_model_are_exported(program, lora_run
             'base: checkpoint 0',
             'super_resolution: checkpoint 0',
             *(f'{path} holds {count} tensors, read back and equal' for path, count in zip(paths, counts, strict=True)),
+            f'{tmp_path / "dog.md"} is its model card',
         ],
     )
     networks = tiny_pipelines.base().denoiser, tiny_pipelines.super_resolution().denoiser
@@ -174,6 +179,8 @@ def test_adapters_of_both_stages_of_a_pixel_model_are_exported(program, lora_run
             scale = 0.5 if part.endswith(lora.B) else 1.0
             np.testing.assert_array_equal(read.params['unet'][part], (value * np.float32(scale)).astype(np.float16))
         assert files.read_metadata(path)['modelspec.architecture'] == f'{name}/lora'
+        assert files.read_metadata(path)['modelspec.description'].startswith('Adapters (LoRA) for ')
+    assert "weight_name='dog.safetensors'" in (tmp_path / 'dog.md').read_text()
 
     merged = tmp_path / 'merged'
     assert program('export', f'--workdir={run}', f'--output={merged}').code == 0

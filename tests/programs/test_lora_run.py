@@ -87,7 +87,9 @@ def test_both_lora_files_of_a_run_generate_the_same_in_diffusers_as_its_merged_m
         ended = program('export', f'--workdir={run}', f'--format={name}', f'--output={file}')
         count = len(files.read_header(file).shapes)
         read = count if name == 'lora_peft' else count * 2 // 3  # without a layer's alpha
-        assert (ended.code, ended.out) == (0, f'base: checkpoint 2\n{file} holds {read} tensors, read back and equal\n')
+        written = f'{file} holds {read} tensors, read back and equal'
+        card = f'{file.with_suffix(".md")} is its model card'
+        assert (ended.code, ended.out.splitlines()) == (0, ['base: checkpoint 2', written, card])
         with nothing_reported():
             pipe.load_lora_weights(file)
         try:
@@ -104,6 +106,7 @@ def test_lora_files_say_what_they_are(program, run_of, tmp_path):
         assert program('export', f'--workdir={run}', f'--format={name}', f'--output={file}').code == 0
         said = {key: value for key, value in files.read_metadata(file).items() if key.startswith('modelspec.')}
         assert said.pop('modelspec.date')
+        assert said.pop('modelspec.description').startswith('Adapters (LoRA) for ')
         assert said == {
             'modelspec.sai_model_spec': '1.0.1',
             'modelspec.architecture': 'stable-diffusion-v1/lora',

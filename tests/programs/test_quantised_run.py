@@ -88,7 +88,7 @@ def test_a_run_of_storybook_goes_on_bit_for_bit_and_writes_the_shipped_kernels_w
             )
     exported = tmp_path / 'lora.safetensors'
     ended = program('export', f'--workdir={tmp_path / "whole"}', '--format=lora_peft', f'--output={exported}')
-    assert ended.code == 0 and ended.out.endswith('tensors, read back and equal\n'), ended.error
+    assert ended.code == 0 and 'tensors, read back and equal\n' in ended.out, ended.error
 
 
 @pytest.fixture(scope='module')

@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.config import STORYBOOK_ENLARGING, STORYBOOK_SAMPLING
+from dreambooth_jax.data.fingerprints import file_hash
+from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.generation.cascade import Cascade
-from tests.support import smallest_pipelines, tiny_flow, tiny_klein
+from dreambooth_jax.weights import files as weight_files
+from tests.support import image_metadata, made_certificates, smallest_pipelines, tiny_flow, tiny_klein
 from tests.support.generating import generate
 
 QUICK = ('--steps=2', '--guidance_scale=1', '--sampler=ddim', '--batch_size=4', '--num_images=2')
@@ -45,6 +48,55 @@ def test_sample_writes_every_image_of_both_stages_and_a_grid(program, tmp_path, 
     for index, name in enumerate(names):
         assert np.array_equal(np.asarray(Image.open(output / name)), images.final[index])
         assert np.array_equal(np.asarray(Image.open(output / 'base' / name)), images.base[index])
+
+
+def write_adapter(pipeline, path):
+    """A LoRA of rank 2 of one layer of the denoiser."""
+    params = pipeline.denoiser.params
+    kernel = next(name for name in sorted(params) if name.endswith('time_emb_proj.kernel'))
+    (inputs, outputs), layer = params[kernel].shape, f'unet.{kernel.removesuffix(".kernel")}'
+    rng = np.random.default_rng(0)
+    shapes = {'lora_A': (2, inputs), 'lora_B': (outputs, 2)}
+    made = {f'{layer}.{name}.weight': rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    weight_files.write_tensors(path, made)
+
+
+def test_files_say_what_they_come_from_or_that_they_are_generated(program, run_folder, tmp_path):
+    arguments = (f'--model={run_folder}', '--prompt=a dog', '--super_resolution_model=none', *QUICK)
+    lora = tmp_path / 'dog.safetensors'
+    model = read_pipeline(run_folder / 'model')
+    write_adapter(model, lora)
+    assert program('sample', *arguments, f'--output={tmp_path / "full"}', f'--lora={lora}').code == 0
+    told = image_metadata.parameters(tmp_path / 'full' / '000_01.png')
+    assert (told['Model'], told['Model hash']) == ('run', model.weights_hash)
+    assert (told['Lora hashes'], told['Lora strengths']) == (f'dog: {file_hash(lora)}', 'dog: 1')
+    assert (told['Prompt'], told['Sampler'], told['Steps'], told['Image number']) == ('a dog', 'ddim', '2', '1')
+    config = json.loads((run_folder / 'config.json').read_text())
+    config['samples']['metadata'] = 'mark'
+    (run_folder / 'config.json').write_text(json.dumps(config))
+    assert program('sample', *arguments, f'--output={tmp_path / "mark"}').code == 0
+    assert program('sample', *arguments, f'--output={tmp_path / "again"}', '--metadata=full').code == 0
+    for folder, is_told in (('full', True), ('mark', False), ('again', True)):
+        files = sorted((tmp_path / folder).glob('*.png'))
+        assert len(files) == 3 and all(map(image_metadata.is_marked, files))
+        assert [bool(image_metadata.parameters(file)) for file in files] == [is_told] * 3
+
+
+def test_images_are_signed_with_the_given_certificate(program, tmp_path):
+    c2pa = pytest.importorskip('c2pa')
+    made = made_certificates.make(tmp_path)
+    arguments = (f'--model={smallest_pipelines.folder("pixels")}', '--prompt=a dog', f'--output={tmp_path / "out"}')
+    signing = (f'--c2pa_certificate={made.certificate}', f'--c2pa_key={made.key}')
+    assert program('sample', *arguments, *QUICK, *signing).code == 0
+    files = sorted((tmp_path / 'out').rglob('*.png'))
+    assert len(files) == 5
+    for file in files:
+        assert c2pa.Reader(str(file)).get_validation_state() == 'Valid' and image_metadata.is_marked(file)
+    other = made_certificates.make(tmp_path, name='Other')
+    made.key.write_text('no key')
+    ended = program('sample', *arguments[:2], f'--output={tmp_path / "new"}', *QUICK, *signing)
+    assert ended.code == 1 and ended.error.startswith(f'{other.key} is no private key that can be used')
+    assert not (tmp_path / 'new').exists()
 
 
 def test_a_full_memory_is_one_sentence(program, tmp_path, monkeypatch):
@@ -172,6 +224,9 @@ def test_sample_names_what_is_wrong(program, tmp_path):
     )
     assert said(f'--model={tmp_path}', '--prompt=a', '--output=o').startswith(
         f'{tmp_path / "config.json"} is no readable JSON ('
+    )
+    assert said(model, '--prompt=a', '--output=o', '--c2pa_key=key.pem') == (
+        '--c2pa_certificate and --c2pa_key belong together, but one of them is not given; give both'
     )
     assert said(model, 'a dog', '--prompt=a', '--output=o') == (
         "'a dog' belongs to no flag; give flags as --name=value (--help lists them)"

@@ -17,7 +17,7 @@ from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import loop, placement
 from dreambooth_jax.weights import files
 from dreambooth_jax.weights.textual_inversion import read_textual_inversion
-from tests.support import smallest_pipelines, tiny_pipelines
+from tests.support import image_metadata, smallest_pipelines, tiny_pipelines
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict
@@ -110,6 +110,9 @@ def test_a_run_leaves_what_its_folder_promises(program, finished, caplog):
         assert [line['step'] for line in lines] == list(range(1, steps + 1))
         assert {'loss', 'instance_loss', 'gradient_norm', 'learning_rate', 'images_per_second'} <= lines[0].keys()
     assert list(run.glob('events.out.tfevents*'))
+    images = [*(run / 'prior').rglob('*.png'), *(run / 'samples').rglob('*.png')]
+    assert len(images) == 3 + 2 and all(map(image_metadata.is_marked, images))
+    assert all(image_metadata.parameters(image)['Model'] == 'pixels' for image in images)
     pipeline = read_pipeline(run)
     assert pipeline.super_resolution_folder is not None
     before = [files.read_tensors(smallest_pipelines.folder('pixels') / name) for name in WEIGHTS]
@@ -117,6 +120,17 @@ def test_a_run_leaves_what_its_folder_promises(program, finished, caplog):
         np.array_equal(new['conv_in.weight'], old['conv_in.weight'])
         for new, old in zip(weights(run), before, strict=True)
     )
+
+
+def test_photos_of_people_need_consent_before_any_work(program, config, tmp_path):
+    run = tmp_path / 'run'
+    arguments = (f'--config={config}', f'--workdir={run}', '--config.data.class_prompt=a young woman')
+    for more in ((), ('--dry_run',), ('--config.data.consent=',)):
+        ended = program('train', *arguments, *more)
+        assert (ended.code, ended.out) == (1, '') and not run.exists()
+        assert "config.data.class_prompt is 'a young woman', in which 'woman' names a person" in ended.error
+    planned = program('train', *arguments, '--dry_run', '--config.data.consent=Ana Lima, by letter of 2026-11-02')
+    assert planned.code == 0 and 'Ana Lima, by letter of 2026-11-02' in planned.out and not run.exists()
 
 
 @pytest.mark.slow
@@ -222,8 +236,8 @@ def test_a_new_word_is_learned_alone_generated_and_written(program, config, tmp_
     ):
         ended = program('sample', *given, *quick, '--super_resolution_model=none', f'--output={tmp_path / name}')
         assert ended.code == 0, ended.error
-        images.append((tmp_path / name / '000_00.png').read_bytes())
-    assert images[0] == images[1]
+        images.append(np.asarray(Image.open(tmp_path / name / '000_00.png')))
+    np.testing.assert_array_equal(*images)
     read = [Cascade.load(path).encode(['<my-dog>'])['encoder_hidden_states'] for path in (run, model)]
     assert not np.array_equal(*read)
     folders = smallest_pipelines.folder('pixels'), run / 'model'

@@ -38,6 +38,22 @@ def test_storybook_is_the_folder_of_the_package(monkeypatch, diffusers_folder, n
     assert read_pipeline('storybook', components=()).folder == diffusers_folder
 
 
+def test_a_model_is_called_by_its_name_and_not_by_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    snapshot = tmp_path / 'hub' / 'models--Owner-x--model-1.5--b' / 'snapshots' / COMMIT
+    named = {
+        storybook.storybook_folder(): 'storybook',
+        storybook.storybook_folder() / 'super_resolution': 'storybook',
+        snapshot: 'Owner-x/model-1.5--b',
+        tmp_path / 'runs' / 'dog' / 'model': 'dog',
+        tmp_path / 'runs' / 'dog' / 'model' / 'super_resolution': 'dog',
+        tmp_path / 'sd-v1.5': 'sd-v1.5',
+        tmp_path / 'photo.v2.safetensors': 'photo.v2',
+    }
+    assert {folder: hub.name_of(folder) for folder in named} == named
+    assert hub.name_of(None) is None and hub.name_of(type(tmp_path)('model')) == tmp_path.name
+
+
 def test_storybook_that_is_not_installed_is_one_sentence(monkeypatch, tmp_path, no_hub):
     monkeypatch.setattr(hub, 'storybook_folder', lambda: tmp_path)
     fails('the built-in model, is missing from this installation', 'storybook')

@@ -1,0 +1,53 @@
+"""How an export is used, in the words of its model card: diffusers, other programs, and this one."""
+
+from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
+from dreambooth_jax.weights import lora_files
+from dreambooth_jax.weights.textual_inversion import file_name
+
+_FOLDER = 'PATH/TO/THIS/FOLDER'
+_ELSEWHERE = {
+    'single_file': '`models/checkpoints` of ComfyUI, `models/Stable-diffusion` of AUTOMATIC1111 and Forge',
+    lora_files.KOHYA: '`models/loras` of ComfyUI, `models/Lora` of AUTOMATIC1111 and Forge',
+    'lora_comfyui': '`models/loras` of ComfyUI',
+}
+
+
+def paragraphs(cascade: Cascade, form: str, file: str | None, base: str, prompt: str) -> list[str]:
+    """Returns how an export is used, as paragraphs of Markdown.
+
+    Args:
+      cascade: the model.
+      form: one of config.ExportFormat.
+      file: name of its file; None: it is a folder.
+      base: hub id or name of the base model.
+      prompt: an instance prompt.
+    """
+    name = cascade.base.class_name
+    lines = [f'from diffusers import {name}', '']
+    if form == 'diffusers':
+        lines.append(f'pipe = {name}.from_pretrained({_FOLDER!r})')
+    elif form == 'single_file':
+        lines.append(f'pipe = {name}.from_single_file({file!r})')
+    else:
+        lines.append(f'pipe = {name}.from_pretrained({base!r})')
+        lines.append(f"pipe.load_lora_weights('.', weight_name={file!r})")
+    token = cascade.base.added_tokens[0] if cascade.base.added_tokens else None
+    if token and form != 'diffusers':
+        lines.append(f'pipe.load_textual_inversion({file_name(token)!r}, token={token!r})')
+    lines.append(f'image = pipe({prompt!r}).images[0]')
+    told = ['With diffusers:', '\n'.join(['```python', *lines, '```'])]
+    if form in _ELSEWHERE:
+        told.append(f'In other programs, put {file} into {_ELSEWHERE[form]}.')
+    if cascade.super_resolution is not None and form == 'diffusers':
+        second = cascade.super_resolution.class_name
+        told.append(f'The second stage, a {second}, lies in `{SUPER_RESOLUTION}/`, where diffusers opens it as well.')
+    model = f'--model={_FOLDER}' if form == 'diffusers' else f'--model={file}'
+    if form.startswith('lora'):
+        model = f'--model={base} --lora={file}'
+    command = f'python -m dreambooth_jax.sample {model} --prompt={_in_shell(prompt)} --output=out'
+    stages = '' if cascade.super_resolution is None else ', both stages'
+    return [*told, f'With dreambooth-jax{stages}:', f'```bash\n{command}\n```']
+
+
+def _in_shell(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
