@@ -140,7 +140,7 @@ class Page:
 
     def press(self, key: str) -> None:
         for kind in ('keyDown', 'keyUp'):
-            code = {'ArrowLeft': 37, 'ArrowRight': 39}[key]
+            code = {'ArrowLeft': 37, 'ArrowRight': 39, 'Tab': 9}[key]
             self.call('Input.dispatchKeyEvent', type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     def _read(self) -> dict:

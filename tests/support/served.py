@@ -78,8 +78,8 @@ class Server:
       process: the process.
     """
 
-    def __init__(self, runs: Path, *flags: str, port: int = 0):
-        command = [sys.executable, '-m', 'dreambooth_jax.serve', f'--runs={runs}', f'--configs={CONFIGS}']
+    def __init__(self, runs: Path, *flags: str, port: int = 0, configs: Path = CONFIGS):
+        command = [sys.executable, '-m', 'dreambooth_jax.serve', f'--runs={runs}', f'--configs={configs}']
         self.process = subprocess.Popen(
             [*command, f'--port={port}', *flags],
             stdout=subprocess.PIPE,

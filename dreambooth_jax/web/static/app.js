@@ -134,8 +134,16 @@ if (run) {
   const source = new EventSource(`/api/runs/${encodeURIComponent(run.dataset.run)}/events?after=${run.dataset.after}`);
   source.addEventListener('metrics', soon);
   source.addEventListener('run', soon);
-  source.addEventListener('error', () => { document.body.classList.add('offline'); });
-  source.addEventListener('open', () => { document.body.classList.remove('offline'); soon(); });
+  source.addEventListener('error', () => {
+    document.body.dataset.server = 'away';
+    tell('The server does not answer; a run goes on without it. This page asks again and again.');
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => location.reload(), 3000); // it asks no more by itself
+  });
+  source.addEventListener('open', () => {
+    document.body.dataset.server = 'here';
+    document.querySelector('#told').hidden = true;
+    soon();
+  });
 }
 
 // Photos: chosen or dropped, sent one after the other.
