@@ -8,6 +8,7 @@ needs `pip install -e '.[ui]'`.
 """
 
 import socket
+import threading
 from pathlib import Path
 
 from absl import flags
@@ -56,6 +57,7 @@ def main(argv) -> None:
             )
         )
         desk.queue.watch()
+        threading.Thread(target=desk.all, daemon=True).start()  # so that the first page finds all runs read
         print(f'open http://{_ADDRESS}:{port}/?token={token}')
         server.run(sockets=[listening])
         desk.queue.close()

@@ -195,7 +195,8 @@ def _field(one, values: dict[str, Any]) -> dict[str, Any]:
         type_, text = 'json', '' if value is None else json.dumps(value)
     else:
         type_, text = 'text', '' if value is None else value
-    choices = [json.dumps(choice) for choice in one.choices or ((True, False) if type_ == 'choice' else ())]
+    listed = one.choices or ((True, False) if type_ == 'choice' else ())
+    choices = {json.dumps(choice): commands.written(choice) for choice in listed}
     optional = one.kind.endswith(' or None')
     return {**dataclasses.asdict(one), 'type': type_, 'text': text, 'choices': choices, 'optional': optional}
 

@@ -190,7 +190,7 @@ class Runs:
 
     def _progress(self, path: Path, settings: DreamBoothConfig) -> Progress:
         wanted = self._wanted(path, settings)
-        lines = [line for line in self._tail(path) if isinstance(line.get('loss'), int | float)]
+        lines = self._tail(path)
         if not lines:
             steps = next((wanted[stage] for stage in STAGES if wanted[stage]), 0)
             return Progress(stage=None, step=0, steps=steps, share=0.0, seconds_left=None, loss=None)
@@ -234,7 +234,10 @@ class Runs:
         return found
 
     def _tail(self, path: Path) -> list[dict[str, Any]]:
-        return self._unchanged('tail', path / METRICS, lambda: numbers.tail(path)) or []
+        def read():  # callbacks write lines of their own, without a loss
+            return [line for line in numbers.tail(path) if isinstance(line.get('loss'), int | float)]
+
+        return self._unchanged('tail', path / METRICS, read) or []
 
     def _samples(self, path: Path) -> dict[str, dict[int, Path]]:
         found = {}

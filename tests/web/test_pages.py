@@ -125,8 +125,8 @@ def test_every_field_holds_its_value_as_the_script_reads_it():
     fields = {one.name: pages._field(one, values) for one in described(DreamBoothConfig)}
     assert (fields['base.steps']['type'], fields['base.steps']['text']) == ('number', '1000')
     assert (fields['prior.kind']['type'], fields['prior.kind']['text']) == ('choice', '"images"')
-    assert fields['prior.kind']['choices'] == ['"images"', '"distillation"']
-    assert (fields['export']['text'], fields['export']['choices']) == ('true', ['true', 'false'])
+    assert fields['prior.kind']['choices'] == {'"images"': 'images', '"distillation"': 'distillation'}
+    assert (fields['export']['text'], fields['export']['choices']) == ('true', {'true': 'True', 'false': 'False'})
     assert (fields['lora.rank']['text'], fields['lora.rank']['optional']) == ('', True)
     assert (fields['samples.prompts']['type'], fields['lora.targets']['type']) == ('lines', 'lines')
     assert (fields['super_resolution.noise_level']['type'], fields['super_resolution.noise_level']['text']) == (

@@ -222,6 +222,7 @@ if (form) {
   const wrong = form.querySelector('#wrong');
   const state = document.querySelector('#plan-state');
   const plan = document.querySelector('#plan');
+  const folded = document.querySelector('#plan-settings');
   let timer, running;
   const replan = () => {
     clearTimeout(timer);
@@ -231,13 +232,17 @@ if (form) {
       state.textContent = 'Planning …';
       try {
         const answer = await ask('POST', '/api/plan', wanted(), { signal: mine.signal });
-        plan.textContent = answer.plan;
-        plan.hidden = false;
+        // The settings are in the form already, so that they are folded away.
+        const blocks = answer.plan.split('\n\n');
+        const isSettings = block => block.startsWith('settings:');
+        plan.textContent = blocks.filter(block => !isSettings(block)).join('\n\n');
+        folded.querySelector('pre').textContent = blocks.filter(isSettings).join('\n');
+        plan.hidden = folded.hidden = false;
         state.textContent = '';
         wrong.textContent = '';
       } catch (error) {
         if (mine.signal.aborted) return;
-        plan.hidden = true;
+        plan.hidden = folded.hidden = true;
         state.textContent = 'There is no plan.';
         wrong.textContent = error.message;
       }
