@@ -29,6 +29,7 @@ from dreambooth_jax.system import disk
 
 QUEUED, RUNNING, ENDED = 'queued', 'running', 'ended'
 ACCELERATORS, HOST = 'accelerators', 'host'  # sets of devices
+_ENVIRONMENT = {ACCELERATORS: {}, HOST: {'JAX_PLATFORMS': 'cpu'}}  # else it would take the others from a training
 _LOOK_EVERY = 0.3  # seconds
 _CLOCKS = 60.0  # seconds by which the time of a process's start may seem to change when the clock is set
 
@@ -181,6 +182,7 @@ class Queue:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, **_ENVIRONMENT[job.devices]},
                 start_new_session=True,  # or a Ctrl-C for the server would reach it
             )
         self._processes[job.number] = process

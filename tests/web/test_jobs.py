@@ -13,10 +13,10 @@ from dreambooth_jax.web.jobs import ENDED, HOST, QUEUED, RUNNING, Queue
 
 # Stands in for a program: does what its flags say.
 PROGRAM = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 flags = dict(argument[2:].partition('=')[::2] for argument in sys.argv[1:])
-print('begins', flags, flush=True)
+print('begins', flags, 'on', os.environ.get('JAX_PLATFORMS'), flush=True)
 while not Path(flags['until']).exists():
     time.sleep(0.02)
 print('bar 1\\rbar 2')
@@ -66,13 +66,16 @@ def test_one_at_a_time_and_in_order(queue_of, tmp_path):
     assert queue.active('a') is None and queue.active('b').state == RUNNING and queue.active('c').state == QUEUED
 
 
-def test_the_cpu_is_another_device(queue_of, tmp_path):
+def test_the_cpu_is_another_device(queue_of, tmp_path, monkeypatch):
+    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
     queue = queue_of()
     add(queue, tmp_path, 'a')
     add(queue, tmp_path, 'b', devices=HOST)
     add(queue, tmp_path, 'c', devices=HOST)
     queue.look()
     assert states(queue) == [RUNNING, RUNNING, QUEUED]
+    for run, platform in (('a', 'None'), ('b', 'cpu')):  # a process on the CPU leaves the accelerators alone
+        until(lambda: jobs.log_tail(tmp_path / run, 'train')[-1].endswith(f'on {platform}'), queue)  # noqa: B023
 
 
 def test_a_job_goes_on_without_the_server_and_is_found_again(queue_of, tmp_path):
