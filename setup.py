@@ -11,6 +11,8 @@ TFDS = ['array_record', 'importlib_resources', 'tensorflow-datasets>=4.9.10']
 
 # Signs images (C2PA). The oldest version that was tried.
 PROVENANCE = ['c2pa-python>=0.38', 'cryptography']
+# What serve needs. jinja2 escapes whatever a page shows; psutil tells a process from a later one of the same number.
+UI = ['fastapi>=0.115', 'jinja2>=3.1', 'psutil>=6', 'uvicorn>=0.30']
 
 setup(
     name='dreambooth-jax',
@@ -25,6 +27,7 @@ setup(
     packages=find_packages(include=['dreambooth_jax', 'dreambooth_jax.*']),
     package_data={
         'dreambooth_jax.evaluation': ['page_files/*'],  # style sheet and script of report.html
+        'dreambooth_jax.web': ['templates/*', 'static/*'],
         # The embedded model: a pipeline folder, with its second stage as a folder inside.
         'dreambooth_jax.storybook': [
             'pretrained/**/*.json',
@@ -59,10 +62,12 @@ setup(
         'tpu': [f'jax[tpu]{JAX}'],
         'tfds': TFDS,
         'provenance': PROVENANCE,
+        'ui': UI,
         # torch, diffusers and peft are the reference that networks, schedules, samplers and exports are compared with.
         'test': [
             'accelerate',
             'diffusers==0.42.1',
+            'httpx',  # with which Starlette's test client asks
             'peft',
             'pytest',
             'pytest-xdist',
@@ -72,6 +77,7 @@ setup(
             'torch==2.13.0',
             *PROVENANCE,
             *TFDS,
+            *UI,
         ],
     },
 )

@@ -19,6 +19,7 @@ FLOORS = (
     ('losses', 'training'),
     ('generation',),
     ('evaluation', 'finetune'),
+    ('web',),
     ('program',),  # how every program starts and ends
     (PROGRAMS,),
 )

@@ -5,9 +5,11 @@ import datetime
 import errno
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 try:
     import fcntl
@@ -16,11 +18,35 @@ except ImportError:  # Windows does not have it
 
 FILE = '.lock'
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_HOLDER = re.compile(r'process (\d+) on (\S+) since (.+)')  # what the file says
 _held: set[Path] = set()  # locks of this process, which may enter the same folder again
 
 
 class LockError(RuntimeError):
     """Another process works in the folder; the message says which one and what to do."""
+
+
+class Holder(NamedTuple):
+    """The process that a lock file names. It may have been killed since, which leaves the file.
+
+    Attributes:
+      pid: its number on its machine.
+      host: the machine's name.
+      since: when it took the lock, in seconds since 1970, on that machine's clock.
+    """
+
+    pid: int
+    host: str
+    since: float
+
+
+def holder(folder: str | os.PathLike) -> Holder | None:
+    """Returns whom the lock file of a folder names, without touching the lock; None if there is no such file."""
+    try:
+        found = _HOLDER.fullmatch((Path(folder) / FILE).read_text('utf-8'))
+        return found and Holder(int(found[1]), found[2], datetime.datetime.fromisoformat(found[3]).timestamp())
+    except (OSError, ValueError):  # a file that is not whole is being written
+        return None
 
 
 @contextlib.contextmanager

@@ -24,9 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-FOLDER = 'control'
-STOP, SAVE, SAMPLE, PAUSE = KINDS = ('stop', 'save', 'sample', 'pause')
-PAUSED = 'paused'
+from dreambooth_jax.training.control import FOLDER, KINDS, PAUSE, PAUSED, SAMPLE, SAVE, STOP
+
+__all__ = ['FOLDER', 'KINDS', 'PAUSE', 'PAUSED', 'SAMPLE', 'SAVE', 'STOP', 'Requests', 'clear', 'named']
+
 _LOOK_EVERY = 0.5  # seconds; a look may take some milliseconds where the folder is on another machine
 
 

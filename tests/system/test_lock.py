@@ -4,8 +4,10 @@ import errno
 import fcntl
 import logging
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -35,8 +37,8 @@ def test_any_death_of_the_holder_opens_the_lock(hold, end, tmp_path):
 
 def test_a_process_may_come_again_and_is_done_with_the_lock_after_the_block(hold, tmp_path):
     with run.alone(tmp_path), run.alone(tmp_path):
-        assert [path.name for path in tmp_path.iterdir()] == [lock.FILE]
-    assert list(tmp_path.iterdir()) == []
+        assert {path.name for path in tmp_path.iterdir()} == {lock.FILE, 'control'}
+    assert not (tmp_path / lock.FILE).exists()
     hold(tmp_path)
 
 
@@ -82,3 +84,19 @@ def test_whoever_waits_says_so_and_goes_on_afterwards(hold, tmp_path, caplog):
     with caplog.at_level(logging.WARNING), lock.locked(tmp_path, '', wait=True):
         assert holder.poll() is not None or holder.wait(5) == 0
     assert f'{tmp_path} is in use by process {holder.pid} on ' in caplog.text and 'waiting for it' in caplog.text
+
+
+def test_the_holder_can_be_asked_for_without_touching_the_lock(tmp_path):
+    assert lock.holder(tmp_path) is None
+    before = time.time()
+    with lock.locked(tmp_path, 'wait'):
+        found = lock.holder(tmp_path)
+        assert (found.pid, found.host) == (os.getpid(), socket.gethostname())
+        assert before - 1 <= found.since <= time.time()
+    assert lock.holder(tmp_path) is None
+
+
+@pytest.mark.parametrize('content', [b'', b'process', b'process 1 on x since yesterday', b'\xff'])
+def test_a_lock_file_that_is_not_whole_names_nobody(content, tmp_path):
+    (tmp_path / lock.FILE).write_bytes(content)
+    assert lock.holder(tmp_path) is None

@@ -1,0 +1,282 @@
+"""The HTTP API; /api/openapi.json describes it. Errors are {"error": "one sentence"}."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, ExportFormat
+from dreambooth_jax.config.described import described
+from dreambooth_jax.web import archive, commands, jobs
+from dreambooth_jax.web.events import stream
+from dreambooth_jax.web.numbers import STAGES, Key
+from dreambooth_jax.web.photos import Photo, PhotoError
+from dreambooth_jax.web.plans import Plans
+from dreambooth_jax.web.state import Desk, Refused, View, files_below, shown
+
+Stage = Literal['base', 'super_resolution']
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra='forbid')
+
+
+class Settings(_Body):
+    """What a run is to be."""
+
+    config: str = Field('dog', description='A settings file of the folder --configs, without .py.')
+    preset: str = Field('', description='What stands after its colon, such as sdxl.')
+    photos: str | None = Field(None, description='Uploaded photos, which become data.instance_dir.')
+    settings: dict[str, Any] = Field({}, description='Dotted names of settings and their values, where they differ.')
+
+
+class NewRun(Settings):
+    """A new run."""
+
+    name: str = Field(description="The name of its folder: letters, digits, -, _ and '.'.")
+
+
+class Extension(_Body):
+    """More steps of the base stage."""
+
+    steps: int = Field(gt=0, le=10_000_000)
+
+
+class Export(_Body):
+    """What is exported; each format is described by the program export."""
+
+    format: ExportFormat = 'diffusers'
+    dtype: Literal['float32', 'float16', 'bfloat16'] = 'float32'
+    step: int | None = Field(None, ge=0, description='The checkpoint; None: the best or newest.')
+
+
+class NewPhotos(_Body):
+    """A new folder of photos."""
+
+    name: str | None = Field(None, description='Letters, digits, - and _; None: photos-1, photos-2, ...')
+
+
+class Caption(_Body):
+    """What replaces the instance prompt for a photo; empty: nothing does."""
+
+    caption: str
+
+
+def router(desk: Desk, stopped) -> APIRouter:
+    """Returns the API's routes.
+
+    Args:
+      stopped: whether the server ends, for streams, which would else go on.
+    """
+    api, plans = APIRouter(prefix='/api'), Plans()
+
+    @api.get('/runs')
+    def list_runs() -> list[View]:
+        """All runs, those that were started by hand included."""
+        return desk.all()
+
+    @api.post('/runs', status_code=201)
+    def new_run(body: NewRun) -> View:
+        """Queues a new run."""
+        return desk.new(body.name, desk.wanted(body.config, body.preset, body.settings, body.photos))
+
+    @api.get('/runs/{run}')
+    def one_run(run: str) -> View:
+        """One run."""
+        return desk.view(run)
+
+    @api.get('/runs/{run}/settings')
+    def run_settings(run: str) -> dict[str, Any]:
+        """The settings of a run by their dotted names."""
+        desk.begun(run)
+        return commands.flat(desk.runs.settings(run))
+
+    @api.get('/runs/{run}/metrics')
+    def metrics(run: str, after: str | None = None, stage: Stage | None = None) -> list[dict[str, Any]]:
+        """The numbers of a run; `after` names the last line that is known, such as base:120."""
+        desk.begun(run)
+        lines = desk.runs.numbers(run).lines(_key(after))
+        return [line.values for line in lines if stage is None or STAGES[line.key.stage] == stage]
+
+    @api.get('/runs/{run}/events')
+    async def events(run: str, after: str | None = None, last_event_id: str | None = Header(None)) -> StreamingResponse:
+        """The run's numbers, and itself whenever it changes, as a stream; Last-Event-ID: the last known line."""
+        desk.view(run)
+        told = stream(desk, run, _key(last_event_id or after), stopped)
+        return StreamingResponse(told, media_type='text/event-stream', headers={'x-accel-buffering': 'no'})
+
+    @api.get('/runs/{run}/samples')
+    def samples(run: str) -> list[dict[str, Any]]:
+        """The sample grids of a run."""
+        desk.begun(run)
+        return [
+            {'stage': stage, 'step': step, 'url': f'/api/runs/{quote(run)}/samples/{stage}/{step}'}
+            for stage, grids in desk.runs.samples(run).items()
+            for step in grids
+        ]
+
+    @api.get('/runs/{run}/samples/{stage}/{step}', response_class=FileResponse)
+    def sample(run: str, stage: Stage, step: int) -> FileResponse:
+        """A sample grid, PNG."""
+        desk.begun(run)
+        path = desk.runs.samples(run).get(stage, {}).get(step)
+        if path is None:
+            raise Refused(f'the run {run} has no samples of step {step} of the {stage} stage', 404)
+        return FileResponse(path, media_type='image/png', headers={'cache-control': 'private, no-cache'})
+
+    @api.get('/runs/{run}/log', response_class=PlainTextResponse)
+    def log(run: str, program: Literal['train', 'export'] = 'train', lines: int = Query(200, gt=0, le=2000)) -> str:
+        """The last lines that a program has printed for a run that was started here."""
+        desk.view(run)
+        return '\n'.join(jobs.log_tail(desk.folder / run, program, lines))
+
+    @api.post('/runs/{run}/extend')
+    def extend(run: str, body: Extension) -> View:
+        """Queues more steps for a finished run."""
+        return desk.extend(run, body.steps)
+
+    @api.post('/runs/{run}/export', status_code=202)
+    def export(run: str, body: Export) -> dict[str, Any]:
+        """Queues an export; what it writes can be downloaded then."""
+        job = desk.export(run, body.format, body.dtype, body.step)
+        return {'state': job.state, 'command': jobs.typed(job)}
+
+    @api.get('/runs/{run}/exports')
+    def exports(run: str) -> dict[str, Any]:
+        """What can be downloaded of a run, and the exports that are asked for."""
+        there = [
+            {'name': name, 'bytes': sum(file.stat().st_size for _, file in _files(path)), 'url': _url(run, path)}
+            for name, path in desk.downloads(run).items()
+        ]
+        asked = [
+            {'state': job.state, 'code': job.code, 'command': jobs.typed(job)} for job in desk.jobs_of(run, 'export')
+        ]
+        return {'downloads': there, 'jobs': asked}
+
+    @api.get('/runs/{run}/exports/{name}', response_class=Response)
+    def download(run: str, name: str) -> Response:
+        """A file or, as zip, a folder."""
+        found = {_download_name(path): path for path in desk.downloads(run).values()}
+        if name not in found:
+            raise Refused(f'the run {run} has no download {name!r}', 404)
+        path = found[name]
+        if path.is_file():
+            return FileResponse(path, filename=name, media_type='application/octet-stream')
+        filename = f'{run}-{name}' if name == 'model.zip' else name
+        told = {'content-disposition': f'attachment; filename="{filename}"'}
+        return StreamingResponse(archive.pieces(dict(_files(path))), media_type='application/zip', headers=told)
+
+    @api.post('/runs/{run}/{action}')
+    def ask(run: str, action: Literal['pause', 'resume', 'sample', 'save', 'stop', 'start']) -> View:
+        """Asks a run for something; `actions` of the run says what it can be asked for."""
+        return desk.ask(run, action)
+
+    @api.get('/plan')
+    async def plan_of_run(run: str, request: Request) -> dict[str, str]:
+        """The plan of a run that is there: its photos, steps, memory and time."""
+        desk.begun(run)
+        arguments = commands.again(shown(desk.folder / run))
+        return {'plan': await plans.plan(arguments, request.is_disconnected)}
+
+    @api.post('/plan')
+    async def plan(body: Settings, request: Request) -> dict[str, str]:
+        """The plan of a run that is not begun, and the command that begins it."""
+        wanted = desk.wanted(body.config, body.preset, body.settings, body.photos)
+        arguments = desk.recipes.arguments(wanted, shown(desk.folder / 'new'))
+        return {'plan': await plans.plan(arguments, request.is_disconnected)}
+
+    @api.get('/settings')
+    def settings(config: str | None = None, preset: str = '') -> list[dict[str, Any]]:
+        """Every setting with its documentation, and its value in a settings file, if one is named."""
+        values = desk.recipes.defaults(config, preset) if config is not None else {}
+        return [
+            {**dataclasses.asdict(one), 'value': values.get(one.name, one.default)}
+            for one in described(DreamBoothConfig)
+        ]
+
+    @api.get('/configs')
+    def configs() -> list[dict[str, Any]]:
+        """The settings files that a run may begin with."""
+        return [dataclasses.asdict(one) for one in desk.recipes.all()]
+
+    @api.get('/photos')
+    def list_photos() -> dict[str, int]:
+        """The folders of photos, and how many each holds."""
+        return desk.photos.all()
+
+    @api.post('/photos', status_code=201)
+    def new_photos(body: NewPhotos) -> dict[str, str]:
+        """Makes a folder for photos."""
+        return {'name': desk.photos.create(body.name)}
+
+    @api.get('/photos/{folder}')
+    def photos_of(folder: str) -> list[Photo]:
+        """The photos of a folder."""
+        return desk.photos.photos_in(folder)
+
+    @api.delete('/photos/{folder}', status_code=204)
+    def remove_photos(folder: str) -> None:
+        """Removes a folder of photos."""
+        desk.photos.remove(folder)
+
+    @api.post('/photos/{folder}', status_code=201)
+    async def add_photo(folder: str, request: Request, name: str = 'photo') -> Photo:
+        """Adds a photo: the request's body is its file, at most 64 MB; `name` is only for messages."""
+        desk.photos.folder(folder)
+        data = bytearray()
+        async for piece in request.stream():
+            data += piece
+        return await run_in_threadpool(desk.photos.add, folder, bytes(data), name)
+
+    @api.get('/photos/{folder}/{photo}/crop', response_class=Response)
+    def crop(folder: str, photo: str, side: int = Query(256, ge=16, le=1024)) -> Response:
+        """The square in the middle of a photo, which a model is shown, PNG."""
+        data = desk.photos.crop(folder, photo, side)
+        return Response(data, media_type='image/png', headers={'cache-control': 'private, max-age=3600'})
+
+    @api.put('/photos/{folder}/{photo}/caption', status_code=204)
+    def set_caption(folder: str, photo: str, body: Caption) -> None:
+        """Writes a photo's caption."""
+        desk.photos.set_caption(folder, photo, body.caption)
+
+    @api.delete('/photos/{folder}/{photo}', status_code=204)
+    def remove_photo(folder: str, photo: str) -> None:
+        """Removes a photo and its caption."""
+        desk.photos.remove(folder, photo)
+
+    return api
+
+
+def sentence(error: Exception) -> tuple[int, str] | None:
+    """Returns the HTTP status and the sentence of an error that is meant for users; None if it is none."""
+    if isinstance(error, Refused | PhotoError):
+        return error.status, str(error)
+    if isinstance(error, ConfigError):
+        return 422, str(error)
+    return None
+
+
+def _key(text: str | None) -> Key | None:
+    if not text:
+        return None
+    key = Key.parsed(text)
+    if key is None:
+        raise Refused(f'{text[:100]!r} names no line of the metrics; name one as base:120', 422)
+    return key
+
+
+def _files(path: Path):
+    return files_below(path) if path.is_dir() else [(path.name, path)]
+
+
+def _download_name(path: Path) -> str:
+    return f'{path.name}.zip' if path.is_dir() else path.name
+
+
+def _url(run: str, path: Path) -> str:
+    return f'/api/runs/{quote(run)}/exports/{quote(_download_name(path))}'

@@ -1,0 +1,142 @@
+"""Uploads are photos that train can read, under names that were made here, or they are refused in a sentence."""
+
+import io
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreambooth_jax.data.images import read_image
+from dreambooth_jax.data.subjects import list_images
+from dreambooth_jax.web import photos as photos_module
+from dreambooth_jax.web.photos import PhotoError, Photos
+from tests.support.served import image_bytes
+
+
+@pytest.fixture
+def photos(tmp_path):
+    made = Photos(tmp_path / 'photos')
+    made.create('rex')
+    return made
+
+
+def png_head(width, height):
+    """A PNG that says it is as large; it holds next to nothing."""
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, 'big') + kind + data + zlib.crc32(kind + data).to_bytes(4, 'big')
+
+    head = width.to_bytes(4, 'big') + height.to_bytes(4, 'big') + b'\x08\x02\0\0\0'
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(b'\0')) + chunk(b'IEND', b'')
+
+
+def zipped():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w') as archive:
+        archive.writestr('1.png', image_bytes())
+    return file.getvalue()
+
+
+def test_photos_are_kept_as_they_came_under_names_made_here(photos, tmp_path):
+    first = image_bytes(format='JPEG')
+    assert photos.add('rex', first, '../../etc/IMG 1.png').name == '001.jpg'
+    assert photos.add('rex', image_bytes(format='WEBP'), 'x').name == '002.webp'
+    assert photos.add('rex', image_bytes(format='AVIF'), 'x').name == '003.avif'
+    assert photos.path('rex', '001.jpg').read_bytes() == first
+    assert {path.name for path in tmp_path.rglob('*')} == {'photos', 'rex', '001.jpg', '002.webp', '003.avif'}
+    assert photos.all() == {'rex': 3}
+    found, skipped = list_images(photos.folder('rex'))  # as train does
+    assert len(found) == 3 and skipped == {}
+
+
+@pytest.mark.parametrize(
+    ('data', 'status', 'told'),
+    [
+        (b'', 415, 'an empty file'),
+        (b'hello', 415, 'no photo'),
+        (b'\x80\x04\x95cos\nsystem\n', 415, 'no photo'),  # a pickle
+        (zipped(), 415, 'an archive'),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, 'no photo'),
+        (b'\x89PNG\r\n\x1a\n' + b'x' * 100, 422, 'damaged'),
+        (image_bytes(format='JPEG')[:400], 422, ''),
+        (png_head(60_000, 60_000), 422, 'million pixels'),
+        (png_head(20_000, 10_000), 413, 'more than 100 million pixels'),
+        (png_head(5_000, 5_000), 422, 'damaged'),
+    ],
+)
+def test_what_is_no_photo_is_refused(data, status, told, photos):
+    with pytest.raises(PhotoError) as error:
+        photos.add('rex', data, 'IMG.jpg')
+    assert (error.value.status, told in str(error.value), 'IMG.jpg' in str(error.value)) == (status, True, True)
+    assert photos.all() == {'rex': 0}
+
+
+def test_limits(photos, monkeypatch):
+    monkeypatch.setattr(photos_module, 'MOST_BYTES', 100)
+    with pytest.raises(PhotoError, match='has more than'):
+        photos.add('rex', image_bytes(), 'IMG.png')
+    monkeypatch.undo()
+    monkeypatch.setattr(photos_module, 'MOST_PHOTOS', 2)
+    photos.add('rex', image_bytes(), 'IMG.png')
+    photos.add('rex', image_bytes(), 'IMG.png')
+    with pytest.raises(PhotoError, match='holds 2 photos already'):
+        photos.add('rex', image_bytes(), 'IMG.png')
+
+
+@pytest.mark.parametrize('name', ['', '.', '..', 'a/b', '../x', '/x', '.hidden', 'a b', 'a\0', 'x' * 65, '-x', 'ü'])
+def test_names_that_could_be_paths_are_refused(name, photos):
+    with pytest.raises(PhotoError, match='cannot name photos'):
+        photos.create(name)
+    with pytest.raises(PhotoError, match='there are no photos'):
+        photos.folder(name)
+    photos.add('rex', image_bytes(), 'x')
+    with pytest.raises(PhotoError, match='there is no photo'):
+        photos.path('rex', name)
+
+
+def test_folders(photos):
+    assert [photos.create(), photos.create()] == ['photos-1', 'photos-2']
+    with pytest.raises(PhotoError, match='already'):
+        photos.create('rex')
+    photos.remove('photos-1')
+    assert photos.all() == {'photos-2': 0, 'rex': 0} and photos.create() == 'photos-1'
+
+
+def test_captions_are_those_that_train_reads(photos):
+    name = photos.add('rex', image_bytes(), 'x').name
+    assert photos.photos_in('rex')[0].caption is None
+    photos.set_caption('rex', name, '  a sks\n dog, asleep ')
+    assert photos.photos_in('rex')[0].caption == 'a sks dog, asleep'
+    assert list_images(photos.folder('rex'))[0][0].caption == 'a sks dog, asleep'
+    with pytest.raises(PhotoError, match='more than 2000'):
+        photos.set_caption('rex', name, 'x' * 2001)
+    photos.set_caption('rex', name, ' ')
+    assert list_images(photos.folder('rex'))[0][0].caption is None
+    photos.set_caption('rex', name, 'x')
+    photos.remove('rex', name)
+    assert list(photos.folder('rex').iterdir()) == []
+
+
+def test_numbers_are_not_given_again_while_a_later_photo_is_there(photos):
+    for _ in range(3):
+        photos.add('rex', image_bytes(), 'x')
+    photos.remove('rex', '002.png')
+    assert photos.add('rex', image_bytes(), 'x').name == '004.png'
+
+
+def test_a_crop_is_what_the_model_is_shown(photos):
+    file = io.BytesIO()
+    turned = Image.Exif()
+    turned[0x0112] = 6  # shown turned by a quarter
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8)
+    Image.fromarray(pixels).save(file, 'JPEG', exif=turned, quality=100)
+    name = photos.add('rex', file.getvalue(), 'x').name
+    assert (photos.photos_in('rex')[0].width, photos.photos_in('rex')[0].height) == (80, 120)
+    shown = np.asarray(Image.open(io.BytesIO(photos.crop('rex', name, 64))))
+    assert np.array_equal(shown, read_image(photos.path('rex', name), 64))
+    assert Image.open(io.BytesIO(photos.crop('rex', name, 500))).size == (80, 80)  # never enlarged
+    photos.path('rex', name).write_bytes(b'\x89PNG\r\n\x1a\n')
+    with pytest.raises(PhotoError):
+        photos.crop('rex', name, 64)

@@ -1,0 +1,78 @@
+"""Plans come from train itself, one at a time, and only while somebody waits."""
+
+import asyncio
+import sys
+
+import pytest
+
+from dreambooth_jax.web import plans
+from dreambooth_jax.web.plans import Plans
+from dreambooth_jax.web.state import Refused
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """Makes plans with a stand-in for train, which counts its calls."""
+    program = tmp_path / 'program'
+    calls = tmp_path / 'calls'
+    program.write_text(
+        f'#!{sys.executable}\nimport sys, time\n'
+        f'print(*sys.argv[3:], file=open({str(calls)!r}, "a"))\n'
+        'assert sys.argv[1:3] == ["-m", "dreambooth_jax.train"] and sys.argv[-1] == "--dry_run"\n'
+        'if "--slow" in sys.argv: time.sleep(60)\n'
+        'if "--wrong" in sys.argv: print("a warning", file=sys.stderr); sys.exit("the sentence")\n'
+        'print("the plan of", sys.argv[3])\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(plans.sys, 'executable', str(program))
+    return calls
+
+
+async def here():
+    return False
+
+
+async def gone():
+    return True
+
+
+def test_a_plan_is_made_once(planned):
+    async def twice():
+        made = Plans()
+        return [await made.plan(['--a'], here), await made.plan(['--a'], here)]
+
+    assert asyncio.run(twice()) == ['the plan of --a'] * 2
+    assert planned.read_text() == '--a --dry_run\n'
+
+
+def test_what_train_refuses_is_told_in_its_words(planned):
+    with pytest.raises(Refused, match='^the sentence$') as error:
+        asyncio.run(Plans().plan(['--wrong'], here))
+    assert error.value.status == 422
+
+
+def test_a_plan_that_nobody_waits_for_is_ended(planned):
+    async def first_is_left():
+        made, left = Plans(), asyncio.Event()
+
+        async def is_gone():
+            return left.is_set()
+
+        slow = asyncio.create_task(made.plan(['--slow'], is_gone))
+        await asyncio.sleep(0.3)
+        next_one = asyncio.create_task(made.plan(['--b'], here))
+        left.set()
+        with pytest.raises(Refused):
+            await slow
+        return await next_one
+
+    assert asyncio.run(first_is_left()) == 'the plan of --b'
+    with pytest.raises(Refused):
+        asyncio.run(Plans().plan(['--c'], gone))
+    assert '--c' not in planned.read_text()
+
+
+def test_a_plan_that_takes_too_long_is_ended(planned, monkeypatch):
+    monkeypatch.setattr(plans, '_LONGEST', 0.1)
+    with pytest.raises(Refused, match='took more than'):
+        asyncio.run(Plans().plan(['--slow'], here))
