@@ -204,8 +204,7 @@ class Photos:
         Raises:
           PhotoError: if there is no such photo, or it cannot be read.
         """
-        from PIL import Image
-
+        from dreambooth_jax.data import provenance
         from dreambooth_jax.data.images import ImageError, open_photo
 
         path = self.path(name, photo)
@@ -213,11 +212,11 @@ class Photos:
             with _decoding:
                 opened = open_photo(path)
                 side = min(side, *opened.image.size)
-                pixels, _ = opened.cut([(side, side)], crop='center', rng=None, max_zoom=1.0)
+                pixels = opened.cut([(side, side)], crop='center', rng=None, max_zoom=1.0).image
         except ImageError as error:
             raise PhotoError(str(error)) from None
         file = io.BytesIO()
-        Image.fromarray(pixels).save(file, format='PNG')
+        provenance.save(pixels, file, source=None)
         return file.getvalue()
 
     def _folders(self) -> dict[str, Path]:

@@ -21,7 +21,7 @@ from absl import app, flags
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from dreambooth_jax.data import photo_checks, photo_measures
+from dreambooth_jax.data import photo_checks, photo_measures, provenance
 from dreambooth_jax.data.images import read_image
 from dreambooth_jax.data.photo_checks import Finding
 from dreambooth_jax.evaluation import experiment
@@ -123,7 +123,7 @@ def moved(length: int) -> Callable[[np.ndarray], np.ndarray]:
 
 def stored(image: np.ndarray) -> np.ndarray:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, 'JPEG', quality=40)
+    provenance.save(image, file, source=None, format='JPEG', quality=40)  # a photo, or a painting in its place
     return np.asarray(Image.open(file))
 
 

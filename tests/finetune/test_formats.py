@@ -1,5 +1,6 @@
 """What is written for other programs: what LoRA files say of themselves, and where the files of new words go."""
 
+import dataclasses
 import functools
 import logging
 import re
@@ -121,15 +122,18 @@ def test_a_words_file_replaces_no_other(tmp_path):
 def of_a_transformer(**base):
     """A run of a tiny FLUX.2 Klein with these settings of its base stage."""
     cascade = Cascade.load(tiny_klein.folder(), size=tiny_klein.SIZE)
-    return Trained('run', tiny_flow.settings(**base), cascade, ('base',), {}, [])
+    settings = tiny_flow.settings(**base)
+    data = dataclasses.replace(settings.data, instance_dir='photos')
+    return Trained('run', dataclasses.replace(settings, data=data), cascade, ('base',), {}, [])
 
 
 def test_of_a_transformer_a_single_file_holds_that_alone_and_says_what_it_is(tmp_path, caplog):
     run, file = of_a_transformer(), tmp_path / 'dog.safetensors'
     assert formats.write(run, 'single_file', file, dtype='bfloat16') == [
-        f'{file} holds 29 tensors, read back and equal'
+        f'{file} holds 29 tensors, read back and equal',
+        f'{file.with_suffix(".md")} is its model card',
     ]
-    assert list(tmp_path.iterdir()) == [file] and not caplog.records
+    assert {path.suffix for path in tmp_path.iterdir()} == {'.safetensors', '.md'} and not caplog.records
     said = {key.removeprefix('modelspec.'): value for key, value in files.read_metadata(file).items()}
     assert (said['architecture'], said['implementation'], said['resolution']) == (
         'flux-2-klein',

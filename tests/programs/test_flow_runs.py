@@ -128,7 +128,7 @@ def test_a_run_trains_the_usual_layers_goes_on_and_writes_them_in_every_format(n
     # And the whole transformer in the layout of its makers, from which the same images are made beside the folder.
     file = tmp_path / 'single_file.safetensors'
     exported = program('export', f'--workdir={tmp_path / "whole"}', '--format=single_file', f'--output={file}')
-    assert exported.code == 0 and exported.out.endswith('tensors, read back and equal\n'), exported.error
+    assert exported.code == 0 and 'tensors, read back and equal\n' in exported.out, exported.error
     images = []
     for source in ((tmp_path / 'whole' / 'model',), (model.tiny.folder(), f'--model_transformer_file={file}')):
         output = tmp_path / f'out_{len(images)}'
@@ -235,7 +235,7 @@ def test_clips_train_and_the_t5_beside_them_does_not(name, rank, train, program,
     if rank is not None:
         exported = f'--output={tmp_path / "lora.safetensors"}'
         ended = program('export', f'--workdir={tmp_path / "run"}', '--format=lora_peft', exported)
-        assert ended.code == 0 and ended.out.endswith('tensors, read back and equal\n'), ended.error
+        assert ended.code == 0 and 'tensors, read back and equal\n' in ended.out, ended.error
 
 
 # The table of positions is a constant.
