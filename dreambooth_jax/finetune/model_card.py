@@ -17,12 +17,12 @@ from typing import Any
 from dreambooth_jax.config import NO_MODEL, STORYBOOK, ConfigError, DreamBoothConfig, PretrainConfig
 from dreambooth_jax.data.provenance import PROGRAM, VERSION
 from dreambooth_jax.finetune import usage
+from dreambooth_jax.finetune.licences import Licence, licence_of
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
 from dreambooth_jax.storybook import subjects as built_in
 from dreambooth_jax.system import disk
 from dreambooth_jax.training import best_checkpoint, inputs, run
 from dreambooth_jax.weights import hub
-from dreambooth_jax.weights.licences import Licence, licence_of
 
 FILE = 'README.md'
 MADE_BY = f'<!-- written by {PROGRAM} -->'  # by which a card is known that may be replaced

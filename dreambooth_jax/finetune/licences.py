@@ -1,9 +1,10 @@
 """The licences of base models, which what is trained from them keeps to.
 
-Of models of the hub they are those that their pages named when this was written; of a folder or a file, what it says of
-itself. Their pages have the last word.
+Of models of the hub they are those that their pages, or copies of these, are known to have named when this was written;
+of a folder or a file, what it says of itself. Their pages have the last word.
 
-Sources: the pages of these models on huggingface.co, 2026-11; huggingface.co/docs/hub/repositories-licenses.
+Source: the models' pages on huggingface.co and copies of them, 2026-11; the identifiers are those of
+huggingface.co/docs/hub/repositories-licenses.
 """
 
 import re

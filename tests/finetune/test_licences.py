@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dreambooth_jax.config import DreamBoothConfig, presets, to_config_dict
+from dreambooth_jax.finetune.licences import APACHE, Licence, licence_of
 from dreambooth_jax.weights import files, hub
-from dreambooth_jax.weights.licences import APACHE, Licence, licence_of
 
 KNOWN = {
     'storybook': 'apache-2.0',
