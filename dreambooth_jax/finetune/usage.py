@@ -2,6 +2,7 @@
 
 from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
 from dreambooth_jax.weights import lora_files
+from dreambooth_jax.weights.kinds import kind_of
 from dreambooth_jax.weights.textual_inversion import file_name
 
 _FOLDER = 'PATH/TO/THIS/FOLDER'
@@ -22,9 +23,15 @@ def paragraphs(cascade: Cascade, form: str, file: str | None, base: str, prompt:
       base: hub id or name of the base model.
       prompt: an instance prompt.
     """
-    name = cascade.base.class_name
+    name, family = cascade.base.class_name, cascade.base.family
+    is_transformer = form == 'single_file' and family.original_transformer is not None  # the file holds nothing else
     lines = [f'from diffusers import {name}', '']
-    if form == 'diffusers':
+    if is_transformer:
+        part = kind_of(family.denoiser, cascade.base.denoiser.config).class_name
+        lines = [f'from diffusers import {name}, {part}', '']
+        lines.append(f'transformer = {part}.from_single_file({file!r}, config={base!r}, subfolder={family.denoiser!r})')
+        lines.append(f'pipe = {name}.from_pretrained({base!r}, transformer=transformer)')
+    elif form == 'diffusers':
         lines.append(f'pipe = {name}.from_pretrained({_FOLDER!r})')
     elif form == 'single_file':
         lines.append(f'pipe = {name}.from_single_file({file!r})')
@@ -37,12 +44,15 @@ def paragraphs(cascade: Cascade, form: str, file: str | None, base: str, prompt:
     lines.append(f'image = pipe({prompt!r}).images[0]')
     told = ['With diffusers:', '\n'.join(['```python', *lines, '```'])]
     if form in _ELSEWHERE:
-        told.append(f'In other programs, put {file} into {_ELSEWHERE[form]}.')
+        where = '`models/diffusion_models` of ComfyUI' if is_transformer else _ELSEWHERE[form]
+        told.append(f'In other programs, put {file} into {where}.')
     if cascade.super_resolution is not None and form == 'diffusers':
         second = cascade.super_resolution.class_name
         told.append(f'The second stage, a {second}, lies in `{SUPER_RESOLUTION}/`, where diffusers opens it as well.')
     model = f'--model={_FOLDER}' if form == 'diffusers' else f'--model={file}'
-    if form.startswith('lora'):
+    if is_transformer:
+        model = f'--model={base} --model_transformer_file={file}'
+    elif form.startswith('lora'):
         model = f'--model={base} --lora={file}'
     command = f'python -m dreambooth_jax.sample {model} --prompt={_in_shell(prompt)} --output=out'
     stages = '' if cascade.super_resolution is None else ', both stages'

@@ -133,6 +133,9 @@ def test_of_a_transformer_a_single_file_holds_that_alone_and_says_what_it_is(tmp
         f'{file} holds 29 tensors, read back and equal',
         f'{file.with_suffix(".md")} is its model card',
     ]
+    card = file.with_suffix('.md').read_text('utf-8')  # which does not take it for a whole model
+    assert 'models/diffusion_models' in card and '--model_transformer_file=dog.safetensors' in card
+    assert "Flux2Transformer2DModel.from_single_file('dog.safetensors'" in card
     assert {path.suffix for path in tmp_path.iterdir()} == {'.safetensors', '.md'} and not caplog.records
     said = {key.removeprefix('modelspec.'): value for key, value in files.read_metadata(file).items()}
     assert (said['architecture'], said['implementation'], said['resolution']) == (
