@@ -206,9 +206,8 @@ class Queue:
             process = psutil.Process(job.pid)
             if process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - job.started) > _CLOCKS:
                 return None
-            # Linux tells the command line as it was given; before the process has begun, that of the server.
-            same = process.cmdline()[-len(job.arguments) :] == job.arguments
-            return process if same or job.number in self._processes else None
+            command = process.cmdline()  # Linux tells none for a moment while the process begins
+            return process if not command or command[-len(job.arguments) :] == job.arguments else None
         except psutil.Error:
             return None
 

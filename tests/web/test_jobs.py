@@ -91,6 +91,16 @@ def test_a_job_goes_on_without_the_server_and_is_found_again(queue_of, tmp_path)
     assert second.all()[0].code is None  # nobody was there to see it
 
 
+def test_a_process_that_just_begins_has_no_command_line_and_is_taken_for_its_job(queue_of, tmp_path, monkeypatch):
+    first = queue_of()
+    add(first, tmp_path, 'a')
+    first.look()
+    monkeypatch.setattr(jobs.psutil.Process, 'cmdline', lambda _: [])
+    second = queue_of()
+    second.look()
+    assert states(second) == [RUNNING]
+
+
 def test_another_process_of_the_same_number_is_not_taken_for_a_job(queue_of, tmp_path):
     queue = queue_of()
     job = add(queue, tmp_path, 'a')
