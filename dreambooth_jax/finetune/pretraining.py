@@ -14,7 +14,7 @@ from dreambooth_jax.families.prompts import take
 from dreambooth_jax.losses.autoencoder import AutoencoderLoss
 from dreambooth_jax.losses.denoising import DenoisingLoss, Objective
 from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
-from dreambooth_jax.models import vae
+from dreambooth_jax.models import functional, vae
 from dreambooth_jax.storybook.pools import Pool
 from dreambooth_jax.training import optimizer
 from dreambooth_jax.weights.kinds import is_partial
@@ -57,11 +57,11 @@ def pretraining_of(config: PretrainConfig, pipeline: Pipeline) -> Pretraining:
     objective = Objective.from_settings(config)
     objective.check(pipeline.family.process(pipeline), pipeline.name)
     encoder = pipeline.family.prompt_encoder(pipeline, size=pipeline.size)
-    texts = {component: network.params for component, network in pipeline.text_encoders.items()}
+    texts = {component: functional.in_float32(network.params) for component, network in pipeline.text_encoders.items()}
     partial = any(is_partial(component, network.config) for component, network in pipeline.text_encoders.items())
     trains_text = config.stage == 'base' and not partial
     denoiser = pipeline.family.denoiser
-    params = {denoiser: pipeline.denoiser.params}
+    params = {denoiser: functional.in_float32(pipeline.denoiser.params)}
     if config.stage == 'base':
         encode = encoder if trains_text else None
         stage = DenoisingLoss.of(pipeline, pipeline.denoiser.apply, objective=objective, encode=encode)
@@ -96,7 +96,8 @@ def _autoencoder(config: PretrainConfig, pipeline: Pipeline) -> Pretraining:
     network = pipeline.components[component]
     weights = {'kl_weight': config.kl_weight, 'edge_weight': config.edge_weight}
     stage = AutoencoderLoss(component=component, apply=network.apply, crop=config.crop, **weights)
-    return Pretraining(stage.loss, {component: network.params}, lambda pool: {'images': pool.images}, {}, samples=False)
+    params = {component: functional.in_float32(network.params)}
+    return Pretraining(stage.loss, params, lambda pool: {'images': pool.images}, {}, samples=False)
 
 
 def with_scaled_latents(pipeline: Pipeline, images: np.ndarray) -> Pipeline:

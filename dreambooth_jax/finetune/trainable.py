@@ -30,7 +30,7 @@ class Trainable:
       apply: component -> pure function of its full parameters, for the denoiser and every text encoder that trains.
       params: component -> the parameters that the optimizer changes, on the host; not empty.
       frozen: component -> the other parameters that a step needs, with kernels quantised or in the compute dtype.
-      start: component -> the network's own parameters before training, f32 or quantised.
+      start: component -> the network's own parameters before training, as they were read (functional.held, quantised).
       lora: the adapters' settings; None if whole networks train.
       new_rows: text encoder -> the rows of its token table that train as a parameter of their own.
     """
@@ -129,6 +129,7 @@ def make_trainable(
         elif whole:
             fixed = functional.constants(model)
             trained = {name: value for name, value in network.params.items() if name not in fixed}
+            trained = functional.in_float32(trained)
             if fixed:
                 frozen[component] = {name: network.params[name] for name in fixed}
         if not whole:

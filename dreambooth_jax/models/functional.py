@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -147,6 +148,30 @@ def put_layer(owner: nnx.Module, name: str | int, layer: nnx.Module) -> None:
 def parameter_count(params: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> int:
     """Returns the number of scalars in all parameters."""
     return sum(math.prod(value.shape) for value in params.values())
+
+
+def held(name: str, value: np.ndarray) -> np.ndarray:
+    """Returns one parameter of a checkpoint as it is held on the host: f32, but kernels stored in bfloat16 stay so.
+
+    Such models have billions of parameters, of which half the memory holds the same values: networks read kernels in
+    their compute dtype, and `in_float32` makes f32 of those that train.
+
+    Args:
+      name: the parameter's dotted path.
+      value: as the file stores it, of any floating-point dtype.
+
+    Returns:
+      An array of its own, which is no view of a file, so that the file may be replaced.
+    """
+    keeps = name.endswith('.kernel') and value.dtype == jnp.bfloat16
+    if value.dtype != np.float32 and not keeps:
+        return value.astype(np.float32)
+    return value if value.flags.writeable else np.array(value)
+
+
+def in_float32(params: Params) -> Params:
+    """Returns parameters on the host as they train: all of them f32; those that are stay the same arrays."""
+    return {name: np.asarray(value, np.float32) for name, value in params.items()}
 
 
 def cast_kernels(params: Params, dtype: Any) -> Params:

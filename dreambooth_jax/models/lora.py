@@ -260,12 +260,12 @@ def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Par
         scales only A @ B.
 
     Returns:
-      The base parameters with updated kernels, computed in f32; those of base parameters on the host are on the host
+      The base parameters with updated kernels in f32; those of base parameters on the host are on the host
       again, so that all of them together need no memory on a device.
     """
     adapter, merged = separate(params)
     for path in (_owner(name)[0] for name in adapter if _owner(name)[1] == A):
-        kernel = merged[f'{path}.kernel']
+        kernel = merged[f'{path}.kernel'].astype(jnp.float32)
         a, b = (jnp.asarray(adapter[f'{path}.{part}'], jnp.float32) for part in (A, B))
         update = alpha / rank * jnp.matmul(a, b, precision='highest')
         if f'{path}.{MAGNITUDE}' in adapter:
@@ -274,7 +274,6 @@ def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Par
             new = new if scale == 1 else kernel + scale * (new - kernel)
         else:
             new = kernel + scale * update
-        new = new.astype(kernel.dtype)
         merged[f'{path}.kernel'] = np.asarray(new) if isinstance(kernel, np.ndarray) else new
     return merged
 

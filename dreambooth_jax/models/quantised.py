@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dreambooth_jax.models.functional import Constant, put_layer, take_attributes
+from dreambooth_jax.models.functional import Constant, held, put_layer, take_attributes
 
 INT8, NF4 = KINDS = ('int8', 'nf4')
 BLOCK = 64  # inputs that share a scale, as in QLoRA
@@ -118,15 +118,15 @@ def keeping(shapes: Mapping[str, Any], kind: str) -> Callable[[str, np.ndarray],
       kind: one of KINDS.
 
     Returns:
-      (name, array of the plain network on the host) -> the kernel quantised, or the array if it is no such kernel. None
-      is a view of a file that was opened without being read, so that the file may be replaced.
+      (name, array of the plain network on the host) -> the kernel quantised, or, if it is no such kernel, what
+      functional.held makes of the array.
     """
     kernels = kernel_names(shapes)
 
     def keep(name, value):
         if name in kernels:
             return quantise(value, kind)
-        return value if value.flags.writeable else np.array(value)
+        return held(name, value)
 
     return keep
 

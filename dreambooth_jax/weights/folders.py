@@ -73,7 +73,7 @@ def read_pipeline(
         whole model (single_file.py), or a hub id 'owner/model'. A hub model is downloaded once, and only the JSON,
         tokenizer and safetensors files of the wanted components.
       families: those that may be found.
-      dtype: compute dtype of the networks. Parameters are f32, whatever dtype the files store.
+      dtype: compute dtype of the networks. Parameters are held as functional.held says, whatever that is.
       components: the networks to read; None: all. The other networks are not downloaded and are left out.
       prediction_type: 'epsilon' or 'v_prediction'; it overrides what the model says. SD 2.x files may not say it.
       revision: branch, tag or commit of a hub model; None means its main branch.
@@ -263,8 +263,7 @@ def _read_network(folder: Path, component: str, config: Mapping[str, Any], dtype
     except ValueError as error:
         raise WeightsError(f'{folder / "config.json"} is not supported: {str(error).rstrip(".")}.') from None
     path = files.find_weights(folder, kind_of(component, config).stem)
-    tensors = files.read_tensors(path) if frozen_dtype is None else files.view_tensors(path)
-    return filled_network(model, component, config, tensors, str(path), dtype, frozen_dtype)
+    return filled_network(model, component, config, files.view_tensors(path), str(path), dtype, frozen_dtype)
 
 
 def write_pipeline(

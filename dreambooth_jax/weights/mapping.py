@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from dreambooth_jax.models import functional
 from dreambooth_jax.weights.errors import WeightsError
 
 __all__ = ['Alias', 'Parameter', 'WeightsError', 'export', 'load', 'torch_names']
@@ -76,21 +77,22 @@ def load(
     aliases: Sequence[Alias] = (),
     ignored: Sequence[str] = (),
     source: str = 'the checkpoint',
-    stored: Callable[[str, np.ndarray], Any] = lambda path, value: value,
+    stored: Callable[[str, np.ndarray], Any] = functional.held,
 ) -> dict[str, Any]:
     """Converts the tensors of a checkpoint to the parameters of a network, one after the other.
 
     Args:
       abstract_model: the network, with values or abstract; its values are not read.
-      tensors: {torch name: array}, as files.read_tensors returns them.
+      tensors: {torch name: array}, as files.view_tensors or files.read_tensors returns them.
       aliases: other names of tensors (aliases.py). If a checkpoint holds a tensor under two names, both must be equal.
       ignored: regular expressions of whole names of tensors that the network does not use.
       source: name of the checkpoint for an error.
-      stored: (dotted path, f32 array) -> what is kept of it, an array or a tuple of arrays.
+      stored: (dotted path, array in its axes and in the file's dtype) -> what is kept of it, an array or a tuple of
+        arrays.
 
     Returns:
-      {dotted path: f32 array} with exactly the keys of functional.split(model)[1], or what `stored` makes of the
-      arrays. These are on the host and may be views; jit or a placement moves them to devices.
+      {dotted path: array} with exactly the keys of functional.split(model)[1], each as `stored` keeps it. These are on
+      the host; jit or a placement moves them to devices.
 
     Raises:
       WeightsError: one sentence and a line for each tensor that is missing, unused, duplicated, or of the wrong shape
@@ -115,7 +117,6 @@ def load(
             problems.append(f'wrong type: {given} is {value.dtype} but must be a floating-point tensor')
             filled_by.setdefault(name, given)
             continue
-        value = np.asarray(value, np.float32)
         value = stored(path, value if axes is None else value.transpose(axes))
         # Tied tensors may be stored under two names; this is harmless if their values are equal.
         if name in filled_by:

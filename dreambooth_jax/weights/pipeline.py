@@ -94,7 +94,8 @@ class Network:
     Attributes:
       config: contents of its config.json.
       apply: pure function of (params, *inputs, method='__call__'); see functional.split.
-      params: {dotted path: f32 array}, and codes and scales instead of the kernels that are quantised.
+      params: {dotted path: array}, f32 or as functional.held keeps them, and codes and scales instead of the kernels
+        that are quantised.
       dtype: the dtype that it computes in.
       frozen_dtype: how its kernels are quantised (models/quantised.py); None: they are not. If they are, `apply` takes
         adapters beside the parameters (lora.adaptable).

@@ -69,7 +69,7 @@ def read_pipeline(
     Args:
       path: the file.
       families: those that may be found.
-      dtype: compute dtype of the networks; parameters are f32.
+      dtype: compute dtype of the networks; parameters are held as functional.held says.
       components: the networks to read; None: all.
       prediction_type: as in read_single_file.
       tokenizer_dir: folder that holds tokenizer/; see `given` of tokenizer_folders.find.
@@ -80,7 +80,7 @@ def read_pipeline(
       TokenizerError: if it is unreadable.
     """
     path = Path(path)
-    options = {'prediction_type': prediction_type, 'components': components, 'views': frozen_dtype is not None}
+    options = {'prediction_type': prediction_type, 'components': components, 'views': True}
     found = read_single_file(path, families=families, **options)
     index = found.configs['model_index']
     family = _family_of(index, families)
@@ -91,8 +91,7 @@ def read_pipeline(
             model = abstract_network(component, config, dtype)
         except ValueError as error:
             raise WeightsError(f'the {component} of {path} is not supported: {str(error).rstrip(".")}.') from None
-        if (frozen := family.frozen(component, frozen_dtype)) is None and frozen_dtype is not None:
-            tensors = {name: np.array(value) for name, value in tensors.items()}  # not a view of the file any more
+        frozen = family.frozen(component, frozen_dtype)
         networks[component] = filled_network(model, component, config, tensors, str(path), dtype, frozen)
     tokenizers = tokenizer_folders.find(path, found.layout, tokenizer_dir)
     return Pipeline(

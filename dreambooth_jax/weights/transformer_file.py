@@ -71,7 +71,7 @@ def read_network(
       config: contents of the config.json of its transformer.
       families: those by whose names an error calls a file of another one.
       model: name of the model for an error.
-      dtype: compute dtype of the network; parameters are f32, whatever dtype the file stores.
+      dtype: compute dtype of the network; parameters are held as functional.held says.
       frozen_dtype: as in pipeline.Network. If it is given, the file is read tensor by tensor.
 
     Raises:
@@ -94,8 +94,7 @@ def read_network(
     if problems := differences(found, wanted, original.ignored):
         raise _misfit(path, family, families, model, found, problems)
     tensors = {given: usual[name] for name, given in own.items() if usual[name] in wanted}
-    read = files.read_tensors if frozen_dtype is None else files.view_tensors
-    values = {tensors[name]: value for name, value in read(path, tensors.__contains__).items()}
+    values = {tensors[name]: value for name, value in files.view_tensors(path, tensors.__contains__).items()}
     if is_original:
         values = original.taken_apart(values, shapes)
     return filled_network(network, family.denoiser, config, values, str(path), dtype, frozen_dtype)

@@ -22,7 +22,8 @@ from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.sample_grid import SampleGrid
 from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import placement
-from dreambooth_jax.weights import files, lora_files, transformer_file
+from dreambooth_jax.weights import files, folders, lora_files, transformer_file
+from dreambooth_jax.weights.identity import identity
 from tests.programs.test_train_hosts import end, start
 from tests.support import tiny_flux, tiny_klein, tiny_sd3, tiny_z_image
 
@@ -91,6 +92,25 @@ def train(program, tmp_path):
         return ended.out
 
     return train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rank', [2, None])
+def test_kernels_that_stay_in_bfloat16_train_as_the_same_values_in_float32(rank, train, tmp_path):
+    model = MODELS['z_image']
+    half = folders.write_pipeline(read_pipeline(model.tiny.folder()), tmp_path / 'half', dtype='bfloat16')
+    read = read_pipeline(half)
+    assert read.denoiser.params['layers.0.attention.to_q.kernel'].dtype == 'bfloat16'
+    full = folders.write_pipeline(read, tmp_path / 'full', dtype='float32')
+    assert identity(read)['weights'] == identity(read_pipeline(full))['weights']
+    runs = [tmp_path / f'{folder.name}_run' for folder in (half, full)]
+    for folder, run in zip((half, full), runs, strict=True):
+        train(model, run.name, 2, f'--config.model={folder}', rank=rank)
+    ours, theirs = (files.read_tensors(run / 'model' / TRANSFORMER) for run in runs)
+    before = files.read_tensors(full / TRANSFORMER)
+    assert any((ours[name] != before[name]).any() for name in ours)
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.slow
