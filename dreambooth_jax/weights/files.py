@@ -129,11 +129,15 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Reads the names, shapes and metadata of a .safetensors file without reading its values.
+    """Reads the names, shapes and metadata of a .safetensors file, or of an index, without reading its values.
+
+    An index has no metadata.
 
     Raises:
       WeightsError: for the same files as read_tensors.
     """
+    if str(path).endswith(INDEX_SUFFIX):
+        return Header(_read_shards(Path(path), lambda shard: read_header(shard).shapes), {})
     with _opened(Path(path)) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         return Header(shapes, file.metadata() or {})

@@ -4,6 +4,7 @@ The file holds neither text encoders, VAE, tokenizers and schedule nor a configu
 pipeline folder, in which the file takes the place of the transformer's own weights. It may have the names of the
 makers' code (original_transformer.py) or those of diffusers, with ComfyUI's prefix or without. It is written with the
 makers' names and without a prefix, as ComfyUI's node "Load Diffusion Model" and diffusers' from_single_file read it.
+The index of a file in shards is read as if it were the file.
 """
 
 import os
@@ -94,7 +95,9 @@ def read_network(
     if problems := differences(found, wanted, original.ignored):
         raise _misfit(path, family, families, model, found, problems)
     tensors = {given: usual[name] for name, given in own.items() if usual[name] in wanted}
-    values = {tensors[name]: value for name, value in files.view_tensors(path, tensors.__contains__).items()}
+    # Of shards all tensors are opened, which costs nothing until one is read.
+    opened = files.view_tensors(path, tensors.__contains__)
+    values = {tensors[name]: value for name, value in opened.items() if name in tensors}
     if is_original:
         values = original.taken_apart(values, shapes)
     return filled_network(network, family.denoiser, config, values, str(path), dtype, frozen_dtype)

@@ -102,6 +102,15 @@ def test_weights_are_those_of_the_file_whatever_it_stores(stored, tmp_path):
         assert found[key].dtype == ('bfloat16' if narrow else np.float32)
 
 
+def test_the_index_of_shards_is_read_like_a_file(tmp_path):
+    pipeline = other('z_image')
+    tensors = load_file(transformer_file.write(pipeline, tmp_path / 'x.safetensors'))
+    written = files.write_tensors(tmp_path / 'shards' / 'x.safetensors', tensors, max_shard_bytes=20_000)
+    index = tmp_path / 'shards' / 'x.safetensors.index.json'
+    assert index in written and len(written) > 3
+    assert_equal(read('z_image', index).params, pipeline.denoiser.params)
+
+
 @ALL
 def test_kernels_are_quantised_tensor_by_tensor(name, tmp_path):
     pipeline, path = other(name), tmp_path / 'x.safetensors'
