@@ -58,7 +58,7 @@ def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
     begun = ready.read(config, workdir, _EXTEND.value)
     if planned_for is not None:
         scored = evaluation_of(begun, begun.original, workdir, begun.placement(planned_for.devices))
-        told = plan.describe(begun.config, begun.cascade, begun.instance, planned_for, scored)
+        told = plan.describe(begun.config, begun.cascade, begun.instance, planned_for, scored, begun.sampled_on)
         return print(examples.describe(begun.config, begun.instance), told, sep='\n\n')
     about_photos = photo_settings.told(begun.config, workdir, begun.cascade)
     told = standing.told(begun.config, workdir, begun.cascade, begun.chosen)

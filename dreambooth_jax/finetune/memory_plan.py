@@ -9,6 +9,7 @@ Not counted are the compiled programs themselves, the moments in which arrays ar
 fragmentation wastes.
 """
 
+import copy
 import dataclasses
 import functools
 import re
@@ -31,7 +32,7 @@ from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.models import functional, lora, quantised
 from dreambooth_jax.training.placement import Placement, device_bytes
 from dreambooth_jax.training.train_run import TrainRun
-from dreambooth_jax.weights.pipeline import abstract_network, in_float32
+from dreambooth_jax.weights.pipeline import Network, abstract_network, in_float32
 
 # What the TPU compiler says of a program that does not fit.
 _TOO_LARGE = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
@@ -97,6 +98,7 @@ def uses(
     where: Target,
     count: Callable[[str, Callable[[], jax.stages.Lowered]], Any] | None = None,
     evaluated: Evaluated | None = None,
+    sampled_on: Cascade | None = None,
 ) -> list[Use]:
     """Returns what a device holds in each program of a new run, in the order of the phases.
 
@@ -111,6 +113,7 @@ def uses(
       count: (name, function that gives a program) -> what `compiled_counts` returns, or None to leave that program out;
         None: compiled_counts of every program.
       evaluated: what scores the base stage; None: nothing does.
+      sampled_on: the model that generates the samples with the adapters; None: the one that trains.
 
     Returns:
       At least one entry for each phase that uses a device. Export uses none.
@@ -124,7 +127,8 @@ def uses(
             found += planner.encoding(name, stage)
             found += [planner.training(name, stage)]
             # The grid of the model before training is generated once, with the first samples.
-            found += planner.samples(name, stage, with_original=index == 0)
+            sampling = planner if sampled_on is None else planner.on(sampled_on)
+            found += sampling.samples(name, stage, with_original=index == 0)
             if name == BASE and evaluated is not None:
                 found += planner.evaluation(stage, evaluated)
             planner.finished[name] = stage
@@ -140,22 +144,27 @@ def largest(found: Sequence[Use]) -> dict[str, Use]:
     return most
 
 
-def host_bytes(cascade: Cascade, stages: Mapping[str, PlannedStage]) -> int:
+def host_bytes(cascade: Cascade, stages: Mapping[str, PlannedStage], sampled_on: Cascade | None = None) -> int:
     """Returns the bytes of weights that the host holds while it exports: of the model before and after training.
 
-    A network that trains with quantised kernels is there with these kernels too.
+    A network that trains with quantised kernels is there with these kernels too, and so is a model that is only there
+    to generate the samples.
     """
-    found = 0
+    found = 0 if sampled_on is None else _bytes(*sampled_on.base.components.values())
     for name in STAGES:
         pipeline = getattr(cascade, name)
         for component, network in pipeline.components.items() if pipeline is not None else ():
             trained = name in stages and component in stages[name].run.params
-            whole = held = sum(value.size * value.dtype.itemsize for value in network.params.values())
+            whole = _bytes(network)
+            in_f32 = 4 * functional.parameter_count(functional.split(abstract_network(component, network.config))[1])
             if network.frozen_dtype is not None:
-                whole = 4 * functional.parameter_count(functional.split(abstract_network(component, network.config))[1])
-                found += held
-            found += (1 + trained) * whole
+                whole += in_f32
+            found += whole + trained * in_f32
     return found
+
+
+def _bytes(*networks: Network) -> int:
+    return sum(value.size * value.dtype.itemsize for network in networks for value in network.params.values())
 
 
 class _Planner:
@@ -174,6 +183,12 @@ class _Planner:
         self._count_of = count or (lambda name, lower: compiled_counts(lower()))
         self._counted = {}
         self.finished = {}  # the stages that are trained by then
+
+    def on(self, cascade: Cascade) -> '_Planner':
+        """Returns the planner of the same run in which another model generates."""
+        other = copy.copy(self)
+        other.cascade, other._counted = cascade, {}
+        return other
 
     def class_images(self) -> Iterator[Use]:
         """The programs that generate class images."""

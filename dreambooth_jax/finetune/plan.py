@@ -68,6 +68,7 @@ def describe(
     instance: Mapping[str, Sequence[Examples]],
     where: Target | None = None,
     evaluated: memory_plan.Evaluated | None = None,
+    sampled_on: Cascade | None = None,
 ) -> str:
     """Returns the settings and the plan as text. It computes nothing but a speed test, and writes nothing.
 
@@ -75,10 +76,11 @@ def describe(
       instance: stage -> the subjects' images (examples.read_instance).
       where: the devices to plan for, and whether their compiler is asked (planned_for); None: those at hand, unasked.
       evaluated: what scores the base stage while it trains; None: nothing does.
+      sampled_on: the model that generates the samples with the adapters; None: the one that trains.
     """
     if where is None:
         with planned_for() as where:
-            return describe(config, cascade, instance, where, evaluated)
+            return describe(config, cascade, instance, where, evaluated, sampled_on)
     lines = ['settings:', *(f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items())]
     lines += ['', f'plan for {where.name}:']
     speed = EFFICIENCY * device_speed() if where.present else None
@@ -92,7 +94,7 @@ def describe(
         for name in present
         if getattr(config, name).steps
     }
-    uses = memory_plan.uses(config, cascade, planned, placement, where, evaluated=evaluated)
+    uses = memory_plan.uses(config, cascade, planned, placement, where, evaluated=evaluated, sampled_on=sampled_on)
     total = 0.0
     if generating := class_images.stages_of(config, cascade):
         line, work = _class_images(config, cascade, costs, SUPER_RESOLUTION in generating)
@@ -112,7 +114,8 @@ def describe(
         lines.append(line + _time(work, speed))
     lines += [line for name, stage in planned.items() if (line := idle(config, name, stage.run))]
     lines += idle_images(config, cascade, placement.devices)
-    lines += memory_lines(uses, where, memory_plan.host_bytes(cascade, planned) if config.export else None)
+    host = memory_plan.host_bytes(cascade, planned, sampled_on) if config.export else None
+    lines += memory_lines(uses, where, host)
     if speed is None:
         lines.append('  time: not estimated, because these devices are not here')
     else:

@@ -95,6 +95,24 @@ def test_quantised_weights_are_counted_by_their_codes_and_scales(cascade):
     assert all(exported[kind] == exported[None] + held[kind] for kind in ('int8', 'nf4'))
 
 
+def test_a_model_that_only_generates_the_samples_is_counted_with_them_alone(cascade):
+    config = settings(lora={'rank': 2})
+    model, other = cascade('pixels'), cascade('pixels', 'nf4')  # smaller, so that it is known by its size
+    placement, stages = planned(model, config)
+
+    def weights(**options):
+        with target.planned_for() as where:
+            found = memory_plan.largest(memory_plan.uses(config, model, stages, placement, where, **options))
+        return {phase: use.weights for phase, use in found.items()}
+
+    alone, with_other = weights(), weights(sampled_on=other)
+    sampled = {phase for phase in alone if phase.startswith('samples')}
+    assert sampled and all(with_other[phase] < alone[phase] for phase in sampled)
+    assert all(with_other[phase] == alone[phase] for phase in alone.keys() - sampled)
+    held = sum(value.nbytes for network in other.base.components.values() for value in network.params.values())
+    assert memory_plan.host_bytes(model, stages, other) == memory_plan.host_bytes(model, stages) + held
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('parallel,kind', [({'mode': 'pmap'}, 'latents'), (SHARDED, 'pixels')], ids=['pmap', 'fsdp'])
 def test_what_generation_holds_is_what_the_cascade_places(cascade, parallel, kind):
