@@ -65,7 +65,6 @@ def plan(config: DreamBoothConfig, made: dict, where, count=None) -> tuple[list,
       made: stage -> published.Published.
       count: as in memory_plan.uses.
     """
-    import jax.numpy as jnp
     import published
 
     from dreambooth_jax.finetune import memory_plan, planned_stage
@@ -74,11 +73,12 @@ def plan(config: DreamBoothConfig, made: dict, where, count=None) -> tuple[list,
 
     dtype = compute_dtype(config.parallel.dtype)
 
-    def cascade_of(stored):
-        pipelines = [published.pipeline(stage, dtype, stored) for stage in made.values()]
+    def cascade_of(cast):
+        options = {'cast': cast, 'frozen_dtype': config.lora.frozen_dtype}
+        pipelines = [published.pipeline(stage, dtype, **options) for stage in made.values()]
         return published.ShapesCascade(*pipelines, size=config.data.resolution)
 
-    cascade = cascade_of(jnp.float32)
+    cascade = cascade_of(None)
     # Adapters keep frozen kernels in the compute dtype, and to cast a stand-in would give it memory.
     trained = cascade if config.lora.rank is None else cascade_of(dtype)
     sides = {'base': cascade.base_size}

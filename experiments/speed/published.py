@@ -3,7 +3,7 @@
 An array of such a network is one number that is repeated, so that the largest model needs no memory. Networks can be
 made with fewer layers, to extrapolate what takes too long to compile, or tiny, to try a script out.
 
-Source: the published config.json and scheduler_config.json files of the models, without what diffusers' defaults give.
+Source: the published files, in published_configs.py.
 """
 
 import dataclasses
@@ -14,137 +14,14 @@ from typing import Any
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import published_configs as configs
 
 from dreambooth_jax.data.table import Examples
-from dreambooth_jax.families import deepfloyd_if, sdxl, stable_diffusion
-from dreambooth_jax.families.unet import UNetFamily
+from dreambooth_jax.families import deepfloyd_if, flux2_klein, sdxl, stable_diffusion, z_image
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import functional
-from dreambooth_jax.weights.pipeline import Network, Pipeline, abstract_network
-
-_SD_UNET = {
-    'attention_head_dim': 8,
-    'block_out_channels': [320, 640, 1280, 1280],
-    'cross_attention_dim': 768,
-    'down_block_types': ['CrossAttnDownBlock2D'] * 3 + ['DownBlock2D'],
-    'up_block_types': ['UpBlock2D'] + ['CrossAttnUpBlock2D'] * 3,
-    'in_channels': 4,
-    'out_channels': 4,
-    'layers_per_block': 2,
-    'sample_size': 64,
-}
-_XL_UNET = {
-    **_SD_UNET,
-    'addition_embed_type': 'text_time',
-    'addition_time_embed_dim': 256,
-    'attention_head_dim': [5, 10, 20],
-    'block_out_channels': [320, 640, 1280],
-    'cross_attention_dim': 2048,
-    'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'],
-    'up_block_types': ['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'],
-    'projection_class_embeddings_input_dim': 2816,
-    'sample_size': 128,
-    'transformer_layers_per_block': [1, 2, 10],
-    'use_linear_projection': True,
-}
-_IF_UNET = {
-    'act_fn': 'gelu',
-    'addition_embed_type': 'text',
-    'addition_embed_type_num_heads': 64,
-    'attention_head_dim': 64,
-    'cross_attention_norm': 'group_norm',
-    'encoder_hid_dim': 4096,
-    'encoder_hid_dim_type': 'text_proj',
-    'mid_block_type': 'UNetMidBlock2DSimpleCrossAttn',
-    'out_channels': 6,
-    'resnet_time_scale_shift': 'scale_shift',
-}
-_IF_XL_UNET = {
-    **_IF_UNET,
-    'block_out_channels': [704, 1408, 2112, 2816],
-    'cross_attention_dim': 2816,
-    'down_block_types': ['ResnetDownsampleBlock2D'] + ['SimpleCrossAttnDownBlock2D'] * 3,
-    'up_block_types': ['SimpleCrossAttnUpBlock2D'] * 3 + ['ResnetUpsampleBlock2D'],
-    'in_channels': 3,
-    'layers_per_block': 3,
-    'sample_size': 64,
-}
-_IF_II_L_UNET = {
-    **_IF_UNET,
-    'block_out_channels': [160, 320, 640, 960, 1280],
-    'class_embed_type': 'timestep',
-    'cross_attention_dim': 1280,
-    'down_block_types': ['ResnetDownsampleBlock2D'] * 3 + ['SimpleCrossAttnDownBlock2D'] * 2,
-    'up_block_types': ['SimpleCrossAttnUpBlock2D'] * 2 + ['ResnetUpsampleBlock2D'] * 3,
-    'in_channels': 6,
-    'layers_per_block': [2, 2, 3, 5, 5],
-    'mid_block_scale_factor': 1.4142271248762552,
-    'resnet_out_scale_factor': 1.4142271248762552,
-    'resnet_skip_time_act': True,
-    'sample_size': 256,
-    'time_embedding_act_fn': 'gelu',
-    'time_embedding_dim': 1280,
-}
-_CLIP_L = {
-    'model_type': 'clip_text_model',
-    'architectures': ['CLIPTextModel'],
-    'hidden_act': 'quick_gelu',
-    'hidden_size': 768,
-    'intermediate_size': 3072,
-    'max_position_embeddings': 77,
-    'num_attention_heads': 12,
-    'num_hidden_layers': 12,
-    'vocab_size': 49408,
-    'eos_token_id': 2,
-}
-_CLIP_BIG_G = {
-    **_CLIP_L,
-    'architectures': ['CLIPTextModelWithProjection'],
-    'hidden_act': 'gelu',
-    'hidden_size': 1280,
-    'intermediate_size': 5120,
-    'num_attention_heads': 20,
-    'num_hidden_layers': 32,
-    'projection_dim': 1280,
-}
-_T5_XXL = {
-    'model_type': 't5',
-    'd_ff': 10240,
-    'd_kv': 64,
-    'd_model': 4096,
-    'feed_forward_proj': 'gated-gelu',
-    'num_heads': 64,
-    'num_layers': 24,
-    'vocab_size': 32128,
-}
-_VAE = {
-    'block_out_channels': [128, 256, 512, 512],
-    'down_block_types': ['DownEncoderBlock2D'] * 4,
-    'up_block_types': ['UpDecoderBlock2D'] * 4,
-    'latent_channels': 4,
-    'layers_per_block': 2,
-    'scaling_factor': 0.18215,
-}
-_SD_SCHEDULER = {
-    '_class_name': 'DDIMScheduler',
-    'beta_end': 0.012,
-    'beta_schedule': 'scaled_linear',
-    'beta_start': 0.00085,
-    'clip_sample': False,
-    'num_train_timesteps': 1000,
-    'prediction_type': 'epsilon',
-    'set_alpha_to_one': False,
-    'steps_offset': 1,
-}
-_IF_SCHEDULER = {
-    '_class_name': 'DDPMScheduler',
-    'beta_schedule': 'squaredcos_cap_v2',
-    'dynamic_thresholding_ratio': 0.95,
-    'sample_max_value': 1.5,
-    'thresholding': True,
-    'variance_type': 'learned_range',
-}
-_IF_NOISING = {'_class_name': 'DDPMScheduler', 'beta_schedule': 'squaredcos_cap_v2'}
+from dreambooth_jax.text.tokenize import QWEN_MAX_LENGTH
+from dreambooth_jax.weights.pipeline import Layout, Network, Pipeline, abstract_network, apply_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,31 +33,33 @@ class Published:
       networks: component -> its config.json.
       scheduler: its scheduler_config.json.
       noising: the same of the noise on the low-resolution image; only for second stages.
+      stored: the dtype of kernels in its files.
     """
 
-    family: UNetFamily
+    family: Layout
     networks: Mapping[str, Mapping[str, Any]]
     scheduler: Mapping[str, Any]
     noising: Mapping[str, Any] | None = None
+    stored: Any = jnp.float32
 
     @property
     def depth(self) -> int:
         """The largest number of equal layers that follow each other in its denoiser."""
-        return max(max(_numbers(self.networks['unet'].get(key, 1))) for key in _LAYERS)
+        return max(max(_numbers(self._denoiser.get(key, 1))) for key in _LAYERS)
 
     def shallow(self, depth: int) -> 'Published':
         """Returns the stage with at most `depth` equal layers behind each other in every place of its denoiser."""
-        unet = dict(self.networks['unet'])
-        for key in _LAYERS:
-            if isinstance(found := unet.get(key, 1), int):
-                unet[key] = min(found, depth)
-            else:
-                unet[key] = [min(layers, depth) for layers in found]
-        return dataclasses.replace(self, networks={**self.networks, 'unet': unet})
+        denoiser = dict(self._denoiser)
+        for key in _LAYERS & denoiser.keys():
+            found = denoiser[key]
+            denoiser[key] = min(found, depth) if isinstance(found, int) else [min(layers, depth) for layers in found]
+        return dataclasses.replace(self, networks={**self.networks, self.family.denoiser: denoiser})
 
     def tiny(self) -> 'Published':
         """Returns the stage with the same blocks and a few thousand weights in each."""
         networks = {name: {**config, **_TINY[_kind(name, config)]} for name, config in self.networks.items()}
+        if 'unet' not in networks:
+            return dataclasses.replace(self, networks=networks)
         unet = networks['unet']
         unet['block_out_channels'] = [32] * len(unet['block_out_channels'])
         unet['sample_size'] //= 4
@@ -190,9 +69,14 @@ class Published:
             unet['cross_attention_dim'] = 32 * len(self.family.tokenizers)
         return dataclasses.replace(self, networks=networks)
 
+    @property
+    def _denoiser(self) -> Mapping[str, Any]:
+        return self.networks[self.family.denoiser]
 
-# Keys of a UNet's config.json that say how often a layer is repeated.
-_LAYERS = ('layers_per_block', 'transformer_layers_per_block')
+
+# Keys of a denoiser's config.json that say how often a layer is repeated.
+_LAYERS = {'layers_per_block', 'transformer_layers_per_block', 'num_layers', 'num_single_layers', 'n_layers'}
+_TINY_VAE = {'block_out_channels': [32] * 4, 'layers_per_block': 1}
 _TINY = {
     'unet': {
         'addition_embed_type_num_heads': 4,
@@ -202,7 +86,9 @@ _TINY = {
         'transformer_layers_per_block': 1,
     },
     'if': {'encoder_hid_dim': 32, 'time_embedding_dim': None},
-    'vae': {'block_out_channels': [32] * 4, 'layers_per_block': 1},
+    'vae': _TINY_VAE,
+    'AutoencoderKL': _TINY_VAE,
+    'AutoencoderKLFlux2': _TINY_VAE,
     'clip_text_model': {
         'hidden_size': 32,
         'intermediate_size': 64,
@@ -212,6 +98,32 @@ _TINY = {
         'max_position_embeddings': 16,
         'projection_dim': 32,
     },
+    flux2_klein.FAMILY.transformer: {
+        'attention_head_dim': 16,
+        'axes_dims_rope': [4, 4, 4, 4],
+        'joint_attention_dim': 3 * 32,
+        'num_attention_heads': 2,
+        'num_layers': 1,
+        'num_single_layers': 2,
+    },
+    z_image.FAMILY.transformer: {
+        'axes_dims': [8, 4, 4],
+        'cap_feat_dim': 32,
+        'dim': 64,
+        'n_heads': 4,
+        'n_kv_heads': 4,
+        'n_layers': 2,
+        'n_refiner_layers': 1,
+    },
+    'qwen3': {
+        'head_dim': 16,
+        'hidden_size': 32,
+        'intermediate_size': 64,
+        'num_attention_heads': 2,
+        'num_hidden_layers': 4,
+        'num_key_value_heads': 1,
+        'vocab_size': 100,
+    },
     't5': {'d_ff': 64, 'd_kv': 8, 'd_model': 32, 'num_heads': 4, 'num_layers': 1, 'vocab_size': 100},
 }
 _TINY['if'] |= _TINY['unet']
@@ -220,30 +132,50 @@ _TINY['if'] |= _TINY['unet']
 PUBLISHED = {
     'stable-diffusion-v1-5/stable-diffusion-v1-5': Published(
         family=stable_diffusion.FAMILY,
-        networks={'unet': _SD_UNET, 'vae': _VAE, 'text_encoder': _CLIP_L},
-        scheduler=_SD_SCHEDULER,
+        networks={'unet': configs.SD_UNET, 'vae': configs.VAE, 'text_encoder': configs.CLIP_L},
+        scheduler=configs.SD_SCHEDULER,
     ),
     'stabilityai/stable-diffusion-xl-base-1.0': Published(
         family=sdxl.FAMILY,
         networks={
-            'unet': _XL_UNET,
-            'vae': {**_VAE, 'scaling_factor': 0.13025},
-            'text_encoder': _CLIP_L,
-            'text_encoder_2': _CLIP_BIG_G,
+            'unet': configs.XL_UNET,
+            'vae': {**configs.VAE, 'scaling_factor': 0.13025},
+            'text_encoder': configs.CLIP_L,
+            'text_encoder_2': configs.CLIP_BIG_G,
         },
-        scheduler=_SD_SCHEDULER,
+        scheduler=configs.SD_SCHEDULER,
     ),
     'DeepFloyd/IF-I-XL-v1.0': Published(
         family=deepfloyd_if.BASE,
-        networks={'unet': _IF_XL_UNET, 'text_encoder': _T5_XXL},
-        scheduler=_IF_SCHEDULER,
+        networks={'unet': configs.IF_XL_UNET, 'text_encoder': configs.T5_XXL},
+        scheduler=configs.IF_SCHEDULER,
+    ),
+    'black-forest-labs/FLUX.2-klein-base-4B': Published(
+        family=flux2_klein.FAMILY,
+        networks={
+            'transformer': configs.KLEIN_TRANSFORMER,
+            'vae': configs.KLEIN_VAE,
+            'text_encoder': configs.QWEN3_4B,
+        },
+        scheduler=configs.KLEIN_SCHEDULER,
+        stored=jnp.bfloat16,
+    ),
+    'Tongyi-MAI/Z-Image': Published(
+        family=z_image.FAMILY,
+        networks={
+            'transformer': configs.Z_IMAGE_TRANSFORMER,
+            'vae': configs.Z_IMAGE_VAE,
+            'text_encoder': configs.QWEN3_4B,
+        },
+        scheduler=configs.Z_IMAGE_SCHEDULER,
+        stored=jnp.bfloat16,
     ),
     # Its text encoder is that of the first stage, which `train` then does not read again.
     'DeepFloyd/IF-II-L-v1.0': Published(
         family=deepfloyd_if.SUPER_RESOLUTION,
-        networks={'unet': _IF_II_L_UNET},
-        scheduler={**_IF_SCHEDULER, 'sample_max_value': 1.0},
-        noising=_IF_NOISING,
+        networks={'unet': configs.IF_II_L_UNET},
+        scheduler={**configs.IF_SCHEDULER, 'sample_max_value': 1.0},
+        noising=configs.IF_NOISING,
     ),
 }
 
@@ -256,18 +188,19 @@ class ShapesCascade(Cascade):
         return {name: _Zeros(network.config) for name, network in pipeline.text_encoders.items()}
 
 
-def pipeline(stage: Published, dtype: Any, stored: Any = jnp.float32) -> Pipeline:
+def pipeline(stage: Published, dtype: Any, cast: Any = None, frozen_dtype: str | None = None) -> Pipeline:
     """Returns a stage as shapes.
 
     Args:
       dtype: the dtype that its networks compute in.
-      stored: the dtype of its denoiser's kernels, float32 as in the files or `dtype`, as adapters need them.
+      cast: the dtype of its denoiser's kernels, as adapters need them; None: as in the files.
+      frozen_dtype: how kernels are quantised; None: they are not.
     """
-    denoiser = stage.family.denoiser
-    networks = {
-        name: network(name, config, dtype, stored if name == denoiser else jnp.float32)
-        for name, config in stage.networks.items()
-    }
+    networks = {}
+    for name, config in stage.networks.items():
+        config = {**config, **stage.family.reading.get(name, {})}
+        stored = cast if cast is not None and name == stage.family.denoiser else stage.stored
+        networks[name] = network(name, config, dtype, stored, stage.family.frozen(name, frozen_dtype))
     return Pipeline(
         family=stage.family,
         scheduler=stage.scheduler,
@@ -282,24 +215,35 @@ def images(count: int, side: int) -> list[Examples]:
     return [Examples(np.broadcast_to(np.uint8(0), (count, side, side, 3)), ['a sks dog'] * count)]
 
 
-def network(component: str, config: Mapping[str, Any], dtype: Any, stored: Any = jnp.float32) -> Network:
-    """Returns one network as shapes: f32, with kernels in the dtype `stored`, computing in `dtype`."""
-    apply, shapes = functional.split(abstract_network(component, config, jnp.dtype(dtype)))
+def network(
+    component: str,
+    config: Mapping[str, Any],
+    dtype: Any,
+    stored: Any = jnp.float32,
+    frozen_dtype: str | None = None,
+) -> Network:
+    """Returns one network as shapes: f32, with kernels quantised or in the dtype `stored`, computing in `dtype`."""
+    options = component, config, jnp.dtype(dtype), frozen_dtype
+    shapes = functional.split(abstract_network(*options))[1]
 
-    def stand_in(name, shape):
-        kind = ml_dtypes.bfloat16 if stored == jnp.bfloat16 and name.endswith('.kernel') else np.float32
-        return np.broadcast_to(kind(0), shape)
+    def stand_in(name, value):
+        narrow = stored == jnp.bfloat16 and name.endswith('.kernel')
+        return np.broadcast_to((ml_dtypes.bfloat16 if narrow else value.dtype.type)(0), value.shape)
 
-    params = {name: stand_in(name, value.shape) for name, value in shapes.items()}
-    return Network(config, apply, params, jnp.dtype(dtype))
+    params = {name: stand_in(name, value) for name, value in shapes.items()}
+    return Network(config, apply_of(*options), params, jnp.dtype(dtype), frozen_dtype)
 
 
 class _Zeros:
     """A tokenizer that gives zeros."""
 
     def __init__(self, config: Mapping[str, Any]):
-        self.kind = 't5' if config['model_type'] == 't5' else 'clip'
-        self.max_length = config.get('max_position_embeddings', 77)
+        self.kind = {'t5': 't5', 'qwen3': 'qwen'}.get(config['model_type'], 'clip')
+        # As in text/tokenize.py, a Qwen's own length is far longer than any prompt.
+        self.max_length = QWEN_MAX_LENGTH if self.kind == 'qwen' else config.get('max_position_embeddings', 77)
+
+    def with_template(self, template):
+        return self
 
     def __call__(self, prompts):
         return (np.zeros((len(prompts), self.max_length), np.int32),) * 2
@@ -312,4 +256,4 @@ def _numbers(found: int | list[int]) -> list[int]:
 def _kind(component: str, config: Mapping[str, Any]) -> str:
     if component == 'unet':
         return 'if' if config.get('encoder_hid_dim') else 'unet'
-    return config.get('model_type', component)
+    return config.get('model_type', config.get('_class_name', component))
