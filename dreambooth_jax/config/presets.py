@@ -74,6 +74,7 @@ def _stable_diffusion_3_5_medium(config: ConfigDict) -> None:
     config.lora.alpha = 4.0
     config.objective.time_distribution = 'logit_normal'
     config.prior.num_images = 100
+    config.prior.batch_size = 4  # images at once; rounded up to one per device
     config.prior.steps = 28
     config.prior.sampler = 'euler'
     config.prior.guidance_scale = 7.0
@@ -97,6 +98,7 @@ def _flux1_dev(config: ConfigDict) -> None:
     config.lora.rank = 4
     config.lora.alpha = 4.0
     config.prior.num_images = 100
+    config.prior.batch_size = 4  # images at once; rounded up to one per device
     config.prior.steps = 28
     config.prior.sampler = 'euler'
     config.prior.guidance_scale = 3.5
@@ -120,6 +122,7 @@ def _flux2_klein(config: ConfigDict) -> None:
     config.lora.rank = 4
     config.lora.alpha = 4.0
     config.prior.num_images = 100
+    config.prior.batch_size = 4  # images at once; rounded up to one per device
     config.prior.steps = 28
     config.prior.sampler = 'euler'
     config.prior.guidance_scale = 4.0
@@ -142,6 +145,7 @@ def _z_image(config: ConfigDict) -> None:
     config.lora.rank = 4
     config.lora.alpha = 4.0
     config.prior.num_images = 100
+    config.prior.batch_size = 4  # images at once; rounded up to one per device
     config.prior.steps = 28
     config.prior.sampler = 'euler'
     config.prior.guidance_scale = 6.0

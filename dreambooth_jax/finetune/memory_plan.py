@@ -156,10 +156,14 @@ def host_bytes(cascade: Cascade, stages: Mapping[str, PlannedStage], sampled_on:
         for component, network in pipeline.components.items() if pipeline is not None else ():
             trained = name in stages and component in stages[name].run.params
             whole = _bytes(network)
-            in_f32 = 4 * functional.parameter_count(functional.split(abstract_network(component, network.config))[1])
+            shapes = functional.split(abstract_network(component, network.config))[1]
+            in_f32 = 4 * functional.parameter_count(shapes)
             if network.frozen_dtype is not None:
                 whole += in_f32
-            found += whole + trained * in_f32
+            found += whole
+            if trained:
+                adapted = lora.adapted_kernels(stages[name].run.params[component])
+                found += 4 * sum(shapes[kernel].size for kernel in adapted) if adapted else in_f32
     return found
 
 
@@ -182,12 +186,13 @@ class _Planner:
         self.config, self.cascade, self.placement, self.where, self.bar = config, cascade, placement, where, bar
         self._count_of = count or (lambda name, lower: compiled_counts(lower()))
         self._counted = {}
+        self._shares = True  # whether a denoiser with adapters generates with the kernels that the training has
         self.finished = {}  # the stages that are trained by then
 
     def on(self, cascade: Cascade) -> '_Planner':
         """Returns the planner of the same run in which another model generates."""
         other = copy.copy(self)
-        other.cascade, other._counted = cascade, {}
+        other.cascade, other._counted, other._shares = cascade, {}, False
         return other
 
     def class_images(self) -> Iterator[Use]:
@@ -212,9 +217,12 @@ class _Planner:
             images = place(jax.ShapeDtypeStruct((images_at_once(stage.size), *stage.size, 3), np.uint8))
             counted = self._count('images', encode_program(network.apply), params, images)
             yield dataclasses.replace(use, program='images', weights=device_bytes(params), **counted)
-        # A teacher's prompts are read by the model before training.
+        # A teacher's prompts are read by the model before training, and those of samples before the training begins.
         if not stage.trainable.trains_text or self.config.is_distilled(name):
             yield self._prompts(use, name, self._before)
+            second = self.cascade.super_resolution
+            if name == BASE and second is not None and second.text_encoders:
+                yield self._prompts(use, SUPER_RESOLUTION, self._before)
 
     def training(self, name: str, stage: PlannedStage) -> Use:
         """The step of a stage."""
@@ -229,10 +237,14 @@ class _Planner:
         """The programs that generate samples while stage `name` trains, first ours and then the original model's."""
         options = SamplingOptions.of_samples(self.config.samples, self.config.super_resolution)
         count = len(self.config.sample_prompts()) * self.config.samples.num_images
-        use = Use(phase=f'samples of {name}', **self._training_held(stage.run))
-        yield from self._generation(use, options, count, lambda *part: self._trained(name, stage, *part))
+        use, trained = Use(phase=f'samples of {name}', **self._training_held(stage.run)), stage.trainable
+        part_of = functools.partial(self._trained, name, stage)
+        yield from self._generation(use, options, count, part_of, reads=trained.trains_text)
         if with_original:
-            yield from self._generation(dataclasses.replace(use, program='base model, '), options, count, self._before)
+            use = dataclasses.replace(use, program='base model, ')
+            shares = self._shares and trained.adapts_denoiser and self.config.init_from is None
+            part_of = functools.partial(self._with_adapters, stage) if shares else self._before
+            yield from self._generation(use, options, count, part_of, reads=trained.trains_text)
 
     def evaluation(self, stage: PlannedStage, evaluated: Evaluated) -> Iterator[Use]:
         """The programs that score the base stage: both models generate, and are released; then encoders gather."""
@@ -260,7 +272,13 @@ class _Planner:
         }
 
     def _generation(
-        self, use: Use, options: SamplingOptions, count: int, lies: Callable[[str, str], tuple[Any, int]]
+        self,
+        use: Use,
+        options: SamplingOptions,
+        count: int,
+        lies: Callable[[str, str], tuple[Any, int]],
+        *,
+        reads: bool = True,
     ) -> Iterator[Use]:
         """The programs of Cascade.stream, each with the weights that are on the devices by then.
 
@@ -269,6 +287,7 @@ class _Planner:
           count: the number of images.
           lies: (stage, component) -> the network's parameters as shapes with layouts, and how many bytes of them are
             placed in addition.
+          reads: whether prompts are encoded; else they were before.
         """
         cascade, second = self.cascade, self.cascade.super_resolution if options.super_resolution else None
         stages, held = {BASE: (options.steps, options.guidance_scale)}, {}  # held: denoisers and decoders stay
@@ -284,7 +303,7 @@ class _Planner:
             return params
 
         for stage in stages:
-            if stage == BASE or second.text_encoders:
+            if reads and (stage == BASE or second.text_encoders):
                 yield self._prompts(use, stage, lies)
         at_once = options.batch_size or cascade.usual_batch_size
         size = len(next(text_to_image.padded_batches(count, at_once, self.placement.devices))[0])
@@ -321,7 +340,10 @@ class _Planner:
         at = planned if stage == name else self.finished.get(stage)
         trained = at.run.params.get(component, {}) if at else {}
         adapter = lora.separate(trained)[0]
-        if adapter:  # adapters and rows are merged on the host, or stay beside quantised kernels
+        if stage == name and component == planned.trainable.denoiser and adapter and self._shares:
+            return self._with_adapters(planned, stage, component)
+        # Those of another stage or of a text encoder are merged on the host, or stay beside quantised kernels.
+        if adapter:
             beside = self.placement.placed_shapes(adapter if quantised.kernel_names(shapes) else {})
             return {**shapes, **beside}, added + device_bytes(beside)
         if not trained or stage != name:
@@ -335,6 +357,13 @@ class _Planner:
         there = {key: value for key, value in trained.items() if key in shapes and key not in merged}
         added = device_bytes({key: value for key, value in shapes.items() if key not in there})
         return {**shapes, **self.placement.placed_shapes(there)}, added
+
+    def _with_adapters(self, planned: PlannedStage, stage: str, component: str) -> tuple[Any, int]:
+        """The denoiser with the kernels and adapters that the training has; another network as before training."""
+        if component != planned.trainable.denoiser or planned.run.name != stage:
+            return self._before(stage, component)
+        kernels = planned.run.frozen['weights'][component]
+        return self.placement.placed_shapes({**kernels, **planned.run.params[component]}), 0
 
     def _texts(self, stage: str, lies: Callable) -> dict[tuple[str, str], tuple[Any, int]]:
         """(Stage, component) -> `lies` of the text encoders that `stage` reads prompts with."""

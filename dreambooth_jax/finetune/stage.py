@@ -15,6 +15,7 @@ from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable, usual_targets
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.generation.checks import check_sampler
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
 from dreambooth_jax.losses.denoising import DenoisingLoss, Objective
 from dreambooth_jax.losses.stage import Stage
@@ -335,7 +336,7 @@ def usual_callbacks(
     profiled: int | None = None,
     scored: Callable[[Callable[[TrainState], Cascade]], Callback] | None = None,
     sampled_on: Cascade | None = None,
-) -> Callable[[Callable[[TrainState], Cascade]], list[Callback]]:
+) -> Callable[[Callable[[TrainState], Cascade], Cascade | None], list[Callback]]:
     """Returns what is done during the training of stage `name`, as `finetune` takes it: samples, a profile, scores.
 
     Args:
@@ -345,15 +346,29 @@ def usual_callbacks(
       sampled_on: the model that generates the samples with the adapters (samples_model.py); None: the one that trains.
     """
 
-    def during(cascade_of):
-        folder = workdir / 'samples' / name
-        of = functools.partial(cascade_of, on=sampled_on)
-        found = [SaveSamples(grid=grid, cascade_of=of, folder=folder, title=name, every=config.samples.every)]
+    if sampled_on is not None and config.samples.every:
+        sampled_on.encode_ahead(grid.prompts, grid.options)
+        sampled_on.release()
+
+    def during(cascade_of, before):
+        samples = {'folder': workdir / 'samples' / name, 'title': name, 'every': config.samples.every}
+        if sampled_on is not None:
+            cascade_of_samples = functools.partial(cascade_of, on=sampled_on)
+            found = [SaveSamples(grid=grid, cascade_of=cascade_of_samples, **samples)]
+        else:
+            found = [SaveSamples(grid=grid, cascade_of=cascade_of, before=before, **samples)]
         if profiled is not None:
             found.append(Profile(workdir / 'profile' / name, profiled, getattr(config, name).steps))
         return found if scored is None else [*found, scored(cascade_of)]
 
     return during
+
+
+def _same_weights(one: Cascade, other: Cascade) -> bool:
+    """Whether two models have the same arrays as weights, as they do before anything has trained."""
+    stages = ((getattr(one, name), getattr(other, name)) for name in STAGES)
+    pairs_of = [(ours.components, theirs.components) for ours, theirs in stages if ours and theirs]
+    return all(ours[name].params is theirs[name].params for ours, theirs in pairs_of for name in ours)
 
 
 def finetune(
@@ -363,7 +378,7 @@ def finetune(
     cascade: Cascade,
     original: Cascade,
     tables: Sequence[Table],
-    callbacks: Callable[[Callable[[TrainState], Cascade]], Sequence[Callback]],
+    callbacks: Callable[[Callable[[TrainState], Cascade], Cascade | None], Sequence[Callback]],
     placement: Placement,
 ) -> tuple[Cascade, bool]:
     """Fine-tunes one stage, starting from its newest checkpoint if there is one.
@@ -374,8 +389,9 @@ def finetune(
       cascade: the model, in which earlier stages are trained already.
       original: the model before the run.
       tables: the stage's images, one table per image size.
-      callbacks: (training state, on -> the model with its weights) -> what else is done during the training. With
-        adapters alone, `on` may be another model that gets them.
+      callbacks: (training state, on -> the model with its weights; the model before the run) -> what else is done
+        during the training. With adapters alone, `on` may be another model that gets them. The model before the run
+        shares its weights with the training; None: it cannot.
       placement: how arrays are placed on devices.
 
     Returns:
@@ -386,29 +402,42 @@ def finetune(
     run = make_run(config, name, cascade, original, trainable, feed, placement)
     data = [{**stage_data(config, name, cascade, original, table, trainable), **feed.arrays} for table in tables]
 
+    # Samples need no text encoder beside the training if none of it changes.
+    if config.samples.every and not trainable.trains_text:
+        options = SamplingOptions.of_samples(config.samples, config.super_resolution)
+        for model in (cascade, original):
+            model.encode_ahead(config.sample_prompts(), options)
     # Prompts and images are encoded; until samples are generated the devices are free for the training.
     cascade.release()
     original.release()
+
+    # What is frozen is placed once, and generates samples too.
+    frozen = placement.place(trainable.frozen)
+    denoiser = trainable.denoiser
 
     def params_of(state):
         params = placement.to_global(state).best_params
         return {component: params[component] for component in trainable.params}
 
-    def finetuned(params, on=None):
-        if on is None:
-            return cascade.with_params(**{name: trainable.plain(params)})
-        other = getattr(on, name).components
-        start = {component: other[component].params for component in trainable.start}
-        return on.with_params(**{name: dataclasses.replace(trainable, start=start).plain(params)})
+    def with_adapters(model, kernels, adapters):
+        return model.with_params(**{name: {denoiser: trainable.beside(kernels, adapters)}})
 
     def cascade_of(state, on=None):
-        params = params_of(state)
-        # Adapters are merged on the host, and what generates is then placed like any other model: in the compute dtype
-        # and sharded as the placement says.
-        adapted = {name: part for name, part in params.items() if any(map(lora.is_adapter, part))}
-        return finetuned({**params, **placement.gather(adapted)}, on)
+        params, model = params_of(state), on or cascade
+        start = {component: network.params for component, network in getattr(model, name).components.items()}
+        adapters = params.pop(denoiser) if trainable.adapts_denoiser else None
+        # Those of text encoders are merged on the host, since prompts are read in float32.
+        adapted = {part: given for part, given in params.items() if any(map(lora.is_adapter, given))}
+        model = model.with_params(**{name: trainable.plain({**params, **placement.gather(adapted)}, start)})
+        if adapters is None:
+            return model
+        return with_adapters(model, start[denoiser] if on else frozen[denoiser], adapters)
 
-    during = callbacks(cascade_of)
-    run = dataclasses.replace(run, frozen={**run.frozen, 'data': data}, callbacks=during)
+    # Adapters start without effect: with them the model before training needs no other weights and no other program.
+    before = None
+    if trainable.adapts_denoiser and _same_weights(cascade, original):
+        before = with_adapters(cascade, frozen[denoiser], placement.place(trainable.params[denoiser]))
+    during = callbacks(cascade_of, before)
+    run = dataclasses.replace(run, frozen={**run.frozen, 'weights': frozen, 'data': data}, callbacks=during)
     state, finished = train_run.fit(run, workdir)
-    return finetuned(placement.gather(params_of(state))), finished
+    return cascade.with_params(**{name: trainable.plain(placement.gather(params_of(state)))}), finished

@@ -54,12 +54,30 @@ class Trainable:
         full = {name: {**frozen.get(name, {}), **params.get(name, {})} for name in names}
         return full | {name: rows.put(full[name]) for name, rows in self.new_rows.items()}
 
-    def plain(self, params: Components) -> Components:
-        """Returns the parameters of the networks that train, adapters merged, for sampling and export.
+    @property
+    def adapts_denoiser(self) -> bool:
+        """Whether the denoiser has adapters, beside which its kernels stay as they are."""
+        return any(map(lora.is_adapter, self.params.get(self.denoiser, {})))
 
-        Beside quantised kernels adapters stay as they are, for sampling alone (trained.with_whole_kernels).
+    def beside(self, kernels: Mapping[str, Any], adapters: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the denoiser's parameters with adapters beside its kernels, for sampling; nothing is copied.
+
+        Args:
+          kernels: the denoiser's own parameters.
+          adapters: those that train.
         """
-        full = self.assemble(params, {name: self.start[name] for name in params})
+        return lora.at_scale_one({**kernels, **adapters}, rank=self.lora.rank, alpha=self.lora.scale_alpha)
+
+    def plain(self, params: Components, start: Mapping[str, Mapping[str, Any]] | None = None) -> Components:
+        """Returns the parameters of the networks that train, adapters merged, for export.
+
+        Beside quantised kernels adapters stay as they are (trained.with_whole_kernels).
+
+        Args:
+          start: component -> a network's own parameters; None: those before training.
+        """
+        start = self.start if start is None else start
+        full = self.assemble(params, {name: start[name] for name in params})
         if self.lora is None:
             return full
         scale = {'rank': self.lora.rank, 'alpha': self.lora.scale_alpha}

@@ -291,6 +291,13 @@ class Cascade:
         self._encoded[key] = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(prompts)], *encoded)
         return self._encoded[key]
 
+    def encode_ahead(self, prompts: Sequence[str], options: SamplingOptions) -> tuple[Conditioning, Conditioning]:
+        """Encodes the negative prompt and `prompts` for the base stage and for the second one, and keeps both."""
+        text = self.encode([checks.negative_prompt(self.base, options.negative_prompt), *prompts])
+        if not (options.super_resolution and self.super_resolution and self.super_resolution.text_encoders):
+            return text, text
+        return text, self.encode([options.negative_prompt, *prompts], SUPER_RESOLUTION)
+
     def _reader(self, stage: str) -> Pipeline:
         # Returns the pipeline whose text encoders `stage` uses.
         return self.base if stage == BASE or not self.super_resolution.text_encoders else self.super_resolution
@@ -340,28 +347,25 @@ class Cascade:
         # Check both stages and encode all prompts first, so that nothing is generated before an error.
         second = self.super_resolution if options.super_resolution else None
         sample_base = self.sampler(BASE, options.steps, options.guidance_scale, options.sampler)
-        text = self.encode([checks.negative_prompt(self.base, options.negative_prompt), *prompts])
         if second is not None:
             sample_second = self.sampler(
                 SUPER_RESOLUTION, options.second_steps, options.second_guidance_scale, options.sampler
             )
             checks.check_noise_level(second, options.noise_level)
-            second_text = text
-            if second.text_encoders:
-                second_text = self.encode([options.negative_prompt, *prompts], SUPER_RESOLUTION)
+        text, second_text = self.encode_ahead(prompts, options)
         # Every batch has the same size (the last one is padded), so that one compiled sampler serves them all.
         prompt_of, numbers = np.asarray(requests, np.int64).reshape(-1, 2).T
         devices, batch_size = self._devices.devices, options.batch_size or self.usual_batch_size
         first = 0
         for examples, used in text_to_image.padded_batches(len(requests), batch_size, devices):
             keys = text_to_image.image_keys(options.seed, numbers[examples])
-            keys, *words = self._devices.split((keys, *_words(text, prompt_of[examples])))
+            keys, *words = self._devices.split((keys, *text_to_image.words_of(text, prompt_of[examples])))
             low = self._decoded(BASE, sample_base(self._params(BASE), *words, keys))
             high = None
             if second is not None:
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, _SUPER_RESOLUTION_STREAM))(keys)
                 level = np.full(len(examples), options.noise_level, np.int32)
-                *words, level = self._devices.split((*_words(second_text, prompt_of[examples]), level))
+                *words, level = self._devices.split((*text_to_image.words_of(second_text, prompt_of[examples]), level))
                 high = sample_second(self._params(SUPER_RESOLUTION), *words, keys, low=low, level=level)
                 high = self._on_host(self._decoded(SUPER_RESOLUTION, high))[:used]
             yield range(first, first + used), Images(self._on_host(low)[:used], high)
@@ -443,8 +447,3 @@ def compute_dtype(dtype: Any = 'auto'):
     if isinstance(dtype, str) and dtype == 'auto':
         return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
     return jnp.dtype(dtype)
-
-
-def _words(text: Conditioning, prompt_of: np.ndarray) -> tuple[Conditioning, Conditioning]:
-    # Text and negative text of some examples. The first prompt in `text` is the negative prompt.
-    return take(text, 1 + prompt_of), take(text, np.zeros_like(prompt_of))

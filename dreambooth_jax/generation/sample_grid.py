@@ -60,24 +60,28 @@ class SampleGrid:
         shape = (len(self.prompts), self.num_images)
         return [list(stage.reshape(*shape, *stage.shape[1:])) for stage in stages]
 
-    def save_if_possible(self, cascade: Cascade, path: Path, title: str, step: int | None = None) -> None:
+    def save_if_possible(
+        self, cascade: Cascade, path: Path, title: str, step: int | None = None, before: Cascade | None = None
+    ) -> None:
         """Saves the grid, or warns if the images cannot be generated: a training must not end because of its samples.
 
         Args:
-          cascade, path, title, step: as for `save`.
+          cascade, path, title, step, before: as for `save`.
 
         Raises:
           OSError: if the disk does not take the file.
           JaxRuntimeError: with several hosts, because a host that goes on alone would wait for the others for ever.
         """
         try:
-            self.save(cascade, path, title, step)
+            self.save(cascade, path, title, step, before)
         except (TrainingError, ConfigError, jax.errors.JaxRuntimeError) as error:
             if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
                 raise
             logging.warning('no samples of %s, training goes on: %s', title, error)
 
-    def save(self, cascade: Cascade, path: Path, title: str, step: int | None = None) -> np.ndarray:
+    def save(
+        self, cascade: Cascade, path: Path, title: str, step: int | None = None, before: Cascade | None = None
+    ) -> np.ndarray:
         """Generates with the present weights and writes the grid as PNG.
 
         The file is marked as generated as a whole, the subject's photos at its top included.
@@ -87,6 +91,7 @@ class SampleGrid:
           path: the file.
           title: a line of text at the top.
           step: the step of the training, for the file; None: it is not known.
+          before: the same model as `original`, which generates in its place; None: `original` itself does.
 
         Returns:
           The pixels of the grid, uint8[H, W, 3].
@@ -94,7 +99,7 @@ class SampleGrid:
         groups = dict(zip(('ours, base stage', 'ours, super-resolution'), self._generate(cascade), strict=False))
         if self.original is not None:
             if self._answers is None:
-                self._answers = self._generate(self.original)[-1]
+                self._answers = self._generate(before or self.original)[-1]
             groups['the base model'] = self._answers
         headings = [name for name in groups for _ in range(self.num_images)]
         rows = [[image for group in groups.values() for image in group[i]] for i in range(len(self.prompts))]
@@ -127,6 +132,7 @@ class SaveSamples(OnRequest):
       folder: gets <step>.png.
       title: what is trained, for the title of the grid.
       every: as in Callback.
+      before: as for SampleGrid.save.
     """
 
     grid: SampleGrid
@@ -134,11 +140,12 @@ class SaveSamples(OnRequest):
     folder: Path
     title: str
     every: int = 0
+    before: Cascade | None = None
     request: str = requests.SAMPLE
 
     def __call__(self, step: int, state: TrainState) -> None:
         title = f'{self.title}, step {step}'
-        self.grid.save_if_possible(self.cascade_of(state), self._path(step), title, step)
+        self.grid.save_if_possible(self.cascade_of(state), self._path(step), title, step, self.before)
 
     def missed(self, step: int) -> bool:
         return bool(hosts.of_first(not self._path(step).is_file()))

@@ -14,6 +14,7 @@ import numpy as np
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.diffusion import guidance, samplers
 from dreambooth_jax.diffusion.process import NoiseProcess
+from dreambooth_jax.families.prompts import Conditioning, take
 from dreambooth_jax.losses.super_resolution import noisy_low_image
 
 
@@ -115,3 +116,13 @@ def to_uint8(images: jax.Array | np.ndarray) -> np.ndarray:
             'earlier checkpoint, or another file of the model'
         )
     return np.asarray(jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8))
+
+
+def words_of(text: Conditioning, prompt_of: np.ndarray) -> tuple[Conditioning, Conditioning]:
+    """Returns the conditioning of some examples and that of their negative prompts.
+
+    Args:
+      text: the conditioning of the negative prompt and of all prompts behind it.
+      prompt_of: int[B], which prompt each example has.
+    """
+    return take(text, 1 + prompt_of), take(text, np.zeros_like(prompt_of))

@@ -210,6 +210,11 @@ def is_adapter(name: str) -> bool:
     return _owner(name)[1] in NAMES
 
 
+def adapted_kernels(params: Params) -> list[str]:
+    """Returns the names of the kernels that have adapters among these parameters."""
+    return [f'{path}.kernel' for path, part in map(_owner, params) if part == A]
+
+
 def separate(params: Params) -> tuple[Params, Params]:
     """Returns (parameters of the adapters, the network's own parameters)."""
     adapter = {name: value for name, value in params.items() if is_adapter(name)}
@@ -219,8 +224,8 @@ def separate(params: Params) -> tuple[Params, Params]:
 def adaptable(model: nnx.Module) -> Callable[..., Any]:
     """Separates the function of a network that takes its parameters with or without adapters; see functional.split.
 
-    Adapters stay beside the kernels, because a quantised kernel has no room for a small change. Those that are given
-    have one rank and alpha = rank, as `at_scale_one` makes them.
+    So a model generates while its adapters train, without another copy of its kernels; and a quantised kernel has no
+    room for a small change. The adapters that are given have one rank and alpha = rank, as `at_scale_one` makes them.
 
     Args:
       model: the network without adapters, abstract or not.
@@ -264,8 +269,8 @@ def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Par
       again, so that all of them together need no memory on a device.
     """
     adapter, merged = separate(params)
-    for path in (_owner(name)[0] for name in adapter if _owner(name)[1] == A):
-        kernel = merged[f'{path}.kernel'].astype(jnp.float32)
+    for name in adapted_kernels(adapter):
+        path, kernel = _owner(name)[0], merged[name].astype(jnp.float32)
         a, b = (jnp.asarray(adapter[f'{path}.{part}'], jnp.float32) for part in (A, B))
         update = alpha / rank * jnp.matmul(a, b, precision='highest')
         if f'{path}.{MAGNITUDE}' in adapter:
@@ -274,7 +279,7 @@ def merge(params: Params, *, rank: int, alpha: float, scale: float = 1.0) -> Par
             new = new if scale == 1 else kernel + scale * (new - kernel)
         else:
             new = kernel + scale * update
-        merged[f'{path}.kernel'] = np.asarray(new) if isinstance(kernel, np.ndarray) else new
+        merged[name] = np.asarray(new) if isinstance(kernel, np.ndarray) else new
     return merged
 
 

@@ -93,12 +93,12 @@ class Network:
 
     Attributes:
       config: contents of its config.json.
-      apply: pure function of (params, *inputs, method='__call__'); see functional.split.
+      apply: pure function of (params, *inputs, method='__call__'); see functional.split. It takes adapters beside the
+        parameters too (lora.adaptable).
       params: {dotted path: array}, f32 or as functional.held keeps them, and codes and scales instead of the kernels
         that are quantised.
       dtype: the dtype that it computes in.
-      frozen_dtype: how its kernels are quantised (models/quantised.py); None: they are not. If they are, `apply` takes
-        adapters beside the parameters (lora.adaptable).
+      frozen_dtype: how its kernels are quantised (models/quantised.py); None: they are not.
     """
 
     config: Mapping[str, Any]
@@ -257,8 +257,7 @@ def apply_of(
     component: str, config: Mapping[str, Any], dtype=jnp.float32, frozen_dtype: str | None = None
 ) -> Callable[..., Any]:
     """Returns the pure function of a network (Network.apply); arguments and errors are those of abstract_network."""
-    model = abstract_network(component, config, dtype, frozen_dtype)
-    return functional.split(model)[0] if frozen_dtype is None else adaptable(model)
+    return adaptable(abstract_network(component, config, dtype, frozen_dtype))
 
 
 def filled_network(
@@ -287,7 +286,7 @@ def filled_network(
     kind = kind_of(component, config)
     options = {'aliases': kind.aliases, 'ignored': kind.ignored, 'source': source}
     if frozen_dtype is None:
-        return Network(config, functional.split(model)[0], mapping.load(model, tensors, **options), dtype)
+        return Network(config, adaptable(model), mapping.load(model, tensors, **options), dtype)
     # The tensors have the names of the plain network; that with quantised kernels tells which these are.
     shapes = functional.split(abstract_network(component, config, dtype, frozen_dtype))[1]
     params = flat(mapping.load(model, tensors, stored=keeping(shapes, frozen_dtype), **options))

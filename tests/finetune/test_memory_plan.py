@@ -197,29 +197,44 @@ def test_evaluations_are_a_phase_in_which_encoders_gather_after_both_models_have
 
 def test_nothing_else_is_on_the_device_while_images_and_prompts_are_encoded(cascade):
     found = uses_of(cascade('latents'), settings())
-    images, prompts = (use for use in found if use.phase == 'encoding for base')
+    # The second stage has a text encoder of its own, for the samples of the base stage.
+    images, prompts, second = (use for use in found if use.phase == 'encoding for base')
     vae = sum(x.nbytes for x in cascade('latents').base.components['vae'].params.values())
     texts = sum(x.nbytes for x in cascade('latents').base.components['text_encoder'].params.values())
     assert (images.program, images.weights) == ('images', vae)
     assert (prompts.program, prompts.weights) == ('prompts', texts)
+    texts = sum(x.nbytes for x in cascade('latents').super_resolution.components['text_encoder'].params.values())
+    assert (second.program, second.weights) == ('prompts', texts)
 
 
 def test_the_first_samples_generate_with_the_original_model_after_ours(cascade):
     found = uses_of(cascade('pixels'), settings(super_resolution={'steps': 1}))
     first = [use.program for use in found if use.phase == 'samples of base']
     assert first == [
-        *(ours := ['prompts', 'base sampler', 'super_resolution sampler']),
+        *(ours := ['base sampler', 'super_resolution sampler']),
         *(f'base model, {program}' for program in ours),
     ]
     assert [use.program for use in found if use.phase == 'samples of super_resolution'] == ours
 
 
-def test_adapters_are_merged_into_a_model_like_the_original(cascade):
-    """Ours is released before the original generates, so that neither lies beside the other."""
+def test_samples_read_prompts_only_where_a_text_encoder_trains(cascade):
+    for trains in (False, True):
+        found = uses_of(cascade('pixels'), settings(base={'train_text_encoder': trains}))
+        programs = {phase: [use.program for use in found if use.phase == phase] for phase in ('samples of base',)}
+        assert ('prompts' in programs['samples of base']) == trains
+        assert any(use.phase == 'encoding for base' for use in found) != trains
+
+
+def test_adapters_generate_beside_the_kernels_that_the_training_has(cascade):
     found = uses_of(cascade('pixels'), settings(lora={'rank': 2}))
+    (training,) = (use for use in found if use.phase == 'training base')
     samples = {use.program: use.weights for use in found if use.phase == 'samples of base'}
-    for program in ('prompts', 'base sampler', 'super_resolution sampler'):
-        assert samples[program] == samples[f'base model, {program}'] > 0
+    assert samples['base sampler'] == samples['base model, base sampler'] == training.weights
+    assert samples['super_resolution sampler'] == samples['base model, super_resolution sampler'] > training.weights
+    # A model that began as another run ended is not the original, which then has weights of its own.
+    found = uses_of(cascade('pixels'), settings(lora={'rank': 2}, init_from='runs/before'))
+    samples = {use.program: use.weights for use in found if use.phase == 'samples of base'}
+    assert samples['base sampler'] == training.weights < samples['base model, base sampler']
 
 
 def test_programs_can_be_left_out_of_the_count(cascade):

@@ -89,7 +89,7 @@ def finetune(config, family, workdir):
     cascade = begun(config, family)
     placement = Pmap(jax.devices()[:1])
     finetuned, finished = stage.finetune(
-        config, workdir, 'base', cascade, cascade, tables(config, cascade), lambda cascade_of: [], placement
+        config, workdir, 'base', cascade, cascade, tables(config, cascade), lambda *_: [], placement
     )
     assert finished
     return finetuned
