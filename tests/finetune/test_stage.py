@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import types
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,12 @@ from dreambooth_jax.config import ConfigError, DreamBoothConfig, ObjectiveConfig
 from dreambooth_jax.data.table import Examples, make_table
 from dreambooth_jax.families.image_space import encode_images
 from dreambooth_jax.families.reading import read_pipeline
-from dreambooth_jax.finetune import plan, stage
+from dreambooth_jax.finetune import examples, plan, stage
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
-from tests.support import smallest_pipelines
+from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.training.callbacks import Callback
+from dreambooth_jax.training.placement import Pmap
+from tests.support import planned_runs, smallest_pipelines
 
 FROZEN_TEXT = types.SimpleNamespace(trains_text=False)
 PROMPTS = ['a sks dog', 'a dog in the snow']
@@ -91,3 +95,57 @@ def test_a_variance_of_another_scale_is_only_left_as_it_is():
     with pytest.raises(ConfigError, match="has variance_type 'learned', .* set train_variance to False, which"):
         check(model)
     check(model, objective=ObjectiveConfig(train_variance=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dora', [False, True], ids=['lora', 'dora'])
+@pytest.mark.parametrize('frozen_dtype', [None, 'int8'])
+def test_adapters_generate_beside_the_kernels_of_the_training_what_they_do_merged(frozen_dtype, dora, tmp_path):
+    """No array of the denoiser is placed for a sample, and the model before the run generates as ever."""
+    lora = {'rank': 2, 'targets': ('.*',), 'dora': dora, 'frozen_dtype': frozen_dtype}
+    config = planned_runs.settings(
+        base={'steps': 3, 'learning_rate': 1.0},
+        lora=lora,
+        prior={'weight': 0.0},
+        evaluation={'every': 0},
+        samples={'steps': 6, 'guidance_scale': 4.0},
+    )
+    whole, placement = planned_runs.cascade('pixels', frozen_dtype), Pmap(jax.devices()[:1])
+    model = Cascade(whole.base).on(placement)
+    tables = examples.stage_tables(config, model, BASE, planned_runs.photos(whole, config)[BASE], [])
+    options, seen = SamplingOptions.of_samples(config.samples), {}
+
+    def images(cascade):
+        return cascade.generate(PROMPTS, options).base.astype(int)
+
+    def callbacks(cascade_of, before):
+        def see(step, state):
+            ours = cascade_of(state)
+            seen['ours'], seen['before'] = images(ours), images(before)
+            held = {id(value) for name, value in ours.base.denoiser.params.items() if 'lora' not in name}
+            assert held == {id(value) for name, value in before.base.denoiser.params.items() if 'lora' not in name}
+            assert all(isinstance(value, jax.Array) for value in ours.base.denoiser.params.values())
+            assert ours._on_device.keys() <= {(BASE, 'unet')} >= before._on_device.keys()  # no text encoder
+
+        return [Seen(every=3, see=see)]
+
+    trained, finished = stage.finetune(config, tmp_path, BASE, model, model, tables, callbacks, placement)
+    assert finished and np.abs(seen['ours'] - seen['before']).max() > 2
+    if frozen_dtype is None:
+        assert not any('lora' in name for name in trained.base.denoiser.params)
+    assert np.abs(seen['ours'] - images(trained)).max() <= 1
+    assert np.abs(seen['before'] - images(model)).max() <= (1 if dora else 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seen(Callback):
+    """Shows the state to a function."""
+
+    see: Callable
+    every: int = 0
+
+    def __call__(self, step, state):
+        self.see(step, state)
+
+    def missed(self, step):
+        return False
