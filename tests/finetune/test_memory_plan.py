@@ -141,12 +141,18 @@ def test_what_samples_hold_besides_is_what_the_trained_cascade_places(cascade, l
     ours = [use for use in found if use.phase == 'samples of base' and not use.program.startswith('base model')][-1]
     run, trainable = stages[BASE].run, stages[BASE].trainable
     state = placement.place_state(run.init, placement.place(run.params))
-    if lora:  # merged on the host, or beside quantised kernels, then placed like any other model
-        state = jax.tree.map(np.asarray, state)
-    trained = model.on(placement).with_params(base=trainable.plain(state.params))
+    there = {id(x) for x in jax.tree.leaves(state.params)}
+    if lora:  # adapters of text encoders are merged on the host; the denoiser's stay beside the training's kernels
+        kernels, denoiser = placement.place(trainable.frozen['unet']), state.params['unet']
+        there |= {id(x) for x in jax.tree.leaves(kernels)}
+        texts = {name: jax.tree.map(np.asarray, part) for name, part in state.params.items() if name != 'unet'}
+        params = {**trainable.plain(texts), 'unet': trainable.beside(kernels, denoiser)}
+        there |= {id(value) for name, value in params['unet'].items() if name.endswith('lora_b')}  # scaled
+    else:
+        params = trainable.plain(state.params)
+    trained = model.on(placement).with_params(base=params)
     options = SamplingOptions.of_samples(config.samples, config.super_resolution)
     trained.generate(['a dog'], options, progress=False)
-    there = {id(x) for x in jax.tree.leaves(state.params)}
     added = [x for x in jax.tree.leaves(list(trained._on_device.values())) if id(x) not in there]
     assert ours.weights - step.weights == on_first(added)
 
