@@ -93,7 +93,8 @@ def _generate(queue: RequestQueue, asked: Asked, models: RunModels) -> Asked:
         model = models.get(name)
         options = models.settings.options(model.cascade, request.given)
         told = {'options': dataclasses.asdict(options), 'origins': {**asked.status.origins, name: model.origins}}
-        asked = queue.write(asked, doing=f'generates with {_words(name)}', **told)
+        compiles = '' if model.cascade.programs else 'compiles and '
+        asked = queue.write(asked, doing=f'{compiles}generates with {_words(name)}', **told)
         origin = Origin.of(model.cascade, options, models.metadata)
         trained = {stage: of._replace(name=model.title) for stage in model.stages if (of := getattr(origin, stage))}
         origin = dataclasses.replace(origin, **trained)

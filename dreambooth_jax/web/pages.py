@@ -7,6 +7,7 @@ import dataclasses
 import importlib.resources
 import json
 import time
+import typing
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from markupsafe import Markup
 
-from dreambooth_jax.config import ConfigError, DreamBoothConfig
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, Sampler
 from dreambooth_jax.config.described import described
+from dreambooth_jax.generation.request_queue import BASE_MODEL, MODEL, MOST_PROMPTS
 from dreambooth_jax.web import commands, jobs
+from dreambooth_jax.web.generations import Generation
 from dreambooth_jax.web.photos import MOST_BYTES, MOST_PHOTOS
 from dreambooth_jax.web.state import DTYPES, FORMATS, Desk
 
@@ -119,7 +122,19 @@ def router(desk: Desk) -> APIRouter:
             settings=commands.flat(desk.runs.settings(run)) if is_begun and view.error is None else {},
             written=commands.written,
             duration=duration,
+            can_try=is_begun and view.error is None,
         )
+
+    @pages.get('/runs/{run}/try')
+    def try_it(run: str, part: str = ''):
+        view, of_it = desk.begun(run), desk.generations
+        shown = {'run': view, 'generations': [_generation(one) for one in of_it.all(run)], 'words': _model_words}
+        if part:
+            return _page('try_list.html', **shown)
+        if view.error is None:
+            shown['defaults'], shown['choices'] = of_it.defaults(run), of_it.choices(run)
+            shown['prompts'] = desk.runs.settings(run).sample_prompts()[:MOST_PROMPTS]
+        return _page('try.html', title=f'Try {run}', here='/', samplers=typing.get_args(Sampler), **shown)
 
     @pages.get('/report.css')
     def style():
@@ -245,6 +260,22 @@ def _export(desk: Desk, run: str, job: jobs.Job) -> dict[str, Any]:
     message = next(iter(jobs.log_tail(desk.folder / run, 'export', 1)), '') if failed else ''
     state = 'failed' if failed else 'done' if job.state == jobs.ENDED else job.state
     return {'state': state, 'command': jobs.typed(job), 'message': message, 'number': job.number}
+
+
+def _generation(one: Generation) -> dict[str, Any]:
+    """Returns a request as its page shows it."""
+    request = one.request
+    given = {name: request[name] for name in ('negative_prompt', 'batch_size') if request and request[name]}
+    names = ('sampler', 'steps', 'guidance_scale', 'seed')
+    used = {name: value for name in names if (value := one.options.get(name, request.get(name))) is not None}
+    return {
+        **dataclasses.asdict(one),
+        'shown': {name.replace('_', ' '): used_ for name, used_ in (used | given).items()},
+    }
+
+
+def _model_words(name: str) -> str:
+    return {MODEL: 'the trained model', BASE_MODEL: 'the base model'}.get(name, f'checkpoint {name}')
 
 
 def _can_be(format: str, desk: Desk, view) -> bool:
