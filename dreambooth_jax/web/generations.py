@@ -16,6 +16,7 @@ from urllib.parse import quote
 from dreambooth_jax.generation import request_queue
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.request_queue import BASE_MODEL, MODEL, Asked, Request, RequestQueue
+from dreambooth_jax.generation.run_settings import settings_of
 from dreambooth_jax.web import jobs, runs
 from dreambooth_jax.web.jobs import Job, Queue
 from dreambooth_jax.web.refused import Refused
@@ -99,14 +100,14 @@ class Generations:
         found += sorted(checkpoints, key=lambda one: not one.is_best)
         return [*found, Choice(BASE_MODEL, 'the base model')]
 
-    def defaults(self, run: str) -> SamplingOptions:
-        """Returns how images of a run are sampled where a request does not say it.
+    def defaults(self, run: str) -> SamplingOptions | None:
+        """Returns how images of a run are sampled where a request does not say it; None: as is usual for its model.
 
         Raises:
           ConfigError: if the settings of the run cannot be read.
         """
-        config = self._runs.settings(run)
-        return SamplingOptions.of_samples(config.samples, config.super_resolution)
+        settings = settings_of(str(self._runs.folders()[run]))
+        return SamplingOptions.of_samples(settings.samples, settings.super_resolution) if settings.has_samples else None
 
     def add(self, run: str, values: Mapping[str, Any]) -> Generation:
         """Asks for images of a run that is there.
@@ -119,7 +120,7 @@ class Generations:
           ConfigError: if a value is not allowed, or the settings of the run cannot be read.
           OSError: if the disk does not take it.
         """
-        self.defaults(run)
+        self._runs.settings(run)
         choices = [one.name for one in self.choices(run)]
         newest = next((name for name in choices if name not in (MODEL, BASE_MODEL)), BEST)
         models = [newest if name == BEST else name for name in values.get('models') or choices[:1]]

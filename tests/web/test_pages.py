@@ -9,6 +9,7 @@ import pytest
 
 from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.config.described import described
+from dreambooth_jax.generation.request_queue import RequestQueue
 from dreambooth_jax.web import jobs, pages
 from tests.support.served import add_metrics, client, desk, hold, image_bytes, settings, write_run
 
@@ -65,6 +66,34 @@ def test_a_run_that_is_queued_or_failed(asked, served, tmp_path):
     for page in ('/runs/rex', '/'):
         text = shown(asked, page)
         assert 'class="wrong"' in text and EVIL not in text and '&lt;img src=x' in text
+
+
+def test_try_it(asked, served, tmp_path):
+    folder = write_run(tmp_path / 'dog', 20, samples__prompts=('a sks dog', EVIL), samples__steps=33)
+    assert 'href="/runs/dog/try"' in shown(asked, '/runs/dog')
+    text = shown(asked, '/runs/dog/try')
+    assert 'a sks dog\n&lt;img src=x' in text and 'placeholder="33"' in text and 'Nothing was asked for yet.' in text
+    assert re.findall(r'name="models" value="(\w+)" data-many( checked)?', text) == [
+        ('20', ' checked'), ('base_model', ' checked')
+    ]  # fmt: skip
+    served.generations.add('dog', {'prompts': ['a cat', EVIL], 'models': ['20', 'base_model'], 'num_images': 3})
+    text = shown(asked, '/runs/dog/try')
+    assert '>checkpoint 20</th>' in text and '>the base model</th>' in text and text.count('class="no-image"') == 12
+    assert 'waits for its turn' in text and 'id="cancel-1"' in text and EVIL not in text
+    requests = RequestQueue(folder)
+    taken = requests.take()
+    (taken.folder / '20').mkdir()
+    (taken.folder / '20' / '001_02.png').write_bytes(image_bytes())
+    requests.write(taken, state='failed', message='the disk is full <b>', options={'sampler': 'ddim', 'seed': 5})
+    part = shown(asked, '/runs/dog/try?part=all')
+    assert '<html' not in part and part.strip() in shown(asked, '/runs/dog/try')
+    assert 'src="/api/runs/dog/generate/1/images/20/001_02"' in part and part.count('class="no-image"') == 11
+    assert 'the disk is full &lt;b&gt;' in part and 'sampler ddim, seed 5' in part and 'id="remove-1"' in part
+    (taken.folder / 'request.json').write_text('{')
+    assert 'is damaged' in shown(asked, '/runs/dog/try')
+    (folder / 'config.json').write_text('{"data": 1}')
+    assert 'id="try"' not in shown(asked, '/runs/dog/try') and 'href="/runs/dog/try"' not in shown(asked, '/runs/dog')
+    assert 'there is no run' in shown(asked, '/runs/cat/try', 404)
 
 
 def test_formats_that_cannot_be_are_not_offered(asked, tmp_path):
@@ -137,7 +166,7 @@ def test_every_field_holds_its_value_as_the_script_reads_it():
 
 def test_pages_ask_nothing_of_others_and_hold_no_script(asked, tmp_path):
     write_run(tmp_path / 'dog', 5)
-    for page in ('/', '/photos', '/new', '/runs/dog', '/nothing'):
+    for page in ('/', '/photos', '/new', '/runs/dog', '/runs/dog/try', '/nothing'):
         text = asked.get(page).text
         assert re.findall(r'<script[^>]*>', text) == ['<script src="/static/app.js" defer>']
         assert not re.search(r'\b(style|on\w+)="', text) and not re.search(r'(src|href|action)="(https?:|//)', text)
@@ -152,7 +181,7 @@ def test_every_field_has_a_label(asked, served, tmp_path):
     served.photos.create('rex')
     served.photos.add('rex', image_bytes(), 'x')
     write_run(tmp_path / 'dog', 20, finished=True)
-    for page in ('/new', '/photos', '/photos/rex', '/runs/dog'):
+    for page in ('/new', '/photos', '/photos/rex', '/runs/dog', '/runs/dog/try'):
         text = shown(asked, page)
         labels = set(re.findall(r'<label for="([^"]+)"', text)) | set(re.findall(r'<label[^>]*for="([^"]+)"', text))
         inside = re.findall(r'<label(?![^>]*for=)[^>]*>.*?</label>', text, re.DOTALL)
