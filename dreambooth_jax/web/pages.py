@@ -79,9 +79,9 @@ def router(desk: Desk) -> APIRouter:
         choices = [f'{one.name}:{model}' if model else one.name for one in recipes for model in one.models or ('',)]
         chosen = config if config in choices else next(iter(choices), '')
         recipe, _, model = chosen.partition(':')
-        error, values = None, {}
+        error, values, unshown = None, {}, {}
         try:
-            values = desk.recipes.defaults(recipe, model)
+            values, unshown = desk.recipes.defaults(recipe, model), desk.recipes.unshown(recipe, model)
         except ConfigError as wrong:
             error = str(wrong)
         folders = desk.photos.all()
@@ -96,6 +96,7 @@ def router(desk: Desk) -> APIRouter:
             error=error,
             first=[_field(one, values) for name in _FIRST for one in _settings() if one.name == name] if values else [],
             groups=_groups(values) if values else {},
+            unshown={name: _lines(value) for name, value in unshown.items()},
             name=_free_name(desk),
         )
 
@@ -214,6 +215,12 @@ def _field(one, values: dict[str, Any]) -> dict[str, Any]:
     choices = {json.dumps(choice): commands.written(choice) for choice in listed}
     optional = one.kind.endswith(' or None')
     return {**dataclasses.asdict(one), 'type': type_, 'text': text, 'choices': choices, 'optional': optional}
+
+
+def _lines(value: Any) -> list[str]:
+    """Returns a list of groups of settings as lines, what is not set left out."""
+    groups = ({name: one for name, one in dict(group).items() if one not in (None, '', ())} for group in value)
+    return [', '.join(f'{name} = {one!r}' for name, one in group.items()) for group in groups]
 
 
 def _free_name(desk: Desk) -> str:

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, to_dict
 from dreambooth_jax.config.described import described
 from dreambooth_jax.generation.request_queue import RequestQueue
 from dreambooth_jax.web import jobs, pages
+from dreambooth_jax.web.state import Desk
 from tests.support.served import add_metrics, client, desk, hold, image_bytes, settings, write_run
 
 EVIL = '<img src=x onerror=alert(1)>"\'&<script>'
@@ -52,8 +53,16 @@ def test_a_run(asked, tmp_path):
     assert '<dt>base.steps</dt><dd>20</dd>' in text
     hold(folder)
     text = shown(asked, '/runs/dog?part=all')
-    assert 'id="do-pause"' in text and 'about 8 s left in this stage' in text
+    assert 'id="do-pause"' in text and 'about 8 s left in all, without samples, scores and export;' in text
     assert 'there is no run' in shown(asked, '/runs/cat', 404)
+
+
+def test_the_time_left_says_what_it_is_of(asked, tmp_path):
+    hold(write_run(tmp_path / 'dog', 5, super_resolution__steps=40))
+    told = 'about 8 s left in this stage, without samples and scores; how fast the super-resolution stage is nobody'
+    assert told in shown(asked, '/runs/dog')
+    add_metrics(write_run(tmp_path / 'cat', 20, super_resolution__steps=40), [1, 2], 'super_resolution')
+    assert ', the super-resolution stage as fast as in cat;' in shown(asked, '/runs/dog')
 
 
 def test_a_run_that_is_queued_or_failed(asked, served, tmp_path):
@@ -145,6 +154,39 @@ def test_new_run_has_every_setting_once_with_its_docs(asked, served):
     assert '<option selected>dog:sdxl</option>' in text
     assert re.search(r'data-setting="lora.rank" data-type="number"[^>]*value="16"', text)
     assert shown(asked, '/new?config=' + 'x' * 50 + '&photos=..')
+
+
+SUBJECTS = """
+from dreambooth_jax.config import DreamBoothConfig, to_config_dict
+def get_config():
+    config = to_config_dict(DreamBoothConfig())
+    config.data.subjects = (
+        dict(instance_dir='photos/mimi', instance_prompt='a sks cat', class_prompt='a cat'),
+        dict(instance_dir='photos/rex', instance_prompt='a <b>zwx</b> dog', class_prompt='a dog'),
+    )
+    return config
+"""
+
+
+def test_settings_that_no_form_can_show_are_told_and_kept(tmp_path):
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'two.py').write_text(SUBJECTS)
+    served = Desk(tmp_path / 'runs', tmp_path / 'configs')
+    asked = client(served)
+    text = shown(asked, '/new?config=two')
+    assert 'This settings file also has what no form can show.' in text and '<dt>data.subjects</dt>' in text
+    assert 'instance_prompt = &#39;a sks cat&#39;' in text and '&lt;b&gt;zwx' in text
+    assert 'id="unshown"' not in shown(client(desk(tmp_path / 'others')), '/new')
+    checked = served.wanted('two', '', {'base.steps': 7}, None)
+    kept = served.recipes.checked(checked)
+    assert [one.instance_prompt for one in kept.subjects()] == ['a sks cat', 'a <b>zwx</b> dog']
+    served.photos.create('rex')
+    with pytest.raises(ConfigError, match='data.subjects names the subjects'):
+        served.wanted('two', '', {}, 'rex')
+    folder = write_run(tmp_path / 'runs' / 'dog', 5)
+    (folder / 'config.json').write_text(json.dumps(to_dict(kept)))
+    assert '<dt>data.subjects</dt>' in shown(asked, '/runs/dog') and 'photos/mimi' in shown(asked, '/runs/dog')
+    assert asked.get('/api/runs/dog/settings').json()['data.subjects'][0]['class_prompt'] == 'a cat'
 
 
 def test_every_field_holds_its_value_as_the_script_reads_it():
