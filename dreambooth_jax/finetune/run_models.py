@@ -67,9 +67,11 @@ class RunModels:
         Raises:
           ConfigError, CheckpointError, WeightsError: if it is not there or cannot be read.
         """
+        found = self._kept.pop(name, None)
         for kept in self._kept.values():
             kept.cascade.release()
-        found = self._kept.pop(name, None) or self._read(name)
+        if found is None:
+            found = self._read(name)
         sizes = {kept: _bytes(model.cascade) for kept, model in self._kept.items()}
         while sizes and sum(sizes.values()) + _bytes(found.cascade) > self._most:
             oldest = next(iter(sizes))

@@ -18,7 +18,6 @@ import dataclasses
 import json
 import re
 import shutil
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -179,7 +178,6 @@ class RequestQueue:
 
     def __init__(self, run: Path):
         self.folder = run / FOLDER
-        self._making = threading.Lock()
 
     def add(self, request: Request) -> Asked:
         """Adds a request at the end.
@@ -187,11 +185,14 @@ class RequestQueue:
         Raises:
           OSError: if the disk does not take it.
         """
-        with self._making:
+        self.folder.mkdir(exist_ok=True)
+        while True:
             taken = [int(path.name) for path in self.folder.glob('[0-9]*') if _NUMBER.fullmatch(path.name)]
             number = max(taken, default=0) + 1
             folder = self.folder / f'{number:06d}'
-            folder.mkdir(parents=True)
+            with contextlib.suppress(FileExistsError):  # somebody else adds one at this moment
+                folder.mkdir()
+                break
         content = {'asked': time.time(), **dataclasses.asdict(request)}
         with disk.writing(folder / _REQUEST) as new:
             new.write_text(json.dumps(content, indent=1) + '\n', 'utf-8')

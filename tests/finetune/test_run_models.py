@@ -71,5 +71,6 @@ def test_checkpoints_and_the_base_model_share_what_is_compiled_and_one_is_on_the
     models = RunModels(run)
     one = models.get('1').cascade
     one._on_device['part'] = object()
+    assert models.get('1').cascade._on_device  # it stays there from request to request
     base = models.get('base_model').cascade
     assert base.programs is one.programs and not one._on_device

@@ -1,5 +1,6 @@
 """Requests for images on disk: what is refused, their order, and what is left by whoever is killed."""
 
+import concurrent.futures
 import dataclasses
 import json
 import subprocess
@@ -79,6 +80,13 @@ def test_requests_are_taken_in_their_order_and_once_more_if_they_were_left(queue
     assert queue.take().number == 2
     assert [one.status.state for one in queue.all()] == [DONE, RUNNING]
     assert [one.number for one in queue.open()] == [2] and queue.find(3) is None
+
+
+def test_requests_that_are_added_at_once_all_have_a_number(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        added = list(threads.map(lambda seed: RequestQueue(tmp_path).add(request(seed=seed)), range(50)))
+    assert sorted(one.number for one in added) == list(range(1, 51))
+    assert sorted(one.request.seed for one in RequestQueue(tmp_path).all()) == list(range(50))
 
 
 def test_a_cancelled_request_is_not_taken(queue):

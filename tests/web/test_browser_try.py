@@ -111,6 +111,8 @@ def test_from_prompts_to_images_of_two_models(runs, serve, tmp_path):
         )  # fmt: skip
 
         # The process that generates is killed: another one goes on.
+        page.fill('#try-num_images', '16')
+        page.fill('#try-steps', '60')  # so that it takes a while
         page.click('#do-generate')
         page.until(f'{LOADED.format(2)} > 0', 600)
         (process,) = processes(runs)

@@ -151,7 +151,10 @@ const listed = document.querySelector('[data-refresh]');
 if (listed) {
   setInterval(() => {
     if (document.hidden) return;
-    update().then(() => { document.body.dataset.server = 'here'; }, () => {
+    update().then(() => {
+      if (document.body.dataset.server === 'away') document.querySelector('#told').hidden = true;
+      document.body.dataset.server = 'here';
+    }, () => {
       document.body.dataset.server = 'away';
       tell('The server does not answer; what runs goes on without it. This page asks again and again.');
     });
