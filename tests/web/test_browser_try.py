@@ -158,7 +158,7 @@ def test_from_prompts_to_images_of_two_models(runs, serve, tmp_path):
         for _ in range(10):
             page.press('Tab')
             seen.append(page.run('document.activeElement.value || document.activeElement.id'))
-        assert {'20', '10', 'base_model', '16', '7', 'do-generate'} <= set(seen)
+        assert {'20', '10', 'base_model', '16', '60', 'do-generate'} <= set(seen)
         told = [one for one in page.complaints if 'ERR_CONNECTION_REFUSED' not in one and 'ERR_INCOMPLETE' not in one]
         assert [one for one in told if 'status of 422' not in one] == []
 
