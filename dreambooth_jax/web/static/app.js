@@ -152,7 +152,12 @@ if (listed) {
   setInterval(() => {
     if (document.hidden) return;
     update().then(() => {
-      if (document.body.dataset.server === 'away') document.querySelector('#told').hidden = true;
+      if (document.body.dataset.server === 'away') {
+        document.querySelector('#told').hidden = true;
+        // Images that the server was sending when it ended are asked for again.
+        const broken = [...document.images].filter(one => one.getAttribute('src') && one.complete && !one.naturalWidth);
+        for (const one of broken) one.src = one.getAttribute('src');
+      }
       document.body.dataset.server = 'here';
     }, () => {
       document.body.dataset.server = 'away';
