@@ -7,6 +7,9 @@ photos = client.upload(Path('photos/rex').iterdir())
 client.start('rex', photos=photos, preset='sdxl', settings={'base.steps': 500})
 for name, values in client.events('rex'):
     print(name, values)
+for asked in client.generate('rex', ['a sks dog on the beach'], models=['best', 'base_model']):
+    print(asked['state'], asked['doing'], asked['done'])
+client.download(asked['grid'], 'grid.png')
 """
 
 import contextlib
@@ -21,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 _ENDED = ('finished', 'failed', 'stopped')
+_ANSWERED = ('done', 'failed', 'cancelled')
+_AWAY = (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException)
 
 
 class ServerError(Exception):
@@ -101,7 +106,7 @@ class Client:
         """
         while True:
             with (
-                contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException),
+                contextlib.suppress(*_AWAY),
                 self._open('GET', f'/api/runs/{run}/events?after={after}') as answer,
             ):
                 for name, data, number in _events(answer):
@@ -111,8 +116,30 @@ class Client:
                         return
             time.sleep(1)
 
+    def generate(self, run: str, prompts: Iterable[str], **fields: Any) -> Iterator[dict[str, Any]]:
+        """Asks for images of a run's models, and yields the request as it changes until it is answered.
+
+        The last one has the addresses of its images and its sheet, for `download`. It goes on if the server is away.
+
+        Args:
+          prompts: what to generate.
+          **fields: further fields of the request, such as models=['best', 'base_model'], num_images=4 or seed=1.
+
+        Raises:
+          ServerError: if the server refuses.
+        """
+        asked = self.ask('POST', f'/api/runs/{run}/generate', {'prompts': list(prompts), **fields})
+        yield asked
+        while asked['state'] not in _ANSWERED:
+            time.sleep(0.5)
+            before = asked
+            with contextlib.suppress(*_AWAY):
+                asked = self.ask('GET', f'/api/runs/{run}/generate/{asked["number"]}')
+            if asked != before:
+                yield asked
+
     def download(self, url: str, path: str | Path) -> None:
-        """Writes what lies at a `url` of /api/runs/{run}/exports to a file.
+        """Writes what lies at an address of the API, such as a `url` of /api/runs/{run}/exports, to a file.
 
         Raises:
           ServerError: if the server refuses.

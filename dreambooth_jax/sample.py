@@ -7,7 +7,6 @@ stages, the base stage's images are in out/base/. The same prompt and seed give 
 generated. Every file says that a model generated it and, unless told otherwise, from what; it can be signed (C2PA).
 """
 
-import dataclasses
 import typing
 from pathlib import Path
 
@@ -84,7 +83,6 @@ def main(argv) -> None:
     from dreambooth_jax.generation.adapters import with_lora
     from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
     from dreambooth_jax.generation.new_words import with_embedding
-    from dreambooth_jax.generation.options import SamplingOptions
     from dreambooth_jax.generation.origin import Origin
     from dreambooth_jax.generation.run_settings import settings_of
     from dreambooth_jax.system import cpu_devices
@@ -120,11 +118,7 @@ def main(argv) -> None:
         size=run.size if _RESOLUTION.value is None else _RESOLUTION.value,
         clip_skip=run.clip_skip,
     )
-    usual = {} if run.has_samples else cascade.base.family.usual_sampling(cascade.base)
-    options = dataclasses.replace(
-        SamplingOptions.of_samples(dataclasses.replace(run.samples, **usual), run.super_resolution),
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    options = run.options(cascade, {name: value for name, value in given.items() if value is not None})
     origin = Origin.of(cascade, options, _METADATA.value or run.samples.metadata)  # before files are merged
     for path, scale in zip(_LORA.value, scales, strict=True):
         cascade = with_lora(cascade, path, scale)

@@ -56,7 +56,7 @@ def main(argv) -> None:
                 timeout_graceful_shutdown=3,
             )
         )
-        desk.queue.watch()
+        desk.watch()
         threading.Thread(target=desk.all, daemon=True).start()  # so that the first page finds all runs read
         print(f'open http://{_ADDRESS}:{port}/?token={token}')
         server.run(sockets=[listening])

@@ -43,13 +43,34 @@ def described(cls: type[Config]) -> tuple[Described, ...]:
     return tuple(_of(cls(), ''))
 
 
+@functools.cache
+def unshown(cls: type[Config]) -> tuple[str, ...]:
+    """Returns the dotted names of the settings that no form can hold, which `described` leaves out."""
+    return tuple(_unshown(cls(), ''))
+
+
+def _unshown(settings: Config, prefix: str) -> list[str]:
+    found = []
+    for name, field in schema._fields(type(settings)).items():
+        value = getattr(settings, name)
+        if isinstance(value, Config):
+            found += _unshown(value, f'{prefix}{name}.')
+        elif _is_unshown(field):
+            found.append(prefix + name)
+    return found
+
+
+def _is_unshown(field: schema._Field) -> bool:
+    return schema._holds_groups(field) or field.kind is dict
+
+
 def _of(settings: Config, prefix: str) -> list[Described]:
     docs, found = _docs(type(settings)), []
     for name, field in schema._fields(type(settings)).items():
         value = getattr(settings, name)
         if isinstance(value, Config):
             found += _of(value, f'{prefix}{name}.')
-        elif not schema._holds_groups(field) and field.kind is not dict:
+        elif not _is_unshown(field):
             is_listed = typing.get_origin(field.kind) is typing.Literal
             choices = (*([None] if field.optional else []), *typing.get_args(field.kind)) if is_listed else ()
             kind = schema._describe(field.kind) + (' or None' if field.optional else '')

@@ -1,10 +1,11 @@
 """The sampling settings that belong to a model: those of a run's folder, or of the built-in model."""
 
+import dataclasses
 import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreambooth_jax.config import (
     STORYBOOK,
@@ -17,6 +18,10 @@ from dreambooth_jax.config import (
     resolve,
     with_new_names,
 )
+from dreambooth_jax.generation.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from dreambooth_jax.generation.cascade import Cascade
 
 
 class RunSettings(typing.NamedTuple):
@@ -37,6 +42,17 @@ class RunSettings(typing.NamedTuple):
     clip_skip: int
     cpu_devices: int | None
     has_samples: bool
+
+    def options(self, cascade: 'Cascade', given: Mapping[str, Any]) -> SamplingOptions:
+        """Returns how images are sampled.
+
+        Args:
+          cascade: the model, whose makers' way is taken where nothing else says one.
+          given: name -> value of the options that somebody has given, which count before the settings.
+        """
+        usual = {} if self.has_samples else cascade.base.family.usual_sampling(cascade.base)
+        options = SamplingOptions.of_samples(dataclasses.replace(self.samples, **usual), self.super_resolution)
+        return dataclasses.replace(options, **given)
 
 
 def settings_of(model: str) -> RunSettings:

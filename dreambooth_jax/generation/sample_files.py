@@ -37,18 +37,44 @@ def write(
       OSError: if the disk does not take a file.
     """
     final, count = images.final, len(images.final) // len(prompts)
-    folders = {folder: final}
-    if images.super_resolution is not None:
-        folders[folder / BASE] = images.base
-    for where, of_stage in folders.items():
-        where.mkdir(parents=True, exist_ok=True)
-        for index, pixels in enumerate(of_stage):
-            prompt, number = divmod(index, count)
-            facts = origin.facts(prompts[prompt], number, last=of_stage is final)
-            _write(pixels, where / f'{prompt:03d}_{number:02d}.png', facts, sign)
+    places = [(prompt, number) for prompt in range(len(prompts)) for number in range(count)]
+    write_images(images, places, prompts, folder, origin, sign)
     side = min(max(final.shape[1], _SMALLEST), _LARGEST)
     sheet = grids.contact_sheet(final.reshape(len(prompts), count, *final.shape[1:]), prompts, side=side)
     _write(sheet, folder / 'grid.png', origin.facts('\n'.join(prompts)), sign)
+
+
+def write_images(
+    images: Images,
+    places: Sequence[tuple[int, int]],
+    prompts: Sequence[str],
+    folder: Path,
+    origin: Origin,
+    sign: Callable[[Path], None] | None = None,
+    step: int | None = None,
+) -> None:
+    """Writes some images of N prompts without the sheet, such as a batch of Cascade.stream; errors are those of write.
+
+    Args:
+      images: the images.
+      places: number of the prompt and number of the image of each.
+      prompts, folder, origin, sign: as of write.
+      step: the step of the training that the model is at; None: it is not said.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = [(folder, images.final)]
+    if images.super_resolution is not None:
+        (folder / BASE).mkdir(exist_ok=True)
+        stages.insert(0, (folder / BASE, images.base))  # so that where the last stage's is, the base stage's is too
+    for where, of_stage in stages:
+        for (prompt, number), pixels in zip(places, of_stage, strict=True):
+            facts = origin.facts(prompts[prompt], number, last=where == folder, step=step)
+            _write(pixels, where / image_name(prompt, number), facts, sign)
+
+
+def image_name(prompt: int, number: int) -> str:
+    """Returns the name of the file of an image, by the numbers of its prompt and of itself."""
+    return f'{prompt:03d}_{number:02d}.png'
 
 
 def _write(image, path: Path, facts: provenance.Facts | None, sign: Callable[[Path], None] | None) -> None:

@@ -8,10 +8,12 @@ processes that train, and nothing else imports this.
 runs.py            what a run's folder says
 numbers.py         metrics.jsonl, of which only what is new is read
 jobs.py            the queue of processes
+generations.py     images that are asked for, and the processes that generate them
 commands.py        settings -> a command line
 photos.py          uploaded photos
 guard.py           who may ask
 api.py, events.py  the API
+generate_api.py    its part about images, with image_metadata.py, what their files say
 pages.py           the pages
 archive.py         folders as one download
 """

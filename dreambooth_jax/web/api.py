@@ -14,10 +14,12 @@ from dreambooth_jax.config import ConfigError, DreamBoothConfig, ExportFormat
 from dreambooth_jax.config.described import described
 from dreambooth_jax.web import archive, commands, jobs
 from dreambooth_jax.web.events import stream
+from dreambooth_jax.web.generate_api import add_routes
 from dreambooth_jax.web.numbers import STAGES, Key
 from dreambooth_jax.web.photos import Photo, PhotoError
 from dreambooth_jax.web.plans import Plans
-from dreambooth_jax.web.state import Desk, Refused, View, files_below, shown
+from dreambooth_jax.web.refused import Refused
+from dreambooth_jax.web.state import Desk, View, files_below, shown
 
 Stage = Literal['base', 'super_resolution']
 
@@ -170,6 +172,8 @@ def router(desk: Desk, stopped) -> APIRouter:
         filename = f'{run}-{name}' if name == 'model.zip' else name
         told = {'content-disposition': f'attachment; filename="{filename}"'}
         return StreamingResponse(archive.pieces(dict(_files(path))), media_type='application/zip', headers=told)
+
+    add_routes(api, desk)
 
     @api.post('/runs/{run}/{action}')
     def ask(run: str, action: Literal['pause', 'resume', 'sample', 'save', 'stop', 'start']) -> View:

@@ -13,7 +13,8 @@ from dreambooth_jax.config import ConfigError
 from dreambooth_jax.system import disk
 from dreambooth_jax.web import api, guard, pages
 from dreambooth_jax.web.photos import PhotoError
-from dreambooth_jax.web.state import Desk, Refused
+from dreambooth_jax.web.refused import Refused
+from dreambooth_jax.web.state import Desk
 
 
 def application(desk: Desk, token: str, port: int, stopped: Callable[[], bool] = lambda: False) -> guard.Guard:

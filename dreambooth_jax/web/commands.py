@@ -13,8 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dreambooth_jax.config import ConfigError, DreamBoothConfig, PretrainConfig, resolve, to_dict
-from dreambooth_jax.config.described import described
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, PretrainConfig, resolve, to_config_dict, to_dict
+from dreambooth_jax.config.described import described, unshown
 
 OF_RUN = 'dreambooth_jax/config/of_run.py'
 
@@ -111,6 +111,21 @@ class Recipes:
         config = self._begun(Wanted(recipe=recipe, model=model, settings={}))
         return {one.name: _get(config, one.name) for one in described(DreamBoothConfig)}
 
+    def unshown(self, recipe: str, model: str) -> dict[str, Any]:
+        """Returns dotted name -> value of the settings in a settings file that no form can hold, as plain values.
+
+        A run that begins with the file has them too.
+
+        Raises:
+          ConfigError: as `config`.
+        """
+        config, nothing = (
+            self._begun(Wanted(recipe=recipe, model=model, settings={})),
+            to_config_dict(DreamBoothConfig()),
+        )
+        found = {name: (_get(config, name), _get(nothing, name)) for name in unshown(DreamBoothConfig)}
+        return {name: value for name, (value, default) in found.items() if value != default}
+
     def arguments(self, wanted: Wanted, workdir: Path) -> list[str]:
         """Returns the flags of train for what is wanted, which has been checked."""
         file = self._path(wanted.recipe)
@@ -167,13 +182,13 @@ def differing(config: ConfigDict, defaults: Mapping[str, Any]) -> dict[str, Any]
 
 
 def flat(settings: DreamBoothConfig) -> dict[str, Any]:
-    """Returns dotted name -> value of every setting that a form can hold."""
+    """Returns dotted name -> value of every setting, those that no form can hold last."""
     plain, found = to_dict(settings), {}
-    for one in described(DreamBoothConfig):
+    for name in (*(one.name for one in described(DreamBoothConfig)), *unshown(DreamBoothConfig)):
         value: Any = plain
-        for part in one.name.split('.'):
+        for part in name.split('.'):
             value = value[part]
-        found[one.name] = value
+        found[name] = value
     return found
 
 

@@ -17,7 +17,8 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from dreambooth_jax.web.numbers import Key
-from dreambooth_jax.web.state import Desk, Refused
+from dreambooth_jax.web.refused import Refused
+from dreambooth_jax.web.state import Desk
 
 _LOOK_EVERY = 0.5  # seconds
 _ALIVE_EVERY = 15.0  # seconds between signs of life, by which both sides notice a broken connection

@@ -152,12 +152,17 @@ class Queue:
                     continue
                 self._start(job)
 
-    def watch(self) -> threading.Thread:
-        """Looks again and again, in a thread, until `close`."""
+    def watch(self, before: Callable[[], None] = lambda: None) -> threading.Thread:
+        """Looks again and again, in a thread, until `close`.
+
+        Args:
+          before: called before each look.
+        """
 
         def work():
             while not self._ended.wait(_LOOK_EVERY):
                 try:
+                    before()
                     self.look()
                 except Exception:  # a full disk, say: the thread must live, or nothing would ever be started again
                     logging.exception('the queue could not be read or written')

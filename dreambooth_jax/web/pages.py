@@ -7,6 +7,7 @@ import dataclasses
 import importlib.resources
 import json
 import time
+import typing
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from markupsafe import Markup
 
-from dreambooth_jax.config import ConfigError, DreamBoothConfig
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, Sampler
 from dreambooth_jax.config.described import described
+from dreambooth_jax.generation.request_queue import BASE_MODEL, MODEL, MOST_PROMPTS
 from dreambooth_jax.web import commands, jobs
+from dreambooth_jax.web.generations import Generation
 from dreambooth_jax.web.photos import MOST_BYTES, MOST_PHOTOS
 from dreambooth_jax.web.state import DTYPES, FORMATS, Desk
 
@@ -76,9 +79,9 @@ def router(desk: Desk) -> APIRouter:
         choices = [f'{one.name}:{model}' if model else one.name for one in recipes for model in one.models or ('',)]
         chosen = config if config in choices else next(iter(choices), '')
         recipe, _, model = chosen.partition(':')
-        error, values = None, {}
+        error, values, unshown = None, {}, {}
         try:
-            values = desk.recipes.defaults(recipe, model)
+            values, unshown = desk.recipes.defaults(recipe, model), desk.recipes.unshown(recipe, model)
         except ConfigError as wrong:
             error = str(wrong)
         folders = desk.photos.all()
@@ -93,6 +96,7 @@ def router(desk: Desk) -> APIRouter:
             error=error,
             first=[_field(one, values) for name in _FIRST for one in _settings() if one.name == name] if values else [],
             groups=_groups(values) if values else {},
+            unshown={name: _lines(value) for name, value in unshown.items()},
             name=_free_name(desk),
         )
 
@@ -119,7 +123,19 @@ def router(desk: Desk) -> APIRouter:
             settings=commands.flat(desk.runs.settings(run)) if is_begun and view.error is None else {},
             written=commands.written,
             duration=duration,
+            can_try=is_begun and view.error is None,
         )
+
+    @pages.get('/runs/{run}/try')
+    def try_it(run: str, part: str = ''):
+        view, of_it = desk.begun(run), desk.generations
+        shown = {'run': view, 'generations': [_generation(one) for one in of_it.all(run)], 'words': _model_words}
+        if part:
+            return _page('try_list.html', **shown)
+        if view.error is None:
+            shown['defaults'], shown['choices'] = of_it.defaults(run), of_it.choices(run)
+            shown['prompts'] = desk.runs.settings(run).sample_prompts()[:MOST_PROMPTS]
+        return _page('try.html', title=f'Try {run}', here='/', samplers=typing.get_args(Sampler), **shown)
 
     @pages.get('/report.css')
     def style():
@@ -201,6 +217,12 @@ def _field(one, values: dict[str, Any]) -> dict[str, Any]:
     return {**dataclasses.asdict(one), 'type': type_, 'text': text, 'choices': choices, 'optional': optional}
 
 
+def _lines(value: Any) -> list[str]:
+    """Returns a list of groups of settings as lines, what is not set left out."""
+    groups = ({name: one for name, one in dict(group).items() if one not in (None, '', ())} for group in value)
+    return [', '.join(f'{name} = {one!r}' for name, one in group.items()) for group in groups]
+
+
 def _free_name(desk: Desk) -> str:
     there = {path.name for path in desk.folder.iterdir()} | {job.run for job in desk.queue.all()}
     return next(name for n in range(1, 10**6) if (name := f'run-{n}') not in there)
@@ -245,6 +267,22 @@ def _export(desk: Desk, run: str, job: jobs.Job) -> dict[str, Any]:
     message = next(iter(jobs.log_tail(desk.folder / run, 'export', 1)), '') if failed else ''
     state = 'failed' if failed else 'done' if job.state == jobs.ENDED else job.state
     return {'state': state, 'command': jobs.typed(job), 'message': message, 'number': job.number}
+
+
+def _generation(one: Generation) -> dict[str, Any]:
+    """Returns a request as its page shows it."""
+    request = one.request
+    given = {name: request[name] for name in ('negative_prompt', 'batch_size') if request and request[name]}
+    names = ('sampler', 'steps', 'guidance_scale', 'seed')
+    used = {name: value for name in names if (value := one.options.get(name, request.get(name))) is not None}
+    return {
+        **dataclasses.asdict(one),
+        'shown': {name.replace('_', ' '): used_ for name, used_ in (used | given).items()},
+    }
+
+
+def _model_words(name: str) -> str:
+    return {MODEL: 'the trained model', BASE_MODEL: 'the base model'}.get(name, f'checkpoint {name}')
 
 
 def _can_be(format: str, desk: Desk, view) -> bool:

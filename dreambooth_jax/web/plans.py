@@ -5,7 +5,7 @@ import contextlib
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 
-from dreambooth_jax.web.state import Refused
+from dreambooth_jax.web.refused import Refused
 
 _LONGEST = 300.0  # seconds
 _MOST_KEPT = 32

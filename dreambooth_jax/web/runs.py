@@ -4,6 +4,7 @@ A run is a folder with a config.json of train. It is named by the folder's name,
 that no path comes from outside. What is read is kept until the file's time changes.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -45,7 +46,11 @@ class Progress:
       stage: the one that trains, or trained last; None: none has yet.
       step, steps: of that stage.
       share: of all steps of the run, from 0 to 1.
-      seconds_left: of that stage, without samples and scores; None: not known.
+      seconds_left: of the run or of that stage, without samples, scores and export; None: not known.
+      is_of_run: whether that is the time of the whole run; False: of the stage alone, because nobody has measured yet
+        how fast the next one is, or no process works.
+      as_in: the run whose next stage, which has the same settings, was measured instead; None: there is no next stage,
+        or no such run.
       loss: the mean of the last steps; None: there is none.
     """
 
@@ -55,6 +60,8 @@ class Progress:
     share: float
     seconds_left: float | None
     loss: float | None
+    is_of_run: bool = True
+    as_in: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +155,7 @@ class Runs:
             error = str(wrong)
         progress = Progress(stage=None, step=0, steps=0, share=0.0, seconds_left=None, loss=None)
         if settings is not None:
-            progress = self._progress(path, settings)
+            progress = self._progress(path, settings, works is not None)
         paused = works is not None and (path / control.FOLDER / control.PAUSED).exists()
         if works is not None:
             state = 'paused' if paused else 'running'
@@ -188,7 +195,7 @@ class Runs:
         made = sum(1 for file in (path / CLASS_IMAGES).glob('**/*.png') if file.parent.name != 'super_resolution')
         return settings.prior.num_images * len(prompts), made
 
-    def _progress(self, path: Path, settings: DreamBoothConfig) -> Progress:
+    def _progress(self, path: Path, settings: DreamBoothConfig, works: bool) -> Progress:
         wanted = self._wanted(path, settings)
         lines = self._tail(path)
         if not lines:
@@ -196,19 +203,41 @@ class Runs:
             return Progress(stage=None, step=0, steps=steps, share=0.0, seconds_left=None, loss=None)
         last = lines[-1]
         stage, step = last['stage'], last['step']
-        recent = [line for line in lines if line['stage'] == stage][-20:]
-        speeds = [line['images_per_second'] for line in recent if line.get('images_per_second')]
         before = sum(wanted[one] for one in STAGES[: STAGES.index(stage)])
-        left = max(wanted[stage] - step, 0)
-        seconds = left * settings.examples_per_step(stage) / statistics.median(speeds) if speeds else None
+        seconds = self._seconds(path, settings, stage, max(wanted[stage] - step, 0))
+        is_of_run, as_in = True, None
+        for later in STAGES[STAGES.index(stage) + 1 :]:
+            steps = wanted[later] - max(checkpoints(path, later), default=0)
+            if steps > 0 and seconds is not None:
+                other = self._alike(settings, later) if works else None  # all runs are looked at for it
+                is_of_run, as_in = other is not None, other and other.name
+                seconds += self._seconds(other, settings, later, steps) if other else 0
+        recent = [line['loss'] for line in lines if line['stage'] == stage][-20:]
         return Progress(
             stage=stage,
             step=step,
             steps=max(wanted[stage], step),
             share=min((before + step) / max(sum(wanted.values()), 1), 1.0),
             seconds_left=seconds,
-            loss=statistics.fmean(line['loss'] for line in recent),
+            is_of_run=is_of_run,
+            as_in=as_in,
+            loss=statistics.fmean(recent),
         )
+
+    def _seconds(self, measured: Path, settings: DreamBoothConfig, stage: str, steps: int) -> float | None:
+        """Returns how long so many steps of a stage take as they were measured last in a run's folder."""
+        lines = [line for line in self._tail(measured) if line['stage'] == stage][-20:]
+        speeds = [line['images_per_second'] for line in lines if line.get('images_per_second')]
+        return steps * settings.examples_per_step(stage) / statistics.median(speeds) if speeds else None
+
+    def _alike(self, settings: DreamBoothConfig, stage: str) -> Path | None:
+        """Returns the folder of the run, itself included, that trained such a stage last; None if none has."""
+        found = []
+        for other in self.folders().values():
+            with contextlib.suppress(ConfigError):
+                if self._is_of_train(other) and _work(self._settings(other), stage) == _work(settings, stage):
+                    found += [other] if self._seconds(other, settings, stage, 1) else []
+        return max(found, key=lambda one: _time(one / METRICS), default=None)
 
     def _wanted(self, path: Path, settings: DreamBoothConfig) -> dict[str, int]:
         """Returns the number of steps of each stage, extensions included."""
@@ -283,6 +312,15 @@ def working_in(path: Path) -> lock.Holder | None:
     except psutil.Error:
         alive = False
     return holder if alive else None
+
+
+def _work(settings: DreamBoothConfig, stage: str) -> tuple[Any, ...]:
+    """Returns the settings that a step's time depends on."""
+    of_stage = getattr(settings, stage)
+    names = ('batch_size', 'gradient_accumulation_steps', 'train_text_encoder', 'crop')
+    own = tuple(getattr(of_stage, name, None) for name in names)
+    shared = settings.model, settings.super_resolution_model, settings.data.resolution, settings.lora, settings.parallel
+    return *own, *shared, settings.optimizer, settings.is_distilled(stage), settings.examples_per_step(stage)
 
 
 def _caught(path: Path) -> DreamBoothConfig | ConfigError:

@@ -15,8 +15,10 @@ from dreambooth_jax.config import ExportFormat
 from dreambooth_jax.training import control
 from dreambooth_jax.web import commands, jobs, runs
 from dreambooth_jax.web.commands import Recipes, Wanted
+from dreambooth_jax.web.generations import Generations
 from dreambooth_jax.web.jobs import Job, Queue
 from dreambooth_jax.web.photos import Photos
+from dreambooth_jax.web.refused import Refused
 from dreambooth_jax.web.runs import Run, Runs
 
 FOLDER = '.serve'
@@ -24,18 +26,6 @@ EXPORTS = 'exports'
 FORMATS = typing.get_args(ExportFormat)
 DTYPES = ('float32', 'float16', 'bfloat16')
 _BY_SIGNAL = (-15, -2, 143, 130)  # exit codes of a process that was asked to end
-
-
-class Refused(Exception):
-    """Something cannot be done, or is not there; the message is one sentence.
-
-    Attributes:
-      status: the HTTP status that says so.
-    """
-
-    def __init__(self, message: str, status: int = 409):
-        super().__init__(message)
-        self.status = status
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +58,7 @@ class View:
 
 
 class Desk:
-    """The runs, the queue, the photos and the settings files of one server.
+    """The runs, the queue, the photos, the settings files and the requests for images of one server.
 
     Args:
       folder: the folder of the runs.
@@ -81,7 +71,12 @@ class Desk:
         own.mkdir(parents=True, exist_ok=True)
         self.runs, self.photos, self.recipes = Runs(self.folder), Photos(own / 'photos'), Recipes(configs)
         self.queue = Queue(own / 'jobs', lambda run: self.folder / run, self._works_by_hand)
+        self.generations = Generations(self.runs, self.queue, self._works_by_hand, shown)
         self._making = threading.Lock()
+
+    def watch(self) -> threading.Thread:
+        """Starts what is asked for when its turn comes, in a thread, until the queue is closed."""
+        return self.queue.watch(self.generations.tend)
 
     def all(self) -> list[View]:
         """Returns all runs, those that were changed last first, and before them those that are not begun yet."""
@@ -248,7 +243,8 @@ class Desk:
     def _works_by_hand(self) -> str | None:
         """Returns a run in which a process works that the queue did not start; such a one has the devices."""
         for name, path in self.runs.folders().items():
-            if runs.working_in(path) and not any(job.state == jobs.RUNNING for job in self.queue.of(name)):
+            ours = any(job.state == jobs.RUNNING for job in self.jobs_of(name, 'train'))
+            if not ours and runs.working_in(path):
                 return name
         return None
 

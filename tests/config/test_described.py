@@ -4,6 +4,7 @@ import dataclasses
 
 from dreambooth_jax.config import Config, DreamBoothConfig, resolve, setting, to_config_dict
 from dreambooth_jax.config.described import described as describe
+from dreambooth_jax.config.described import unshown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,3 +49,8 @@ def test_every_setting_of_train_has_docs_a_default_and_its_choices():
         if not name.startswith('data.'):
             config.update_from_flattened_dict({name: one.default})
     resolve(DreamBoothConfig, config)
+
+
+def test_what_no_form_can_hold_is_named():
+    names = unshown(DreamBoothConfig)
+    assert names == ('data.subjects',) and not {*names} & {one.name for one in describe(DreamBoothConfig)}

@@ -68,6 +68,29 @@ def test_headings_stand_above_the_row_that_they_start_at():
     assert (heading[:, LABEL_WIDTH + SIDE + GAP :] < 128).any()
 
 
+@pytest.mark.parametrize('side', [24, 32, 64])
+def test_headings_of_narrow_columns_do_not_run_into_each_other(side):
+    blank = np.full((side, side, 3), 255, np.uint8)
+    headings = ('ours, base stage', 'ours, super-resolution', 'ours, super-resolution', 'the base model')
+    sheet = np.asarray(contact_sheet([[blank] * 4], [''], side=side, headings=headings))
+    headed = sheet[: -side - GAP]
+    assert len(headed) > GAP + LINE and (sheet[len(headed) :] == 255).all()
+    for before in (1, 3, 4):  # columns before which a heading ends
+        gap = LABEL_WIDTH + before * (side + GAP) - GAP
+        assert (headed[:, gap : gap + GAP - 1] == 255).all()  # a letter may begin a pixel early
+    lines = [headed[GAP + n * LINE :][:LINE] for n in range((len(headed) - GAP) // LINE)]
+    assert all((line < 128).any() for line in lines)  # none is empty
+
+
+def test_a_word_that_no_column_holds_is_cut():
+    blank = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    sheet = contact_sheet([[blank] * 2], [''], side=SIDE, headings=('incomprehensibilities', 'b'))
+    short = contact_sheet([[blank] * 2], [''], side=SIDE, headings=('a', 'b'))
+    assert sheet.size == short.size  # one line
+    between = slice(LABEL_WIDTH + SIDE, LABEL_WIDTH + SIDE + GAP)
+    assert (np.asarray(sheet)[:, between] == 255).all()
+
+
 def test_every_row_needs_its_label():
     with pytest.raises(ValueError):
         contact_sheet([images(1), images(1)], ['one'])

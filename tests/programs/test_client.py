@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from dreambooth_jax.client import Client, ServerError
+from dreambooth_jax.generation.request_queue import RequestQueue
 from tests.support.served import CONFIGS, Server, add_metrics, hold, image_bytes, write_run
 
 
@@ -64,6 +65,24 @@ def test_downloads(client, server, tmp_path):
     (one,) = client.ask('GET', '/api/runs/done/exports')['downloads']
     client.download(one['url'], tmp_path / 'model.zip')
     assert (tmp_path / 'model.zip').read_bytes()[:2] == b'PK'
+
+
+def test_images_are_asked_for_until_they_are_there(client, server, tmp_path):
+    folder = write_run(server.runs / 'rex', 3)
+    hold(write_run(server.runs / 'trains', 3))  # it has the devices, so that no process is started
+    asked = client.generate('rex', ['a sks dog'], models=['best', 'base_model'], seed=3)
+    first = next(asked)
+    assert (first['number'], first['state'], first['request']['models']) == (1, 'queued', ['3', 'base_model'])
+    requests = RequestQueue(folder)
+    taken = requests.take()
+    (taken.folder / 'grid.png').write_bytes(image_bytes())
+    requests.write(taken, state='done', done=2)
+    *_, last = asked
+    assert (last['state'], last['grid']) == ('done', '/api/runs/rex/generate/1/grid')
+    client.download(last['grid'], tmp_path / 'grid.png')
+    assert (tmp_path / 'grid.png').read_bytes() == image_bytes()
+    with pytest.raises(ServerError, match='num_images must be in'):
+        next(client.generate('rex', ['a dog'], num_images=17))
 
 
 def test_it_needs_nothing_but_itself():

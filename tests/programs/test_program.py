@@ -12,7 +12,7 @@ from dreambooth_jax import program as program_lib
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, to_config_dict
 from dreambooth_jax.generation.cascade import Cascade
 
-PROGRAMS = ('sample', 'generate_prior', 'export', 'find_identifier', 'pretrain', 'train')
+PROGRAMS = ('sample', 'generate', 'generate_prior', 'export', 'find_identifier', 'pretrain', 'train')
 
 
 def test_help_is_printed_with_exit_code_0_and_before_anything_slow_is_imported():

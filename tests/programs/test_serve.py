@@ -24,9 +24,12 @@ served = desk(Path({runs!r}))
 asked = client(served)
 asked.post('/api/photos', json={{'name': 'rex'}})
 asked.post('/api/photos/rex', content=image_bytes())
+asked.post('/api/runs/dog/generate', json={{'prompts': ['a dog']}})
+served.generations.tend()
 asked.post('/api/runs', json={{'name': 'rex', 'photos': 'rex', 'preset': 'sdxl'}})
 for path in ('/', '/new', '/photos', '/photos/rex', '/runs/dog', '/runs/rex', '/api/runs', '/api/runs/dog/metrics',
-             '/api/photos/rex/001.png/crop', '/api/settings', '/api/openapi.json', '/api/runs/dog/exports'):
+             '/api/photos/rex/001.png/crop', '/api/settings', '/api/openapi.json', '/api/runs/dog/exports',
+             '/runs/dog/try', '/api/runs/dog/models', '/api/runs/dog/generate'):
     answer = asked.get(path)
     assert answer.status_code == 200, (path, answer.text)
 import dreambooth_jax.serve, uvicorn

@@ -139,9 +139,10 @@ class Page:
         path.write_bytes(base64.b64decode(answer['data']))
 
     def press(self, key: str) -> None:
-        for kind in ('keyDown', 'keyUp'):
-            code = {'ArrowLeft': 37, 'ArrowRight': 39, 'Tab': 9}[key]
-            self.call('Input.dispatchKeyEvent', type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+        code = {'ArrowLeft': 37, 'ArrowRight': 39, 'Tab': 9, 'Enter': 13, 'Escape': 27}[key]
+        text = {'text': '\r'} if key == 'Enter' else {}
+        for kind, more in (('keyDown', text), ('keyUp', {})):
+            self.call('Input.dispatchKeyEvent', type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
 
     def _read(self) -> dict:
         while b'\0' not in self._rest:

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from dreambooth_jax.web import api, jobs, plans
-from dreambooth_jax.web.state import Refused
+from dreambooth_jax.web.refused import Refused
 from tests.support.served import client, desk, hold, image_bytes, write_run, write_samples
 
 

@@ -172,6 +172,18 @@ def test_the_watching_thread_survives_errors(queue_of, tmp_path, monkeypatch, ca
     assert not thread.is_alive()
 
 
+def test_something_else_is_looked_after_before_each_look(queue_of, tmp_path, monkeypatch):
+    queue, seen = queue_of(), []
+    monkeypatch.setattr(jobs, '_LOOK_EVERY', 0.01)
+    monkeypatch.setattr(queue, 'look', lambda: seen.append('look'))
+    thread = queue.watch(lambda: seen.append('before'))
+    while len(seen) < 4:
+        time.sleep(0.01)
+    queue.close()
+    thread.join(5)
+    assert seen[:4] == ['before', 'look'] * 2
+
+
 def test_a_damaged_file_is_left_out(queue_of, tmp_path, caplog):
     add(queue_of(), tmp_path, 'a')
     (tmp_path / 'jobs' / '000007.json').write_text('{')

@@ -7,9 +7,11 @@ import time
 
 import pytest
 
-from dreambooth_jax.config import DreamBoothConfig
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, to_dict
 from dreambooth_jax.config.described import described
+from dreambooth_jax.generation.request_queue import RequestQueue
 from dreambooth_jax.web import jobs, pages
+from dreambooth_jax.web.state import Desk
 from tests.support.served import add_metrics, client, desk, hold, image_bytes, settings, write_run
 
 EVIL = '<img src=x onerror=alert(1)>"\'&<script>'
@@ -51,8 +53,16 @@ def test_a_run(asked, tmp_path):
     assert '<dt>base.steps</dt><dd>20</dd>' in text
     hold(folder)
     text = shown(asked, '/runs/dog?part=all')
-    assert 'id="do-pause"' in text and 'about 8 s left in this stage' in text
+    assert 'id="do-pause"' in text and 'about 8 s left in all, without samples, scores and export;' in text
     assert 'there is no run' in shown(asked, '/runs/cat', 404)
+
+
+def test_the_time_left_says_what_it_is_of(asked, tmp_path):
+    hold(write_run(tmp_path / 'dog', 5, super_resolution__steps=40))
+    told = 'about 8 s left in this stage, without samples and scores; how fast the super-resolution stage is nobody'
+    assert told in shown(asked, '/runs/dog')
+    add_metrics(write_run(tmp_path / 'cat', 20, super_resolution__steps=40), [1, 2], 'super_resolution')
+    assert ', the super-resolution stage as fast as in cat;' in shown(asked, '/runs/dog')
 
 
 def test_a_run_that_is_queued_or_failed(asked, served, tmp_path):
@@ -65,6 +75,34 @@ def test_a_run_that_is_queued_or_failed(asked, served, tmp_path):
     for page in ('/runs/rex', '/'):
         text = shown(asked, page)
         assert 'class="wrong"' in text and EVIL not in text and '&lt;img src=x' in text
+
+
+def test_try_it(asked, served, tmp_path):
+    folder = write_run(tmp_path / 'dog', 20, samples__prompts=('a sks dog', EVIL), samples__steps=33)
+    assert 'href="/runs/dog/try"' in shown(asked, '/runs/dog')
+    text = shown(asked, '/runs/dog/try')
+    assert 'a sks dog\n&lt;img src=x' in text and 'placeholder="33"' in text and 'Nothing was asked for yet.' in text
+    assert re.findall(r'name="models" value="(\w+)" data-many( checked)?', text) == [
+        ('20', ' checked'), ('base_model', ' checked')
+    ]  # fmt: skip
+    served.generations.add('dog', {'prompts': ['a cat', EVIL], 'models': ['20', 'base_model'], 'num_images': 3})
+    text = shown(asked, '/runs/dog/try')
+    assert '>checkpoint 20</th>' in text and '>the base model</th>' in text and text.count('class="no-image"') == 12
+    assert 'waits for its turn' in text and 'id="cancel-1"' in text and EVIL not in text
+    requests = RequestQueue(folder)
+    taken = requests.take()
+    (taken.folder / '20').mkdir()
+    (taken.folder / '20' / '001_02.png').write_bytes(image_bytes())
+    requests.write(taken, state='failed', message='the disk is full <b>', options={'sampler': 'ddim', 'seed': 5})
+    part = shown(asked, '/runs/dog/try?part=all')
+    assert '<html' not in part and part.strip() in shown(asked, '/runs/dog/try')
+    assert 'src="/api/runs/dog/generate/1/images/20/001_02"' in part and part.count('class="no-image"') == 11
+    assert 'the disk is full &lt;b&gt;' in part and 'sampler ddim, seed 5' in part and 'id="remove-1"' in part
+    (taken.folder / 'request.json').write_text('{')
+    assert 'is damaged' in shown(asked, '/runs/dog/try')
+    (folder / 'config.json').write_text('{"data": 1}')
+    assert 'id="try"' not in shown(asked, '/runs/dog/try') and 'href="/runs/dog/try"' not in shown(asked, '/runs/dog')
+    assert 'there is no run' in shown(asked, '/runs/cat/try', 404)
 
 
 def test_formats_that_cannot_be_are_not_offered(asked, tmp_path):
@@ -118,6 +156,39 @@ def test_new_run_has_every_setting_once_with_its_docs(asked, served):
     assert shown(asked, '/new?config=' + 'x' * 50 + '&photos=..')
 
 
+SUBJECTS = """
+from dreambooth_jax.config import DreamBoothConfig, to_config_dict
+def get_config():
+    config = to_config_dict(DreamBoothConfig())
+    config.data.subjects = (
+        dict(instance_dir='photos/mimi', instance_prompt='a sks cat', class_prompt='a cat'),
+        dict(instance_dir='photos/rex', instance_prompt='a <b>zwx</b> dog', class_prompt='a dog'),
+    )
+    return config
+"""
+
+
+def test_settings_that_no_form_can_show_are_told_and_kept(tmp_path):
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'two.py').write_text(SUBJECTS)
+    served = Desk(tmp_path / 'runs', tmp_path / 'configs')
+    asked = client(served)
+    text = shown(asked, '/new?config=two')
+    assert 'This settings file also has what no form can show.' in text and '<dt>data.subjects</dt>' in text
+    assert 'instance_prompt = &#39;a sks cat&#39;' in text and '&lt;b&gt;zwx' in text
+    assert 'id="unshown"' not in shown(client(desk(tmp_path / 'others')), '/new')
+    checked = served.wanted('two', '', {'base.steps': 7}, None)
+    kept = served.recipes.checked(checked)
+    assert [one.instance_prompt for one in kept.subjects()] == ['a sks cat', 'a <b>zwx</b> dog']
+    served.photos.create('rex')
+    with pytest.raises(ConfigError, match='data.subjects names the subjects'):
+        served.wanted('two', '', {}, 'rex')
+    folder = write_run(tmp_path / 'runs' / 'dog', 5)
+    (folder / 'config.json').write_text(json.dumps(to_dict(kept)))
+    assert '<dt>data.subjects</dt>' in shown(asked, '/runs/dog') and 'photos/mimi' in shown(asked, '/runs/dog')
+    assert asked.get('/api/runs/dog/settings').json()['data.subjects'][0]['class_prompt'] == 'a cat'
+
+
 def test_every_field_holds_its_value_as_the_script_reads_it():
     values = dict.fromkeys((one.name for one in described(DreamBoothConfig)), None)
     for one in described(DreamBoothConfig):
@@ -137,7 +208,7 @@ def test_every_field_holds_its_value_as_the_script_reads_it():
 
 def test_pages_ask_nothing_of_others_and_hold_no_script(asked, tmp_path):
     write_run(tmp_path / 'dog', 5)
-    for page in ('/', '/photos', '/new', '/runs/dog', '/nothing'):
+    for page in ('/', '/photos', '/new', '/runs/dog', '/runs/dog/try', '/nothing'):
         text = asked.get(page).text
         assert re.findall(r'<script[^>]*>', text) == ['<script src="/static/app.js" defer>']
         assert not re.search(r'\b(style|on\w+)="', text) and not re.search(r'(src|href|action)="(https?:|//)', text)
@@ -152,7 +223,7 @@ def test_every_field_has_a_label(asked, served, tmp_path):
     served.photos.create('rex')
     served.photos.add('rex', image_bytes(), 'x')
     write_run(tmp_path / 'dog', 20, finished=True)
-    for page in ('/new', '/photos', '/photos/rex', '/runs/dog'):
+    for page in ('/new', '/photos', '/photos/rex', '/runs/dog', '/runs/dog/try'):
         text = shown(asked, page)
         labels = set(re.findall(r'<label for="([^"]+)"', text)) | set(re.findall(r'<label[^>]*for="([^"]+)"', text))
         inside = re.findall(r'<label(?![^>]*for=)[^>]*>.*?</label>', text, re.DOTALL)

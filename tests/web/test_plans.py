@@ -7,7 +7,7 @@ import pytest
 
 from dreambooth_jax.web import plans
 from dreambooth_jax.web.plans import Plans
-from dreambooth_jax.web.state import Refused
+from dreambooth_jax.web.refused import Refused
 
 
 @pytest.fixture

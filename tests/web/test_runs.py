@@ -52,6 +52,32 @@ def test_a_run_that_trains(tmp_path):
     assert found.progress.loss == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 5)
 
 
+def test_the_time_of_the_whole_run_needs_a_measured_next_stage(tmp_path):
+    def left(**changed):
+        write_run(tmp_path / 'dog', super_resolution__steps=40, **changed)
+        return state(tmp_path).progress
+
+    hold(write_run(tmp_path / 'dog', 5, super_resolution__steps=40))
+    found = left()
+    assert (found.seconds_left, found.is_of_run, found.as_in) == (7.5, False, None)
+    other = write_run(tmp_path / 'cat', 20, super_resolution__steps=9)
+    add_metrics(other, [1, 2], 'super_resolution')  # 4 images a second as well; another number of steps does not matter
+    found = left()
+    assert (found.seconds_left, found.is_of_run, found.as_in) == (7.5 + 40 / 4, True, 'cat')
+    assert not left(super_resolution__batch_size=2).is_of_run  # there a step takes another time
+    assert not left(lora__rank=4).is_of_run
+    (tmp_path / 'dog' / 'super_resolution' / 'checkpoints' / '40').mkdir(parents=True)  # trained before, and it stays
+    assert (left().seconds_left, left().is_of_run) == (7.5, True)
+
+
+def test_the_time_in_the_last_stage_is_that_of_the_run(tmp_path):
+    folder = write_run(tmp_path / 'dog', 20, super_resolution__steps=40)
+    hold(folder)
+    add_metrics(folder, range(1, 11), 'super_resolution')
+    found = state(tmp_path).progress
+    assert (found.stage, found.seconds_left, found.is_of_run, found.as_in) == ('super_resolution', 7.5, True, None)
+
+
 def test_a_run_that_waits(tmp_path):
     folder = write_run(tmp_path / 'dog', 5)
     hold(folder)

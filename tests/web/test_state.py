@@ -8,7 +8,7 @@ import pytest
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.web import jobs
 from dreambooth_jax.web.photos import PhotoError
-from dreambooth_jax.web.state import Refused
+from dreambooth_jax.web.refused import Refused
 from tests.support.served import desk, hold, image_bytes, write_run
 
 
