@@ -331,7 +331,8 @@ class _Planner:
 
     def _before(self, stage: str, component: str) -> tuple[Any, int]:
         """A network of the model before training, placed for generation."""
-        shapes = self.placement.placed_shapes(self.cascade.weight_shapes(stage, component))
+        whole = component == getattr(self.cascade, stage).space.decoder  # as Cascade places it
+        shapes = self.placement.placed_shapes(self.cascade.weight_shapes(stage, component), whole=whole)
         return shapes, device_bytes(shapes)
 
     def _trained(self, name: str, planned: PlannedStage, stage: str, component: str) -> tuple[Any, int]:

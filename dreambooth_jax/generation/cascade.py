@@ -439,7 +439,8 @@ class Cascade:
         if component not in pipeline.family.tokenizers:  # prompts are encoded in float32
             host = {name: value for name, value in params.items() if not isinstance(value, jax.Array)}
             params = {**params, **functional.cast_kernels(host, dtype)}
-        return self._devices.place(params)
+        # A decoder is small beside what it computes, and sharded weights would spread that over devices in odd ways.
+        return self._devices.place(params, whole=component == pipeline.space.decoder)
 
 
 def compute_dtype(dtype: Any = 'auto'):

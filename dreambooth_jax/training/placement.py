@@ -26,10 +26,13 @@ class Placement(Protocol):
 
     devices: int
 
-    def place(self, tree: Any) -> Any:
+    def place(self, tree: Any, *, whole: bool = False) -> Any:
         """Returns arrays in the layout that they keep; those that are on devices already are returned as they are.
 
         Every array is sent to where it belongs, without a whole copy of the tree on any device.
+
+        Args:
+          whole: whether every device gets all of every array.
         """
 
     def split(self, tree: Any) -> Any:
@@ -65,7 +68,7 @@ class Placement(Protocol):
           state, frozen, key, batch: whole arrays or their shapes, without layouts.
         """
 
-    def placed_shapes(self, tree: Any) -> Any:
+    def placed_shapes(self, tree: Any, *, whole: bool = False) -> Any:
         """Returns shapes, dtypes and layouts of what `place` returns for arrays or shapes."""
 
     def split_shapes(self, tree: Any) -> Any:
@@ -83,12 +86,13 @@ class _OnMesh:
 
     devices: int
     _mesh: Mesh
+    _replicated: NamedSharding
 
-    def place(self, tree):
+    def place(self, tree, *, whole=False):
         def one(x):
             if isinstance(x, jax.Array) and x.sharding.device_set == set(self._mesh.devices.flat):
                 return x
-            layout = self.shardings(jax.ShapeDtypeStruct(np.shape(x), x.dtype))
+            layout = self._replicated if whole else self.shardings(jax.ShapeDtypeStruct(np.shape(x), x.dtype))
             if layout.is_fully_addressable:
                 return jax.device_put(x, layout)
             x = np.asarray(x)
@@ -114,7 +118,9 @@ class _OnMesh:
 
         return jax.tree.map(one, tree)
 
-    def placed_shapes(self, tree):
+    def placed_shapes(self, tree, *, whole=False):
+        if whole:
+            return jax.tree.map(lambda x: _shape(x, self._replicated), tree)
         return jax.tree.map(_shape, tree, self.shardings(tree))
 
     def split_shapes(self, tree):

@@ -143,6 +143,14 @@ def test_weights_are_placed_as_the_state_is_and_only_once(placement):
 
 
 @pytest.mark.parametrize('placement', toy.PLACEMENTS)
+def test_what_is_placed_whole_is_on_every_device(placement):
+    placement, params = toy.placed(placement), {'kernel': np.arange(1024, dtype=np.float32).reshape(8, 128)}
+    kernel = placement.place(params, whole=True)['kernel']
+    assert [shard.data.shape for shard in kernel.addressable_shards] == [(8, 128)] * placement.devices
+    assert placement.placed_shapes(params, whole=True)['kernel'].sharding == kernel.sharding
+
+
+@pytest.mark.parametrize('placement', toy.PLACEMENTS)
 def test_examples_are_split_over_the_devices_and_gathered_whole(placement):
     placement = toy.placed(placement)
     keys = jax.random.split(jax.random.key(3), 8)
