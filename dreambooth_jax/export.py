@@ -47,7 +47,7 @@ def main(argv) -> None:
 
     trained = read_trained(Path(_WORKDIR.value), _STEP.value)
     written = formats.write(trained, _FORMAT.value, Path(_OUTPUT.value), dtype=_DTYPE.value)
-    print('\n'.join([*trained.origins, *written]))
+    print('\n'.join([*trained.origins, *written.values()]))
 
 
 if __name__ == '__main__':
