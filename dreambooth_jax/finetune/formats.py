@@ -72,7 +72,7 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
     """
     if format == 'diffusers':
         cascade = trained.cascade
-        card = model_card.text(_export(trained, format))
+        card = model_card.text(export_of(trained, format, output))
         options = {'super_resolution': cascade.super_resolution, 'dtype': dtype, 'card': card}
         with _alone_beside(output):
             folders.write_pipeline(cascade.base, output, **options)
@@ -106,7 +106,7 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
                 f'{learned} holds the new word {word}, read back and equal; ComfyUI calls it '
                 f'embedding:{learned.stem}, AUTOMATIC1111 {learned.stem}'
             )
-        card = model_card.write_beside(_export(trained, format, output), output)
+        card = model_card.write_beside(export_of(trained, format, output), output)
     return {**lines, card: f'{card} is its model card'}
 
 
@@ -118,14 +118,15 @@ def _alone_beside(output: Path) -> Iterator[None]:
         yield
 
 
-def _export(trained: Trained, format: str, output: Path | None = None) -> Export:
+def export_of(trained: Trained, format: str, output: Path | None = None) -> Export:
+    """Returns what the model card of an export is about; arguments as for `write`, None: the file has no name yet."""
     return Export(
         config=trained.config,
         cascade=trained.cascade,
         workdir=trained.workdir,
         weights=trained.origins,
         form=format,
-        file=output and output.name,
+        file=None if output is None or format == 'diffusers' else output.name,
     )
 
 
@@ -242,7 +243,7 @@ def _layout(pipeline: Pipeline) -> OriginalLayout | None:
 
 def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
     """Returns the metadata that is written into a file (modelspec.py)."""
-    pipeline, config, export = getattr(trained.cascade, stage), trained.config, _export(trained, format)
+    pipeline, config, export = getattr(trained.cascade, stage), trained.config, export_of(trained, format)
     predicts = pipeline.family.process(pipeline).prediction_type
     layout = _layout(pipeline)
     architecture = pipeline.family.architecture if layout is None else layout.architecture(predicts)
