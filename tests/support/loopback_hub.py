@@ -28,7 +28,7 @@ class Repository:
 
     @property
     def sha(self):
-        return hashlib.sha1(repr(self.commits).encode()).hexdigest()
+        return hashlib.sha1(repr((self.commits, self.files)).encode()).hexdigest()
 
     @property
     def head(self):
@@ -206,7 +206,7 @@ def running() -> Iterator[tuple[Hub, str]]:
     hub = Hub()
     server = ThreadingHTTPServer(('127.0.0.1', 0), _handler(hub, lambda: address))
     address = f'http://127.0.0.1:{server.server_port}'
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.02})
     thread.start()
     try:
         yield hub, address
