@@ -1,7 +1,7 @@
 """Uploads files to the Hugging Face hub, by its own library, which is imported when something is uploaded, not before.
 
-The token is the one that the library finds: HF_TOKEN, what `hf auth login` has kept, or Colab's secret of that name. It
-is handed on to the library alone, and no message shows it.
+The token is the one that the library finds: HF_TOKEN, or what `hf auth login` has kept. Nothing here keeps it, and no
+message shows it.
 
 All files go into one commit, so that a repository has all of them or none. The hub keeps what an upload that broke off
 has sent of large files (whole files, or pieces of them where hf_xet is installed), and the next one sends the rest.
