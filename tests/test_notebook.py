@@ -149,7 +149,7 @@ def test_it_runs_from_photos_to_the_hub_on_storybook(notebook, tmp_path, monkeyp
         values = {'SOURCE': str(ROOT), 'SETTINGS': SHORT, 'RUN': 'run', 'SHARE_AS': 'ana/rex'}
         ready = notebooks.with_parameters(notebook, **values)
         nbclient.NotebookClient(
-            ready, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}
+            ready, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}
         ).execute()
     said = {cell.id: ''.join(output.get('text', '') for output in cell.outputs) for cell in notebooks.code(ready)}
     assert 'the model is storybook' in said['accelerator']

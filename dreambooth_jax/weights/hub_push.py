@@ -59,7 +59,7 @@ def look(name: str) -> Repository:
         )
     api = huggingface_hub.HfApi()
     with _explained(name):
-        access = api.whoami().get('auth', {}).get('accessToken', {})
+        access = (api.whoami().get('auth') or {}).get('accessToken') or {}
         if access.get('role') == 'read':
             raise WeightsError(
                 f'the token of the Hugging Face hub that is here may only read, so nothing can be uploaded to {name}; '
