@@ -68,6 +68,9 @@ setup(
             'accelerate',
             'diffusers==0.42.1',
             'httpx',  # with which Starlette's test client asks
+            'ipykernel',  # with nbclient, runs the notebook
+            'nbclient',
+            'nbformat',
             'peft',
             'pytest',
             'pytest-xdist',

@@ -18,12 +18,13 @@ import dataclasses
 import json
 import os
 import re
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 from xml.sax.saxutils import escape
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 VERSION = '0.1.0'  # that of setup.py; it is known without installing the package
 PROGRAM = 'dreambooth-jax'
@@ -36,10 +37,11 @@ FULL, MARK = METADATA = ('full', 'mark')  # how much files say; config.SamplesCo
 
 XMP_KEYWORD = 'XML:com.adobe.xmp'  # of the PNG chunk
 PARAMETERS = 'parameters'
+_IPTC = 'http://iptc.org/std/Iptc4xmpExt/2008-02-29/'
 _PACKET = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">{}'
+    f'<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="{_IPTC}">{{}}'
     '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 )
 # What neither XML 1.0 nor the text chunks of PNG can hold.
@@ -170,6 +172,35 @@ def parameters(facts: Facts, size: tuple[int, int]) -> str:
     }
     told = ', '.join(f'{name}: {_quoted(str(value))}' for name, value in values.items() if value not in (None, ''))
     return _IMPOSSIBLE.sub('\ufffd', f'{facts.prompt}\nNegative prompt: {facts.negative_prompt}\n{told}')
+
+
+class Said(NamedTuple):
+    """What an image file says of itself.
+
+    Attributes:
+      source: its digital source type; None: it names none.
+      prompt: the prompt in the text `parameters`; None: it has no such text.
+    """
+
+    source: str | None
+    prompt: str | None
+
+
+def read(path: str | os.PathLike) -> Said:
+    """Reads what a PNG file of this module says of itself.
+
+    Raises:
+      ValueError: if it is no PNG file that can be read.
+    """
+    try:
+        with Image.open(path, formats=['PNG']) as image:
+            texts = dict(image.text)
+        packet = texts.get(XMP_KEYWORD)
+        found = None if packet is None else ElementTree.fromstring(packet).find(f'.//{{{_IPTC}}}DigitalSourceType')
+    except (UnidentifiedImageError, SyntaxError) as error:  # Pillow's and XML's are of the second kind
+        raise ValueError(f'{path} is no PNG file that can be read ({error})') from None
+    told = texts.get(PARAMETERS)
+    return Said(None if found is None else found.text, told and told.partition('\nNegative prompt:')[0])
 
 
 def _hashes(added: Sequence[AddedFile]) -> str:

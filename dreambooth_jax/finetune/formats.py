@@ -12,9 +12,10 @@ original length. A folder has a model card, README.md; beside a file x.safetenso
 most of it.
 """
 
+import contextlib
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dreambooth_jax.finetune.model_card import Export
 from dreambooth_jax.finetune.trained import Trained
 from dreambooth_jax.generation.cascade import BASE, STAGES, Cascade
 from dreambooth_jax.models.lora import B
+from dreambooth_jax.system import disk, lock
 from dreambooth_jax.text.prompts import identifier_and_class
 from dreambooth_jax.weights import (
     files,
@@ -47,10 +49,13 @@ from dreambooth_jax.weights.pipeline import Pipeline, network_tensors
 from dreambooth_jax.weights.textual_inversion import file_name
 
 SINGLE_FILE = 'single_file'
+LOCK = '.export.lock'
 
 
-def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32') -> list[str]:
+def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32') -> dict[Path, str]:
     """Writes what a run has trained.
+
+    Exports into one folder wait for each other: their temporary files and the file of a new word have the same names.
 
     Args:
       trained: the run.
@@ -59,7 +64,7 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
       dtype: dtype of the stored weights, one of files.STORAGE_DTYPES.
 
     Returns:
-      One line of text for each folder or file.
+      The folder or the files that were written -> a line of text about each.
 
     Raises:
       ConfigError: if the run or its model has nothing to write in this format, or `output` has the wrong form.
@@ -67,9 +72,12 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
     """
     if format == 'diffusers':
         cascade = trained.cascade
-        card = model_card.text(_export(trained, format))
-        folders.write_pipeline(cascade.base, output, super_resolution=cascade.super_resolution, dtype=dtype, card=card)
-        return [f'{output} holds {_compare_folder(cascade, output, dtype)} tensors, read back and equal']
+        card = model_card.text(export_of(trained, format, output))
+        options = {'super_resolution': cascade.super_resolution, 'dtype': dtype, 'card': card}
+        with _alone_beside(output):
+            folders.write_pipeline(cascade.base, output, **options)
+            count = _compare_folder(cascade, output, dtype)
+        return {output: f'{output} holds {count} tensors, read back and equal'}
     if output.suffix != files.SUFFIX:
         raise ConfigError(f'--output={output} must be a file {files.SUFFIX} for --format={format}')
     if format == SINGLE_FILE:
@@ -82,30 +90,43 @@ def write(trained: Trained, format: str, output: Path, *, dtype: str = 'float32'
         )
     else:
         written = _write_adapters
-    # The check comes before the first file is written. The writers are generators: they run, and compare, in this loop.
-    _check_path_of_word(trained.cascade, output)
-    model_card.check_beside(output)
-    lines = [
-        f'{path} holds {count} tensors, read back and equal' for path, count in written(trained, format, output, dtype)
-    ]
-    learned = textual_inversion.write_learned(trained.cascade, output.parent, dtype)
-    if learned:
-        word = trained.cascade.base.added_tokens[0]
-        lines.append(
-            f'{learned} holds the new word {word}, read back and equal; ComfyUI calls it embedding:{learned.stem}, '
-            f'AUTOMATIC1111 {learned.stem}'
-        )
-    return [*lines, f'{model_card.write_beside(_export(trained, format, output), output)} is its model card']
+    with _alone_beside(output):
+        # The checks come before the first file is written. The writers are generators: they run, and compare, in this
+        # loop.
+        _check_path_of_word(trained.cascade, output)
+        model_card.check_beside(output)
+        lines = {
+            path: f'{path} holds {count} tensors, read back and equal'
+            for path, count in written(trained, format, output, dtype)
+        }
+        learned = textual_inversion.write_learned(trained.cascade, output.parent, dtype)
+        if learned:
+            word = trained.cascade.base.added_tokens[0]
+            lines[learned] = (
+                f'{learned} holds the new word {word}, read back and equal; ComfyUI calls it '
+                f'embedding:{learned.stem}, AUTOMATIC1111 {learned.stem}'
+            )
+        card = model_card.write_beside(export_of(trained, format, output), output)
+    return {**lines, card: f'{card} is its model card'}
 
 
-def _export(trained: Trained, format: str, output: Path | None = None) -> Export:
+@contextlib.contextmanager
+def _alone_beside(output: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as held:
+        with disk.named(output):
+            held.enter_context(lock.locked(output.parent, '', wait=True, file=LOCK))
+        yield
+
+
+def export_of(trained: Trained, format: str, output: Path | None = None) -> Export:
+    """Returns what the model card of an export is about; arguments as for `write`, None: the file has no name yet."""
     return Export(
         config=trained.config,
         cascade=trained.cascade,
         workdir=trained.workdir,
         weights=trained.origins,
         form=format,
-        file=output and output.name,
+        file=None if output is None or format == 'diffusers' else output.name,
     )
 
 
@@ -222,7 +243,7 @@ def _layout(pipeline: Pipeline) -> OriginalLayout | None:
 
 def _metadata(trained: Trained, stage: str, format: str) -> dict[str, str]:
     """Returns the metadata that is written into a file (modelspec.py)."""
-    pipeline, config, export = getattr(trained.cascade, stage), trained.config, _export(trained, format)
+    pipeline, config, export = getattr(trained.cascade, stage), trained.config, export_of(trained, format)
     predicts = pipeline.family.process(pipeline).prediction_type
     layout = _layout(pipeline)
     architecture = pipeline.family.architecture if layout is None else layout.architecture(predicts)

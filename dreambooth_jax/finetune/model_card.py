@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dreambooth_jax.config import NO_MODEL, STORYBOOK, ConfigError, DreamBoothConfig, PretrainConfig
 from dreambooth_jax.data.provenance import PROGRAM, VERSION
@@ -38,6 +38,22 @@ can be removed, and many websites strip it: an image without it may still be gen
 run's settings say; nobody has verified it."""
 
 
+class Example(NamedTuple):
+    """A generated image that the card shows on the hub.
+
+    Attributes:
+      path: its file.
+      file: its path in the repository.
+      prompt: its prompt; None: it is not told.
+      step: the step of the training that the model was at.
+    """
+
+    path: Path
+    file: str
+    prompt: str | None
+    step: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
     """What a card is about.
@@ -49,6 +65,8 @@ class Export:
       weights: lines that say which checkpoints were taken; empty: as the run's folder says.
       form: one of config.ExportFormat.
       file: name of the file; None: a folder.
+      repository: the repository of the hub that it lies in, 'owner/name'; None: it does not lie there.
+      examples: the images that the card shows.
     """
 
     config: DreamBoothConfig
@@ -57,6 +75,12 @@ class Export:
     weights: Sequence[str] = ()
     form: str = 'diffusers'
     file: str | None = None
+    repository: str | None = None
+    examples: Sequence[Example] = ()
+
+    def in_repository(self, name: str, file: str | None, examples: Sequence[Example]) -> 'Export':
+        """Returns the same as it lies in a repository of the hub, where its file may have another name."""
+        return dataclasses.replace(self, repository=name, file=file, examples=examples)
 
     @property
     def is_adapter(self) -> bool:
@@ -71,7 +95,11 @@ class Export:
     @property
     def base_id(self) -> str | None:
         """The base model's id on the hub; None: it is not from there."""
-        config = self.config
+        return self.base_of(self.config)
+
+    @staticmethod
+    def base_of(config: DreamBoothConfig) -> str | None:
+        """Returns the id on the hub of a run's base model; None: it is not from there."""
         on_hub = config.model_revision is not None or hub.may_be_on_hub(config.model)
         return config.model if on_hub and config.model != STORYBOOK else None
 
@@ -85,9 +113,14 @@ def text(export: Export) -> str:
     """Returns the card as Markdown, with the head that the hub reads."""
     prompts = dict.fromkeys(subject.instance_prompt for subject in export.config.subjects())
     parts = {
-        '': [MADE_BY, f'# {_plain(", ".join(prompts))}', _summary(export)],
+        '': [MADE_BY, f'# {_plain(", ".join(prompts))}', _summary(export), *_gallery(export)],
         'How to use it': usage.paragraphs(
-            export.cascade, export.form, export.file, export.base_name, export.config.subjects()[0].instance_prompt
+            export.cascade,
+            export.form,
+            export.file,
+            export.base_name,
+            export.config.subjects()[0].instance_prompt,
+            export.repository,
         ),
         'What it was made from': [_list(_origins(export)), *_words(export)],
         'Scores': _scores(export),
@@ -161,9 +194,17 @@ def _head(export: Export) -> str:
         values['license_link'] = f'https://huggingface.co/{export.base_id}' if export.base_id else None
     values['instance_prompt'] = config.subjects()[0].instance_prompt
     tags = ['text-to-image', 'diffusers', 'dreambooth', 'jax']
-    tags += ['lora'] if export.is_adapter else []
+    tags += ['lora', 'template:sd-lora'] if export.is_adapter else []
     values['tags'] = tags + (['textual_inversion'] if config.textual_inversion.token else [])
+    if export.examples:  # the hub's pages write '-' where there is no prompt to tell
+        values['widget'] = [{'text': one.prompt or '-', 'output': {'url': one.file}} for one in export.examples]
     return _yaml(values)
+
+
+def _gallery(export: Export) -> list[str]:
+    """Returns what the hub replaces by the examples, and where they come from."""
+    steps = ', '.join(dict.fromkeys(str(one.step) for one in export.examples))
+    return ['<Gallery />', f'Samples of the training, at step {steps}.'] if export.examples else []
 
 
 def _yaml(values: Mapping[str, Any]) -> str:

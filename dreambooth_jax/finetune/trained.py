@@ -6,7 +6,9 @@ are the averaged weights, if the run averages. Everything else comes from the mo
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +42,7 @@ class Trained(NamedTuple):
       adapters: stage -> its adapters; empty if whole networks trained.
       origins: lines of text that say where each stage's weights come from.
       workdir: the run's folder; None: it is not known.
+      steps: stage -> the step of the checkpoint that its weights come from.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Trained(NamedTuple):
     adapters: dict[str, Adapter]
     origins: list[str]
     workdir: Path | None = None
+    steps: Mapping[str, int] = MappingProxyType({})
 
 
 def read_config(workdir: Path) -> DreamBoothConfig:
@@ -108,7 +112,8 @@ def read_trained(workdir: Path, step: int | None = None) -> Trained:
             ) from None
         adapters |= {stage: adapter} if adapter else {}
         origins.append(f'{stage}: checkpoint {at}{", the best by evaluation" if at == best[stage] else ""}')
-    return Trained(name, config, cascade, tuple(found), adapters, origins, workdir)
+    steps = {stage: at for stage, (at, _) in found.items()}
+    return Trained(name, config, cascade, tuple(found), adapters, origins, workdir, steps)
 
 
 def with_whole_kernels(config: DreamBoothConfig, cascade: Cascade) -> Cascade:

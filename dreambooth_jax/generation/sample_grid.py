@@ -1,4 +1,8 @@
-"""The sample grid of a run: on top the subject's images, then per prompt our images beside the base model's."""
+"""The samples of a run: a grid to compare, and its images as they are.
+
+<folder>/<step>.png             on top the subject's images, then per prompt our images beside the base model's, small
+<folder>/<step>/000_00.png ...  our images, whole: number of the prompt, number of the image; from the last stage
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,9 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
+from PIL import Image
 
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.data import provenance
+from dreambooth_jax.data.provenance import Facts
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.origin import Origin
@@ -82,9 +88,10 @@ class SampleGrid:
     def save(
         self, cascade: Cascade, path: Path, title: str, step: int | None = None, before: Cascade | None = None
     ) -> np.ndarray:
-        """Generates with the present weights and writes the grid as PNG.
+        """Generates with the present weights and writes our images as PNG files, and then the grid.
 
-        The file is marked as generated as a whole, the subject's photos at its top included.
+        The grid is marked as generated as a whole, the subject's photos at its top included. The images lie in a folder
+        of its name.
 
         Args:
           cascade: the model with these weights.
@@ -96,7 +103,8 @@ class SampleGrid:
         Returns:
           The pixels of the grid, uint8[H, W, 3].
         """
-        groups = dict(zip(('ours, base stage', 'ours, super-resolution'), self._generate(cascade), strict=False))
+        ours = self._generate(cascade)
+        groups = dict(zip(('ours, base stage', 'ours, super-resolution'), ours, strict=False))
         if self.original is not None:
             if self._answers is None:
                 self._answers = self._generate(before or self.original)[-1]
@@ -113,11 +121,23 @@ class SampleGrid:
             title=title,
         )
         if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with disk.writing(path) as new:
-                facts = self.origin and self.origin.facts('\n'.join(self.prompts), step=step)
-                provenance.save(sheet, new, facts)
+            images_of(path).mkdir(parents=True, exist_ok=True)
+            for index, (prompt, images) in enumerate(zip(self.prompts, ours[-1], strict=True)):
+                for number, pixels in enumerate(images):
+                    facts = self.origin and self.origin.facts(prompt, number, step=step)
+                    _write(pixels, images_of(path) / f'{index:03d}_{number:02d}.png', facts)
+            _write(sheet, path, self.origin and self.origin.facts('\n'.join(self.prompts), step=step))
         return np.asarray(sheet)
+
+
+def images_of(grid: Path) -> Path:
+    """Returns the folder of a grid's images."""
+    return grid.with_suffix('')
+
+
+def _write(image: Image.Image | np.ndarray, path: Path, facts: Facts | None) -> None:
+    with disk.writing(path) as new:
+        provenance.save(image, new, facts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +149,7 @@ class SaveSamples(OnRequest):
     Attributes:
       grid: generates the images.
       cascade_of: training state -> the model with its weights.
-      folder: gets <step>.png.
+      folder: gets <step>.png and <step>/.
       title: what is trained, for the title of the grid.
       every: as in Callback.
       before: as for SampleGrid.save.

@@ -50,8 +50,8 @@ def holder(folder: str | os.PathLike) -> Holder | None:
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike, advice: str, *, wait: bool = False) -> Iterator[None]:
-    """Holds the lock <folder>/.lock during the block; creates the folder if it is missing.
+def locked(folder: str | os.PathLike, advice: str, *, wait: bool = False, file: str = FILE) -> Iterator[None]:
+    """Holds the lock <folder>/<file> during the block; creates the folder if it is missing.
 
     If the file system does not support locks, the block runs without one and a warning says so.
 
@@ -59,21 +59,22 @@ def locked(folder: str | os.PathLike, advice: str, *, wait: bool = False) -> Ite
       folder: the folder to lock.
       advice: what the user can do instead, as the end of the error's sentence.
       wait: whether to wait for the other process, with a message, instead of raising the error.
+      file: name of the lock's file; work of another kind in the same folder takes another one.
 
     Raises:
       LockError: if another process holds the lock.
       OSError: if the folder cannot be written.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    path = Path(folder).resolve() / FILE
+    path = Path(folder).resolve() / file
     if path in _held:
         yield
         return
-    with _taken(path, Path(folder), advice, wait) as file:
+    with _taken(path, Path(folder), advice, wait) as opened:
         now = datetime.datetime.now().isoformat(' ', 'seconds')
         with contextlib.suppress(OSError):  # the disk may be full, but the lock is held anyway
-            file.truncate(0)
-            file.write(f'process {os.getpid()} on {socket.gethostname()} since {now}'.encode())
+            opened.truncate(0)
+            opened.write(f'process {os.getpid()} on {socket.gethostname()} since {now}'.encode())
         _held.add(path)
         try:
             yield
@@ -113,5 +114,5 @@ def _lock(file, folder: Path, advice: str, wait: bool) -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise OSError(error.errno, error.strerror, str(folder / FILE)) from None
+            raise OSError(error.errno, error.strerror, str(folder / Path(file.name).name)) from None
         logging.warning('%s: the file system knows no locks; start no second run in this folder', folder)

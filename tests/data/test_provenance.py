@@ -190,3 +190,29 @@ def test_the_version_is_that_of_the_package_and_the_words_are_those_of_the_setti
     assert re.search(r"version='([^']+)'", setup)[1] == provenance.VERSION
     assert re.search(r"name='([^']+)'", setup)[1] == provenance.PROGRAM
     assert typing.get_args(Metadata) == provenance.METADATA
+
+
+def test_what_a_file_says_is_read_again(tmp_path):
+    path = tmp_path / 'x.png'
+    prompt = 'a "sks" dog,\nin the snow: é'
+    for facts, source, said in (
+        (dataclasses.replace(FACTS, prompt=prompt, negative_prompt='a cat'), GENERATED, (GENERATED, prompt)),
+        (None, GENERATED, (GENERATED, None)),
+        (None, PAINTED, (PAINTED, None)),
+        (None, None, (None, None)),
+    ):
+        provenance.save(PIXELS, path, facts, source=source)
+        assert provenance.read(path) == said
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'text', 'XMP that is no XML'])
+def test_what_cannot_be_read_is_an_error(kind, tmp_path):
+    path = tmp_path / 'x.png'
+    if kind == 'JPEG':
+        provenance.save(PIXELS, path, format='JPEG')
+    elif kind == 'text':
+        path.write_text('no image')
+    else:
+        path.write_bytes(written().replace(b'<x:xmpmeta', b'<x:xmpmet>'))
+    with pytest.raises(ValueError, match=f'^{path} is no PNG file that can be read '):
+        provenance.read(path)

@@ -63,7 +63,7 @@ def test_a_lora_file_says_which_model_it_is_of(family, prediction, version, tmp_
     run = trained(family, prediction)
     file = tmp_path / 'dog.safetensors'
     with caplog.at_level(logging.WARNING):
-        assert formats.write(run, 'lora_kohya', file)[1:] == [f'{tmp_path / "dog.md"} is its model card']
+        assert list(formats.write(run, 'lora_kohya', file).values())[1:] == [f'{tmp_path / "dog.md"} is its model card']
     said = files.read_metadata(file)
     assert said['modelspec.description'].startswith('Adapters (LoRA) for tiny (licence unknown), which knows')
     assert (said['ss_base_model_version'], said['ss_v2']) == (version, str(family == 'sd2'))
@@ -115,8 +115,20 @@ def test_a_words_file_replaces_no_other(tmp_path):
     ):
         formats.write(run, 'lora_kohya', path)
     write_textual_inversion(path, WORD, {'text_encoder': np.zeros((1, 32), np.float32)})  # an earlier export's
-    assert formats.write(run, 'lora_kohya', out)[1].startswith(f'{path} holds the new word <sks-dog>, read back')
+    assert formats.write(run, 'lora_kohya', out)[path].startswith(f'{path} holds the new word <sks-dog>, read back')
     assert (files.read_tensors(path)[WORD] == 1).all()
+
+
+@pytest.mark.parametrize('format', ['lora_peft', 'diffusers'])
+def test_exports_into_one_folder_wait_for_each_other(hold, format, tmp_path, caplog):
+    """Their temporary files have the same names, so two at once would end with half of each."""
+    run, output = with_word(), tmp_path / ('dog.safetensors' if format == 'lora_peft' else 'dog')
+    holder = hold(tmp_path, 0.5, formats.LOCK)
+    with caplog.at_level(logging.WARNING):
+        written = formats.write(run, format, output)
+    assert holder.poll() is not None or holder.wait(5) == 0
+    assert f'{tmp_path} is in use by process {holder.pid} on ' in caplog.text and 'waiting for it' in caplog.text
+    assert written[output].endswith('read back and equal') and not (tmp_path / formats.LOCK).exists()
 
 
 def of_a_transformer(**base):
@@ -129,11 +141,12 @@ def of_a_transformer(**base):
 
 def test_of_a_transformer_a_single_file_holds_that_alone_and_says_what_it_is(tmp_path, caplog):
     run, file = of_a_transformer(), tmp_path / 'dog.safetensors'
-    assert formats.write(run, 'single_file', file, dtype='bfloat16') == [
-        f'{file} holds 29 tensors, read back and equal',
-        f'{file.with_suffix(".md")} is its model card',
-    ]
-    card = file.with_suffix('.md').read_text('utf-8')  # which does not take it for a whole model
+    card = file.with_suffix('.md')
+    assert formats.write(run, 'single_file', file, dtype='bfloat16') == {
+        file: f'{file} holds 29 tensors, read back and equal',
+        card: f'{card} is its model card',
+    }
+    card = card.read_text('utf-8')  # which does not take it for a whole model
     assert 'models/diffusion_models' in card and '--model_transformer_file=dog.safetensors' in card
     assert "Flux2Transformer2DModel.from_single_file('dog.safetensors'" in card
     assert {path.suffix for path in tmp_path.iterdir()} == {'.safetensors', '.md'} and not caplog.records

@@ -347,7 +347,7 @@ def test_a_single_file_has_the_tables_that_other_programs_expect_and_the_word_be
     trained = Trained('run', config, cascade, ('base',), {}, [])
     lines = formats.write(trained, 'single_file', file, dtype='float16')
     beside = tmp_path / 'sks-dog.safetensors'
-    assert lines[1] == (
+    assert lines[beside] == (
         f'{beside} holds the new word {WORD}, read back and equal; ComfyUI calls it embedding:sks-dog, AUTOMATIC1111 '
         f'sks-dog'
     )

@@ -54,3 +54,23 @@ def test_the_second_stage_and_a_new_word_are_named():
     for form, is_named in (('lora_peft', True), ('single_file', True), ('diffusers', False)):
         (code,) = blocks(usage.paragraphs(learned, form, 'x.safetensors', 'x', 'a <rex> dog'), 'python')
         assert ("pipe.load_textual_inversion('rex.safetensors', token='<rex>')" in code) == is_named
+
+
+def test_in_a_repository_everything_is_found_there():
+    rows = {'text_encoder': np.ones((1, 32), np.float32)}
+    learned = new_words.with_rows(tiny_latent_pipelines.cascade('sd1'), ('<rex>',), rows, dtype=np.float32)
+    calls = {
+        'diffusers': "from_pretrained('ana/rex')",
+        'single_file': "from_single_file('https://huggingface.co/ana/rex/blob/main/it.safetensors')",
+        'lora_kohya': "load_lora_weights('ana/rex', weight_name='it.safetensors')",
+    }
+    for form, call in calls.items():
+        file = None if form == 'diffusers' else 'it.safetensors'
+        told = usage.paragraphs(learned, form, file, 'owner/base', 'a <rex> dog', 'ana/rex')
+        (code,) = blocks(told, 'python')
+        assert call in code
+        word = "pipe.load_textual_inversion('ana/rex', weight_name='rex.safetensors', token='<rex>')"
+        assert (word in code) == (form != 'diffusers')
+        lines = blocks(told, 'bash')[0].splitlines()
+        assert lines[:-1] == ([] if file is None else ['hf download ana/rex it.safetensors --local-dir .'])
+        assert ('--model=ana/rex' in lines[-1]) == (file is None)

@@ -14,7 +14,7 @@ from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.origin import Model as Named
 from dreambooth_jax.generation.origin import Origin
-from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
+from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples, images_of
 from tests.support import image_metadata
 
 PROMPTS = ('a sks dog', 'a dog')
@@ -135,3 +135,32 @@ def test_the_grid_is_marked_and_says_its_model_prompts_and_step(tmp_path):
     assert image_metadata.parameters(marked) == {}
     told = image_metadata.parameters(told)
     assert (told['Prompt'], told['Training step'], told['Model hash']) == ('\n'.join(PROMPTS), '2', 'ab')
+
+
+def test_our_images_are_kept_as_they_are_beside_the_grid_and_no_photo_is(tmp_path):
+    options = SamplingOptions(steps=3, guidance_scale=2.0, sampler='ddim')
+    photos, origin = [np.full((8, 8, 3), 99, np.uint8)], Origin(options=options, base=Named('storybook', 'ab'))
+    made = SampleGrid(Model(brightness=255), photos, PROMPTS, options, num_images=2, origin=origin)
+    made.save(Model(brightness=7), tmp_path / '000002.png', '', step=2)
+    images = sorted(images_of(tmp_path / '000002.png').iterdir())
+    assert [path.name for path in images] == ['000_00.png', '000_01.png', '001_00.png', '001_01.png']
+    for index, path in enumerate(images):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.full((8, 8, 3), 7))
+        told = image_metadata.parameters(path)
+        assert image_metadata.is_marked(path) and told['Prompt'] == PROMPTS[index // 2]
+        assert (told['Image number'], told['Training step']) == (str(index % 2), '2')
+
+
+def test_of_two_stages_the_images_are_the_last_ones(tmp_path):
+    class Both(Model):
+        def generate(self, prompts, options, *, num_images, progress):
+            final = np.full((len(prompts) * num_images, 16, 16, 3), 9, np.uint8)
+            return (
+                super()
+                .generate(prompts, options, num_images=num_images, progress=progress)
+                ._replace(super_resolution=final)
+            )
+
+    grid().save(Both(brightness=7), tmp_path / 'x.png', '')
+    assert Image.open(tmp_path / 'x' / '001_01.png').size == (16, 16)
+    assert image_metadata.is_marked(tmp_path / 'x' / '001_01.png')

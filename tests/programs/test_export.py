@@ -1,7 +1,10 @@
 """export from the command line: what a run has trained, in every format."""
 
 import shutil
+import subprocess
+import sys
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -11,7 +14,7 @@ from dreambooth_jax.finetune import formats
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import lora
 from dreambooth_jax.weights import files, folders, lora_files
-from tests.support import same_noise, tiny_latent_pipelines, tiny_pipelines
+from tests.support import loopback_hub, same_noise, script, tiny_latent_pipelines, tiny_pipelines
 from tests.support.written_runs import assert_shifted, begun, save
 
 
@@ -227,6 +230,95 @@ def test_a_lora_file_that_does_not_read_back_as_written_is_no_success(program, l
     monkeypatch.setattr(lora_files, 'write_lora', lambda path, adapter, *a, **k: write(path, wrong, *a, **k))
     ended = program('export', f'--workdir={run}', '--format=lora_peft', f'--output={file}')
     assert (ended.code, ended.error) == (1, f'{file} does not read back as written: unet {min(given[0])} differs.')
+
+
+def test_what_is_exported_is_pushed_on_request(program, lora_run, tmp_path, monkeypatch):
+    run, _ = lora_run
+    file = tmp_path / 'dog.safetensors'
+    arguments = f'--workdir={run}', '--format=lora_peft', f'--output={file}', '--push_to=ana/rex'
+    with loopback_hub.in_this_process(monkeypatch, tmp_path) as hub:
+        ended = program('export', *arguments)
+        there = hub.repositories['ana/rex']
+    assert (ended.code, ended.out.splitlines()[-1]) == (
+        0,
+        f'{huggingface_hub.constants.ENDPOINT}/ana/rex holds 3 files, read back and equal, 0 of them examples',
+    )
+    assert there.private and there.commits == ['lora_peft by dreambooth-jax 0.1.0, steps: base 0, super_resolution 0']
+    assert there.files['pytorch_lora_weights.safetensors'] == file.read_bytes()
+    second = file.with_suffix('.super_resolution.safetensors').read_bytes()
+    assert there.files['pytorch_lora_weights.super_resolution.safetensors'] == second
+    assert 'write-token' not in ended.out + ended.error + there.files['README.md'].decode()
+
+
+def test_what_cannot_be_pushed_is_said_before_anything_is_written(program, lora_run, tmp_path, monkeypatch):
+    run, _ = lora_run
+    output = tmp_path / 'out'
+
+    def said(*arguments):
+        ended = program('export', f'--workdir={run}', f'--output={output}', *arguments)
+        assert (ended.code, ended.out) == (1, '') and not output.exists()
+        return ended.error
+
+    needs = '--push_private says how a repository is made, so it needs --push_to=OWNER/NAME'
+    assert said('--nopush_private') == needs == said('--push_private')
+    with loopback_hub.in_this_process(monkeypatch, tmp_path, None):
+        assert said('--push_to=ana/rex').endswith('there is none here; log in with `hf auth login`, or set HF_TOKEN')
+    assert said('--push_to=rex').startswith("'rex' is no place on the Hugging Face hub")
+
+
+# Loads the adapters of a file, and those that diffusers finds on the hub by the repository's name alone.
+LOADED_TWICE = """
+import os, sys
+from diffusers import StableDiffusionPipeline
+loaded = []
+for place, name in (('ana/rex', None), os.path.split(sys.argv[2])):
+    pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], local_files_only=True)
+    pipe.load_lora_weights(place, weight_name=name)
+    loaded.append({key: value for key, value in pipe.unet.state_dict().items() if 'lora' in key})
+assert loaded[0] and loaded[0].keys() == loaded[1].keys()
+print('equal' if all((loaded[0][key] == loaded[1][key]).all() for key in loaded[1]) else 'different')
+"""
+
+
+@pytest.mark.slow
+def test_diffusers_finds_the_adapters_on_the_hub(tmp_path):
+    """The whole way, by the program in a process of its own, with a private repository that only the token opens."""
+    model, file = tiny_latent_pipelines.folder('sd1'), tmp_path / 'dog.safetensors'
+    run = begun(tmp_path / 'run', model, lora=LoraConfig(rank=2, alpha=1.0, targets=(r'.*\.to_q',)))
+    save(run, 'base', [0], {'unet': adapters(same_noise.cascade('sd1').base.denoiser)})
+    with loopback_hub.running() as (hub, address):
+        found = {'HF_ENDPOINT': address, 'HF_TOKEN': 'write-token', 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_OFFLINE': '0'}
+        environment = script.environment() | found | {'TRANSFORMERS_OFFLINE': '0', 'HF_HOME': str(tmp_path / 'home')}
+        words = ['export', f'--workdir={run}', '--format=lora_peft', f'--output={file}', '--push_to=ana/rex']
+        command = [sys.executable, '-m', f'dreambooth_jax.{words[0]}', *words[1:]]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert f'{address}/ana/rex holds 2 files, read back and equal' in ended.stdout
+        assert 'write-token' not in ended.stdout + ended.stderr
+        assert not any(
+            'write-token' in path.read_text('utf-8', 'replace') for path in tmp_path.rglob('*.*') if path.is_file()
+        )
+        ended = subprocess.run(
+            [sys.executable, '-c', LOADED_TWICE, str(model), str(file)], env=environment, capture_output=True, text=True
+        )
+        assert (ended.returncode, ended.stdout) == (0, 'equal\n'), ended.stderr
+        assert 'GET /ana/rex/resolve/main/pytorch_lora_weights.safetensors' in hub.asked
+
+
+@pytest.mark.slow
+def test_two_exports_to_one_path_at_once_both_succeed(tmp_path):
+    run, output = begun(tmp_path / 'run', tiny_pipelines.folder()), tmp_path / 'out'
+    save(run, 'base', [1, 3], {'unet': tiny_pipelines.base().denoiser.params})
+    command = [sys.executable, '-m', 'dreambooth_jax.export', f'--workdir={run}', f'--output={output}']
+    for _ in range(3):
+        options = {'env': script.environment(), 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+        both = [subprocess.Popen([*command, f'--step={step}'], **options) for step in (1, 3)]
+        ended = [one.communicate(timeout=120) for one in both]
+        assert [one.returncode for one in both] == [0, 0], ended
+        weights = Cascade.load(output).base.denoiser.params
+        name, value = next(iter(tiny_pipelines.base().denoiser.params.items()))
+        assert float((weights[name] - value).mean().round()) in (1, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {'run', 'out'}
 
 
 def test_a_subject_without_a_class_prompt_is_called_by_its_whole_prompt():

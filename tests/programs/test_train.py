@@ -111,7 +111,8 @@ def test_a_run_leaves_what_its_folder_promises(program, finished, caplog):
         assert {'loss', 'instance_loss', 'gradient_norm', 'learning_rate', 'images_per_second'} <= lines[0].keys()
     assert list(run.glob('events.out.tfevents*'))
     images = [*(run / 'prior').rglob('*.png'), *(run / 'samples').rglob('*.png')]
-    assert len(images) == 3 + 2 and all(map(image_metadata.is_marked, images))
+    # In both stages, the grid and one image of each of the two prompts.
+    assert len(images) == 3 + 2 * (1 + 2) and all(map(image_metadata.is_marked, images))
     assert all(image_metadata.parameters(image)['Model'] == 'pixels' for image in images)
     pipeline = read_pipeline(run)
     assert pipeline.super_resolution_folder is not None

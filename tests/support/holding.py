@@ -5,12 +5,13 @@ import sys
 
 import pytest
 
+from dreambooth_jax.system import lock
 from tests.support import script
 
 HOLD = """
 import sys, time
 from dreambooth_jax.system import lock
-with lock.locked(sys.argv[1], 'wait'):
+with lock.locked(sys.argv[1], 'wait', file=sys.argv[3]):
     print('held', flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -18,11 +19,11 @@ with lock.locked(sys.argv[1], 'wait'):
 
 @pytest.fixture
 def hold(tmp_path):
-    """(folder, seconds) -> a process that holds the folder's lock for so long."""
+    """(folder, seconds, file) -> a process that holds the folder's lock for so long."""
     holders = []
 
-    def start(folder, seconds=60.0):
-        words = [sys.executable, '-c', HOLD, str(folder), str(seconds)]
+    def start(folder, seconds=60.0, file=lock.FILE):
+        words = [sys.executable, '-c', HOLD, str(folder), str(seconds), file]
         holders.append(subprocess.Popen(words, env=script.environment(), stdout=subprocess.PIPE, text=True))
         assert holders[-1].stdout.readline() == 'held\n'
         return holders[-1]

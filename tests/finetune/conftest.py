@@ -1,0 +1,1 @@
+from tests.support.holding import hold  # noqa: F401
