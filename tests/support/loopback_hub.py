@@ -13,9 +13,9 @@ import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import huggingface_hub
 import yaml
 from huggingface_hub import constants
+from huggingface_hub.utils import sha
 
 TOKENS = {'write-token': ('ana', 'write'), 'read-token': ('ana', 'read'), 'other-token': ('bo', 'write')}
 
@@ -194,7 +194,7 @@ def _mode(path):
 
 
 def _info(path, data):
-    found = {'type': 'file', 'path': path, 'size': len(data), 'oid': huggingface_hub.utils.sha.git_hash(data)}
+    found = {'type': 'file', 'path': path, 'size': len(data), 'oid': sha.git_hash(data)}
     if _mode(path) == 'lfs':
         found['lfs'] = {'oid': hashlib.sha256(data).hexdigest(), 'size': len(data), 'pointerSize': 1}
     return found
