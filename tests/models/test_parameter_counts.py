@@ -112,7 +112,12 @@ T5_XXL = {
 }
 
 
-@pytest.mark.parametrize('name', COUNTS)
+QUICK = ('stable-diffusion-v1-5', 'deepfloyd-if-ii-l', 'stable-diffusion-x4-upscaler')
+
+
+@pytest.mark.parametrize(
+    'name', [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in COUNTS]
+)
 def test_unet_has_the_published_number_of_parameters(name):
     config, count = COUNTS[name]
     _, params = functional.abstract(lambda: UNet2DConditionModel(config, rngs=functional.Keys(0)))

@@ -88,6 +88,7 @@ def test_names_and_shapes_in_files_are_those_of_diffusers():
     assert {name: found.shape for name, found in ours.items()} == {k: tuple(v.shape) for k, v in theirs.items()}
 
 
+@pytest.mark.slow
 def test_a_new_network_has_the_table_of_diffusers_and_predicts_zero():
     config = {**CONFIG, 'dual_attention_layers': [0], 'num_layers': 3}  # one block of each kind
     apply, params = functional.init(lambda rngs: SD3Transformer2DModel(config, rngs=rngs), seed=0)

@@ -46,7 +46,8 @@ def model(family):
     return f'--config.model={tiny.folder(family)}', '--config.super_resolution_model=none'
 
 
-@pytest.mark.parametrize('family', ['sd1', pytest.param('sdxl', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('family', ['sd1', 'sdxl'])
 def test_sample_generates_with_a_folder_of_stable_diffusion(family, program, tmp_path, monkeypatch):
     shared, load = tiny.cascade(family), Cascade.load.__func__
 

@@ -34,8 +34,8 @@ def assert_quantised(found, plain, kind):
         assert not isinstance(found.params[name].base, np.memmap) and found.params[name].flags.writeable
 
 
-@KINDS
-@pytest.mark.parametrize('how', ['folder', 'shards', 'single file'])
+@pytest.mark.parametrize('kind', [pytest.param('int8', marks=pytest.mark.slow), 'nf4'])
+@pytest.mark.parametrize('how', [pytest.param('folder', marks=pytest.mark.slow), 'shards', 'single file'])
 def test_kernels_of_denoiser_and_text_encoders_are_quantised_whatever_holds_them(kind, how, tmp_path):
     model = same_noise.cascade('sdxl').base
     if how == 'single file':

@@ -74,7 +74,10 @@ def test_without_a_tokenizer_and_without_the_hub_it_is_one_sentence(tmp_path, no
     )
 
 
-@pytest.mark.parametrize('family', tiny_latent_pipelines.FAMILIES)
+@pytest.mark.parametrize(
+    'family',
+    ['sdxl', *(pytest.param(one, marks=pytest.mark.slow) for one in tiny_latent_pipelines.FAMILIES if one != 'sdxl')],
+)
 def test_a_single_file_is_read_as_the_folder_that_it_was_made_of(family, written):
     made = read_pipeline(tiny_latent_pipelines.folder(family))
     if family == 'upscaler':  # the tiny one has the schedule of Stable Diffusion, which a file cannot tell

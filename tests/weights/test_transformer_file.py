@@ -126,6 +126,7 @@ def test_kernels_are_quantised_tensor_by_tensor(name, tmp_path):
     assert all(not isinstance(value.base, np.memmap) and value.flags.writeable for value in found.params.values())
 
 
+@pytest.mark.slow
 def test_images_are_those_of_a_folder_that_holds_the_same_transformer(tmp_path):
     original = ORIGINALS['sd3']
     file = transformer_file.write(other('sd3'), tmp_path / 'x.safetensors')
