@@ -238,9 +238,10 @@ def router(desk: Desk, stopped) -> APIRouter:
         return await run_in_threadpool(desk.photos.add, folder, bytes(data), name)
 
     @api.get('/photos/{folder}/{photo}/crop', response_class=Response)
-    def crop(folder: str, photo: str, side: int = Query(256, ge=16, le=1024)) -> Response:
-        """The square in the middle of a photo, which a model is shown, PNG."""
-        data = desk.photos.crop(folder, photo, side)
+    def crop(folder: str, photo: str, side: int = Query(256, ge=16, le=1024), keeps_ratio: bool = False) -> Response:
+        """What a model is shown of a photo, PNG: the square in its middle, or with `keeps_ratio` as with
+        data.aspect_buckets; what its mask leaves out is darker."""
+        data = desk.photos.crop(folder, photo, side, keeps_ratio=keeps_ratio)
         return Response(data, media_type='image/png', headers={'cache-control': 'private, max-age=3600'})
 
     @api.put('/photos/{folder}/{photo}/caption', status_code=204)
@@ -248,9 +249,19 @@ def router(desk: Desk, stopped) -> APIRouter:
         """Writes a photo's caption."""
         desk.photos.set_caption(folder, photo, body.caption)
 
+    @api.put('/photos/{folder}/{photo}/mask', status_code=204)
+    async def set_mask(folder: str, photo: str, request: Request, name: str = 'the mask') -> None:
+        """Adds the mask of a photo: the request's body is an image of the same size, white where the photo counts; an
+        empty body removes it. `name` is only for messages."""
+        desk.photos.path(folder, photo)
+        data = bytearray()
+        async for piece in request.stream():
+            data += piece
+        await run_in_threadpool(desk.photos.set_mask, folder, photo, bytes(data), name)
+
     @api.delete('/photos/{folder}/{photo}', status_code=204)
     def remove_photo(folder: str, photo: str) -> None:
-        """Removes a photo and its caption."""
+        """Removes a photo with its caption and mask."""
         desk.photos.remove(folder, photo)
 
     return api

@@ -65,12 +65,20 @@ def router(desk: Desk) -> APIRouter:
         return _page('all_photos.html', title='Photos', here='/photos', folders=desk.photos.all(), **_limits())
 
     @pages.get('/photos/{folder}')
-    def of_photos(folder: str, part: str = ''):
+    def of_photos(folder: str, part: str = '', ratio: bool = False):
         found = desk.photos.photos_in(folder)
         template = 'photo_cards.html' if part else 'photos.html'
         path = desk.photos.folder(folder)
         return _page(
-            template, title=folder, here='/photos', folder=folder, photos=found, path=path, side=_CROP, **_limits()
+            template,
+            title=folder,
+            here='/photos',
+            folder=folder,
+            photos=found,
+            path=path,
+            side=_CROP,
+            ratio=ratio,
+            **_limits(),
         )
 
     @pages.get('/new')

@@ -2,7 +2,8 @@
 
 A photo is checked by what it holds, as train would: its format, whether it can be decoded, its size. Everything else,
 archives included, is refused. Its bytes are kept as they came; its caption is the text file beside it. What reads
-images is imported when it is needed, so that the server starts at once.
+images is imported when it is needed, so that the server starts at once. A mask is another image beside its photo, of
+the same size, white where the photo counts.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import io
 import os
 import re
 import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -20,6 +22,8 @@ MOST_BYTES, MOST_PIXELS, MOST_PHOTOS = 64 * 2**20, 100_000_000, 100
 MOST_CAPTION = 2000  # characters
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}')
 _PHOTO = re.compile(r'(\d{3})\.\w+')
+_BUCKETS = 16  # sides of crops that keep the ratio are multiples of it
+_DIMMED = 0.25  # what is left of the brightness of a pixel that does not count
 _ENDINGS = {'JPEG': '.jpg', 'HEIF': '.heic'}
 _decoding = threading.Lock()  # one at a time: a large photo takes 0.3 GB while it is decoded
 
@@ -44,12 +48,14 @@ class Photo:
       name: of its file.
       width, height: in pixels, upright.
       caption: what replaces the instance prompt for it; None: nothing does.
+      masked: when its mask was added, in seconds since 1970; None: it has none.
     """
 
     name: str
     width: int
     height: int
     caption: str | None
+    masked: float | None = None
 
 
 class Photos:
@@ -109,25 +115,8 @@ class Photos:
         Raises:
           PhotoError: if it is no photo that can be used, too large, or one too many.
         """
-        from dreambooth_jax.data import photo_kinds
-        from dreambooth_jax.data.decode import ImageError, StoredImage, decode_image, image_size
-
         folder = self.folder(name)
-        called = os.path.basename(called.replace('\\', '/'))[:100] or 'the file'
-        if len(data) > MOST_BYTES:
-            raise PhotoError(f'{called} has more than {MOST_BYTES // 2**20} MB; scale it down', 413)
-        kind = photo_kinds.kind_of(io.BytesIO(data), 'upload')
-        if kind.format is None:
-            raise PhotoError(f'{called} is {kind.words}, no photo; photos are {photo_kinds.READABLE}', 415)
-        stored = StoredImage(called, 'the upload', data)
-        try:
-            width, height = image_size(stored)
-            if width * height > MOST_PIXELS:
-                raise PhotoError(f'{called} has more than {MOST_PIXELS // 10**6} million pixels; scale it down', 413)
-            with _decoding:
-                decode_image(stored)
-        except ImageError as error:
-            raise PhotoError(str(error)) from None
+        ending, (width, height) = _checked(data, _called(called))
         with self._lock:
             files = self._files(folder)
             if len(files) >= MOST_PHOTOS:
@@ -135,7 +124,7 @@ class Photos:
             number = max((int(file.name[:3]) for file in files), default=0) + 1
             if number > 999:
                 raise PhotoError(f'{name} has had 999 photos; begin another folder', 409)
-            path = folder / f'{number:03d}{_ENDINGS.get(kind.format, "." + kind.format.lower())}'
+            path = folder / f'{number:03d}{ending}'
             with disk.writing(path) as new:
                 new.write_bytes(data)
         return Photo(path.name, width, height, None)
@@ -152,7 +141,8 @@ class Photos:
         found = []
         for path in self._files(folder):
             with contextlib.suppress(ImageError, FileNotFoundError):  # somebody may be changing the folder
-                found.append(Photo(path.name, *image_size(path), _caption(path)))
+                masked = max((mask.stat().st_mtime for mask in _masks(path)), default=None)
+                found.append(Photo(path.name, *image_size(path), _caption(path), masked))
         return found
 
     def set_caption(self, name: str, photo: str, caption: str) -> None:
@@ -171,8 +161,41 @@ class Photos:
         with disk.writing(path.with_suffix('.txt')) as new:
             new.write_text(caption + '\n', 'utf-8')
 
+    def set_mask(self, name: str, photo: str, data: bytes, called: str) -> None:
+        """Adds the mask of a photo, in place of one that it has.
+
+        Args:
+          data: the bytes of an image of the photo's size, white where the photo counts; empty: the mask is removed.
+          called: the file's own name, for messages.
+
+        Raises:
+          PhotoError: if there is no such photo, or it is no mask of it.
+        """
+        from dreambooth_jax.data.images import ImageError, open_photo
+
+        path = self.path(name, photo)
+        if not data:
+            for mask in _masks(path):
+                mask.unlink(missing_ok=True)
+            return
+        ending, _ = _checked(data, _called(called))
+        new = path.with_name(f'{path.stem}.mask{ending}')
+        with self._lock, tempfile.TemporaryDirectory(dir=path.parent, prefix='.') as folder:
+            tried = Path(folder) / new.name
+            tried.write_bytes(data)
+            try:
+                with _decoding:
+                    opened = open_photo(path, tried)
+                    opened.cut([opened.image.size[::-1]], crop='center', rng=None, max_zoom=1.0)
+            except ImageError as error:
+                told = str(error).replace(str(tried), _called(called)).replace(str(path), path.name)
+                raise PhotoError(told) from None
+            for mask in _masks(path):
+                mask.unlink()
+            tried.replace(new)
+
     def remove(self, name: str, photo: str | None = None) -> None:
-        """Removes a photo with its caption, or all photos of a folder with the folder.
+        """Removes a photo with its caption and mask, or all photos of a folder with the folder.
 
         Raises:
           PhotoError: if there is no such photo or folder.
@@ -182,7 +205,8 @@ class Photos:
             return
         path = self.path(name, photo)
         path.with_suffix('.txt').unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        for one in (*_masks(path), path):
+            one.unlink(missing_ok=True)
 
     def path(self, name: str, photo: str) -> Path:
         """Returns the path of a photo.
@@ -195,24 +219,33 @@ class Photos:
             raise PhotoError(f'there is no photo {photo!r} in {name}', 404)
         return found[photo]
 
-    def crop(self, name: str, photo: str, side: int) -> bytes:
-        """Returns the square that a model is shown of a photo, as PNG.
+    def crop(self, name: str, photo: str, side: int, *, keeps_ratio: bool = False) -> bytes:
+        """Returns what a model is shown of a photo, as PNG, and darker what its mask leaves out.
 
         Args:
-          side: in pixels; that of the photo if it is smaller.
+          side: of a square, in pixels; that of the photo if it is smaller.
+          keeps_ratio: whether it is shown as with data.aspect_buckets, with as many pixels as that square.
 
         Raises:
           PhotoError: if there is no such photo, or it cannot be read.
         """
+        import numpy as np
+
         from dreambooth_jax.data import provenance
+        from dreambooth_jax.data.buckets import bucket_sizes
         from dreambooth_jax.data.images import ImageError, open_photo
 
         path = self.path(name, photo)
         try:
             with _decoding:
-                opened = open_photo(path)
+                opened = open_photo(path, next(iter(_masks(path)), None))
                 side = min(side, *opened.image.size)
-                pixels = opened.cut([(side, side)], crop='center', rng=None, max_zoom=1.0).image
+                sizes = (
+                    bucket_sizes(side // _BUCKETS * _BUCKETS or _BUCKETS, _BUCKETS) if keeps_ratio else [(side, side)]
+                )
+                cut = opened.cut(sizes, crop='center', rng=None, max_zoom=1.0)
+                share = _DIMMED + (1 - _DIMMED) * cut.mask / 255
+                pixels = np.round(cut.image * share).astype(np.uint8)
         except ImageError as error:
             raise PhotoError(str(error)) from None
         file = io.BytesIO()
@@ -224,6 +257,36 @@ class Photos:
 
     def _files(self, folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if _PHOTO.fullmatch(path.name) and path.suffix != '.txt')
+
+
+def _called(name: str) -> str:
+    return os.path.basename(name.replace('\\', '/'))[:100] or 'the file'
+
+
+def _checked(data: bytes, called: str) -> tuple[str, tuple[int, int]]:
+    """Returns how the name of an uploaded image ends, and its size; raises PhotoError if it cannot be used."""
+    from dreambooth_jax.data import photo_kinds
+    from dreambooth_jax.data.decode import ImageError, StoredImage, decode_image, image_size
+
+    if len(data) > MOST_BYTES:
+        raise PhotoError(f'{called} has more than {MOST_BYTES // 2**20} MB; scale it down', 413)
+    kind = photo_kinds.kind_of(io.BytesIO(data), 'upload')
+    if kind.format is None:
+        raise PhotoError(f'{called} is {kind.words}, no photo; photos are {photo_kinds.READABLE}', 415)
+    stored = StoredImage(called, 'the upload', data)
+    try:
+        width, height = image_size(stored)
+        if width * height > MOST_PIXELS:
+            raise PhotoError(f'{called} has more than {MOST_PIXELS // 10**6} million pixels; scale it down', 413)
+        with _decoding:
+            decode_image(stored)
+    except ImageError as error:
+        raise PhotoError(str(error)) from None
+    return _ENDINGS.get(kind.format, f'.{kind.format.lower()}'), (width, height)
+
+
+def _masks(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f'{path.stem}.mask.*'))
 
 
 def _caption(path: Path) -> str | None:

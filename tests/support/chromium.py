@@ -110,6 +110,12 @@ class Page:
         for kind in ('dragEnter', 'dragOver', 'drop'):
             self.call('Input.dispatchDragEvent', type=kind, data=data, **at)
 
+    def choose(self, selector: str, file: Path) -> None:
+        """Chooses a file in a field for files."""
+        root = self.call('DOM.getDocument')['root']['nodeId']
+        node = self.call('DOM.querySelector', nodeId=root, selector=selector)['nodeId']
+        self.call('DOM.setFileInputFiles', nodeId=node, files=[str(file)])
+
     def fill(self, selector: str, value: str) -> None:
         """Replaces what is in a field, and tells the page."""
         script = """((selector, value) => {

@@ -115,6 +115,15 @@ def image_bytes(width: int = 64, height: int = 48, format: str = 'PNG', seed: in
     return file.getvalue()
 
 
+def mask_bytes(white: slice, width: int = 60, height: int = 40, format: str = 'PNG') -> bytes:
+    """A black image that is white in the columns `white`."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, white] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format)
+    return file.getvalue()
+
+
 def desk(runs: Path) -> Desk:
     return Desk(runs, CONFIGS)
 

@@ -9,7 +9,7 @@ import pytest
 
 from dreambooth_jax.web import api, jobs, plans
 from dreambooth_jax.web.refused import Refused
-from tests.support.served import client, desk, hold, image_bytes, write_run, write_samples
+from tests.support.served import client, desk, hold, image_bytes, mask_bytes, write_run, write_samples
 
 
 @pytest.fixture
@@ -148,12 +148,21 @@ def test_links_out_of_an_export_are_not_followed(asked, tmp_path):
 def test_photos(asked):
     assert asked.post('/api/photos', json={'name': 'rex'}).json() == {'name': 'rex'}
     photo = asked.post('/api/photos/rex?name=IMG.jpg', content=image_bytes(format='JPEG')).json()
-    assert photo == {'name': '001.jpg', 'width': 64, 'height': 48, 'caption': None}
+    assert photo == {'name': '001.jpg', 'width': 64, 'height': 48, 'caption': None, 'masked': None}
     crop = asked.get('/api/photos/rex/001.jpg/crop?side=32')
     assert crop.headers['content-type'] == 'image/png' and crop.content[:4] == b'\x89PNG'
     assert error(asked.get('/api/photos/rex/001.jpg/crop?side=100000'))[0] == 422
     assert asked.put('/api/photos/rex/001.jpg/caption', json={'caption': 'a sks dog'}).status_code == 204
     assert asked.get('/api/photos/rex').json()[0]['caption'] == 'a sks dog'
+    mask = '/api/photos/rex/001.jpg/mask?name=mine.png'
+    assert asked.put(mask, content=mask_bytes(slice(None), 64, 48)).status_code == 204
+    assert asked.get('/api/photos/rex').json()[0]['masked'] > 0
+    refused = asked.put(mask, content=mask_bytes(slice(None), 48, 64))
+    assert refused.status_code == 422 and refused.json()['error'] == (
+        'the mask mine.png is 48 x 64 pixels but its image 001.jpg 64 x 48, both as they are shown upright; make the '
+        'mask as large as its image'
+    )
+    assert asked.put(mask).status_code == 204 and asked.get('/api/photos/rex').json()[0]['masked'] is None
     assert error(asked.post('/api/photos/rex?name=x.zip', content=b'PK\x03\x04' + b'\0' * 60))[0] == 415
     assert asked.get('/api/photos').json() == {'rex': 1}
     assert asked.delete('/api/photos/rex/001.jpg').status_code == 204

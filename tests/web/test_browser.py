@@ -7,6 +7,7 @@ import zipfile
 
 import psutil
 import pytest
+from PIL import Image
 
 from dreambooth_jax.client import Client
 from dreambooth_jax.storybook import draw, subjects
@@ -47,8 +48,6 @@ def photos(tmp_path):
 
 
 def chromium_image(pixels):
-    from PIL import Image
-
     return Image.fromarray(pixels).resize((180, 140))
 
 
@@ -116,6 +115,19 @@ def test_from_photos_to_a_download(photos, serve, tmp_path):
         page.until("document.querySelector('#refused').textContent.includes('notes.jpg is text, no photo')")
         page.fill('[data-caption]', 'a sks dog on the floor')
         page.until("document.querySelector('#told').textContent === 'The caption is saved.'")
+
+        # A mask is added and taken away, and the photos are shown in their own ratio.
+        mask = Image.new('L', Image.open(photos[0]).size, 0)
+        mask.paste(255, (40, 0, 140, 140))
+        mask.save(tmp_path / 'mask.png')
+        page.choose('[data-mask]', tmp_path / 'mask.png')
+        page.until("document.querySelector('#told').textContent.startsWith('The mask is saved')")
+        page.screenshot(tmp_path / 'masked.png')
+        page.click('[data-unmask]')
+        page.until("!document.querySelector('[data-unmask]')")
+        page.go(f'http://127.0.0.1:{port}/photos/photos-1?ratio=1')
+        page.until("[...document.querySelectorAll('main li img')].every(one => one.complete && one.naturalWidth > 0)")
+        page.screenshot(tmp_path / 'photos.png')
 
         # The plan follows the form; a wrong setting is told before anything starts.
         page.click('header a.main')

@@ -12,7 +12,7 @@ from dreambooth_jax.data.images import read_image
 from dreambooth_jax.data.subjects import list_images
 from dreambooth_jax.web import photos as photos_module
 from dreambooth_jax.web.photos import PhotoError, Photos
-from tests.support.served import image_bytes
+from tests.support.served import image_bytes, mask_bytes
 
 
 @pytest.fixture
@@ -140,3 +140,64 @@ def test_a_crop_is_what_the_model_is_shown(photos):
     photos.path('rex', name).write_bytes(b'\x89PNG\r\n\x1a\n')
     with pytest.raises(PhotoError):
         photos.crop('rex', name, 64)
+
+
+def test_masks_are_those_that_train_reads_and_darken_what_they_leave_out(photos):
+    name = photos.add('rex', mask_bytes(slice(None)), 'x').name
+    photos.set_mask('rex', name, mask_bytes(slice(30, None)), 'mine.png')
+    assert photos.photos_in('rex')[0].masked > 0
+    (found,) = list_images(photos.folder('rex'))[0]
+    assert found.mask.name == '001.mask.png'
+    shown = np.asarray(Image.open(io.BytesIO(photos.crop('rex', name, 40))))
+    assert (shown[:, 25:] == 255).all() and (shown[:, :15] == 64).all()
+    # Another one takes its place, also one of another format.
+    photos.set_mask('rex', name, mask_bytes(slice(None), format='WEBP'), 'all.webp')
+    assert [path.name for path in sorted(photos.folder('rex').iterdir())] == ['001.mask.webp', '001.png']
+    assert (np.asarray(Image.open(io.BytesIO(photos.crop('rex', name, 40)))) == 255).all()
+    photos.set_mask('rex', name, b'', '')
+    assert photos.photos_in('rex')[0].masked is None
+    photos.set_mask('rex', name, mask_bytes(slice(30, None)), 'mine.png')
+    photos.remove('rex', name)
+    assert list(photos.folder('rex').iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('data', 'status', 'told'),
+    [
+        (
+            mask_bytes(slice(0, 9), 40, 60),
+            422,
+            'the mask IMG.png is 40 x 60 pixels but its image 001.png 60 x 40, both as they are shown upright; make '
+            'the mask as large as its image',
+        ),
+        (
+            mask_bytes(slice(0, 0)),
+            422,
+            'the mask IMG.png is black all over, or all but a few dots, so nothing of its image 001.png would be '
+            'learned; paint white what counts, or take both out of their folder',
+        ),
+        (zipped(), 415, None),
+        (b'x' * 50, 415, None),
+        (png_head(60_000, 60_000), 422, None),
+    ],
+    ids=['another size', 'black', 'zip', 'text', 'huge'],
+)
+def test_what_is_no_mask_of_a_photo_is_refused_and_the_one_before_stays(data, status, told, photos):
+    name = photos.add('rex', mask_bytes(slice(None)), 'x').name
+    photos.set_mask('rex', name, mask_bytes(slice(30, None)), 'mine.png')
+    before = photos.path('rex', name).with_name('001.mask.png').read_bytes()
+    with pytest.raises(PhotoError) as error:
+        photos.set_mask('rex', name, data, '../../IMG.png')
+    assert error.value.status == status and told in (None, str(error.value))
+    assert {path.name: path.stat().st_size for path in photos.folder('rex').iterdir()} == {
+        '001.png': photos.path('rex', name).stat().st_size,
+        '001.mask.png': len(before),
+    }
+    with pytest.raises(PhotoError, match='there is no photo'):
+        photos.set_mask('rex', '../001.png', mask_bytes(slice(30, None)), 'x')
+
+
+def test_a_crop_keeps_the_ratio_as_buckets_do(photos):
+    name = photos.add('rex', image_bytes(300, 200), 'x').name
+    shown = Image.open(io.BytesIO(photos.crop('rex', name, 64, keeps_ratio=True)))
+    assert shown.size == (80, 48)  # the bucket of 64 px that is nearest to 3 : 2

@@ -98,12 +98,13 @@ main.addEventListener('input', event => {
 
 // Buttons and small forms that ask for something.
 main.addEventListener('click', async event => {
-  const button = event.target.closest('button[data-post], button[data-delete]');
+  const button = event.target.closest('button[data-post], button[data-delete], button[data-unmask]');
   if (!button) return;
   if (button.dataset.sure && !confirm(button.dataset.sure)) return;
   button.disabled = true;
   try {
     if (button.dataset.post) await ask('POST', button.dataset.post);
+    else if (button.dataset.unmask) await ask('PUT', button.dataset.unmask, new Blob());
     else await ask('DELETE', button.dataset.delete);
     if (button.dataset.then) location.href = button.dataset.then;
     else await update();
@@ -144,7 +145,24 @@ main.addEventListener('change', async event => {
     tell(error.message);
   }
 });
-const update = () => refresh(location.pathname + '?part=all');
+main.addEventListener('change', async event => {
+  const { mask } = event.target.dataset;
+  const file = event.target.files?.[0];
+  if (!mask || !file) return;
+  try {
+    await ask('PUT', `${mask}?name=${encodeURIComponent(file.name)}`, file);
+    await update();
+    tell('The mask is saved; what it leaves out is darker.');
+  } catch (error) {
+    event.target.value = '';
+    tell(error.message);
+  }
+});
+const update = () => {
+  const query = new URLSearchParams(location.search);
+  query.set('part', 'all');
+  return refresh(`${location.pathname}?${query}`);
+};
 
 // The list of runs looks again every few seconds; a run is told by its events, which come back after a restart.
 const listed = document.querySelector('[data-refresh]');
