@@ -16,7 +16,7 @@ from dreambooth_jax.web import archive, commands, jobs
 from dreambooth_jax.web.events import stream
 from dreambooth_jax.web.generate_api import add_routes
 from dreambooth_jax.web.numbers import STAGES, Key
-from dreambooth_jax.web.photos import Photo, PhotoError
+from dreambooth_jax.web.photos import Photo
 from dreambooth_jax.web.plans import Plans
 from dreambooth_jax.web.refused import Refused
 from dreambooth_jax.web.state import Desk, View, files_below, shown
@@ -269,7 +269,7 @@ def router(desk: Desk, stopped) -> APIRouter:
 
 def sentence(error: Exception) -> tuple[int, str] | None:
     """Returns the HTTP status and the sentence of an error that is meant for users; None if it is none."""
-    if isinstance(error, Refused | PhotoError):
+    if isinstance(error, Refused):
         return error.status, str(error)
     if isinstance(error, ConfigError):
         return 422, str(error)

@@ -12,7 +12,6 @@ from starlette.staticfiles import StaticFiles
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.system import disk
 from dreambooth_jax.web import api, guard, pages
-from dreambooth_jax.web.photos import PhotoError
 from dreambooth_jax.web.refused import Refused
 from dreambooth_jax.web.state import Desk
 
@@ -40,7 +39,7 @@ def application(desk: Desk, token: str, port: int, stopped: Callable[[], bool] =
             return PlainTextResponse(sentence, status)
         return pages.error_page(status, sentence)
 
-    for kind in (Refused, PhotoError, ConfigError):
+    for kind in (Refused, ConfigError):
         app.add_exception_handler(kind, lambda request, error: told(request, *api.sentence(error)))
 
     @app.exception_handler(HTTPException)

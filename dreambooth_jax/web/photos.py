@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 
 from dreambooth_jax.system import disk
+from dreambooth_jax.web.refused import Refused
 
 MOST_BYTES, MOST_PIXELS, MOST_PHOTOS = 64 * 2**20, 100_000_000, 100
 MOST_CAPTION = 2000  # characters
@@ -28,16 +29,11 @@ _ENDINGS = {'JPEG': '.jpg', 'HEIF': '.heic'}
 _decoding = threading.Lock()  # one at a time: a large photo takes 0.3 GB while it is decoded
 
 
-class PhotoError(ValueError):
-    """A photo, or a folder of photos, is not taken; the message is one sentence.
-
-    Attributes:
-      status: the HTTP status that says so.
-    """
+class PhotoError(Refused):
+    """A photo, or a folder of photos, is not taken; the message is one sentence."""
 
     def __init__(self, message: str, status: int = 422):
-        super().__init__(message)
-        self.status = status
+        super().__init__(message, status)
 
 
 @dataclasses.dataclass(frozen=True)
