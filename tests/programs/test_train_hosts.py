@@ -206,28 +206,52 @@ def test_a_cpu_that_generates_as_two_devices_trains_what_one_trains(on_one_devic
     assert_same_run(tmp_path / 'run', alone)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('mode', ['pmap', 'fsdp'])
-def test_two_processes_train_what_one_trains_without_a_shared_folder_of_class_images(mode, on_one_device, tmp_path):
-    config, alone = on_one_device
+def two_processes(config, folder, mode, *arguments):
+    """Trains in <folder>/run on two processes with two devices each, and class images in a folder of each of them."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
         address = f'localhost:{free.getsockname()[1]}'
     together = [
         start(
             config,
-            tmp_path / 'run',
+            folder / 'run',
             2,
             f'--config.parallel.mode={mode}',
             '--config.parallel.fsdp_min_bytes=128',
-            f'--config.prior.dir={tmp_path / f"prior_{number}"}',
+            f'--config.prior.dir={folder / f"prior_{number}"}',
             '--distributed',
             f'--coordinator_address={address}',
             '--num_processes=2',
             f'--process_id={number}',
+            *arguments,
         )
         for number in range(2)
     ]
     end(*together)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['pmap', 'fsdp'])
+def test_two_processes_train_what_one_trains_without_a_shared_folder_of_class_images(mode, on_one_device, tmp_path):
+    config, alone = on_one_device
+    two_processes(config, tmp_path, mode)
     assert not (tmp_path / 'prior_1').exists()
     assert_same_run(tmp_path / 'run', alone, tmp_path / 'prior_0')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['pmap', 'fsdp'])
+def test_two_processes_sample_with_adapters_what_one_samples(mode, on_one_device, tmp_path):
+    """Samples are generated with the kernels that the training has placed, sharded or not, and adapters beside them."""
+    config, _ = on_one_device
+    settings = ['--config.lora.rank=2', '--config.super_resolution.steps=0']
+    end(start(config, tmp_path / 'alone', 1, *settings))
+    two_processes(config, tmp_path, mode, *settings)
+    grids = [sorted((tmp_path / run / 'samples').rglob('*.png')) for run in ('run', 'alone')]
+    assert len(grids[0]) == len(grids[1]) > 2
+    for ours, theirs in zip(*grids, strict=True):
+        assert np.abs(np.asarray(Image.open(ours), int) - np.asarray(Image.open(theirs), int)).max() <= 2, ours
+    losses = [
+        [line['loss'] for line in metrics.read(tmp_path / run, 'base') if 'loss' in line] for run in ('run', 'alone')
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
