@@ -1,6 +1,7 @@
 """A run that is killed in any of its phases, or asked to stop, goes on and ends as an undisturbed one, to the byte."""
 
 import random
+import shutil
 import signal
 
 import numpy as np
@@ -86,5 +87,6 @@ def test_a_run_that_was_paused_asked_and_stopped_ends_as_an_undisturbed_one(new_
     assert 'stopped in the base stage, saved; start the same command again to go on' in said
     samples = run.folder / 'samples' / 'base' / '000000.png'  # of no step, so nobody else has them
     samples.unlink()
+    shutil.rmtree(samples.with_suffix(''))
     run.end()
     run.assert_same(whole)
