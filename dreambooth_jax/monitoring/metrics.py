@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,10 +31,7 @@ class Metrics:
         self._file = self.path.open('a', encoding='utf-8')
         self._events = None
         if tensorboard:
-            # It is slow to import, so it is imported only when a run writes. Its SummaryWriter is not used because that
-            # writes in a thread: a full disk would end the thread, and the training would wait for it for ever.
-            from tensorboardX.event_file_writer import EventsWriter
-
+            EventsWriter = _tensorboardx()
             # No session_log is written: TensorBoard would then hide the numbers of other stages. It is not needed,
             # because a resumed run repeats the same numbers.
             with disk.named(self.path.parent):
@@ -96,6 +94,22 @@ class Metrics:
 def read(folder: str | Path, stage: str | None = None) -> list[dict]:
     """Returns all lines of a run's metrics, those of one stage or, if `stage` is None, of all stages."""
     return [entry for _, entry in _lines(Path(folder) / FILE) if stage is None or entry['stage'] == stage]
+
+
+def _tensorboardx() -> type:
+    """Returns tensorboardX's EventsWriter.
+
+    Its SummaryWriter is not used because that writes in a thread: a full disk would end the thread, and the training
+    would wait for it for ever. The package is imported only when a run writes. Where PyTorch is installed it would
+    import that too, for which nothing here has a use and which takes seconds.
+    """
+    hidden = sys.modules.setdefault('torch', None) is None  # `import torch` then fails as if there were none
+    try:
+        from tensorboardX.event_file_writer import EventsWriter
+    finally:
+        if hidden:
+            del sys.modules['torch']
+    return EventsWriter
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict]]:

@@ -1,12 +1,15 @@
 """A run's numbers: each step once, through stops, crashes and several stages, readable by strict JSON readers."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
 from dreambooth_jax.monitoring import metrics
+from tests.support import script
 
 
 def write(folder, stage, steps, resume_step=0, loss=1.0):
@@ -119,3 +122,18 @@ def test_resumed_stage_does_not_hide_another_ones_numbers_in_tensorboard(tmp_pat
         writer.close()
     # A session_log event that starts a session hides all that the folder holds of later steps, of every stage.
     assert events(tmp_path)[1] == []
+
+
+def test_tensorboard_does_not_bring_pytorch_along_nor_hide_it(tmp_path):
+    code = f"""
+import sys
+from dreambooth_jax.monitoring import metrics
+from tests.support import script
+run = metrics.Metrics({str(tmp_path)!r}, 'base')
+run.write(1, {{'loss': 1.0}})
+run.close()
+print('torch' in sys.modules)
+import torch
+print(torch.ones(1).item())"""
+    ended = subprocess.run([sys.executable, '-c', code], env=script.environment(), capture_output=True, text=True)
+    assert (ended.stdout, ended.returncode) == ('False\n1.0\n', 0), ended.stderr
