@@ -126,6 +126,39 @@ def test_branches_on_a_family_are_seen(line, tmp_path, monkeypatch):
     assert family_branches(path) == ['new.py:2']
 
 
+def one_family(path):
+    """What a file imports of modules that are one family each: those that families/family.py makes its tuple of."""
+    tree = ast.parse((PACKAGE / 'families' / 'family.py').read_text())
+    each = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == 'dreambooth_jax.families'
+        for alias in node.names
+    }
+    assert len(each) >= 8
+    full = {f'dreambooth_jax.families.{module}' for module in each}
+    found = set(imports(path)) & full
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == 'dreambooth_jax.families':
+            found |= {alias.name for alias in node.names} & each
+    return [f'{name(path)} imports {module}' for module in sorted(found)]
+
+
+def test_nothing_but_families_imports_one_of_them():
+    others = [path for path in FILES if room(module_of(path)) != 'families']
+    assert [line for path in others for line in one_family(path)] == []
+
+
+@pytest.mark.parametrize(
+    'line', ['from dreambooth_jax.families import z_image', 'from dreambooth_jax.families.sdxl import FAMILY']
+)
+def test_an_import_of_one_family_is_seen(line, tmp_path, monkeypatch):
+    monkeypatch.setattr('tests.test_floors.ROOT', tmp_path)
+    path = tmp_path / 'new.py'
+    path.write_text(f'{line}\nfrom dreambooth_jax.families.family import of_class\n')
+    assert len(one_family(path)) == 1
+
+
 def test_maths_networks_and_weights_know_no_settings():
     wrong = [
         f'{name(path)} imports {module}'

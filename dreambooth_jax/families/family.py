@@ -124,6 +124,9 @@ FAMILIES = (
     flux2_klein.FAMILY,
     z_image.FAMILY,
 )
+# What can be trained from nothing (finetune/fresh.py): first stages, and second stages with the first stage below them.
+FIRST_STAGES = (deepfloyd_if.BASE, z_image.FAMILY)
+SECOND_STAGES = {deepfloyd_if.SUPER_RESOLUTION: deepfloyd_if.BASE}
 _OF_CLASS = {family.class_name: family for family in FAMILIES}
 
 

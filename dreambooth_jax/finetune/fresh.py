@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from dreambooth_jax.config import ConfigError, PretrainConfig
-from dreambooth_jax.families import deepfloyd_if, z_image
+from dreambooth_jax.families.family import FIRST_STAGES, SECOND_STAGES
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.generation.cascade import compute_dtype
 from dreambooth_jax.models import functional
@@ -14,14 +14,13 @@ from dreambooth_jax.weights.kinds import kind_of
 from dreambooth_jax.weights.pipeline import Layout, Network, Pipeline
 
 START = 'start'  # the random networks that a run starts from if some are read only in part
-FAMILIES = (deepfloyd_if.BASE, z_image.FAMILY)  # what can be trained from nothing, by the denoiser that is described
 
 
 def family_of(config: PretrainConfig) -> Layout:
     """Returns the family of the stage that the settings train."""
     if config.stage == 'super_resolution':
-        return deepfloyd_if.SUPER_RESOLUTION
-    return next((family for family in FAMILIES if getattr(config, family.denoiser)), deepfloyd_if.BASE)
+        return next(iter(SECOND_STAGES))
+    return next((family for family in FIRST_STAGES if getattr(config, family.denoiser)), FIRST_STAGES[0])
 
 
 def start_pipeline(config: PretrainConfig, workdir: Path) -> Pipeline:
@@ -41,8 +40,8 @@ def start_pipeline(config: PretrainConfig, workdir: Path) -> Pipeline:
         # In float32: it is frozen and encodes every pool only once, so precision costs little.
         base = read_pipeline(config.base, components=tuple(wanted.tokenizers))
         complete = base.text_encoders.keys() == base.tokenizers.keys() == wanted.tokenizers.keys()
-        if base.family is not deepfloyd_if.BASE or not complete:
-            raise ConfigError(_wrong('base', config.base, base, deepfloyd_if.BASE))
+        if base.family is not SECOND_STAGES[wanted] or not complete:
+            raise ConfigError(_wrong('base', config.base, base, SECOND_STAGES[wanted]))
     if config.init is not None:
         start = read_pipeline(config.init, dtype=dtype)
         if start.family is not wanted or start.denoiser is None:
