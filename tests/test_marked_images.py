@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dreambooth_jax.data import provenance
+
 ROOT = Path(__file__).parent.parent
 WRITER = ROOT / 'dreambooth_jax' / 'data' / 'provenance.py'
 FILES = sorted(path for folder in ('dreambooth_jax', 'experiments') for path in (ROOT / folder).rglob('*.py'))
@@ -48,3 +50,12 @@ def test_no_other_place_writes_images():
 def test_a_place_that_writes_images_is_seen(line, tmp_path):
     (tmp_path / 'new.py').write_text(line)
     assert len(writes(tmp_path / 'new.py')) == 1
+
+
+CHARTS = ('chart.png',)  # of numbers, without an image
+
+
+def test_images_in_the_repository_are_marked():
+    paths = [path for path in (ROOT / 'experiments').rglob('*.png') if path.name not in CHARTS]
+    assert len(paths) >= 8
+    assert [path for path in paths if provenance.read(path).source != provenance.GENERATED] == []
