@@ -64,7 +64,7 @@ def event(name: str, data: Any, id: str | None = None) -> str:
 def _look(desk: Desk, run: str, after: Key | None) -> tuple[dict, list]:
     view = dataclasses.asdict(desk.view(run))
     view['samples'] = {}
-    if run not in desk.runs.folders():
+    if desk.runs.folder_of(run) is None:
         return view, []
     view['samples'] = {stage: list(grids) for stage, grids in desk.runs.samples(run).items()}
     view['downloads'] = list(desk.downloads(run))

@@ -93,7 +93,7 @@ class Generations:
 
     def choices(self, run: str) -> list[Choice]:
         """Returns the models of a run that is there, the trained one or the best first, the base model last."""
-        folder, best = self._runs.folders()[run], (self._runs.best(run) or {}).get('step')
+        folder, best = self._runs.folder_of(run), (self._runs.best(run) or {}).get('step')
         steps = next((found for stage in runs.STAGES if (found := runs.checkpoints(folder, stage))), [])
         found = [Choice(MODEL, 'the trained model')] if (folder / runs.MODEL_INDEX).is_file() else []
         checkpoints = [Choice(str(step), f'checkpoint {step}', step == best) for step in reversed(steps)]
@@ -106,7 +106,7 @@ class Generations:
         Raises:
           ConfigError: if the settings of the run cannot be read.
         """
-        settings = settings_of(str(self._runs.folders()[run]))
+        settings = settings_of(str(self._runs.folder_of(run)))
         return SamplingOptions.of_samples(settings.samples, settings.super_resolution) if settings.has_samples else None
 
     def add(self, run: str, values: Mapping[str, Any]) -> Generation:

@@ -111,7 +111,7 @@ def router(desk: Desk) -> APIRouter:
     @pages.get('/runs/{run}')
     def of_run(run: str, part: str = ''):
         view = desk.view(run)
-        is_begun = run in desk.runs.folders()
+        is_begun = desk.runs.folder_of(run) is not None
         template = 'run_parts.html' if part else 'run.html'
         return _page(
             template,
@@ -295,7 +295,7 @@ def _model_words(name: str) -> str:
 
 def _can_be(format: str, desk: Desk, view) -> bool:
     """Whether a format may fit a run: adapters are only there if they were trained."""
-    if view.error is not None or view.id not in desk.runs.folders():
+    if view.error is not None or desk.runs.folder_of(view.id) is None:
         return False
     has_lora = desk.runs.settings(view.id).lora.rank is not None
     return has_lora or not format.startswith('lora_')

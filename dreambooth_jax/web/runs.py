@@ -7,6 +7,7 @@ that no path comes from outside. What is read is kept until the file's time chan
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import socket
 import statistics
@@ -113,6 +114,20 @@ class Runs:
         found = (path for path in sorted(self.folder.iterdir()) if not path.name.startswith('.'))
         return {path.name: path for path in found if (path / CONFIG).is_file()}
 
+    def folder_of(self, name: str) -> Path | None:
+        """Returns the folder of a run; None if there is none of that name.
+
+        The name is looked for among those that are there, and only then is a path made of it.
+        """
+        is_there = not name.startswith('.') and name in os.listdir(self.folder)
+        return self.folder / name if is_there and (self.folder / name / CONFIG).is_file() else None
+
+    def _folder(self, name: str) -> Path:
+        """Returns the folder of a run; KeyError if there is none of that name."""
+        if (path := self.folder_of(name)) is None:
+            raise KeyError(name)
+        return path
+
     def all(self) -> list[Run]:
         """Returns all runs, the one that was changed last first."""
         runs = [self._read(name, path) for name, path in self.folders().items() if self._is_of_train(path)]
@@ -120,19 +135,19 @@ class Runs:
 
     def find(self, name: str) -> Run | None:
         """Returns the run of that name; None if there is none."""
-        path = self.folders().get(name)
+        path = self.folder_of(name)
         return self._read(name, path) if path is not None and self._is_of_train(path) else None
 
     def numbers(self, run: str) -> numbers.Numbers:
         """Returns the numbers of a run that is there."""
-        path = self.folders()[run]
+        path = self._folder(run)
         while len(self._numbers) > 8:
             self._numbers.pop(next(iter(self._numbers)))
         return self._numbers.setdefault(path, numbers.Numbers(path))
 
     def samples(self, run: str) -> dict[str, dict[int, Path]]:
         """Returns stage -> step -> the sample grid of a run that is there."""
-        return self._samples(self.folders()[run])
+        return self._samples(self._folder(run))
 
     def settings(self, run: str) -> DreamBoothConfig:
         """Returns the settings of a run that is there.
@@ -140,11 +155,11 @@ class Runs:
         Raises:
           ConfigError: if they cannot be read.
         """
-        return self._settings(self.folders()[run])
+        return self._settings(self._folder(run))
 
     def best(self, run: str) -> dict[str, Any] | None:
         """Returns which checkpoint of a run is the best and why (best.json); None if none was chosen."""
-        return self._json(self.folders()[run] / BEST)
+        return self._json(self._folder(run) / BEST)
 
     def _read(self, name: str, path: Path) -> Run:
         works = working_in(path)

@@ -106,7 +106,7 @@ class Desk:
           Refused: if there is none of that name, or it is not begun yet.
         """
         view = self.view(name)
-        if name not in self.runs.folders():
+        if self.runs.folder_of(name) is None:
             raise Refused(f'the run {name} is not begun yet', 404)
         return view
 
@@ -236,7 +236,7 @@ class Desk:
         return [job for job in reversed(self.queue.of(name)) if job.program == program]
 
     def _again(self, name: str) -> list[str]:
-        if name in self.runs.folders():
+        if self.runs.folder_of(name) is not None:
             return commands.again(shown(self.folder / name))
         return self.jobs_of(name, 'train')[0].arguments
 
