@@ -185,15 +185,22 @@ if (listed) {
 }
 const run = document.querySelector('#run');
 if (run) {
-  let asked = false;
-  const soon = () => {
-    if (asked) return;
-    asked = true;
-    setTimeout(() => { asked = false; update().catch(() => {}); }, 700);
+  // Numbers change with every step, and each look costs the training a little time; what a person waits for is shown at
+  // once: another state, samples, downloads.
+  let asked = null, known = null;
+  const look = wait => {
+    const due = Date.now() + wait;
+    if (asked && asked.due <= due) return;
+    clearTimeout(asked?.timer);
+    asked = { due, timer: setTimeout(() => { asked = null; update().catch(() => {}); }, wait) };
   };
   const source = new EventSource(`/api/runs/${encodeURIComponent(run.dataset.run)}/events?after=${run.dataset.after}`);
-  source.addEventListener('metrics', soon);
-  source.addEventListener('run', soon);
+  source.addEventListener('metrics', () => look(2500));
+  source.addEventListener('run', event => {
+    const { progress, changed, ...rest } = JSON.parse(event.data), now = JSON.stringify(rest);
+    look(now === known ? 2500 : 500);
+    known = now;
+  });
   source.addEventListener('error', () => {
     document.body.dataset.server = 'away';
     tell('The server does not answer; a run goes on without it. This page asks again and again.');
@@ -202,7 +209,7 @@ if (run) {
   source.addEventListener('open', () => {
     document.body.dataset.server = 'here';
     document.querySelector('#told').hidden = true;
-    soon();
+    look(0);
   });
 }
 
