@@ -27,7 +27,7 @@ from tests.support.torch_reference import quick_jit
 MODELS = {
     'deepfloyd_if': lambda: (smallest_pipelines.folder('pixels'), None, BASE),
     'deepfloyd_if, second stage': lambda: (smallest_pipelines.folder('pixels'), None, SUPER_RESOLUTION),
-    'sd1': lambda: (tiny_latent_pipelines.folder('sd1'), None, BASE),
+    'sd1': lambda: (smallest_pipelines.folder('latents'), None, BASE),
     'sdxl': lambda: (tiny_latent_pipelines.folder('sdxl'), None, BASE),
     'upscaler': lambda: (smallest_pipelines.folder('latents'), None, SUPER_RESOLUTION),
     'sd3': lambda: (tiny_sd3.folder(), tiny_sd3.SIZE, BASE),
