@@ -219,7 +219,7 @@ def test_full_size_stable_diffusion_1_5_matches_diffusers():
         theirs = diffusers.UNet2DConditionModel(**config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # as `randomise`, but of uniform numbers, which take a quarter of the time
-        for key, parameter in theirs.to_empty(device='cpu').named_parameters():
+        for key, parameter in theirs.to_empty(device='cpu').eval().named_parameters():
             parameter.uniform_(-0.035, 0.035, generator=generator)
             parameter += key.endswith('weight') and parameter.ndim == 1
     rng = np.random.default_rng(2)
