@@ -320,5 +320,5 @@ def test_a_bent_folder_works_or_is_one_sentence(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['latents', 'pixels', 'sd1', 'sdxl'])
 def test_many_bent_folders_work_or_are_one_sentence(tmp_path, kind):
-    outcomes = fuzz(tmp_path, kind, 0, 64)
-    assert 20 < sum(outcome is not None for outcome in outcomes) < 60
+    outcomes = fuzz(tmp_path, kind, 0, 80)
+    assert sum(outcome is not None for outcome in outcomes) > 20
