@@ -55,12 +55,14 @@ LONGEST = (
     'test_train_hosts.py',
     'test_best_checkpoint.py',
     'test_train.py',
-    'test_fuzz.py',
-    'test_lora_run.py',
     'test_flow_runs.py',
-    'test_speed.py',
-    'test_published_scheduler.py',
+    'test_quantised_run.py',
+    'test_lora_run.py',
+    'test_notebook.py',
+    'test_fuzz.py',
+    'test_quantised_families.py',
     'test_unet.py',
+    'test_speed.py',
 )
 
 

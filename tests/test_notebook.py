@@ -15,17 +15,18 @@ from tests.support import image_metadata, loopback_hub, notebooks
 
 ROOT = Path(__file__).parents[1]
 PATH = ROOT / 'experiments' / 'notebook' / 'dreambooth.ipynb'
-# A run of seconds: what is looked at here is that one cell leads to the next.
+# A run of seconds, without a second stage: what is looked at here is that one cell leads to the next.
 SHORT = {
-    'prior.num_images': 2,
-    'prior.steps': 2,
-    'base.steps': 4,
-    'super_resolution.steps': 2,
-    'samples.steps': 2,
+    'super_resolution_model': 'none',
+    'prior.num_images': 1,
+    'prior.steps': 1,
+    'base.steps': 2,
+    'samples.steps': 1,
+    'samples.guidance_scale': 1.0,
     'samples.every': 0,
     'samples.num_images': 1,
     'evaluation.every': 0,
-    'checkpoint.every': 2,
+    'parallel.cpu_devices': 1,
 }
 
 
@@ -77,8 +78,11 @@ class Terminal:
                 samples = {'steps': 25, 'guidance_scale': 7.5, 'sampler': 'ddim'}
                 told = {'model': self.model, 'samples': samples, 'lora': {'rank': self.rank}}
                 (run / 'config.json').write_text(json.dumps(told))
-                line = {'stage': 'base', 'step': 1, 'instance_loss': 0.5, 'prior_loss': 0.25}
-                (run / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+                for stage in ('base', 'super_resolution'):
+                    line = {'stage': stage, 'step': 1, 'instance_loss': 0.5, 'prior_loss': 0.25}
+                    with open(run / 'metrics.jsonl', 'a', encoding='utf-8') as lines:
+                        lines.write(json.dumps(line) + '\n')
+                    image(run / 'samples' / stage / '000001.png')
             if program == 'sample':
                 image(Path(given.output) / 'grid.png')
 
@@ -106,7 +110,10 @@ def test_its_commands_are_ours(notebook, model, tmp_path, monkeypatch, capsys):
     notebooks.run(notebooks.with_parameters(notebook, **values), terminal)
     assert tuple(words[2].removeprefix('dreambooth_jax.') for words in terminal.commands) == COMMANDS
     is_lora = model != 'auto'
-    assert ('the model is storybook' in capsys.readouterr().out) == (not is_lora)
+    said = capsys.readouterr().out
+    assert ('the model is storybook' in said) == (not is_lora)
+    for stage in ('base', 'super_resolution'):
+        assert f'{stage}, steps to 1: instance_loss 0.5000, prior_loss 0.2500\n<IPython.core.display.Image' in said
     train, export = terminal.commands[2], terminal.commands[-1]
     assert ('--config.lora.rank=16' in train) == is_lora and '--workdir=runs/my run' in train
     assert ('--format=lora_peft' in export) == is_lora and '--push_to=ana/rex' in export
@@ -149,15 +156,16 @@ def test_it_runs_from_photos_to_the_hub_on_storybook(notebook, tmp_path, monkeyp
         }.items():
             monkeypatch.setenv(name, value)
         values = {'SOURCE': str(ROOT), 'SETTINGS': SHORT, 'RUN': 'run', 'SHARE_AS': 'ana/rex'}
+        values |= {'PROMPTS': ['a sks dog', 'a dog']}
         ready = notebooks.with_parameters(notebook, **values)
         nbclient.NotebookClient(
             ready, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}
         ).execute()
     said = {cell.id: ''.join(output.get('text', '') for output in cell.outputs) for cell in notebooks.code(ready)}
     assert 'the model is storybook' in said['accelerator']
-    assert 'base, steps to 4: instance_loss' in said['look'] and 'prior_loss' in said['look']
+    assert 'base, steps to 2: instance_loss' in said['look'] and 'prior_loss' in said['look']
     shown = [output.data.keys() for cell in notebooks.code(ready) for output in cell.outputs if 'data' in output]
-    assert sum('image/png' in data for data in shown) == 2 + 2 and sum('text/html' in data for data in shown) == 1
+    assert sum('image/png' in data for data in shown) == 1 + 2 and sum('text/html' in data for data in shown) == 1
     assert f'{address}/ana/rex holds ' in said['export'] and 'write-token' not in json.dumps(ready)
     there = hub.repositories['ana/rex']
     assert there.private and {'model_index.json', 'README.md', 'images/000_00.png'} < there.files.keys()

@@ -9,6 +9,7 @@ lists all problems.
 """
 
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,8 +49,14 @@ def _rules(layer: nnx.Module) -> dict:
     return next((rules for kind, rules in RULES.items() if isinstance(layer, kind)), {})
 
 
+# Going through a large network takes a second, and its names are needed to read, write and compare it.
+_KNOWN: 'weakref.WeakKeyDictionary[nnx.Module, dict[str, Parameter]]' = weakref.WeakKeyDictionary()
+
+
 def torch_names(model: nnx.Module) -> dict[str, Parameter]:
     """Returns {torch name: Parameter} for every parameter of a network.
+
+    The result is kept with the network, so neither may be changed.
 
     Args:
       model: the network, with values or abstract (nnx.eval_shape); only types, names and shapes are read.
@@ -57,6 +64,12 @@ def torch_names(model: nnx.Module) -> dict[str, Parameter]:
     Raises:
       ValueError: if two parameters have the same torch name, which is a mistake in the network's code.
     """
+    if model not in _KNOWN:
+        _KNOWN[model] = _torch_names(model)
+    return _KNOWN[model]
+
+
+def _torch_names(model: nnx.Module) -> dict[str, Parameter]:
     layers = dict(nnx.iter_modules(model))
     names = {}
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):

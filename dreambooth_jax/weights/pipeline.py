@@ -257,7 +257,12 @@ def apply_of(
     component: str, config: Mapping[str, Any], dtype=jnp.float32, frozen_dtype: str | None = None
 ) -> Callable[..., Any]:
     """Returns the pure function of a network (Network.apply); arguments and errors are those of abstract_network."""
-    return adaptable(abstract_network(component, config, dtype, frozen_dtype))
+    return _apply_of(component, json.dumps(config, sort_keys=True), jnp.dtype(dtype), frozen_dtype)
+
+
+@functools.lru_cache(maxsize=32)
+def _apply_of(*network) -> Callable[..., Any]:
+    return adaptable(_abstract_network(*network))
 
 
 def filled_network(
@@ -286,7 +291,8 @@ def filled_network(
     kind = kind_of(component, config)
     options = {'aliases': kind.aliases, 'ignored': kind.ignored, 'source': source}
     if frozen_dtype is None:
-        return Network(config, adaptable(model), mapping.load(model, tensors, **options), dtype)
+        params = mapping.load(model, tensors, **options)
+        return Network(config, apply_of(component, config, dtype), params, dtype)
     # The tensors have the names of the plain network; that with quantised kernels tells which these are.
     shapes = functional.split(abstract_network(component, config, dtype, frozen_dtype))[1]
     params = flat(mapping.load(model, tensors, stored=keeping(shapes, frozen_dtype), **options))

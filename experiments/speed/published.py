@@ -56,12 +56,14 @@ class Published:
         return dataclasses.replace(self, networks={**self.networks, self.family.denoiser: denoiser})
 
     def tiny(self) -> 'Published':
-        """Returns the stage with the same blocks and a few thousand weights in each."""
+        """Returns the stage with a few thousand weights in each block; a UNet has its first and its last level."""
         networks = {name: {**config, **_TINY[_kind(name, config)]} for name, config in self.networks.items()}
         if 'unet' not in networks:
             return dataclasses.replace(self, networks=networks)
         unet = networks['unet']
-        unet['block_out_channels'] = [32] * len(unet['block_out_channels'])
+        levels = len(unet['block_out_channels'])
+        of_levels = [key for key, value in unet.items() if isinstance(value, list) and len(value) == levels]
+        unet |= {key: [unet[key][0], unet[key][-1]] for key in of_levels} | {'block_out_channels': [32, 32]}
         unet['sample_size'] //= 4
         if self.family.takes_sizes:
             unet |= {'addition_time_embed_dim': 8, 'projection_class_embeddings_input_dim': 32 + 6 * 8}

@@ -27,7 +27,7 @@ from tests.support.torch_reference import quick_jit
 MODELS = {
     'deepfloyd_if': lambda: (smallest_pipelines.folder('pixels'), None, BASE),
     'deepfloyd_if, second stage': lambda: (smallest_pipelines.folder('pixels'), None, SUPER_RESOLUTION),
-    'sd1': lambda: (tiny_latent_pipelines.folder('sd1'), None, BASE),
+    'sd1': lambda: (smallest_pipelines.folder('latents'), None, BASE),
     'sdxl': lambda: (tiny_latent_pipelines.folder('sdxl'), None, BASE),
     'upscaler': lambda: (smallest_pipelines.folder('latents'), None, SUPER_RESOLUTION),
     'sd3': lambda: (tiny_sd3.folder(), tiny_sd3.SIZE, BASE),
@@ -35,6 +35,9 @@ MODELS = {
     'klein': lambda: (tiny_klein.folder(), tiny_klein.SIZE, BASE),
     'z_image': lambda: (tiny_z_image.folder(), tiny_z_image.SIZE, BASE),
 }
+
+# Layers know the kind, not families: a network of convolutions and one of transformer blocks are enough.
+IN_EVERY_KIND = 'deepfloyd_if', 'flux'
 
 
 def prediction(cascade, stage, apply, params):
@@ -62,7 +65,7 @@ def test_a_denoiser_predicts_nearly_what_it_does_with_its_own_kernels(name):
     network = getattr(plain, stage).denoiser
     expected = prediction(plain, stage, network.apply, network.params)
     errors = {}
-    for kind in quantised.KINDS:
+    for kind in quantised.KINDS if name in IN_EVERY_KIND else (quantised.NF4,):
         model = Cascade.load(folder, size=size, frozen_dtype=kind)
         pipeline, network = getattr(model, stage), getattr(model, stage).denoiser
         assert quantised.kernel_names(network.params)
@@ -91,7 +94,9 @@ def test_a_denoiser_predicts_nearly_what_it_does_with_its_own_kernels(name):
             prediction(plain, stage, network.apply, given), trained, rtol=1e-3, atol=1e-3 * np.abs(trained).max()
         )
         assert relative(trained, expected) > errors[kind] / 2
-    assert 1e-4 < errors['int8'] < 0.05 and errors['int8'] < errors['nf4'] < 0.5
+    assert 1e-4 < errors['nf4'] < 0.5
+    if name in IN_EVERY_KIND:
+        assert 1e-4 < errors['int8'] < 0.05 and errors['int8'] < errors['nf4']
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ CLIP_2 = folder_configs('sdxl')['text_encoder_2']
         (SD, 'sd1', 'vae', {'shift_factor': 0.1}, 'x has shift_factor 0.1, but the latents of a UNet are not shifted'),
         (SD, 'sd1', 'unet', {'cross_attention_dim': 48}, 'text embeddings of width 48 but its text encoder writes 32'),
         (SD, 'sd1', 'text_encoder', {'hidden_size': 64}, 'text embeddings of width 32 but its text encoder writes 64'),
-        (SD, 'sd1', 'unet', {'cross_attention_dim': [32, 48, 32]}, 'of width 32 and 48 but its text encoder writes 32'),
+        (SD, 'sd1', 'unet', {'cross_attention_dim': [32, 48]}, 'of width 32 and 48 but its text encoder writes 32'),
         (SD, 'sd1', 'unet', {'num_class_embeds': 10}, 'x has class_embed_type None and num_class_embeds 10, which is'),
         (SD, 'sd1', 'unet', {'class_embed_type': 'timestep'}, "x has class_embed_type 'timestep' and num_class_embeds"),
         (SD, 'sd1', 'unet', {'time_cond_proj_dim': 256}, 'time_cond_proj_dim is 256 but must be None: a UNet that is'),

@@ -31,7 +31,7 @@ from dreambooth_jax.training.placement import Pmap
 from dreambooth_jax.training.step import example_keys
 from dreambooth_jax.weights import folders, single_file
 from dreambooth_jax.weights.textual_inversion import file_name, read_textual_inversion
-from tests.support import tiny_latent_pipelines, tiny_pipelines
+from tests.support import smallest_pipelines, tiny_latent_pipelines
 from tests.support.torch_reference import largest_relative_difference, nchw, quick_jit
 
 WORD = '<sks-dog>'
@@ -59,7 +59,7 @@ def photos():
 
 @functools.cache
 def original(family):
-    folder = tiny_pipelines.folder() if family == 'if' else tiny_latent_pipelines.folder(family)
+    folder = smallest_pipelines.folder('pixels') if family == 'if' else tiny_latent_pipelines.folder(family)
     return Cascade.load(folder, super_resolution_model='none')
 
 

@@ -25,9 +25,9 @@ from dreambooth_jax.training import placement
 from tests.support import bends_models, bends_photos, bends_runs, script
 from tests.support.fuzz_world import Log, Seen, World, check_accounting, check_message
 
-ALL = range(300)
+ALL = range(180)
 FAST = [case for case in ALL if case % 12 != 11][:40]  # of those that do not train
-SIGNALS = 6  # processes of their own, in the slow tests alone
+SIGNALS = 4  # processes of their own, in the slow tests alone
 # Round and round, but for what trains: that is every twelfth case.
 _CHEAP = [
     bend

@@ -183,9 +183,9 @@ def test_an_image_depends_neither_on_batch_size_nor_on_its_neighbours():
 
 def test_a_size_that_the_network_cannot_halve_is_refused():
     base = tiny.cascade('sd1').base
-    sentence = f'config.data.resolution is 24 but the base stage of {base.name} generates multiples of 16'
+    sentence = f'config.data.resolution is 28 but the base stage of {base.name} generates multiples of 8'
     with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}$'):
-        Cascade(base, size=24)
+        Cascade(base, size=28)
 
 
 # The upscaler behind a base stage whose contrasts are so strong that it decodes beyond black and white.

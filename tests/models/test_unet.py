@@ -110,16 +110,7 @@ CONFIGS = {
         'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D'],
         'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
     },
-    # Lists whose order shows: read in the wrong direction, the up blocks would have other shapes or no even heads.
-    'sd_2': {
-        **STABLE_DIFFUSION,
-        'attention_head_dim': [2, 4],
-        'block_out_channels': [16, 32],
-        'norm_eps': 0.01,  # not that of the transformers, which have their own
-        'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D'],
-        'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
-        'use_linear_projection': True,
-    },
+    # A list whose order shows: read in the wrong direction, the up blocks would have no even heads.
     'sdxl': {
         **STABLE_DIFFUSION,
         **ATTENTION_BELOW,
@@ -135,6 +126,7 @@ CONFIGS = {
         **ATTENTION_BELOW,
         'attention_head_dim': 4,
         'in_channels': 7,
+        'norm_eps': 0.01,  # not that of the transformers, which have their own
         'num_class_embeds': 300,
         'only_cross_attention': [False, True],
     },
@@ -221,13 +213,17 @@ def test_the_one_rule_maps_the_weights_of_stable_diffusion_both_ways(name):
 
 @pytest.mark.slow
 def test_full_size_stable_diffusion_1_5_matches_diffusers():
-    """860M parameters on a latent of 64 x 64: a minute and 8 GB on two cores."""
+    """860M parameters on a latent of 32 x 32: half a minute and 8 GB on two cores."""
     config = {'cross_attention_dim': 768}
     with torch.device('meta'):
         theirs = diffusers.UNet2DConditionModel(**config)
-    randomise(theirs.to_empty(device='cpu'), seed=1, std=0.02)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # as `randomise`, but of uniform numbers, which take a quarter of the time
+        for key, parameter in theirs.to_empty(device='cpu').eval().named_parameters():
+            parameter.uniform_(-0.035, 0.035, generator=generator)
+            parameter += key.endswith('weight') and parameter.ndim == 1
     rng = np.random.default_rng(2)
-    sample = rng.normal(size=(1, 64, 64, 4)).astype(np.float32)
+    sample = rng.normal(size=(1, 32, 32, 4)).astype(np.float32)
     text = rng.normal(size=(1, 77, 768)).astype(np.float32)
     with torch.no_grad():
         output = nhwc(theirs(nchw(sample), torch.tensor([500]), torch.from_numpy(text)).sample)

@@ -24,7 +24,6 @@ from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import placement
 from dreambooth_jax.weights import files, folders, lora_files, transformer_file
 from dreambooth_jax.weights.identity import identity
-from tests.programs.test_train_hosts import end, start
 from tests.support import tiny_flux, tiny_klein, tiny_sd3, tiny_z_image
 
 CONFIG = """
@@ -48,6 +47,7 @@ def get_config():
     config.evaluation.every = 0
     return config
 """
+NO_CLASS = '--config.prior.weight=0'  # where class images are not the point
 TRANSFORMER = Path('transformer') / 'diffusion_pytorch_model.safetensors'
 
 
@@ -105,7 +105,7 @@ def test_kernels_that_stay_in_bfloat16_train_as_the_same_values_in_float32(rank,
     assert identity(read)['weights'] == identity(read_pipeline(full))['weights']
     runs = [tmp_path / f'{folder.name}_run' for folder in (half, full)]
     for folder, run in zip((half, full), runs, strict=True):
-        train(model, run.name, 2, f'--config.model={folder}', rank=rank)
+        train(model, run.name, 2, f'--config.model={folder}', NO_CLASS, rank=rank)
     ours, theirs = (files.read_tensors(run / 'model' / TRANSFORMER) for run in runs)
     before = files.read_tensors(full / TRANSFORMER)
     assert any((ours[name] != before[name]).any() for name in ours)
@@ -116,45 +116,46 @@ def test_kernels_that_stay_in_bfloat16_train_as_the_same_values_in_float32(rank,
 @pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
 def test_a_run_trains_the_usual_layers_goes_on_and_writes_them_in_every_format(name, train, program, tmp_path):
-    model = MODELS[name]
-    assert f'noise: rectified flow, {model.noise}' in train(model, 'whole', 4, '--dry_run')
-    train(model, 'whole', 4)
-    whole, before = (
-        files.read_tensors(folder / TRANSFORMER) for folder in (tmp_path / 'whole' / 'model', model.tiny.folder())
-    )
+    """With photos of two ratios, beside the frozen model's prediction."""
+    model, run = MODELS[name], tmp_path / 'whole'
+    wide = np.random.default_rng(1).integers(0, 256, (24, 96, 3), np.uint8)
+    Image.fromarray(wide).save(tmp_path / 'photos' / 'wide.png')
+    flags = '--config.data.aspect_buckets=True', '--config.prior.kind=distillation'
+    assert f'noise: rectified flow, {model.noise}' in train(model, 'whole', 4, *flags, '--dry_run')
+    size = model.tiny.SIZE
+    assert re.search(rf'images: 1 of \d+ x \d+, 2 of {size} x {size} pixels', train(model, 'whole', 4, *flags))
+    lines = [line for line in metrics.read(run, 'base') if 'loss' in line]
+    assert len(lines) == 4 and lines[0]['prior_loss'] == pytest.approx(0, abs=1e-4)  # adapters begin at zero
+    assert all(line['prior_loss'] > 1e-6 for line in lines[1:]) and all(line['instance_loss'] > 0.1 for line in lines)
+    whole, before = (files.read_tensors(folder / TRANSFORMER) for folder in (run / 'model', model.tiny.folder()))
     moved = {name for name, value in whole.items() if not np.array_equal(value, before[name])}
     assert len(moved) == model.layers  # the usual LoRA targets of its blocks
     if name == 'klein':  # no family has a part in how a run goes on, so one is enough
-        train(model, 'parts', 2)
-        train(model, 'parts', 4)
+        train(model, 'parts', 2, *flags)
+        train(model, 'parts', 4, *flags)
         parts = files.read_tensors(tmp_path / 'parts' / 'model' / TRANSFORMER)
         for tensor, value in whole.items():
             np.testing.assert_array_equal(value, parts[tensor], err_msg=tensor)
-    sampled = program(
-        'sample',
-        f'--model={tmp_path / "whole"}',
-        '--prompt=a sks dog',
-        f'--output={tmp_path / "out"}',
-        '--num_images=1',
-    )
-    assert sampled.code == 0 and (tmp_path / 'out' / 'grid.png').is_file(), sampled.error
+    plain, trained = Cascade.load(model.tiny.folder(), size=size), read_pipeline(run).denoiser.params
     for format in lora_files.FORMATS:
         file = tmp_path / f'{format}.safetensors'
-        exported = program('export', f'--workdir={tmp_path / "whole"}', f'--format={format}', f'--output={file}')
+        exported = program('export', f'--workdir={run}', f'--format={format}', f'--output={file}')
         assert exported.code == 0 and 'tensors, read back and equal\n' in exported.out, exported.error
-        merged = with_lora(Cascade.load(model.tiny.folder(), size=model.tiny.SIZE), file).base.denoiser.params
-        for tensor, value in read_pipeline(tmp_path / 'whole').denoiser.params.items():
+        merged = with_lora(plain, file).base.denoiser.params
+        for tensor, value in trained.items():
             np.testing.assert_allclose(merged[tensor], value, atol=1e-6, err_msg=tensor)
-    # And the whole transformer in the layout of its makers, from which the same images are made beside the folder.
+    # And the whole transformer in the layout of its makers, from which the run's images are made beside the folder.
     file = tmp_path / 'single_file.safetensors'
-    exported = program('export', f'--workdir={tmp_path / "whole"}', '--format=single_file', f'--output={file}')
+    exported = program('export', f'--workdir={run}', '--format=single_file', f'--output={file}')
     assert exported.code == 0 and 'tensors, read back and equal\n' in exported.out, exported.error
     images = []
-    for source in ((tmp_path / 'whole' / 'model',), (model.tiny.folder(), f'--model_transformer_file={file}')):
+    for source in ((run,), (model.tiny.folder(), f'--model_transformer_file={file}')):
         output = tmp_path / f'out_{len(images)}'
-        flags = (f'--resolution={model.tiny.SIZE}', '--steps=2', '--num_images=1', f'--output={output}')
-        sampled = program('sample', f'--model={source[0]}', *source[1:], '--prompt=a sks dog', *flags)
-        assert sampled.code == 0, sampled.error
+        options = f'--resolution={size}', '--steps=2', '--guidance_scale=1', '--sampler=euler', '--num_images=1'
+        sampled = program(
+            'sample', f'--model={source[0]}', *source[1:], '--prompt=a sks dog', *options, f'--output={output}'
+        )
+        assert sampled.code == 0 and (output / 'grid.png').is_file(), sampled.error
         images.append(np.asarray(Image.open(output / '000_00.png')))
     np.testing.assert_array_equal(*images)
 
@@ -167,29 +168,21 @@ def test_a_run_begins_with_a_file_of_the_transformer_and_is_held_to_it(train, pr
     moved = {name: value * np.float32(1.1) for name, value in base.denoiser.params.items()}
     transformer = dataclasses.replace(base.denoiser, params=moved)
     transformer_file.write(base.with_components(transformer=transformer), file)
-    flags = ('--config.lora.frozen_dtype=int8', f'--config.model_transformer_file={file}')
-    train(model, 'run', 2, *flags)
+    plain = '--config.lora.frozen_dtype=int8', NO_CLASS
+    train(model, 'run', 2, *plain, f'--config.model_transformer_file={file}')
     targets = base.family.lora_targets
     for name, value in read_pipeline(tmp_path / 'run').denoiser.params.items():
         adapted = any(re.fullmatch(target, name.removesuffix('.kernel')) for target in targets)
         assert np.array_equal(value, moved[name]) != adapted, name
     file.rename(file.with_name('y.safetensors'))  # what it holds counts, not its name
-    flags = (flags[0], f'--config.model_transformer_file={file.with_name("y.safetensors")}')
-    train(model, 'run', 4, *flags)
-    ended = program(
-        'train', f'--config={tmp_path / "rank_2.py"}', f'--workdir={tmp_path / "run"}', flags[0]
-    )  # with the model's own transformer
+    train(model, 'run', 4, *plain, f'--config.model_transformer_file={file.with_name("y.safetensors")}')
+    again = 'train', f'--config={tmp_path / "rank_2.py"}', f'--workdir={tmp_path / "run"}', *plain
+    ended = program(*again)  # with the model's own transformer
     assert ended.code == 1 and 'which differs in weights from the model that' in ended.error
     # A file of an export is another transformer.
     other = tmp_path / 'z.safetensors'
     assert program('export', f'--workdir={tmp_path / "run"}', '--format=single_file', f'--output={other}').code == 0
-    ended = program(
-        'train',
-        f'--config={tmp_path / "rank_2.py"}',
-        f'--workdir={tmp_path / "run"}',
-        flags[0],
-        f'--config.model_transformer_file={other}',
-    )
+    ended = program(*again, f'--config.model_transformer_file={other}')
     assert (ended.code, ended.error) == (
         1,
         f"config.model is '{model.tiny.folder()}' with config.model_transformer_file '{other}', which differs in "
@@ -199,25 +192,13 @@ def test_a_run_begins_with_a_file_of_the_transformer_and_is_held_to_it(train, pr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', MODELS)
-def test_photos_of_two_ratios_train_beside_the_frozen_models_prediction(name, train, tmp_path):
-    wide = np.random.default_rng(1).integers(0, 256, (24, 96, 3), np.uint8)
-    Image.fromarray(wide).save(tmp_path / 'photos' / 'wide.png')
-    flags = '--config.data.aspect_buckets=True', '--config.prior.kind=distillation', '--config.prior.dir=None'
-    size = MODELS[name].tiny.SIZE
-    assert re.search(rf'images: 1 of \d+ x \d+, 2 of {size} x {size} pixels', train(MODELS[name], 'run', 4, *flags))
-    lines = [line for line in metrics.read(tmp_path / 'run', 'base') if 'loss' in line]
-    assert len(lines) == 4 and lines[0]['prior_loss'] == pytest.approx(0, abs=1e-4)  # adapters begin at zero
-    assert all(line['prior_loss'] > 1e-6 for line in lines[1:]) and all(line['instance_loss'] > 0.1 for line in lines)
-
-
-@pytest.mark.slow
-def test_several_devices_train_and_generate_what_one_does(train, tmp_path):
+def test_several_devices_train_and_generate_what_one_does(train, tmp_path, monkeypatch):
     """Sharded, with padded tokens and text; one family is enough, as none has a part in where arrays lie."""
-    train(MODELS['z_image'], 'plan', 1, '--dry_run')  # writes the settings file
-    config, sharded = tmp_path / 'rank_2.py', ('--config.parallel.mode=fsdp', '--config.parallel.fsdp_min_bytes=128')
-    for run, devices, flags in (('one', 1, ()), ('sharded', 4, sharded)):
-        end(start(config, tmp_path / run, devices, '--config.base.steps=3', '--config.prior.dir=None', *flags))
+    train(MODELS['z_image'], 'one', 3)
+    assert jax.device_count() == 4
+    with monkeypatch.context() as on_all:
+        on_all.setattr(placement, 'make_placement', placement.make_placement.func)
+        train(MODELS['z_image'], 'sharded', 3, '--config.parallel.mode=fsdp', '--config.parallel.fsdp_min_bytes=128')
     one, several = (
         [line['loss'] for line in metrics.read(tmp_path / run, 'base') if 'loss' in line] for run in ('one', 'sharded')
     )
@@ -236,7 +217,7 @@ TEXTS = {'sd3': ('text_encoder', 'text_encoder_2', 'text_encoder_3'), 'flux1': (
 @pytest.mark.parametrize(('name', 'rank'), [('sd3', 2), ('sd3', None), ('flux1', 2)])
 def test_clips_train_and_the_t5_beside_them_does_not(name, rank, train, program, tmp_path):
     model = MODELS[name]
-    flags = '--config.base.train_text_encoder=True', '--config.base.text_encoder_learning_rate=2e-2'
+    flags = NO_CLASS, '--config.base.train_text_encoder=True', '--config.base.text_encoder_learning_rate=2e-2'
     train(model, 'run', 2, *flags, rank=rank)
     for component in TEXTS[name]:
         file = Path(component) / 'model.safetensors'
@@ -252,27 +233,28 @@ def test_clips_train_and_the_t5_beside_them_does_not(name, rank, train, program,
         else:  # attention, as in the text encoders of other families
             layers = {tensor for tensor in after if re.search(r'self_attn\.(q|k|v|out)_proj\.weight', tensor)}
             assert moved and moved <= layers
-    if rank is not None:
+    if rank is None:
+        assert unmoved(tmp_path / 'run', model) == {'pos_embed.pos_embed'}  # the table of positions is a constant
+    else:
         exported = f'--output={tmp_path / "lora.safetensors"}'
         ended = program('export', f'--workdir={tmp_path / "run"}', '--format=lora_peft', exported)
         assert ended.code == 0 and 'tensors, read back and equal\n' in ended.out, ended.error
 
 
-# The table of positions is a constant.
-FIXED = {'z_image': set(), 'klein': set(), 'flux1': set(), 'sd3': {'pos_embed.pos_embed'}}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize('name', FIXED)
+@pytest.mark.parametrize('name', ['z_image', 'klein', 'flux1'])  # sd3: above, with its text encoders
 def test_without_lora_the_whole_transformer_trains(name, train, tmp_path):
-    """Every tensor of it but constants, the learned padding too."""
+    """Every tensor of it, the learned padding too."""
     model = MODELS[name]
     train(model, 'full', 2, rank=None)
-    after, before = (
-        files.read_tensors(folder / TRANSFORMER) for folder in (tmp_path / 'full' / 'model', model.tiny.folder())
-    )
+    assert not unmoved(tmp_path / 'full', model)
+
+
+def unmoved(run, model):
+    """The transformer's tensors that a run has left as they were."""
+    after, before = (files.read_tensors(folder / TRANSFORMER) for folder in (run / 'model', model.tiny.folder()))
     assert after.keys() == before.keys()
-    assert {tensor for tensor, value in after.items() if np.array_equal(value, before[tensor])} == FIXED[name]
+    return {tensor for tensor, value in after.items() if np.array_equal(value, before[tensor])}
 
 
 @pytest.mark.slow
@@ -281,8 +263,8 @@ def test_samples_are_those_of_another_model_with_the_runs_adapters(train, progra
     model, generated, save = MODELS['z_image'], [], SampleGrid._generate
     turbo = distilled(model.tiny.folder(), tmp_path / 'turbo')
     monkeypatch.setattr(SampleGrid, '_generate', lambda *args: generated.append(save(*args)) or generated[-1])
-    run, flag = tmp_path / 'run', f'--config.samples.model={turbo}'
-    train(model, 'run', 2, flag, '--config.base.learning_rate=1e-1')
+    run, flags = tmp_path / 'run', (NO_CLASS, f'--config.samples.model={turbo}')
+    train(model, 'run', 2, *flags, '--config.base.learning_rate=1e-1')
     adapters = tmp_path / 'adapters.safetensors'
     assert program('export', f'--workdir={run}', '--format=lora_peft', f'--output={adapters}').code == 0
     other = Cascade.load(turbo, size=model.tiny.SIZE)
@@ -293,7 +275,7 @@ def test_samples_are_those_of_another_model_with_the_runs_adapters(train, progra
     assert np.abs(ours - before).max() > 8
     np.testing.assert_allclose(generated[0][0][0], ours, atol=2)
     np.testing.assert_allclose(generated[1][0][0], before, atol=2)
-    train(model, 'quantised', 1, flag, '--config.lora.frozen_dtype=int8')
+    train(model, 'quantised', 1, *flags, '--config.lora.frozen_dtype=int8')
     assert np.abs(generated[3][0][0].astype(int) - before).max() < 32  # its kernels are quantised alike
     settings = run_settings.settings_of(str(run))  # those of the model that trains are not known
     assert not settings.has_samples and settings.samples == SamplesConfig()

@@ -130,11 +130,12 @@ def test_an_image_with_the_lora_file_is_the_image_of_the_merged_model(program, r
         return np.asarray(Image.open(tmp_path / name / '000_00.png'))
 
     merged = generated('merged', f'--model={run}')
-    for name in ('lora_peft', 'lora_kohya'):
-        file = tmp_path / f'{name}.safetensors'
+    files_of = {name: tmp_path / f'{name}.safetensors' for name in ('lora_peft', 'lora_kohya')}
+    for name, file in files_of.items():
         assert program('export', f'--workdir={run}', f'--format={name}', f'--output={file}').code == 0
-        assert same_noise.difference(generated(name, f'--model={model}', f'--lora={file}'), merged) <= 1
-    halves = (f'--lora={file}', '--lora_scale=0.5') * 2
+    file = files_of['lora_kohya']
+    assert same_noise.difference(generated('kohya', f'--model={model}', f'--lora={file}'), merged) <= 1
+    halves = [word for file in files_of.values() for word in (f'--lora={file}', '--lora_scale=0.5')]
     assert same_noise.difference(generated('halves', f'--model={model}', *halves), merged) <= 1
     plain = generated('plain', f'--model={model}')
     assert same_noise.difference(generated('off', f'--model={model}', f'--lora={file}', '--lora_scale=0'), plain) == 0

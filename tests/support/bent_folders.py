@@ -17,6 +17,7 @@ from dreambooth_jax.weights.errors import WeightsError
 
 ABSENT = 'absent'
 VALUES = (None, 'x', -1, 0, 1, 1.5, [], [8, 12], {}, True, ABSENT)
+_TRACED: set[str] = set()
 
 
 def copied(source: Path, target: Path) -> Path:
@@ -86,7 +87,6 @@ def _trace(cascade: Cascade, stage: str) -> None:
             if k.endswith(('shared.embedding', 'token_embedding.embedding'))
         )
         assert tokens[component]['ids'].max() < rows
-    text = jax.eval_shape(conditioning, encoders, shapes(take(tokens, np.array([1, 1]))))
     size = cascade.base_size if stage == BASE else cascade.super_resolution_size
     low = {}
     if stage != BASE:
@@ -96,6 +96,14 @@ def _trace(cascade: Cascade, stage: str) -> None:
             'low': jax.ShapeDtypeStruct((2, low_size, low_size, 3), 'float32'),
             'level': jax.ShapeDtypeStruct((2,), 'int32'),
         }
+    tokens = shapes(take(tokens, np.array([1, 1])))
+    # Most bends leave one of two stages as it was, and some change nothing: what has been traced is not again.
+    networks = [{name: network.config for name, network in one.components.items()} for one in (pipeline, reader)]
+    settings = (pipeline.class_name, pipeline.scheduler, pipeline.image_noising_scheduler, pipeline.options)
+    traced = repr((stage, size, low, tokens, networks, settings))
+    if traced in _TRACED:
+        return
+    text = jax.eval_shape(conditioning, encoders, tokens)
     # Sampling, decoding and encoding are traced with abstract arrays, which finds every mismatch of shapes.
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     sample = cascade.sampler(stage, 2, 4.0, 'ddim')
@@ -105,6 +113,7 @@ def _trace(cascade: Cascade, stage: str) -> None:
         sampled = jax.eval_shape(lambda p, x: vae.apply(p, x, method='decode'), shapes(vae.params), sampled)
         jax.eval_shape(lambda p, x: vae.apply(p, x, method='encode'), shapes(vae.params), sampled)
     assert sampled.shape == (2, size, size, 3)
+    _TRACED.add(traced)
 
 
 def shapes(tree):

@@ -38,22 +38,22 @@ VAE = {
 }
 UNET = {
     'sample_size': 8,
-    'block_out_channels': [32, 64, 64],
-    'down_block_types': ['CrossAttnDownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'],
-    'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'],
+    'block_out_channels': [32, 64],
+    'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D'],
+    'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
     'layers_per_block': 2,
     'cross_attention_dim': 32,
     'attention_head_dim': 8,
 }
 LAST_LEVELS_ATTEND = {
-    'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'],
-    'up_block_types': ['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'],
+    'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D'],
+    'up_block_types': ['CrossAttnUpBlock2D', 'UpBlock2D'],
     'use_linear_projection': True,
 }
 CONFIGS = {
     'sd1': {'unet': UNET, 'vae': VAE, 'text_encoder': CLIP},
     'sd2': {
-        'unet': {**UNET, 'attention_head_dim': [1, 1, 1], 'use_linear_projection': True},
+        'unet': {**UNET, 'attention_head_dim': [1, 1], 'use_linear_projection': True},
         'vae': VAE,
         'text_encoder': OPEN_CLIP,
     },
@@ -63,10 +63,10 @@ CONFIGS = {
             **LAST_LEVELS_ATTEND,
             'addition_embed_type': 'text_time',
             'addition_time_embed_dim': 256,
-            'attention_head_dim': [1, 1, 1],
+            'attention_head_dim': [1, 1],
             'cross_attention_dim': 96,
             'projection_class_embeddings_input_dim': 48 + 6 * 256,
-            'transformer_layers_per_block': [1, 1, 2],
+            'transformer_layers_per_block': [1, 2],
         },
         'vae': {**VAE, 'scaling_factor': 0.13025, 'force_upcast': True},
         'text_encoder': CLIP,
@@ -78,7 +78,7 @@ CONFIGS = {
             **LAST_LEVELS_ATTEND,
             'in_channels': 7,
             'num_class_embeds': 10,
-            'only_cross_attention': [True, True, False],
+            'only_cross_attention': [True, False],
         },
         'vae': {**VAE, 'scaling_factor': 0.08333, 'sample_size': 16},
         'text_encoder': OPEN_CLIP,

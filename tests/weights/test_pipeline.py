@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreambooth_jax.weights import mapping
 from dreambooth_jax.weights.errors import WeightsError
-from dreambooth_jax.weights.pipeline import abstract_network, filled_network, in_float32, network_tensors
+from dreambooth_jax.weights.pipeline import abstract_network, apply_of, filled_network, in_float32, network_tensors
 from tests.support import tiny_networks as tiny
 from tests.support import tiny_pipelines
 from tests.support.reports import sentence_of
@@ -85,6 +86,11 @@ def test_a_network_is_built_once_for_each_configuration_and_dtype():
     assert abstract_network('unet', dict(reversed(tiny.UNET.items())), jnp.float32) is first
     assert abstract_network('unet', tiny.UNET, jnp.bfloat16) is not first
     assert abstract_network('unet', tiny.UNET, remat=True) is not first
+    assert mapping.torch_names(first) is mapping.torch_names(first)
+    function = apply_of('unet', tiny.UNET)
+    assert apply_of('unet', dict(reversed(tiny.UNET.items())), jnp.float32) is function
+    assert apply_of('unet', tiny.UNET, jnp.bfloat16) is not function
+    assert apply_of('unet', tiny.UNET, frozen_dtype='int8') is not function
 
 
 def test_a_network_keeps_its_values_through_a_checkpoint_and_its_dtype_aside(base):

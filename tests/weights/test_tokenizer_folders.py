@@ -149,7 +149,7 @@ def test_a_pipeline_that_a_single_file_cannot_hold_is_one_sentence(tmp_path):
     made.scheduler['beta_end'] = 0.012
     made.denoiser.config['attention_head_dim'] = 4
     fails(
-        f'{tmp_path}/x.safetensors cannot hold this model: the attention_head_dim of its unet is (4, 4, 4), but a '
-        f'single file does not say so and Stable Diffusion 1.x has (8, 8, 8); write a pipeline folder.',
+        f'{tmp_path}/x.safetensors cannot hold this model: the attention_head_dim of its unet is (4, 4), but a '
+        f'single file does not say so and Stable Diffusion 1.x has (8, 8); write a pipeline folder.',
         made,
     )
