@@ -32,6 +32,8 @@ def end_on_signals() -> None:
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(heard,), name='signals', daemon=True).start()
+    if hasattr(signal, 'pthread_sigmask'):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _NAMES)  # one that came during the start (huge_pages.py) ends it now
 
 
 def _watch(heard: int) -> None:

@@ -10,6 +10,7 @@ Source: manual of the GNU C library, "Memory Allocation Tunables"; Linux, Docume
 """
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,10 +29,12 @@ def use() -> None:
     environment = asking(os.environ)
     if environment is None or not sys.executable:
         return
+    # A signal that comes while Python starts again waits until ending.end_on_signals is called there.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         os.execve(sys.executable, sys.orig_argv, environment)
     except OSError:
-        return  # slower, as it was before
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # slower, as it was before
 
 
 def asking(environment: Mapping[str, str], mode: Path = _MODE) -> dict[str, str] | None:

@@ -27,6 +27,13 @@ def test_help_is_printed_with_exit_code_0_and_before_anything_slow_is_imported()
         assert 'absl.flags' in imported and not imported & {'jax', 'numpy', 'transformers', 'orbax', 'PIL.Image'}
 
 
+def test_a_program_searches_for_garbage_less_often_than_python_itself(tmp_path):
+    (tmp_path / 'config.py').write_text('import gc, sys\ndef get_config(): sys.exit(str(gc.get_threshold()))')
+    command = [sys.executable, '-m', 'dreambooth_jax.train', f'--config={tmp_path}/config.py', '--workdir=x']
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1] == '(20000, 10, 10)'
+
+
 def test_every_error_for_people_is_known_by_its_name():
     for module, name in program_lib.SENTENCES:
         kind = getattr(__import__(module, fromlist=[name]), name)

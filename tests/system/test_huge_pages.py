@@ -1,6 +1,7 @@
 """Programs ask for huge pages where Linux wants to be asked, and leave everything else as it was."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -67,12 +68,18 @@ def test_nothing_is_asked_of_other_systems(mode, library, tmp_path, monkeypatch)
 
 
 def test_a_program_that_cannot_be_started_anew_goes_on(mode, library, monkeypatch):
+    blocked = []
+
     def refuse(*_):
+        blocked.extend(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         raise OSError('no')
 
     monkeypatch.setattr(os, 'execve', refuse)
     monkeypatch.setattr(huge_pages, 'asking', lambda environment: {**environment})
     huge_pages.use()
+    # Ctrl-C waits until the program has started anew.
+    assert {signal.SIGINT, signal.SIGTERM} <= set(blocked)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGTERM}
     monkeypatch.setattr(sys, 'executable', '')
     monkeypatch.setattr(os, 'execve', None)
     huge_pages.use()
