@@ -28,12 +28,11 @@ setup(
     package_data={
         'dreambooth_jax.evaluation': ['page_files/*'],  # style sheet and script of report.html
         'dreambooth_jax.web': ['templates/*', 'static/*'],
-        # The embedded model: a pipeline folder, with its second stage as a folder inside.
+        # The embedded models: pipeline folders; a second stage is a folder inside.
         'dreambooth_jax.storybook': [
-            'pretrained/**/*.json',
-            'pretrained/**/*.safetensors',
-            'pretrained/**/*.txt',
-            'pretrained/**/*.md',
+            f'{folder}/**/*.{ending}'
+            for folder in ('pretrained', 'pretrained_flow')
+            for ending in ('json', 'safetensors', 'txt', 'md', 'jinja')
         ],
     },
     install_requires=[

@@ -15,6 +15,11 @@ that out). On two AMD EPYC cores without AVX-512 (2026-11-29) that is 86 s of 8 
 of a newer Xeon the whole run takes 4 min 34 s.
 Command: python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/dog
 
+--config=configs/dog.py:storybook-flow fine-tunes the other model of the package, a rectified flow at 128 px in one
+stage. The classifier names the subject in 90 % and the context in 90 % of the images of the same prompts (2 per prompt;
+experiments/subjects), but an accessory in 20 % only. On two cores of a newer Xeon (2026-11-30) the run takes 2 min 3 s,
+compilation included.
+
 With another base model, the run keeps the prompts and trains on your photos. Resolutions, learning rates and steps are
 then those of the paper (Ruiz et al. 2023) or of the model's own recipe. Nothing was measured with the published weights
 of these models:
@@ -27,6 +32,8 @@ from dreambooth_jax.config import (
     STORYBOOK,
     STORYBOOK_CPU_DEVICES,
     STORYBOOK_ENLARGING,
+    STORYBOOK_FLOW,
+    STORYBOOK_FLOW_SAMPLING,
     STORYBOOK_SAMPLING,
     ConfigError,
     DreamBoothConfig,
@@ -78,4 +85,24 @@ def storybook(config):
     config.samples.update(STORYBOOK_SAMPLING, guidance_scale=2.5)  # a higher scale shows the subject less often
 
 
-MODELS = {STORYBOOK: storybook, **PRESETS}
+def storybook_flow(config):
+    config.model = STORYBOOK_FLOW
+    config.data.subject = 'dog'
+    config.parallel.cpu_devices = STORYBOOK_CPU_DEVICES
+
+    config.prior.num_images = 64
+    config.prior.sampler = 'euler'
+    config.prior.steps = 15
+    config.prior.guidance_scale = 3.0
+
+    # Chosen on this dog and the teapot alone (experiments/subjects).
+    config.base.steps = 200
+    config.base.batch_size = 4
+    config.base.learning_rate = 5e-4
+
+    config.checkpoint.every = 100
+    config.samples.every = 200
+    config.samples.update(STORYBOOK_FLOW_SAMPLING, guidance_scale=2.5)
+
+
+MODELS = {STORYBOOK: storybook, STORYBOOK_FLOW: storybook_flow, **PRESETS}

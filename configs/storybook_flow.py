@@ -5,7 +5,7 @@ First the autoencoder, then the transformer on its latents:
   python -m dreambooth_jax.pretrain --config=configs/storybook_flow.py --workdir=runs/storybook_flow
 
 Expected result: images of all 15 classes in all contexts, as the captions say, at 128 px in one stage.
-Measured: nothing yet. No weights of it are shipped.
+Measured: the shipped model (storybook/pretrained_flow/README.md says how it was made) in experiments/storybook_flow.
 
 The text encoder is the token embedding of a Qwen3, with random values that never change: Z-Image reads the states
 before the last layer, and here there is one. The transformer's own layers for the text learn what words mean.
@@ -15,7 +15,7 @@ from dreambooth_jax.config import PretrainConfig, to_config_dict
 from dreambooth_jax.storybook import vocabulary
 
 SIZE = 128
-CHANNELS, WIDTH, TEXT_WIDTH = 16, 224, 128
+CHANNELS, WIDTH, TEXT_WIDTH = 16, 192, 128
 
 
 def get_config(stage: str = 'base'):
@@ -53,10 +53,10 @@ def get_config(stage: str = 'base'):
         dim=WIDTH,
         n_layers=8,
         n_refiner_layers=1,
-        n_heads=7,
-        n_kv_heads=7,
+        n_heads=3,
+        n_kv_heads=3,
         cap_feat_dim=TEXT_WIDTH,
-        axes_dims=(8, 12, 12),
+        axes_dims=(16, 24, 24),
         axes_lens=(1024, 64, 64),
     )
     config.scheduler = dict(
@@ -73,16 +73,16 @@ def get_config(stage: str = 'base'):
         config.passes = 2
         return config
     config.init = 'runs/storybook_flow_vae/model'
-    config.batch_size = 64
-    config.steps = 6000
+    config.batch_size = 32
+    config.steps = 7400
     config.learning_rate = 1e-3
     config.warmup_steps = 300
-    config.ema_decay = 0.998
+    config.ema_decay = 0.999
     config.time_distribution = 'logit_normal'
     config.pool_size = 4096
-    config.passes = 4
-    config.checkpoint.every = 250
-    config.samples.every = 500
+    config.passes = 8
+    config.checkpoint.every = 500
+    config.samples.every = 2000
     config.samples.num_images = 6
     config.samples.guidance_scale = 4.0
     config.samples.prompts = (

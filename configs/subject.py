@@ -5,24 +5,27 @@ Measured: only the dog, for which the recipe was chosen (dog.py). The backpack w
 after the 200 steps it is half learned, with its colours but often without its star; with --config.base.steps=400 it is
 learned, in most contexts.
 Command: python -m dreambooth_jax.train --config=configs/subject.py:backpack --workdir=runs/backpack
+
+--config=configs/subject.py:backpack,storybook-flow takes the flow model and its recipe (experiments/subjects).
 """
 
 import pathlib
 import runpy
 
-from dreambooth_jax.config import ConfigError
+from dreambooth_jax.config import STORYBOOK, ConfigError
 from dreambooth_jax.storybook.subjects import SUBJECTS
 
 
 def get_config(subject: str = 'dog'):
-    """Returns the settings of dog.py for the subject `subject`, as named by --config=configs/subject.py:SUBJECT."""
+    """Returns the settings of dog.py for --config=configs/subject.py:SUBJECT or SUBJECT,MODEL."""
+    subject, _, model = subject.partition(',')
     if subject not in SUBJECTS:
         raise ConfigError(
             f'--config=configs/subject.py:{subject} names no subject; the name must be one of {tuple(SUBJECTS)}'
         )
     noun = SUBJECTS[subject].class_noun
     # Read by path, because configs/ is not a package and the program may be started in any folder.
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name('dog.py')))['get_config']()
+    config = runpy.run_path(str(pathlib.Path(__file__).with_name('dog.py')))['get_config'](model or STORYBOOK)
     config.data.subject = subject
     config.data.instance_prompt = f'a sks {noun}'
     config.data.class_prompt = f'a {noun}'

@@ -5,7 +5,7 @@ import runpy
 
 import pytest
 
-from dreambooth_jax.config import STORYBOOK, ConfigError, DreamBoothConfig, PretrainConfig, resolve
+from dreambooth_jax.config import BUILT_IN, ConfigError, DreamBoothConfig, PretrainConfig, resolve
 from dreambooth_jax.diffusion import schedules
 from dreambooth_jax.families import z_image
 from dreambooth_jax.models import functional, t5, unet_config
@@ -37,7 +37,7 @@ BASE_MODELS = runpy.run_path(str(next(path for path in FILES if path.stem == 'do
 @pytest.mark.parametrize('model', BASE_MODELS)
 def test_every_base_model_resolves_once_it_has_photos(model):
     config = get_config(named('dog'), model)
-    if model != STORYBOOK:
+    if model not in BUILT_IN:
         with pytest.raises(ConfigError, match=r'config\.data\.instance_dir must be given when config\.model is'):
             resolve(DreamBoothConfig, config)
         config.data.instance_dir = 'photos'
@@ -86,6 +86,12 @@ def test_every_subject_has_a_config(name):
     config = resolve(DreamBoothConfig, get_config(named('subject'), name))
     assert config.data.subject == name
     assert config.data.class_prompt == f'a {SUBJECTS[name].class_noun}'
+
+
+def test_a_subject_takes_the_recipe_of_the_model_after_the_comma():
+    config = resolve(DreamBoothConfig, get_config(named('subject'), 'teapot,storybook-flow'))
+    recipe = resolve(DreamBoothConfig, get_config(named('dog'), 'storybook-flow'))
+    assert (config.model, config.data.subject, config.base) == ('storybook-flow', 'teapot', recipe.base)
 
 
 def test_the_dataset_has_thirty_subjects():

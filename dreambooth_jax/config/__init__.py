@@ -9,13 +9,19 @@ training.py     the settings that train and pretrain have in common
 presets.py      recipes for published base models
 """
 
-from dreambooth_jax.config.dreambooth import (
-    LAST_TIMESTEP,
-    NO_MODEL,
+from dreambooth_jax.config.built_in import (
+    BUILT_IN,
+    BUILT_IN_NAMES,
     STORYBOOK,
     STORYBOOK_CPU_DEVICES,
     STORYBOOK_ENLARGING,
+    STORYBOOK_FLOW,
+    STORYBOOK_FLOW_SAMPLING,
     STORYBOOK_SAMPLING,
+)
+from dreambooth_jax.config.dreambooth import (
+    LAST_TIMESTEP,
+    NO_MODEL,
     BaseConfig,
     DataConfig,
     DreamBoothConfig,
@@ -54,6 +60,8 @@ from dreambooth_jax.config.training import (
 )
 
 __all__ = [
+    'BUILT_IN',
+    'BUILT_IN_NAMES',
     'BaseConfig',
     'CheckpointConfig',
     'Config',
@@ -76,6 +84,8 @@ __all__ = [
     'STORYBOOK',
     'STORYBOOK_CPU_DEVICES',
     'STORYBOOK_ENLARGING',
+    'STORYBOOK_FLOW',
+    'STORYBOOK_FLOW_SAMPLING',
     'STORYBOOK_SAMPLING',
     'Sampler',
     'SamplesConfig',

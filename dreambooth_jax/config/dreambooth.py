@@ -12,6 +12,7 @@ Recipe: Ruiz et al. 2023 (DreamBooth). Where the paper is silent, the defaults a
 import dataclasses
 from typing import Literal
 
+from dreambooth_jax.config.built_in import BUILT_IN, BUILT_IN_NAMES, STORYBOOK
 from dreambooth_jax.config.evaluation import EvaluationConfig
 from dreambooth_jax.config.lora import LoraConfig
 from dreambooth_jax.config.schema import Config, ConfigError, path_setting, setting
@@ -24,11 +25,6 @@ from dreambooth_jax.config.training import (
     SamplesConfig,
 )
 
-STORYBOOK = 'storybook'  # the model that ships with the package
-# The settings with which Storybook generates best, as measured by experiments/storybook_base.
-STORYBOOK_SAMPLING = {'steps': 25, 'guidance_scale': 4.0, 'sampler': 'ddpm'}
-STORYBOOK_ENLARGING = {'sample_steps': 15, 'sample_guidance_scale': 1.0}  # the same for its second stage
-STORYBOOK_CPU_DEVICES = 2  # as which it generates fastest on two cores
 NO_MODEL = 'none'  # the value of super_resolution_model that leaves the second stage out
 
 PredictionType = Literal['epsilon', 'v_prediction']
@@ -63,7 +59,7 @@ class SubjectConfig(Config):
 
         Args:
           path: dotted name of this group of settings, for the error.
-          model: the setting `model`; only 'storybook' has built-in subjects.
+          model: the setting `model`; only the models that ship with the package have built-in subjects.
           uses_class: whether the run trains on class examples, which need the class prompt.
 
         Raises:
@@ -75,10 +71,10 @@ class SubjectConfig(Config):
         if self.tfds is None and self.tfds_split is not None:
             raise ConfigError(f'{path}.tfds_split is {self.tfds_split!r} but {path}.tfds is None; set that too')
         is_built_in = self.instance_dir is None and self.tfds is None
-        if is_built_in and model != STORYBOOK:
+        if is_built_in and model not in BUILT_IN:
             raise ConfigError(
                 f"{path}.instance_dir must be given when config.model is {model!r}: the folder of the subject's "
-                f'images, or {path}.tfds, a dataset of them (only {STORYBOOK!r} has built-in subjects)'
+                f'images, or {path}.tfds, a dataset of them (only {BUILT_IN_NAMES} have built-in subjects)'
             )
         if is_built_in and self.subject is None:
             names = f'{path}.instance_dir (a folder), {path}.tfds (a dataset) or {path}.subject (a built-in one)'
@@ -326,8 +322,8 @@ class DreamBoothConfig(Config):
     # Seed of everything random in a run: class images, order of images, timesteps, noise and dropout. The same seed
     # and settings give the same run. (Samples have a seed of their own.)
     seed: int = setting(0, '>= 0')
-    # The model to fine-tune: 'storybook' (ships with the package), a folder in diffusers' layout, one .safetensors file
-    # in the original layout of Stable Diffusion, or a hub id.
+    # The model to fine-tune: 'storybook' or 'storybook-flow' (both ship with the package), a folder in diffusers'
+    # layout, one .safetensors file in the original layout of Stable Diffusion, or a hub id.
     model: str = path_setting(STORYBOOK)
     # What the base stage's denoiser predicts. None: as the model's files say; single files of Stable Diffusion 2.x do
     # not always say it.

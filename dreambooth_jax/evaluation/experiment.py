@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreambooth_jax.config import STORYBOOK, ConfigError
+from dreambooth_jax.config import BUILT_IN, STORYBOOK, ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.storybook import draw, subjects
@@ -203,15 +203,15 @@ def sampling_of(config: Path) -> dict[str, Any]:
 
 
 def of_model(model: str, subject: str, folder: Path) -> dict[str, str]:
-    """Returns settings that train a built-in subject on any model; only 'storybook' has the subject's images built in.
+    """Returns settings that train a built-in subject on any model; models of the package have its images built in.
 
     Args:
       model: the setting config.model.
       subject: one of the thirty subjects.
-      folder: folder that the reference images are written to as PNG files, unless the model is 'storybook'.
+      folder: folder that the reference images are written to as PNG files, unless the model has them.
     """
-    if model == STORYBOOK:
-        return {}
+    if model in BUILT_IN:
+        return {} if model == STORYBOOK else {'model': model}
     folder.mkdir(parents=True, exist_ok=True)
     for number, scene in enumerate(subjects.reference_scenes(subject)):
         provenance.save(draw.paint(scene), folder / f'{number:02d}.png', source=provenance.PAINTED)

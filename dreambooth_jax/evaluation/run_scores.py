@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreambooth_jax.config import STORYBOOK, ConfigError, DreamBoothConfig, SubjectConfig, to_dict
+from dreambooth_jax.config import BUILT_IN, BUILT_IN_NAMES, ConfigError, DreamBoothConfig, SubjectConfig, to_dict
 from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import encoders
 from dreambooth_jax.evaluation.classifier import Classifier
@@ -129,14 +129,14 @@ def choose(config: DreamBoothConfig, metrics: Sequence[str] | None, given: Mappi
     Raises:
       ConfigError: if the classifier is asked for and does not know what the run shows.
     """
-    is_storybook = config.model == STORYBOOK
+    is_storybook = config.model in BUILT_IN
     is_known = is_storybook and all(map(_is_built_in, config.subjects()))
     if metrics is None:
         metrics = ['dino', 'clip', *([CLASSIFIER] if is_known else [])]
     if CLASSIFIER in metrics and not is_known:
         what = 'was trained on photos' if is_storybook else f'began with {config.model!r}'
         raise ConfigError(
-            f'--metrics has {CLASSIFIER}, which knows the built-in subjects of {STORYBOOK!r} alone, but the run '
+            f'--metrics has {CLASSIFIER}, which knows the built-in subjects of {BUILT_IN_NAMES} alone, but the run '
             f'{what}; leave {CLASSIFIER} out'
         )
     usual = usual_encoders(is_storybook) | {CLASSIFIER: "Storybook's classifier"}

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from dreambooth_jax.config import STORYBOOK, ConfigError, DreamBoothConfig, EvaluationConfig
+from dreambooth_jax.config import BUILT_IN, ConfigError, DreamBoothConfig, EvaluationConfig
 from dreambooth_jax.evaluation import best, encoders, protocol, scores
 from dreambooth_jax.evaluation.encoders import Encoder
 from dreambooth_jax.evaluation.protocol import NOISE, Subject, noise_of
@@ -154,7 +154,7 @@ class Evaluation:
         except ConfigError as error:
             raise ConfigError(f'{error} To train without scores, set config.evaluation.every to 0.') from None
         subjects = [spread(subject, settings.num_prompts) for subject in found]
-        usual = usual_encoders(config.model == STORYBOOK)
+        usual = usual_encoders(config.model in BUILT_IN)
         sources = {name: getattr(settings, name) or usual[name] for name in ('dino', 'clip')}
         dino, clip = (_encoder(name, source, placement) for name, source in sources.items())
         for name, encoder, parts in (('dino', dino, ('image',)), ('clip', clip, ('image', 'text'))):

@@ -125,6 +125,36 @@ def base_summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def accessory_scores(
+    cascade: Cascade,
+    classifier: Classifier,
+    options: SamplingOptions,
+    *,
+    class_noun: str,
+    accessories: Sequence[str] = world.ACCESSORIES,
+    num_images: int = 4,
+    gallery: dict[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Measures how often the prompts 'a {class} {accessory}', without identifier, give the accessory asked for.
+
+    Returns:
+      cells: for each accessory class_noun, accessory, images and accessory_right, the number of images that have it.
+
+    Raises:
+      ConfigError: if the class or an accessory is not one of Storybook's, or as Cascade.stream.
+    """
+    _check('class', [class_noun], world.CLASSES)
+    _check('accessory', accessories, world.ACCESSORIES)
+    texts = [f'a {class_noun} {accessory}' for accessory in accessories]
+    said = classifier.name(_generate(cascade, texts, num_images, gallery, options)).accessory
+    cells = []
+    for i, accessory in enumerate(accessories):
+        right = sum(found == accessory for found in said[i * num_images : (i + 1) * num_images])
+        cell = {'class_noun': class_noun, 'accessory': accessory, 'images': num_images, 'accessory_right': right}
+        cells.append(cell)
+    return {'cells': cells}
+
+
 def subject_scores(
     cascade: Cascade,
     classifier: Classifier,

@@ -54,9 +54,9 @@ def licence_of(model: str) -> Licence | None:
     """Returns the licence of a model; None if neither its name nor its files say one.
 
     Args:
-      model: as hub.find takes it: 'storybook', a folder, a run, a single file or a hub id.
+      model: as hub.find takes it: 'storybook', 'storybook-flow', a folder, a run, a single file or a hub id.
     """
-    if model == hub.STORYBOOK:
+    if model in hub.BUILT_IN:
         return APACHE
     path = Path(model).expanduser()
     if path.is_dir():

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dreambooth_jax.config import NO_MODEL, STORYBOOK, ConfigError, DreamBoothConfig, PretrainConfig
+from dreambooth_jax.config import BUILT_IN, NO_MODEL, ConfigError, DreamBoothConfig, PretrainConfig
 from dreambooth_jax.data.provenance import PROGRAM, VERSION
 from dreambooth_jax.finetune import usage
 from dreambooth_jax.finetune.licences import Licence, licence_of
@@ -101,7 +101,7 @@ class Export:
     def base_of(config: DreamBoothConfig) -> str | None:
         """Returns the id on the hub of a run's base model; None: it is not from there."""
         on_hub = config.model_revision is not None or hub.may_be_on_hub(config.model)
-        return config.model if on_hub and config.model != STORYBOOK else None
+        return config.model if on_hub and config.model not in BUILT_IN else None
 
     @property
     def base_name(self) -> str:

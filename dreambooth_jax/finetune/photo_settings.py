@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dreambooth_jax.config import NO_MODEL, STORYBOOK, ConfigError, DreamBoothConfig
+from dreambooth_jax.config import BUILT_IN, NO_MODEL, ConfigError, DreamBoothConfig
 from dreambooth_jax.data import checked_photos, photo_checks
 from dreambooth_jax.data.buckets import Size, bucket_sizes
 from dreambooth_jax.data.checked_photos import CheckedSubject, Embed
@@ -34,7 +34,7 @@ def reading_of(config: DreamBoothConfig, resolution: int | None = None) -> Readi
       WeightsError: if the model cannot be read.
     """
     # Models of the hub take long to read, and have no second stage inside that could want larger photos.
-    is_of_hub = config.model != STORYBOOK and not Path(config.model).exists()
+    is_of_hub = config.model not in BUILT_IN and not Path(config.model).exists()
     is_alone = is_of_hub and config.super_resolution_model in (None, NO_MODEL)
     is_said = config.data.resolution is not None and is_alone and not config.data.aspect_buckets
     if resolution is None and not is_said:

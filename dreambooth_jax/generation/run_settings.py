@@ -1,4 +1,4 @@
-"""The sampling settings that belong to a model: those of a run's folder, or of the built-in model."""
+"""The sampling settings that belong to a model: those of a run's folder, or of a built-in model."""
 
 import dataclasses
 import json
@@ -11,6 +11,8 @@ from dreambooth_jax.config import (
     STORYBOOK,
     STORYBOOK_CPU_DEVICES,
     STORYBOOK_ENLARGING,
+    STORYBOOK_FLOW,
+    STORYBOOK_FLOW_SAMPLING,
     STORYBOOK_SAMPLING,
     ConfigError,
     SamplesConfig,
@@ -22,6 +24,12 @@ from dreambooth_jax.generation.options import SamplingOptions
 
 if TYPE_CHECKING:
     from dreambooth_jax.generation.cascade import Cascade
+
+_PARALLEL = {'cpu_devices': STORYBOOK_CPU_DEVICES}
+_BUILT_IN = {
+    STORYBOOK: {'samples': STORYBOOK_SAMPLING, 'super_resolution': STORYBOOK_ENLARGING, 'parallel': _PARALLEL},
+    STORYBOOK_FLOW: {'samples': STORYBOOK_FLOW_SAMPLING, 'parallel': _PARALLEL},
+}
 
 
 class RunSettings(typing.NamedTuple):
@@ -56,16 +64,15 @@ class RunSettings(typing.NamedTuple):
 
 
 def settings_of(model: str) -> RunSettings:
-    """Returns the settings of the run of train or pretrain in the folder `model`, or of the built-in model.
+    """Returns the settings of the run of train or pretrain in the folder `model`, or of a built-in model.
 
     Raises:
       ConfigError: if the run's config.json is damaged.
     """
     folder = Path(model).expanduser()
     path = folder / 'config.json'
-    if model == STORYBOOK:
-        written = {'samples': STORYBOOK_SAMPLING, 'super_resolution': STORYBOOK_ENLARGING}
-        written['parallel'] = {'cpu_devices': STORYBOOK_CPU_DEVICES}
+    if model in _BUILT_IN:
+        written = _BUILT_IN[model]
     # A pipeline folder may hold a config.json too, but of something else than a run's settings.
     elif path.is_file() and not (folder / 'model_index.json').is_file():
         written = _read(path)

@@ -5,19 +5,19 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dreambooth_jax.storybook import storybook_folder
+from dreambooth_jax.storybook import FOLDERS, storybook_folder
 from dreambooth_jax.weights import files
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import SUPER_RESOLUTION
 
-STORYBOOK = 'storybook'
+BUILT_IN = tuple(FOLDERS)
 RUN_MODEL = 'model'  # the exported pipeline inside the folder of a training run
 TOKENIZER_SUFFIXES = ('.json', '.model', '.txt', '.jinja')
 _COMMIT = re.compile('[0-9a-f]{40}')
 HUB_ID = re.compile(r'[\w-][\w.-]*/[\w-][\w.-]*')
 ALLOWED = (
-    f"'{STORYBOOK}', a pipeline folder (with model_index.json), a {files.SUFFIX} file of a whole model, a run's "
-    f"folder, or a hub id 'owner/model'"
+    f'{", ".join(map(repr, BUILT_IN))}, a pipeline folder (with model_index.json), a {files.SUFFIX} file of a whole '
+    f"model, a run's folder, or a hub id 'owner/model'"
 )
 
 
@@ -41,12 +41,12 @@ def find(
       WeightsError: one sentence: what was found, what is allowed and what to do.
     """
     check_revision(name, revision)
-    if str(name) == STORYBOOK:
-        folder = storybook_folder()
+    if str(name) in BUILT_IN:
+        folder = storybook_folder(str(name))
         if not (folder / 'model_index.json').is_file():
             raise WeightsError(
-                f"{folder}, the built-in model, is missing from this installation; install the package's data files "
-                f'or give a pipeline folder.'
+                f"{folder}, the built-in model {name}, is missing from this installation; install the package's data "
+                f'files or give a pipeline folder.'
             )
         return folder
     path = Path(name).expanduser()
@@ -86,7 +86,7 @@ def may_be_on_hub(name: str | os.PathLike) -> bool:
 
 
 def _is_here(name: str | os.PathLike) -> bool:
-    return str(name) == STORYBOOK or Path(name).expanduser().exists()
+    return str(name) in BUILT_IN or Path(name).expanduser().exists()
 
 
 def commit_of(folder: Path | None) -> str | None:
@@ -102,14 +102,15 @@ def name_of(folder: Path | None) -> str | None:
       folder: the folder or single file that it was read from (Pipeline.folder).
 
     Returns:
-      'storybook', the hub id of a snapshot in the cache, the name of a run or folder, or that of a file without its
-      ending; None if it was not read.
+      The name of a built-in model, the hub id of a snapshot in the cache, the name of a run or folder, or that of a
+      file without its ending; None if it was not read.
     """
     if folder is None:
         return None
     folder = folder.absolute()
-    if folder == storybook_folder().absolute():
-        return STORYBOOK
+    for built_in in BUILT_IN:
+        if folder == storybook_folder(built_in).absolute():
+            return built_in
     if commit_of(folder):  # models--OWNER--MODEL/snapshots/COMMIT
         return folder.parents[1].name.removeprefix('models--').replace('--', '/', 1)
     if folder.name in (RUN_MODEL, SUPER_RESOLUTION):

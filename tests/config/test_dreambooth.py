@@ -199,7 +199,8 @@ BETWEEN = [
         'runs/sd',
         (
             "config.data.instance_dir must be given when config.model is 'runs/sd': the folder of the subject's "
-            "images, or config.data.tfds, a dataset of them (only 'storybook' has built-in subjects)"
+            "images, or config.data.tfds, a dataset of them (only 'storybook' and 'storybook-flow' have built-in "
+            'subjects)'
         ),
     ),
     (

@@ -43,8 +43,8 @@ def test_the_classifier_is_asked_only_of_what_it_knows(config, what):
     with pytest.raises(ConfigError) as error:
         run_scores.choose(config, ['dino', 'classifier'], NOTHING)
     assert str(error.value) == (
-        f"--metrics has classifier, which knows the built-in subjects of 'storybook' alone, but the run {what}; "
-        f'leave classifier out'
+        f"--metrics has classifier, which knows the built-in subjects of 'storybook' and 'storybook-flow' alone, "
+        f'but the run {what}; leave classifier out'
     )
 
 

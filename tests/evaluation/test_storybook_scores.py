@@ -108,6 +108,34 @@ def test_base_scores_count_class_context_and_both():
     json.dumps(scores)
 
 
+def test_accessory_scores_count_what_is_worn():
+    worn = {'a dog wearing a red hat': 'wearing a red hat', 'a dog wearing pink glasses': 'wearing a santa hat'}
+
+    def answer(prompt, number):
+        return {'class_noun': 'cat', 'accessory': worn[prompt] if number else None}
+
+    made = {}
+    found = storybook_scores.accessory_scores(
+        FakeCascade(answer),
+        FakeClassifier(),
+        OPTIONS,
+        class_noun='dog',
+        accessories=('wearing a red hat', 'wearing pink glasses'),
+        num_images=3,
+        gallery=made,
+    )
+    assert list(made) == list(worn)
+    assert [(cell['accessory'], cell['images'], cell['accessory_right']) for cell in found['cells']] == [
+        ('wearing a red hat', 3, 2),
+        ('wearing pink glasses', 3, 0),
+    ]
+    json.dumps(found)
+    with pytest.raises(ConfigError, match="accessory 'a crown' is not of this world"):
+        storybook_scores.accessory_scores(
+            FakeCascade(answer), FakeClassifier(), OPTIONS, class_noun='dog', accessories=('a crown',)
+        )
+
+
 def test_cells_of_single_classes_join_to_the_scores_of_all():
     def answer(prompt, number):
         return {'class_noun': 'dog' if number else prompt.split()[1], 'context': 'in the snow'}

@@ -9,6 +9,7 @@ from dreambooth_jax.weights import files, hub
 
 KNOWN = {
     'storybook': 'apache-2.0',
+    'storybook-flow': 'apache-2.0',
     'stable-diffusion-v1-5/stable-diffusion-v1-5': 'creativeml-openrail-m',
     'CompVis/stable-diffusion-v1-4': 'creativeml-openrail-m',
     'stabilityai/stable-diffusion-2-1': 'openrail++',

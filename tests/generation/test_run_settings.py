@@ -7,6 +7,7 @@ import pytest
 from dreambooth_jax.config import (
     STORYBOOK_CPU_DEVICES,
     STORYBOOK_ENLARGING,
+    STORYBOOK_FLOW_SAMPLING,
     STORYBOOK_SAMPLING,
     ConfigError,
     DreamBoothConfig,
@@ -52,11 +53,14 @@ def test_a_run_of_pretrain_gives_its_samples_and_devices_alone(written, base):
     assert settings_of(written(settings)) == (SamplesConfig(**SAMPLES), SuperResolutionConfig(), None, 0, 3, True)
 
 
-def test_the_built_in_model_is_sampled_as_measured_and_others_by_default(tmp_path, monkeypatch):
+def test_built_in_models_are_sampled_as_measured_and_others_by_default(tmp_path, monkeypatch):
     found = settings_of('storybook')
     assert {name: getattr(found.samples, name) for name in STORYBOOK_SAMPLING} == STORYBOOK_SAMPLING
     assert {name: getattr(found.super_resolution, name) for name in STORYBOOK_ENLARGING} == STORYBOOK_ENLARGING
     assert found.cpu_devices == STORYBOOK_CPU_DEVICES
+    flow = settings_of('storybook-flow')
+    assert {name: getattr(flow.samples, name) for name in STORYBOOK_FLOW_SAMPLING} == STORYBOOK_FLOW_SAMPLING
+    assert flow.cpu_devices == STORYBOOK_CPU_DEVICES
     monkeypatch.chdir(tmp_path)
     assert settings_of('owner/model') == settings_of(str(tmp_path)) == DEFAULTS
 

@@ -256,8 +256,8 @@ def test_the_classifier_is_refused_for_photos(program, run):
     model = smallest_pipelines.folder('pixels')
     assert (ended.code, ended.error.strip()) == (
         1,
-        f"--metrics has classifier, which knows the built-in subjects of 'storybook' alone, but the run began with "
-        f"'{model}'; leave classifier out",
+        f"--metrics has classifier, which knows the built-in subjects of 'storybook' and 'storybook-flow' alone, but "
+        f"the run began with '{model}'; leave classifier out",
     )
 
 

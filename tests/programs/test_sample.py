@@ -219,7 +219,7 @@ def test_sample_names_what_is_wrong(program, tmp_path):
         'noise_level is 1000; it must be 0 to 999'
     )
     assert re.match(
-        r"model '.*/nowhere' is not there; it must be 'storybook', a pipeline folder",
+        r"model '.*/nowhere' is not there; it must be 'storybook', 'storybook-flow', a pipeline folder",
         said(f'--model={tmp_path}/nowhere', '--prompt=a', '--output=o'),
     )
     assert said(f'--model={tmp_path}', '--prompt=a', '--output=o').startswith(

@@ -87,7 +87,7 @@ def test_what_is_wrong_is_refused_in_a_sentence(recipe, model, changed, told):
 
 def test_the_settings_files_of_train_are_listed():
     found = {one.name: one for one in RECIPES.all()}
-    assert set(found) == {'dog', 'subject'} and found['dog'].models == ('storybook', *PRESETS)
+    assert set(found) == {'dog', 'subject'} and found['dog'].models == ('storybook', 'storybook-flow', *PRESETS)
     assert found['dog'].summary.startswith('DreamBooth on one dog')
 
 

@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import errors
 
 from dreambooth_jax import storybook
+from dreambooth_jax.config import BUILT_IN
 from dreambooth_jax.families.family import FAMILIES
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.weights import hub, transformer_file
@@ -34,7 +35,8 @@ def no_hub(monkeypatch):
 
 def test_storybook_is_the_folder_of_the_package(monkeypatch, diffusers_folder, no_hub):
     assert storybook.storybook_folder().parts[-3:] == ('dreambooth_jax', 'storybook', 'pretrained')
-    monkeypatch.setattr(hub, 'storybook_folder', lambda: diffusers_folder)
+    assert hub.BUILT_IN == BUILT_IN
+    monkeypatch.setattr(hub, 'storybook_folder', lambda name: diffusers_folder)
     assert read_pipeline('storybook', components=()).folder == diffusers_folder
 
 
@@ -43,6 +45,7 @@ def test_a_model_is_called_by_its_name_and_not_by_its_place(tmp_path, monkeypatc
     snapshot = tmp_path / 'hub' / 'models--Owner-x--model-1.5--b' / 'snapshots' / COMMIT
     named = {
         storybook.storybook_folder(): 'storybook',
+        storybook.storybook_folder('storybook-flow'): 'storybook-flow',
         storybook.storybook_folder() / 'super_resolution': 'storybook',
         snapshot: 'Owner-x/model-1.5--b',
         tmp_path / 'runs' / 'dog' / 'model': 'dog',
@@ -55,8 +58,8 @@ def test_a_model_is_called_by_its_name_and_not_by_its_place(tmp_path, monkeypatc
 
 
 def test_storybook_that_is_not_installed_is_one_sentence(monkeypatch, tmp_path, no_hub):
-    monkeypatch.setattr(hub, 'storybook_folder', lambda: tmp_path)
-    fails('the built-in model, is missing from this installation', 'storybook')
+    monkeypatch.setattr(hub, 'storybook_folder', lambda name: tmp_path)
+    fails('the built-in model storybook-flow, is missing from this installation', 'storybook-flow')
 
 
 def test_a_run_stands_for_the_model_it_exported(tmp_path, diffusers_folder, no_hub):
@@ -71,7 +74,7 @@ def test_paths_that_are_wrong_are_not_looked_up_on_the_hub(tmp_path, monkeypatch
     (tmp_path / 'model.safetensors').touch()
     (tmp_path / 'model.ckpt').touch()
     (tmp_path / 'model.onnx').touch()
-    fails("model 'runs/dgo' is not there; it must be 'storybook', a pipeline folder", 'runs/dgo')
+    fails("model 'runs/dgo' is not there; it must be 'storybook', 'storybook-flow', a pipeline folder", 'runs/dgo')
     fails("model './owner/model' is not there", './owner/model')
     fails("model 'storybok' is not there", 'storybok')
     fails('runs/empty holds nothing but neither model_index.json nor', 'runs/empty')
