@@ -1,8 +1,7 @@
 """A whole run of train on two processes with two devices each, as on two hosts, and how they find each other."""
 
+import itertools
 import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -18,9 +17,10 @@ from dreambooth_jax.training.hosts import Address
 from dreambooth_jax.weights import files
 from tests.conftest import XLA_FLAGS
 from tests.programs.test_train import CONFIG, WEIGHTS
-from tests.support import script, smallest_pipelines, tiny_encoders
+from tests.support import forked, script, smallest_pipelines, tiny_encoders
 
 DEVICES_FLAG = '--xla_force_host_platform_device_count'
+NUMBERS = itertools.count()  # of logs
 
 
 @pytest.mark.parametrize(
@@ -128,17 +128,17 @@ def test_a_process_alone_has_nobody_to_lose(ended, monkeypatch):
 def start(config, run, devices, *arguments, module='dreambooth_jax.train'):
     given = {**XLA_FLAGS, DEVICES_FLAG: devices}
     flags = ' '.join(f'{name}={value}' for name, value in given.items() if value is not None)
-    command = [sys.executable, '-m', module, f'--config={config}', f'--workdir={run}', *arguments]
-    environment = script.environment(XLA_FLAGS=flags)
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = run.with_name(f'{run.name}.{next(NUMBERS)}.log')
+    words = [f'--config={config}', f'--workdir={run}', *arguments]
+    return forked.start(module, words, environment=script.environment(XLA_FLAGS=flags), log=log), log
 
 
-def end(*processes):
+def end(*started):
     try:
-        said = [process.communicate(timeout=900)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0] * len(processes), '\n'.join(said)
+        codes = [process.wait(900) for process, _ in started]
+        assert codes == [0] * len(started), '\n'.join(log.read_text('utf-8', 'replace') for _, log in started)
     finally:
-        for process in processes:
+        for process, _ in started:
             process.kill()
 
 
