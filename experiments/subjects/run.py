@@ -64,6 +64,8 @@ def main(_) -> None:
     if unknown := [subject for subject in _SUBJECTS.value if subject not in SUBJECTS]:
         raise ConfigError(f'--subjects has {unknown[0]!r} but each must be one of {", ".join(SUBJECTS)}')
     model, workdir, output = _MODEL.value, Path(_WORKDIR.value) / _MODEL.value, Path(_OUTPUT.value or HERE)
+    if wrong := [text for text in _SET.value if '=' not in text]:
+        raise ConfigError(f'--set={wrong[0]} must look like base.steps=300')
     given = dict(text.split('=', 1) for text in _SET.value)
     cpu_devices.use(settings_of(model).cpu_devices)
     base, classifier = Cascade.load(model, super_resolution_model='none'), Classifier.load()
