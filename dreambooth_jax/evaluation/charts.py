@@ -116,17 +116,17 @@ def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[np.ndarra
     return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
 
 
-def _smoothed(values: np.ndarray, average=np.mean) -> np.ndarray:
+def _smoothed(values: np.ndarray, average=np.nanmean) -> np.ndarray:
     if len(values) < _SMOOTHED_FROM:
         return values
     reach = len(values) // _SMOOTHED_OVER
-    spans = [(max(i - reach, 0), i + reach + 1) for i in range(len(values))]
-    return np.array([average(values[first:last]) for first, last in spans])
+    padded = np.pad(values, reach, constant_values=math.nan)  # at the ends there are fewer neighbours
+    return average(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), axis=1)
 
 
 def _range(lines: Sequence[np.ndarray]) -> tuple[float, float]:
     # Medians of neighbours and the usual single values, because one early spike would press everything else flat.
-    smooth = [_smoothed(line, np.median) for line in lines]
+    smooth = [_smoothed(line, np.nanmedian) for line in lines]
     low = min(line.min() for line in smooth)
     high = max(line.max() for line in smooth)
     low = min(low, *(np.quantile(line, 0.03) for line in lines))

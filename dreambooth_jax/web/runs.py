@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ CONFIG, EXTENDED, BEST, CHECKPOINTS, SAMPLES, CLASS_IMAGES = (
 )
 MODEL_INDEX = Path('model') / 'model_index.json'
 NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,63}')  # of a run or of photos that are made here
+_ALIKE_FOR = 10.0  # seconds
 _CLOCKS = 5.0  # seconds by which a process may seem younger than its lock, as clocks are set
 
 
@@ -77,6 +79,7 @@ class Run:
       progress: how far it is.
       model, prompt, photos: of its settings; None if they cannot be read.
       error: why its settings cannot be read; None: they can.
+      has_weights: whether a checkpoint or the trained model is there.
       changed: when something was last written, in seconds since 1970.
     """
 
@@ -89,6 +92,7 @@ class Run:
     prompt: str | None
     photos: str | None
     error: str | None
+    has_weights: bool
     changed: float
 
     @property
@@ -107,12 +111,14 @@ class Runs:
     def __init__(self, folder: Path):
         self.folder = folder
         self._kept: dict[tuple[str, Path], tuple[Any, Any]] = {}
+        self._idle: dict[Path, tuple[Any, Run | None]] = {}
+        self._found_alike: dict[tuple[Path, str], tuple[float, Path | None]] = {}
         self._numbers: dict[Path, numbers.Numbers] = {}
 
     def folders(self) -> dict[str, Path]:
         """Returns the name of each run -> its folder."""
-        found = (path for path in sorted(self.folder.iterdir()) if not path.name.startswith('.'))
-        return {path.name: path for path in found if (path / CONFIG).is_file()}
+        names = sorted(name for name in os.listdir(self.folder) if not name.startswith('.'))
+        return {name: self.folder / name for name in names if os.path.isfile(f'{self.folder}/{name}/{CONFIG}')}
 
     def folder_of(self, name: str) -> Path | None:
         """Returns the folder of a run; None if there is none of that name.
@@ -130,13 +136,13 @@ class Runs:
 
     def all(self) -> list[Run]:
         """Returns all runs, the one that was changed last first."""
-        runs = [self._read(name, path) for name, path in self.folders().items() if self._is_of_train(path)]
-        return sorted(runs, key=lambda run: (-run.changed, run.id))
+        found = (self._read(name, self.folder / name) for name in os.listdir(self.folder) if not name.startswith('.'))
+        return sorted(filter(None, found), key=lambda run: (-run.changed, run.id))
 
     def find(self, name: str) -> Run | None:
         """Returns the run of that name; None if there is none."""
         path = self.folder_of(name)
-        return self._read(name, path) if path is not None and self._is_of_train(path) else None
+        return None if path is None else self._read(name, path)
 
     def numbers(self, run: str) -> numbers.Numbers:
         """Returns the numbers of a run that is there."""
@@ -161,7 +167,16 @@ class Runs:
         """Returns which checkpoint of a run is the best and why (best.json); None if none was chosen."""
         return self._json(self._folder(run) / BEST)
 
-    def _read(self, name: str, path: Path) -> Run:
+    def _read(self, name: str, path: Path) -> Run | None:
+        """Returns the run of a folder, None if it is none of train; anew only if it has changed."""
+        stamp = _stamp(path)
+        kept = self._idle.get(path)
+        if stamp is None or kept is None or kept[0] != stamp:
+            is_one = (path / CONFIG).is_file() and self._is_of_train(path)
+            kept = self._idle[path] = stamp, self._read_anew(name, path) if is_one else None
+        return kept[1]
+
+    def _read_anew(self, name: str, path: Path) -> Run:
         works = working_in(path)
         settings, error = None, None
         try:
@@ -188,6 +203,7 @@ class Runs:
             prompt=', '.join(one.instance_prompt for one in subjects) or None,
             photos=next((one.instance_dir for one in subjects), None),
             error=error,
+            has_weights=any(checkpoints(path, stage) for stage in STAGES) or (path / MODEL_INDEX).is_file(),
             changed=max(_time(path / CONFIG), _time(path / METRICS), _time(path / MODEL_INDEX)),
         )
 
@@ -224,7 +240,7 @@ class Runs:
         for later in STAGES[STAGES.index(stage) + 1 :]:
             steps = wanted[later] - max(checkpoints(path, later), default=0)
             if steps > 0 and seconds is not None:
-                other = self._alike(settings, later) if works else None  # all runs are looked at for it
+                other = self._alike(path, settings, later) if works else None
                 is_of_run, as_in = other is not None, other and other.name
                 seconds += self._seconds(other, settings, later, steps) if other else 0
         recent = [line['loss'] for line in lines if line['stage'] == stage][-20:]
@@ -245,14 +261,23 @@ class Runs:
         speeds = [line['images_per_second'] for line in lines if line.get('images_per_second')]
         return steps * settings.examples_per_step(stage) / statistics.median(speeds) if speeds else None
 
-    def _alike(self, settings: DreamBoothConfig, stage: str) -> Path | None:
-        """Returns the folder of the run, itself included, that trained such a stage last; None if none has."""
+    def _alike(self, path: Path, settings: DreamBoothConfig, stage: str) -> Path | None:
+        """Returns the folder of the run, itself included, that trained such a stage last; None if none has.
+
+        All runs are looked at for it, so what is found is kept for a while.
+        """
+        now = time.monotonic()
+        until, found_before = self._found_alike.get((path, stage), (0.0, None))
+        if now < until:
+            return found_before
         found = []
         for other in self.folders().values():
             with contextlib.suppress(ConfigError):
                 if self._is_of_train(other) and _work(self._settings(other), stage) == _work(settings, stage):
                     found += [other] if self._seconds(other, settings, stage, 1) else []
-        return max(found, key=lambda one: _time(one / METRICS), default=None)
+        chosen = max(found, key=lambda one: _time(one / METRICS), default=None)
+        self._found_alike[path, stage] = now + _ALIKE_FOR, chosen
+        return chosen
 
     def _wanted(self, path: Path, settings: DreamBoothConfig) -> dict[str, int]:
         """Returns the number of steps of each stage, extensions included."""
@@ -296,12 +321,10 @@ class Runs:
 
     def _unchanged(self, kind: str, path: Path, read: Callable[[], Any]) -> Any:
         """Returns what `read` returned when the file was last changed; None if it is not there."""
-        try:
-            status = path.stat()
-        except OSError:
+        stamp = _status(path)
+        if stamp is None:
             self._kept.pop((kind, path), None)
             return None if kind != 'settings' else read()
-        stamp = status.st_mtime_ns, status.st_size, status.st_ino
         kept = self._kept.get((kind, path))
         if kept is None or kept[0] != stamp:
             kept = self._kept[kind, path] = stamp, read()
@@ -310,7 +333,28 @@ class Runs:
 
 def checkpoints(path: Path, stage: str) -> list[int]:
     """Returns the steps of the checkpoints of a stage in a run's folder."""
-    return sorted(int(one.name) for one in (path / stage / CHECKPOINTS).glob('*') if one.name.isdigit())
+    try:
+        names = os.listdir(path / stage / CHECKPOINTS)
+    except OSError:
+        return []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _stamp(path: Path) -> tuple | None:
+    """Returns what changes whenever a run in which nobody works changes; None if somebody may work there."""
+    if os.path.lexists(f'{path}/{lock.FILE}'):
+        return None
+    # Whatever else train leaves there is renamed when it is whole, which changes the folder. Each look costs.
+    parts = '', CONFIG, METRICS, *(f'{stage}/{CHECKPOINTS}' for stage in STAGES)
+    return tuple(_status(f'{path}/{part}') for part in parts)
+
+
+def _status(path: str | Path) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def working_in(path: Path) -> lock.Holder | None:

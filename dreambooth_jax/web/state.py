@@ -84,8 +84,9 @@ class Desk:
         for job in self.queue.all():
             by_run.setdefault(job.run, []).append(job)
         there = self.runs.all()
-        unbegun = sorted(by_run.keys() - self.runs.folders().keys(), key=lambda name: -by_run[name][-1].number)
-        unbegun = [_unbegun(name, by_run[name][-1].asked) for name in unbegun]
+        others = [name for name in by_run.keys() - {run.id for run in there} if self.runs.folder_of(name) is None]
+        others.sort(key=lambda name: -by_run[name][-1].number)
+        unbegun = [_unbegun(name, by_run[name][-1].asked) for name in others]
         return [self._view(run, by_run.get(run.id, [])) for run in [*unbegun, *there]]
 
     def view(self, name: str) -> View:
@@ -106,8 +107,7 @@ class Desk:
           Refused: if there is none of that name, or it is not begun yet.
         """
         view = self.view(name)
-        if self.runs.folder_of(name) is None:
-            raise Refused(f'the run {name} is not begun yet', 404)
+        self._check_begun(name)
         return view
 
     def wanted(self, recipe: str, model: str, settings: Mapping[str, Any], photos: str | None) -> Wanted:
@@ -214,7 +214,7 @@ class Desk:
         Raises:
           Refused: if there is no such run.
         """
-        self.begun(name)
+        self._check_begun(name)
         folder = self.folder / name
         being_written = {
             argument.rpartition('/')[2]
@@ -234,6 +234,11 @@ class Desk:
     def jobs_of(self, name: str, program: str) -> list[Job]:
         """Returns the jobs of a run that run one program, the last one first."""
         return [job for job in reversed(self.queue.of(name)) if job.program == program]
+
+    def _check_begun(self, name: str) -> None:
+        if self.runs.folder_of(name) is None:
+            self.view(name)  # raises if there is none of that name
+            raise Refused(f'the run {name} is not begun yet', 404)
 
     def _again(self, name: str) -> list[str]:
         if self.runs.folder_of(name) is not None:
@@ -264,7 +269,7 @@ class Desk:
         if state == 'queued':
             waiting = [one.number for one in self.queue.all() if one.state == jobs.QUEUED and one.program == 'train']
             place = waiting.index(job.number) + 1 if job.number in waiting else None
-        fields = {one.name: getattr(run, one.name) for one in dataclasses.fields(run)}
+        fields = {one.name: getattr(run, one.name) for one in dataclasses.fields(View) if hasattr(run, one.name)}
         fields |= {'state': state, 'doing': doing, 'place': place, 'message': message}
         return View(**fields, actions=self._actions(run, state, job), command=jobs.typed(job) if job else None)
 
@@ -283,8 +288,7 @@ class Desk:
             found = ['resume', *found[1:]]
         if run.error is not None and not run.works:
             found = [] if state != 'queued' else found
-        folder = self.folder / run.id
-        if any(runs.checkpoints(folder, stage) for stage in runs.STAGES) or (folder / runs.MODEL_INDEX).is_file():
+        if run.has_weights:
             found = [*found, 'export']
         return found
 
@@ -313,5 +317,6 @@ def _unbegun(name: str, asked: float) -> Run:
         prompt=None,
         photos=None,
         error=None,
+        has_weights=False,
         changed=asked,
     )

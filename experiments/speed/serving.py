@@ -46,6 +46,7 @@ def start_training(folder: Path) -> subprocess.Popen:
         'prior.steps=4',
         'base.steps=100000',
         'samples.every=0',
+        'evaluation.every=0',
         'checkpoint.every=100000',
     ]
     settings += ['super_resolution_model=none', *_SETTINGS.value]

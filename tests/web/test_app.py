@@ -26,7 +26,7 @@ def test_a_full_disk_is_told(asked, monkeypatch):
     def full(self):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/x')
 
-    monkeypatch.setattr(Runs, 'folders', full)
+    monkeypatch.setattr(Runs, 'all', full)
     answer = asked.get('/api/runs')
     assert answer.status_code == 507 and 'the disk is full' in answer.json()['error']
 

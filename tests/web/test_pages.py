@@ -10,7 +10,7 @@ import pytest
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, to_dict
 from dreambooth_jax.config.described import described
 from dreambooth_jax.generation.request_queue import RequestQueue
-from dreambooth_jax.web import jobs, pages
+from dreambooth_jax.web import jobs, pages, runs
 from dreambooth_jax.web.state import Desk
 from tests.support.served import add_metrics, client, desk, hold, image_bytes, settings, write_run
 
@@ -57,7 +57,8 @@ def test_a_run(asked, tmp_path):
     assert 'there is no run' in shown(asked, '/runs/cat', 404)
 
 
-def test_the_time_left_says_what_it_is_of(asked, tmp_path):
+def test_the_time_left_says_what_it_is_of(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, '_ALIKE_FOR', 0.0)  # seconds
     hold(write_run(tmp_path / 'dog', 5, super_resolution__steps=40))
     told = 'about 8 s left in this stage, without samples and scores; how fast the super-resolution stage is nobody'
     assert told in shown(asked, '/runs/dog')

@@ -187,6 +187,28 @@ def test_two_hundred_runs_are_listed_at_once(tmp_path):
     assert fastest < 0.3  # 0.03 s on an idle machine
 
 
+def test_a_run_in_which_nobody_works_is_read_again_when_it_has_changed(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / 'dog')
+    found = Runs(tmp_path)
+    assert (found.find('dog').progress.step, found.find('dog').has_weights) == (0, False)
+    add_metrics(folder, range(1, 6))
+    assert found.find('dog').progress.step == 5
+    for step in ('5', '6'):
+        (folder / 'base' / 'checkpoints' / step).mkdir(parents=True)
+        assert found.find('dog').has_weights
+    (folder / 'config.json').write_text('{"data"')
+    assert found.find('dog').error is not None
+    write_run(tmp_path / 'dog', base__steps=6)
+    assert found.find('dog').progress.steps == 6
+    monkeypatch.setattr(found, '_read_anew', lambda name, path: pytest.fail('it has not changed'))
+    assert [one.progress.steps for one in found.all()] == [6]
+    monkeypatch.undo()
+    hold(folder)
+    assert found.find('dog').works
+    (folder / '.lock').unlink()
+    assert not found.find('dog').works
+
+
 def _seconds(call):
     begun = time.process_time()
     call()
