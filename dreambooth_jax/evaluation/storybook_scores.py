@@ -24,7 +24,6 @@ from dreambooth_jax.config import ConfigError
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.protocol import noise_of
-from dreambooth_jax.families.prompts import take
 from dreambooth_jax.generation import checks, text_to_image
 from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
@@ -393,14 +392,8 @@ def enlarge(
     with tqdm(total=len(low), unit='image', desc='enlarging', disable=not progress, dynamic_ncols=True) as bar:
         for rows, used in text_to_image.padded_batches(len(low), options.batch_size or _ENLARGED_AT_ONCE):
             level = np.full(len(rows), options.noise_level, np.int32)
-            images = sampler(
-                cascade.super_resolution.denoiser.params,
-                take(text, 1 + rows),
-                take(text, np.zeros_like(rows)),
-                keys[rows],
-                low=low[rows],
-                level=level,
-            )
+            told = text_to_image.guidance_of(text, rows, options.second_guidance_scale)
+            images = sampler(cascade.super_resolution.denoiser.params, *told, keys[rows], low=low[rows], level=level)
             made.append(text_to_image.to_uint8(images)[:used])
             bar.update(used)
     return np.concatenate(made)

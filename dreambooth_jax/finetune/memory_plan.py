@@ -315,7 +315,8 @@ class _Planner:
             sampler = cascade.sampler(stage, steps, guidance_scale, options.sampler)
             words = split(repeated(cascade.conditioning_shapes(stage), size))
             params = place(stage, family.denoiser)
-            counted = self._count(f'{stage} sampler', sampler, params, words, words, keys, **low)
+            scale = split(jax.ShapeDtypeStruct((size,), jnp.float32))
+            counted = self._count(f'{stage} sampler', sampler, params, words, words, scale, keys, **low)
             yield during(f'{stage} sampler', counted)
             pixels = cascade.base_size if stage == BASE else cascade.super_resolution_size
             if space.decoder is not None:

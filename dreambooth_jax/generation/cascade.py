@@ -355,28 +355,28 @@ class Cascade:
         text, second_text = self.encode_ahead(prompts, options)
         # Every batch has the same size (the last one is padded), so that one compiled sampler serves them all.
         prompt_of, numbers = np.asarray(requests, np.int64).reshape(-1, 2).T
-        devices, batch_size = self._devices.devices, options.batch_size or self.usual_batch_size
-        first = 0
-        for examples, used in text_to_image.padded_batches(len(requests), batch_size, devices):
-            keys = text_to_image.image_keys(options.seed, numbers[examples])
-            keys, *words = self._devices.split((keys, *text_to_image.words_of(text, prompt_of[examples])))
-            low = self._decoded(BASE, sample_base(self._params(BASE), *words, keys))
+        split, batch_size, first = self._devices.split, options.batch_size or self.usual_batch_size, 0
+        for examples, used in text_to_image.padded_batches(len(requests), batch_size, self._devices.devices):
+            keys = split(text_to_image.image_keys(options.seed, numbers[examples]))
+            told = split(text_to_image.guidance_of(text, prompt_of[examples], options.guidance_scale))
+            low = self._decoded(BASE, sample_base(self._params(BASE), *told, keys))
             high = None
             if second is not None:
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, _SUPER_RESOLUTION_STREAM))(keys)
-                level = np.full(len(examples), options.noise_level, np.int32)
-                *words, level = self._devices.split((*text_to_image.words_of(second_text, prompt_of[examples]), level))
-                high = sample_second(self._params(SUPER_RESOLUTION), *words, keys, low=low, level=level)
+                level = split(np.full(len(examples), options.noise_level, np.int32))
+                told = split(text_to_image.guidance_of(second_text, prompt_of[examples], options.second_guidance_scale))
+                high = sample_second(self._params(SUPER_RESOLUTION), *told, keys, low=low, level=level)
                 high = self._on_host(self._decoded(SUPER_RESOLUTION, high))[:used]
             yield range(first, first + used), Images(self._on_host(low)[:used], high)
             first += used
 
     def sampler(self, stage: str, steps: int, guidance_scale: float, sampler: str):
         """Returns the compiled sampler of a stage (text_to_image.make_sampler); raises as checks.check_sampler."""
+        pipeline = getattr(self, stage)
+        checks.check_sampler(pipeline, steps, sampler, guidance_scale)
+        guided = guidance_scale != 1 and not pipeline.family.embeds_guidance(pipeline)
 
         def make():
-            pipeline = getattr(self, stage)
-            checks.check_sampler(pipeline, steps, sampler, guidance_scale)
             schedule, space = pipeline.family.process(pipeline), pipeline.space
             if not space.bounded and schedule.sampling(sampler).clip_sample:
                 logging.warning(
@@ -394,12 +394,12 @@ class Cascade:
                 shape=(side, side, space.channels),
                 steps=steps,
                 sampler=sampler,
-                guidance_scale=guidance_scale,
+                guided=guided,
                 embeds_guidance=pipeline.family.embeds_guidance(pipeline),
                 noising_process=noising,
             )
 
-        return self._program(('sampler', stage, steps, float(guidance_scale), sampler), make)
+        return self._program(('sampler', stage, steps, guided, sampler), make)
 
     def _decoded(self, stage: str, generated: jax.Array) -> jax.Array:
         """Decodes what the denoiser of `stage` generated: latents by the VAE; pixels are returned as they are."""

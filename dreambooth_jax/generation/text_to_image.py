@@ -29,31 +29,31 @@ def make_sampler(
     *,
     shape: tuple[int, int, int],
     steps: int,
-    guidance_scale: float,
+    guided: bool,
     sampler: str,
     embeds_guidance: bool = False,
     noising_process: NoiseProcess | None = None,
 ) -> Callable[..., jax.Array]:
-    """Makes a compiled sampler.
+    """Makes a compiled sampler, which serves every guidance scale.
 
     Args:
       predict: function (params, x_t, t, conditioning) -> prediction (families/family.py).
       schedule: the noise schedule of the stage.
       shape: (H, W, C) of one generated image or latent.
       steps: denoising steps.
-      guidance_scale: 1: no guidance, one pass of the denoiser per step. Above 1: it also runs on the negative prompt.
-      embeds_guidance: whether the denoiser is told guidance_scale as a number instead and runs once per step.
+      guided: whether every step runs the denoiser on the negative prompt too; else once.
+      embeds_guidance: whether the denoiser is told the guidance scale as a number; only if not `guided`.
       sampler: name of the sampler, as in samplers.sample.
       noising_process: schedule of the noise augmentation, for a super-resolution stage; None for a base stage.
 
     Returns:
-      A function (params, text, negative, keys, low=None, level=None) -> f32[B, H, W, C], images in [-1, 1] or latents.
-      `text` and `negative` are the conditioning of B prompts (families/prompts.py), `keys` has shape [B]. A
-      super-resolution stage also needs `low` f32[B, h, w, C] in [-1, 1] and `level` i32[B], in timesteps.
+      A function (params, text, negative, scale, keys, low=None, level=None) -> f32[B, H, W, C], images in [-1, 1] or
+      latents. `text` and `negative` are the conditioning of B prompts (families/prompts.py), `scale` f32[B] is the
+      guidance scale, which counts only if `guided` or embedded, `keys` has shape [B]. A super-resolution stage also
+      needs `low` f32[B, h, w, C] in [-1, 1] and `level` i32[B], in timesteps.
     """
-    guided = guidance_scale != 1.0 and not embeds_guidance
 
-    def sample(params, text, negative, keys, low=None, level=None):
+    def sample(params, text, negative, scale, keys, low=None, level=None):
         # Every example has keys of its own: for its initial noise, for the sampler's noise and for the augmentation.
         noise_keys, step_keys, augment_keys = jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 0, 1)
         x = samplers.initial_noise(noise_keys, shape)
@@ -71,7 +71,7 @@ def make_sampler(
                 seen = jax.tree.map(lambda array: jnp.concatenate([array, array]), seen)
             conditioning = {**text, **seen}
         if embeds_guidance:
-            conditioning = {**conditioning, 'guidance': jnp.full(examples, guidance_scale, jnp.float32)}
+            conditioning = {**conditioning, 'guidance': scale}
 
         def denoise(x_t, t):
             if guided:
@@ -80,7 +80,7 @@ def make_sampler(
             if not guided:
                 return answer
             return guidance.classifier_free_guidance(
-                answer[:examples], answer[examples:], guidance_scale, learned_variance=answer.shape[-1] == 2 * channels
+                answer[:examples], answer[examples:], scale, learned_variance=answer.shape[-1] == 2 * channels
             )
 
         return samplers.sample(denoise, x, step_keys, schedule=schedule, sampler=sampler, num_steps=steps)
@@ -118,11 +118,14 @@ def to_uint8(images: jax.Array | np.ndarray) -> np.ndarray:
     return np.asarray(jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8))
 
 
-def words_of(text: Conditioning, prompt_of: np.ndarray) -> tuple[Conditioning, Conditioning]:
-    """Returns the conditioning of some examples and that of their negative prompts.
+def guidance_of(
+    text: Conditioning, prompt_of: np.ndarray, scale: float
+) -> tuple[Conditioning, Conditioning, np.ndarray]:
+    """Returns what a sampler is told of some examples: text, negative and scale, as make_sampler says.
 
     Args:
       text: the conditioning of the negative prompt and of all prompts behind it.
       prompt_of: int[B], which prompt each example has.
+      scale: the guidance scale of all.
     """
-    return take(text, 1 + prompt_of), take(text, np.zeros_like(prompt_of))
+    return take(text, 1 + prompt_of), take(text, np.zeros_like(prompt_of)), np.full(len(prompt_of), scale, np.float32)

@@ -155,6 +155,17 @@ def test_any_images_can_be_asked_for(smallest):
     np.testing.assert_allclose(pixels, whole.base[[5, 0, 3, 2, 1]], atol=1)
 
 
+def test_another_guidance_scale_compiles_nothing(smallest):
+    guided = dict(QUICK, batch_size=2, num_images=2, guidance_scale=2.0, super_resolution=False)
+    low, again = (generate(smallest, PROMPTS[:1], **guided) for _ in range(2))
+    count = len(smallest.programs)
+    compiled = [program._cache_size() for program in smallest.programs.values() if hasattr(program, '_cache_size')]
+    high = generate(smallest, PROMPTS[:1], **{**guided, 'guidance_scale': 6.0})
+    assert len(smallest.programs) == count
+    assert compiled == [p._cache_size() for p in smallest.programs.values() if hasattr(p, '_cache_size')]
+    assert np.array_equal(low.base, again.base) and np.any(low.base != high.base)
+
+
 def test_other_parameters_change_the_images_and_compile_nothing(smallest):
     before = generate(smallest, PROMPTS[:1], batch_size=4, num_images=4, **QUICK)
     count = len(smallest.programs)

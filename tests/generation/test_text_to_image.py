@@ -19,7 +19,7 @@ def predict(params, x_t, t, conditioning):
     return jnp.zeros_like(x_t) + conditioning['states'].reshape(-1, 1, 1, 1)
 
 
-def run(guidance_scale, **options):
+def run(scale, guided=False, **options):
     seen, keys = [], text_to_image.image_keys(3, [0, 1])
     low = options.pop('low', ())
     sampler = text_to_image.make_sampler(
@@ -27,15 +27,15 @@ def run(guidance_scale, **options):
         SCHEDULE,
         shape=(4, 4, 3),
         steps=2,
-        guidance_scale=guidance_scale,
+        guided=guided,
         sampler='ddim',
         **options,
     )
-    return np.asarray(sampler({}, TEXT, NEGATIVE, keys, *low)), seen
+    return np.asarray(sampler({}, TEXT, NEGATIVE, jnp.full(2, scale), keys, *low)), seen
 
 
 def test_guidance_runs_the_denoiser_on_both_prompts_and_extrapolates():
-    images, seen = run(1.5)
+    images, seen = run(1.5, guided=True)
     np.testing.assert_allclose(images, np.full((2, 4, 4, 3), -0.25 + 1.5 * 0.75), atol=1e-5)
     assert seen == [((4, 4, 4, 3), (4,), {'states': (4, 1)})]
 
@@ -52,10 +52,10 @@ def test_without_guidance_the_negative_prompt_is_not_seen():
     assert seen == [((2, 4, 4, 3), (2,), {'states': (2, 1)})]
 
 
-@pytest.mark.parametrize(('scale', 'examples'), [(1.0, 2), (2.0, 4)])
-def test_a_second_stage_sees_the_low_image_at_its_own_size_and_its_level(scale, examples):
+@pytest.mark.parametrize(('guided', 'examples'), [(False, 2), (True, 4)])
+def test_a_second_stage_sees_the_low_image_at_its_own_size_and_its_level(guided, examples):
     low, level = jnp.zeros((2, 2, 2, 3)), jnp.array([0, 40])
-    _, seen = run(scale, noising_process=schedules.make_schedule('squaredcos_cap_v2'), low=(low, level))
+    _, seen = run(2.0, guided, noising_process=schedules.make_schedule('squaredcos_cap_v2'), low=(low, level))
     assert seen[0][2] == {'states': (examples, 1), 'low_image': (examples, 4, 4, 3), 'noise_level': (examples,)}
 
 

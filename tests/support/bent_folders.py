@@ -107,7 +107,8 @@ def _trace(cascade: Cascade, stage: str) -> None:
     # Sampling, decoding and encoding are traced with abstract arrays, which finds every mismatch of shapes.
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     sample = cascade.sampler(stage, 2, 4.0, 'ddim')
-    sampled = jax.eval_shape(sample, shapes(pipeline.denoiser.params), text, text, keys, **low)
+    scale = jax.ShapeDtypeStruct((2,), 'float32')
+    sampled = jax.eval_shape(sample, shapes(pipeline.denoiser.params), text, text, scale, keys, **low)
     vae = pipeline.components.get('vae')
     if vae is not None:
         sampled = jax.eval_shape(lambda p, x: vae.apply(p, x, method='decode'), shapes(vae.params), sampled)
