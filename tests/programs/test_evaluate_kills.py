@@ -1,14 +1,12 @@
 """A benchmark that is killed at any moment goes on, and ends with what an undisturbed one leaves, to the byte."""
 
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from tests.programs.test_evaluate import write_run
-from tests.support import script, tiny_encoders
+from tests.support import forked, script, tiny_encoders
 
 pytestmark = pytest.mark.slow
 MOST_SECONDS = 900  # that one process may take, on a busy machine
@@ -29,14 +27,13 @@ def start(tmp_path_factory):
     for seed, name in enumerate(('dog', 'dog2')):
         write_run(folder / 'runs' / name, folder / 'photos' / name, seed)
     sources = [f'--{name}={tiny_encoders.write(name, folder / name)}' for name in ('dino', 'clip')]
-    words = [sys.executable, '-m', 'dreambooth_jax.evaluate', f'--benchmark={folder / "runs"}', *sources]
-    words += ['--num_images=1', '--class_images=2', '--batch_size=4']
+    words = [f'--benchmark={folder / "runs"}', *sources, '--num_images=1', '--class_images=2', '--batch_size=4']
 
     def process(workdir):
         # Killed, a process may leave half a compiled program in the cache: they have one of their own.
         env = script.environment(JAX_ENABLE_COMPILATION_CACHE='true', JAX_COMPILATION_CACHE_DIR=str(folder / 'cache'))
-        log = open(folder / f'{workdir.name}.log', 'ab')
-        return subprocess.Popen([*words, f'--workdir={workdir}'], env=env, stdout=log, stderr=subprocess.STDOUT)
+        arguments, log = [*words, f'--workdir={workdir}'], folder / f'{workdir.name}.log'
+        return forked.start('dreambooth_jax.evaluate', arguments, environment=env, log=log)
 
     return process
 
@@ -57,7 +54,7 @@ def test_a_benchmark_that_is_killed_again_and_again_ends_as_an_undisturbed_one(s
                 assert process.poll() is None and time.monotonic() < until, moment
                 time.sleep(0.001)
         finally:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             code = process.wait()
         assert code == -signal.SIGKILL, moment
         assert not (killed / 'scores.json').exists()

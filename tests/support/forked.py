@@ -57,7 +57,8 @@ def start(
         with open(log, 'wb') as file:
             words = [sys.executable, '-m', module, *arguments]
             return subprocess.Popen(words, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    server = _server(environment)
+    # pytest names the test there, and each test would have a process of its own.
+    server = _server({name: value for name, value in environment.items() if name != 'PYTEST_CURRENT_TEST'})
     json.dump({'module': module, 'arguments': list(arguments), 'log': str(log)}, server.stdin)
     print(file=server.stdin, flush=True)
     return Forked(int(server.stdout.readline()))

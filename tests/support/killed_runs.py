@@ -11,7 +11,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from tensorboardX.proto import event_pb2
 
 from dreambooth_jax.training import requests
 from tests.conftest import FAST_CODE, XLA_FLAGS
-from tests.support import script
+from tests.support import forked, script
 
 KEEP = 2  # checkpoints
 SAMPLES_EVERY = 2
@@ -169,7 +168,7 @@ class Run:
     killed_alone: list = dataclasses.field(default_factory=list)  # the numbers of processes, kill by kill
     last_words: list = dataclasses.field(default_factory=list)  # (exit code, output) of processes that were not killed
 
-    def start(self) -> list[subprocess.Popen]:
+    def start(self) -> list[forked.Forked | subprocess.Popen]:
         """Starts all processes of the run; each prints to a file of its own beside the folder."""
         # Without FAST_CODE: with the first of its flags, runs that must end equal to the byte once differed by 1e-8.
         flags = {name: value for name, value in XLA_FLAGS.items() if name not in FAST_CODE}
@@ -182,15 +181,14 @@ class Run:
         environment.pop('JAX_COMPILATION_CACHE_DIR', None)
         # If others compiled what process 0 has kept, it would wait for them, and it does for 30 seconds at most.
         program = 'dreambooth_jax.train' if self.mode.processes == 1 else 'tests.support.keeping_train'
-        words = [sys.executable, '-m', program, f'--config={self.config}', f'--workdir={self.folder}']
+        words = [f'--config={self.config}', f'--workdir={self.folder}']
         words += [f'--config.{name}={value}' for name, value in SETTINGS.items()]
         if not self.mode.whole:
             words.append('--config.super_resolution_model=none')
         processes = []
         for number in range(self.mode.processes):
-            with open(self._log(number), 'wb') as log:
-                more = self._address(number) if self.mode.processes > 1 else []
-                processes.append(subprocess.Popen(words + more, env=environment, stdout=log, stderr=subprocess.STDOUT))
+            more = self._address(number) if self.mode.processes > 1 else []
+            processes.append(forked.start(program, words + more, environment=environment, log=self._log(number)))
         return processes
 
     def _address(self, number: int) -> list[str]:
