@@ -45,6 +45,7 @@ def test_the_middle_of_a_pasted_view_is_its_own_and_the_corners_are_of_another(e
         np.testing.assert_allclose(found[row, 0, 0], levels[(row + 3) % 8], atol=1)
 
 
+@pytest.mark.slow
 def test_a_crop_shows_a_part_that_fits_its_share(experiment):
     """A ramp from left to right: the levels of a view span the share of the ramp that was cut out."""
     ramp = np.linspace(20, 230, 96).astype(np.uint8)

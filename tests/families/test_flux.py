@@ -50,6 +50,7 @@ def schnell():
     return Cascade.load(tiny_flux.folder(schnell=True), size=tiny_flux.SIZE)
 
 
+@pytest.mark.slow
 def test_ten_steps_with_embedded_guidance_give_the_image_of_diffusers():
     MODEL.check_image()
     without = MODEL.torch_image(tiny_flux.torch_pipeline(), guidance_scale=1.0)

@@ -39,6 +39,7 @@ def test_the_shift_is_that_of_the_pipeline(tokens, steps):
     assert flux2_klein.empirical_mu(tokens, steps) == pytest.approx(compute_empirical_mu(tokens, steps), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_ten_steps_with_guidance_give_the_image_of_diffusers():
     MODEL.check_image()
 

@@ -102,6 +102,7 @@ def test_large_images_are_decoded_a_few_of_every_device_at_a_time(at_once, monke
     assert set(seen) == {2 * min(at_once, 2)}  # of four images of each device, 3 at once is no equal part
 
 
+@pytest.mark.slow
 def test_images_above_a_size_are_decoded_in_tiles(monkeypatch):
     space = latents()
     x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 32, 30, 4)), jnp.float32)

@@ -34,6 +34,7 @@ def assert_sentence(function, sentence):
     assert str(error.value) == sentence
 
 
+@pytest.mark.slow
 def test_ten_steps_with_guidance_give_the_image_of_diffusers():
     MODEL.check_image()
 

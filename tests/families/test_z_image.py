@@ -30,6 +30,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, tiny_z_image.SIZE, tiny_z
 MODEL = FlowModel(tiny_z_image, (SIDE, SIDE, 4), 5.0, {'guidance_scale': 4.0})
 
 
+@pytest.mark.slow
 def test_ten_steps_with_guidance_give_the_image_of_diffusers():
     MODEL.check_image()
 

@@ -48,6 +48,7 @@ def pixels(path):
     return np.asarray(Image.open(path))
 
 
+@pytest.mark.slow
 def test_images_of_several_models_are_those_that_sample_generates(queue, models):
     queue.add(Request(prompts=PROMPTS, models=('3', 'base_model'), num_images=2, seed=5))
     answered(queue, models)

@@ -42,8 +42,13 @@ def on_first(tree):
     [
         {},
         {'lora': {'rank': 2}, 'base': {'train_text_encoder': True}},
-        {'lora': {'rank': 2, 'frozen_dtype': 'nf4'}, 'prior': {'kind': 'distillation'}},
-        {'optimizer': {'ema_decay': 0.9, 'state_dtype': 'int8'}, 'super_resolution': {'steps': 1}},
+        pytest.param(
+            {'lora': {'rank': 2, 'frozen_dtype': 'nf4'}, 'prior': {'kind': 'distillation'}}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {'optimizer': {'ema_decay': 0.9, 'state_dtype': 'int8'}, 'super_resolution': {'steps': 1}},
+            marks=pytest.mark.slow,
+        ),
         {'prior': {'kind': 'distillation'}},
     ],
     ids=['whole', 'lora', 'quantised', 'ema and int8', 'distillation'],
@@ -69,6 +74,7 @@ def test_what_a_stage_holds_is_what_lies_on_the_device(cascade, parallel, change
         assert use.weights < uses_of(model, settings(**changed))[-1].weights
 
 
+@pytest.mark.slow
 def test_quantised_weights_are_counted_by_their_codes_and_scales(cascade):
     """Of the smallest networks many kernels are too narrow, so less is saved than of others."""
     weights, largest, exported = {}, {}, {}
@@ -262,7 +268,8 @@ class Counts:
     argument_size_in_bytes, output_size_in_bytes, alias_size_in_bytes, temp_size_in_bytes = 0, 30, 20, 1000
 
 
-@pytest.mark.parametrize('kind', ['pixels', pytest.param('latents', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['pixels', 'latents'])
 def test_every_program_is_counted_once(cascade, monkeypatch, kind):
     counted = []
     monkeypatch.setattr(memory_plan, 'compiled_counts', lambda lowered: (counted.append(lowered) or Counts, None))

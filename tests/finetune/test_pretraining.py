@@ -26,6 +26,7 @@ def flow(tmp_path_factory):
     return start_pipeline(config(), workdir), workdir
 
 
+@pytest.mark.slow
 def test_a_fresh_model_whose_text_encoder_is_read_in_part_is_kept_for_the_next_start(flow):
     pipeline, workdir = flow
     assert (workdir / START / 'model_index.json').is_file() and pipeline.folder == workdir / START

@@ -205,8 +205,9 @@ def adapted(kind, **settings):
     return found, start, trained
 
 
-@pytest.mark.parametrize('dora', [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize('kind', ['int8', pytest.param('nf4', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('dora', [False, True])
+@pytest.mark.parametrize('kind', ['int8', 'nf4'])
 def test_adapters_of_quantised_networks_are_merged_into_the_kernels_of_the_files(kind, dora, tmp_path):
     config, start, trained = adapted(kind, dora=dora)
     assert trained['base'].keys() == {'unet', 'text_encoder'}

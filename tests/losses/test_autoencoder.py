@@ -62,6 +62,7 @@ def test_an_example_does_not_depend_on_the_others_and_crops_are_its_own():
     assert seen == [(6, 4, 4, 3), (6, 2, 2, 3)]
 
 
+@pytest.mark.slow
 def test_everything_that_encodes_and_decodes_has_a_gradient():
     gradient = jax.grad(lambda params: STAGE.loss(params, FROZEN, small_stages.batch(), small_stages.keys())[0].sum())
     assert abs(float(gradient(PARAMS)['vae']['scale'])) > 1e-3

@@ -86,6 +86,7 @@ def test_names_and_shapes_in_files_are_those_of_diffusers():
     assert {name: found.shape for name, found in ours.items()} == {k: tuple(v.shape) for k, v in theirs.items()}
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near_with_float32_output():
     run = both()
     ours = quick_jit(build(CONFIG, dtype=jnp.bfloat16)[0])(run.params, *run.inputs)

@@ -306,10 +306,9 @@ def test_blocks_in_a_loop_compute_and_learn_what_they_do_one_by_one(kind, remat)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), of_loop, gradient)
 
 
-@pytest.mark.parametrize('kind', ['int8', pytest.param('nf4', marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    'remat,dora', [*(pytest.param(remat, False, marks=pytest.mark.slow) for remat in (False, True)), (True, True)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['int8', 'nf4'])
+@pytest.mark.parametrize('remat,dora', [(False, False), (True, False), (True, True)])
 def test_a_program_holds_codes_instead_of_kernels_and_never_the_kernels_of_all_blocks(kind, remat, dora):
     counts = {}
     for one in (None, kind):

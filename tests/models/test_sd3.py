@@ -102,6 +102,7 @@ def test_the_table_is_the_only_constant():
     assert functional.constants(model) == {TABLE}
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near_with_float32_output():
     run = both()
     sample, text, pooled = run.inputs

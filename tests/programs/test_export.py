@@ -24,6 +24,7 @@ def workdir(tmp_path):
     return begun(tmp_path / 'run', tiny_pipelines.folder())
 
 
+@pytest.mark.slow
 def test_the_newest_averages_of_both_stages_are_exported(program, tmp_path):
     workdir = begun(tmp_path / 'run', tiny_pipelines.folder(), base=BaseConfig(train_text_encoder=True))
     base, second, output = tiny_pipelines.base(), tiny_pipelines.super_resolution(), tmp_path / 'out'

@@ -237,7 +237,7 @@ def test_enough_ends_the_training_as_its_last_step_and_for_good(tmp_path):
     assert finished and int(state.step) == 4 and saved(tmp_path) == [4, 6, 8]
 
 
-@pytest.mark.parametrize('at', [4, 6])
+@pytest.mark.parametrize('at', [4, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_run_that_dies_while_it_chooses_goes_on_and_chooses_as_an_undisturbed_one(at, tmp_path):
     whole, died = (Choice(2, SCORES, last=6) for _ in range(2))
     expected, _ = train(tmp_path / 'whole', callbacks=[whole])

@@ -35,7 +35,9 @@ def assert_quantised(found, plain, kind):
 
 
 @pytest.mark.parametrize('kind', [pytest.param('int8', marks=pytest.mark.slow), 'nf4'])
-@pytest.mark.parametrize('how', [pytest.param('folder', marks=pytest.mark.slow), 'shards', 'single file'])
+@pytest.mark.parametrize(
+    'how', [*(pytest.param(how, marks=pytest.mark.slow) for how in ('folder', 'shards')), 'single file']
+)
 def test_kernels_of_denoiser_and_text_encoders_are_quantised_whatever_holds_them(kind, how, tmp_path):
     model = same_noise.cascade('sdxl').base
     if how == 'single file':
@@ -61,7 +63,7 @@ def test_kernels_of_denoiser_and_text_encoders_are_quantised_whatever_holds_them
         assert not isinstance(value.base, np.memmap)
 
 
-@pytest.mark.parametrize('kind', [*quantised.KINDS, 'bfloat16'])
+@pytest.mark.parametrize('kind', ['int8', pytest.param('nf4', marks=pytest.mark.slow), 'bfloat16'])
 def test_reading_holds_one_tensor_in_float32_at_a_time(kind, tmp_path):
     """Storybook's base, the largest of whose tensors is a fraction of it; its files hold float16."""
 
