@@ -65,7 +65,7 @@ def storybook(config):
     config.parallel.cpu_devices = STORYBOOK_CPU_DEVICES
 
     config.prior.num_images = 64
-    config.prior.steps = 25  # with 15, which samples need, the subject was named six points less often
+    config.prior.steps = 25  # with 15, which are enough for samples, the subject was named six points less often
     config.prior.guidance_scale = 3.0
 
     # This small model needs forty times the learning rate that the paper gives for Stable Diffusion.
@@ -85,7 +85,8 @@ def storybook(config):
     config.checkpoint.every = 100
     config.evaluation.every = 50  # the best of four checkpoints is kept
     config.samples.every = 100
-    config.samples.update(STORYBOOK_SAMPLING, steps=15, guidance_scale=2.5)  # a higher scale shows the subject less
+    # A higher scale shows the subject less often; 25 steps, with which the model itself is sampled, show it as often.
+    config.samples.update(STORYBOOK_SAMPLING, steps=15, guidance_scale=2.5)
 
 
 def storybook_flow(config):

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreambooth_jax.config import BUILT_IN, STORYBOOK, ConfigError
+from dreambooth_jax.config import BUILT_IN, ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.storybook import draw, subjects
@@ -211,7 +211,7 @@ def of_model(model: str, subject: str, folder: Path) -> dict[str, str]:
       folder: folder that the reference images are written to as PNG files, unless the model has them.
     """
     if model in BUILT_IN:
-        return {} if model == STORYBOOK else {'model': model}
+        return {'model': model}
     folder.mkdir(parents=True, exist_ok=True)
     for number, scene in enumerate(subjects.reference_scenes(subject)):
         provenance.save(draw.paint(scene), folder / f'{number:02d}.png', source=provenance.PAINTED)

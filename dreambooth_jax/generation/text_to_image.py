@@ -34,7 +34,7 @@ def make_sampler(
     embeds_guidance: bool = False,
     noising_process: NoiseProcess | None = None,
 ) -> Callable[..., jax.Array]:
-    """Makes a compiled sampler, which serves every guidance scale.
+    """Makes a compiled sampler, which is told the guidance scale, so that another one compiles nothing.
 
     Args:
       predict: function (params, x_t, t, conditioning) -> prediction (families/family.py).

@@ -179,8 +179,9 @@ def test_images_are_generated_as_the_config_generates_its_samples(tmp_path):
 
 
 def test_other_models_are_given_the_reference_images_as_files(tmp_path):
-    assert experiment.of_model('storybook', 'dog', tmp_path / 'reference') == {}
-    assert experiment.of_model('storybook-flow', 'dog', tmp_path / 'reference') == {'model': 'storybook-flow'}
+    for model in ('storybook', 'storybook-flow'):
+        assert experiment.of_model(model, 'dog', tmp_path / 'reference') == {'model': model}
+    assert not (tmp_path / 'reference').exists()
     settings = experiment.of_model('some/model', 'dog', tmp_path / 'reference')
     assert settings == {'model': 'some/model', 'data.instance_dir': str(tmp_path / 'reference')}
     assert 4 <= len(list((tmp_path / 'reference').glob('*.png'))) <= 6
