@@ -8,6 +8,7 @@ import glob
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,10 +36,10 @@ SETTINGS = {
     'checkpoint.every': 1,
     'checkpoint.keep': KEEP,
     'samples.every': SAMPLES_EVERY,
-    'evaluation.every': SAMPLES_EVERY,  # after the samples of the same step
-    'evaluation.num_prompts': 1,
-    'evaluation.class_images': 1,
 }
+# Evaluations come after the samples of the same step.
+WHOLE = {'evaluation.every': SAMPLES_EVERY, 'evaluation.num_prompts': 1, 'evaluation.class_images': 1}
+IN_PART = {'evaluation.every': 0, 'evaluation.dino': None, 'evaluation.clip': None, 'super_resolution_model': 'none'}
 MOST_SECONDS = 600
 DEVICES_FLAG = '--xla_force_host_platform_device_count'
 
@@ -48,8 +49,8 @@ class Mode(NamedTuple):
 
     Attributes:
       devices, processes: on how many devices of how many processes.
-      whole: whether it has a second stage, which doubles the time of every start, and is killed in every phase; on
-        several devices it is killed in those that write or compute together.
+      whole: whether it has a second stage and evaluations, which double the time of every start, and is killed in
+        every phase; on several devices it is killed in those that write or compute together.
     """
 
     devices: int
@@ -119,12 +120,12 @@ def at_any_moment(seconds: float) -> Phase:
     return Phase(lambda folder: {object()}, seconds, killed='all')
 
 
-# In the order in which a run comes through them.
+# In the order in which a run comes through them. The seconds are so few that a fast machine is still in the phase.
 PHASES = {
-    'class_images': Phase(_files('prior/*.png*'), 0.4),
+    'class_images': Phase(_files('prior/*.png*'), 0.2),
     'save': Phase(_files('base/checkpoints/*-tmp*'), 0.06),
-    'samples': Phase(_lines_before_samples, 0.6),
-    'evaluation': Phase(_files(f'samples/base/{SAMPLES_EVERY:06d}.png'), 0.6, whole=True),
+    'samples': Phase(_lines_before_samples, 0.3),
+    'evaluation': Phase(_files(f'samples/base/{SAMPLES_EVERY:06d}.png'), 0.3, whole=True),
     'score': Phase(_files('best.json'), 0.01, whole=True),  # the metrics do not have it yet
     'deletion': Phase(_too_many_checkpoints, 0.01, whole=True),
     'save_of_the_second_stage': Phase(_files('super_resolution/checkpoints/*-tmp*'), 0.06, whole=True),
@@ -182,9 +183,8 @@ class Run:
         # If others compiled what process 0 has kept, it would wait for them, and it does for 30 seconds at most.
         program = 'dreambooth_jax.train' if self.mode.processes == 1 else 'tests.support.keeping_train'
         words = [f'--config={self.config}', f'--workdir={self.folder}']
-        words += [f'--config.{name}={value}' for name, value in SETTINGS.items()]
-        if not self.mode.whole:
-            words.append('--config.super_resolution_model=none')
+        settings = SETTINGS | (WHOLE if self.mode.whole else IN_PART)
+        words += [f'--config.{name}={value}' for name, value in settings.items()]
         processes = []
         for number in range(self.mode.processes):
             more = self._address(number) if self.mode.processes > 1 else []
@@ -258,6 +258,7 @@ class Run:
           What its first process said.
         """
         control = self.folder / requests.FOLDER
+        shutil.rmtree(control, ignore_errors=True)  # of an earlier start; requests before this one's would be lost
         processes = self.start()
 
         def until(there: Callable[[], bool]) -> None:

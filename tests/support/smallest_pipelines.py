@@ -10,14 +10,15 @@ from tests.support import made_pipelines, tiny_clip, tiny_pipelines, tiny_stable
 from tests.support import tiny_networks as tiny
 
 _ROOT = tempfile.TemporaryDirectory(prefix='smallest_pipelines_')
+# The middle block alone has attention: it is all that LoRA and the prompt need.
 ONE_LEVEL = {'block_out_channels': [8], 'norm_num_groups': 4, 'layers_per_block': 1}
 PIXEL_UNET = {
     **tiny.UNET,
     **ONE_LEVEL,
     'attention_head_dim': 8,
     'addition_embed_type_num_heads': 2,
-    'down_block_types': ['SimpleCrossAttnDownBlock2D'],
-    'up_block_types': ['SimpleCrossAttnUpBlock2D'],
+    'down_block_types': ['ResnetDownsampleBlock2D'],
+    'up_block_types': ['ResnetUpsampleBlock2D'],
 }
 PIXEL_UPSCALER = {
     **PIXEL_UNET,
@@ -31,8 +32,8 @@ LATENT_UNET = {
     'sample_size': 8,
     'attention_head_dim': 2,
     'cross_attention_dim': 16,
-    'down_block_types': ['CrossAttnDownBlock2D'],
-    'up_block_types': ['CrossAttnUpBlock2D'],
+    'down_block_types': ['DownBlock2D'],
+    'up_block_types': ['UpBlock2D'],
 }
 LATENT_UPSCALER = {**LATENT_UNET, 'in_channels': 7, 'num_class_embeds': 10}
 VAE = {

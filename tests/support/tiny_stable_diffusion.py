@@ -41,7 +41,7 @@ UNET = {
     'block_out_channels': [32, 64],
     'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D'],
     'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
-    'layers_per_block': 2,
+    'layers_per_block': 1,
     'cross_attention_dim': 32,
     'attention_head_dim': 8,
 }
@@ -61,6 +61,7 @@ CONFIGS = {
         'unet': {
             **UNET,
             **LAST_LEVELS_ATTEND,
+            'layers_per_block': 2,  # with 1, diffusers reports something when it loads LoRA files
             'addition_embed_type': 'text_time',
             'addition_time_embed_dim': 256,
             'attention_head_dim': [1, 1],

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -14,9 +15,9 @@ from dreambooth_jax.models import lora
 from dreambooth_jax.weights import files, lora_files, lora_names, original_names
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.lora_files import read_lora
-from tests.support import tiny_lora_hosts, tiny_stable_diffusion
+from tests.support import tiny_lora_hosts
 from tests.support.reports import nothing_reported
-from tests.support.torch_reference import to_ours
+from tests.support.torch_reference import randomise, to_ours
 
 NOT_ADAPTED = 'No LoRA keys associated to'  # what diffusers says of a network that the file leaves alone
 ATTENTION = 'down_blocks.0.attentions.0.transformer_blocks.0.attn1'  # of Stable Diffusion 1
@@ -28,8 +29,8 @@ ALPHA = 3.0
 def networks(family):
     """{component: torch module}; Stable Diffusion 2's are 1's with linear projections, as its published ones are."""
     if family == 'sd2':
-        pipeline = tiny_stable_diffusion.pipeline('sd2')
-        return {'unet': pipeline.unet, 'text_encoder': pipeline.text_encoder}
+        unet = diffusers.UNet2DConditionModel(**tiny_lora_hosts.UNET, use_linear_projection=True)
+        return {**tiny_lora_hosts.networks(), 'unet': randomise(unet, 0, std=0.2)}
     return tiny_lora_hosts.networks(family == 'sdxl')
 
 
