@@ -4,8 +4,8 @@
   python experiments/subjects/run.py --model=storybook-flow --subjects=teapot,vase --set=base.steps=300 --output=out
 
 The recipe is that of configs/subject.py for the model. It was chosen on the ten subjects of CHOSEN_ON alone; the other
-twenty are the report. Finished runs and measured subjects in --workdir are not done again. README.md has the question,
-the cost and the numbers.
+twenty are the report. Finished runs and measured subjects in --workdir are not done again, and the report is written
+after each subject. README.md has the question, the cost and the numbers.
 """
 
 import functools
@@ -96,22 +96,24 @@ def main(_) -> None:
         make = functools.partial(experiment.scored, score, shown, 2)
         measured[subject], images[subject] = experiment.kept(workdir / 'parts' / name, subject, of, make)
         print(subject, *(f'{title} {_percent(of(measured[subject]))}' for title, of in SUBJECT_SHARES.items()))
+        report(output, model, {'set': given, **amounts}, measured, images)
+    print(section(model, json.loads((output / 'results.json').read_text('utf-8'))[model]))
 
+
+def report(output: Path, model: str, settings, measured, images) -> None:
+    """Writes what was measured so far: an experiment that is ended has reported the subjects that it came to."""
     results = output / 'results.json'
     found = json.loads(results.read_text('utf-8')) if results.is_file() else {}
     found[model] = {
         'measured': experiment.measured_on(list(measured.values())),
-        'set': given,
-        **amounts,
+        **settings,
         'subjects': measured,
         'groups': {title: summary(measured, chosen) for title, chosen in GROUPS.items()},
     }
     experiment.write_json(results, found)
     provenance.save(sheet(images), output / f'{model}.png')
-    text = '\n\n'.join(section(title, of) for title, of in found.items())
     if (output / 'README.md').is_file():
-        experiment.write_section(output / 'README.md', text)
-    print(text)
+        experiment.write_section(output / 'README.md', '\n\n'.join(section(title, of) for title, of in found.items()))
 
 
 def summary(measured, chosen: bool) -> dict[str, Any]:
