@@ -89,7 +89,7 @@ class RunModels:
         if name == MODEL:
             size, clip_skip = self.settings.size, self.settings.clip_skip
             cascade = Cascade.load(workdir, size=size, clip_skip=clip_skip)
-            return RunModel(cascade, workdir.name, (), None, [f'both stages: {workdir / MODEL}'])
+            return RunModel(cascade, workdir.name, (), None, [f'{MODEL}/ of the run'])
         if name == BASE_MODEL:
             cascade = Cascade.of(config)
             return RunModel(self._compiled(cascade), workdir.name, (), None, [f'as in {config.model}'])
