@@ -152,6 +152,9 @@ class PriorConfig(Config):
     )
     # Class images per class prompt. The paper uses about 1000, "but less can be used".
     num_images: int = setting(200, '> 0')
+    # Words such as 'in the snow': every other class image has one of them after its class prompt, in turn, so that the
+    # model preserves them too. Empty, as in the paper: all class images are of the class prompt alone.
+    phrases: tuple[str, ...] = ()
     # Folder of the class images; those that it lacks are generated into it. None: prior/ in the run's folder.
     # A folder of your own photos, one without a manifest.json, is used as it is: every photo is a class image, with its
     # caption or else the class prompt as its prompt. Nothing is generated then, and num_images and the settings below
@@ -168,6 +171,8 @@ class PriorConfig(Config):
     sampler: Sampler = 'ddpm'
 
     def check(self, path: str) -> None:
+        if blank := [phrase for phrase in self.phrases if not phrase.strip()]:
+            raise ConfigError(f'{path}.phrases has {blank[0]!r}, which is blank; leave it out')
         # `dir` alone is checked: the other settings of class images always have a value, which does not show whether
         # the user has set it.
         if self.kind == 'distillation' and self.dir is not None:

@@ -288,7 +288,8 @@ def _class_examples(export: Export) -> str:
         return f'{prompts}, held to what the base model predicts of the photos'
     if config.prior.dir is not None:
         return f'{prompts}, held by class images from a folder that was given'
-    return f'{prompts}, held by {config.prior.num_images} class images that the base model generated'
+    varied = ', half of them with words after that' if config.prior.phrases else ''
+    return f'{prompts}, held by {config.prior.num_images} class images that the base model generated{varied}'
 
 
 def _weights(workdir: Path | None) -> list[str]:

@@ -13,6 +13,7 @@ from dreambooth_jax.finetune.stage import make_feed, make_run, stage_trainable
 from dreambooth_jax.finetune.trainable import Trainable
 from dreambooth_jax.generation import class_images
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.text import prompts as prompt_lists
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.train_run import TrainRun
 
@@ -94,7 +95,10 @@ def class_image_prompts(config: DreamBoothConfig) -> list[str]:
     prompts = list(dict.fromkeys(subject.class_prompt for subject in config.subjects()))
     if own := class_images.own_photos(config):
         return [photo.caption or prompts[0] for photo in own]
-    return [prompt for prompt in prompts for _ in range(config.prior.num_images)]
+    prior = config.prior
+    return [
+        text for prompt in prompts for text in prompt_lists.class_image_prompts(prompt, prior.phrases, prior.num_images)
+    ]
 
 
 def repeated(shapes: Any, count: int) -> Any:

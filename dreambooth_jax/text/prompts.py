@@ -6,6 +6,7 @@ five properties.
 Source: google/dreambooth, dataset/prompts_and_classes.txt (Ruiz et al. 2023).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 LIVE_CLASSES = ('cat', 'dog')
@@ -92,6 +93,16 @@ def prompts_for(class_noun: str, identifier: str = '') -> tuple[str, ...]:
 def class_prompt(class_noun: str) -> str:
     """Returns the prompt for any member of the class, such as 'a dog'."""
     return _joined(f'a {class_noun}')
+
+
+def class_image_prompts(class_prompt: str, phrases: Sequence[str], count: int) -> list[str]:
+    """Returns the prompts of the class images 0, 1, ... `count` - 1 of one class.
+
+    Every other image is of the class prompt alone, as in the paper. The images between them have the phrases after it,
+    such as 'in the snow', in turn; without phrases, they are of the class prompt too.
+    """
+    varied = [f'{class_prompt} {phrase.strip()}' for phrase in phrases] or [class_prompt]
+    return [varied[number // 2 % len(varied)] if number % 2 else class_prompt for number in range(count)]
 
 
 def instance_prompt(class_noun: str, identifier: str) -> str:

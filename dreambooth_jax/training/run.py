@@ -46,7 +46,7 @@ FREE = (
     'painters',
 )
 # Settings that class images are generated with.
-_CLASS_IMAGES = ('prior.num_images', 'prior.steps', 'prior.guidance_scale', 'prior.sampler')
+_CLASS_IMAGES = ('prior.num_images', 'prior.phrases', 'prior.steps', 'prior.guidance_scale', 'prior.sampler')
 _STAGES = ('base', 'super_resolution')
 # Settings that name models; the files of a model are identified by their hashes, whatever their names.
 _MODELS = ('model', 'super_resolution_model')

@@ -62,10 +62,10 @@ class Painter:
             yield range(first, first + len(batch)), Images(low, high)
 
 
-def ensure_class_images(*arguments, count, progress, metadata='full', **options):
+def ensure_class_images(*arguments, **given):
     """With these options, and of the base stage alone unless they say otherwise."""
-    options = SamplingOptions(**{'super_resolution': False, **options})
-    return class_images.ensure_class_images(*arguments, options, count=count, progress=progress, metadata=metadata)
+    more = {name: given.pop(name) for name in ('phrases', 'count', 'progress', 'metadata') if name in given}
+    return class_images.ensure_class_images(*arguments, SamplingOptions(**{'super_resolution': False, **given}), **more)
 
 
 def test_images_of_another_size_or_other_layers_of_clip_are_refused(tmp_path):

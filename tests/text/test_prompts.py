@@ -39,6 +39,22 @@ def test_class_and_instance_prompts():
     assert prompts.without_identifier('a dog', '') == 'a dog'
 
 
+def test_every_other_class_image_has_a_phrase_after_its_class_prompt():
+    assert prompts.class_image_prompts('a dog', (), 3) == ['a dog'] * 3
+    assert prompts.class_image_prompts('a dog', ('in the snow', ' wearing a hat'), 7) == [
+        'a dog',
+        'a dog in the snow',
+        'a dog',
+        'a dog wearing a hat',
+        'a dog',
+        'a dog in the snow',
+        'a dog',
+    ]
+    # However many there are, the first ones stay what they are.
+    many, few = (prompts.class_image_prompts('a dog', ('in the snow', 'on a rug'), count) for count in (9, 4))
+    assert many[:4] == few
+
+
 @pytest.mark.parametrize(
     ('instance', 'general', 'expected'),
     [
