@@ -9,6 +9,7 @@ after each subject. README.md has the question, the cost and the numbers.
 """
 
 import functools
+import hashlib
 import json
 import re
 import statistics
@@ -72,7 +73,8 @@ def main(_) -> None:
     weights = experiment.fingerprint_of(base.base)
     amounts = {'num_images': _NUM_IMAGES.value, 'class_images': _CLASS_IMAGES.value}
     marker = experiment.fingerprint(classifier.naming_params)
-    name = re.sub(r'[^\w.+-]+', '_', '_'.join(_SET.value)) or 'recipe'
+    name = name_of(_SET.value) or 'recipe'
+    prior = workdir / 'prior' / name_of([text for text in _SET.value if text.startswith('prior.')])
 
     measured, images = {}, {}
     for subject in _SUBJECTS.value:
@@ -81,7 +83,7 @@ def main(_) -> None:
             'super_resolution_model': 'none',
             'super_resolution.steps': 0,
             'samples.every': 0,
-            'prior.dir': workdir / 'prior' / noun.replace(' ', '_'),
+            'prior.dir': prior / noun.replace(' ', '_'),
             **given,
         }
         run = experiment.train_once(workdir / name / subject, f'{CONFIG}:{subject},{model}', settings, weights=weights)
@@ -98,6 +100,12 @@ def main(_) -> None:
         print(subject, *(f'{title} {_percent(of(measured[subject]))}' for title, of in SUBJECT_SHARES.items()))
         report(output, model, {'set': given, **amounts}, measured, images)
     print(section(model, json.loads((output / 'results.json').read_text('utf-8'))[model]))
+
+
+def name_of(settings: list[str]) -> str:
+    """Returns the name of a folder for what differs from the recipe; '' if nothing does."""
+    name = re.sub(r'[^\w.+-]+', '_', '_'.join(settings))
+    return name if len(name) < 60 else f'{name[:40]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}'
 
 
 def report(output: Path, model: str, settings, measured, images) -> None:
