@@ -173,13 +173,13 @@ class PriorConfig(Config):
     def check(self, path: str) -> None:
         if blank := [phrase for phrase in self.phrases if not phrase.strip()]:
             raise ConfigError(f'{path}.phrases has {blank[0]!r}, which is blank; leave it out')
-        # `dir` alone is checked: the other settings of class images always have a value, which does not show whether
-        # the user has set it.
-        if self.kind == 'distillation' and self.dir is not None:
-            raise ConfigError(
-                f"{path}.dir is {self.dir!r} but {path}.kind is 'distillation', which has no class images to keep; "
-                f"leave dir None, or set kind to 'images'"
-            )
+        # The other settings of class images always have a value, which does not show whether the user has set it.
+        for name, unset in (('dir', None), ('phrases', ())):
+            if self.kind == 'distillation' and (value := getattr(self, name)) != unset:
+                raise ConfigError(
+                    f"{path}.{name} is {value!r} but {path}.kind is 'distillation', which has no class images; leave "
+                    f"{name} {unset}, or set kind to 'images'"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

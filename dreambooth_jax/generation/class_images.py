@@ -66,7 +66,8 @@ def own_photos(config: DreamBoothConfig) -> list[ImageFile]:
 
     Raises:
       ImageError: as list_images.
-      PriorError: if the subjects have several class prompts, or there is a mask among the photos.
+      PriorError: if the subjects have several class prompts, there is a mask among the photos, or there are phrases for
+        generated images.
     """
     return _list_own(config)[0]
 
@@ -90,6 +91,11 @@ def _list_own(config: DreamBoothConfig) -> tuple[list[ImageFile], dict[str, str]
         raise PriorError(
             f'config.prior.dir is {prior.dir!r}, which holds the mask {masks[0].name}, but class images count in '
             f'full; take masks out of that folder.'
+        )
+    if prior.phrases:
+        raise PriorError(
+            f'config.prior.dir is {prior.dir!r}, a folder of photos of your own, so nothing is generated, but '
+            f'config.prior.phrases is {prior.phrases!r}; leave it (), and write captions beside the photos instead.'
         )
     if len(prompts) > 1:
         raise PriorError(

@@ -127,8 +127,8 @@ BETWEEN = [
         'prior',
         {'kind': 'distillation', 'dir': 'class_dogs'},
         (
-            "config.prior.dir is 'class_dogs' but config.prior.kind is 'distillation', which has no class images to "
-            "keep; leave dir None, or set kind to 'images'"
+            "config.prior.dir is 'class_dogs' but config.prior.kind is 'distillation', which has no class images; "
+            "leave dir None, or set kind to 'images'"
         ),
     ),
     (

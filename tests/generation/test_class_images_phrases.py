@@ -1,6 +1,7 @@
 """Class images of which every other one has more in its prompt than the class prompt."""
 
 import pytest
+from PIL import Image
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve, to_config_dict
 from dreambooth_jax.finetune import planned_stage
@@ -42,6 +43,23 @@ def test_more_images_keep_those_that_are_there_and_other_phrases_are_refused(tmp
     wanted = [('a dog', 2), ('a dog wearing a hat', 3), ('a cat', 2), ('a cat wearing a hat', 3)]
     assert again.asked == wanted and len(images) == 8
     assert "instead of 'a dog', 'a dog on a rug'" in refusal(again, ['a dog'], tmp_path, phrases=('on a rug',), count=4)
+
+
+def test_phrases_that_nothing_would_use_are_refused(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        settings('prior', kind='distillation', dir=None, phrases=PHRASES)
+    assert str(error.value) == (
+        "config.prior.phrases is ('in the snow', 'wearing a hat') but config.prior.kind is 'distillation', which has "
+        "no class images; leave phrases (), or set kind to 'images'"
+    )
+    Image.new('RGB', (9, 9)).save(tmp_path / 'rex.png')
+    with pytest.raises(class_images.PriorError) as error:
+        class_images.own_photos(settings(tmp_path, phrases=PHRASES))
+    assert str(error.value) == (
+        f"config.prior.dir is '{tmp_path}', a folder of photos of your own, so nothing is generated, but "
+        "config.prior.phrases is ('in the snow', 'wearing a hat'); leave it (), and write captions beside the photos "
+        'instead.'
+    )
 
 
 def test_a_blank_phrase_is_refused():

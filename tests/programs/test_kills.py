@@ -18,7 +18,7 @@ START_UP = 3.0  # seconds
 
 @pytest.fixture(scope='module')
 def new_run(tmp_path_factory):
-    """(mode, folder, seed) -> a run that has not begun; all of a mode share compiled programs."""
+    """(mode, name of its folder) -> a run that has not begun; all of a mode share compiled programs."""
     folder = tmp_path_factory.mktemp('killed_runs')
     (folder / 'photos').mkdir()
     for number, image in enumerate(np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), np.uint8)):
