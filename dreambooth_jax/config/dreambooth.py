@@ -144,17 +144,17 @@ class PriorConfig(Config):
     # What the class examples are.
     # 'images', as in the paper: class images that the frozen model generates before training.
     # 'distillation': the subject's images under the class prompt; the target is the frozen model's prediction for them.
-    # No image is generated, so the settings below are not used. A step costs one more forward pass of its class
-    # examples (under fsdp, of all examples) and a copy of the denoiser in the compute dtype, unless the frozen one is
-    # in memory anyway, as with LoRA.
+    # No image is generated, so of the settings below only phrases is used. A step costs one more forward pass of its
+    # class examples (under fsdp, of all examples) and a copy of the denoiser in the compute dtype, unless the frozen
+    # one is in memory anyway, as with LoRA.
     kind: Literal['images', 'distillation'] = setting(
         'images', former_values={'pictures': 'images', 'prediction': 'distillation'}
     )
+    # Words such as 'in the snow': every other class example has one of them after its class prompt, in turn, so that
+    # the model preserves them too. Empty, as in the paper: all class examples are of the class prompt alone.
+    phrases: tuple[str, ...] = ()
     # Class images per class prompt. The paper uses about 1000, "but less can be used".
     num_images: int = setting(200, '> 0')
-    # Words such as 'in the snow': every other class image has one of them after its class prompt, in turn, so that the
-    # model preserves them too. Empty, as in the paper: all class images are of the class prompt alone.
-    phrases: tuple[str, ...] = ()
     # Folder of the class images; those that it lacks are generated into it. None: prior/ in the run's folder.
     # A folder of your own photos, one without a manifest.json, is used as it is: every photo is a class image, with its
     # caption or else the class prompt as its prompt. Nothing is generated then, and num_images and the settings below
@@ -174,12 +174,11 @@ class PriorConfig(Config):
         if blank := [phrase for phrase in self.phrases if not phrase.strip()]:
             raise ConfigError(f'{path}.phrases has {blank[0]!r}, which is blank; leave it out')
         # The other settings of class images always have a value, which does not show whether the user has set it.
-        for name, unset in (('dir', None), ('phrases', ())):
-            if self.kind == 'distillation' and (value := getattr(self, name)) != unset:
-                raise ConfigError(
-                    f"{path}.{name} is {value!r} but {path}.kind is 'distillation', which has no class images; leave "
-                    f"{name} {unset}, or set kind to 'images'"
-                )
+        if self.kind == 'distillation' and self.dir is not None:
+            raise ConfigError(
+                f"{path}.dir is {self.dir!r} but {path}.kind is 'distillation', which has no class images; leave dir "
+                f"None, or set kind to 'images'"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,9 @@ class Feed:
     def pick(self, key, step, batch, frozen):
         """Returns the examples of a step with their `image`, an index into the bucket's own array.
 
+        Where class examples show instance images they also have their `turn`, how many the bucket had before: they go
+        through the class prompts of an image in turn.
+
         This is the `pick` of training.make_train_step.
 
         Examples that show instance images go through those of the bucket, one turn of the bucket after the other. The
@@ -88,4 +91,5 @@ class Feed:
         at = jnp.where(own, frozen['turns'][step], step)
         index = pairs.image_index(key, at, examples, max(self.counts) + self.num_class)
         # In the description, class images follow the instance images of all buckets; here those of this bucket alone.
-        return {**batch, 'image': index - batch['first'] + jnp.where(own, 0, num_instance)}
+        again = {'turn': at * batch['examples'] + batch['position']} if self.shown_again else {}
+        return {**batch, **again, 'image': index - batch['first'] + jnp.where(own, 0, num_instance)}

@@ -1,6 +1,7 @@
 """The images of a run and their prompts, as arrays for the device: the instance images, then the class images."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,13 +17,14 @@ class Examples(NamedTuple):
       images: uint8[N, H, W, 3].
       prompts: N prompts.
       masks: uint8[N, H, W, 1], how much each pixel counts (255: in full); None: all count in full.
-      class_prompts: N prompts of the classes of the images' subjects; None if they are not needed.
+      class_prompts: for each image the prompts of its subject's class, equally many, under which class examples show it
+        in turn; None if they are not needed.
     """
 
     images: np.ndarray
     prompts: Sequence[str]
     masks: np.ndarray | None = None
-    class_prompts: Sequence[str] | None = None
+    class_prompts: Sequence[Sequence[str]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Table:
       prompts: the first is the empty prompt, which dropped examples see.
       num_instance: images [0, num_instance) show the subject; the others are class images.
       masks: uint8[N, H, W, 1], 255 where a pixel counts in full, as in the whole of a class image; None: all pixels do.
-      class_prompt_of: i32[N], the index of the prompt under which class examples show the subject's image. None if
-        class examples show class images, or if there are no class examples.
+      class_prompt_of: i32[N, V], the indices of the prompts under which class examples show the subject's image in
+        turn. None if class examples show class images, or if there are no class examples.
     """
 
     images: np.ndarray
@@ -76,15 +78,16 @@ def make_table(instance: Examples, class_images: Examples | None = None, *, show
         fitted = fit(class_images.images, instance.images.shape[1:3])
         examples = join([instance, class_images._replace(images=fitted)])
     under = instance.class_prompts if shown_again else ()
-    prompts = distinct_prompts([*examples.prompts, *under])
+    prompts = distinct_prompts([*examples.prompts, *itertools.chain(*under)])
     index = {text: i for i, text in enumerate(prompts)}
+    again = np.array([[index[text] for text in turns] for turns in under], np.int32)
     return Table(
         images=examples.images,
         prompt_of=np.array([index[text] for text in examples.prompts], np.int32),
         prompts=prompts,
         num_instance=len(instance.images),
         masks=examples.masks,
-        class_prompt_of=np.array([index[text] for text in under], np.int32) if shown_again else None,
+        class_prompt_of=again if shown_again else None,
     )
 
 

@@ -15,6 +15,7 @@ from dreambooth_jax.data.subjects import ImageFile, list_images, read_buckets, r
 from dreambooth_jax.data.table import Examples, join
 from dreambooth_jax.datasets import data_source
 from dreambooth_jax.storybook import draw, subjects
+from dreambooth_jax.text.prompts import class_prompt_turns
 
 # Words of an instance prompt that cannot be the subject's name, even if the class prompt does not have them.
 _FRAMING = {'a', 'an', 'the', 'of', 'in', 'on', 'my', 'with', 'photo', 'image', 'photograph', 'close-up'}
@@ -124,7 +125,7 @@ def read(
     max_zoom: float = MAX_ZOOM,
     order: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Examples]:
-    """Reads all subjects' images. Each has the prompt of its caption, or else the instance prompt, and a class prompt.
+    """Reads all subjects' images. Each has the prompt of its caption, or else the instance prompt, and class prompts.
 
     Args:
       resolution: the side of the square images, in pixels.
@@ -147,11 +148,10 @@ def read(
     # A step takes all its examples from images of one size, so images of all subjects are grouped by size.
     groups: dict[Size, list[Examples]] = {size: [] for size in sizes}
     for number, subject in enumerate(config.subjects()):
-        prompt = subject.instance_prompt
+        prompt, turns = subject.instance_prompt, class_prompt_turns(subject.class_prompt, config.prior.phrases)
         if subject.instance_dir is None and subject.tfds is None:
             painted = _painted(subject.subject, resolution)
-            prompts, class_prompts = [prompt] * len(painted), [subject.class_prompt] * len(painted)
-            groups[square].append(Examples(painted, prompts, class_prompts=class_prompts))
+            groups[square].append(Examples(painted, [prompt] * len(painted), class_prompts=[turns] * len(painted)))
             continue
         options = {'crops': crops or config.data.crops, 'max_zoom': max_zoom, 'seed': config.seed}
         options['order'] = (order or {}).get(_setting(config, number))
@@ -160,8 +160,7 @@ def read(
         else:
             found = read_files(listed(config, number).files, sizes, prompt, **options)
         for size, images in found.items():
-            class_prompts = [subject.class_prompt] * len(images.images)
-            groups[size].append(Examples(images.images, images.prompts, images.masks, class_prompts))
+            groups[size].append(Examples(images.images, images.prompts, images.masks, [turns] * len(images.images)))
     return [join(group) for group in groups.values() if group]
 
 

@@ -285,7 +285,8 @@ def _class_examples(export: Export) -> str:
     if config.prior.weight == 0:
         return 'trained without class images, so that the subject may show in images of its class'
     if config.prior.kind == 'distillation':
-        return f'{prompts}, held to what the base model predicts of the photos'
+        varied = ', for half of the examples with words after that' if config.prior.phrases else ''
+        return f'{prompts}, held to what the base model predicts of the photos{varied}'
     if config.prior.dir is not None:
         return f'{prompts}, held by class images from a folder that was given'
     varied = ', half of them with words after that' if config.prior.phrases else ''

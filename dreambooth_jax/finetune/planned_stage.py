@@ -1,6 +1,7 @@
 """The training of a stage as a run will make it, with the shapes of its data, before class images are there."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,11 +80,12 @@ def data_shapes(
         flip=config.data.random_flip,
         pairs=pipeline.family.is_super_resolution,
     )
-    prompts = distinct_prompts([*instance.prompts, *of_class, *(instance.class_prompts if distilled else ())])
+    turns = instance.class_prompts if distilled else ()
+    prompts = distinct_prompts([*instance.prompts, *of_class, *itertools.chain(*turns)])
     encoded = repeated(cascade.conditioning_shapes(name), len(prompts))
     data = {**images, 'prompt_of': shape(count)}
     if distilled:
-        data |= {'class_prompt_of': shape(count), 'teacher_text': encoded}
+        data |= {'class_prompt_of': shape(count, len(turns[0])), 'teacher_text': encoded}
     if not trainable.trains_text:
         return {**data, 'text': encoded}
     tokens = cascade.prompt_encoder(name).tokens(prompts, size)

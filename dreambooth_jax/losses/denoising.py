@@ -105,12 +105,14 @@ def gather_prompts(
 ) -> jax.Array:
     """Returns the examples' prompts, i32[B].
 
-    A prompt is that of the example's image, or the class prompt where a class example shows an image of the subject. A
-    share `dropout` of all examples, chosen at random, gets the empty prompt.
+    A prompt is that of the example's image or, where a class example shows an image of the subject, the one of its
+    class prompts whose turn it is. A share `dropout` of all examples, chosen at random, gets the empty prompt.
     """
     prompt = frozen['prompt_of'][batch['image']]
     if 'class_prompt_of' in frozen:
-        prompt = jnp.where(batch['is_instance'] > 0, prompt, frozen['class_prompt_of'][batch['image']])
+        of_class = frozen['class_prompt_of']
+        of_class = of_class[batch['image'], batch['turn'] % of_class.shape[1]]
+        prompt = jnp.where(batch['is_instance'] > 0, prompt, of_class)
     if dropout > 0:
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys)
         prompt = jnp.where(dropped, EMPTY_PROMPT, prompt)

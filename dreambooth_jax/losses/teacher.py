@@ -1,9 +1,9 @@
 """Prior preservation by distillation: class examples are held to the prediction of the network before fine-tuning.
 
-A class example shows one of the subject's images under its class prompt, noised like any other example. Its target is
-not the noise but the prediction of the frozen network for the same input. So no class images are generated, and the
-model is held exactly where fine-tuning changes it. Its knowledge of images that are unlike the subject's is held only
-as far as they share something.
+A class example shows one of the subject's images under its class prompt, alone or with words such as 'wearing a hat'
+after it (prior.phrases), noised like any other example. Its target is not the noise but the prediction of the frozen
+network for the same input. So no class images are generated, and the model is held exactly where fine-tuning changes
+it. Its knowledge of images that are unlike the subject's is held only as far as they share something.
 
 Sources: Li & Hoiem 2016, Learning without Forgetting, which keeps the network's responses to the data of the new task;
   OneTrainer's prior prediction.
@@ -28,7 +28,8 @@ class Distillation:
     """The frozen teacher of a stage.
 
     For it, `frozen` holds: teacher, the parameters of the frozen network; teacher_text, the text of all prompts by the
-    frozen text encoders; class_prompt_of i32[N], the class prompt of each image.
+    frozen text encoders; class_prompt_of i32[N, V], the class prompts of each image. `batch` holds
+    turn i32[B], which of them it is (Feed.pick).
 
     Attributes:
       predict: (params, x_t, t, conditioning) -> prediction, as the pipeline has it before fine-tuning.

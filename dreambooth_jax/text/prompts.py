@@ -105,6 +105,11 @@ def class_image_prompts(class_prompt: str, phrases: Sequence[str], count: int) -
     return [varied[number // 2 % len(varied)] if number % 2 else class_prompt for number in range(count)]
 
 
+def class_prompt_turns(class_prompt: str, phrases: Sequence[str]) -> tuple[str, ...]:
+    """Returns the class prompts that an image is shown under in turn: the first after which they begin again."""
+    return tuple(class_image_prompts(class_prompt, phrases, 2 * len(phrases) or 1))
+
+
 def instance_prompt(class_noun: str, identifier: str) -> str:
     """Returns the prompt for the subject, such as 'a sks dog'."""
     return _joined(f'a {identifier} {class_noun}')

@@ -46,7 +46,7 @@ FREE = (
     'painters',
 )
 # Settings that class images are generated with.
-_CLASS_IMAGES = ('prior.num_images', 'prior.phrases', 'prior.steps', 'prior.guidance_scale', 'prior.sampler')
+_CLASS_IMAGES = ('prior.num_images', 'prior.steps', 'prior.guidance_scale', 'prior.sampler')
 _STAGES = ('base', 'super_resolution')
 # Settings that name models; the files of a model are identified by their hashes, whatever their names.
 _MODELS = ('model', 'super_resolution_model')
@@ -240,7 +240,8 @@ def _unused(settings: Mapping[str, Any]) -> set[str]:
     if weight == 0 or kind == 'distillation':
         found |= {*_CLASS_IMAGES}
     if weight == 0:
-        found |= {'prior.kind', 'data.class_prompt', 'data.subjects.class_prompt', 'super_resolution.with_prior'}
+        found |= {'prior.kind', 'prior.phrases', 'super_resolution.with_prior'}
+        found |= {'data.class_prompt', 'data.subjects.class_prompt'}
     if weight == 0 or kind == 'distillation' or not settings.get('super_resolution.with_prior'):  # no class images
         found |= {f'super_resolution.sample_{name}' for name in ('noise_level', 'steps', 'guidance_scale')}
     return found

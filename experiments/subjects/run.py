@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import re
+import runpy
 import statistics
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def main(_) -> None:
         raise ConfigError(f'--set={wrong[0]} must look like base.steps=300')
     given = dict(text.split('=', 1) for text in _SET.value)
     cpu_devices.use(settings_of(model).cpu_devices)
+    recipe = runpy.run_path(str(CONFIG))['get_config']
     base, classifier = Cascade.load(model, super_resolution_model='none'), Classifier.load()
     weights = experiment.fingerprint_of(base.base)
     amounts = {'num_images': _NUM_IMAGES.value, 'class_images': _CLASS_IMAGES.value}
@@ -83,9 +85,11 @@ def main(_) -> None:
             'super_resolution_model': 'none',
             'super_resolution.steps': 0,
             'samples.every': 0,
-            'prior.dir': prior / noun.replace(' ', '_'),
             **given,
         }
+        if settings.get('prior.kind', recipe(f'{subject},{model}').prior.kind) == 'images':
+            # The subjects of a class share its class images.
+            settings.setdefault('prior.dir', prior / noun.replace(' ', '_'))
         run = experiment.train_once(workdir / name / subject, f'{CONFIG}:{subject},{model}', settings, weights=weights)
         cascade = experiment.with_base_of(base, run)
         options = settings_of(str(run)).options(cascade, {'seed': _SEED.value, 'batch_size': _BATCH_SIZE.value})

@@ -83,5 +83,20 @@ def test_class_examples_that_show_the_subject_go_through_every_buckets_images_in
     assert any((indices[member[0]] != indices[member[1]]).any() for _, indices in steps)
 
 
+@pytest.mark.parametrize('examples', [1, 4])
+def test_class_examples_that_show_the_subject_have_a_turn_each_in_every_bucket(examples):
+    feed = Feed(0, 30, (3, 1), 0, shown_again=True)
+    batch = feed.batch(examples, examples, 1.0, 1)
+    pick, found = jax.jit(feed.pick), {0: [], 1: []}
+    for step in range(30):
+        bucket = feed.bucket(step)
+        made = pick(KEY, jnp.int32(step), batch, {'prompt_of': jnp.zeros(feed.counts[bucket]), **feed.arrays})
+        found[bucket] += made['turn'][batch['is_instance'] == 0].tolist()
+    assert all(turns == list(range(len(turns))) for turns in found.values())
+    plain = Feed(0, 30, (3,), 2)
+    frozen = {'prompt_of': jnp.zeros(5), **plain.arrays}
+    assert 'turn' not in plain.pick(KEY, 0, plain.batch(1, 1, 1.0, 1), frozen)
+
+
 def test_without_class_examples_there_is_nothing_to_show_again():
     assert len(Feed(0, 1, (6,), 0, shown_again=True).batch(2, 0, 1.0, 1)['slot']) == 2

@@ -49,15 +49,15 @@ def test_class_images_count_in_full_in_the_table():
 
 
 def test_the_subjects_images_are_shown_again_under_their_class_prompts_and_not_copied():
+    dogs, cats = (tuple(f'a {noun}{words}' for words in ('', ' in the snow')) for noun in ('dog', 'cat'))
     images = np.zeros((3, 8, 8, 3), np.uint8)
-    mine = Examples(images, ['a sks dog', 'a dog', 'a sks cat'], class_prompts=['a dog', 'a dog', 'a cat'])
+    mine = Examples(images, ['a sks dog', 'a dog', 'a sks cat'], class_prompts=[dogs, dogs, cats])
     table = make_table(mine, shown_again=True)
-    assert table.prompts == ['', 'a sks dog', 'a dog', 'a sks cat', 'a cat']
-    assert table.prompt_of.tolist() == [1, 2, 3] and table.class_prompt_of.tolist() == [2, 2, 4]
+    assert table.prompts == ['', 'a sks dog', 'a dog', 'a sks cat', 'a dog in the snow', 'a cat', 'a cat in the snow']
+    assert table.prompt_of.tolist() == [1, 2, 3] and table.class_prompt_of.tolist() == [[2, 4], [2, 4], [5, 6]]
     assert table.prompt_arrays.keys() == {'prompt_of', 'class_prompt_of'}
     assert len(table.images) == table.num_instance == 3 and table.num_class == 0
-    joined = join([mine, mine._replace(class_prompts=['a cow'] * 3)])
-    assert joined.class_prompts == ['a dog', 'a dog', 'a cat', *['a cow'] * 3]
+    assert join([mine, mine._replace(class_prompts=[cats] * 3)]).class_prompts == [dogs, dogs, cats, cats, cats, cats]
     assert make_table(mine).prompts == ['', 'a sks dog', 'a dog', 'a sks cat']
 
 

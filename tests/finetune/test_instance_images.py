@@ -10,8 +10,9 @@ from dreambooth_jax.finetune import instance_images
 from dreambooth_jax.storybook import draw, subjects
 
 
-def config_with(**data):
+def config_with(phrases=(), **data):
     config = to_config_dict(DreamBoothConfig())
+    config.prior.phrases = phrases
     for name, value in data.items():
         config.data[name] = value
     return resolve(DreamBoothConfig, config)
@@ -37,7 +38,7 @@ def test_a_built_in_subject_is_its_reference_scenes_at_any_size():
     images, prompts, masks, class_prompts = squares(config, 32)
     assert masks is None and 4 <= len(scenes) <= 6 and images.shape == (len(scenes), 32, 32, 3)
     assert np.array_equal(images[1], draw.paint(scenes[1], 32)) and prompts == ['a sks dog'] * len(scenes)
-    assert class_prompts == ['a dog'] * len(scenes)
+    assert class_prompts == [('a dog',)] * len(scenes)
     assert squares(config, 128)[0].shape == (len(scenes), 128, 128, 3)
 
 
@@ -50,10 +51,11 @@ def test_several_subjects_keep_their_own_prompts_and_captions(tmp_path):
         ),
         dict(subject='vase', instance_prompt='a zwx vase', class_prompt='a vase'),
     )
-    images, prompts, _, class_prompts = squares(config_with(subjects=several), 32)
+    images, prompts, _, class_prompts = squares(config_with(subjects=several, phrases=('in the snow',)), 32)
     painted = len(subjects.reference_scenes('vase'))
     assert prompts == ['a sks cat', 'a sks cat asleep', *['a zwx vase'] * painted]
-    assert class_prompts == ['a cat', 'a cat', *['a vase'] * painted]
+    cats, vases = (('a cat', 'a cat in the snow'), ('a vase', 'a vase in the snow'))
+    assert class_prompts == [cats, cats, *[vases] * painted]
     assert len(images) == 2 + painted and images[1].max() == 10
 
 

@@ -119,7 +119,8 @@ def test_several_subjects_are_all_named(export):
     [
         ({}, 'held by 200 class images that the base model generated'),
         ({'dir': '/home/ana/dogs'}, 'held by class images from a folder that was given'),
-        ({'kind': 'distillation'}, 'held to what the base model predicts'),
+        ({'kind': 'distillation'}, 'held to what the base model predicts of the photos\n'),
+        ({'kind': 'distillation', 'phrases': ('in the snow',)}, 'for half of the examples with words after that'),
         ({'weight': 0.0}, 'trained without class images'),
     ],
 )

@@ -46,12 +46,6 @@ def test_more_images_keep_those_that_are_there_and_other_phrases_are_refused(tmp
 
 
 def test_phrases_that_nothing_would_use_are_refused(tmp_path):
-    with pytest.raises(ConfigError) as error:
-        settings('prior', kind='distillation', dir=None, phrases=PHRASES)
-    assert str(error.value) == (
-        "config.prior.phrases is ('in the snow', 'wearing a hat') but config.prior.kind is 'distillation', which has "
-        "no class images; leave phrases (), or set kind to 'images'"
-    )
     Image.new('RGB', (9, 9)).save(tmp_path / 'rex.png')
     with pytest.raises(class_images.PriorError) as error:
         class_images.own_photos(settings(tmp_path, phrases=PHRASES))

@@ -25,13 +25,14 @@ KINDS = {
     'latent': (small.latent_loss, dict(scaling_factor=0.5), 4, 4),
     'latent_super_resolution': (small.latent_enlarging_loss, dict(ENLARGING, scaling_factor=0.5), 7, 4),
 }
-CLASS_PROMPTS = np.array([3, 3, 3, 2, 2, 2], np.int32)
+# The class prompts that each image is shown under in turn; they differ from the instance prompts.
+CLASS_PROMPTS = np.array([[3, 2], [3, 2], [3, 2], [2, 3], [2, 3], [2, 3]], np.int32)
 EXAMPLES = 6
 CLASS = np.arange(EXAMPLES) >= 2  # two instance examples, then class examples
 
 
 def data(**changes):
-    """What all stages together read; the last class prompts differ from the instance prompts."""
+    """What all stages together read."""
     rng = np.random.default_rng(1)
     made = small.frozen()
     return {
@@ -45,7 +46,7 @@ def data(**changes):
 
 
 def batch():
-    return {**small.batch(EXAMPLES), 'is_instance': (~CLASS).astype(np.float32)}
+    return {**small.batch(EXAMPLES), 'is_instance': (~CLASS).astype(np.float32), 'turn': np.arange(EXAMPLES) + 4}
 
 
 def kernels(kind, learned=False, seed=0):
@@ -139,7 +140,8 @@ def test_the_loss_of_a_class_example_is_the_weighted_distance_of_the_two_answers
     for teachers, students in ((x, all_x), (t, all_t), (text, all_text)):
         np.testing.assert_array_equal(teachers, students[CLASS])
     words = data()['text']['encoder_hidden_states']
-    np.testing.assert_array_equal(all_text[CLASS], words[CLASS_PROMPTS[examples['image'][CLASS]]])
+    in_turn = CLASS_PROMPTS[examples['image'], examples['turn'] % 2]
+    np.testing.assert_array_equal(all_text[CLASS], words[in_turn[CLASS]])
     np.testing.assert_array_equal(all_text[~CLASS], words[data()['prompt_of'][examples['image'][~CLASS]]])
     snr = np.asarray(schedule.snr(jnp.asarray(t)))
     distance = np.square(ours[CLASS] - theirs).mean(axis=(1, 2, 3))

@@ -31,7 +31,7 @@ OPTIONS = {
     'average': (('optimizer.ema_decay=0.5',), (1, 2, 5)),
     'min_snr': (('objective.min_snr_gamma=0.01',), (1, 3, 4)),
     'masks': ((), (1, 3, 5)),
-    'distillation': (('prior.kind=distillation',), (1, 4, 5)),
+    'distillation': (('prior.kind=distillation', "prior.phrases=('in the snow',)"), (1, 4, 5)),
     'moments': (('optimizer.state_dtype=bfloat16',), (2, 3, 4)),
     'lora': (('lora.rank=2',), (2, 3, 5)),
     'remat': (('parallel.remat=True',), (2, 4, 5)),
