@@ -14,6 +14,7 @@ import runpy
 
 from dreambooth_jax.config import STORYBOOK, ConfigError
 from dreambooth_jax.storybook.subjects import SUBJECTS
+from dreambooth_jax.text.prompts import LIVE_CLASSES
 
 
 def get_config(subject: str = 'dog'):
@@ -25,7 +26,10 @@ def get_config(subject: str = 'dog'):
         )
     noun = SUBJECTS[subject].class_noun
     # Read by path, because configs/ is not a package and the program may be started in any folder.
-    config = runpy.run_path(str(pathlib.Path(__file__).with_name('dog.py')))['get_config'](model or STORYBOOK)
+    recipe = runpy.run_path(str(pathlib.Path(__file__).with_name('dog.py')))
+    config = recipe['get_config'](model or STORYBOOK)
+    if config.prior.phrases and noun not in LIVE_CLASSES:
+        config.prior.phrases = recipe['CONTEXTS']  # a vase wears no hat
     config.data.subject = subject
     config.data.instance_prompt = f'a sks {noun}'
     config.data.class_prompt = f'a {noun}'

@@ -92,6 +92,8 @@ def test_a_subject_takes_the_recipe_of_the_model_after_the_comma():
     config = resolve(DreamBoothConfig, get_config(named('subject'), 'teapot,storybook-flow'))
     recipe = resolve(DreamBoothConfig, get_config(named('dog'), 'storybook-flow'))
     assert (config.model, config.data.subject, config.base) == ('storybook-flow', 'teapot', recipe.base)
+    assert 'in the snow' in config.prior.phrases and 'wearing a red hat' in recipe.prior.phrases
+    assert 'wearing a red hat' not in config.prior.phrases
 
 
 def test_the_dataset_has_thirty_subjects():
