@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import BUILT_IN, STORYBOOK_FLOW, ConfigError
+from dreambooth_jax.config import BUILT_IN, STORYBOOK_FLOW, ConfigError, of_run
 from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
@@ -31,6 +31,7 @@ from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import draw, subjects
 from dreambooth_jax.storybook.subjects import SUBJECTS
 from dreambooth_jax.system import cpu_devices
+from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'subject.py'
@@ -59,6 +60,7 @@ _CLASS_IMAGES = flags.DEFINE_integer('class_images', 16, 'Images of the class pr
 _SEED = flags.DEFINE_integer('seed', 2000, 'Of the noise.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Images at once.', lower_bound=1)
 IDENTIFIER = 'sks'
+PLURALS = {CONTEXT: 'contexts', ACCESSORY: 'accessories'}
 GROUPS = {'the ten that the recipe was chosen on': True, 'the other twenty': False}
 
 
@@ -78,7 +80,7 @@ def main(_) -> None:
     name = name_of(_SET.value) or 'recipe'
     prior = workdir / 'prior' / name_of([text for text in _SET.value if text.startswith('prior.')])
 
-    measured, images = {}, {}
+    measured, images, phrases = {}, {}, set()
     for subject in _SUBJECTS.value:
         noun = SUBJECTS[subject].class_noun
         settings = {
@@ -92,6 +94,7 @@ def main(_) -> None:
             settings.setdefault('prior.dir', prior / noun.replace(' ', '_'))
         run = experiment.train_once(workdir / name / subject, f'{CONFIG}:{subject},{model}', settings, weights=weights)
         cascade = experiment.with_base_of(base, run)
+        phrases |= {*of_run.settings(run).prior.phrases}
         options = settings_of(str(run)).options(cascade, {'seed': _SEED.value, 'batch_size': _BATCH_SIZE.value})
         score = functools.partial(
             storybook_scores.subject_scores, cascade, classifier, subject, IDENTIFIER, options, **amounts
@@ -102,7 +105,7 @@ def main(_) -> None:
         make = functools.partial(experiment.scored, score, shown, 2)
         measured[subject], images[subject] = experiment.kept(workdir / 'parts' / name, subject, of, make)
         print(subject, *(f'{title} {_percent(of(measured[subject]))}' for title, of in SUBJECT_SHARES.items()))
-        report(output, model, {'set': given, **amounts}, measured, images)
+        report(output, model, {'set': given, 'phrases': sorted(phrases), **amounts}, measured, images)
     print(section(model, json.loads((output / 'results.json').read_text('utf-8'))[model]))
 
 
@@ -140,6 +143,19 @@ def summary(measured, chosen: bool) -> dict[str, Any]:
     return found
 
 
+def preserved(found) -> str:
+    """Returns a sentence that compares the words which the class examples had with those that they had not."""
+    parts = []
+    for kind in PLURALS:
+        prompts = [prompt for of in found['subjects'].values() for prompt in of['prompts'] if prompt['kind'] == kind]
+        known = [prompt['prompt'].endswith(tuple(found['phrases'])) for prompt in prompts]
+        for had, which in ((True, 'that are'), (False, 'that are not')):
+            shares = [prompt[kind] for prompt, is_known in zip(prompts, known, strict=True) if is_known == had]
+            if shares and any(known):
+                parts.append(f'{PLURALS[kind]} {which} among them in {_percent(statistics.mean(shares))}')
+    return f'By whether the words are among `prior.phrases`: {", ".join(parts)} of the images.' if parts else ''
+
+
 def section(model: str, found) -> str:
     """Returns what was measured of a model as Markdown: the groups, then every subject."""
 
@@ -159,17 +175,15 @@ def section(model: str, found) -> str:
         for subject, scores in found['subjects'].items()
     ]
     changed = ', '.join(f'`{name}={value}`' for name, value in found['set'].items())
-    return '\n\n'.join(
-        [
-            f'### {model}{f" with {changed}" if changed else ""}',
-            found['measured'],
-            experiment.table(
-                ['mean over subjects ± standard error (least to most)', 'subjects', *SUBJECT_SHARES], groups
-            ),
-            experiment.table(['subject', *SUBJECT_SHARES], each),
-            f'![a photo, then the subject, the subject in the snow, and its class]({model}.png)',
-        ]
-    )
+    parts = [
+        f'### {model}{f" with {changed}" if changed else ""}',
+        found['measured'],
+        experiment.table(['mean over subjects ± standard error (least to most)', 'subjects', *SUBJECT_SHARES], groups),
+        preserved(found),
+        experiment.table(['subject', *SUBJECT_SHARES], each),
+        f'![a photo, then the subject, the subject in the snow, and its class]({model}.png)',
+    ]
+    return '\n\n'.join(filter(None, parts))
 
 
 def sheet(images):
