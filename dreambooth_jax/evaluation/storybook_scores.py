@@ -158,25 +158,25 @@ def subject_scores(
     cascade: Cascade,
     classifier: Classifier,
     subject_name: str,
-    identifier: str,
+    called: str,
     options: SamplingOptions,
     *,
     num_images: int = 4,
     class_images: int = 32,
     gallery: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Measures how well a model generates one subject by its identifier, and how far its class drifted to the subject.
+    """Measures how well a model generates one subject by its words, and how far its class drifted to the subject.
 
     Args:
       subject_name: one of the thirty subjects. Its class decides which 25 prompts are used, those of live subjects or
         those of objects.
-      identifier: the rare token that stands for the subject.
+      called: the words for the subject in the prompts: the identifier and the class noun, such as 'sks dog'.
       num_images: images per prompt.
       class_images: images of the class prompt.
       (for the others see the module)
 
     Returns:
-      subject, identifier, images: what was measured, and the number of images of the 25 prompts;
+      subject, called, images: what was measured, and the number of images of the 25 prompts;
       subject_named, class_named: shares over the 25 prompts; subject_named_by_kind: the first per kind of prompt;
       context_named: share over the context prompts; accessory_named: over the accessory prompts, None for objects;
       prompts: a dict for 'a sks dog', which does not count in the shares above, and for each of the 25 prompts: prompt,
@@ -192,7 +192,7 @@ def subject_scores(
     class_noun = subjects.SUBJECTS[subject_name].class_noun
     plain = Prompt(INSTANCE, 'a {identifier} {class_noun}')
     asked = [plain, *prompt_lists.evaluation_prompts(class_noun)]
-    texts = [prompt.text(class_noun, identifier) for prompt in asked]
+    texts = [prompt.text(called) for prompt in asked]
     verdicts = classifier.name(_generate(cascade, texts, num_images, gallery, options))
     probability = verdicts.probability('subject', subject_name)
     table = []
@@ -218,7 +218,7 @@ def subject_scores(
 
     return {
         'subject': subject_name,
-        'identifier': identifier,
+        'called': called,
         'images': (len(asked) - 1) * num_images,
         'subject_named': mean('subject'),
         'subject_named_by_kind': {kind: mean('subject', kind) for kind in (CONTEXT, ACCESSORY, PROPERTY)},

@@ -25,7 +25,7 @@ from dreambooth_jax.monitoring import grids
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
-SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
+SUBJECT, CALLED = 'dog', 'sks dog'  # of configs/dog.py
 SAMPLING = experiment.sampling_of(CONFIG)
 LEARNING_RATES = (
     'base.learning_rate=2e-4,base.train_text_encoder=False,base.text_encoder_learning_rate=None',
@@ -109,7 +109,7 @@ def main(argv) -> None:
             cascade,
             classifier,
             SUBJECT,
-            IDENTIFIER,
+            CALLED,
             SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
             **amounts,
         )

@@ -10,13 +10,13 @@ import functools
 from pathlib import Path
 
 from absl import flags
-from PIL import Image, ImageDraw, ImageFont
 
 from dreambooth_jax import program
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.diffusion.sampler_list import SAMPLERS
 from dreambooth_jax.evaluation import experiment, storybook_scores
+from dreambooth_jax.evaluation.bars import bars
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
 from dreambooth_jax.generation.cascade import Cascade
@@ -26,7 +26,7 @@ from dreambooth_jax.monitoring import grids
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
 SAMPLING = experiment.sampling_of(CONFIG)
-SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
+SUBJECT, CALLED = 'dog', 'sks dog'  # of configs/dog.py
 _MODEL = program.DEFINE_path('model', 'storybook', "'storybook', or a pipeline folder.")
 _CLASSIFIER = program.DEFINE_path('classifier', None, 'Folder of the classifier; default: the shipped one.')
 _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/prior_preservation', 'Keeps runs and measured models.')
@@ -108,7 +108,7 @@ def main(argv) -> None:
             cascade,
             classifier,
             SUBJECT,
-            IDENTIFIER,
+            CALLED,
             SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
             **amounts,
         )
@@ -121,40 +121,16 @@ def main(argv) -> None:
     headings = [title for title in images for _ in range(count)]
     rows = [[image for generated in images.values() for image in generated[prompt][:count]] for prompt in GRID_PROMPTS]
     provenance.save(grids.contact_sheet(rows, GRID_PROMPTS, headings=headings), output / 'grid.png')
-    provenance.save(chart(results), output / 'chart.png', source=provenance.PAINTED)
+    shares = {
+        title: {name: value(scores) for name, value in SUBJECT_SHARES.items()} for title, scores in results.items()
+    }
+    provenance.save(bars(shares), output / 'chart.png', source=provenance.PAINTED)
     if not _QUICK.value:
         experiment.report(output, HERE / 'expected.json', found, tables(results))
     for title, scores in results.items():
         shares = (f'{name} {experiment.percent(value(scores))}' for name, value in SUBJECT_SHARES.items())
         print(f'{title}: {", ".join(shares)}')
     print(f'written: {output / "results.json"}')
-
-
-COLOURS = ('#9a9a9a', '#2f6fb0', '#d0602c', '#3d9a5b', '#8a4fb0')
-
-
-def chart(results) -> Image.Image:
-    """The shares of SUBJECT_SHARES as bars, one colour for each model."""
-    label, full, height, gap, top = 200, 360, 16, 14, 30
-    rows = len(SUBJECT_SHARES) * (len(results) * height + gap)
-    image = Image.new('RGB', (label + full + 60, top + rows), 'white')
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
-    colours = {title: COLOURS[i % len(COLOURS)] for i, title in enumerate(results)}
-    for i, (title, colour) in enumerate(colours.items()):
-        left = label + i * 110
-        pen.rectangle((left, 8, left + 10, 18), fill=colour)
-        pen.text((left + 16, 6), title, fill='black', font=font)
-    y = top
-    for name, value in SUBJECT_SHARES.items():
-        pen.text((4, y + (len(results) * height - 14) / 2), name, fill='black', font=font)
-        for title, scores in results.items():
-            share = value(scores)
-            right = label + full * share
-            pen.rectangle((label, y + 1, right, y + height - 2), fill=colours[title])
-            pen.text((right + 6, y), experiment.percent(share), fill='black', font=font)
-            y += height
-        y += gap
-    return image
 
 
 def tables(results) -> str:

@@ -23,7 +23,7 @@ from dreambooth_jax.monitoring import grids
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
-SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
+SUBJECT, CALLED = 'dog', 'sks dog'  # of configs/dog.py
 SAMPLING = experiment.sampling_of(CONFIG)
 KERNELS = {'f32': 'None', 'int8': 'int8', 'nf4': 'nf4'}
 GRID_PROMPTS = ('a sks dog', 'a sks dog in the snow', 'a sks dog wearing a red hat', 'a dog')
@@ -70,7 +70,7 @@ def main(argv) -> None:
         # The adapters merged into f32 kernels: what is measured is what was learned, whatever it was learned beside.
         cascade = experiment.with_base_of(base, run)
         options = SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling)
-        given = (cascade, classifier, SUBJECT, IDENTIFIER, options)
+        given = (cascade, classifier, SUBJECT, CALLED, options)
         score = functools.partial(storybook_scores.subject_scores, *given, **amounts)
         make = functools.partial(experiment.scored, score, GRID_PROMPTS, 1)
         measurements.add(title, name, experiment.fingerprint_of(cascade.base), make)

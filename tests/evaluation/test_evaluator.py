@@ -192,7 +192,7 @@ def test_the_classifier_says_of_each_image_what_storybook_scores_say_of_all():
 
     options = SamplingOptions(steps=2, guidance_scale=1.0, sampler='ddim')
     wanted = storybook_scores.subject_scores(
-        FakeCascade(answer), FakeClassifier(), 'dog', 'sks', options, num_images=3, class_images=11
+        FakeCascade(answer), FakeClassifier(), 'dog', 'sks dog', options, num_images=3, class_images=11
     )
     naming = evaluator.Naming(classifier=FakeClassifier(), num_images=3, class_images=11)
     told = evaluator.summary(naming(of_labels, dog))

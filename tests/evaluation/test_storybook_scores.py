@@ -170,7 +170,7 @@ def test_subject_scores_of_a_live_subject_split_by_what_prompts_ask_for():
         FakeCascade(answer),
         FakeClassifier(),
         'dog2',
-        'xyz',
+        'xyz dog',
         OPTIONS,
         num_images=2,
         class_images=8,
@@ -209,7 +209,7 @@ def test_subject_scores_of_an_object_have_no_accessories():
         FakeCascade(lambda prompt, number: {'class_noun': 'vase'}),
         FakeClassifier(),
         'vase',
-        'sks',
+        'sks vase',
         OPTIONS,
         num_images=1,
         class_images=2,
@@ -217,6 +217,17 @@ def test_subject_scores_of_an_object_have_no_accessories():
     assert scores['accessory_named'] is None and scores['subject_named_by_kind']['accessory'] is None
     assert scores['subject_named'] == scores['context_named'] == scores['class_images']['taken_for_subject'] == 0
     assert sum(row['kind'] == 'context' for row in scores['prompts']) == 20
+
+
+@pytest.mark.parametrize(('called', 'prompt'), [('sks', 'a sks in the snow'), ('sks can', 'a sks can in the snow')])
+def test_a_subject_may_be_called_by_another_noun_or_none(called, prompt):
+    cascade = FakeCascade(lambda prompt, number: {'class_noun': 'vase', 'subject': 'vase' if 'sks' in prompt else None})
+    scores = storybook_scores.subject_scores(
+        cascade, FakeClassifier(), 'vase', called, OPTIONS, num_images=1, class_images=2
+    )
+    assert prompt in [row['prompt'] for row in scores['prompts']] and len(scores['prompts']) == 26
+    assert scores['subject_named'] == scores['class_named'] == 1  # by what the images show, whatever they are called
+    assert scores['class_images']['prompt'] == 'a vase' and scores['class_images']['taken_for_subject'] == 0
 
 
 def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
@@ -322,7 +333,7 @@ def test_unknown_names_are_refused_before_anything_is_generated():
     with pytest.raises(ConfigError, match="class 'unicorn'"):
         storybook_scores.base_scores(cascade, FakeClassifier(), OPTIONS, classes=('unicorn',))
     with pytest.raises(ConfigError, match="subject 'dog4'"):
-        storybook_scores.subject_scores(cascade, FakeClassifier(), 'dog4', 'sks', OPTIONS)
+        storybook_scores.subject_scores(cascade, FakeClassifier(), 'dog4', 'sks dog', OPTIONS)
     cascade.super_resolution = None
     with pytest.raises(ConfigError, match='second stage'):
         storybook_scores.fine_mark_scores(cascade, FakeClassifier(), 'dog', 'sks', OPTIONS)

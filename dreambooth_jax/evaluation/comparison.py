@@ -1,0 +1,151 @@
+"""What experiments share that train some subjects in several ways and compare what was learned.
+
+The ways differ in settings of configs/subject.py, and in the words for the subject. All ways of one subject are
+measured before the next subject, and the report is written after each, so that an experiment that is ended has compared
+all ways.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from dreambooth_jax import program
+from dreambooth_jax.config import BUILT_IN, STORYBOOK_FLOW, ConfigError
+from dreambooth_jax.data import provenance
+from dreambooth_jax.evaluation import experiment, subject_trials
+from dreambooth_jax.evaluation.bars import bars
+from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
+from dreambooth_jax.evaluation.subject_trials import SubjectTrials, Trial
+from dreambooth_jax.monitoring import grids
+from dreambooth_jax.storybook import draw, subjects
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way of training a subject.
+
+    Attributes:
+      settings: dotted name -> value, those that differ from configs/subject.py.
+      called: the words for the subject in the prompts; None: the identifier and the class noun.
+    """
+
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    called: str | None = None
+
+
+class Comparison:
+    """An experiment that compares ways, with its flags.
+
+    Args:
+      here: the folder of the experiment; it gets results.json, chart.png, grid.png and the numbers in README.md, and
+        has expected.json.
+      subjects: the subjects that are trained unless --subjects names others.
+      model: the model that is fine-tuned unless --model names another.
+    """
+
+    def __init__(self, here: Path, subjects: list[str], model: str = STORYBOOK_FLOW):
+        self._here = here
+        self._model = flags.DEFINE_enum('model', model, BUILT_IN, 'The model that is fine-tuned.')
+        self._subjects = flags.DEFINE_list('subjects', subjects, 'The subjects, of the thirty, that are trained.')
+        self._workdir = program.DEFINE_path('workdir', 'runs/experiments/subjects', 'Keeps runs and measured subjects.')
+        self._output = program.DEFINE_path('output', None, 'Gets the results; default: the folder of this file.')
+        self._num_images = flags.DEFINE_integer('num_images', 2, 'Images per prompt.', lower_bound=1)
+        self._class_images = flags.DEFINE_integer('class_images', 16, 'Images of the class prompt.', lower_bound=2)
+        self._seed = flags.DEFINE_integer('seed', 2000, 'Of the noise.', lower_bound=0)
+        self._batch_size = flags.DEFINE_integer('batch_size', 16, 'Images at once.', lower_bound=1)
+
+    @property
+    def workdir(self) -> Path:
+        """The working folder, for files that the ways need."""
+        return Path(self._workdir.value)
+
+    def run(self, ways_of: Callable[[str], Mapping[str, Way]]) -> None:
+        """Trains, measures and reports.
+
+        Args:
+          ways_of: subject -> title -> way; the titles are those of every subject.
+
+        Raises:
+          ConfigError: for an unknown subject.
+        """
+        for subject in self._subjects.value:
+            if subject not in subjects.SUBJECTS:
+                raise ConfigError(f'--subjects has {subject!r} but each must be one of {", ".join(subjects.SUBJECTS)}')
+        amounts = {'num_images': self._num_images.value, 'class_images': self._class_images.value}
+        sampling = {'seed': self._seed.value, 'batch_size': self._batch_size.value}
+        config = self._here.parents[1] / 'configs' / 'subject.py'
+        trials = SubjectTrials(self._model.value, config, self.workdir, sampling=sampling, **amounts)
+        measured: dict[str, dict[str, Trial]] = {}
+        for subject in self._subjects.value:
+            for title, way in ways_of(subject).items():
+                trial = trials.measure(subject, way.settings, way.called)
+                measured.setdefault(title, {})[subject] = trial
+                shares = (f'{name} {experiment.percent(of(trial.scores))}' for name, of in SUBJECT_SHARES.items())
+                print(subject, title, *shares, flush=True)
+            report(
+                self._here, Path(self._output.value or self._here), {'model': self._model.value, **amounts}, measured
+            )
+
+
+def report(here: Path, output: Path, about: Mapping[str, Any], measured: Mapping[str, Mapping[str, Trial]]) -> None:
+    """Writes results.json, chart.png, grid.png and the section of README.md.
+
+    Args:
+      here: the folder with expected.json.
+      output: the folder that is written to.
+      about: what results.json says besides the numbers.
+      measured: title of a way -> subject -> what was measured.
+    """
+    scores = {title: {subject: trial.scores for subject, trial in of.items()} for title, of in measured.items()}
+    found = {
+        'measured': experiment.measured_on([each for of in scores.values() for each in of.values()]),
+        **about,
+        'means': {title: subject_trials.summary(of.values()) for title, of in scores.items()},
+        'results': scores,
+    }
+    experiment.write_json(output / 'results.json', found)
+    numbers = {
+        entry: {
+            title: {name: of[name][entry] if name in of else None for name in SUBJECT_SHARES}
+            for title, of in found['means'].items()
+        }
+        for entry in ('mean', 'standard_error')
+    }
+    chart = bars(numbers['mean'], numbers['standard_error'])
+    provenance.save(chart, output / 'chart.png', source=provenance.PAINTED)
+    provenance.save(sheet(measured), output / 'grid.png')
+    experiment.report(output, here / 'expected.json', found, tables(found))
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """Returns the numbers of results.json as Markdown: the means over subjects, then each subject."""
+    means = [[title, *subject_trials.summary_cells(of)] for title, of in found['means'].items()]
+    each = [
+        [subject, title, *(experiment.percent(share(of[subject])) for share in SUBJECT_SHARES.values())]
+        for subject in next(iter(found['results'].values()))
+        for title, of in found['results'].items()
+    ]
+    return '\n\n'.join(
+        [
+            experiment.table(
+                ['mean over subjects ± standard error (least to most)', 'subjects', *SUBJECT_SHARES], means
+            ),
+            '![shares, with standard errors over subjects](chart.png)',
+            experiment.table(['subject', '', *SUBJECT_SHARES], each),
+            '![a photo, then the subject and the subject in the snow](grid.png)',
+        ]
+    )
+
+
+def sheet(measured: Mapping[str, Mapping[str, Trial]]):
+    """Returns a photo of each subject, and of each way an image of the subject and one of it in the snow."""
+    titles, rows = list(measured), []
+    for subject in measured[titles[0]]:
+        images = [some[0] for title in titles for some in list(measured[title][subject].images.values())[:2]]
+        photo = draw.paint(subjects.reference_scenes(subject)[0], images[0].shape[1])
+        rows.append([photo, *images])
+    headings = ['a photo', *(text for title in titles for text in (title, ''))]
+    return grids.contact_sheet(rows, list(measured[titles[0]]), headings=headings)

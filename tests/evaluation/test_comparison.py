@@ -1,0 +1,120 @@
+"""A comparison measures every way of a subject before the next one, and reports after each subject."""
+
+import ast
+import importlib.util
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
+from dreambooth_jax.evaluation import comparison
+from dreambooth_jax.evaluation.comparison import Comparison, Way
+from dreambooth_jax.evaluation.subject_trials import Trial
+
+EXPERIMENTS = Path(__file__).parents[2] / 'experiments'
+
+
+class Trials:
+    """In place of SubjectTrials: the share of a subject is given by the settings."""
+
+    asked = []
+
+    def __init__(self, model, config, workdir, **settings):
+        assert config.name == 'subject.py' and settings['num_images'] == 2
+
+    def measure(self, subject, settings, called):
+        self.asked.append((subject, dict(settings), called))
+        scores = {
+            'subject_named': settings.get('share', 1.0),
+            'context_named': 0.5,
+            'accessory_named': None,
+            'class_images': {'taken_for_subject': 0.0, 'class_named': 1.0},
+            'measured': {'seconds': 3, 'hardware': 'a toaster', 'date': '2026-11-30'},
+        }
+        images = {prompt: np.zeros((2, 16, 16, 3), np.uint8) for prompt in ('a sks', 'in the snow', 'a class')}
+        return Trial(scores, images, ())
+
+
+@pytest.fixture
+def values(monkeypatch):
+    """Takes the flags that a Comparison defines, so that several may be made."""
+    taken = flags.FlagValues()
+    define = lambda given: lambda *args, **settings: given(*args, **settings, flag_values=taken)  # noqa: E731
+    for name in ('DEFINE_enum', 'DEFINE_list', 'DEFINE_integer'):
+        monkeypatch.setattr(comparison.flags, name, define(getattr(flags, name)))
+    monkeypatch.setattr(comparison.program, 'DEFINE_path', define(flags.DEFINE_string))
+    return taken
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch, values):
+    monkeypatch.setattr(comparison, 'SubjectTrials', Trials)
+    Trials.asked.clear()
+
+    def run(arguments, ways):
+        made = Comparison(tmp_path, ['vase', 'can'])
+        values(['run.py', *arguments])
+        made.run(ways)
+
+    aim = {'number': 'subject, all', 'at': ['means', 'all', 'subject named', 'mean'], 'at_least': 0.9}
+    (tmp_path / 'expected.json').write_text(json.dumps([aim]))
+    return run
+
+
+def test_it_reports_means_over_subjects_and_images(compare, tmp_path):
+    compare([], lambda subject: {'all': Way(), 'less': Way({'share': 0.2 if subject == 'can' else 0.4}, 'sks')})
+    assert [asked[0] for asked in Trials.asked] == ['vase', 'vase', 'can', 'can'] and Trials.asked[1][2] == 'sks'
+    found = json.loads((tmp_path / 'results.json').read_text())
+    assert found['means']['less']['subject named']['mean'] == pytest.approx(0.3) and found['model'] == 'storybook-flow'
+    text = (tmp_path / 'README.md').read_text()
+    assert '| subject, all | at least 90 % | 100 % | yes |' in text and 'a toaster' in text
+    assert '| less | 2 | 30 ± 10 % (20 % to 40 %) |' in text and '| can | less | 20 % | 50 % | - |' in text
+    assert (tmp_path / 'chart.png').is_file() and (tmp_path / 'grid.png').is_file()
+
+
+def test_what_was_measured_before_it_was_stopped_is_reported(compare, tmp_path):
+    def ways(subject):
+        if subject == 'can':
+            raise KeyboardInterrupt
+        return {'all': Way()}
+
+    with pytest.raises(KeyboardInterrupt):
+        compare([], ways)
+    assert list(json.loads((tmp_path / 'results.json').read_text())['results']['all']) == ['vase']
+
+
+def test_an_unknown_subject_is_refused_before_anything_is_trained(compare):
+    with pytest.raises(ConfigError, match="--subjects has 'dog4' but each must be one of backpack, "):
+        compare(['--subjects=vase,dog4'], lambda subject: {'all': Way()})
+    assert not Trials.asked
+
+
+COMPARISONS = [path for path in sorted(EXPERIMENTS.glob('*/run.py')) if 'Comparison(' in path.read_text('utf-8')]
+
+
+@pytest.mark.parametrize('path', COMPARISONS, ids=lambda path: path.parent.name)
+def test_the_experiments_compare_ways_that_train_knows(path, values, tmp_path):
+    spec = importlib.util.spec_from_file_location('experiment', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    values(['run.py', f'--workdir={tmp_path}'])
+    get_config = runpy.run_path(str(EXPERIMENTS.parent / 'configs' / 'subject.py'))['get_config']
+    titles = set()
+    for subject in values.subjects:
+        ways = module.ways_of(subject)
+        titles.add(tuple(ways))
+        for way in ways.values():
+            config = get_config(f'{subject},{values.model}')
+            for name, value in way.settings.items():
+                *groups, last = name.split('.')
+                group = config
+                for each in groups:
+                    group = group[each]
+                number = isinstance(value, str) and value[0].isdigit()
+                group[last] = ast.literal_eval(value) if number else str(value) if isinstance(value, Path) else value
+            resolve(DreamBoothConfig, config)
+    assert len(titles) == 1 and len(titles.pop()) > 1

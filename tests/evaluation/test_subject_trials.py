@@ -1,0 +1,113 @@
+"""A trial trains with the recipe and what differs from it, and neither is done twice."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreambooth_jax.config import DreamBoothConfig, to_config_dict, to_dict
+from dreambooth_jax.config.schema import resolve
+from dreambooth_jax.evaluation import subject_trials
+from dreambooth_jax.evaluation.subject_trials import SubjectTrials, folder_name, summary, summary_cells
+
+CONFIG = Path(__file__).parents[2] / 'configs' / 'subject.py'
+
+
+@pytest.fixture
+def trials(tmp_path, monkeypatch):
+    """Trials whose trainings and scores are recorded, not made."""
+
+    class Empty:
+        base = naming_params = None
+
+        def load(*args, **settings):
+            return Empty()
+
+    def train(workdir, config, settings, weights):
+        trained.append((workdir.relative_to(tmp_path), config, settings, weights))
+        config = to_config_dict(DreamBoothConfig())
+        config.data.subject, config.data.instance_prompt, config.data.class_prompt = 'vase', 'a sks vase', 'a vase'
+        config.prior.phrases = ('in the snow',)
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / 'config.json').write_text(json.dumps(to_dict(resolve(DreamBoothConfig, config))))
+        return workdir
+
+    def score(cascade, classifier, subject, called, options, num_images, class_images, gallery):
+        scored.append((subject, called, options.seed, options.steps))
+        prompts = (f'a {called}', f'a {called} in the snow', f'a {subject}')
+        gallery |= {prompt: np.zeros((num_images, 8, 8, 3), np.uint8) for prompt in prompts}
+        return {'subject_named': 0.5}
+
+    trained, scored = [], []
+    for name in ('Cascade', 'Classifier'):
+        monkeypatch.setattr(subject_trials, name, Empty)
+    monkeypatch.setattr(subject_trials.experiment, 'fingerprint_of', lambda stage: 'weights')
+    monkeypatch.setattr(subject_trials.experiment, 'fingerprint', lambda params: 'classifier')
+    monkeypatch.setattr(subject_trials.experiment, 'with_base_of', lambda cascade, run: Empty())
+    monkeypatch.setattr(subject_trials.experiment, 'train_once', train)
+    monkeypatch.setattr(subject_trials.storybook_scores, 'subject_scores', score)
+    monkeypatch.setattr(subject_trials.cpu_devices, 'use', lambda count: None)
+    made = lambda model: SubjectTrials(  # noqa: E731
+        model, CONFIG, tmp_path, num_images=3, class_images=2, sampling={'seed': 5, 'batch_size': 4}
+    )
+    return made, trained, scored
+
+
+def test_a_subject_is_trained_by_the_recipe_with_what_differs_and_scored_once(trials):
+    make, trained, scored = trials
+    flow = make('storybook-flow')
+    first = flow.measure('vase', {'base.steps': 7})
+    again = flow.measure('vase', {'base.steps': 7})
+    folder, config, settings, weights = trained[0]
+    assert str(folder) == 'storybook-flow/base.steps_7/vase' and config == f'{CONFIG}:vase,storybook-flow'
+    assert settings['base.steps'] == 7 and settings['super_resolution_model'] == 'none' and weights == 'weights'
+    assert 'prior.dir' not in settings  # this recipe generates no class images
+    assert scored == [('vase', 'sks vase', 5, 25)] and first.scores == again.scores
+    assert first.phrases == ('in the snow',) and [len(images) for images in first.images.values()] == [2, 2, 2]
+
+
+def test_subjects_of_a_class_share_class_images_that_are_generated_alike(trials):
+    make, trained, _ = trials
+    cascade = make('storybook')
+    cascade.measure('vase', {})
+    cascade.measure('vase', {'base.steps': 7})
+    cascade.measure('vase', {'prior.num_images': 9})
+    cascade.measure('vase', {'prior.kind': 'distillation'})
+    folders = [settings.get('prior.dir') for *_, settings, _ in trained]
+    assert folders[0] == folders[1] != folders[2] and folders[3] is None and folders[0].name == 'vase'
+
+
+def test_another_name_of_the_subject_is_another_measurement(trials):
+    make, trained, scored = trials
+    flow = make('storybook-flow')
+    flow.measure('vase', {})
+    flow.measure('vase', {}, 'sks can')
+    assert [called for _, called, *_ in scored] == ['sks vase', 'sks can'] and str(trained[0][0]).endswith(
+        'recipe/vase'
+    )
+
+
+def test_folders_have_names_of_what_differs():
+    assert folder_name({}) == '' and folder_name({'base.steps': 3, 'lora.rank': 2}) == 'base.steps_3_lora.rank_2'
+    long = [folder_name({'data.instance_dir': '/some/where/' + 60 * letter}) for letter in 'ab']
+    assert long[0] != long[1] and all(len(name) < 60 and '/' not in name for name in long)
+
+
+def scores(subject, accessory):
+    images = {'taken_for_subject': 0.0, 'class_named': 1.0}
+    return {'subject_named': subject, 'context_named': 1.0, 'accessory_named': accessory, 'class_images': images}
+
+
+def test_a_summary_is_over_the_subjects_that_have_the_number():
+    found = summary([scores(0.5, None), scores(0.7, 0.4)])
+    assert found['subjects'] == 2 and found['subject named']['mean'] == pytest.approx(0.6)
+    assert found['subject named']['standard_error'] == pytest.approx(0.1) and found['subject named']['of'] == [0.5, 0.7]
+    assert found['accessory named'] == {'mean': 0.4, 'standard_error': None, 'of': [0.4, 0.4]}
+    assert summary_cells(found)[:4] == [
+        '2',
+        '60 ± 10 % (50 % to 70 %)',
+        '100 ± 0 % (100 % to 100 %)',
+        '40 % (40 % to 40 %)',
+    ]
+    assert summary_cells(summary([scores(0.5, None)]))[3] == '-' and summary([])['subjects'] == 0
