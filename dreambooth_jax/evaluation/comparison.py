@@ -12,7 +12,6 @@ from typing import Any
 
 from absl import flags
 
-from dreambooth_jax import program
 from dreambooth_jax.config import BUILT_IN, STORYBOOK_FLOW, ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment, subject_trials
@@ -50,8 +49,8 @@ class Comparison:
         self._here = here
         self._model = flags.DEFINE_enum('model', model, BUILT_IN, 'The model that is fine-tuned.')
         self._subjects = flags.DEFINE_list('subjects', subjects, 'The subjects, of the thirty, that are trained.')
-        self._workdir = program.DEFINE_path('workdir', 'runs/experiments/subjects', 'Keeps runs and measured subjects.')
-        self._output = program.DEFINE_path('output', None, 'Gets the results; default: the folder of this file.')
+        self._workdir = flags.DEFINE_string('workdir', 'runs/experiments/subjects', 'Keeps runs and measured subjects.')
+        self._output = flags.DEFINE_string('output', None, 'Gets the results; default: the folder of this file.')
         self._num_images = flags.DEFINE_integer('num_images', 2, 'Images per prompt.', lower_bound=1)
         self._class_images = flags.DEFINE_integer('class_images', 16, 'Images of the class prompt.', lower_bound=2)
         self._seed = flags.DEFINE_integer('seed', 2000, 'Of the noise.', lower_bound=0)
@@ -60,7 +59,7 @@ class Comparison:
     @property
     def workdir(self) -> Path:
         """The working folder, for files that the ways need."""
-        return Path(self._workdir.value)
+        return Path(self._workdir.value).expanduser()
 
     def run(self, ways_of: Callable[[str], Mapping[str, Way]]) -> None:
         """Trains, measures and reports.
@@ -86,7 +85,10 @@ class Comparison:
                 shares = (f'{name} {experiment.percent(of(trial.scores))}' for name, of in SUBJECT_SHARES.items())
                 print(subject, title, *shares, flush=True)
             report(
-                self._here, Path(self._output.value or self._here), {'model': self._model.value, **amounts}, measured
+                self._here,
+                Path(self._output.value or self._here).expanduser(),
+                {'model': self._model.value, **amounts},
+                measured,
             )
 
 

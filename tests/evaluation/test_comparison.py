@@ -44,9 +44,8 @@ def values(monkeypatch):
     """Takes the flags that a Comparison defines, so that several may be made."""
     taken = flags.FlagValues()
     define = lambda given: lambda *args, **settings: given(*args, **settings, flag_values=taken)  # noqa: E731
-    for name in ('DEFINE_enum', 'DEFINE_list', 'DEFINE_integer'):
+    for name in ('DEFINE_enum', 'DEFINE_integer', 'DEFINE_list', 'DEFINE_string'):
         monkeypatch.setattr(comparison.flags, name, define(getattr(flags, name)))
-    monkeypatch.setattr(comparison.program, 'DEFINE_path', define(flags.DEFINE_string))
     return taken
 
 
