@@ -144,14 +144,13 @@ class PriorConfig(Config):
     # What the class examples are.
     # 'images', as in the paper: class images that the frozen model generates before training.
     # 'distillation': the subject's images under the class prompt; the target is the frozen model's prediction for them.
-    # No image is generated, so of the settings below only phrases is used. A step costs one more forward pass of its
-    # class examples (under fsdp, of all examples) and a copy of the denoiser in the compute dtype, unless the frozen
-    # one is in memory anyway, as with LoRA.
+    # No image is generated, so the settings below phrases are not used. A step costs one more forward pass of its
+    # class examples (under fsdp, of all) and a copy of the denoiser in the compute dtype, unless LoRA keeps it anyway.
     kind: Literal['images', 'distillation'] = setting(
         'images', former_values={'pictures': 'images', 'prediction': 'distillation'}
     )
-    # Words such as 'in the snow': every other class example has one of them after its class prompt, in turn, so that
-    # the model preserves them too. Empty, as in the paper: all class examples are of the class prompt alone.
+    # Words such as 'in the snow' that the model preserves too: whatever the kind is, every other class example is a
+    # distilled one, with one of them after its class prompt, in turn. Empty, as in the paper: the class prompt alone.
     phrases: tuple[str, ...] = ()
     # Class images per class prompt. The paper uses about 1000, "but less can be used".
     num_images: int = setting(200, '> 0')
@@ -429,8 +428,12 @@ class DreamBoothConfig(Config):
         """Returns the stages that train on class images."""
         return tuple(name for name in self._class_example_stages() if not self.is_distilled(name))
 
+    def has_teacher(self, name: str) -> bool:
+        """Whether any class examples of stage `name` have the frozen model's prediction as target."""
+        return self.is_distilled(name) or (bool(self.prior.phrases) and self.has_class_examples(name))
+
     def is_distilled(self, name: str) -> bool:
-        """Whether the class examples of stage `name` have the frozen model's prediction as target (distillation)."""
+        """Whether all class examples of stage `name` have the frozen model's prediction as target (distillation)."""
         return self.prior.kind == 'distillation' and self.has_class_examples(name)
 
     def subjects(self) -> tuple[SubjectConfig, ...]:

@@ -7,12 +7,16 @@ one bucket, and the result is that of pairs.py alone.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax.data import pairs
 from dreambooth_jax.data.buckets import bucket_of_step
+
+# Which class examples show the instance images again, held to a teacher: every other one, the others class images.
+Taught = Literal['none', 'half', 'all']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +28,15 @@ class Feed:
       steps: how many steps will be taken; the images of earlier steps do not depend on it.
       counts: the number of instance images of each bucket, each > 0.
       num_class: the number of class images. Each bucket has all of them, after its instance images.
-      shown_again: whether class examples show the instance images of the step's bucket instead of class images.
+      taught: which class examples show the instance images of the step's bucket, and are held to a teacher, instead of
+        class images.
     """
 
     seed: int
     steps: int
     counts: Sequence[int]
     num_class: int
-    shown_again: bool = False
+    taught: Taught = 'none'
 
     def bucket(self, step: int) -> int:
         """Returns the index of the bucket whose data the step uses."""
@@ -63,20 +68,18 @@ class Feed:
           devices: the number of devices.
           parts: the number of micro-batches that the examples of each device are cut into.
         """
-        num_class = sum(self.counts) if self.shown_again else self.num_class
+        num_class = sum(self.counts) if self.taught == 'all' else self.num_class
         examples = class_examples if num_class else 0
         batch = pairs.make_batch(instance_examples, examples, sum(self.counts), num_class, prior_weight)
         batch = pairs.pad_examples(batch, devices * parts)
         # A teacher may compute class examples only. They then cost more, so every device gets an equal share.
-        return pairs.deal_examples(batch, devices) if self.shown_again else batch
+        return batch if self.taught == 'none' else pairs.deal_examples(batch, devices)
 
     def pick(self, key, step, batch, frozen):
         """Returns the examples of a step with their `image`, an index into the bucket's own array.
 
-        Where class examples show instance images they also have their `turn`, how many the bucket had before: they go
-        through the class prompts of an image in turn.
-
-        This is the `pick` of training.make_train_step.
+        If there is a teacher, they also have `taught`, bool[B], which of them are held to it, and `turn`, i32[B]: a
+        taught example goes through the class prompts of its image in turn.
 
         Examples that show instance images go through those of the bucket, one turn of the bucket after the other. The
         others go through the class images, which every bucket has, step by step. So each group is seen epoch by epoch,
@@ -86,10 +89,18 @@ class Feed:
           frozen: the data of the step's bucket: `prompt_of` i32[images] and `arrays`.
         """
         num_instance = len(frozen['prompt_of']) - self.num_class
-        own = (batch['is_instance'] > 0) | self.shown_again
-        examples = {**batch, 'size': jnp.where(own, num_instance, batch['size'])}
-        at = jnp.where(own, frozen['turns'][step], step)
-        index = pairs.image_index(key, at, examples, max(self.counts) + self.num_class)
+        is_class = batch['is_instance'] == 0
+        # How many examples of the group were before, in steps of this bucket and in all steps.
+        in_bucket, overall = (at * batch['examples'] + batch['position'] for at in (frozen['turns'][step], step))
+        taught = is_class & (self.taught == 'all')
+        if self.taught == 'half':
+            taught = is_class & (overall % 2 == 1)
+            in_bucket = jnp.where(is_class, in_bucket // 2, in_bucket)
+            overall = overall // 2
+        own = ~is_class | taught
+        count = jnp.where(own, in_bucket, overall)
+        examples = {**batch, 'size': jnp.where(own, num_instance, batch['size']), 'position': count}
+        index = pairs.image_index(key, 0, examples, max(self.counts) + self.num_class)
+        again = {} if self.taught == 'none' else {'taught': taught, 'turn': count}
         # In the description, class images follow the instance images of all buckets; here those of this bucket alone.
-        again = {'turn': at * batch['examples'] + batch['position']} if self.shown_again else {}
         return {**batch, **again, 'image': index - batch['first'] + jnp.where(own, 0, num_instance)}

@@ -38,7 +38,7 @@ class Table:
       num_instance: images [0, num_instance) show the subject; the others are class images.
       masks: uint8[N, H, W, 1], 255 where a pixel counts in full, as in the whole of a class image; None: all pixels do.
       class_prompt_of: i32[N, V], the indices of the prompts under which class examples show the subject's image in
-        turn. None if class examples show class images, or if there are no class examples.
+        turn; those of class images are not used. None if no class example shows the subject.
     """
 
     images: np.ndarray
@@ -70,8 +70,8 @@ def make_table(instance: Examples, class_images: Examples | None = None, *, show
     Args:
       instance: the subject's images.
       class_images: None if there are none.
-      shown_again: whether class examples show the instance images under their class prompts; there are no class images
-        then.
+      shown_again: whether class examples show the instance images under their class prompts, instead of class images
+        or beside them.
     """
     examples = instance
     if class_images is not None:
@@ -80,7 +80,9 @@ def make_table(instance: Examples, class_images: Examples | None = None, *, show
     under = instance.class_prompts if shown_again else ()
     prompts = distinct_prompts([*examples.prompts, *itertools.chain(*under)])
     index = {text: i for i, text in enumerate(prompts)}
-    again = np.array([[index[text] for text in turns] for turns in under], np.int32)
+    again = np.zeros((len(examples.images), len(under[0]) if under else 0), np.int32)
+    for row, turns in enumerate(under):
+        again[row] = [index[text] for text in turns]
     return Table(
         images=examples.images,
         prompt_of=np.array([index[text] for text in examples.prompts], np.int32),

@@ -162,10 +162,10 @@ def stage_tables(
 ) -> list[Table]:
     """Returns the images of one stage with their prompts, one table per image size.
 
-    Each table holds the subjects' images of that size and all class images, if this stage has them. With distillation
-    the subjects' images are shown a second time, under their class prompts, instead of class images.
+    Each table holds the subjects' images of that size and all class images, if this stage has them. With a teacher
+    the subjects' images are shown a second time, under their class prompts, instead of or beside class images.
     """
     size, is_crop = _class_image_side(config, cascade, name)
     options = {'crop_seed': config.seed, 'max_zoom': cascade.factor} if is_crop else {}
     of_class = class_images.read(images, {name: size}, **options).get(name)
-    return [make_table(examples, of_class, shown_again=config.is_distilled(name)) for examples in instance]
+    return [make_table(examples, of_class, shown_again=config.has_teacher(name)) for examples in instance]

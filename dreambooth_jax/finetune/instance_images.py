@@ -15,7 +15,7 @@ from dreambooth_jax.data.subjects import ImageFile, list_images, read_buckets, r
 from dreambooth_jax.data.table import Examples, join
 from dreambooth_jax.datasets import data_source
 from dreambooth_jax.storybook import draw, subjects
-from dreambooth_jax.text.prompts import class_prompt_turns
+from dreambooth_jax.text.prompts import in_turn
 
 # Words of an instance prompt that cannot be the subject's name, even if the class prompt does not have them.
 _FRAMING = {'a', 'an', 'the', 'of', 'in', 'on', 'my', 'with', 'photo', 'image', 'photograph', 'close-up'}
@@ -148,7 +148,8 @@ def read(
     # A step takes all its examples from images of one size, so images of all subjects are grouped by size.
     groups: dict[Size, list[Examples]] = {size: [] for size in sizes}
     for number, subject in enumerate(config.subjects()):
-        prompt, turns = subject.instance_prompt, class_prompt_turns(subject.class_prompt, config.prior.phrases)
+        prompt = subject.instance_prompt
+        turns = in_turn(subject.class_prompt, config.prior.phrases, plain=config.prior.kind == 'distillation')
         if subject.instance_dir is None and subject.tfds is None:
             painted = _painted(subject.subject, resolution)
             groups[square].append(Examples(painted, [prompt] * len(painted), class_prompts=[turns] * len(painted)))

@@ -218,7 +218,7 @@ class _Planner:
             counted = self._count('images', encode_program(network.apply), params, images)
             yield dataclasses.replace(use, program='images', weights=device_bytes(params), **counted)
         # A teacher's prompts are read by the model before training, and those of samples before the training begins.
-        if not stage.trainable.trains_text or self.config.is_distilled(name):
+        if not stage.trainable.trains_text or self.config.has_teacher(name):
             yield self._prompts(use, name, self._before)
             second = self.cascade.super_resolution
             if name == BASE and second is not None and second.text_encoders:

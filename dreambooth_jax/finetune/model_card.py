@@ -284,12 +284,12 @@ def _class_examples(export: Export) -> str:
     prompts = ', '.join(dict.fromkeys(_code(one.class_prompt) for one in config.subjects() if one.class_prompt))
     if config.prior.weight == 0:
         return 'trained without class images, so that the subject may show in images of its class'
+    of_photos = 'held to what the base model predicts of the photos'
     if config.prior.kind == 'distillation':
-        varied = ', for half of the examples with words after that' if config.prior.phrases else ''
-        return f'{prompts}, held to what the base model predicts of the photos{varied}'
+        return f'{prompts}, {of_photos}{", with other words after that too" if config.prior.phrases else ""}'
+    varied = f'; with other words after that, {of_photos}' if config.prior.phrases else ''
     if config.prior.dir is not None:
-        return f'{prompts}, held by class images from a folder that was given'
-    varied = ', half of them with words after that' if config.prior.phrases else ''
+        return f'{prompts}, held by class images from a folder that was given{varied}'
     return f'{prompts}, held by {config.prior.num_images} class images that the base model generated{varied}'
 
 

@@ -137,7 +137,7 @@ def _training(
     # Time in forward passes of what is computed, which is more than the examples where the batch is padded, with those
     # of the distillation teacher.
     passes = BACKWARD * len(run.batch['slot'])
-    if config.is_distilled(name):
+    if config.has_teacher(name):
         passes += int((run.batch['is_instance'] == 0).sum())
     accumulated = run.budget.gradient_accumulation_steps
     parts = f' in {accumulated} micro-batches' if accumulated > 1 else ''

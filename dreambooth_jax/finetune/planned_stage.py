@@ -14,7 +14,6 @@ from dreambooth_jax.finetune.stage import make_feed, make_run, stage_trainable
 from dreambooth_jax.finetune.trainable import Trainable
 from dreambooth_jax.generation import class_images
 from dreambooth_jax.generation.cascade import Cascade
-from dreambooth_jax.text import prompts as prompt_lists
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.train_run import TrainRun
 
@@ -70,7 +69,7 @@ def data_shapes(
       instance: the subjects' images of that size.
       trainable: the stage's networks.
     """
-    pipeline, distilled = getattr(cascade, name), config.is_distilled(name)
+    pipeline, taught = getattr(cascade, name), config.has_teacher(name)
     of_class = class_image_prompts(config) if name in class_images.stages_of(config, cascade) else []
     count, size = len(instance.images) + len(of_class), instance.images.shape[1:3]
     shape = lambda *lengths, dtype=np.int32: jax.ShapeDtypeStruct(lengths, dtype)  # noqa: E731
@@ -80,11 +79,11 @@ def data_shapes(
         flip=config.data.random_flip,
         pairs=pipeline.family.is_super_resolution,
     )
-    turns = instance.class_prompts if distilled else ()
+    turns = instance.class_prompts if taught else ()
     prompts = distinct_prompts([*instance.prompts, *of_class, *itertools.chain(*turns)])
     encoded = repeated(cascade.conditioning_shapes(name), len(prompts))
     data = {**images, 'prompt_of': shape(count)}
-    if distilled:
+    if taught:
         data |= {'class_prompt_of': shape(count, len(turns[0])), 'teacher_text': encoded}
     if not trainable.trains_text:
         return {**data, 'text': encoded}
@@ -97,10 +96,7 @@ def class_image_prompts(config: DreamBoothConfig) -> list[str]:
     prompts = list(dict.fromkeys(subject.class_prompt for subject in config.subjects()))
     if own := class_images.own_photos(config):
         return [photo.caption or prompts[0] for photo in own]
-    prior = config.prior
-    return [
-        text for prompt in prompts for text in prompt_lists.class_image_prompts(prompt, prior.phrases, prior.num_images)
-    ]
+    return [prompt for prompt in prompts for _ in range(config.prior.num_images)]
 
 
 def repeated(shapes: Any, count: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig
 from dreambooth_jax.data import pairs
-from dreambooth_jax.data.feed import Feed
+from dreambooth_jax.data.feed import Feed, Taught
 from dreambooth_jax.data.table import Table
 from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable, usual_targets
@@ -188,7 +188,7 @@ def stage_data(
     data = table.prompt_arrays | pipeline.space.prepare(
         table.images, table.masks, flip=config.data.random_flip, pairs=pipeline.family.is_super_resolution
     )
-    if config.is_distilled(name):  # the teacher reads prompts with the text encoders before any training
+    if config.has_teacher(name):  # the teacher reads prompts with the text encoders before any training
         data['teacher_text'] = original.encode(table.prompts, name, size)
     if trainable.trains_text:
         return {**data, 'tokens': cascade.prompt_encoder(name).tokens(table.prompts, size)}
@@ -241,6 +241,13 @@ def stage_trainable(
     )
 
 
+def taught_examples(config: DreamBoothConfig, name: str) -> Taught:
+    """Returns which class examples of stage `name` are held to the frozen model's prediction."""
+    if config.is_distilled(name):
+        return 'all'
+    return 'half' if config.has_teacher(name) else 'none'
+
+
 def make_feed(config: DreamBoothConfig, name: str, num_instance: Sequence[int], num_class: int) -> Feed:
     """Returns what decides which images each step of stage `name` sees.
 
@@ -249,7 +256,7 @@ def make_feed(config: DreamBoothConfig, name: str, num_instance: Sequence[int], 
       num_class: the number of class images.
     """
     steps = getattr(config, name).steps
-    return Feed(config.seed, steps, num_instance, num_class, shown_again=config.is_distilled(name))
+    return Feed(config.seed, steps, num_instance, num_class, taught=taught_examples(config, name))
 
 
 def make_run(
@@ -277,7 +284,7 @@ def make_run(
     batch = feed.batch(settings.batch_size, settings.batch_size, config.prior.weight, placement.devices, parts)
     frozen = {'weights': trainable.frozen}
     teacher = None
-    if config.is_distilled(name):  # the teacher is the denoiser before training
+    if config.has_teacher(name):  # the teacher is the denoiser before training
         whole = config.parallel.mode == 'pmap' or placement.devices == 1  # else one batch is sharded over devices
         network = getattr(original, name).denoiser
         teacher = Distillation(

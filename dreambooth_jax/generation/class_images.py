@@ -46,7 +46,6 @@ from dreambooth_jax.generation.class_manifest import (
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.origin import Origin
 from dreambooth_jax.system import disk, lock
-from dreambooth_jax.text.prompts import class_image_prompts
 from dreambooth_jax.training import hosts, memory
 from dreambooth_jax.weights.identity import scheduler_hash
 
@@ -66,8 +65,7 @@ def own_photos(config: DreamBoothConfig) -> list[ImageFile]:
 
     Raises:
       ImageError: as list_images.
-      PriorError: if the subjects have several class prompts, there is a mask among the photos, or there are phrases for
-        generated images.
+      PriorError: if the subjects have several class prompts, or there is a mask among the photos.
     """
     return _list_own(config)[0]
 
@@ -79,8 +77,7 @@ def _list_own(config: DreamBoothConfig) -> tuple[list[ImageFile], dict[str, str]
     if prior.dir is None or prior.weight == 0 or not folder.is_dir() or (folder / MANIFEST).exists():
         return [], {}
     prompts = list(dict.fromkeys(subject.class_prompt for subject in config.subjects()))
-    names = '|'.join(re.escape(_words(prompt)) for prompt in _all_prompts(prompts, prior.phrases))
-    generated = re.compile(f'({names})_[0-9]{{5}}.png')
+    generated = re.compile(f'({"|".join(re.escape(_words(prompt)) for prompt in prompts)})_[0-9]{{5}}.png')
     files, skipped = list_images(folder)
     if not files or any(
         generated.fullmatch(file.path.name) for file in files
@@ -91,11 +88,6 @@ def _list_own(config: DreamBoothConfig) -> tuple[list[ImageFile], dict[str, str]
         raise PriorError(
             f'config.prior.dir is {prior.dir!r}, which holds the mask {masks[0].name}, but class images count in '
             f'full; take masks out of that folder.'
-        )
-    if prior.phrases:
-        raise PriorError(
-            f'config.prior.dir is {prior.dir!r}, a folder of photos of your own, so nothing is generated, but '
-            f'config.prior.phrases is {prior.phrases!r}; leave it (), and write captions beside the photos instead.'
         )
     if len(prompts) > 1:
         raise PriorError(
@@ -145,7 +137,6 @@ def class_images_of(
             [subject.class_prompt for subject in config.subjects()],
             prior.dir or Path(workdir) / 'prior',
             SamplingOptions.of_class_images(config, super_resolution=SUPER_RESOLUTION in stages),
-            phrases=prior.phrases,
             count=prior.num_images,
             metadata=config.samples.metadata,
         )
@@ -170,7 +161,6 @@ def ensure_class_images(
     folder: str | os.PathLike,
     options: SamplingOptions,
     *,
-    phrases: Sequence[str] = (),
     count: int,
     progress: bool = True,
     metadata: str = provenance.FULL,
@@ -184,25 +174,20 @@ def ensure_class_images(
     Args:
       class_prompts: the prompts; a repeated prompt counts once.
       options: how they are sampled. Those of the second stage are not used if the cascade has none.
-      phrases: what every other image has after its class prompt, as in text.prompts.class_image_prompts.
-      count: images per class prompt; if the folder holds more, the first ones are used.
+      count: images per prompt; if the folder holds more, the first ones are used.
       metadata: what the files say of themselves, as in Origin.
 
     Returns:
-      `count` images of every class prompt: class by class, each in the order of image numbers.
+      `count` images of every prompt: prompt by prompt, each in the order of image numbers.
 
     Raises:
       PriorError: if the folder holds images of another model, prompt, sampler, seed or other setting, or images without
         a manifest.
     """
     folder = Path(folder)
-    prompts = _all_prompts(class_prompts, phrases)
+    prompts = list(dict.fromkeys(class_prompts))
     super_resolution = options.super_resolution and cascade.super_resolution is not None
-    requests = [
-        (prompts.index(prompt), number)
-        for class_prompt in dict.fromkeys(class_prompts)
-        for number, prompt in enumerate(class_image_prompts(class_prompt, phrases, count))
-    ]
+    requests = [(prompt, number) for prompt in range(len(prompts)) for number in range(count)]
     files = [_file(folder, prompts[prompt], number, super_resolution) for prompt, number in requests]
 
     def begin():
@@ -298,12 +283,6 @@ def read(
             empty = np.zeros((len(images), size, size, 3), np.uint8)
             found[stage] = Examples(hosts.of_first(empty if read is None else read), prompts)
     return found
-
-
-def _all_prompts(class_prompts: Sequence[str], phrases: Sequence[str]) -> list[str]:
-    """Returns the distinct prompts that class images may have, however many there are."""
-    most = 2 * len(phrases) + 1
-    return list(dict.fromkeys(text for one in class_prompts for text in class_image_prompts(one, phrases, most)))
 
 
 def _words(prompt: str) -> str:

@@ -112,7 +112,7 @@ def gather_prompts(
     if 'class_prompt_of' in frozen:
         of_class = frozen['class_prompt_of']
         of_class = of_class[batch['image'], batch['turn'] % of_class.shape[1]]
-        prompt = jnp.where(batch['is_instance'] > 0, prompt, of_class)
+        prompt = jnp.where(batch['taught'], of_class, prompt)
     if dropout > 0:
         dropped = jax.vmap(lambda key: jax.random.bernoulli(key, dropout))(keys)
         prompt = jnp.where(dropped, EMPTY_PROMPT, prompt)

@@ -2,8 +2,9 @@
 
 A class example shows one of the subject's images under its class prompt, alone or with words such as 'wearing a hat'
 after it (prior.phrases), noised like any other example. Its target is not the noise but the prediction of the frozen
-network for the same input. So no class images are generated, and the model is held exactly where fine-tuning changes
-it. Its knowledge of images that are unlike the subject's is held only as far as they share something.
+network for the same input. So no class images are needed, and the model is held exactly where fine-tuning changes it.
+Its knowledge of images that are unlike the subject's is held only as far as they share something. Class images with
+such words would bind them to other members of the class: the subject was lost there (experiments/subjects).
 
 Sources: Li & Hoiem 2016, Learning without Forgetting, which keeps the network's responses to the data of the new task;
   OneTrainer's prior prediction.
@@ -29,7 +30,7 @@ class Distillation:
 
     For it, `frozen` holds: teacher, the parameters of the frozen network; teacher_text, the text of all prompts by the
     frozen text encoders; class_prompt_of i32[N, V], the class prompts of each image. `batch` holds
-    turn i32[B], which of them it is (Feed.pick).
+    taught bool[B] and turn i32[B], which of them it is (Feed.pick).
 
     Attributes:
       predict: (params, x_t, t, conditioning) -> prediction, as the pipeline has it before fine-tuning.
@@ -52,20 +53,20 @@ class Distillation:
 
         Args:
           frozen: the frozen data of the stage.
-          batch: holds `is_instance` f32[B], 0 for class examples.
+          batch: holds `taught` bool[B], the class examples that are held to the teacher (Feed.pick).
           prompt: i32[B], the same prompts as for the network in training, with the same ones dropped.
           seen: what the network in training sees besides x_t and the prompt, one entry per example.
         """
-        is_class = batch['is_instance'] == 0
+        taught = batch['taught']
 
         def answer(x_t, t):
             inputs = {'x_t': x_t, 't': t, 'prompt': prompt, 'seen': dict(seen or {})}
             if self.class_examples is None:
-                return self._answer(frozen, **inputs), is_class
-            # The class examples come first in this order, because the sort is stable and False sorts before True.
-            indices = jnp.argsort(~is_class)[: self.class_examples]
+                return self._answer(frozen, **inputs), taught
+            # Those that are taught come first in this order, because False sorts before True.
+            indices = jnp.argsort(~taught)[: self.class_examples]
             some = self._answer(frozen, **take(inputs, indices))
-            return jnp.zeros((len(x_t), *some.shape[1:])).at[indices].set(some), is_class
+            return jnp.zeros((len(x_t), *some.shape[1:])).at[indices].set(some), taught
 
         return answer
 

@@ -95,19 +95,16 @@ def class_prompt(class_noun: str) -> str:
     return _joined(f'a {class_noun}')
 
 
-def class_image_prompts(class_prompt: str, phrases: Sequence[str], count: int) -> list[str]:
-    """Returns the prompts of the class images 0, 1, ... `count` - 1 of one class.
+def in_turn(class_prompt: str, phrases: Sequence[str], *, plain: bool) -> tuple[str, ...]:
+    """Returns the class prompts that the subject's images are shown under in turn, after which they begin again.
 
-    Every other image is of the class prompt alone, as in the paper. The images between them have the phrases after it,
-    such as 'in the snow', in turn; without phrases, they are of the class prompt too.
+    Args:
+      class_prompt: such as 'a dog'.
+      phrases: such as 'in the snow'; each follows the class prompt.
+      plain: whether the class prompt alone has every other turn.
     """
-    varied = [f'{class_prompt} {phrase.strip()}' for phrase in phrases] or [class_prompt]
-    return [varied[number // 2 % len(varied)] if number % 2 else class_prompt for number in range(count)]
-
-
-def class_prompt_turns(class_prompt: str, phrases: Sequence[str]) -> tuple[str, ...]:
-    """Returns the class prompts that an image is shown under in turn: the first after which they begin again."""
-    return tuple(class_image_prompts(class_prompt, phrases, 2 * len(phrases) or 1))
+    varied = [f'{class_prompt} {phrase.strip()}' for phrase in phrases]
+    return tuple(text for each in varied for text in ((class_prompt, each) if plain else (each,))) or (class_prompt,)
 
 
 def instance_prompt(class_noun: str, identifier: str) -> str:

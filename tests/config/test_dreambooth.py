@@ -343,11 +343,24 @@ def test_class_examples_have_a_teacher_where_there_are_any():
     def stages(**prior):
         given = nest('super_resolution.with_prior', prior.pop('both', False), nest('prior', prior))
         resolved = resolve(DreamBoothConfig, given)
-        return [name for name in ('base', 'super_resolution') if resolved.is_distilled(name)]
+        both = ('base', 'super_resolution')
+        assert all(resolved.has_teacher(name) for name in both if resolved.is_distilled(name))
+        return [name for name in both if resolved.is_distilled(name)]
 
     assert stages() == stages(kind='distillation', weight=0.0) == []
     assert stages(kind='distillation') == ['base']
     assert stages(kind='distillation', both=True) == ['base', 'super_resolution']
+    phrases = resolve(DreamBoothConfig, nest('prior.phrases', ('in the snow',)))
+    assert phrases.has_teacher('base') and not phrases.is_distilled('base')
+    assert not phrases.has_teacher('super_resolution') and phrases.class_image_stages() == ('base',)
+    none = resolve(DreamBoothConfig, nest('prior', {'phrases': ('in the snow',), 'weight': 0.0}))
+    assert not none.has_teacher('base')
+
+
+def test_a_blank_phrase_is_refused():
+    with pytest.raises(ConfigError) as error:
+        resolve(DreamBoothConfig, nest('prior.phrases', ('in the snow', ' ')))
+    assert str(error.value) == "config.prior.phrases has ' ', which is blank; leave it out"
 
 
 def test_an_incomplete_subject_is_named():

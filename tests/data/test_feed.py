@@ -71,7 +71,7 @@ def test_class_examples_that_show_the_subject_go_through_every_buckets_images_in
     examples, devices
 ):
     counts = (3, 1, 4)
-    feed = Feed(0, 80, counts, 0, shown_again=True)
+    feed = Feed(0, 80, counts, 0, taught='all')
     batch = feed.batch(examples, examples, 1.0, devices)
     steps = shown(feed, 80, batch)
     member = {group: np.flatnonzero(batch['is_instance'] == group)[:examples] for group in (0, 1)}
@@ -85,7 +85,7 @@ def test_class_examples_that_show_the_subject_go_through_every_buckets_images_in
 
 @pytest.mark.parametrize('examples', [1, 4])
 def test_class_examples_that_show_the_subject_have_a_turn_each_in_every_bucket(examples):
-    feed = Feed(0, 30, (3, 1), 0, shown_again=True)
+    feed = Feed(0, 30, (3, 1), 0, taught='all')
     batch = feed.batch(examples, examples, 1.0, 1)
     pick, found = jax.jit(feed.pick), {0: [], 1: []}
     for step in range(30):
@@ -98,5 +98,24 @@ def test_class_examples_that_show_the_subject_have_a_turn_each_in_every_bucket(e
     assert 'turn' not in plain.pick(KEY, 0, plain.batch(1, 1, 1.0, 1), frozen)
 
 
+@pytest.mark.parametrize(('examples', 'devices'), [(1, 1), (4, 1), (3, 2)])
+def test_every_other_class_example_may_be_taught(examples, devices):
+    feed = Feed(0, 60, (3,), 5, taught='half')
+    batch = feed.batch(examples, examples, 1.0, devices)
+    pick, frozen = jax.jit(feed.pick), {'prompt_of': jnp.zeros(8), **feed.arrays}
+    taught, others, turns = [], [], []
+    for step in range(60):
+        made = jax.tree.map(np.asarray, pick(KEY, jnp.int32(step), batch, frozen))
+        order = np.argsort(made['slot'], stable=True)
+        for at in order[(batch['is_instance'][order] == 0) & (batch['weight'][order] > 0)]:
+            (taught if made['taught'][at] else others).append(int(made['image'][at]))
+            turns += [int(made['turn'][at])] if made['taught'][at] else []
+        assert not made['taught'][batch['is_instance'] > 0].any()
+    assert abs(len(taught) - len(others)) <= 1 and turns == list(range(len(turns)))
+    # Each group is seen epoch by epoch: the subject's images, and the class images that lie behind them.
+    assert all(sorted(taught[at : at + 3]) == [0, 1, 2] for at in range(0, len(taught) - 2, 3))
+    assert all(sorted(others[at : at + 5]) == [3, 4, 5, 6, 7] for at in range(0, len(others) - 4, 5))
+
+
 def test_without_class_examples_there_is_nothing_to_show_again():
-    assert len(Feed(0, 1, (6,), 0, shown_again=True).batch(2, 0, 1.0, 1)['slot']) == 2
+    assert len(Feed(0, 1, (6,), 0, taught='all').batch(2, 0, 1.0, 1)['slot']) == 2

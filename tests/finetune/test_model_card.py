@@ -120,7 +120,8 @@ def test_several_subjects_are_all_named(export):
         ({}, 'held by 200 class images that the base model generated'),
         ({'dir': '/home/ana/dogs'}, 'held by class images from a folder that was given'),
         ({'kind': 'distillation'}, 'held to what the base model predicts of the photos\n'),
-        ({'kind': 'distillation', 'phrases': ('in the snow',)}, 'for half of the examples with words after that'),
+        ({'kind': 'distillation', 'phrases': ('in the snow',)}, 'of the photos, with other words after that too\n'),
+        ({'phrases': ('in the snow',)}, 'base model generated; with other words after that, held to what the base'),
         ({'weight': 0.0}, 'trained without class images'),
     ],
 )

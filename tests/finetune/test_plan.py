@@ -81,6 +81,7 @@ def test_the_time_of_a_stage_is_that_of_what_is_computed(line_of):
         ({}, 2, 3 * 4),
         ({'prior': {'weight': 0.0}}, 1, 3 * 4),
         ({'prior': {'kind': 'distillation'}}, 2, 3 * 4 + 2),
+        ({'prior': {'phrases': ('in the snow',)}}, 2, 3 * 4 + 2),
         ({'base': {'batch_size': 3}}, 6, 3 * 8),
     ):
         line = line_of('base', **{**settings, 'base': {'steps': 4, **settings.get('base', {})}})

@@ -64,7 +64,7 @@ class Painter:
 
 def ensure_class_images(*arguments, **given):
     """With these options, and of the base stage alone unless they say otherwise."""
-    more = {name: given.pop(name) for name in ('phrases', 'count', 'progress', 'metadata') if name in given}
+    more = {name: given.pop(name) for name in ('count', 'progress', 'metadata') if name in given}
     return class_images.ensure_class_images(*arguments, SamplingOptions(**{'super_resolution': False, **given}), **more)
 
 

@@ -46,7 +46,8 @@ def data(**changes):
 
 
 def batch():
-    return {**small.batch(EXAMPLES), 'is_instance': (~CLASS).astype(np.float32), 'turn': np.arange(EXAMPLES) + 4}
+    own = {'is_instance': (~CLASS).astype(np.float32), 'taught': CLASS, 'turn': np.arange(EXAMPLES) + 4}
+    return {**small.batch(EXAMPLES), **own}
 
 
 def kernels(kind, learned=False, seed=0):
@@ -55,7 +56,16 @@ def kernels(kind, learned=False, seed=0):
 
 
 def example_losses(
-    kind, params, frozen, *, denoiser=small.denoiser, class_examples=4, teacher=True, encode=None, **settings
+    kind,
+    params,
+    frozen,
+    *,
+    examples=None,
+    denoiser=small.denoiser,
+    class_examples=4,
+    teacher=True,
+    encode=None,
+    **settings,
 ):
     """f32[ROWS], their parts, and the gradient of the class examples' sum."""
     stage_of, options, *_ = KINDS[kind]
@@ -72,7 +82,7 @@ def example_losses(
         return jnp.sum(CLASS * loss), (loss, parts)
 
     compute = quick_jit(jax.grad(total, has_aux=True))
-    made = compute(params, jax.tree.map(jnp.asarray, frozen), batch(), small.keys(EXAMPLES))
+    made = compute(params, jax.tree.map(jnp.asarray, frozen), examples or batch(), small.keys(EXAMPLES))
     gradient, (loss, parts) = jax.tree.map(np.asarray, made)
     return loss, parts, gradient
 
@@ -200,6 +210,17 @@ def test_a_trained_text_encoder_is_held_to_the_frozen_one():
     assert np.sum(away * gradient['text_encoder']['table']) > 0
 
 
+def test_class_examples_that_are_not_taught_learn_from_their_images():
+    taught = CLASS & (np.arange(EXAMPLES) % 2 == 0)
+    start = kernels('pixel')
+    frozen, some = data(teacher=start['unet']), {**batch(), 'taught': taught}
+    # Without a teacher, but with the class prompts' places, which `taught` chooses.
+    plain, _, _ = example_losses('pixel', start, frozen, teacher=False, examples=some)
+    loss, _, _ = example_losses('pixel', start, frozen, examples=some)
+    assert loss[taught].max() < 1e-12 < plain[taught].min()
+    np.testing.assert_allclose(loss[~taught], plain[~taught], rtol=1e-6)
+
+
 def test_a_dropped_class_prompt_is_held_to_the_frozen_models_answer_to_none():
     start = kernels('pixel')
     frozen = data(teacher=start['unet'])
@@ -214,7 +235,7 @@ def test_a_dropped_class_prompt_is_held_to_the_frozen_models_answer_to_none():
 
 def steps(placement, gradient_accumulation_steps, count=3):
     """Weights after some steps of SGD on three instance and three class examples, and the numbers of each."""
-    feed = Feed(0, count, (small.IMAGES,), 0, shown_again=True)
+    feed = Feed(0, count, (small.IMAGES,), 0, taught='all')
     examples = feed.batch(3, 3, 0.7, placement.devices, gradient_accumulation_steps)
     start = kernels('pixel')
     class_examples = (

@@ -39,20 +39,11 @@ def test_class_and_instance_prompts():
     assert prompts.without_identifier('a dog', '') == 'a dog'
 
 
-def test_every_other_class_image_has_a_phrase_after_its_class_prompt():
-    assert prompts.class_image_prompts('a dog', (), 3) == ['a dog'] * 3
-    assert prompts.class_image_prompts('a dog', ('in the snow', ' wearing a hat'), 7) == [
-        'a dog',
-        'a dog in the snow',
-        'a dog',
-        'a dog wearing a hat',
-        'a dog',
-        'a dog in the snow',
-        'a dog',
-    ]
-    # However many there are, the first ones stay what they are.
-    many, few = (prompts.class_image_prompts('a dog', ('in the snow', 'on a rug'), count) for count in (9, 4))
-    assert many[:4] == few
+def test_phrases_follow_the_class_prompt_in_turn():
+    snow, hat = 'a dog in the snow', 'a dog wearing a hat'
+    assert prompts.in_turn('a dog', ('in the snow', ' wearing a hat'), plain=False) == (snow, hat)
+    assert prompts.in_turn('a dog', ('in the snow', ' wearing a hat'), plain=True) == ('a dog', snow, 'a dog', hat)
+    assert prompts.in_turn('a dog', (), plain=True) == prompts.in_turn('a dog', (), plain=False) == ('a dog',)
 
 
 @pytest.mark.parametrize(
