@@ -31,7 +31,8 @@ OPTIONS = {
     'average': (('optimizer.ema_decay=0.5',), (1, 2, 5)),
     'min_snr': (('objective.min_snr_gamma=0.01',), (1, 3, 4)),
     'masks': ((), (1, 3, 5)),
-    'distillation': (('prior.kind=distillation', "prior.phrases=('in the snow',)"), (1, 4, 5)),
+    'distillation': (('prior.kind=distillation',), (1, 4, 5)),
+    'phrases': (("prior.phrases=('in the snow',)",), (2, 3, 5)),
     'moments': (('optimizer.state_dtype=bfloat16',), (2, 3, 4)),
     'lora': (('lora.rank=2',), (2, 3, 5)),
     'remat': (('parallel.remat=True',), (2, 4, 5)),
@@ -170,8 +171,12 @@ def test_options_do_what_they_say_in_every_stage(program, trained, run):
         if 'distillation' in options:  # of the model as it was before any stage, its text encoder too
             assert (first['prior_loss'] < 1e-10) != moved and 1e-10 < second['prior_loss'] < 1
             assert (frozen['teacher'] is frozen['weights'].get('unet')) == ('lora' in options)
+        elif 'phrases' in options:  # the class image first, and then a photo that is held to the teacher
+            assert second['prior_loss'] < first['prior_loss'] / 10
+            assert (frozen['teacher'] is frozen['weights'].get('unet')) == ('lora' in options)
         else:
             assert 'teacher' not in frozen
+        if 'distillation' not in options:
             assert (first['prior_denoising'] == close(before['prior_denoising'])) == ('min_snr' not in options)
         texts = {'text_encoder'} if stage == 'base' and 'text_encoder' in options else set()
         assert state.params.keys() == {'unet'} | texts
