@@ -169,7 +169,8 @@ def test_options_do_what_they_say_in_every_stage(program, trained, run):
         assert same == ('min_snr' not in options and 'masks' not in options)
         assert second['loss'] != close(first['loss'])
         if 'distillation' in options:  # of the model as it was before any stage, its text encoder too
-            assert (first['prior_loss'] < 1e-10) != moved and 1e-10 < second['prior_loss'] < 1
+            assert (first['prior_loss'] < 1e-10) != moved and second['prior_loss'] < 1
+            assert moved or second['prior_loss'] > 100 * first['prior_loss']
             assert (frozen['teacher'] is frozen['weights'].get('unet')) == ('lora' in options)
         elif 'phrases' in options:  # the class image first, and then a photo that is held to the teacher
             assert second['prior_loss'] < first['prior_loss'] / 10
