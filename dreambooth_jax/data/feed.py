@@ -15,7 +15,8 @@ import numpy as np
 from dreambooth_jax.data import pairs
 from dreambooth_jax.data.buckets import bucket_of_step
 
-# Which class examples show the instance images again, held to a teacher: every other one, the others class images.
+# Which class examples are held to a teacher: they show the instance images, and those that are not show class images.
+# 'half': every other one, counted over all steps.
 Taught = Literal['none', 'half', 'all']
 
 
@@ -77,6 +78,8 @@ class Feed:
 
     def pick(self, key, step, batch, frozen):
         """Returns the examples of a step with their `image`, an index into the bucket's own array.
+
+        This is the `pick` of training.make_train_step.
 
         If there is a teacher, they also have `taught`, bool[B], which of them are held to it, and `turn`, i32[B]: a
         taught example goes through the class prompts of its image in turn.

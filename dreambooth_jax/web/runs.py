@@ -379,7 +379,7 @@ def _work(settings: DreamBoothConfig, stage: str) -> tuple[Any, ...]:
     names = ('batch_size', 'gradient_accumulation_steps', 'train_text_encoder', 'crop')
     own = tuple(getattr(of_stage, name, None) for name in names)
     shared = settings.model, settings.super_resolution_model, settings.data.resolution, settings.lora, settings.parallel
-    return *own, *shared, settings.optimizer, settings.is_distilled(stage), settings.examples_per_step(stage)
+    return *own, *shared, settings.optimizer, settings.has_teacher(stage), settings.examples_per_step(stage)
 
 
 def _caught(path: Path) -> DreamBoothConfig | ConfigError:
