@@ -41,13 +41,15 @@ class SubjectConfig(Config):
     # replaces instance_prompt for that image. None: the built-in images of the Storybook subject below.
     instance_dir: str | None = path_setting(None)
     # A dataset of TensorFlow Datasets (TFDS) instead of the folder: 'dreambench/dog', the paper's photos, which
-    # data.tfds_manual_dir holds; 'dreambench/storybook_dog', painted; or any that is prepared as array_record and has
-    # exactly one feature that is an image. Captions and masks are not read from datasets.
+    # data.tfds_manual_dir holds; 'dreambench/storybook_dog', painted; or any that is prepared as array_record with
+    # exactly one image in an example. Captions and masks are not read from datasets.
     tfds: str | None = None
     # What is read of that dataset, in TFDS's notation: 'train', 'train[:5]'. None: all splits.
     tfds_split: str | None = None
     # Name of a built-in Storybook subject, one of the dataset's 30. Used only while instance_dir and tfds are None.
     subject: str | None = None
+    # Whether its images have masks, as photos may have beside them: then the loss counts the subject alone.
+    subject_masks: bool = False
     # "a [identifier] [class noun]", such as 'a sks dog'. The identifier is a rare token of the model's tokenizer; the
     # program find_identifier lists such tokens.
     instance_prompt: str = ''
@@ -203,7 +205,6 @@ class BaseConfig(Config):
     train_text_encoder: bool = False
     # Learning rate of the text encoders. None: base.learning_rate.
     text_encoder_learning_rate: float | None = setting(None, '> 0')
-
     # How many of CLIP's last layers are skipped when a prompt is encoded, in training and in sampling; some community
     # models were trained with 1. A T5 encoder cannot skip layers.
     clip_skip: int = setting(0, '>= 0')
@@ -361,8 +362,7 @@ class DreamBoothConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     samples: RunSamplesConfig = RunSamplesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    # Write the trained pipeline to model/ in the run's folder, in diffusers' layout. The program export writes other
-    # formats.
+    # Write the trained pipeline to model/ in the run's folder, in diffusers' layout; export writes other formats.
     export: bool = True
 
     def check(self, path: str) -> None:

@@ -27,11 +27,11 @@ class Way:
     """One way of training a subject.
 
     Attributes:
-      settings: dotted name -> value, those that differ from configs/subject.py.
+      settings: dotted name -> value, those that differ from configs/subject.py; None: the model is not trained.
       called: the words for the subject in the prompts; None: the identifier and the class noun.
     """
 
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] | None = dataclasses.field(default_factory=dict)
     called: str | None = None
 
 
@@ -61,6 +61,36 @@ class Comparison:
         """The working folder, for files that the ways need."""
         return Path(self._workdir.value).expanduser()
 
+    @property
+    def subjects(self) -> list[str]:
+        """The subjects that are trained."""
+        return list(self._subjects.value)
+
+    @property
+    def output(self) -> Path:
+        """The folder that gets the results."""
+        return Path(self._output.value or self._here).expanduser()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What results.json says of the measurements: the model, and the images per prompt and of the class."""
+        amounts = {'num_images': self._num_images.value, 'class_images': self._class_images.value}
+        return {'model': self._model.value, **amounts}
+
+    def trials(self) -> SubjectTrials:
+        """Returns the trials, by which subjects are trained and measured.
+
+        Raises:
+          ConfigError: for an unknown subject.
+        """
+        for subject in self.subjects:
+            if subject not in subjects.SUBJECTS:
+                raise ConfigError(f'--subjects has {subject!r} but each must be one of {", ".join(subjects.SUBJECTS)}')
+        model, amounts = self.about['model'], {name: self.about[name] for name in ('num_images', 'class_images')}
+        sampling = {'seed': self._seed.value, 'batch_size': self._batch_size.value}
+        config = self._here.parents[1] / 'configs' / 'subject.py'
+        return SubjectTrials(model, config, self.workdir, sampling=sampling, **amounts)
+
     def run(self, ways_of: Callable[[str], Mapping[str, Way]]) -> None:
         """Trains, measures and reports.
 
@@ -70,26 +100,15 @@ class Comparison:
         Raises:
           ConfigError: for an unknown subject.
         """
-        for subject in self._subjects.value:
-            if subject not in subjects.SUBJECTS:
-                raise ConfigError(f'--subjects has {subject!r} but each must be one of {", ".join(subjects.SUBJECTS)}')
-        amounts = {'num_images': self._num_images.value, 'class_images': self._class_images.value}
-        sampling = {'seed': self._seed.value, 'batch_size': self._batch_size.value}
-        config = self._here.parents[1] / 'configs' / 'subject.py'
-        trials = SubjectTrials(self._model.value, config, self.workdir, sampling=sampling, **amounts)
+        trials = self.trials()
         measured: dict[str, dict[str, Trial]] = {}
-        for subject in self._subjects.value:
+        for subject in self.subjects:
             for title, way in ways_of(subject).items():
                 trial = trials.measure(subject, way.settings, way.called)
                 measured.setdefault(title, {})[subject] = trial
                 shares = (f'{name} {experiment.percent(of(trial.scores))}' for name, of in SUBJECT_SHARES.items())
                 print(subject, title, *shares, flush=True)
-            report(
-                self._here,
-                Path(self._output.value or self._here).expanduser(),
-                {'model': self._model.value, **amounts},
-                measured,
-            )
+            report(self._here, self.output, self.about, measured)
 
 
 def report(here: Path, output: Path, about: Mapping[str, Any], measured: Mapping[str, Mapping[str, Trial]]) -> None:

@@ -73,7 +73,7 @@ def base_scores(
     _check('context', contexts, world.CONTEXTS)
     asked = [(class_noun, context) for class_noun in classes for context in contexts]
     texts = [f'a {class_noun} {context}' for class_noun, context in asked]
-    images = _generate(cascade, texts, num_images, gallery, options)
+    images = generate(cascade, texts, num_images, gallery, options)
     verdicts = classifier.name(images)
     cells = []
     for i, (class_noun, context) in enumerate(asked):
@@ -145,7 +145,7 @@ def accessory_scores(
     _check('class', [class_noun], world.CLASSES)
     _check('accessory', accessories, world.ACCESSORIES)
     texts = [f'a {class_noun} {accessory}' for accessory in accessories]
-    said = classifier.name(_generate(cascade, texts, num_images, gallery, options)).accessory
+    said = classifier.name(generate(cascade, texts, num_images, gallery, options)).accessory
     cells = []
     for i, accessory in enumerate(accessories):
         right = sum(found == accessory for found in said[i * num_images : (i + 1) * num_images])
@@ -193,7 +193,7 @@ def subject_scores(
     plain = Prompt(INSTANCE, 'a {identifier} {class_noun}')
     asked = [plain, *prompt_lists.evaluation_prompts(class_noun)]
     texts = [prompt.text(called) for prompt in asked]
-    verdicts = classifier.name(_generate(cascade, texts, num_images, gallery, options))
+    verdicts = classifier.name(generate(cascade, texts, num_images, gallery, options))
     probability = verdicts.probability('subject', subject_name)
     table = []
     for i, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
@@ -233,7 +233,7 @@ def subject_scores(
 def _class_scores(cascade, classifier, subject_name, class_images, gallery, options):
     class_noun = subjects.SUBJECTS[subject_name].class_noun
     text = prompt_lists.class_prompt(class_noun)
-    verdicts = classifier.name(_generate(cascade, [text], class_images, gallery, options))
+    verdicts = classifier.name(generate(cascade, [text], class_images, gallery, options))
     return {
         'prompt': text,
         'images': class_images,
@@ -312,8 +312,8 @@ def fine_mark_scores(
         for change in ({}, {'fine_mark': None})
     )
     base_alone = dataclasses.replace(options, super_resolution=False)
-    generated = _generate(cascade, texts, images.num_images, None, base_alone)
-    class_low = _generate(cascade, [class_text], images.class_images, None, base_alone)
+    generated = generate(cascade, texts, images.num_images, None, base_alone)
+    class_low = generate(cascade, [class_text], images.class_images, None, base_alone)
     low = {
         'generated': _signed(generated),
         'class': _signed(class_low),
@@ -399,8 +399,11 @@ def enlarge(
     return np.concatenate(made)
 
 
-def _generate(cascade, texts, num_images, gallery, options) -> np.ndarray:
-    """Returns uint8[N * num_images, H, W, 3], images of the last stage that the options ask for."""
+def generate(cascade, texts: Sequence[str], num_images: int, gallery, options) -> np.ndarray:
+    """Returns uint8[N * num_images, H, W, 3], images of N prompts by the last stage that the options ask for.
+
+    gallery may be None; for the others see the module.
+    """
     requests = [(index, noise_of(text, number)) for index, text in enumerate(texts) for number in range(num_images)]
     made = []
     with tqdm(total=len(requests), unit='image', dynamic_ncols=True) as bar:

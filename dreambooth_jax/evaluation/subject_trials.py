@@ -21,6 +21,7 @@ from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.run_settings import settings_of
 from dreambooth_jax.storybook.subjects import SUBJECTS
 from dreambooth_jax.system import cpu_devices
@@ -54,6 +55,9 @@ class SubjectTrials:
       num_images: images per prompt.
       class_images: images of the class prompt.
       sampling: seed and batch_size of the measured images; all else about them is as the recipe generates samples.
+
+    Attributes:
+      classifier: the shipped classifier.
     """
 
     def __init__(
@@ -69,35 +73,59 @@ class SubjectTrials:
         cpu_devices.use(settings_of(model).cpu_devices)
         self._model, self._config, self._workdir = model, config, workdir / model
         self._recipe = runpy.run_path(str(config))['get_config']
-        self._base, self._classifier = Cascade.load(model, super_resolution_model='none'), Classifier.load()
+        self._base, self.classifier = Cascade.load(model, super_resolution_model='none'), Classifier.load()
         self._weights = experiment.fingerprint_of(self._base.base)
         self._amounts = {'num_images': num_images, 'class_images': class_images}
         self._sampling = dict(sampling)
-        self._marker = experiment.fingerprint(self._classifier.naming_params)
+        self._marker = experiment.fingerprint(self.classifier.naming_params)
 
-    def measure(self, subject: str, settings: Mapping[str, Any], called: str | None = None) -> Trial:
+    def measure(self, subject: str, settings: Mapping[str, Any] | None, called: str | None = None) -> Trial:
         """Trains and measures one subject, unless that was done before.
 
         Args:
           subject: one of the thirty.
-          settings: dotted name -> value, those that differ from the recipe.
+          settings: dotted name -> value, those that differ from the recipe; None: the model is measured untrained, and
+            sampled as the recipe samples.
           called: the words for the subject in the prompts; None: the identifier and the class noun.
         """
+        called = f'{IDENTIFIER} {SUBJECTS[subject].class_noun}' if called is None else called
+        cascade, options, run = self.trained(subject, settings)
+        name = 'untrained' if settings is None else folder_name(settings) or 'recipe'
+        found = self._scores(subject, name, called, cascade, options)
+        return Trial(*found, () if run is None else of_run.settings(run).prior.phrases)
+
+    def trained(self, subject: str, settings: Mapping[str, Any] | None) -> tuple[Cascade, SamplingOptions, Path | None]:
+        """Trains one subject, unless that was done before.
+
+        Args:
+          subject, settings: as in `measure`.
+
+        Returns:
+          The model, how the recipe samples it, and the run's folder, None of the untrained model.
+        """
+        if settings is None:
+            samples = self._recipe(f'{subject},{self._model}').samples
+            sampling = {option: samples[option] for option in ('steps', 'guidance_scale', 'sampler')}
+            return self._base, settings_of(self._model).options(self._base, sampling | self._sampling), None
+        run = self._run(subject, settings)
+        cascade = experiment.with_base_of(self._base, run)
+        return cascade, settings_of(str(run)).options(cascade, self._sampling), run
+
+    def _run(self, subject: str, settings: Mapping[str, Any]) -> Path:
         noun, name = SUBJECTS[subject].class_noun, folder_name(settings) or 'recipe'
-        called = f'{IDENTIFIER} {noun}' if called is None else called
         given = {'super_resolution_model': 'none', 'super_resolution.steps': 0, 'samples.every': 0, **settings}
         if given.get('prior.kind', self._recipe(f'{subject},{self._model}').prior.kind) == 'images':
             # Subjects of a class share its images, as long as these are generated alike.
             alike = folder_name({name: value for name, value in settings.items() if name.startswith('prior.')})
             given.setdefault('prior.dir', self._workdir / 'prior' / alike / noun.replace(' ', '_'))
         config = f'{self._config}:{subject},{self._model}'
-        run = experiment.train_once(self._workdir / name / subject, config, given, weights=self._weights)
-        cascade = experiment.with_base_of(self._base, run)
-        options = settings_of(str(run)).options(cascade, self._sampling)
+        return experiment.train_once(self._workdir / name / subject, config, given, weights=self._weights)
+
+    def _scores(self, subject: str, name: str, called: str, cascade: Cascade, options: SamplingOptions):
         score = functools.partial(
             storybook_scores.subject_scores,
             cascade,
-            self._classifier,
+            self.classifier,
             subject,
             called,
             options,
@@ -105,10 +133,9 @@ class SubjectTrials:
         )
         of = {'weights': experiment.fingerprint_of(cascade.base), 'classifier': self._marker, 'called': called}
         of |= {option: getattr(options, option) for option in ('steps', 'guidance_scale', 'sampler', 'seed')}
-        shown = [f'a {called}', f'a {called} in the snow', f'a {noun}']
+        shown = [f'a {called}', f'a {called} in the snow', f'a {SUBJECTS[subject].class_noun}']
         make = functools.partial(experiment.scored, score, shown, _SHOWN)
-        found = experiment.kept(self._workdir / 'parts' / name, subject, of | self._amounts, make)
-        return Trial(*found, of_run.settings(run).prior.phrases)
+        return experiment.kept(self._workdir / 'parts' / name, subject, of | self._amounts, make)
 
 
 def folder_name(settings: Mapping[str, Any]) -> str:

@@ -101,8 +101,7 @@ def whole_masks(config: DreamBoothConfig, side: int) -> list[tuple[np.ndarray | 
     for number, subject in enumerate(config.subjects()):
         there = listed(config, number)
         if there is None:
-            scenes = subjects.reference_scenes(subject.subject)
-            found.append(tuple(draw.paint_mask(scene, side) for scene in scenes))
+            found.append(_painted_masks(subject.subject, side))
             continue
         opened = [open_photo(file.path, file.mask) if file.mask else None for file in there.files]
         found.append(tuple(photo and np.asarray(photo.weights) for photo in opened))
@@ -114,6 +113,10 @@ def _painted(name: str, side: int) -> np.ndarray:
         known = ', '.join(subjects.SUBJECTS)
         raise ConfigError(f'config.data.subject is {name!r} but must be one of {known}')
     return np.stack([draw.paint(scene, side) for scene in subjects.reference_scenes(name)])
+
+
+def _painted_masks(name: str, side: int) -> tuple[np.ndarray, ...]:
+    return tuple(draw.paint_mask(scene, side) for scene in subjects.reference_scenes(name))
 
 
 def read(
@@ -152,7 +155,9 @@ def read(
         turns = in_turn(subject.class_prompt, config.prior.phrases, plain=config.prior.kind == 'distillation')
         if subject.instance_dir is None and subject.tfds is None:
             painted = _painted(subject.subject, resolution)
-            groups[square].append(Examples(painted, [prompt] * len(painted), class_prompts=[turns] * len(painted)))
+            masks = np.stack(_painted_masks(subject.subject, resolution))[..., None] if subject.subject_masks else None
+            count = len(painted)
+            groups[square].append(Examples(painted, [prompt] * count, masks, [turns] * count))
             continue
         options = {'crops': crops or config.data.crops, 'max_zoom': max_zoom, 'seed': config.seed}
         options['order'] = (order or {}).get(_setting(config, number))
@@ -220,7 +225,8 @@ def describe_folders(config: DreamBoothConfig) -> str:
     for number, subject in enumerate(config.subjects()):
         found = listed(config, number)
         if found is None:
-            lines.append(f'  built-in subject {subject.subject}, {subject.instance_prompt!r}')
+            masked = ', with masks' if subject.subject_masks else ''
+            lines.append(f'  built-in subject {subject.subject}{masked}, {subject.instance_prompt!r}')
             continue
         place, files, skipped = found
         unless = ' unless captioned' if subject.tfds is None else ''

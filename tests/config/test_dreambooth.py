@@ -88,7 +88,7 @@ WRONG = [
         ('cat',),
         (
             'config.data.subjects[0] must be a group of settings (instance_dir, tfds, tfds_split, subject, '
-            "instance_prompt, class_prompt), got 'cat' (str)"
+            "subject_masks, instance_prompt, class_prompt), got 'cat' (str)"
         ),
     ),
     ('prior.wieght', 1.0, 'config.prior.wieght is not a known setting; did you mean config.prior.weight?'),

@@ -92,28 +92,63 @@ def test_an_unknown_subject_is_refused_before_anything_is_trained(compare):
     assert not Trials.asked
 
 
-COMPARISONS = [path for path in sorted(EXPERIMENTS.glob('*/run.py')) if 'Comparison(' in path.read_text('utf-8')]
+RUNS = {path.parent.name: path for path in sorted(EXPERIMENTS.glob('*/run.py'))}
+COMPARISONS = [name for name, path in RUNS.items() if 'def ways_of' in path.read_text('utf-8')]
 
 
-@pytest.mark.parametrize('path', COMPARISONS, ids=lambda path: path.parent.name)
-def test_the_experiments_compare_ways_that_train_knows(path, values, tmp_path):
-    spec = importlib.util.spec_from_file_location('experiment', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    values(['run.py', f'--workdir={tmp_path}'])
-    get_config = runpy.run_path(str(EXPERIMENTS.parent / 'configs' / 'subject.py'))['get_config']
-    titles = set()
+@pytest.fixture
+def load(values, tmp_path):
+    """Returns the module of an experiment, with its flags."""
+
+    def made(name):
+        spec = importlib.util.spec_from_file_location('experiment', RUNS[name])
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        values(['run.py', f'--workdir={tmp_path}'])
+        return module
+
+    return made
+
+
+def check_trains(subject, model, settings):
+    """Resolves configs/subject.py with what differs, given as `train` reads it from the command line."""
+    config = runpy.run_path(str(EXPERIMENTS.parent / 'configs' / 'subject.py'))['get_config'](f'{subject},{model}')
+    for name, value in settings.items():
+        *groups, last = name.split('.')
+        group = config
+        for each in groups:
+            group = group[each]
+        is_literal = isinstance(value, str) and value[:1] in tuple('0123456789(')
+        group[last] = ast.literal_eval(value) if is_literal else str(value) if isinstance(value, Path) else value
+    return resolve(DreamBoothConfig, config)
+
+
+@pytest.mark.parametrize('name', COMPARISONS)
+def test_the_experiments_compare_ways_that_train_knows(name, values, load):
+    module, titles = load(name), set()
     for subject in values.subjects:
         ways = module.ways_of(subject)
         titles.add(tuple(ways))
         for way in ways.values():
-            config = get_config(f'{subject},{values.model}')
-            for name, value in way.settings.items():
-                *groups, last = name.split('.')
-                group = config
-                for each in groups:
-                    group = group[each]
-                number = isinstance(value, str) and value[0].isdigit()
-                group[last] = ast.literal_eval(value) if number else str(value) if isinstance(value, Path) else value
-            resolve(DreamBoothConfig, config)
+            check_trains(subject, values.model, way.settings or {})
     assert len(titles) == 1 and len(titles.pop()) > 1
+
+
+def test_textual_inversion_is_a_way_only_of_a_model_that_learns_words(values, load):
+    module = load('subject_fidelity')
+    assert 'textual inversion' in module.ways_of('can')
+    values.model = 'storybook-flow'
+    assert list(module.ways_of('can')) == ['full', 'LoRA', 'untrained']
+
+
+def test_a_pair_is_trained_in_one_run(values, load):
+    module = load('two_subjects')
+    for pair in module.PAIRS:
+        config = check_trains(pair[0], values.model, module.together(pair))
+        assert [one.subject for one in config.subjects()] == list(pair) and set(pair) <= set(values.subjects)
+        assert [one.instance_prompt for one in config.subjects()] == [f'a {words}' for words in module.words_of(pair)]
+
+
+def test_every_application_is_asked_of_the_subject_by_its_words(load):
+    for name, prompts in load('applications').APPLICATIONS.items():
+        assert len(prompts) == 3 and all(prompt.count('{}') == 1 for prompt in prompts), name

@@ -88,6 +88,14 @@ def test_another_name_of_the_subject_is_another_measurement(trials):
     )
 
 
+def test_the_untrained_model_is_sampled_as_the_recipe_samples(trials):
+    make, trained, scored = trials
+    cascade = make('storybook')
+    first = cascade.measure('vase', None)
+    assert first.scores == cascade.measure('vase', None).scores and first.phrases == () and not trained
+    assert scored == [('vase', 'sks vase', 5, 15)]  # the recipe's steps; the model's own are 25
+
+
 def test_folders_have_names_of_what_differs():
     assert folder_name({}) == '' and folder_name({'base.steps': 3, 'lora.rank': 2}) == 'base.steps_3_lora.rank_2'
     long = [folder_name({'data.instance_dir': '/some/where/' + 60 * letter}) for letter in 'ab']

@@ -79,6 +79,19 @@ def test_images_without_a_mask_count_in_full_beside_one_that_has_one(tmp_path):
     assert masks[: painted + 1].min() == 255 and masks[painted + 1].mean() == 127.5
 
 
+def test_a_built_in_subject_has_masks_of_itself_if_asked():
+    words = dict(instance_prompt='a sks dog', class_prompt='a dog', subject='dog6')
+    config = config_with(subject_masks=True, **words)
+    plain, masked = squares(config_with(**words), 32), squares(config, 32)
+    assert np.array_equal(plain.images, masked.images) and masked.masks.dtype == np.uint8
+    painted = [draw.paint_mask(scene, 32) for scene in subjects.reference_scenes('dog6')]
+    assert np.array_equal(masked.masks[..., 0], np.stack(painted)) and masked.masks.shape == (
+        *plain.images.shape[:3],
+        1,
+    )
+    assert instance_images.describe_folders(config) == "  built-in subject dog6, with masks, 'a sks dog'"
+
+
 def test_photos_keep_their_ratio_where_the_settings_and_the_stage_say_so(tmp_path):
     folder = photos(tmp_path / 'dog', 2)  # 48 x 40 each
     Image.new('RGB', (48, 80), 'red').save(tmp_path / 'dog' / 'tall.png')

@@ -1,0 +1,51 @@
+"""What learns a subject best? Trains subjects wholly, by LoRA and by textual inversion, beside the untrained model.
+
+  python experiments/subject_fidelity/run.py
+  python experiments/subject_fidelity/run.py --model=storybook-flow --output=out
+
+README.md has the question, the cost and the numbers.
+"""
+
+from pathlib import Path
+
+from dreambooth_jax import program
+from dreambooth_jax.config import STORYBOOK, STORYBOOK_FLOW
+from dreambooth_jax.evaluation.comparison import Comparison, Way
+from dreambooth_jax.storybook.subjects import SUBJECTS
+
+# Subjects that the recipe was not chosen on.
+_COMPARISON = Comparison(Path(__file__).parent, ['dog5', 'red_cartoon', 'can'], model=STORYBOOK)
+# Adapters of every layer; they need higher learning rates than whole networks (experiments/main_job, subjects).
+LORA = {
+    STORYBOOK: {'base.learning_rate': '1e-3', 'base.text_encoder_learning_rate': '2.5e-3'},
+    STORYBOOK_FLOW: {'base.learning_rate': '4e-3'},
+}
+TOKEN = '<subject>'
+
+
+def ways_of(subject: str) -> dict[str, Way]:
+    """Returns the ways. The new word of textual inversion starts as the class noun and needs no class examples."""
+    noun, model = SUBJECTS[subject].class_noun, _COMPARISON.about['model']
+    lora = {'lora.rank': 16, 'lora.targets': "('.*',)", **LORA[model]}
+    ways = {'full': Way(), 'LoRA': Way(lora), 'untrained': Way(None)}
+    if model == STORYBOOK_FLOW:
+        return ways  # its text encoder, a language model, learns no words
+    inversion = {
+        'textual_inversion.token': TOKEN,
+        'textual_inversion.initializer': noun,
+        'base.train_denoiser': False,
+        'base.train_text_encoder': False,
+        'base.text_encoder_learning_rate': None,
+        'data.instance_prompt': f'a {TOKEN} {noun}',
+        'samples.prompts': f"('a {TOKEN} {noun}',)",
+        'prior.weight': '0.0',
+    }
+    return {**ways, 'textual inversion': Way(inversion, called=f'{TOKEN} {noun}')}
+
+
+def main(_) -> None:
+    _COMPARISON.run(ways_of)
+
+
+if __name__ == '__main__':
+    program.run(main)

@@ -1,0 +1,111 @@
+"""Can one model hold two subjects? Trains pairs together and apart, and asks for each by its words and for both.
+
+  python experiments/two_subjects/run.py
+
+README.md has the question, the cost and the numbers.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from dreambooth_jax import program
+from dreambooth_jax.data import provenance
+from dreambooth_jax.evaluation import experiment, storybook_scores
+from dreambooth_jax.evaluation.comparison import Comparison
+from dreambooth_jax.monitoring import grids
+from dreambooth_jax.storybook import draw
+from dreambooth_jax.storybook.subjects import SUBJECTS, reference_scenes
+from dreambooth_jax.text.prompts import CONTEXT, evaluation_prompts
+
+IDENTIFIERS = ('sks', 'ohwx')  # of the first and of the second subject of a pair
+# Two of different classes, and two of one class. The recipe was chosen on none of them.
+PAIRS = (('dog2', 'wolf_plushie'), ('dog2', 'dog6'))
+NEITHER = 'neither'
+_COMPARISON = Comparison(Path(__file__).parent, list(dict.fromkeys(subject for pair in PAIRS for subject in pair)))
+
+
+def words_of(pair) -> tuple[str, ...]:
+    return tuple(
+        f'{identifier} {SUBJECTS[subject].class_noun}' for identifier, subject in zip(IDENTIFIERS, pair, strict=True)
+    )
+
+
+def together(pair) -> dict:
+    """Returns the settings of a run on both subjects of a pair."""
+    both = tuple(
+        {
+            'subject': subject,
+            'instance_prompt': f'a {words}',
+            'class_prompt': f'a {SUBJECTS[subject].class_noun}',
+        }
+        for subject, words in zip(pair, words_of(pair), strict=True)
+    )
+    alone = {f'data.{name}': '' for name in ('subject', 'instance_prompt', 'class_prompt')}
+    return {**alone, 'data.subjects': both, 'prior.dir': None}  # class images of its own
+
+
+def ask(trials, cascade, options, pair) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    """Asks for the subjects of a pair in ten contexts, and for both at once.
+
+    Returns:
+      The words -> name -> the share of the images that the classifier gives that name, one of the pair or NEITHER; and
+      an image of each of the words, uint8[3, H, W, 3].
+    """
+    first, second = words_of(pair)
+    contexts = [prompt.template for prompt in evaluation_prompts('dog') if prompt.kind == CONTEXT]
+    asked = {
+        words: [template.format(identifier='', class_noun=words).replace('  ', ' ') for template in contexts]
+        for words in (first, second)
+    }
+    asked['both'] = [f'a {first} and a {second}', f'a {second} and a {first}']
+    shares, shown = {}, []
+    for words, texts in asked.items():
+        count = _COMPARISON.about['num_images'] * len(contexts) // len(texts)
+        images = storybook_scores.generate(cascade, texts, count, None, options)
+        said = Counter(name if name in pair else NEITHER for name in trials.classifier.name(images).subject)
+        shares[words] = {name: said[name] / len(images) for name in (*pair, NEITHER)}
+        shown.append(images[0])
+    return shares, np.stack(shown)
+
+
+def main(_) -> None:
+    trials = _COMPARISON.trials()
+    found, rows, labels = {}, [], []
+    for pair in PAIRS:
+        if not set(pair) <= set(_COMPARISON.subjects):
+            continue
+        photos = [draw.paint(reference_scenes(subject)[0], 128) for subject in pair]
+        ways = {'one run for both': together(pair), f'a run for {pair[0]} alone': {}}
+        for title, settings in ways.items():
+            cascade, options, _ = trials.trained(pair[0], settings)
+            shares, shown = ask(trials, cascade, options, pair)
+            found.setdefault(' and '.join(pair), {})[title] = shares
+            rows.append([*photos, *shown])
+            labels.append(f'{" and ".join(pair)}: {title}')
+        report(found, grids.contact_sheet(rows, labels, headings=['photos', 'photos', *IDENTIFIERS, 'both']))
+
+
+def report(found, sheet) -> None:
+    """Writes results.json, grid.png and the section of README.md."""
+    output = _COMPARISON.output
+    experiment.write_json(
+        output / 'results.json', {'hardware': experiment.hardware(), **_COMPARISON.about, 'named': found}
+    )
+    provenance.save(sheet, output / 'grid.png')
+    parts = []
+    for pair, ways in found.items():
+        names = list(next(iter(next(iter(ways.values())).values())))
+        rows = [
+            [title, words, *(experiment.percent(of[name]) for name in names)]
+            for title, shares in ways.items()
+            for words, of in shares.items()
+        ]
+        parts += [f'### {pair}', experiment.table(['', 'asked for', *(f'named {name}' for name in names)], rows)]
+    if (output / 'README.md').is_file():
+        experiment.write_section(output / 'README.md', '\n\n'.join([*parts, '![one image of each](grid.png)']))
+
+
+if __name__ == '__main__':
+    program.run(main)
