@@ -17,7 +17,7 @@ from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment, subject_trials
 from dreambooth_jax.evaluation.bars import bars
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
-from dreambooth_jax.evaluation.subject_trials import SubjectTrials, Trial
+from dreambooth_jax.evaluation.subject_trials import SHARES, SubjectTrials, Trial
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import draw, subjects
 
@@ -106,7 +106,7 @@ class Comparison:
             for title, way in ways_of(subject).items():
                 trial = trials.measure(subject, way.settings, way.called)
                 measured.setdefault(title, {})[subject] = trial
-                shares = (f'{name} {experiment.percent(of(trial.scores))}' for name, of in SUBJECT_SHARES.items())
+                shares = (f'{name} {experiment.percent(of(trial.scores))}' for name, of in SHARES.items())
                 print(subject, title, *shares, flush=True)
             report(self._here, self.output, self.about, measured)
 
@@ -145,17 +145,15 @@ def tables(found: Mapping[str, Any]) -> str:
     """Returns the numbers of results.json as Markdown: the means over subjects, then each subject."""
     means = [[title, *subject_trials.summary_cells(of)] for title, of in found['means'].items()]
     each = [
-        [subject, title, *(experiment.percent(share(of[subject])) for share in SUBJECT_SHARES.values())]
+        [subject, title, *(experiment.percent(share(of[subject])) for share in SHARES.values())]
         for subject in next(iter(found['results'].values()))
         for title, of in found['results'].items()
     ]
     return '\n\n'.join(
         [
-            experiment.table(
-                ['mean over subjects ± standard error (least to most)', 'subjects', *SUBJECT_SHARES], means
-            ),
+            experiment.table(['mean over subjects ± standard error (least to most)', 'subjects', *SHARES], means),
             '![shares, with standard errors over subjects](chart.png)',
-            experiment.table(['subject', '', *SUBJECT_SHARES], each),
+            experiment.table(['subject', '', *SHARES], each),
             '![a photo, then the subject and the subject in the snow](grid.png)',
         ]
     )

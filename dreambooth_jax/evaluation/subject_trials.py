@@ -5,7 +5,6 @@ kept in a working folder, so that an experiment that was ended goes on, and two 
 the trials that both have.
 """
 
-import functools
 import hashlib
 import re
 import runpy
@@ -17,16 +16,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dreambooth_jax.config import of_run
-from dreambooth_jax.evaluation import experiment, storybook_scores
+from dreambooth_jax.evaluation import experiment, protocol, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
+from dreambooth_jax.evaluation.encoders import load_encoder
+from dreambooth_jax.evaluation.evaluator import MASKED, Likeness
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.run_settings import settings_of
-from dreambooth_jax.storybook.subjects import SUBJECTS
+from dreambooth_jax.storybook import draw
+from dreambooth_jax.storybook.subjects import SUBJECTS, reference_scenes
 from dreambooth_jax.system import cpu_devices
+from dreambooth_jax.text.prompts import evaluation_prompts
+from dreambooth_jax.weights.encoder_folders import STORYBOOK_ENCODERS
 
 IDENTIFIER = 'sks'  # of configs/subject.py
+# What tables say of a trial: name in words -> function of its scores. The likeness is that of Likeness, as a share of
+# the likeness of the photos among each other; the classifier does not see whether a subject is there once and whole.
+SHARES = {
+    **SUBJECT_SHARES,
+    'DINO, as a share of the photos': lambda scores: scores['likeness']['dino'],
+    'DINO without background, the same': lambda scores: scores['likeness'][f'dino{MASKED}'],
+}
 _SHOWN = 2  # images of each prompt that are kept
 _LONGEST = 60  # characters of a folder's name
 
@@ -35,7 +46,8 @@ class Trial(NamedTuple):
     """What was measured of one trained subject.
 
     Attributes:
-      scores: the result of storybook_scores.subject_scores, and 'measured' (experiment.kept).
+      scores: the result of storybook_scores.subject_scores; under 'likeness' shares (SHARES); 'measured'
+        (experiment.kept).
       images: prompt -> uint8[n, H, W, 3]: of the subject, of it in the snow, and of its class.
       phrases: prior.phrases of the training.
     """
@@ -75,6 +87,12 @@ class SubjectTrials:
         self._recipe = runpy.run_path(str(config))['get_config']
         self._base, self.classifier = Cascade.load(model, super_resolution_model='none'), Classifier.load()
         self._weights = experiment.fingerprint_of(self._base.base)
+        self._likeness = Likeness(
+            name='dino',
+            encoder=load_encoder(STORYBOOK_ENCODERS['dino']),
+            num_images=num_images,
+            class_images=class_images,
+        )
         self._amounts = {'num_images': num_images, 'class_images': class_images}
         self._sampling = dict(sampling)
         self._marker = experiment.fingerprint(self.classifier.naming_params)
@@ -122,20 +140,39 @@ class SubjectTrials:
         return experiment.train_once(self._workdir / name / subject, config, given, weights=self._weights)
 
     def _scores(self, subject: str, name: str, called: str, cascade: Cascade, options: SamplingOptions):
-        score = functools.partial(
-            storybook_scores.subject_scores,
-            cascade,
-            self.classifier,
-            subject,
-            called,
-            options,
-            **self._amounts,
-        )
         of = {'weights': experiment.fingerprint_of(cascade.base), 'classifier': self._marker, 'called': called}
         of |= {option: getattr(options, option) for option in ('steps', 'guidance_scale', 'sampler', 'seed')}
+        of |= {'encoder': self._likeness.encoder.fingerprint, **self._amounts}
         shown = [f'a {called}', f'a {called} in the snow', f'a {SUBJECTS[subject].class_noun}']
-        make = functools.partial(experiment.scored, score, shown, _SHOWN)
-        return experiment.kept(self._workdir / 'parts' / name, subject, of | self._amounts, make)
+
+        def make():
+            images = {}
+            scores = storybook_scores.subject_scores(
+                cascade, self.classifier, subject, called, options, gallery=images, **self._amounts
+            )
+            scores['likeness'] = self._like(subject, called, images)
+            return scores, {prompt: images[prompt][:_SHOWN] for prompt in shown}
+
+        return experiment.kept(self._workdir / 'parts' / name, subject, of, make)
+
+    def _like(self, subject: str, called: str, images: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Returns the likeness of images, prompt -> uint8[n, H, W, 3], to the subject's photos, as shares."""
+        noun, scenes = SUBJECTS[subject].class_noun, reference_scenes(subject)
+        side = images[f'a {called}'].shape[1]
+        known = protocol.Subject(
+            name=subject,
+            instance_prompt=f'a {called}',
+            class_prompt=f'a {noun}',
+            photos=tuple(draw.paint(scene, side) for scene in scenes),
+            masks=tuple(draw.paint_mask(scene, side) for scene in scenes),
+            prompts=tuple(
+                protocol.Asked(prompt.kind, prompt.text(called), prompt.text(noun))
+                for prompt in evaluation_prompts(noun)
+            ),
+        )
+        found = self._likeness(lambda texts, count: np.stack([images[text][:count] for text in texts]), known)
+        ceilings = self._likeness.ceilings(known)
+        return {name: float(found[name].values.mean() / of['others']) for name, of in ceilings.items()}
 
 
 def folder_name(settings: Mapping[str, Any]) -> str:
@@ -148,12 +185,12 @@ def summary(scores: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns what the scores of several subjects have in common.
 
     Returns:
-      subjects: how many they are; for each share of SUBJECT_SHARES that any of them has a dict: mean, over the
+      subjects: how many they are; for each share of SHARES that any of them has a dict: mean, over the
       subjects; standard_error, None of a single one; of, the least and the greatest.
     """
     scores = list(scores)
     found = {'subjects': len(scores)}
-    for title, share in SUBJECT_SHARES.items():
+    for title, share in SHARES.items():
         values = [value for value in map(share, scores) if value is not None]
         if values:
             error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
@@ -163,7 +200,7 @@ def summary(scores: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def summary_cells(found: Mapping[str, Any]) -> list[str]:
     """Returns the cells of a table's line for a `summary`: the number of subjects, then the shares."""
-    return [str(found['subjects']), *(_cell(found.get(title)) for title in SUBJECT_SHARES)]
+    return [str(found['subjects']), *(_cell(found.get(title)) for title in SHARES)]
 
 
 def _cell(share: Mapping[str, Any] | None) -> str:

@@ -18,8 +18,7 @@ from dreambooth_jax import program
 from dreambooth_jax.config import BUILT_IN, STORYBOOK_FLOW, ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment, subject_trials
-from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
-from dreambooth_jax.evaluation.subject_trials import SubjectTrials, Trial
+from dreambooth_jax.evaluation.subject_trials import SHARES, SubjectTrials, Trial
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import draw, subjects
 from dreambooth_jax.storybook.subjects import SUBJECTS
@@ -70,7 +69,7 @@ def main(_) -> None:
     for subject in _SUBJECTS.value:
         measured[subject] = trials.measure(subject, given)
         scores = measured[subject].scores
-        print(subject, *(f'{title} {experiment.percent(of(scores))}' for title, of in SUBJECT_SHARES.items()))
+        print(subject, *(f'{title} {experiment.percent(of(scores))}' for title, of in SHARES.items()))
         report(output, model, {'set': given, **amounts}, measured)
     print(section(model, json.loads((output / 'results.json').read_text('utf-8'))[model]))
 
@@ -113,16 +112,16 @@ def section(model: str, found) -> str:
     """Returns what was measured of a model as Markdown: the groups, then every subject."""
     groups = [[title, *subject_trials.summary_cells(of)] for title, of in found['groups'].items() if of['subjects']]
     each = [
-        [subject, *(experiment.percent(share(scores)) for share in SUBJECT_SHARES.values())]
+        [subject, *(experiment.percent(share(scores)) for share in SHARES.values())]
         for subject, scores in found['subjects'].items()
     ]
     changed = ', '.join(f'`{name}={value}`' for name, value in found['set'].items())
     parts = [
         f'### {model}{f" with {changed}" if changed else ""}',
         found['measured'],
-        experiment.table(['mean over subjects ± standard error (least to most)', 'subjects', *SUBJECT_SHARES], groups),
+        experiment.table(['mean over subjects ± standard error (least to most)', 'subjects', *SHARES], groups),
         preserved(found),
-        experiment.table(['subject', *SUBJECT_SHARES], each),
+        experiment.table(['subject', *SHARES], each),
         f'![a photo, then the subject, the subject in the snow, and its class]({model}.png)',
     ]
     return '\n\n'.join(filter(None, parts))

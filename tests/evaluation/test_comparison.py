@@ -33,6 +33,7 @@ class Trials:
             'context_named': 0.5,
             'accessory_named': None,
             'class_images': {'taken_for_subject': 0.0, 'class_named': 1.0},
+            'likeness': {'dino': 0.9, 'dino_masked': 0.8},
             'measured': {'seconds': 3, 'hardware': 'a toaster', 'date': '2026-11-30'},
         }
         images = {prompt: np.zeros((2, 16, 16, 3), np.uint8) for prompt in ('a sks', 'in the snow', 'a class')}

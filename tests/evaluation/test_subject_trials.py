@@ -10,6 +10,9 @@ from dreambooth_jax.config import DreamBoothConfig, to_config_dict, to_dict
 from dreambooth_jax.config.schema import resolve
 from dreambooth_jax.evaluation import subject_trials
 from dreambooth_jax.evaluation.subject_trials import SubjectTrials, folder_name, summary, summary_cells
+from dreambooth_jax.storybook import draw
+from dreambooth_jax.storybook.subjects import reference_scenes
+from dreambooth_jax.text.prompts import prompts_for
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'subject.py'
 
@@ -35,9 +38,18 @@ def trials(tmp_path, monkeypatch):
 
     def score(cascade, classifier, subject, called, options, num_images, class_images, gallery):
         scored.append((subject, called, options.seed, options.steps))
-        prompts = (f'a {called}', f'a {called} in the snow', f'a {subject}')
-        gallery |= {prompt: np.zeros((num_images, 8, 8, 3), np.uint8) for prompt in prompts}
+        photo = draw.paint(reference_scenes(subject)[0], 32)
+        for prompt in (f'a {called}', *prompts_for(called)):
+            gallery[prompt] = np.stack([photo] * num_images)
+        gallery[f'a {subject}'] = np.zeros((class_images, 32, 32, 3), np.uint8)
         return {'subject_named': 0.5}
+
+    class Encoder:
+        fingerprint = 'encoder'
+
+        def embed_images(self, images):
+            features = np.array([image.reshape(-1, 3).mean(0) + 1e-3 for image in images]).reshape(-1, 3)
+            return features / np.linalg.norm(features, axis=1, keepdims=True)
 
     trained, scored = [], []
     for name in ('Cascade', 'Classifier'):
@@ -48,6 +60,7 @@ def trials(tmp_path, monkeypatch):
     monkeypatch.setattr(subject_trials.experiment, 'train_once', train)
     monkeypatch.setattr(subject_trials.storybook_scores, 'subject_scores', score)
     monkeypatch.setattr(subject_trials.cpu_devices, 'use', lambda count: None)
+    monkeypatch.setattr(subject_trials, 'load_encoder', lambda name: Encoder())
     made = lambda model: SubjectTrials(  # noqa: E731
         model, CONFIG, tmp_path, num_images=3, class_images=2, sampling={'seed': 5, 'batch_size': 4}
     )
@@ -96,6 +109,18 @@ def test_the_untrained_model_is_sampled_as_the_recipe_samples(trials):
     assert scored == [('vase', 'sks vase', 5, 15)]  # the recipe's steps; the model's own are 25
 
 
+def test_images_are_as_like_the_photos_as_these_among_each_other(trials):
+    make, *_ = trials
+    scores = make('storybook-flow').measure('vase', {}).scores
+    photos = np.stack([draw.paint(scene, 32) for scene in reference_scenes('vase')])
+    features = photos.reshape(len(photos), -1, 3).mean(1) + 1e-3
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    table = features @ features.T
+    others = (table.sum() - len(table)) / (len(table) * (len(table) - 1))
+    assert scores['likeness']['dino'] == pytest.approx(table[0].mean() / others, abs=1e-5)
+    assert scores['likeness']['dino_masked'] != scores['likeness']['dino']
+
+
 def test_folders_have_names_of_what_differs():
     assert folder_name({}) == '' and folder_name({'base.steps': 3, 'lora.rank': 2}) == 'base.steps_3_lora.rank_2'
     long = [folder_name({'data.instance_dir': '/some/where/' + 60 * letter}) for letter in 'ab']
@@ -104,7 +129,9 @@ def test_folders_have_names_of_what_differs():
 
 def scores(subject, accessory):
     images = {'taken_for_subject': 0.0, 'class_named': 1.0}
-    return {'subject_named': subject, 'context_named': 1.0, 'accessory_named': accessory, 'class_images': images}
+    likeness = {'dino': 0.9, 'dino_masked': 0.8}
+    named = {'subject_named': subject, 'context_named': 1.0, 'accessory_named': accessory}
+    return {**named, 'class_images': images, 'likeness': likeness}
 
 
 def test_a_summary_is_over_the_subjects_that_have_the_number():
