@@ -15,6 +15,7 @@ from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable, usual_targets
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
 from dreambooth_jax.generation.checks import check_sampler
+from dreambooth_jax.generation.class_images import own_photos
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
 from dreambooth_jax.losses.denoising import DenoisingLoss, Objective
@@ -56,20 +57,19 @@ def check_schedules(config: DreamBoothConfig, cascade: Cascade) -> None:
     # Every combination of stage, steps and sampler that the run will use, for class images and for samples.
     settings, second = config.super_resolution, cascade.super_resolution
     samplings = [(BASE, config.samples.steps, config.samples.sampler)]
-    if config.prior.weight > 0 and config.prior.kind == 'images':
+    if generating := () if own_photos(config) else config.class_image_stages():
         samplings.append((BASE, config.prior.steps, config.prior.sampler))
-        if second is not None and settings.steps and settings.with_prior:
+        if second is not None and SUPER_RESOLUTION in generating:
             samplings.append((SUPER_RESOLUTION, settings.sample_steps or config.prior.steps, config.prior.sampler))
     if second is not None:
         samplings.append((SUPER_RESOLUTION, settings.sample_steps or config.samples.steps, config.samples.sampler))
     for name, steps, sampler in samplings:
         check_sampler(getattr(cascade, name), steps, sampler)
     for name in STAGES:
-        if getattr(cascade, name) is not None and getattr(config, name).steps:
-            check_can_train(config, getattr(cascade, name))
-            objective = Objective.from_settings(config.objective)
-            pipeline = getattr(cascade, name)
-            objective.check(pipeline.family.process(pipeline), pipeline.name)
+        pipeline = getattr(cascade, name)
+        if pipeline is not None and getattr(config, name).steps:
+            check_can_train(config, pipeline)
+            Objective.from_settings(config.objective).check(pipeline.family.process(pipeline), pipeline.name)
     if second is None or not settings.steps:
         return
     highest = second.family.highest_noise_level(second)

@@ -9,8 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from dreambooth_jax.config import ConfigError, DreamBoothConfig, ObjectiveConfig, PriorConfig, RunSamplesConfig
+from dreambooth_jax.config import (
+    ConfigError,
+    DataConfig,
+    DreamBoothConfig,
+    ObjectiveConfig,
+    PriorConfig,
+    RunSamplesConfig,
+)
 from dreambooth_jax.data.table import Examples, make_table
 from dreambooth_jax.families.image_space import encode_images
 from dreambooth_jax.families.reading import read_pipeline
@@ -63,6 +71,20 @@ def test_the_plan_neither_places_nor_runs_a_text_encoder(kind, monkeypatch):
 
 def check(model, **settings):
     stage.check_schedules(DreamBoothConfig(**settings), model)
+
+
+def test_a_sampler_that_generates_no_class_images_may_be_any(tmp_path):
+    model = cascade('latents', solver_order=3)
+    photos = tmp_path / 'dogs'
+    photos.mkdir()
+    Image.new('RGB', (64, 64), 'brown').save(photos / 'one.png')
+    subject = DataConfig(subject='dog', instance_prompt='a sks dog', class_prompt='a dog')
+    settings = dict(samples=RunSamplesConfig(sampler='ddim'), data=subject)
+    check(model, prior=PriorConfig(sampler='dpmsolver++', dir=str(photos)), **settings)
+    check(model, prior=PriorConfig(sampler='dpmsolver++', kind='distillation'), **settings)
+    check(model, prior=PriorConfig(sampler='dpmsolver++', weight=0.0), **settings)
+    with pytest.raises(ConfigError, match='solver_order is 3, with which sampler dpmsolver'):
+        check(model, prior=PriorConfig(sampler='dpmsolver++'), **settings)
 
 
 def test_samplers_are_tried_before_anything_is_generated():
