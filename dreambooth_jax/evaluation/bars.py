@@ -13,8 +13,8 @@ def bars(shares: Mapping[str, Mapping[str, float | None]], errors: Mapping | Non
     """Returns a chart with one group of bars for each number, in which every model has its colour.
 
     Args:
-      shares: title of a model -> name of a number -> a share in [0, 1]; None: the model has none. All models have the
-        same numbers.
+      shares: title of a model -> name of a number -> a share, whose bar ends at 0 and at 1; None: the model has none.
+        All models have the same numbers.
       errors: the same of standard errors, drawn as lines; None, and None in it: no line.
     """
     names = list(next(iter(shares.values())))
@@ -32,7 +32,7 @@ def bars(shares: Mapping[str, Mapping[str, float | None]], errors: Mapping | Non
         pen.text((4, y + (len(shares) * _HEIGHT - 14) / 2), name, fill=_INK, font=font)
         for title, of in shares.items():
             share, error = of[name], errors and errors[title].get(name)
-            right = _LABEL + _FULL * (share or 0)
+            right = _LABEL + _FULL * min(max(share or 0, 0), 1)
             pen.rectangle((_LABEL, y + 1, right, y + _HEIGHT - 2), fill=colours[title])
             if error:
                 ends = [_LABEL + _FULL * min(max(share + side * error, 0), 1) for side in (-1, 1)]

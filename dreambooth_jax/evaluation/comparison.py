@@ -12,14 +12,14 @@ from typing import Any
 
 from absl import flags
 
-from dreambooth_jax.config import BUILT_IN, STORYBOOK_FLOW, ConfigError
+from dreambooth_jax.config import STORYBOOK_FLOW, ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment, subject_trials
 from dreambooth_jax.evaluation.bars import bars
-from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
-from dreambooth_jax.evaluation.subject_trials import SHARES, SubjectTrials, Trial
+from dreambooth_jax.evaluation.subject_trials import SHARES, SubjectTrials, Trained, Trial
+from dreambooth_jax.evaluation.trial_photos import TrialPhotos
 from dreambooth_jax.monitoring import grids
-from dreambooth_jax.storybook import draw, subjects
+from dreambooth_jax.storybook import subjects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,15 @@ class Comparison:
 
     def __init__(self, here: Path, subjects: list[str], model: str = STORYBOOK_FLOW):
         self._here = here
-        self._model = flags.DEFINE_enum('model', model, BUILT_IN, 'The model that is fine-tuned.')
+        self._model = flags.DEFINE_string(
+            'model', model, 'The model that is fine-tuned: MODEL of configs/dog.py:MODEL.'
+        )
+        self._weights = flags.DEFINE_string('weights', None, 'Folder or hub id in place of that of configs/dog.py.')
+        self._photos = flags.DEFINE_string('photos', None, "Folder of photos per subject, as the paper's data set has.")
+        self._encoders = {
+            'dino': flags.DEFINE_string('dino', None, 'Folder or hub id; default: as evaluate takes it.'),
+            'clip': flags.DEFINE_string('clip', None, 'The same; asked where no classifier knows the subjects.'),
+        }
         self._subjects = flags.DEFINE_list('subjects', subjects, 'The subjects, of the thirty, that are trained.')
         self._workdir = flags.DEFINE_string('workdir', 'runs/experiments/subjects', 'Keeps runs and measured subjects.')
         self._output = flags.DEFINE_string('output', None, 'Gets the results; default: the folder of this file.')
@@ -65,6 +73,11 @@ class Comparison:
     def subjects(self) -> list[str]:
         """The subjects that are trained."""
         return list(self._subjects.value)
+
+    @property
+    def photos(self) -> TrialPhotos:
+        """The photos of the subjects."""
+        return TrialPhotos(self._photos.value and Path(self._photos.value).expanduser())
 
     @property
     def output(self) -> Path:
@@ -86,10 +99,15 @@ class Comparison:
         for subject in self.subjects:
             if subject not in subjects.SUBJECTS:
                 raise ConfigError(f'--subjects has {subject!r} but each must be one of {", ".join(subjects.SUBJECTS)}')
-        model, amounts = self.about['model'], {name: self.about[name] for name in ('num_images', 'class_images')}
-        sampling = {'seed': self._seed.value, 'batch_size': self._batch_size.value}
-        config = self._here.parents[1] / 'configs' / 'subject.py'
-        return SubjectTrials(model, config, self.workdir, sampling=sampling, **amounts)
+        encoders = {name: flag.value for name, flag in self._encoders.items()}
+        return SubjectTrials(
+            Trained(self._model.value, self._weights.value, self.photos, encoders),
+            self._here.parents[1] / 'configs' / 'subject.py',
+            self.workdir,
+            num_images=self._num_images.value,
+            class_images=self._class_images.value,
+            sampling={'seed': self._seed.value, 'batch_size': self._batch_size.value},
+        )
 
     def run(self, ways_of: Callable[[str], Mapping[str, Way]]) -> None:
         """Trains, measures and reports.
@@ -106,8 +124,7 @@ class Comparison:
             for title, way in ways_of(subject).items():
                 trial = trials.measure(subject, way.settings, way.called)
                 measured.setdefault(title, {})[subject] = trial
-                shares = (f'{name} {experiment.percent(of(trial.scores))}' for name, of in SHARES.items())
-                print(subject, title, *shares, flush=True)
+                print(subject, title, *subject_trials.told(trial.scores), flush=True)
             report(self._here, self.output, self.about, measured)
 
 
@@ -128,9 +145,10 @@ def report(here: Path, output: Path, about: Mapping[str, Any], measured: Mapping
         'results': scores,
     }
     experiment.write_json(output / 'results.json', found)
+    names = subject_trials.measured(each for of in scores.values() for each in of.values())
     numbers = {
         entry: {
-            title: {name: of[name][entry] if name in of else None for name in SUBJECT_SHARES}
+            title: {name: of[name][entry] if name in of else None for name in names}
             for title, of in found['means'].items()
         }
         for entry in ('mean', 'standard_error')
@@ -143,17 +161,18 @@ def report(here: Path, output: Path, about: Mapping[str, Any], measured: Mapping
 
 def tables(found: Mapping[str, Any]) -> str:
     """Returns the numbers of results.json as Markdown: the means over subjects, then each subject."""
-    means = [[title, *subject_trials.summary_cells(of)] for title, of in found['means'].items()]
+    names = subject_trials.measured(each for of in found['results'].values() for each in of.values())
+    means = [[title, *subject_trials.summary_cells(of, names)] for title, of in found['means'].items()]
     each = [
-        [subject, title, *(experiment.percent(share(of[subject])) for share in SHARES.values())]
+        [subject, title, *(experiment.percent(SHARES[name](of[subject])) for name in names)]
         for subject in next(iter(found['results'].values()))
         for title, of in found['results'].items()
     ]
     return '\n\n'.join(
         [
-            experiment.table(['mean over subjects ± standard error (least to most)', 'subjects', *SHARES], means),
+            experiment.table(['mean over subjects ± standard error (least to most)', 'subjects', *names], means),
             '![shares, with standard errors over subjects](chart.png)',
-            experiment.table(['subject', '', *SHARES], each),
+            experiment.table(['subject', '', *names], each),
             '![a photo, then the subject and the subject in the snow](grid.png)',
         ]
     )
@@ -164,7 +183,6 @@ def sheet(measured: Mapping[str, Mapping[str, Trial]]):
     titles, rows = list(measured), []
     for subject in measured[titles[0]]:
         images = [some[0] for title in titles for some in list(measured[title][subject].images.values())[:2]]
-        photo = draw.paint(subjects.reference_scenes(subject)[0], images[0].shape[1])
-        rows.append([photo, *images])
+        rows.append([measured[titles[0]][subject].photo, *images])
     headings = ['a photo', *(text for title in titles for text in (title, ''))]
     return grids.contact_sheet(rows, list(measured[titles[0]]), headings=headings)

@@ -14,8 +14,7 @@ from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.comparison import Comparison
 from dreambooth_jax.evaluation.subject_trials import IDENTIFIER
 from dreambooth_jax.monitoring import grids
-from dreambooth_jax.storybook import draw
-from dreambooth_jax.storybook.subjects import SUBJECTS, reference_scenes
+from dreambooth_jax.storybook.subjects import SUBJECTS
 from dreambooth_jax.text.prompts import LIVE_CLASSES
 
 # Application of the paper's section 4.4 -> prompts; {} is the subject. Only cats and dogs wear accessories.
@@ -54,18 +53,20 @@ def main(_) -> None:
             images = storybook_scores.generate(cascade, texts, count, None, options)
             galleries.append(images.reshape(len(texts), count, *images.shape[1:]))
         tuned, untrained = galleries
-        verdicts = trials.classifier.name(tuned.reshape(-1, *tuned.shape[2:])).subject
-        for number, name in enumerate(prompts.values()):
-            said = verdicts[number * count : (number + 1) * count]
-            named[name].setdefault(subject, []).extend(found == subject for found in said)
+        if trials.classifier is not None:
+            verdicts = trials.classifier.name(tuned.reshape(-1, *tuned.shape[2:])).subject
+            for number, name in enumerate(prompts.values()):
+                said = verdicts[number * count : (number + 1) * count]
+                named[name].setdefault(subject, []).extend(found == subject for found in said)
         show(subject, list(prompts), tuned, untrained)
-        report({name: {each: statistics.mean(of) for each, of in found.items()} for name, found in named.items()})
+        done = _COMPARISON.subjects[: _COMPARISON.subjects.index(subject) + 1]
+        report({name: {each: statistics.mean(of) for each, of in found.items()} for name, found in named.items()}, done)
 
 
 def show(subject: str, prompts, tuned, untrained) -> None:
     """Writes a sheet of the subject's photos, and under each prompt what the models before and after it show."""
     noun, size = SUBJECTS[subject].class_noun, tuned.shape[2]
-    photos = [draw.paint(scene, size) for scene in reference_scenes(subject)[:4]]
+    photos = _COMPARISON.photos.of(subject, size)[0][:4]
     rows = [[*after[:_SHOWN], *before[:_SHOWN]] for after, before in zip(tuned, untrained, strict=True)]
     headings = [f'{IDENTIFIER} {noun}, fine-tuned'] * _SHOWN + [f'any {noun}, before'] * _SHOWN
     labels = ['photos of the subject', *(prompt.format(f'{IDENTIFIER} {noun}') for prompt in prompts)]
@@ -73,14 +74,13 @@ def show(subject: str, prompts, tuned, untrained) -> None:
     provenance.save(sheet, _COMPARISON.output / f'{subject}.png')
 
 
-def report(named: dict[str, dict[str, float]]) -> None:
-    """Writes results.json and the section of README.md."""
+def report(named: dict[str, dict[str, float]], done: list[str]) -> None:
+    """Writes results.json and the section of README.md about the subjects that are `done`."""
     found = {'hardware': experiment.hardware(), **_COMPARISON.about, 'subject_named': named}
     experiment.write_json(_COMPARISON.output / 'results.json', found)
-    trained = list(named['art'])
-    rows = [[name, *(experiment.percent(of.get(subject)) for subject in trained)] for name, of in named.items()]
-    sheets = (f'![{subject} in every application]({subject}.png)' for subject in trained)
-    text = '\n\n'.join([experiment.table(['subject named', *trained], rows), *sheets])
+    rows = [[name, *(experiment.percent(of.get(subject)) for subject in done)] for name, of in named.items()]
+    sheets = (f'![{subject} in every application]({subject}.png)' for subject in done)
+    text = '\n\n'.join([experiment.table(['subject named', *done], rows), *sheets])
     if (_COMPARISON.output / 'README.md').is_file():
         experiment.write_section(_COMPARISON.output / 'README.md', text)
 

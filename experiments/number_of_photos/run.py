@@ -8,12 +8,9 @@ README.md has the question, the cost and the numbers.
 from pathlib import Path
 
 from dreambooth_jax import program
-from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation.comparison import Comparison, Way
-from dreambooth_jax.storybook import draw, subjects
 
 COUNTS = (1, 2, 3, 4, 5)
-SIDE = 128  # of the photos, in pixels
 # Subjects with at least five photos that the recipe was not chosen on.
 _COMPARISON = Comparison(Path(__file__).parent, ['dog5', 'candle', 'monster_toy'])
 
@@ -22,10 +19,8 @@ def ways_of(subject: str) -> dict[str, Way]:
     """Returns a way for each number of photos; a subject that has fewer is trained on all that it has."""
     found = {}
     for count in COUNTS:
-        folder = _COMPARISON.workdir / 'photos' / f'{subject}_{count}'
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, scene in enumerate(subjects.reference_scenes(subject)[:count]):
-            provenance.save(draw.paint(scene, SIDE), folder / f'{number}.png', source=provenance.PAINTED)
+        folder = _COMPARISON.workdir / _COMPARISON.about['model'] / 'photos' / f'{subject}_{count}'
+        _COMPARISON.photos.write(subject, count, folder)
         found[f'{count} photo{"s" if count > 1 else ""}'] = Way({'data.instance_dir': folder})
     return found
 

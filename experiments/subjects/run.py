@@ -15,17 +15,16 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import BUILT_IN, STORYBOOK_FLOW, ConfigError
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment, subject_trials
-from dreambooth_jax.evaluation.subject_trials import SHARES, SubjectTrials, Trial
+from dreambooth_jax.evaluation.comparison import Comparison
+from dreambooth_jax.evaluation.subject_trials import SHARES, Trial
 from dreambooth_jax.monitoring import grids
-from dreambooth_jax.storybook import draw, subjects
 from dreambooth_jax.storybook.subjects import SUBJECTS
 from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT
 
 HERE = Path(__file__).parent
-CONFIG = HERE.parents[1] / 'configs' / 'subject.py'
 # Those of experiments/evaluation, named before anything was measured.
 CHOSEN_ON = (
     'dog',
@@ -39,38 +38,23 @@ CHOSEN_ON = (
     'pink_sunglasses',
     'clock',
 )
-_MODEL = flags.DEFINE_enum('model', STORYBOOK_FLOW, BUILT_IN, 'The model that is fine-tuned.')
-_SUBJECTS = flags.DEFINE_list('subjects', list(SUBJECTS), 'Those of the thirty that are trained.')
+_COMPARISON = Comparison(HERE, list(SUBJECTS))
 _SET = flags.DEFINE_multi_string('set', [], 'Settings that differ from configs/subject.py: name=value. Several times.')
-_WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/subjects', 'Keeps runs and measured subjects.')
-_OUTPUT = program.DEFINE_path(
-    'output', None, 'Gets results.json, MODEL.png and the numbers in README.md; default: the folder of this file.'
-)
-_NUM_IMAGES = flags.DEFINE_integer('num_images', 2, 'Images per prompt.', lower_bound=1)
-_CLASS_IMAGES = flags.DEFINE_integer('class_images', 16, 'Images of the class prompt.', lower_bound=2)
-_SEED = flags.DEFINE_integer('seed', 2000, 'Of the noise.', lower_bound=0)
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Images at once.', lower_bound=1)
 PLURALS = {CONTEXT: 'contexts', ACCESSORY: 'accessories'}
 GROUPS = {'the ten that the recipe was chosen on': True, 'the other twenty': False}
 
 
 def main(_) -> None:
-    if unknown := [subject for subject in _SUBJECTS.value if subject not in SUBJECTS]:
-        raise ConfigError(f'--subjects has {unknown[0]!r} but each must be one of {", ".join(SUBJECTS)}')
     if wrong := [text for text in _SET.value if '=' not in text]:
         raise ConfigError(f'--set={wrong[0]} must look like base.steps=300')
-    model, output = _MODEL.value, Path(_OUTPUT.value or HERE)
     given = dict(text.split('=', 1) for text in _SET.value)
-    amounts = {'num_images': _NUM_IMAGES.value, 'class_images': _CLASS_IMAGES.value}
-    sampling = {'seed': _SEED.value, 'batch_size': _BATCH_SIZE.value}
-    trials = SubjectTrials(model, CONFIG, Path(_WORKDIR.value), sampling=sampling, **amounts)
-
+    about, output = dict(_COMPARISON.about), _COMPARISON.output
+    model, trials = about.pop('model'), _COMPARISON.trials()
     measured: dict[str, Trial] = {}
-    for subject in _SUBJECTS.value:
+    for subject in _COMPARISON.subjects:
         measured[subject] = trials.measure(subject, given)
-        scores = measured[subject].scores
-        print(subject, *(f'{title} {experiment.percent(of(scores))}' for title, of in SHARES.items()))
-        report(output, model, {'set': given, **amounts}, measured)
+        print(subject, *subject_trials.told(measured[subject].scores), flush=True)
+        report(output, model, {'set': given, **about}, measured)
     print(section(model, json.loads((output / 'results.json').read_text('utf-8'))[model]))
 
 
@@ -99,7 +83,8 @@ def preserved(found) -> str:
     """Returns a sentence that compares the words which the class examples had with those that they had not."""
     parts = []
     for kind in PLURALS:
-        prompts = [prompt for of in found['subjects'].values() for prompt in of['prompts'] if prompt['kind'] == kind]
+        asked = [prompt for of in found['subjects'].values() for prompt in of.get('prompts', ())]
+        prompts = [prompt for prompt in asked if prompt['kind'] == kind]
         known = [prompt['prompt'].endswith(tuple(found['phrases'])) for prompt in prompts]
         for had, which in ((True, 'that are'), (False, 'that are not')):
             shares = [prompt[kind] for prompt, is_known in zip(prompts, known, strict=True) if is_known == had]
@@ -110,18 +95,21 @@ def preserved(found) -> str:
 
 def section(model: str, found) -> str:
     """Returns what was measured of a model as Markdown: the groups, then every subject."""
-    groups = [[title, *subject_trials.summary_cells(of)] for title, of in found['groups'].items() if of['subjects']]
+    names = subject_trials.measured(found['subjects'].values())
+    groups = [
+        [title, *subject_trials.summary_cells(of, names)] for title, of in found['groups'].items() if of['subjects']
+    ]
     each = [
-        [subject, *(experiment.percent(share(scores)) for share in SHARES.values())]
+        [subject, *(experiment.percent(SHARES[name](scores)) for name in names)]
         for subject, scores in found['subjects'].items()
     ]
     changed = ', '.join(f'`{name}={value}`' for name, value in found['set'].items())
     parts = [
         f'### {model}{f" with {changed}" if changed else ""}',
         found['measured'],
-        experiment.table(['mean over subjects ± standard error (least to most)', 'subjects', *SHARES], groups),
+        experiment.table(['mean over subjects ± standard error (least to most)', 'subjects', *names], groups),
         preserved(found),
-        experiment.table(['subject', *SHARES], each),
+        experiment.table(['subject', *names], each),
         f'![a photo, then the subject, the subject in the snow, and its class]({model}.png)',
     ]
     return '\n\n'.join(filter(None, parts))
@@ -130,9 +118,8 @@ def section(model: str, found) -> str:
 def sheet(measured: dict[str, Trial]):
     """Returns a photo of each subject, and what the fine-tuned model generates of it and of its class."""
     rows = []
-    for subject, trial in measured.items():
-        photo = draw.paint(subjects.reference_scenes(subject)[0], next(iter(trial.images.values())).shape[1])
-        rows.append([photo, *(image for some in trial.images.values() for image in some)])
+    for trial in measured.values():
+        rows.append([trial.photo, *(image for some in trial.images.values() for image in some)])
     headings = ['a photo', *(text for prompt in ('a sks', 'in the snow', 'its class') for text in (prompt, ''))]
     return grids.contact_sheet(rows, list(measured), headings=headings)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth_jax import program
+from dreambooth_jax.config import ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.comparison import Comparison
@@ -72,6 +73,10 @@ def ask(trials, cascade, options, pair) -> tuple[dict[str, dict[str, float]], np
 
 def main(_) -> None:
     trials = _COMPARISON.trials()
+    if trials.classifier is None:
+        raise ConfigError(
+            'the classifier tells the subjects apart, and knows those of Storybook alone; leave --photos out'
+        )
     found, rows, labels = {}, [], []
     for pair in PAIRS:
         if not set(pair) <= set(_COMPARISON.subjects):

@@ -23,7 +23,7 @@ class Trials:
 
     asked = []
 
-    def __init__(self, model, config, workdir, **settings):
+    def __init__(self, trained, config, workdir, **settings):
         assert config.name == 'subject.py' and settings['num_images'] == 2
 
     def measure(self, subject, settings, called):
@@ -37,7 +37,7 @@ class Trials:
             'measured': {'seconds': 3, 'hardware': 'a toaster', 'date': '2026-11-30'},
         }
         images = {prompt: np.zeros((2, 16, 16, 3), np.uint8) for prompt in ('a sks', 'in the snow', 'a class')}
-        return Trial(scores, images, ())
+        return Trial(scores, images, images['a sks'][0], ())
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_it_reports_means_over_subjects_and_images(compare, tmp_path):
     assert found['means']['less']['subject named']['mean'] == pytest.approx(0.3) and found['model'] == 'storybook-flow'
     text = (tmp_path / 'README.md').read_text()
     assert '| subject, all | at least 90 % | 100 % | yes |' in text and 'a toaster' in text
-    assert '| less | 2 | 30 ± 10 % (20 % to 40 %) |' in text and '| can | less | 20 % | 50 % | - |' in text
+    assert '| less | 2 | 30 ± 10 % (20 % to 40 %) |' in text and '| can | less | 20 % | 50 % | 0 % |' in text
     assert (tmp_path / 'chart.png').is_file() and (tmp_path / 'grid.png').is_file()
 
 

@@ -5,14 +5,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from dreambooth_jax.config import DreamBoothConfig, to_config_dict, to_dict
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, of_run, to_config_dict, to_dict
 from dreambooth_jax.config.schema import resolve
 from dreambooth_jax.evaluation import subject_trials
-from dreambooth_jax.evaluation.subject_trials import SubjectTrials, folder_name, summary, summary_cells
+from dreambooth_jax.evaluation.subject_trials import (
+    SHARES,
+    SubjectTrials,
+    Trained,
+    folder_name,
+    measured,
+    summary,
+    summary_cells,
+    told,
+)
+from dreambooth_jax.evaluation.trial_photos import TrialPhotos
 from dreambooth_jax.storybook import draw
 from dreambooth_jax.storybook.subjects import reference_scenes
 from dreambooth_jax.text.prompts import prompts_for
+from tests.support import smallest_pipelines, tiny_encoders
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'subject.py'
 
@@ -62,7 +74,7 @@ def trials(tmp_path, monkeypatch):
     monkeypatch.setattr(subject_trials.cpu_devices, 'use', lambda count: None)
     monkeypatch.setattr(subject_trials, 'load_encoder', lambda name: Encoder())
     made = lambda model: SubjectTrials(  # noqa: E731
-        model, CONFIG, tmp_path, num_images=3, class_images=2, sampling={'seed': 5, 'batch_size': 4}
+        Trained(model), CONFIG, tmp_path, num_images=3, class_images=2, sampling={'seed': 5, 'batch_size': 4}
     )
     return made, trained, scored
 
@@ -139,10 +151,45 @@ def test_a_summary_is_over_the_subjects_that_have_the_number():
     assert found['subjects'] == 2 and found['subject named']['mean'] == pytest.approx(0.6)
     assert found['subject named']['standard_error'] == pytest.approx(0.1) and found['subject named']['of'] == [0.5, 0.7]
     assert found['accessory named'] == {'mean': 0.4, 'standard_error': None, 'of': [0.4, 0.4]}
-    assert summary_cells(found)[:4] == [
+    assert summary_cells(found, SHARES)[:4] == [
         '2',
         '60 ± 10 % (50 % to 70 %)',
         '100 ± 0 % (100 % to 100 %)',
         '40 % (40 % to 40 %)',
     ]
-    assert summary_cells(summary([scores(0.5, None)]))[3] == '-' and summary([])['subjects'] == 0
+    assert summary_cells(summary([scores(0.5, None)]), SHARES)[3] == '-' and summary([])['subjects'] == 0
+
+
+def test_titles_are_of_what_was_measured():
+    assert 'accessory named' not in measured([scores(0.5, None)]) and 'CLIP-T' not in measured([scores(0.5, 0.4)])
+    assert measured([scores(0.5, None), scores(0.7, 0.4)])[2] == 'accessory named'
+    assert told(scores(0.5, None))[:2] == ['subject named 50 %', 'context named 100 %']
+    likeness = {'dino': 0.9, 'dino_pres': 0.2, 'clip_t': 0.3}
+    assert told({'likeness': likeness}) == ['DINO, as a share of the photos 90 %', 'PRES, the same 20 %', 'CLIP-T 30 %']
+
+
+def test_a_model_of_another_world_needs_photos(tmp_path):
+    sentence = '^--model=sdxl knows nothing painted; give --photos, a folder of photos per subject$'
+    with pytest.raises(ConfigError, match=sentence):
+        SubjectTrials(Trained('sdxl'), CONFIG, tmp_path, num_images=1, class_images=2, sampling={})
+
+
+@pytest.mark.slow
+def test_another_model_trains_on_photos_and_is_measured_by_encoders_alone(tmp_path):
+    for number in range(3):
+        made = tmp_path / 'photos' / 'can' / f'{number}.png'
+        made.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 48, 3), np.uint8)).save(made)
+    encoders = {name: str(tiny_encoders.write(name, tmp_path / name)) for name in ('dino', 'clip')}
+    weights = str(smallest_pipelines.folder('latents'))
+    given = Trained('stable-diffusion-v1-5', weights, TrialPhotos(tmp_path / 'photos'), encoders)
+    amounts = {'num_images': 1, 'class_images': 2, 'sampling': {'seed': 5, 'batch_size': 8}}
+    trials = SubjectTrials(given, CONFIG, tmp_path / 'runs', **amounts)
+    few = {'base.steps': 2, 'prior.num_images': 2, 'prior.steps': 2, 'data.resolution': 32, 'samples.steps': 2}
+    trial = trials.measure('can', few)
+    assert trials.classifier is None and trial.photo.shape == (40, 48, 3)
+    assert list(trial.images) == ['a sks can', 'a sks can in the snow', 'a can']
+    titles = ['DINO, as a share of the photos', 'PRES, the same', 'CLIP-T']
+    assert measured([trial.scores]) == titles and trial.images['a can'].shape[1:3] == (32, 32)
+    run = of_run.settings(next((tmp_path / 'runs').glob('*/*/can')))
+    assert run.data.instance_dir == str(tmp_path / 'photos' / 'can') and run.model == weights
