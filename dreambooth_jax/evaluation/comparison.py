@@ -16,7 +16,7 @@ from dreambooth_jax.config import STORYBOOK_FLOW, ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment, subject_trials
 from dreambooth_jax.evaluation.bars import bars
-from dreambooth_jax.evaluation.subject_trials import SHARES, SubjectTrials, Trained, Trial
+from dreambooth_jax.evaluation.subject_trials import SHARES, SubjectTrials, Trial, TrialModel
 from dreambooth_jax.evaluation.trial_photos import TrialPhotos
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import subjects
@@ -101,7 +101,7 @@ class Comparison:
                 raise ConfigError(f'--subjects has {subject!r} but each must be one of {", ".join(subjects.SUBJECTS)}')
         encoders = {name: flag.value for name, flag in self._encoders.items()}
         return SubjectTrials(
-            Trained(self._model.value, self._weights.value, self.photos, encoders),
+            TrialModel(self._model.value, self._weights.value, self.photos, encoders),
             self._here.parents[1] / 'configs' / 'subject.py',
             self.workdir,
             num_images=self._num_images.value,

@@ -51,7 +51,7 @@ _SHOWN = 2  # images of each prompt that are kept
 _LONGEST = 60  # characters of a folder's name
 
 
-class Trained(NamedTuple):
+class TrialModel(NamedTuple):
     """What is trained, and on what.
 
     Attributes:
@@ -105,7 +105,7 @@ class SubjectTrials:
 
     def __init__(
         self,
-        trained: Trained,
+        trained: TrialModel,
         config: Path,
         workdir: Path,
         *,

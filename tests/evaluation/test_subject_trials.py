@@ -13,7 +13,7 @@ from dreambooth_jax.evaluation import subject_trials
 from dreambooth_jax.evaluation.subject_trials import (
     SHARES,
     SubjectTrials,
-    Trained,
+    TrialModel,
     folder_name,
     measured,
     summary,
@@ -74,7 +74,7 @@ def trials(tmp_path, monkeypatch):
     monkeypatch.setattr(subject_trials.cpu_devices, 'use', lambda count: None)
     monkeypatch.setattr(subject_trials, 'load_encoder', lambda name: Encoder())
     made = lambda model: SubjectTrials(  # noqa: E731
-        Trained(model), CONFIG, tmp_path, num_images=3, class_images=2, sampling={'seed': 5, 'batch_size': 4}
+        TrialModel(model), CONFIG, tmp_path, num_images=3, class_images=2, sampling={'seed': 5, 'batch_size': 4}
     )
     return made, trained, scored
 
@@ -171,7 +171,7 @@ def test_titles_are_of_what_was_measured():
 def test_a_model_of_another_world_needs_photos(tmp_path):
     sentence = '^--model=sdxl knows nothing painted; give --photos, a folder of photos per subject$'
     with pytest.raises(ConfigError, match=sentence):
-        SubjectTrials(Trained('sdxl'), CONFIG, tmp_path, num_images=1, class_images=2, sampling={})
+        SubjectTrials(TrialModel('sdxl'), CONFIG, tmp_path, num_images=1, class_images=2, sampling={})
 
 
 @pytest.mark.slow
@@ -182,7 +182,7 @@ def test_another_model_trains_on_photos_and_is_measured_by_encoders_alone(tmp_pa
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 48, 3), np.uint8)).save(made)
     encoders = {name: str(tiny_encoders.write(name, tmp_path / name)) for name in ('dino', 'clip')}
     weights = str(smallest_pipelines.folder('latents'))
-    given = Trained('stable-diffusion-v1-5', weights, TrialPhotos(tmp_path / 'photos'), encoders)
+    given = TrialModel('stable-diffusion-v1-5', weights, TrialPhotos(tmp_path / 'photos'), encoders)
     amounts = {'num_images': 1, 'class_images': 2, 'sampling': {'seed': 5, 'batch_size': 8}}
     trials = SubjectTrials(given, CONFIG, tmp_path / 'runs', **amounts)
     few = {'base.steps': 2, 'prior.num_images': 2, 'prior.steps': 2, 'data.resolution': 32, 'samples.steps': 2}
