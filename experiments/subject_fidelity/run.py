@@ -20,16 +20,19 @@ LORA = {
     STORYBOOK: {'base.learning_rate': '1e-3', 'base.text_encoder_learning_rate': '2.5e-3'},
     STORYBOOK_FLOW: {'base.learning_rate': '4e-3'},
 }
+OTHERS = {'base.learning_rate': '1e-4'}  # of the default layers of a large model
 TOKEN = '<subject>'
+# Models whose text encoder is a language model, which learns no word.
+WORDLESS = (STORYBOOK_FLOW, 'flux2-klein', 'z-image')
 
 
 def ways_of(subject: str) -> dict[str, Way]:
     """Returns the ways. The new word of textual inversion starts as the class noun and needs no class examples."""
     noun, model = SUBJECTS[subject].class_noun, _COMPARISON.about['model']
-    lora = {'lora.rank': 16, 'lora.targets': "('.*',)", **LORA[model]}
+    lora = {'lora.rank': 16, **({'lora.targets': "('.*',)", **LORA[model]} if model in LORA else OTHERS)}
     ways = {'full': Way(), 'LoRA': Way(lora), 'untrained': Way(None)}
-    if model == STORYBOOK_FLOW:
-        return ways  # its text encoder, a language model, learns no words
+    if model in WORDLESS:
+        return ways
     inversion = {
         'textual_inversion.token': TOKEN,
         'textual_inversion.initializer': noun,
