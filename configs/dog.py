@@ -20,7 +20,8 @@ Command: python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/d
 
 --config=configs/dog.py:storybook-flow fine-tunes the other model of the package, a rectified flow at 128 px in one
 stage. Of twenty other subjects by the same recipe the classifier names the subject in 94 % and the context in 95 % of
-the images of the same prompts (2 per prompt; experiments/subjects), but an accessory in 13 % only.
+the images of the same prompts (2 per prompt; experiments/subjects), but an accessory in 13 % only; paintings, views and
+other colours are not followed either (experiments/applications).
 
 With another base model, the run keeps the prompts and trains on your photos. Resolutions, learning rates and steps are
 then those of the paper (Ruiz et al. 2023) or of the model's own recipe. Nothing was measured with the published weights
