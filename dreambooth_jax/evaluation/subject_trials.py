@@ -117,7 +117,9 @@ class SubjectTrials:
         is_known = model in BUILT_IN and trained.photos.are_painted
         if model not in BUILT_IN and trained.photos.are_painted:
             raise ConfigError(f'--model={model} knows nothing painted; give --photos, a folder of photos per subject')
-        self._model, self._config, self._workdir = model, config, workdir / model
+        self._model, self._config = model, config
+        # Painted and real photos of one subject are trials of their own.
+        self._workdir = workdir / (model if trained.photos.are_painted else f'{model}_photos')
         self._recipe = runpy.run_path(str(config))['get_config']
         self._photos = trained.photos
         self._given = {} if trained.weights is None else {'model': trained.weights}

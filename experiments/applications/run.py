@@ -37,7 +37,7 @@ _SHOWN = 2  # images of each prompt
 
 def main(_) -> None:
     trials, count = _COMPARISON.trials(), max(_SHOWN, _COMPARISON.about['num_images'])
-    named: dict[str, dict[str, float]] = {name: {} for name in APPLICATIONS}
+    named: dict[str, dict[str, list[bool]]] = {name: {} for name in APPLICATIONS}
     for subject in _COMPARISON.subjects:
         noun = SUBJECTS[subject].class_noun
         prompts = {
