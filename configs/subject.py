@@ -12,7 +12,7 @@ Command: python -m dreambooth_jax.train --config=configs/subject.py:backpack --w
 import pathlib
 import runpy
 
-from dreambooth_jax.config import STORYBOOK, ConfigError
+from dreambooth_jax.config import STORYBOOK, STORYBOOK_FLOW, ConfigError
 from dreambooth_jax.storybook.subjects import SUBJECTS
 from dreambooth_jax.text.prompts import LIVE_CLASSES
 
@@ -28,8 +28,9 @@ def get_config(subject: str = 'dog'):
     # Read by path, because configs/ is not a package and the program may be started in any folder.
     recipe = runpy.run_path(str(pathlib.Path(__file__).with_name('dog.py')))
     config = recipe['get_config'](model or STORYBOOK)
-    if config.prior.phrases and noun not in LIVE_CLASSES:
+    if config.model == STORYBOOK_FLOW and noun not in LIVE_CLASSES:
         config.prior.phrases = recipe['CONTEXTS']  # a vase wears no hat
+        config.base.steps = recipe['FLOW_STEPS_OF_THINGS']
     config.data.subject = subject
     config.data.instance_prompt = f'a sks {noun}'
     config.data.class_prompt = f'a {noun}'

@@ -2,6 +2,7 @@
 
 schema.py       the machinery: dataclasses -> locked ConfigDict -> checked dataclasses, and all error texts
 dreambooth.py   the settings of train and of the programs that share its config files
+data.py         the settings of the subjects and of their images
 lora.py         the settings of LoRA
 pretrain.py     the settings of pretrain
 evaluation.py   the settings of the evaluation during training
@@ -19,17 +20,16 @@ from dreambooth_jax.config.built_in import (
     STORYBOOK_FLOW_SAMPLING,
     STORYBOOK_SAMPLING,
 )
+from dreambooth_jax.config.data import DataConfig, SubjectConfig
 from dreambooth_jax.config.dreambooth import (
     LAST_TIMESTEP,
     NO_MODEL,
     BaseConfig,
-    DataConfig,
     DreamBoothConfig,
     ExportFormat,
     PredictionType,
     PriorConfig,
     RunSamplesConfig,
-    SubjectConfig,
     SuperResolutionConfig,
     TextualInversionConfig,
     Timestep,

@@ -9,7 +9,7 @@ from dreambooth_jax.data.decode import decode_image
 from dreambooth_jax.data.images import ImageError, open_photo
 from dreambooth_jax.data.subjects import list_images
 from dreambooth_jax.storybook import draw
-from dreambooth_jax.storybook.subjects import reference_scenes
+from dreambooth_jax.storybook.subjects import caption, reference_scenes
 
 _SIDE = 128  # of painted photos in files, in pixels
 
@@ -49,15 +49,24 @@ class TrialPhotos:
         photos = [np.asarray(decode_image(file.path)) for file in files]
         return photos, [None if mask is None else np.asarray(mask) for mask in masks]
 
-    def write(self, subject: str, count: int, folder: Path) -> None:
-        """Writes the first `count` photos of a subject, or all if it has fewer, to a folder; raises as `of`."""
+    def write(self, subject: str, count: int, folder: Path, prompt: str) -> None:
+        """Writes the first `count` photos of a subject, or all if it has fewer, to a folder.
+
+        Painted ones have captions that begin with `prompt`, such as 'a sks dog'; others the captions and masks that
+        they have. Raises as `of`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if self._folder is None:
             for number, scene in enumerate(reference_scenes(subject)[:count]):
                 provenance.save(draw.paint(scene, _SIDE), folder / f'{number}.png', source=provenance.PAINTED)
+                (folder / f'{number}.txt').write_text(caption(scene, prompt))
             return
         for file in self._files(subject)[:count]:
-            (folder / file.path.name).write_bytes(file.path.read_bytes())
+            for path in (file.path, file.mask):
+                if path:
+                    (folder / path.name).write_bytes(path.read_bytes())
+            if file.caption:
+                (folder / f'{file.path.name}.txt').write_text(file.caption)
 
     def _files(self, subject: str):
         files, _ = list_images(self._folder / subject)

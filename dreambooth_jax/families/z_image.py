@@ -37,9 +37,12 @@ _SCALE = 8  # side of an image divided by that of its latents, if the VAE was no
 _SHIFT_OF_TURBO = 3.0  # of its scheduler_config.json; that of the base model has 6
 _LONGEST_TEXT = z_image.padded_length(QWEN_MAX_LENGTH) + 2  # positions that a text and the image behind it need
 
-# The layers that diffusers' train_dreambooth_lora_z_image.py adapts: the projections of every attention, those of the
-# refiners of image and text included.
-LORA_TARGETS = (r'(layers|noise_refiner|context_refiner)\.\d+\.attention\.(to_q|to_k|to_v|to_out\.0)',)
+# The projections and feed-forward layers of every block, as in kohya's musubi-tuner, and here those of the refiners of
+# image and text as well. The attention alone, as in diffusers' train_dreambooth_lora_z_image.py, is too little to learn
+# Storybook's subjects (experiments/subjects).
+LORA_TARGETS = (
+    r'(layers|noise_refiner|context_refiner)\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])',
+)
 
 # kohya's trainer knows the layers as the makers' code does. ComfyUI reads diffusers' names of them, and diffusers reads
 # the joint layer of the makers' code in kohya's files alone.

@@ -15,6 +15,7 @@ from dreambooth_jax.data.subjects import ImageFile, list_images, read_buckets, r
 from dreambooth_jax.data.table import Examples, join
 from dreambooth_jax.datasets import data_source
 from dreambooth_jax.storybook import draw, subjects
+from dreambooth_jax.storybook.world import Scene
 from dreambooth_jax.text.prompts import in_turn
 
 # Words of an instance prompt that cannot be the subject's name, even if the class prompt does not have them.
@@ -109,14 +110,24 @@ def whole_masks(config: DreamBoothConfig, side: int) -> list[tuple[np.ndarray | 
 
 
 def _painted(name: str, side: int) -> np.ndarray:
-    if name not in subjects.SUBJECTS:
-        known = ', '.join(subjects.SUBJECTS)
-        raise ConfigError(f'config.data.subject is {name!r} but must be one of {known}')
-    return np.stack([draw.paint(scene, side) for scene in subjects.reference_scenes(name)])
+    return np.stack([draw.paint(scene, side) for scene in _scenes(name)])
 
 
 def _painted_masks(name: str, side: int) -> tuple[np.ndarray, ...]:
-    return tuple(draw.paint_mask(scene, side) for scene in subjects.reference_scenes(name))
+    return tuple(draw.paint_mask(scene, side) for scene in _scenes(name))
+
+
+def _painted_prompts(subject: SubjectConfig) -> list[str]:
+    """Returns the prompt of each image of a built-in subject."""
+    scenes, prompt = _scenes(subject.subject), subject.instance_prompt
+    return [subjects.caption(scene, prompt) if subject.subject_captions else prompt for scene in scenes]
+
+
+def _scenes(name: str) -> tuple[Scene, ...]:
+    if name not in subjects.SUBJECTS:
+        known = ', '.join(subjects.SUBJECTS)
+        raise ConfigError(f'config.data.subject is {name!r} but must be one of {known}')
+    return subjects.reference_scenes(name)
 
 
 def read(
@@ -156,8 +167,7 @@ def read(
         if subject.instance_dir is None and subject.tfds is None:
             painted = _painted(subject.subject, resolution)
             masks = np.stack(_painted_masks(subject.subject, resolution))[..., None] if subject.subject_masks else None
-            count = len(painted)
-            groups[square].append(Examples(painted, [prompt] * count, masks, [turns] * count))
+            groups[square].append(Examples(painted, _painted_prompts(subject), masks, [turns] * len(painted)))
             continue
         options = {'crops': crops or config.data.crops, 'max_zoom': max_zoom, 'seed': config.seed}
         options['order'] = (order or {}).get(_setting(config, number))
@@ -182,7 +192,7 @@ def check_folders(config: DreamBoothConfig) -> None:
     for number, subject in enumerate(config.subjects()):
         found = listed(config, number)
         if found is None:
-            prompts.append(subject.instance_prompt)
+            prompts += _painted_prompts(subject)
             continue
         place, files, skipped = found
         for name, reason in skipped.items():
@@ -227,6 +237,8 @@ def describe_folders(config: DreamBoothConfig) -> str:
         if found is None:
             masked = ', with masks' if subject.subject_masks else ''
             lines.append(f'  built-in subject {subject.subject}{masked}, {subject.instance_prompt!r}')
+            if subject.subject_captions:
+                lines += [f'    caption {prompt!r}' for prompt in _painted_prompts(subject)]
             continue
         place, files, skipped = found
         unless = ' unless captioned' if subject.tfds is None else ''

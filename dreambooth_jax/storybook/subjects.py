@@ -107,6 +107,11 @@ def reference_scenes(name: str) -> tuple[Scene, ...]:
     )
 
 
+def caption(scene: Scene, prompt: str) -> str:
+    """Returns what the owner of a photo would write beside it: `prompt`, such as 'a sks dog', and the place, if any."""
+    return f'{prompt} {scene.context}' if scene.context else prompt
+
+
 def held_out_scenes(name: str, count: int) -> list[Scene]:
     """Returns scenes of a subject that are not among its reference scenes.
 

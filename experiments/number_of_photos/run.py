@@ -9,6 +9,8 @@ from pathlib import Path
 
 from dreambooth_jax import program
 from dreambooth_jax.evaluation.comparison import Comparison, Way
+from dreambooth_jax.evaluation.subject_trials import IDENTIFIER
+from dreambooth_jax.storybook.subjects import SUBJECTS
 
 COUNTS = (1, 2, 3, 4, 5)
 # Subjects with at least five photos that the recipe was not chosen on.
@@ -20,7 +22,7 @@ def ways_of(subject: str) -> dict[str, Way]:
     found = {}
     for count in COUNTS:
         folder = _COMPARISON.workdir / _COMPARISON.about['model'] / 'photos' / f'{subject}_{count}'
-        _COMPARISON.photos.write(subject, count, folder)
+        _COMPARISON.photos.write(subject, count, folder, f'a {IDENTIFIER} {SUBJECTS[subject].class_noun}')
         found[f'{count} photo{"s" if count > 1 else ""}'] = Way({'data.instance_dir': folder})
     return found
 

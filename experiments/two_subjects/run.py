@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from dreambooth_jax import program
-from dreambooth_jax.config import ConfigError
+from dreambooth_jax.config import ConfigError, DreamBoothConfig, of_run
 from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment, storybook_scores
 from dreambooth_jax.evaluation.comparison import Comparison
+from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import draw
 from dreambooth_jax.storybook.subjects import SUBJECTS, reference_scenes
@@ -33,18 +34,36 @@ def words_of(pair) -> tuple[str, ...]:
     )
 
 
-def together(pair) -> dict:
-    """Returns the settings of a run on both subjects of a pair."""
+def together(pair, alone: DreamBoothConfig) -> dict:
+    """Returns the settings of a run on both subjects that sees each as often as the run `alone` sees its subject."""
     both = tuple(
         {
             'subject': subject,
             'instance_prompt': f'a {words}',
             'class_prompt': f'a {SUBJECTS[subject].class_noun}',
+            'subject_captions': alone.data.subject_captions,
         }
         for subject, words in zip(pair, words_of(pair), strict=True)
     )
-    alone = {f'data.{name}': '' for name in ('subject', 'instance_prompt', 'class_prompt')}
-    return {**alone, 'data.subjects': both, 'prior.dir': None}  # class images of its own
+    none = {f'data.{name}': '' for name in ('subject', 'instance_prompt', 'class_prompt')}
+    none['data.subject_captions'] = False
+    # Class images, where there are any, are of both classes and its own.
+    return {**none, 'data.subjects': both, 'base.steps': 2 * alone.base.steps, 'prior.dir': None}
+
+
+def merged(trials, pair) -> Cascade:
+    """Returns the model with all that a run on each subject of a pair has changed in it.
+
+    Adapters change kernels by a sum, so this is what both runs' adapters make of the model.
+    """
+    base, _, _ = trials.trained(pair[0], None)
+    apart = ({}, {'data.instance_prompt': f'a {words_of(pair)[1]}'})
+    runs = [trials.trained(subject, settings)[0] for subject, settings in zip(pair, apart, strict=True)]
+    params = {}
+    for name, network in base.base.components.items():
+        before, after = network.params, [one.base.components[name].params for one in runs]
+        params[name] = {path: before[path] + sum(one[path] - before[path] for one in after) for path in before}
+    return runs[0].with_params(base=params)
 
 
 def ask(trials, cascade, options, pair) -> tuple[dict[str, dict[str, float]], np.ndarray]:
@@ -82,9 +101,14 @@ def main(_) -> None:
         if not set(pair) <= set(_COMPARISON.subjects):
             continue
         photos = [draw.paint(reference_scenes(subject)[0], 128) for subject in pair]
-        ways = {'one run for both': together(pair), f'a run for {pair[0]} alone': {}}
-        for title, settings in ways.items():
-            cascade, options, _ = trials.trained(pair[0], settings)
+        first, options, run = trials.trained(pair[0], {})
+        both, _, _ = trials.trained(pair[0], together(pair, of_run.settings(run)))
+        ways = {
+            'one run for both': both,
+            'two runs, merged': merged(trials, pair),
+            f'a run for {pair[0]} alone': first,
+        }
+        for title, cascade in ways.items():
             shares, shown = ask(trials, cascade, options, pair)
             found.setdefault(' and '.join(pair), {})[title] = shares
             rows.append([*photos, *shown])

@@ -145,7 +145,10 @@ def test_textual_inversion_is_a_way_only_of_a_model_that_learns_words(values, lo
 def test_a_pair_is_trained_in_one_run(values, load):
     module = load('two_subjects')
     for pair in module.PAIRS:
-        config = check_trains(pair[0], values.model, module.together(pair))
+        alone = check_trains(pair[0], values.model, {})
+        config = check_trains(pair[0], values.model, module.together(pair, alone))
+        assert config.base.steps == 2 * alone.base.steps
+        assert all(one.subject_captions == alone.data.subject_captions for one in config.subjects())
         assert [one.subject for one in config.subjects()] == list(pair) and set(pair) <= set(values.subjects)
         assert [one.instance_prompt for one in config.subjects()] == [f'a {words}' for words in module.words_of(pair)]
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.data.images import ImageError
+from dreambooth_jax.data.subjects import list_images
 from dreambooth_jax.evaluation.trial_photos import TrialPhotos
 from dreambooth_jax.storybook import draw
 from dreambooth_jax.storybook.subjects import reference_scenes
@@ -38,15 +39,27 @@ def test_photos_of_a_folder_are_read_whole_with_the_masks_that_there_are(folder)
 
 @pytest.mark.parametrize('count', [1, 2, 9])
 def test_the_first_photos_are_written(folder, tmp_path, count):
-    TrialPhotos(folder).write('can', count, tmp_path / 'some')
+    TrialPhotos(folder).write('can', count, tmp_path / 'some', 'a sks can')
     written = sorted(tmp_path.joinpath('some').iterdir())
     assert [path.name for path in written] == ['00.png', '01.png', '02.png'][:count]
     assert written[0].read_bytes() == (folder / 'can' / '00.png').read_bytes()
-    TrialPhotos().write('can', count, tmp_path / 'painted')
-    painted = sorted(tmp_path.joinpath('painted').iterdir())
-    scenes = reference_scenes('can')
-    assert len(painted) == min(count, len(scenes))
-    assert np.array_equal(np.asarray(Image.open(painted[0])), draw.paint(scenes[0], 128))
+    TrialPhotos().write('can', count, tmp_path / 'painted', 'a sks can')
+    painted, _ = list_images(tmp_path / 'painted')
+    scenes = reference_scenes('can')[:count]
+    assert len(painted) == len(scenes)
+    assert np.array_equal(np.asarray(Image.open(painted[0].path)), draw.paint(scenes[0], 128))
+    assert [file.caption for file in painted] == [f'a sks can {scene.context or ""}'.strip() for scene in scenes]
+
+
+def test_captions_and_masks_go_with_their_photos(folder, tmp_path):
+    (folder / 'dog' / '02.txt').write_text('a sks dog asleep')
+    TrialPhotos(folder).write('dog', 3, tmp_path / 'some', 'a sks dog')
+    files, _ = list_images(tmp_path / 'some')
+    assert [(file.caption, file.mask and file.mask.name) for file in files] == [
+        (None, None),
+        (None, '01.mask.png'),
+        ('a sks dog asleep', None),
+    ]
 
 
 def test_a_subject_without_photos_is_named(folder):

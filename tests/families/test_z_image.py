@@ -124,9 +124,10 @@ def test_a_written_folder_gives_diffusers_the_same_image(tmp_path):
 @pytest.mark.parametrize('format', lora_files.FORMATS)
 def test_a_lora_of_the_usual_layers_is_loaded_by_diffusers(tmp_path, format):
     blocks = ('noise_refiner.0', 'context_refiner.0', 'layers.0', 'layers.1')
-    names = ('to_q', 'to_k', 'to_v', 'to_out.0')
+    attention, feed_forward = ('to_q', 'to_k', 'to_v', 'to_out.0'), ('w1', 'w2', 'w3')
+    names = [f'attention.{name}' for name in attention] + [f'feed_forward.{name}' for name in feed_forward]
     layers = {name.rpartition('.')[0] for name in MODEL.lora}
-    assert layers == {f'{block}.attention.{name}' for block in blocks for name in names}
+    assert layers == {f'{block}.{name}' for block in blocks for name in names}
     MODEL.check_lora(tmp_path, format)
 
 
