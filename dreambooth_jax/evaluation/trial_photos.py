@@ -9,7 +9,7 @@ from dreambooth_jax.data.decode import decode_image
 from dreambooth_jax.data.images import ImageError, open_photo
 from dreambooth_jax.data.subjects import list_images
 from dreambooth_jax.storybook import draw
-from dreambooth_jax.storybook.subjects import caption, reference_scenes
+from dreambooth_jax.storybook.subjects import captions, reference_scenes
 
 _SIDE = 128  # of painted photos in files, in pixels
 
@@ -57,9 +57,10 @@ class TrialPhotos:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if self._folder is None:
-            for number, scene in enumerate(reference_scenes(subject)[:count]):
+            photos = zip(reference_scenes(subject)[:count], captions(subject, prompt), strict=False)
+            for number, (scene, caption) in enumerate(photos):
                 provenance.save(draw.paint(scene, _SIDE), folder / f'{number}.png', source=provenance.PAINTED)
-                (folder / f'{number}.txt').write_text(caption(scene, prompt))
+                (folder / f'{number}.txt').write_text(caption)
             return
         for file in self._files(subject)[:count]:
             for path in (file.path, file.mask):

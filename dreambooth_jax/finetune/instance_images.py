@@ -119,8 +119,8 @@ def _painted_masks(name: str, side: int) -> tuple[np.ndarray, ...]:
 
 def _painted_prompts(subject: SubjectConfig) -> list[str]:
     """Returns the prompt of each image of a built-in subject."""
-    scenes, prompt = _scenes(subject.subject), subject.instance_prompt
-    return [subjects.caption(scene, prompt) if subject.subject_captions else prompt for scene in scenes]
+    alike = [subject.instance_prompt] * len(_scenes(subject.subject))
+    return subjects.captions(subject.subject, subject.instance_prompt) if subject.subject_captions else alike
 
 
 def _scenes(name: str) -> tuple[Scene, ...]:
@@ -192,7 +192,7 @@ def check_folders(config: DreamBoothConfig) -> None:
     for number, subject in enumerate(config.subjects()):
         found = listed(config, number)
         if found is None:
-            prompts += _painted_prompts(subject)
+            prompts.append(subject.instance_prompt)
             continue
         place, files, skipped = found
         for name, reason in skipped.items():

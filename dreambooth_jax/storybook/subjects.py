@@ -107,9 +107,15 @@ def reference_scenes(name: str) -> tuple[Scene, ...]:
     )
 
 
-def caption(scene: Scene, prompt: str) -> str:
-    """Returns what the owner of a photo would write beside it: `prompt`, such as 'a sks dog', and the place, if any."""
-    return f'{prompt} {scene.context}' if scene.context else prompt
+def captions(name: str, prompt: str) -> list[str]:
+    """Returns what the owner of a subject writes beside its photos: `prompt`, such as 'a sks dog', and the place.
+
+    One of them is the prompt alone, that of the photo on a plain backdrop or else of the first: a prompt that is never
+    trained is not learned either.
+    """
+    scenes = reference_scenes(name)
+    bare = next((i for i, scene in enumerate(scenes) if scene.context is None), 0)
+    return [prompt if i == bare else f'{prompt} {scene.context}' for i, scene in enumerate(scenes)]
 
 
 def held_out_scenes(name: str, count: int) -> list[Scene]:

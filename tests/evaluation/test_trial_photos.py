@@ -8,7 +8,7 @@ from dreambooth_jax.data.images import ImageError
 from dreambooth_jax.data.subjects import list_images
 from dreambooth_jax.evaluation.trial_photos import TrialPhotos
 from dreambooth_jax.storybook import draw
-from dreambooth_jax.storybook.subjects import reference_scenes
+from dreambooth_jax.storybook.subjects import captions, reference_scenes
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_the_first_photos_are_written(folder, tmp_path, count):
     scenes = reference_scenes('can')[:count]
     assert len(painted) == len(scenes)
     assert np.array_equal(np.asarray(Image.open(painted[0].path)), draw.paint(scenes[0], 128))
-    assert [file.caption for file in painted] == [f'a sks can {scene.context or ""}'.strip() for scene in scenes]
+    assert [file.caption for file in painted] == captions('can', 'a sks can')[: len(scenes)]
 
 
 def test_captions_and_masks_go_with_their_photos(folder, tmp_path):

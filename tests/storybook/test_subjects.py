@@ -50,6 +50,14 @@ def test_reference_scenes_are_four_to_six_in_different_places(name):
     assert all(getattr(scene, field) == value for scene in scenes for field, value in SUBJECTS[name].look.items())
 
 
+@pytest.mark.parametrize('name', SUBJECTS)
+def test_all_photos_but_one_say_where_they_were_taken(name):
+    captions = subjects.captions(name, 'a sks thing')
+    assert captions.count('a sks thing') == 1 and len(set(captions)) == len(captions)
+    for caption, scene in zip(captions, subjects.reference_scenes(name), strict=True):
+        assert caption in ('a sks thing', f'a sks thing {scene.context}')
+
+
 @pytest.mark.parametrize('name', ['dog', 'can', 'robot_toy'])
 def test_held_out_scenes_go_through_all_contexts_and_repeat_no_reference(name):
     scenes = subjects.held_out_scenes(name, 40)
