@@ -31,7 +31,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.generation.origin import Model, Origin
     from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples
     from dreambooth_jax.storybook import pools, vocabulary
-    from dreambooth_jax.training import optimizer, run, train_run
+    from dreambooth_jax.training import memory, optimizer, run, train_run
     from dreambooth_jax.training.placement import make_placement
     from dreambooth_jax.training.train_run import Budget, TrainRun
     from dreambooth_jax.weights import folders
@@ -88,26 +88,28 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
 
     learning_rate, tx = optimizer.from_settings(config, config.learning_rate, config.steps, multipliers=stage.held)
     batch = pairs.pad_examples(pairs.make_batch(config.batch_size, 0, config.pool_size, 0, 0.0), placement.devices)
-    state, finished = train_run.fit(
-        TrainRun(
-            name=config.stage,
-            loss=stage.loss,
-            params=stage.params,
-            frozen_at=lambda placed, step: pool_data(step // steps_per_pool),
-            batch=batch,
-            pick=pick,
-            tx=tx,
-            learning_rate=learning_rate,
-            ema_decay=config.ema_decay,
-            placement=placement,
-            budget=Budget(steps=config.steps, per_dispatch=config.parallel.steps_per_dispatch),
-            seed=config.seed,
-            checkpoint=config.checkpoint,
-            callbacks=[sampling] if stage.samples and samples.prompts else [],
-            description=f'pretrain {config.stage}',
-        ),
-        workdir,
-    )
+    less = [f'--config.batch_size={config.batch_size // 2}'] if config.batch_size > 1 else []
+    with memory.explained('the model trains', less):
+        state, finished = train_run.fit(
+            TrainRun(
+                name=config.stage,
+                loss=stage.loss,
+                params=stage.params,
+                frozen_at=lambda placed, step: pool_data(step // steps_per_pool),
+                batch=batch,
+                pick=pick,
+                tx=tx,
+                learning_rate=learning_rate,
+                ema_decay=config.ema_decay,
+                placement=placement,
+                budget=Budget(steps=config.steps, per_dispatch=config.parallel.steps_per_dispatch),
+                seed=config.seed,
+                checkpoint=config.checkpoint,
+                callbacks=[sampling] if stage.samples and samples.prompts else [],
+                description=f'pretrain {config.stage}',
+            ),
+            workdir,
+        )
     averaged = trained(placement.gather(placement.to_global(state).best_params))
     if config.stage == 'autoencoder':
         averaged = with_scaled_latents(averaged, painters.pool(0).images)

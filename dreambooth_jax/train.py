@@ -112,7 +112,8 @@ def finetune_stages(begun, workdir: Path) -> None:
         if getattr(config, name).steps == 0:
             continue
         tables = examples.stage_tables(config, cascade, name, instance[name], images)
-        less = memory.remedies(config, name, begun=name in run.trained_stages(workdir))
+        has_begun = name in run.trained_stages(workdir)
+        less = memory.remedies(config, name, begun=has_begun, devices=placement.devices)
         with memory.explained(f'the {name} stage trains', less):
             chooser = evaluation.during if evaluation else begun.chosen and (lambda cascade_of: begun.chosen)
             scored = chooser if name == 'base' else None

@@ -204,7 +204,7 @@ def check_together(
         do = 'take some in other places, or the model learns the place together with the subject'
         findings.append(Finding(WARNING, 'one background', None, words, do))
     elif drawn_on_all([images[i] for i in alone]):
-        do = 'crop it away or black it out in masks, or the model will draw it too'
+        do = 'crop it away or black it out in masks, or the model will show it too'
         findings.append(Finding(WARNING, 'watermark', None, 'the same lines lie on all of them at one place', do))
     findings += _odd_one(names, images, features)
     if 0 < len(names) < FEW:

@@ -74,6 +74,14 @@ class LinearMu:
         return cls(**{field: config[key] for field, key in keys.items() if config.get(key) is not None})
 
 
+# Name -> weight of the loss at times s. As in diffusers' scripts none is divided by the density of the times that are
+# trained on. Source: Esser et al. 2024, section 3.1.
+WEIGHTINGS = {
+    'sigma_sqrt': lambda s: s**-2,
+    'cosmap': lambda s: 2 / (math.pi * (1 - 2 * s + 2 * s**2)),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class RectifiedFlow:
     """A rectified flow, and how images are generated with it; see `process.NoiseProcess`.
@@ -102,7 +110,7 @@ class RectifiedFlow:
 
     prediction_type: ClassVar[str] = VELOCITY
     learns_variance: ClassVar[bool] = False
-    weightings: ClassVar[tuple[str, ...]] = ('sigma_sqrt', 'cosmap')
+    weightings: ClassVar[tuple[str, ...]] = tuple(WEIGHTINGS)
 
     @property
     def last_time(self) -> float:
@@ -144,13 +152,8 @@ class RectifiedFlow:
         return jnp.square(alpha / sigma)
 
     def weight(self, t: jax.Array, kind: str) -> jax.Array:
-        """Returns the weight of the loss at times s, f32 of the shape of t.
-
-        'sigma_sqrt': s^-2; 'cosmap': 2 / (pi (1 - 2 s + 2 s^2)), Esser et al. 2024, section 3.1. As in diffusers'
-        scripts neither is divided by the density with which the times are drawn.
-        """
-        s = jnp.asarray(t, jnp.float32)
-        return s**-2 if kind == 'sigma_sqrt' else 2 / (math.pi * (1 - 2 * s + 2 * s**2))
+        """Returns the weight of the loss at times s, f32 of the shape of t; kind: a name in WEIGHTINGS."""
+        return WEIGHTINGS[kind](jnp.asarray(t, jnp.float32))
 
     def add_noise(self, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
         """Returns x_s, f32[B, ...]; x0, noise: [B, ...]; t: f32[B]."""

@@ -22,7 +22,7 @@ from dreambooth_jax.diffusion.scheduler_files import BETA_SCHEDULES, PREDICTION_
 _COSINE_MAX_BETA = 0.999
 _COSINE_OFFSET = 0.008
 
-# The only kind of process that scheduler files describe so far; stages and generation know it by this name.
+# The process that these betas are of, by its older name.
 Schedule = DiscreteVP
 
 

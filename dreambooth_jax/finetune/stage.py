@@ -91,8 +91,8 @@ def check_can_train(config: DreamBoothConfig, pipeline: Pipeline) -> None:
     distilled, allowed = pipeline.family.is_distilled(pipeline), config.base.train_distilled
     if distilled and not allowed:
         raise ConfigError(
-            f'{pipeline.name} is distilled: it draws in few steps without guidance, and training on images would undo '
-            f'that; train the base model that it was made from, or set config.base.train_distilled to True'
+            f'{pipeline.name} is distilled: it generates in few steps without guidance, and training on images would '
+            f'undo that; train the base model that it was made from, or set config.base.train_distilled to True'
         )
     if allowed and not distilled and not pipeline.family.is_super_resolution:
         raise ConfigError(f'config.base.train_distilled is True but {pipeline.name} is not distilled; leave it False')

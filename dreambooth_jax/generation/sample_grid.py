@@ -76,12 +76,13 @@ class SampleGrid:
 
         Raises:
           OSError: if the disk does not take the file.
-          JaxRuntimeError: with several hosts, because a host that goes on alone would wait for the others for ever.
+          JaxRuntimeError, OutOfMemory: with several hosts, because a host that goes on alone would wait for the others
+            for ever.
         """
         try:
             self.save(cascade, path, title, step, before)
         except (TrainingError, ConfigError, jax.errors.JaxRuntimeError) as error:
-            if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            if isinstance(error, (jax.errors.JaxRuntimeError, memory.OutOfMemory)) and jax.process_count() > 1:
                 raise
             logging.warning('no samples of %s, training goes on: %s', title, error)
 

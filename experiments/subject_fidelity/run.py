@@ -15,12 +15,18 @@ from dreambooth_jax.storybook.subjects import SUBJECTS
 
 # Subjects that the recipe was not chosen on.
 _COMPARISON = Comparison(Path(__file__).parent, ['dog5', 'red_cartoon', 'can'], model=STORYBOOK)
-# Adapters of every layer; they need higher learning rates than whole networks (experiments/main_job, subjects).
-LORA = {
-    STORYBOOK: {'base.learning_rate': '1e-3', 'base.text_encoder_learning_rate': '2.5e-3'},
-    STORYBOOK_FLOW: {'base.learning_rate': '4e-3'},
+# Model -> what the recipe leaves open: 'full' or 'LoRA' is the recipe itself. Adapters need higher learning rates than
+# whole networks, and those of the cascade every layer (experiments/main_job, quantised_base).
+OTHER_WAY = {
+    STORYBOOK: {
+        'lora.rank': 16,
+        'lora.targets': "('.*',)",
+        'base.learning_rate': '1e-3',
+        'base.text_encoder_learning_rate': '2.5e-3',
+    },
+    STORYBOOK_FLOW: {'lora.rank': None, 'base.learning_rate': '5e-4'},
 }
-OTHERS = {'base.learning_rate': '1e-4'}  # of the default layers of a large model
+OTHERS = {'lora.rank': 16, 'base.learning_rate': '1e-4'}  # of the default layers of a large model
 TOKEN = '<subject>'
 # Models whose text encoder is a language model, which learns no word.
 WORDLESS = (STORYBOOK_FLOW, 'flux2-klein', 'z-image')
@@ -29,8 +35,9 @@ WORDLESS = (STORYBOOK_FLOW, 'flux2-klein', 'z-image')
 def ways_of(subject: str) -> dict[str, Way]:
     """Returns the ways. The new word of textual inversion starts as the class noun and needs no class examples."""
     noun, model = SUBJECTS[subject].class_noun, _COMPARISON.about['model']
-    lora = {'lora.rank': 16, **({'lora.targets': "('.*',)", **LORA[model]} if model in LORA else OTHERS)}
-    ways = {'full': Way(), 'LoRA': Way(lora), 'untrained': Way(None)}
+    recipe, other = Way(), Way(OTHER_WAY.get(model, OTHERS))
+    full, lora = (other, recipe) if model == STORYBOOK_FLOW else (recipe, other)
+    ways = {'full': full, 'LoRA': lora, 'untrained': Way(None)}
     if model in WORDLESS:
         return ways
     inversion = {

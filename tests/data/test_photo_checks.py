@@ -235,7 +235,7 @@ def test_one_background_is_a_warning_if_most_photos_have_it():
 
 def test_the_same_lines_on_all_photos_are_a_warning():
     stamped = [written(image, 'SAMPLE', (0.2, 0.4), 0.15, 140) for image in PLACES]
-    words = 'crop it away or black it out in masks, or the model will draw it too'
+    words = 'crop it away or black it out in masks, or the model will show it too'
     sentence = f'warning: all photos: the same lines lie on all of them at one place; {words}'
     assert together(stamped) == together(stamped[:4]) == [sentence]
     small = [np.asarray(Image.fromarray(image).resize((255, 255))) for image in stamped]

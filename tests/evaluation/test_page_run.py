@@ -88,8 +88,11 @@ def test_grids_are_in_the_order_of_their_steps_and_the_last_is_shown(run):
     markup = page_run.samples(run, embedded())
     base, second = markup.split('Super-resolution stage</h3>')
     assert re.findall(r'data-step="(\d+)"( data-shown)?', base) == [
-        ('20', ''), ('40', ''), ('60', ''), ('1000000', ' data-shown')
-    ]  # fmt: skip
+        ('20', ''),
+        ('40', ''),
+        ('60', ''),
+        ('1000000', ' data-shown'),
+    ]
     assert 'max="3" value="3"' in base and '<output>step 1000000</output>' in base and 'max="2"' in second
     few = page_run.samples(run, embedded(grids=2))
     assert re.findall(r'data-step="(\d+)"', few) == ['20', '1000000', '20', '60'] and '2 of 4 are shown' in few

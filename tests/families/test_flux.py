@@ -175,8 +175,8 @@ def test_schnell_generates_without_guidance_and_does_not_train(schnell):
     assert base.family.usual_sampling(base) == {'sampler': 'euler', 'steps': 4, 'guidance_scale': 1.0}
     assert_sentence(
         lambda: check_schedules(settings(), schnell),
-        f'{base.name} is distilled: it draws in few steps without guidance, and training on images would undo that; '
-        f'train the base model that it was made from, or set config.base.train_distilled to True',
+        f'{base.name} is distilled: it generates in few steps without guidance, and training on images would undo '
+        f'that; train the base model that it was made from, or set config.base.train_distilled to True',
     )
     with pytest.raises(ConfigError, match='guidance_scale is 3.5 but .* is distilled and needs none; set it to 1'):
         schnell.sampler(BASE, 4, 3.5, 'euler')

@@ -121,7 +121,7 @@ def test_a_distilled_model_generates_without_guidance_and_does_not_train(tmp_pat
     distilled = Cascade.load(
         changed(tiny_klein.folder(), tmp_path / 'distilled', None, is_distilled=True), size=tiny_klein.SIZE
     )
-    with pytest.raises(ConfigError, match='is distilled: it draws in few steps without guidance, and training on'):
+    with pytest.raises(ConfigError, match='is distilled: it generates in few steps without guidance, and training on'):
         check_schedules(settings(), distilled)
     with pytest.raises(ConfigError, match='guidance_scale is 4 but .* is distilled and needs none; set it to 1'):
         distilled.sampler(BASE, 4, 4.0, 'euler')

@@ -101,8 +101,10 @@ def test_a_request_that_is_cancelled_in_the_middle_stops_and_keeps_its_images(qu
     answered(queue, models)
     (found,) = queue.all()
     assert (found.status.state, found.status.done, asked.images()['base_model'].keys()) == (
-        CANCELLED, 4, {'000_00', '000_01', '000_02', '000_03'}
-    )  # fmt: skip
+        CANCELLED,
+        4,
+        {'000_00', '000_01', '000_02', '000_03'},
+    )
 
 
 def test_a_request_that_is_removed_in_the_middle_leaves_nothing(queue, models, monkeypatch):

@@ -313,13 +313,19 @@ def test_the_compiler_counts_what_a_step_needs_besides(cascade, parallel):
 def test_idle_examples_are_named_and_counted(cascade):
     assert jax.device_count() == 4
     for changed, told in (
-        ({}, '2 of the 4 examples that a step computes have no weight and teach nothing, because 2 (1 of the subject '
-             'and 1 of the class) do not fill 4 devices; config.base.batch_size=2 uses all'),
+        (
+            {},
+            '2 of the 4 examples that a step computes have no weight and teach nothing, because 2 (1 of the subject '
+            'and 1 of the class) do not fill 4 devices; config.base.batch_size=2 uses all',
+        ),
         ({'prior': {'weight': 0.0}}, 'because 1 (1 of the subject) do not fill 4 devices; config.base.batch_size=4'),
-        ({'base': {'batch_size': 3, 'gradient_accumulation_steps': 3}}, 'because 6 (3 of the subject and 3 of the '
-         'class) do not fill 4 devices x 3 micro-batches; config.base.batch_size=6 uses all'),
+        (
+            {'base': {'batch_size': 3, 'gradient_accumulation_steps': 3}},
+            'because 6 (3 of the subject and 3 of the '
+            'class) do not fill 4 devices x 3 micro-batches; config.base.batch_size=6 uses all',
+        ),
         ({'base': {'batch_size': 4}}, None),
-    ):  # fmt: skip
+    ):
         config = settings(**changed)
         _, stages = planned(cascade('pixels'), config)
         line = plan.idle(config, BASE, stages[BASE].run)

@@ -62,8 +62,13 @@ def test_prompts_in_every_script_are_taken():
 def test_fields_are_those_of_sampling_options():
     given = request(steps=3, sampler='ddim', noise_level=0).given
     assert given == {
-        'steps': 3, 'sampler': 'ddim', 'noise_level': 0, 'seed': 0, 'negative_prompt': '', 'super_resolution': True
-    }  # fmt: skip
+        'steps': 3,
+        'sampler': 'ddim',
+        'noise_level': 0,
+        'seed': 0,
+        'negative_prompt': '',
+        'super_resolution': True,
+    }
     names = {field.name for field in dataclasses.fields(Request)} - {'prompts', 'models', 'num_images'}
     assert names == {field.name for field in dataclasses.fields(SamplingOptions)}
 

@@ -15,6 +15,7 @@ from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.origin import Model as Named
 from dreambooth_jax.generation.origin import Origin
 from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples, images_of
+from dreambooth_jax.training import memory
 from tests.support import image_metadata
 
 PROMPTS = ('a sks dog', 'a dog')
@@ -102,10 +103,13 @@ def test_samples_that_cannot_be_generated_are_a_warning(kind, tmp_path, caplog):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_with_several_hosts_an_error_of_a_device_is_no_warning(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    'text, raised', [('UNKNOWN: Gloo', jax.errors.JaxRuntimeError), ('RESOURCE_EXHAUSTED: 9 bytes', memory.OutOfMemory)]
+)
+def test_with_several_hosts_an_error_of_a_device_is_no_warning(text, raised, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    with pytest.raises(jax.errors.JaxRuntimeError):
-        grid().save_if_possible(Model(error=jax.errors.JaxRuntimeError('UNKNOWN: Gloo')), tmp_path / 'x.png', '')
+    with pytest.raises(raised):
+        grid().save_if_possible(Model(error=jax.errors.JaxRuntimeError(text)), tmp_path / 'x.png', '')
 
 
 def test_a_mistake_of_ours_and_a_disk_that_is_full_are_no_warning(tmp_path):

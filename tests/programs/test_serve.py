@@ -74,9 +74,17 @@ def test_it_starts_at_once_and_listens_on_this_machine_alone(tmp_path):
         addresses = {one.laddr.ip for one in psutil.Process(server.process.pid).net_connections('inet')}
         assert addresses == {'127.0.0.1'}
         assert Client(server.address).ask('GET', '/api/runs') == []
-        assert 'DreamBooth-JAX' in urllib.request.urlopen(urllib.request.Request(
-            server.address.partition('?')[0], headers={'Authorization': f'Bearer {server.address.partition("=")[2]}'}
-        )).read().decode()  # fmt: skip
+        assert (
+            'DreamBooth-JAX'
+            in urllib.request.urlopen(
+                urllib.request.Request(
+                    server.address.partition('?')[0],
+                    headers={'Authorization': f'Bearer {server.address.partition("=")[2]}'},
+                )
+            )
+            .read()
+            .decode()
+        )
     assert server.process.returncode in (0, -signal.SIGTERM, 143)
 
 
@@ -95,9 +103,16 @@ def test_a_hundred_requests_at_once_are_answered(tmp_path):
         asked = Client(server.address)
         asked.ask('POST', '/api/photos', {'name': 'rex'})
         asked.ask('POST', '/api/photos/rex', image_bytes())
-        streams = [urllib.request.urlopen(urllib.request.Request(
-            f'http://127.0.0.1:{server.port}/api/runs/dog/events', headers={'Authorization': f'Bearer {asked._token}'}
-        ), timeout=60) for _ in range(20)]  # fmt: skip
+        streams = [
+            urllib.request.urlopen(
+                urllib.request.Request(
+                    f'http://127.0.0.1:{server.port}/api/runs/dog/events',
+                    headers={'Authorization': f'Bearer {asked._token}'},
+                ),
+                timeout=60,
+            )
+            for _ in range(20)
+        ]
         paths = ['/api/runs', '/api/runs/dog', '/api/runs/dog/metrics', '/api/photos/rex', '/api/settings'] * 20
         with concurrent.futures.ThreadPoolExecutor(100) as pool:
             found = list(pool.map(lambda path: asked.ask('GET', path), paths))

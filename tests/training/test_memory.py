@@ -55,4 +55,10 @@ def test_without_remedies_a_larger_device_is_left():
     ],
 )
 def test_only_what_helps_and_may_be_changed_is_advised(changes, begun, flags):
-    assert memory.remedies(dataclasses.replace(CONFIG, **changes), 'base', begun=begun) == flags
+    assert memory.remedies(dataclasses.replace(CONFIG, **changes), 'base', begun=begun, devices=1) == flags
+
+
+def test_several_devices_may_share_the_weights():
+    assert memory.remedies(CONFIG, 'base', begun=True, devices=8)[:2] == ['--config.parallel.mode=fsdp', REMAT]
+    sharded = dataclasses.replace(CONFIG, parallel=ParallelConfig(mode='fsdp'))
+    assert memory.remedies(sharded, 'base', begun=True, devices=8)[0] == REMAT

@@ -82,8 +82,10 @@ def test_from_prompts_to_images_of_two_models(runs, serve, tmp_path):
         page.click('#try-it')
         page.until("document.querySelector('#prompts')?.value === 'a sks dog\\na dog'")
         assert page.run("[...document.querySelectorAll('[name=models]')].map(one => [one.value, one.checked])") == [
-            ['20', True], ['10', False], ['base_model', True]
-        ]  # fmt: skip
+            ['20', True],
+            ['10', False],
+            ['base_model', True],
+        ]
 
         # A wrong number is told in a sentence, and nothing is asked for.
         page.fill('#try-num_images', '17')
@@ -109,8 +111,10 @@ def test_from_prompts_to_images_of_two_models(runs, serve, tmp_path):
         page.screenshot(tmp_path / 'wide.png')
         found = asked.ask('GET', '/api/runs/rex/generate/1')
         assert (found['done'], found['request']['prompts'], found['request']['seed']) == (
-            64, ['a sks dog on the beach', 'a dog'], 7
-        )  # fmt: skip
+            64,
+            ['a sks dog on the beach', 'a dog'],
+            7,
+        )
 
         # The process that generates is killed: another one goes on.
         page.fill('#try-num_images', '16')

@@ -112,5 +112,10 @@ def test_a_run_goes_on_by_its_own_settings(tmp_path):
 
 def test_values_are_shown_as_they_are_typed():
     assert [commands.written(value) for value in ('a', None, True, 1e-6, ['a', 'b'], ('a',))] == [
-        'a', 'None', 'True', '1e-06', "('a', 'b')", "('a',)"
-    ]  # fmt: skip
+        'a',
+        'None',
+        'True',
+        '1e-06',
+        "('a', 'b')",
+        "('a',)",
+    ]

@@ -44,8 +44,10 @@ def test_from_the_request_to_an_image_and_its_metadata(asked, tmp_path):
     (found,) = asked.get('/api/runs/rex/generate').json()
     assert found == asked.get('/api/runs/rex/generate/1').json()
     assert (found['state'], found['options'], found['origins']) == (
-        'done', {'steps': 5}, {'20': ['base: checkpoint 20']}
-    )  # fmt: skip
+        'done',
+        {'steps': 5},
+        {'20': ['base: checkpoint 20']},
+    )
     url = found['images']['20']['000_01']
     assert url == '/api/runs/rex/generate/1/images/20/000_01' and found['images']['base_model'] == {}
     image = asked.get(url)
@@ -78,9 +80,7 @@ def test_a_file_without_metadata_says_nothing(asked, tmp_path):
     answer(tmp_path / 'rex')
     Image.new('RGB', (4, 4)).save(tmp_path / 'rex' / 'generated' / '000001' / '20' / '000_00.png')
     told = asked.get('/api/runs/rex/generate/1/images/20/000_00/metadata').json()
-    assert told == {
-        'source': None, 'prompt': None, 'negative_prompt': None, 'values': {}, 'width': 4, 'height': 4
-    }  # fmt: skip
+    assert told == {'source': None, 'prompt': None, 'negative_prompt': None, 'values': {}, 'width': 4, 'height': 4}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_file_without_metadata_says_nothing(asked, tmp_path):
             "'heun' or 'unipc'",
         ),
     ],
-)  # fmt: skip
+)
 def test_wrong_requests_are_refused_in_a_sentence(changed, sentence, asked, tmp_path):
     assert error(asked.post('/api/runs/rex/generate', json={**ASKED, **changed})) == (422, sentence)
     assert not (tmp_path / 'rex' / 'generated').exists()
@@ -116,8 +116,9 @@ def test_what_is_not_there(asked):
     asked.post('/api/runs/rex/generate', json=ASKED)
     assert error(asked.get('/api/runs/rex/generate/1/grid')) == (404, 'request 1 of rex has no sheet yet')
     assert error(asked.delete('/api/runs/rex/generate/1')) == (
-        409, 'request 1 of rex is not answered yet; cancel it first'
-    )  # fmt: skip
+        409,
+        'request 1 of rex is not answered yet; cancel it first',
+    )
     assert asked.post('/api/runs/rex/generate/1/cancel').json()['doing'] == 'stops after the images at hand'
 
 
@@ -132,8 +133,10 @@ def test_no_path_of_a_client_leads_anywhere(name, asked, tmp_path):
 
 def test_the_guard_stands_before_it(asked, tmp_path):
     for headers, status in (
-        ({'authorization': 'Bearer no'}, 401), ({'host': 'evil.example'}, 421), ({'origin': 'http://evil.example'}, 403)
-    ):  # fmt: skip
+        ({'authorization': 'Bearer no'}, 401),
+        ({'host': 'evil.example'}, 421),
+        ({'origin': 'http://evil.example'}, 403),
+    ):
         assert error(asked.post('/api/runs/rex/generate', json=ASKED, headers=headers))[0] == status
     body = {**ASKED, 'negative_prompt': 'x' * 2**20}
     assert error(asked.post('/api/runs/rex/generate', json=body))[0] == 413

@@ -93,8 +93,10 @@ def test_one_process_answers_all_requests_of_a_run(served, tmp_path):
     served.generations.tend()
     (job,) = served.queue.all()
     assert (job.program, job.arguments, job.devices) == (
-        'generate', [f'--workdir={tmp_path / "rex"}'], jobs.ACCELERATORS
-    )  # fmt: skip
+        'generate',
+        [f'--workdir={tmp_path / "rex"}'],
+        jobs.ACCELERATORS,
+    )
     works(served)
     assert [one.doing for one in served.generations.all('rex')] == ['starts', 'starts']
     requests = RequestQueue(tmp_path / 'rex')

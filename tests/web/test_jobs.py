@@ -194,5 +194,11 @@ def test_a_damaged_file_is_left_out(queue_of, tmp_path, caplog):
 def test_a_command_can_be_typed():
     typed = jobs.typed_command('train', ['--workdir=runs/x', "--config.data.instance_prompt=a 'sks' dog", '--flag'])
     found = subprocess.run(['sh', '-c', f'printf "%s\\n" {typed}'], capture_output=True, text=True).stdout.splitlines()
-    assert found == ['python', '-m', 'dreambooth_jax.train', '--workdir=runs/x',
-                     "--config.data.instance_prompt=a 'sks' dog", '--flag']  # fmt: skip
+    assert found == [
+        'python',
+        '-m',
+        'dreambooth_jax.train',
+        '--workdir=runs/x',
+        "--config.data.instance_prompt=a 'sks' dog",
+        '--flag',
+    ]

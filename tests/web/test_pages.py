@@ -84,8 +84,9 @@ def test_try_it(asked, served, tmp_path):
     text = shown(asked, '/runs/dog/try')
     assert 'a sks dog\n&lt;img src=x' in text and 'placeholder="33"' in text and 'Nothing was asked for yet.' in text
     assert re.findall(r'name="models" value="(\w+)" data-many( checked)?', text) == [
-        ('20', ' checked'), ('base_model', ' checked')
-    ]  # fmt: skip
+        ('20', ' checked'),
+        ('base_model', ' checked'),
+    ]
     served.generations.add('dog', {'prompts': ['a cat', EVIL], 'models': ['20', 'base_model'], 'num_images': 3})
     text = shown(asked, '/runs/dog/try')
     assert '>checkpoint 20</th>' in text and '>the base model</th>' in text and text.count('class="no-image"') == 12
@@ -202,8 +203,9 @@ def test_every_field_holds_its_value_as_the_script_reads_it():
     assert (fields['lora.rank']['text'], fields['lora.rank']['optional']) == ('', True)
     assert (fields['samples.prompts']['type'], fields['lora.targets']['type']) == ('lines', 'lines')
     assert (fields['super_resolution.noise_level']['type'], fields['super_resolution.noise_level']['text']) == (
-        'json', '[0, 50]'
-    )  # fmt: skip
+        'json',
+        '[0, 50]',
+    )
     assert all(one['text'] in one['choices'] for one in fields.values() if one['type'] == 'choice')
 
 
