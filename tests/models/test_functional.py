@@ -87,3 +87,19 @@ def test_parameters_that_do_not_fit_are_named():
 def test_state_that_is_no_parameter_is_refused():
     with pytest.raises(ValueError, match='BatchNorm holds state that is no parameter: mean, var'):
         functional.split(nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize('dtype, exact', [(jnp.float32, True), (None, True), (jnp.bfloat16, False)])
+def test_networks_in_float32_multiply_in_float32_on_every_device_and_others_as_jax_does(dtype, exact):
+    class Layers(nnx.Module):
+        def __init__(self):
+            self.linear = nnx.Linear(3, 4, dtype=dtype, rngs=nnx.Rngs(0))
+            self.conv = nnx.Conv(3, 4, (3, 3), dtype=dtype, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.linear(x).sum() + self.conv(x).sum()
+
+    apply, params = functional.split(Layers())
+    program = str(jax.make_jaxpr(jax.grad(apply))(params, jnp.ones((1, 5, 5, 3))))
+    products = program.count('dot_general[') + program.count('conv_general_dilated[')
+    assert products == 4 and program.count('precision=(Precision.HIGHEST') == (products if exact else 0)
