@@ -174,16 +174,16 @@ def times_drawn(config: DreamBoothConfig, name: str, cascade: Cascade, draws: in
 
 def idle(config: DreamBoothConfig, name: str, run: TrainRun) -> str | None:
     """Returns the line about examples that only pad the batch of a stage; None if there are none."""
-    computed, examples, devices = len(run.batch['slot']), run.examples_per_step, run.placement.devices
-    if computed == examples:
+    if not run.idle_examples:
         return None
+    computed, examples, devices = len(run.batch['slot']), run.examples_per_step, run.placement.devices
     batch_size, parts = getattr(config, name).batch_size, run.budget.gradient_accumulation_steps
     of_class = examples // batch_size - 1
     kinds = f'{batch_size} of the subject' + (f' and {batch_size} of the class' if of_class else '')
     fits = next(size for size in itertools.count(batch_size) if size * (1 + of_class) % (devices * parts) == 0)
     shared = f'{devices} devices' + (f' x {parts} micro-batches' if parts > 1 else '')
     return (
-        f'  {name}: {computed - examples} of the {computed} examples that a step computes have no weight and teach '
+        f'  {name}: {run.idle_examples} of the {computed} examples that a step computes have no weight and teach '
         f'nothing, because {examples} ({kinds}) do not fill {shared}; config.{name}.batch_size={fits} uses all'
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from absl import logging
 
 from dreambooth_jax.config import CheckpointConfig
 from dreambooth_jax.monitoring.metrics import Metrics
@@ -105,6 +106,11 @@ class TrainRun:
         """How many examples one step learns from, without those that only pad the batch."""
         return int((self.batch['weight'] > 0).sum())
 
+    @property
+    def idle_examples(self) -> int:
+        """How many examples of a step only pad the batch, so that the devices share it evenly."""
+        return len(self.batch['slot']) - self.examples_per_step
+
     def init(self, params: Any) -> TrainState:
         """Returns the state at step 0. Pure."""
         return init_state(params, self.tx, ema=self.ema_decay is not None)
@@ -160,6 +166,12 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
       TrainingError: if the training fails; see loop.run.
     """
     placement, budget = run.placement, run.budget
+    if run.idle_examples and jax.process_index() == 0:
+        logging.warning(
+            '%s: %d of the %d examples that a step computes teach nothing, because %d do not fill %d devices; '
+            '--dry_run says which batch size does',
+            *(run.name, run.idle_examples, len(run.batch['slot']), run.examples_per_step, placement.devices),
+        )
     frozen = placement.place(run.frozen)
     # Place the state first: a checkpoint is restored into its layout and onto its devices.
     state = placement.place_state(run.init, placement.place(run.params))

@@ -161,9 +161,14 @@ def test_run_with_other_shapes_is_refused_and_its_checkpoint_stays(tmp_path):
 
 
 @pytest.mark.parametrize('placement', ['pmap', pytest.param('fsdp', marks=pytest.mark.slow)])
-def test_run_begun_on_four_devices_goes_on_on_one(placement, whole, tmp_path):
+def test_run_begun_on_four_devices_goes_on_on_one(placement, whole, tmp_path, caplog):
     train(tmp_path, placement=placement, steps=4, per_dispatch=2)
+    used = int((toy.batch()['weight'] > 0).sum())
+    told = f'because {used} do not fill 4 devices; --dry_run says which batch size does'
+    assert any(told in line for line in caplog.messages) == bool(used % 4)
+    caplog.clear()
     state, finished = train(tmp_path)
+    assert not any('teach nothing' in line for line in caplog.messages)
     assert finished
     toy.assert_same(toy.arrays(state.params), whole[1].params, atol=1e-5)
 
