@@ -6,7 +6,8 @@ after the 200 steps it is half learned, with its colours but often without its s
 learned, in most contexts.
 Command: python -m dreambooth_jax.train --config=configs/subject.py:backpack --workdir=runs/backpack
 
---config=configs/subject.py:backpack,storybook-flow takes the flow model and its recipe (experiments/subjects).
+--config=configs/subject.py:backpack,storybook-flow takes the flow model and its recipe, which trains things longer
+than cats and dogs (experiments/subjects).
 """
 
 import pathlib

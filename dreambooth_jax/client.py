@@ -4,6 +4,7 @@ from dreambooth_jax.client import Client
 
 client = Client('http://127.0.0.1:8124/?token=...')  # the address that serve has printed
 photos = client.upload(Path('photos/rex').iterdir())
+print(*client.check(photos), sep='\\n')
 client.start('rex', photos=photos, preset='sdxl', settings={'base.steps': 500})
 for name, values in client.events('rex'):
     print(name, values)
@@ -71,6 +72,18 @@ class Client:
         for path in map(Path, photos):
             self.ask('POST', f'/api/photos/{folder}?name={urllib.parse.quote(path.name)}', path.read_bytes())
         return folder
+
+    def check(self, photos: str, side: int = 512) -> list[dict[str, Any]]:
+        """Returns what is wrong with uploaded photos, the worst first; see the API for what each finding has.
+
+        Args:
+          photos: what `upload` has returned.
+          side: of the crops that the model is trained on, in pixels.
+
+        Raises:
+          ServerError: if there are no such photos, or none that can be read.
+        """
+        return self.ask('GET', f'/api/photos/{photos}/findings?side={side}')
 
     def start(
         self,

@@ -16,7 +16,7 @@ from dreambooth_jax.web import archive, commands, jobs
 from dreambooth_jax.web.events import stream
 from dreambooth_jax.web.generate_api import add_routes
 from dreambooth_jax.web.numbers import STAGES, Key
-from dreambooth_jax.web.photos import Photo
+from dreambooth_jax.web.photos import USUAL, Photo
 from dreambooth_jax.web.plans import Plans
 from dreambooth_jax.web.refused import Refused
 from dreambooth_jax.web.state import Desk, View, files_below, shown
@@ -243,6 +243,14 @@ def router(desk: Desk, stopped) -> APIRouter:
         data.aspect_buckets; what its mask leaves out is darker."""
         data = desk.photos.crop(folder, photo, side, keeps_ratio=keeps_ratio)
         return Response(data, media_type='image/png', headers={'cache-control': 'private, max-age=3600'})
+
+    @api.get('/photos/{folder}/findings')
+    def findings(
+        folder: str, side: int = Query(USUAL, ge=16, le=2048), keeps_ratio: bool = False
+    ) -> list[dict[str, str | None]]:
+        """What check_photos finds, the worst first: `severity` (error, warning or note), `check`, `photo` (null: all of
+        them), what was `found`, and `advice`. `side` is that of the crops that are trained on."""
+        return desk.photos.findings(folder, side, keeps_ratio=keeps_ratio)
 
     @api.put('/photos/{folder}/{photo}/caption', status_code=204)
     def set_caption(folder: str, photo: str, body: Caption) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from markupsafe import Markup
 
@@ -22,7 +22,7 @@ from dreambooth_jax.config.described import described
 from dreambooth_jax.generation.request_queue import BASE_MODEL, MODEL, MOST_PROMPTS
 from dreambooth_jax.web import commands, jobs
 from dreambooth_jax.web.generations import Generation
-from dreambooth_jax.web.photos import MOST_BYTES, MOST_PHOTOS
+from dreambooth_jax.web.photos import MOST_BYTES, MOST_PHOTOS, TRAINED, USUAL
 from dreambooth_jax.web.state import DTYPES, FORMATS, Desk
 
 STAGES = {'base': 'Base stage', 'super_resolution': 'Super-resolution stage'}
@@ -65,7 +65,7 @@ def router(desk: Desk) -> APIRouter:
         return _page('all_photos.html', title='Photos', here='/photos', folders=desk.photos.all(), **_limits())
 
     @pages.get('/photos/{folder}')
-    def of_photos(folder: str, part: str = '', ratio: bool = False):
+    def of_photos(folder: str, part: str = '', ratio: bool = False, checked: int = USUAL):
         found = desk.photos.photos_in(folder)
         template = 'photo_cards.html' if part else 'photos.html'
         path = desk.photos.folder(folder)
@@ -77,9 +77,16 @@ def router(desk: Desk) -> APIRouter:
             photos=found,
             path=path,
             side=_CROP,
+            checked=checked,
+            trained=TRAINED,
             ratio=ratio,
             **_limits(),
         )
+
+    @pages.get('/photos/{folder}/findings')
+    def of_findings(folder: str, side: int = Query(USUAL, ge=16, le=2048), ratio: bool = False):
+        found = desk.photos.findings(folder, side, keeps_ratio=ratio)
+        return _page('findings.html', title=folder, here='/photos', findings=found)
 
     @pages.get('/new')
     def new(request: Request, config: str = '', photos: str = ''):

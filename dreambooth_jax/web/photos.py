@@ -21,6 +21,8 @@ from dreambooth_jax.web.refused import Refused
 
 MOST_BYTES, MOST_PIXELS, MOST_PHOTOS = 64 * 2**20, 100_000_000, 100
 MOST_CAPTION = 2000  # characters
+TRAINED = (128, 512, 768, 1024)  # sides that models are trained at, in pixels: Storybook's flow model and others
+USUAL = 512
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}')
 _PHOTO = re.compile(r'(\d{3})\.\w+')
 _BUCKETS = 16  # sides of crops that keep the ratio are multiples of it
@@ -64,6 +66,7 @@ class Photos:
     def __init__(self, folder: Path):
         self._folder = folder
         self._lock = threading.Lock()
+        self._found: dict[str, tuple] = {}  # folder -> what its photos were when they were checked, and the findings
         folder.mkdir(parents=True, exist_ok=True)
 
     def all(self) -> dict[str, int]:
@@ -247,6 +250,38 @@ class Photos:
         file = io.BytesIO()
         provenance.save(pixels, file, source=None)
         return file.getvalue()
+
+    def findings(self, name: str, side: int, *, keeps_ratio: bool = False) -> list[dict[str, str | None]]:
+        """Returns what check_photos finds in a folder, the worst first (data.photo_checks.Finding).
+
+        What was found last stays known until a photo, caption or mask changes: a check decodes every photo.
+
+        Args:
+          side, keeps_ratio: of the crops that are trained on, as in `crop`.
+
+        Raises:
+          PhotoError: if there is no such folder, or it holds no photo that can be read.
+        """
+        from dreambooth_jax.data.buckets import bucket_sizes
+        from dreambooth_jax.data.checked_photos import check_folder
+        from dreambooth_jax.data.images import ImageError
+        from dreambooth_jax.data.photo_checks import Reading
+
+        folder = self.folder(name)
+        if not self._files(folder):
+            return []
+        there = sorted((one.name, one.stat().st_mtime_ns) for one in folder.iterdir())
+        stamp = side, keeps_ratio, tuple(there)
+        if self._found.get(name, (None,))[0] != stamp:
+            sizes = bucket_sizes(side, _BUCKETS) if keeps_ratio else [(side, side)]
+            try:
+                with _decoding:
+                    found = check_folder(folder, Reading({'training': sizes})).all_findings
+            except ImageError as error:
+                raise PhotoError(str(error).replace(f'{folder}{os.sep}', '')) from None
+            told = [{**one._asdict(), 'found': one.found.replace(f'{folder}{os.sep}', '')} for one in found]
+            self._found[name] = stamp, told
+        return self._found[name][1]
 
     def _folders(self) -> dict[str, Path]:
         return {path.name: path for path in sorted(self._folder.iterdir()) if _NAME.fullmatch(path.name)}

@@ -10,8 +10,8 @@ from pathlib import Path
 from dreambooth_jax import program
 from dreambooth_jax.evaluation.comparison import Comparison, Way
 
-STEPS = (150, 300, 600)
-LEARNING_RATES = ('2.5e-4', '5e-4', '1e-3')
+STEPS = (60, 120, 240)
+LEARNING_RATES = ('2e-3', '4e-3', '8e-3')  # of adapters
 _COMPARISON = Comparison(Path(__file__).parent, ['cat', 'rc_car', 'bear_plushie'])
 
 

@@ -152,6 +152,10 @@ def test_photos(asked):
     crop = asked.get('/api/photos/rex/001.jpg/crop?side=32')
     assert crop.headers['content-type'] == 'image/png' and crop.content[:4] == b'\x89PNG'
     assert error(asked.get('/api/photos/rex/001.jpg/crop?side=100000'))[0] == 422
+    found = asked.get('/api/photos/rex/findings?side=128').json()
+    assert (found[0]['severity'], found[0]['photo']) == ('error', '001.jpg') and '64 x 48' in found[0]['found']
+    assert error(asked.get('/api/photos/rex/findings?side=100000'))[0] == 422
+    assert error(asked.get('/api/photos/max/findings'))[0] == 404
     assert asked.put('/api/photos/rex/001.jpg/caption', json={'caption': 'a sks dog'}).status_code == 204
     assert asked.get('/api/photos/rex').json()[0]['caption'] == 'a sks dog'
     mask = '/api/photos/rex/001.jpg/mask?name=mine.png'

@@ -128,7 +128,15 @@ def test_whatever_is_shown_is_escaped(asked, served, tmp_path):
     (tmp_path / 'bad' / 'config.json').write_text(json.dumps({'data': {EVIL: 1}}))
     (tmp_path / EVIL.replace('/', '')).mkdir()
     (tmp_path / EVIL.replace('/', '') / 'config.json').write_text('{"data": 1}')
-    for page in ('/', '/runs/dog', '/runs/bad', '/photos/rex', '/new', '/runs/' + '%3Cscript%3E'):
+    for page in (
+        '/',
+        '/runs/dog',
+        '/runs/bad',
+        '/photos/rex',
+        '/photos/rex/findings',
+        '/new',
+        '/runs/' + '%3Cscript%3E',
+    ):
         text = asked.get(page).text
         assert '<img src=x' not in text and '<script>' not in text and 'alert(1)>"' not in text, page
     assert '&lt;img src=x' in shown(asked, '/runs/dog')
@@ -142,6 +150,10 @@ def test_photos(asked, served):
     text = shown(asked, '/photos/rex')
     assert f'/api/photos/rex/{name}/crop?side=256' in text and 'href="/new?photos=rex"' in text and '64 × 48' in text
     assert '<html' not in shown(asked, '/photos/rex?part=all')
+    assert 'data-check="/photos/rex/findings?side=512"' in text
+    assert 'side=128&amp;ratio=1"' in shown(asked, '/photos/rex?checked=128&ratio=1')
+    found = shown(asked, '/photos/rex/findings?side=512')
+    assert '<li class="error"><strong>error</strong>' in found and name in found and '<html' not in found
     assert 'there are no photos' in shown(asked, '/photos/max', 404)
 
 

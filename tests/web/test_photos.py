@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreambooth_jax.data import checked_photos
 from dreambooth_jax.data.images import read_image
 from dreambooth_jax.data.subjects import list_images
 from dreambooth_jax.web import photos as photos_module
 from dreambooth_jax.web.photos import PhotoError, Photos
 from tests.support.served import image_bytes, mask_bytes
+
+NOTHING = checked_photos.CheckedSubject('rex', [], [])
 
 
 @pytest.fixture
@@ -201,3 +204,34 @@ def test_a_crop_keeps_the_ratio_as_buckets_do(photos):
     name = photos.add('rex', image_bytes(300, 200), 'x').name
     shown = Image.open(io.BytesIO(photos.crop('rex', name, 64, keeps_ratio=True)))
     assert shown.size == (80, 48)  # the bucket of 64 px that is nearest to 3 : 2
+
+
+def test_what_check_photos_finds_is_told_and_stays_known_until_a_photo_changes(photos, monkeypatch):
+    assert photos.findings('rex', 32) == []
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, 'PNG')
+    first, second = (photos.add('rex', file.getvalue(), 'x').name for _ in range(2))
+    found = photos.findings('rex', 32)
+    assert 'duplicate' in {one['check'] for one in found}
+    assert all(set(one) == {'severity', 'check', 'photo', 'found', 'advice'} for one in found)
+    too_small = photos.findings('rex', 512)
+    assert [one['photo'] for one in too_small if one['severity'] == 'error'] == [first, second]
+
+    checked = []
+    monkeypatch.setattr(checked_photos, 'check_folder', lambda *arguments: checked.append(arguments) or NOTHING)
+    assert photos.findings('rex', 512) == too_small and not checked
+    photos.set_caption('rex', first, 'a sks dog')
+    assert photos.findings('rex', 512) == [] and len(checked) == 1
+    photos.findings('rex', 512, keeps_ratio=True)
+    assert len(checked) == 2
+
+
+def test_a_path_of_the_server_is_in_no_finding(photos, tmp_path):
+    name = photos.add('rex', image_bytes(), 'x').name
+    photos.set_mask('rex', name, mask_bytes(slice(None), 64, 48), 'mask.png')
+    photos.remove('rex', name)
+    (photos.folder('rex') / '001.png').write_bytes(image_bytes())
+    (photos.folder('rex') / '007.mask.png').write_bytes(mask_bytes(slice(None), 64, 48))  # of no photo
+    told = str(photos.findings('rex', 32))
+    assert '007.mask.png' in told and str(tmp_path) not in told

@@ -77,6 +77,19 @@ function replace(part, html) {
   if (focused) part.querySelector('#' + CSS.escape(focused))?.focus();
 }
 
+// What is found in photos takes a while, so that the page is there before it; it is asked for anew when they change.
+async function check() {
+  const place = document.querySelector('[data-check]');
+  if (!place) return;
+  place.setAttribute('aria-busy', 'true');
+  const answer = await fetch(place.dataset.check);
+  const text = await answer.text();
+  if (answer.ok) place.innerHTML = text; // it is the server's, which escapes whatever it shows
+  else place.textContent = new DOMParser().parseFromString(text, 'text/html').querySelector('main')?.textContent.trim() || `the server answered ${answer.status}`;
+  place.removeAttribute('aria-busy');
+}
+check().catch(() => {});
+
 // The sample grids: the slider shows one of them. It stays where it is when more come, but at the end it goes on.
 function slide(slider, number) {
   const steps = slider.dataset.steps.split(',');
@@ -141,6 +154,7 @@ main.addEventListener('change', async event => {
   try {
     await ask('PUT', event.target.dataset.caption, { caption: event.target.value });
     tell('The caption is saved.');
+    await check();
   } catch (error) {
     tell(error.message);
   }
@@ -161,7 +175,7 @@ main.addEventListener('change', async event => {
 const update = () => {
   const query = new URLSearchParams(location.search);
   query.set('part', 'all');
-  return refresh(`${location.pathname}?${query}`);
+  return refresh(`${location.pathname}?${query}`).then(check);
 };
 
 // The list of runs looks again every few seconds; a run is told by its events, which come back after a restart.
