@@ -63,13 +63,6 @@ class Metrics:
             self._file.write(json.dumps({'stage': self.stage, 'step': step, **clean}) + '\n')
             self._file.flush()
 
-    def image(self, step: int, name: str, pixels) -> None:
-        """Adds an image uint8[H, W, 3] to the TensorBoard events, if they are written."""
-        if self._events is not None:
-            from tensorboardX.summary import image
-
-            self._event(step, image(f'{self.stage}/{name}', pixels, dataformats='HWC'))
-
     def _event(self, step: int, summary) -> None:
         from tensorboardX.proto.event_pb2 import Event
 

@@ -75,7 +75,7 @@ def router(desk: Desk, stopped) -> APIRouter:
     Args:
       stopped: whether the server ends, for streams, which would else go on.
     """
-    api, plans = APIRouter(prefix='/api'), Plans()
+    api, plans = APIRouter(prefix='/api'), Plans(desk.queue.uses_accelerators)
 
     @api.get('/runs')
     def list_runs() -> list[View]:

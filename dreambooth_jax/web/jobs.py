@@ -106,6 +106,11 @@ class Queue:
         found = (job for job in self.of(run) if job.program == program and job.state != ENDED)
         return next(found, None)
 
+    def uses_accelerators(self) -> bool:
+        """Returns whether a job, or a process that is not of this queue, works on the accelerators."""
+        mine = any(job.state == RUNNING and job.devices == ACCELERATORS for job in self.all())
+        return mine or self._busy() is not None
+
     def add(self, run: str, program: str, arguments: Sequence[str], devices: str = ACCELERATORS) -> Job:
         """Adds a job at the end of the queue.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -11,12 +12,22 @@ _LONGEST = 300.0  # seconds
 _MOST_KEPT = 32
 
 
-class Plans:
-    """Asks train for plans, one after the other, and keeps the last ones."""
+# What a plan may use: on a GPU only the memory that it needs, and beside a training nothing but the CPU, since one process
+# alone can use a TPU.
+_ENVIRONMENT = {False: {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}, True: {'JAX_PLATFORMS': 'cpu'}}
+_BESIDE = 'The devices are at work, so this is a plan for the CPU; plan again when they are free.\n\n'
 
-    def __init__(self):
-        self._turn = asyncio.Lock()
-        self._kept: dict[tuple[str, ...], str] = {}
+
+class Plans:
+    """Asks train for plans, one after the other, and keeps the last ones.
+
+    Args:
+      at_work: returns whether a training or a generation has the accelerators.
+    """
+
+    def __init__(self, at_work: Callable[[], bool] = lambda: False):
+        self._at_work, self._turn = at_work, asyncio.Lock()
+        self._kept: dict[tuple[bool, tuple[str, ...]], str] = {}
 
     async def plan(self, arguments: Sequence[str], is_gone: Callable[[], Awaitable[bool]]) -> str:
         """Returns the plan of a command line.
@@ -31,8 +42,10 @@ class Plans:
         async with self._turn:
             if await is_gone():
                 raise Refused('nobody waits for the plan')
-            if tuple(arguments) in self._kept:
-                return self._kept[tuple(arguments)]
+            beside = self._at_work() and os.environ.get('JAX_PLATFORMS') != 'cpu'
+            asked = beside, tuple(arguments)
+            if asked in self._kept:
+                return self._kept[asked]
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 '-m',
@@ -42,6 +55,7 @@ class Plans:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, **_ENVIRONMENT[beside]},
             )
             try:
                 out, wrong = await _finished(process, is_gone)
@@ -54,7 +68,8 @@ class Plans:
                 raise Refused(lines[-1] if lines else 'the plan could not be made', 422)
             while len(self._kept) >= _MOST_KEPT:
                 del self._kept[next(iter(self._kept))]
-            return self._kept.setdefault(tuple(arguments), out.decode('utf-8', 'replace').strip())
+            told = out.decode('utf-8', 'replace').strip()
+            return self._kept.setdefault(asked, _BESIDE + told if beside else told)
 
 
 async def _finished(process, is_gone: Callable[[], Awaitable[bool]]) -> tuple[bytes, bytes]:

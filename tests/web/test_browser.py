@@ -111,9 +111,7 @@ def test_from_photos_to_a_download(photos, serve, tmp_path):
         page.until(
             "[...document.querySelectorAll('main li img')].every(one => one.complete && one.naturalWidth === 140)"
         )
-        page.until(
-            "document.querySelector('[data-check] .findings .error')?.textContent.includes('smaller than the resolution')"
-        )
+        page.until("document.querySelector('.findings .error')?.textContent.includes('smaller than the resolution')")
         page.drop('.drop', photos[-1:])
         page.until("document.querySelector('#refused').textContent.includes('notes.jpg is text, no photo')")
         page.fill('[data-caption]', 'a sks dog on the floor')

@@ -21,6 +21,8 @@ def planned(tmp_path, monkeypatch):
         'assert sys.argv[1:3] == ["-m", "dreambooth_jax.train"] and sys.argv[-1] == "--dry_run"\n'
         'if "--slow" in sys.argv: time.sleep(60)\n'
         'if "--wrong" in sys.argv: print("a warning", file=sys.stderr); sys.exit("the sentence")\n'
+        'import os; told = [os.environ.get(name) for name in ("JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE")]\n'
+        'if "--where" in sys.argv: print(*told)\n'
         'print("the plan of", sys.argv[3])\n'
     )
     program.chmod(0o755)
@@ -76,3 +78,19 @@ def test_a_plan_that_takes_too_long_is_ended(planned, monkeypatch):
     monkeypatch.setattr(plans, '_LONGEST', 0.1)
     with pytest.raises(Refused, match='took more than'):
         asyncio.run(Plans().plan(['--slow'], here))
+
+
+def test_a_plan_leaves_the_accelerators_to_a_training(planned, monkeypatch):
+    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+    at_work = []
+    made = Plans(lambda: bool(at_work))
+
+    async def before_and_beside():
+        first = await made.plan(['--where'], here)
+        at_work.append('dog')
+        return first, await made.plan(['--where'], here)
+
+    first, beside = asyncio.run(before_and_beside())
+    assert first.splitlines() == ['None false', 'the plan of --where']
+    assert beside.splitlines()[0].startswith('The devices are at work, so this is a plan for the CPU;')
+    assert beside.splitlines()[-2:] == ['cpu None', 'the plan of --where']
