@@ -12,8 +12,8 @@ _LONGEST = 300.0  # seconds
 _MOST_KEPT = 32
 
 
-# What a plan may use: on a GPU only the memory that it needs, and beside a training nothing but the CPU, since one process
-# alone can use a TPU.
+# What a plan may use: on a GPU only the memory that it needs, and beside a training nothing but the CPU, since a TPU
+# serves one process.
 _ENVIRONMENT = {False: {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}, True: {'JAX_PLATFORMS': 'cpu'}}
 _BESIDE = 'The devices are at work, so this is a plan for the CPU; plan again when they are free.\n\n'
 
