@@ -21,7 +21,8 @@ Command: python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/d
 --config=configs/dog.py:storybook-flow fine-tunes the other model of the package, a rectified flow at 128 px in one
 stage, with adapters, on photos with captions. Of twenty other subjects by the same recipe the classifier names the
 subject in 90 % (58 to 100 %), the context in 98 % and the accessory in 59 % of the images of the same prompts (2 per
-prompt; experiments/subjects). Paintings, other colours and shapes are followed in part (experiments/applications).
+prompt; experiments/subjects). A dog is painted, a cube, another colour when it is asked to be; things are less so
+(experiments/applications).
 
 With another base model, the run keeps the prompts and trains on your photos. Resolutions, learning rates and steps are
 then those of the paper (Ruiz et al. 2023) or of the model's own recipe. Nothing was measured with the published weights
