@@ -176,7 +176,7 @@ def idle(config: DreamBoothConfig, name: str, run: TrainRun) -> str | None:
     """Returns the line about examples that only pad the batch of a stage; None if there are none."""
     if not run.idle_examples:
         return None
-    computed, examples, devices = len(run.batch['slot']), run.examples_per_step, run.placement.devices
+    computed, examples, devices = len(run.batch['weight']), run.examples_per_step, run.placement.devices
     batch_size, parts = getattr(config, name).batch_size, run.budget.gradient_accumulation_steps
     of_class = examples // batch_size - 1
     kinds = f'{batch_size} of the subject' + (f' and {batch_size} of the class' if of_class else '')

@@ -109,7 +109,7 @@ class TrainRun:
     @property
     def idle_examples(self) -> int:
         """How many examples of a step only pad the batch, so that the devices share it evenly."""
-        return len(self.batch['slot']) - self.examples_per_step
+        return len(self.batch['weight']) - self.examples_per_step
 
     def init(self, params: Any) -> TrainState:
         """Returns the state at step 0. Pure."""
@@ -170,7 +170,7 @@ def fit(run: TrainRun, workdir: Path) -> tuple[TrainState, bool]:
         logging.warning(
             '%s: %d of the %d examples that a step computes teach nothing, because %d do not fill %d devices; '
             '--dry_run says which batch size does',
-            *(run.name, run.idle_examples, len(run.batch['slot']), run.examples_per_step, placement.devices),
+            *(run.name, run.idle_examples, len(run.batch['weight']), run.examples_per_step, placement.devices),
         )
     frozen = placement.place(run.frozen)
     # Place the state first: a checkpoint is restored into its layout and onto its devices.
