@@ -63,7 +63,7 @@ MODELS = {
     'sd3': Model(tiny_sd3, 'shift 3 in training, 3 in generating (for every size)', 22),  # not one without effect
     'flux1': Model(tiny_flux, 'shift 1 in training, 1.588 in generating (for 36 tokens and 2 steps)', 18),
     'klein': Model(tiny_klein, 'shift 1 in training, 7.131 in generating (for 64 tokens and 2 steps)', 8),
-    'z_image': Model(tiny_z_image, 'shift 6 in training, 6 in generating (for every size)', 16),
+    'z_image': Model(tiny_z_image, 'shift 6 in training, 6 in generating (for every size)', 28),
 }
 
 
