@@ -272,7 +272,8 @@ class Photos:
             return []
         there = sorted((one.name, one.stat().st_mtime_ns) for one in folder.iterdir())
         stamp = side, keeps_ratio, tuple(there)
-        if self._found.get(name, (None,))[0] != stamp:
+        known, told = self._found.get(name, (None, []))
+        if known != stamp:
             sizes = bucket_sizes(side, _BUCKETS) if keeps_ratio else [(side, side)]
             try:
                 with _decoding:
@@ -281,7 +282,7 @@ class Photos:
                 raise PhotoError(str(error).replace(f'{folder}{os.sep}', '')) from None
             told = [{**one._asdict(), 'found': one.found.replace(f'{folder}{os.sep}', '')} for one in found]
             self._found[name] = stamp, told
-        return self._found[name][1]
+        return told
 
     def _folders(self) -> dict[str, Path]:
         return {path.name: path for path in sorted(self._folder.iterdir()) if _NAME.fullmatch(path.name)}
