@@ -16,7 +16,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -24,8 +23,7 @@ from dreambooth_jax.config import ConfigError
 from dreambooth_jax.data import low_resolution
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.protocol import noise_of
-from dreambooth_jax.generation import checks, text_to_image
-from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
+from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.storybook import draw, subjects, world
 from dreambooth_jax.text import prompts as prompt_lists
@@ -41,8 +39,6 @@ SUBJECT_SHARES = {
     'class prompt taken for the subject': lambda scores: scores['class_images']['taken_for_subject'],
     'class prompt named its class': lambda scores: scores['class_images']['class_named'],
 }
-_ENLARGED_AT_ONCE = 8
-_SECOND_STAGE_STREAM = 3  # as in Cascade: gives the second stage other noise than the base stage
 
 
 def base_scores(
@@ -333,8 +329,7 @@ def fine_mark_scores(
     ends = np.cumsum([len(small) for small in low.values()])[:-1]
     levels = []
     for level in noise_levels:
-        enlarged = enlarge(
-            cascade,
+        enlarged = cascade.enlarge(
             np.concatenate(list(low.values())),
             sum(words.values(), []),
             dataclasses.replace(options, noise_level=level),
@@ -360,43 +355,6 @@ def fine_mark_scores(
         'low_named': _share(classifier.name(generated).subject, subject_name),
         'noise_levels': levels,
     }
-
-
-def enlarge(
-    cascade: Cascade,
-    low: np.ndarray,
-    prompts: Sequence[str],
-    options: SamplingOptions,
-    *,
-    progress: bool = True,
-) -> np.ndarray:
-    """Runs the second stage alone on given low-resolution images.
-
-    Args:
-      low: low-resolution images f32[N, h, w, 3] in [-1, 1].
-      prompts: N prompts, one for each image.
-      options: how the second stage samples. batch_size None: 8 images at once.
-
-    Returns:
-      uint8[N, H, W, 3]. Image i depends only on its low-resolution image, its prompt, the seed and i.
-
-    Raises:
-      ConfigError: if the model does not allow the noise level, the sampler or the number of steps.
-    """
-    sampler = cascade.sampler(SUPER_RESOLUTION, options.second_steps, options.second_guidance_scale, options.sampler)
-    checks.check_noise_level(cascade.super_resolution, options.noise_level)
-    text = cascade.encode([options.negative_prompt, *prompts], SUPER_RESOLUTION)
-    keys = text_to_image.image_keys(options.seed, np.arange(len(low)))
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, _SECOND_STAGE_STREAM))(keys)
-    made = []
-    with tqdm(total=len(low), unit='image', desc='enlarging', disable=not progress, dynamic_ncols=True) as bar:
-        for rows, used in text_to_image.padded_batches(len(low), options.batch_size or _ENLARGED_AT_ONCE):
-            level = np.full(len(rows), options.noise_level, np.int32)
-            told = text_to_image.guidance_of(text, rows, options.second_guidance_scale)
-            images = sampler(cascade.super_resolution.denoiser.params, *told, keys[rows], low=low[rows], level=level)
-            made.append(text_to_image.to_uint8(images)[:used])
-            bar.update(used)
-    return np.concatenate(made)
 
 
 def generate(cascade, texts: Sequence[str], num_images: int, gallery, options) -> np.ndarray:

@@ -6,8 +6,8 @@ from pathlib import Path
 from dreambooth_jax.config import ConfigError, PretrainConfig
 from dreambooth_jax.families.family import FIRST_STAGES, SECOND_STAGES
 from dreambooth_jax.families.reading import read_pipeline
-from dreambooth_jax.generation.cascade import compute_dtype
 from dreambooth_jax.models import functional
+from dreambooth_jax.models.functional import compute_dtype
 from dreambooth_jax.storybook import vocabulary
 from dreambooth_jax.weights import folders, guard
 from dreambooth_jax.weights.kinds import kind_of

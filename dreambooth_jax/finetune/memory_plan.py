@@ -333,7 +333,7 @@ class _Planner:
     def _before(self, stage: str, component: str) -> tuple[Any, int]:
         """A network of the model before training, placed for generation."""
         whole = component == getattr(self.cascade, stage).space.decoder  # as Cascade places it
-        shapes = self.placement.placed_shapes(self.cascade.weight_shapes(stage, component), whole=whole)
+        shapes = self.placement.placed_shapes(weight_shapes(self.cascade, stage, component), whole=whole)
         return shapes, device_bytes(shapes)
 
     def _trained(self, name: str, planned: PlannedStage, stage: str, component: str) -> tuple[Any, int]:
@@ -430,3 +430,12 @@ def compiled_counts(lowered: jax.stages.Lowered) -> tuple[Any, tuple[int, int] |
             raise
         used, used_unit, had, had_unit = found.groups()
         return None, (int(float(used) * _UNITS[used_unit]), int(float(had) * _UNITS[had_unit]))
+
+
+def weight_shapes(cascade: Cascade, stage: str, component: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes in which a cascade places a network's weights to generate images."""
+    pipeline = getattr(cascade, stage)
+    network = pipeline.components[component]
+    stored = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in network.params.items()}
+    read_once = component in pipeline.family.tokenizers  # prompts are encoded in float32
+    return stored if read_once else functional.kernel_shapes(stored, network.dtype)

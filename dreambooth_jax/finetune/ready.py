@@ -16,7 +16,8 @@ from dreambooth_jax.finetune.initial import initial
 from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
 from dreambooth_jax.finetune.standing import standing
 from dreambooth_jax.generation import class_images
-from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade, compute_dtype
+from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
+from dreambooth_jax.models import functional
 from dreambooth_jax.training import inputs, placement, run
 from dreambooth_jax.training.callbacks import Chosen
 from dreambooth_jax.training.inputs import Inputs
@@ -78,7 +79,7 @@ def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Re
     config, original = pinned.read_pinned(config, workdir)
     check_schedules(config, original)
     check_lora_targets(config, original)
-    cascade, hashes = initial(config, original, dtype=compute_dtype(config.parallel.dtype))
+    cascade, hashes = initial(config, original, dtype=functional.compute_dtype(config.parallel.dtype))
     # A run that was begun before must continue with the same models and photos.
     models = {BASE: original.base}
     if config.super_resolution.steps and original.super_resolution is not None:

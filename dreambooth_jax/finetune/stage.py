@@ -13,7 +13,7 @@ from dreambooth_jax.data.feed import Feed, Taught
 from dreambooth_jax.data.table import Table
 from dreambooth_jax.finetune import textual_inversion
 from dreambooth_jax.finetune.trainable import Trainable, lora_targets, make_trainable, usual_targets
-from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade, compute_dtype
+from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.generation.checks import check_sampler
 from dreambooth_jax.generation.class_images import own_photos
 from dreambooth_jax.generation.options import SamplingOptions
@@ -120,7 +120,7 @@ def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
     """
     if config.lora.rank is None:
         return
-    dtype, trained, usual = compute_dtype(config.parallel.dtype), {}, []
+    dtype, trained, usual = functional.compute_dtype(config.parallel.dtype), {}, []
     for name in STAGES:
         pipeline = getattr(cascade, name)
         if pipeline is None or not getattr(config, name).steps:
@@ -235,7 +235,7 @@ def stage_trainable(
         trained_components(config, name, cascade),
         config.lora,
         new_rows=textual_inversion.new_rows(cascade) if name == BASE else None,
-        dtype=compute_dtype(parallel.dtype) if dtype is None else dtype,
+        dtype=functional.compute_dtype(parallel.dtype) if dtype is None else dtype,
         remat=parallel.remat if remat is None else remat,
         seed=config.seed,
     )
@@ -293,7 +293,7 @@ def make_run(
         )
         # Its weights are copied only if the denoiser trains as a whole, or has started from others (init_from).
         if trainable.denoiser not in trainable.frozen or config.init_from is not None:
-            frozen['teacher'] = functional.cast_kernels(network.params, compute_dtype(config.parallel.dtype))
+            frozen['teacher'] = functional.cast_kernels(network.params, functional.compute_dtype(config.parallel.dtype))
     stage = make_stage(config, name, cascade, trainable, teacher)
 
     def loss(params, frozen, batch, keys):

@@ -18,9 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from tqdm import tqdm
 
 from dreambooth_jax.config import NO_MODEL, ConfigError, DreamBoothConfig
@@ -122,7 +120,7 @@ class Cascade:
         Raises:
           WeightsError: if a model cannot be read, or as the class says.
         """
-        options = {'dtype': compute_dtype(dtype), 'frozen_dtype': frozen_dtype}
+        options = {'dtype': functional.compute_dtype(dtype), 'frozen_dtype': frozen_dtype}
         base = read_pipeline(name, revision=revisions[0], **options, **of_base)
         second = base.super_resolution_folder if super_resolution_model is None else super_resolution_model
         if second is None or str(second) == NO_MODEL:
@@ -256,14 +254,6 @@ class Cascade:
         shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)  # noqa: E731
         return jax.eval_shape(encoder, shapes(params), shapes(encoder.tokens([''])))
 
-    def weight_shapes(self, stage: str, component: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes and dtypes in which a network's weights on the host are placed to generate images."""
-        pipeline = getattr(self, stage)
-        network = pipeline.components[component]
-        stored = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in network.params.items()}
-        read_once = component in pipeline.family.tokenizers  # prompts are encoded in float32
-        return stored if read_once else functional.kernel_shapes(stored, network.dtype)
-
     def encode(self, prompts: Sequence[str], stage: str = BASE, size: tuple[int, int] | None = None) -> Conditioning:
         """Encodes N prompts for the denoiser of `stage` (families/prompts.py).
 
@@ -348,10 +338,7 @@ class Cascade:
         second = self.super_resolution if options.super_resolution else None
         sample_base = self.sampler(BASE, options.steps, options.guidance_scale, options.sampler)
         if second is not None:
-            sample_second = self.sampler(
-                SUPER_RESOLUTION, options.second_steps, options.second_guidance_scale, options.sampler
-            )
-            checks.check_noise_level(second, options.noise_level)
+            self._enlarger(options)
         text, second_text = self.encode_ahead(prompts, options)
         # Every batch has the same size (the last one is padded), so that one compiled sampler serves them all.
         prompt_of, numbers = np.asarray(requests, np.int64).reshape(-1, 2).T
@@ -362,13 +349,50 @@ class Cascade:
             low = self._decoded(BASE, sample_base(self._params(BASE), *told, keys))
             high = None
             if second is not None:
-                keys = jax.vmap(lambda key: jax.random.fold_in(key, _SUPER_RESOLUTION_STREAM))(keys)
-                level = split(np.full(len(examples), options.noise_level, np.int32))
-                told = split(text_to_image.guidance_of(second_text, prompt_of[examples], options.second_guidance_scale))
-                high = sample_second(self._params(SUPER_RESOLUTION), *told, keys, low=low, level=level)
-                high = self._on_host(self._decoded(SUPER_RESOLUTION, high))[:used]
+                high = self._enlarged(low, second_text, prompt_of[examples], numbers[examples], options)[:used]
             yield range(first, first + used), Images(self._on_host(low)[:used], high)
             first += used
+
+    def enlarge(
+        self, low: np.ndarray, prompts: Sequence[str], options: SamplingOptions, *, progress: bool = True
+    ) -> np.ndarray:
+        """Runs the second stage alone on given images.
+
+        Args:
+          low: images f32[N, h, w, 3] in [-1, 1] of the base stage's size.
+          prompts: N prompts, one for each image.
+          options: how the second stage samples.
+          progress: show a progress bar.
+
+        Returns:
+          uint8[N, H, W, 3]. Image i has the noise that the second stage gives to image number i of `generate`.
+
+        Raises:
+          ConfigError: if the model does not allow the noise level, the sampler or the number of steps.
+        """
+        self._enlarger(options)
+        text = self.encode([options.negative_prompt, *prompts], SUPER_RESOLUTION)
+        made, size = [], options.batch_size or self.usual_batch_size
+        with tqdm(total=len(low), unit='image', desc='enlarging', disable=not progress, dynamic_ncols=True) as bar:
+            for numbers, used in text_to_image.padded_batches(len(low), size, self._devices.devices):
+                images = self._enlarged(self._devices.split(low[numbers]), text, numbers, numbers, options)
+                made.append(images[:used])
+                bar.update(used)
+        return np.concatenate(made)
+
+    def _enlarger(self, options: SamplingOptions):
+        checks.check_noise_level(self.super_resolution, options.noise_level)
+        return self.sampler(SUPER_RESOLUTION, options.second_steps, options.second_guidance_scale, options.sampler)
+
+    def _enlarged(self, low: jax.Array, text: Conditioning, prompt_of, numbers, options: SamplingOptions) -> np.ndarray:
+        """Returns uint8[B, H, W, 3], the second stage's images of a batch; `low` lies on the devices already."""
+        split = self._devices.split
+        keys = text_to_image.image_keys(options.seed, numbers)
+        keys = split(jax.vmap(lambda key: jax.random.fold_in(key, _SUPER_RESOLUTION_STREAM))(keys))
+        level = split(np.full(len(numbers), options.noise_level, np.int32))
+        told = split(text_to_image.guidance_of(text, prompt_of, options.second_guidance_scale))
+        high = self._enlarger(options)(self._params(SUPER_RESOLUTION), *told, keys, low=low, level=level)
+        return self._on_host(self._decoded(SUPER_RESOLUTION, high))
 
     def sampler(self, stage: str, steps: int, guidance_scale: float, sampler: str):
         """Returns the compiled sampler of a stage (text_to_image.make_sampler); raises as checks.check_sampler."""
@@ -377,26 +401,9 @@ class Cascade:
         guided = guidance_scale != 1 and not pipeline.family.embeds_guidance(pipeline)
 
         def make():
-            schedule, space = pipeline.family.process(pipeline), pipeline.space
-            if not space.bounded and schedule.sampling(sampler).clip_sample:
-                logging.warning(
-                    'the scheduler of %s lets sampler %s clip latents to +-%g, as diffusers then does, which dulls '
-                    'images; write "clip_sample": false into its scheduler_config.json',
-                    pipeline.name,
-                    sampler,
-                    schedule.sampling(sampler).clip_sample_range,
-                )
-            noising = pipeline.family.noising_process(pipeline) if stage == SUPER_RESOLUTION else None
-            side = (self.base_size if stage == BASE else self.super_resolution_size) // space.scale
-            return text_to_image.make_sampler(
-                functools.partial(pipeline.family.predict, pipeline.denoiser.apply),
-                schedule,
-                shape=(side, side, space.channels),
-                steps=steps,
-                sampler=sampler,
-                guided=guided,
-                embeds_guidance=pipeline.family.embeds_guidance(pipeline),
-                noising_process=noising,
+            size = self.base_size if stage == BASE else self.super_resolution_size
+            return text_to_image.pipeline_sampler(
+                pipeline, size, steps=steps, guided=guided, sampler=sampler, enlarges=stage == SUPER_RESOLUTION
             )
 
         return self._program(('sampler', stage, steps, guided, sampler), make)
@@ -441,10 +448,3 @@ class Cascade:
             params = {**params, **functional.cast_kernels(host, dtype)}
         # A decoder is small beside what it computes, and sharded weights would spread that over devices in odd ways.
         return self._devices.place(params, whole=component == pipeline.space.decoder)
-
-
-def compute_dtype(dtype: Any = 'auto'):
-    """Returns the dtype that networks compute in; 'auto': bfloat16, but float32 on CPU, which has no fast bfloat16."""
-    if isinstance(dtype, str) and dtype == 'auto':
-        return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
-    return jnp.dtype(dtype)

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax.config import ConfigError
-from dreambooth_jax.generation.cascade import Cascade, compute_dtype
-from dreambooth_jax.models import clip
+from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.models import clip, functional
 from dreambooth_jax.text.tokenize import Tokenizer, TokenizerError, vector_names
 from dreambooth_jax.weights.kinds import kind_of
 from dreambooth_jax.weights.pipeline import Network, apply_of
@@ -117,7 +117,7 @@ def with_embedding(cascade: Cascade, path: str | os.PathLike, prompts: Sequence[
         found = {component: len(value) for component, value in rows.items()}
         raise ConfigError(f'{path} holds {found} rows, but all text encoders must have the same number; {rename}')
     try:
-        cascade = with_rows(cascade, vector_names(word, count), rows, dtype=compute_dtype())
+        cascade = with_rows(cascade, vector_names(word, count), rows, dtype=functional.compute_dtype())
     except TokenizerError:
         name = cascade.base.name
         raise ConfigError(f'{path} holds the word {token!r}, which {name} knows already; {rename}') from None

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.diffusion import guidance, samplers
 from dreambooth_jax.diffusion.process import NoiseProcess
 from dreambooth_jax.families.prompts import Conditioning, take
 from dreambooth_jax.losses.super_resolution import noisy_low_image
+from dreambooth_jax.weights.pipeline import Pipeline
 
 
 def image_keys(seed: int, numbers) -> jax.Array:
@@ -86,6 +88,37 @@ def make_sampler(
         return samplers.sample(denoise, x, step_keys, schedule=schedule, sampler=sampler, num_steps=steps)
 
     return jax.jit(sample)
+
+
+def pipeline_sampler(
+    pipeline: Pipeline, size: int, *, steps: int, guided: bool, sampler: str, enlarges: bool
+) -> Callable[..., jax.Array]:
+    """Makes the sampler of a pipeline for images of `size` x `size` pixels.
+
+    Args:
+      steps, guided, sampler: as in make_sampler.
+      enlarges: whether it is a second stage, which noises the images that it enlarges.
+    """
+    family, space = pipeline.family, pipeline.space
+    schedule = family.process(pipeline)
+    if not space.bounded and schedule.sampling(sampler).clip_sample:
+        logging.warning(
+            'the scheduler of %s lets sampler %s clip latents to +-%g, as diffusers then does, which dulls images; '
+            'write "clip_sample": false into its scheduler_config.json',
+            pipeline.name,
+            sampler,
+            schedule.sampling(sampler).clip_sample_range,
+        )
+    return make_sampler(
+        functools.partial(family.predict, pipeline.denoiser.apply),
+        schedule,
+        shape=(size // space.scale, size // space.scale, space.channels),
+        steps=steps,
+        sampler=sampler,
+        guided=guided,
+        embeds_guidance=family.embeds_guidance(pipeline),
+        noising_process=family.noising_process(pipeline) if enlarges else None,
+    )
 
 
 def padded_batches(count: int, batch_size: int, multiple: int = 1) -> Iterator[tuple[np.ndarray, int]]:

@@ -174,6 +174,13 @@ def held(name: str, value: np.ndarray) -> np.ndarray:
     return value if value.flags.writeable else np.array(value)
 
 
+def compute_dtype(dtype: Any = 'auto'):
+    """Returns the dtype that networks compute in; 'auto': bfloat16, but float32 on CPU, which has no fast bfloat16."""
+    if isinstance(dtype, str) and dtype == 'auto':
+        return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
+    return jnp.dtype(dtype)
+
+
 def in_float32(params: Params) -> Params:
     """Returns parameters on the host as they train: all of them f32; those that are stay the same arrays."""
     return {name: np.asarray(value, np.float32) for name, value in params.items()}

@@ -68,7 +68,7 @@ def plan(config: DreamBoothConfig, made: dict, where, count=None) -> tuple[list,
     import published
 
     from dreambooth_jax.finetune import memory_plan, planned_stage
-    from dreambooth_jax.generation.cascade import compute_dtype
+    from dreambooth_jax.models.functional import compute_dtype
     from dreambooth_jax.training.placement import make_placement
 
     dtype = compute_dtype(config.parallel.dtype)

@@ -13,7 +13,7 @@ import published
 
 from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.finetune import planned_stage
-from dreambooth_jax.generation.cascade import compute_dtype
+from dreambooth_jax.models.functional import compute_dtype
 from dreambooth_jax.training.placement import Pmap
 from dreambooth_jax.training.train_run import TrainRun
 

@@ -37,8 +37,7 @@ def test_the_second_stage_is_closer_to_true_images_than_bilinear_upsampling(casc
     true = np.stack([draw.paint(scene) for scene in scenes]).astype(np.float32)
     texts = [captions.caption(scene, rng) for scene in scenes]
     low = np.asarray(low_resolution.downsample(true / 127.5 - 1, cascade.factor))
-    generated = storybook_scores.enlarge(
-        cascade,
+    generated = cascade.enlarge(
         low,
         texts,
         SamplingOptions(

@@ -7,7 +7,6 @@ An image's corner holds the numbers of its class, context, subject and accessory
 import dataclasses
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,11 +14,9 @@ from dreambooth_jax.config import ConfigError
 from dreambooth_jax.evaluation import storybook_scores
 from dreambooth_jax.evaluation.classifier import HEADS, ClassifierConfig, Verdicts
 from dreambooth_jax.evaluation.protocol import noise_of
-from dreambooth_jax.generation.cascade import Cascade, Images
+from dreambooth_jax.generation.cascade import Images
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.storybook import world
-from dreambooth_jax.weights.pipeline import Network, Pipeline
-from tests.support import made_pipelines
 
 LABELS = {head: getattr(ClassifierConfig(), head) for head in HEADS}
 OPTIONS = SamplingOptions(steps=3, guidance_scale=2.0, sampler='ddim')
@@ -54,7 +51,13 @@ class FakeCascade:
     super_resolution = object()
 
     def __init__(self, answer):
-        self.answer, self.options = answer, []
+        self.answer, self.options, self.enlarged = answer, [], []
+
+    def enlarge(self, low, prompts, options):
+        """A fine mark for every other image of the subject, without noise on the low-resolution images alone."""
+        self.enlarged.append((low, prompts, options))
+        marked = ['sks' in prompt and options.noise_level == 0 and i % 2 == 0 for i, prompt in enumerate(prompts)]
+        return np.stack([image(size=128, mark=mark) for mark in marked])
 
     def stream(self, prompts, requests, options):
         self.options.append(options)
@@ -231,14 +234,6 @@ def test_a_subject_may_be_called_by_another_noun_or_none(called, prompt):
 
 
 def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
-    calls = []
-
-    def enlarge(cascade, low, prompts, options):
-        calls.append((low, prompts, options))
-        marked = ['sks' in prompt and options.noise_level == 0 and i % 2 == 0 for i, prompt in enumerate(prompts)]
-        return np.stack([image(size=128, mark=mark) for mark in marked])
-
-    monkeypatch.setattr(storybook_scores, 'enlarge', enlarge)
     monkeypatch.setattr(storybook_scores.draw, 'paint', lambda scene: image(size=128, mark=scene.fine_mark is not None))
     generated = {}
     cascade = FakeCascade(lambda prompt, number: {'subject': 'dog' if number else None})
@@ -263,69 +258,13 @@ def test_fine_mark_scores_tell_the_stage_from_what_it_was_given(monkeypatch):
     ]
     assert found == [(0, 0.5, 0.5, 0), (50, 0, 0, 0)]
     assert all(cell['held_out_error'] < 0.1 for cell in scores['noise_levels'])
-    low, prompts, asked = calls[1]
+    low, prompts, asked = cascade.enlarged[1]
     assert low.shape == (12, 32, 32, 3) and low.min() >= -1 and low.max() <= 1
     assert prompts[0] == prompts[1] == 'a sks dog' and prompts[6:8] == ['a dog', 'a dog']
     assert prompts[8].startswith('a sks dog ') and any(prompts[8].endswith(c) for c in world.CONTEXTS)
     assert asked == dataclasses.replace(options, noise_level=50)
     assert generated['held_out 50'].shape == (4, 128, 128, 3) and generated['class low'].shape == (2, 32, 32, 3)
     json.dumps(scores)
-
-
-@dataclasses.dataclass
-class SecondStage:
-    """What `enlarge` needs of a cascade; its network answers with the clean image that `answer` makes."""
-
-    super_resolution: Pipeline
-    programs: dict = dataclasses.field(default_factory=dict)
-    super_resolution_size: int = 128
-    sampler, _program = Cascade.sampler, Cascade._program
-
-    @classmethod
-    def answering(cls, answer):
-        def apply(params, x, t, encoder_hidden_states, class_labels):
-            words = encoder_hidden_states
-            return answer(x[..., 3:], class_labels[:, None, None, None], words.mean(axis=(1, 2))[:, None, None, None])
-
-        denoiser = Network({'sample_size': 128, 'in_channels': 6, 'out_channels': 3}, apply, {})
-        schedule = {'_class_name': 'DDPMScheduler', 'prediction_type': 'sample', 'clip_sample': False}
-        parts = {'scheduler': schedule, 'unet': denoiser, 'image_noising_scheduler': schedule}
-        return cls(made_pipelines.pipeline('IFSuperResolutionPipeline', **parts))
-
-    def encode(self, prompts, stage):
-        assert stage == 'super_resolution'
-        states = np.stack([np.full((2, 3), len(prompt) / 100, np.float32) for prompt in prompts])
-        return {'encoder_hidden_states': states}
-
-
-def test_enlarge_hands_on_low_image_prompt_and_noise_level():
-    low = np.stack([np.full((32, 32, 3), value, np.float32) for value in (-0.5, 0.0, 0.25)])
-    prompts = ['x' * 10, 'x' * 20, 'x' * 30]
-    options = SamplingOptions(steps=2, guidance_scale=1.0, sampler='ddim', batch_size=2)
-    plain = storybook_scores.enlarge(
-        SecondStage.answering(lambda low, level, text: low), low, prompts, options, progress=False
-    )
-    assert plain.shape == (3, 128, 128, 3) and plain.dtype == np.uint8
-    np.testing.assert_array_equal(plain[:, 5, 7, 0], [64, 128, 159])
-    told = SecondStage.answering(lambda low, level, text: 0 * low + jnp.float32(level) / 1000 + text)
-    options = dataclasses.replace(options, noise_level=300)
-    told = storybook_scores.enlarge(told, low, prompts, options, progress=False)
-    np.testing.assert_allclose(told[:, 0, 0, 0], (np.array([0.4, 0.5, 0.6]) + 1) / 2 * 255, atol=1)
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'words'),
-    [
-        ({'noise_level': 1000}, 'noise_level is 1000'),
-        ({'steps': 0}, '0'),
-        ({'sampler': 'plms'}, 'plms'),
-    ],
-)
-def test_enlarge_refuses_what_the_model_does_not_allow(arguments, words):
-    options = SamplingOptions(**{'steps': 2, 'guidance_scale': 1.0, 'sampler': 'ddim', **arguments})
-    cascade, low = SecondStage.answering(lambda low, level, text: low), np.zeros((1, 32, 32, 3), np.float32)
-    with pytest.raises(ConfigError, match=words):
-        storybook_scores.enlarge(cascade, low, ['a'], options)
 
 
 def test_unknown_names_are_refused_before_anything_is_generated():

@@ -129,7 +129,7 @@ def test_what_generation_holds_is_what_the_cascade_places(cascade, parallel, kin
     generating.generate(['a dog'], SamplingOptions.of_class_images(config, super_resolution=True), progress=False)
     assert last.weights == on_first(list(generating._on_device.values())) > 0
     # Text encoders are there while prompts are encoded, and go before anything else comes.
-    texts = device_bytes(generating._devices.placed_shapes(model.weight_shapes(BASE, 'text_encoder')))
+    texts = device_bytes(generating._devices.placed_shapes(memory_plan.weight_shapes(model, BASE, 'text_encoder')))
     assert prompts[0].program == 'prompts' and prompts[0].weights == texts > 0
     assert not {component for _, component in generating._on_device} & {'text_encoder'}
 
