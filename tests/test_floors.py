@@ -29,7 +29,9 @@ WITHOUT_CONFIG = FLOORS[1] + FLOORS[2] + FLOORS[3]
 # Only these may ask which family a model is of: by the name of a network or of a pipeline's class, or by its kind. In
 # models/ a network names itself in its errors.
 KNOW_FAMILIES = ('families', 'weights', 'models')
-FAMILY = re.compile(r'unet|transformer|(IF|StableDiffusion|Flux|ZImage)\w*Pipeline')
+FAMILY = re.compile(
+    r'unet|transformer|\w+Pipeline|UNet\w+|Autoencoder\w+|\w+Transformer\dDModel|CLIP\w+Model\w*|T5\w+Model|Qwen3\w+'
+)
 NOT_AT_RUN_TIME = ('torch', 'torchvision', 'diffusers', 'tensorflow')
 HOMELESS = ('utils', 'util', 'helpers', 'helper', 'common', 'misc')
 LONGEST_FILE, LONGEST_PROGRAM = 450, 150
@@ -117,7 +119,15 @@ def test_nothing_but_families_and_weights_asks_which_family_a_model_is_of():
 
 
 @pytest.mark.parametrize(
-    'line', ["x = {'unet': 1}", "y = kind == 'IFPipeline'", "z = 'StableDiffusionXLPipeline'", 'w = pipeline.is_latent']
+    'line',
+    [
+        "x = {'unet': 1}",
+        "y = kind == 'IFPipeline'",
+        "z = 'LuminaPipeline'",
+        "n = 'Qwen3ForCausalLM'",
+        "a = 'AutoencoderKLFlux2'",
+        'w = pipeline.is_latent',
+    ],
 )
 def test_branches_on_a_family_are_seen(line, tmp_path, monkeypatch):
     monkeypatch.setattr('tests.test_floors.ROOT', tmp_path)
