@@ -52,6 +52,7 @@ class Hub:
     def __init__(self):
         self.repositories, self.large, self.uploads, self.asked = {}, {}, [], []
         self.refused_upload, self.bent = None, None
+        self.counting = threading.Lock()
 
 
 def _handler(hub, endpoint):
@@ -170,11 +171,12 @@ def _handler(hub, endpoint):
             return self.answer(200, {'transfer': 'basic', 'objects': objects})
 
         def keep(self, oid, body):
-            if hub.refused_upload is not None and len(hub.uploads) >= hub.refused_upload:
-                return self.answer(400, {'error': 'the line is bad'})
-            assert hashlib.sha256(body).hexdigest() == oid
-            hub.uploads.append(oid)
-            hub.large[oid] = body
+            with hub.counting:  # uploads come side by side
+                if hub.refused_upload is not None and len(hub.uploads) >= hub.refused_upload:
+                    return self.answer(400, {'error': 'the line is bad'})
+                assert hashlib.sha256(body).hexdigest() == oid
+                hub.uploads.append(oid)
+                hub.large[oid] = body
             return self.answer(200)
 
         def resolve(self, name, path):
