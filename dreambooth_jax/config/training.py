@@ -124,6 +124,10 @@ class ObjectiveConfig(Config):
     # that a number above 1 trains more on high noise. None: that of a rectified flow whose scheduler file has a static
     # one, otherwise none.
     time_shift: float | None = setting(None, '> 0')
+    # Take the shift from the size of the images, those of a bucket from the bucket's own: only for rectified flows. It
+    # is the rule of FLUX.1: the logarithm of k rises linearly with the number of tokens, from 0.5 at 256 to 1.15 at
+    # 4096 unless the scheduler file says otherwise.
+    dynamic_time_shift: bool = False
     # Lowest and highest timestep that is trained on, as shares of all timesteps: 0 is a clean image and 1 is noise. The
     # distribution is squeezed into this range.
     time_range: tuple[float, float] = setting((0.0, 1.0), 'in [0, 1]')
@@ -136,6 +140,11 @@ class ObjectiveConfig(Config):
             raise ConfigError(
                 f'{path}.time_weighting is {self.time_weighting!r} and {path}.min_snr_gamma is {self.min_snr_gamma}, '
                 f'but an example has one weight; leave one of them None'
+            )
+        if self.time_shift is not None and self.dynamic_time_shift:
+            raise ConfigError(
+                f'{path}.time_shift is {self.time_shift} and {path}.dynamic_time_shift is True, but times have one '
+                f'shift; leave the first None or the second False'
             )
         for kind, names in _TIME_PARAMETERS.items():
             for name in names:

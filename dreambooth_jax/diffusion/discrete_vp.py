@@ -51,6 +51,7 @@ class DiscreteVP:
     written: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     weightings: ClassVar[tuple[str, ...]] = ()
+    has_dynamic_shift: ClassVar[bool] = False
 
     @property
     def num_train_timesteps(self) -> int:

@@ -23,11 +23,13 @@ class NoiseProcess(Protocol):
     Attributes:
       prediction_type: what the network predicts, one of the types of prediction.py.
       weightings: names of the weights of times that it has; see `weight`.
+      has_dynamic_shift: whether the times of training can be shifted by the size of the images.
       learns_variance: whether the network answers with variance channels after those of the prediction.
     """
 
     prediction_type: str
     weightings: tuple[str, ...]
+    has_dynamic_shift: bool
 
     @property
     def learns_variance(self) -> bool: ...

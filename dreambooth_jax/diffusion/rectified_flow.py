@@ -8,7 +8,8 @@ which with k > 1 spends more of them on noise: the more pixels an image has, the
 can be seen. A scheduler file has one of two kinds. With a static shift, k is in the file, and training draws shifted
 times too. With a dynamic shift, k = e^mu is computed for each generation by the pipeline's class, from the number of
 tokens of the image and sometimes the number of steps; training then draws unshifted times, as the scripts of diffusers
-do, unless the time distribution has a shift of its own.
+do, unless the time distribution has a shift of its own, or a dynamic one. That is the rule of FLUX.1, with which its
+makers trained FLUX.1 and FLUX.2, although pipelines of the latter generate with a higher mu.
 
 The number of tokens is that of the array that is denoised, so a process learns it from the array's shape (`of_shape`).
 
@@ -91,6 +92,7 @@ class RectifiedFlow:
     Attributes:
       shift: k of the static shift; 1 with a dynamic one.
       mu: (tokens, steps) -> mu, if the shift is dynamic; None: it is static.
+      training_mu: the rule of a dynamic shift in training, if the time distribution has one.
       shift_type: how mu shifts: 'exponential' as above with k = e^mu; 'linear': k = mu.
       spacing: one of SPACINGS.
       shift_terminal: if given, s is stretched so that the last step starts there.
@@ -101,6 +103,7 @@ class RectifiedFlow:
 
     shift: float = 1.0
     mu: ShiftRule | None = None
+    training_mu: ShiftRule = LinearMu()
     shift_type: str = 'exponential'
     spacing: str = 'steps'
     shift_terminal: float | None = None
@@ -111,6 +114,7 @@ class RectifiedFlow:
     prediction_type: ClassVar[str] = VELOCITY
     learns_variance: ClassVar[bool] = False
     weightings: ClassVar[tuple[str, ...]] = tuple(WEIGHTINGS)
+    has_dynamic_shift: ClassVar[bool] = True
 
     @property
     def last_time(self) -> float:
@@ -131,8 +135,10 @@ class RectifiedFlow:
     def sample_times(self, keys: jax.Array, distribution: TimeDistribution = UNIFORM) -> jax.Array:
         """Samples times s, f32[B], from 1 / num_train_timesteps (before the shift) to 1, with one key each, key[B].
 
-        The shift of the distribution takes the place of the static one.
+        The shift of the distribution takes the place of the static one. A dynamic one is that of `tokens` tokens.
         """
+        if distribution.dynamic_shift:
+            distribution = dataclasses.replace(distribution, shift=self.training_shift(), dynamic_shift=False)
         s = jnp.clip(distribution.sample(keys), 1 / self.num_train_timesteps, 1.0)
         # With a shift of its own the distribution has applied it already.
         return s if distribution.shift is not None else shifted(s, self.shift)
@@ -201,7 +207,13 @@ class RectifiedFlow:
         """Returns k of the shift with which an image of `tokens` tokens is generated in so many steps."""
         if self.mu is None:
             return self.shift
-        mu = self.mu(self.tokens, steps)
+        return self._shift_of(self.mu(self.tokens, steps))
+
+    def training_shift(self) -> float:
+        """Returns k of the dynamic shift with which images of `tokens` tokens are trained on."""
+        return self._shift_of(self.training_mu(self.tokens, self.num_train_timesteps))
+
+    def _shift_of(self, mu: float) -> float:
         return math.exp(mu) if self.shift_type == 'exponential' else mu
 
     def sigmas(self, steps: int) -> np.ndarray:
@@ -260,6 +272,7 @@ def from_config(
     return RectifiedFlow(
         shift=1.0 if dynamic else shift,
         mu=(mu or LinearMu.of_file(config)) if dynamic else None,
+        training_mu=LinearMu.of_file(config),
         shift_type=kind,
         spacing=spacing,
         shift_terminal=end,

@@ -27,6 +27,7 @@ class TimeDistribution:
       mode_scale: of 'mode', in MODE_SCALE; positive numbers draw the middle more often, negative ones the ends.
       shift: k, above 0: the share u becomes k * u / (1 + (k - 1) * u) before `range`; above 1 it draws more
         noise. None: the shift of the noise process itself, if it has one.
+      dynamic_shift: whether k is that of a rectified flow for the size of the images instead; only without `shift`.
       range: (low, high), shares of all times between which times are drawn; 0 <= low < high <= 1. What is drawn from
         (0, 1) is stretched onto it.
 
@@ -39,6 +40,7 @@ class TimeDistribution:
     std: float = 1.0
     mode_scale: float = 1.29
     shift: float | None = None
+    dynamic_shift: bool = False
     range: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
@@ -51,6 +53,8 @@ class TimeDistribution:
             raise ValueError(f'mode_scale is {self.mode_scale}; {low} to {high:.6f} is allowed.')
         if self.shift is not None and self.shift <= 0:
             raise ValueError(f'shift is {self.shift}; it must be above 0.')
+        if self.shift is not None and self.dynamic_shift:
+            raise ValueError(f'shift is {self.shift} beside dynamic_shift; only one of them can be given.')
         if not 0 <= self.range[0] < self.range[1] <= 1:
             raise ValueError(f'range is {self.range}; 0 <= low < high <= 1 is needed.')
 

@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +107,7 @@ def describe(
         line, work = _training(config, name, planned[name].run, costs[name], uses)
         total += work
         lines.append(line + _time(work, speed))
-        lines += times_drawn(config, name, cascade)
+        lines += times_drawn(config, name, cascade, instance[name])
     if BASE in planned and evaluated is not None:
         line, work = _evaluation(config, cascade, costs[BASE])
         total += work
@@ -149,27 +149,41 @@ def _training(
     return line, run.budget.steps * passes * cost
 
 
-def times_drawn(config: DreamBoothConfig, name: str, cascade: Cascade, draws: int = 20_000) -> list[str]:
+def times_drawn(
+    config: DreamBoothConfig, name: str, cascade: Cascade, instance: Sequence[Examples], draws: int = 20_000
+) -> list[str]:
     """Returns the lines about the noise process of a stage that trains: what it is, and how often it draws each time.
 
     Args:
-      draws: how many times are drawn for the histogram, as the run draws them but from other keys.
+      instance: the subjects' images, whose sizes a dynamic shift depends on.
+      draws: how many times are drawn for the histogram of each size, as the run draws them but from other keys.
     """
-    pipeline = getattr(cascade, name)
-    side = (cascade.base_size if name == BASE else cascade.super_resolution_size) // pipeline.space.scale
-    process = pipeline.family.process(pipeline).of_shape((side, side))
+    pipeline, distribution = getattr(cascade, name), Objective.from_settings(config.objective).times
+    side = cascade.base_size if name == BASE else cascade.super_resolution_size
+    scale, whole = pipeline.space.scale, pipeline.family.process(pipeline)
+    sizes = sorted({images.images.shape[1:3] for images in instance}) if distribution.dynamic_shift else [(side, side)]
+    processes = [whole.of_shape((height // scale, width // scale)) for height, width in sizes]
     keys = jax.random.split(jax.random.key(0), draws)
-    times = process.sample_times(keys, Objective.from_settings(config.objective).times)
+    times = np.concatenate([process.sample_times(keys, distribution) for process in processes])
+    given = ''
     if config.objective.time_shift is not None:
         given = f', config.objective.time_shift {config.objective.time_shift:.4g} in its place'
-    else:
-        given = ''
-    counts, _ = np.histogram(np.asarray(times) / process.last_time, bins=10, range=(0, 1))
-    shares = ' '.join(f'{100 * count / draws:.0f}' for count in counts)
+    elif distribution.dynamic_shift:
+        shifts = _range(f'{process.training_shift():.4g}' for process in processes)
+        tokens = _range(process.tokens for process in processes)
+        given = f', config.objective.dynamic_time_shift {shifts} for {tokens} tokens in its place'
+    counts, _ = np.histogram(times / whole.last_time, bins=10, range=(0, 1))
+    shares = ' '.join(f'{100 * count / len(times):.0f}' for count in counts)
+    at_size = whole.of_shape((side // scale, side // scale))
     return [
-        f'    noise: {process.described(config.samples.steps)}{given}',
+        f'    noise: {at_size.described(config.samples.steps)}{given}',
         f'    times trained on, % in each tenth from clean to noise: {shares}',
     ]
+
+
+def _range(values: Iterable) -> str:
+    ordered = sorted(set(values))
+    return f'{ordered[0]} to {ordered[-1]}' if len(ordered) > 1 else str(ordered[0])
 
 
 def idle(config: DreamBoothConfig, name: str, run: TrainRun) -> str | None:

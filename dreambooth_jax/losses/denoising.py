@@ -69,12 +69,13 @@ class Objective:
                 std=settings.time_std,
                 mode_scale=settings.time_mode_scale,
                 shift=settings.time_shift,
+                dynamic_shift=settings.dynamic_time_shift,
                 range=settings.time_range,
             ),
         )
 
     def check(self, schedule: NoiseProcess, name: str) -> None:
-        """Checks that the process has the weighting, and that the loss can train the variance that a model learned.
+        """Checks that the process has the weighting and the shift, and that the variance of the model can be trained.
 
         Args:
           schedule: the noise schedule of the model.
@@ -87,6 +88,11 @@ class Objective:
             raise ConfigError(
                 f'time_weighting is {self.time_weighting!r} but {name} is no rectified flow and has none; set it to '
                 f'None'
+            )
+        if self.times.dynamic_shift and not schedule.has_dynamic_shift:
+            raise ConfigError(
+                f'dynamic_time_shift is True but {name} is no rectified flow, whose shift depends on the size of '
+                f'images; set it to False, or give time_shift a number'
             )
         if self.variance_weight > 0 and schedule.learns_variance and schedule.variance_type == 'learned':
             raise ConfigError(
@@ -158,7 +164,7 @@ def denoise_examples(
     """
     channels = images.shape[-1]
     # The noise is sampled from each example's own key, so it is the same on any number of devices.
-    t = schedule.sample_times(time_keys, weights.times)
+    t = schedule.of_shape(images.shape[1:3]).sample_times(time_keys, weights.times)
     noise = noise_lib.sample_noise(noise_keys, images.shape[1:], offset=weights.offset_noise)
     x_t, told = schedule.add_noise(images, noise, t), schedule.network_time(t)
     target = schedule.target(images, noise, t)

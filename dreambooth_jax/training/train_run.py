@@ -115,7 +115,7 @@ class TrainRun:
         """Returns the state at step 0. Pure."""
         return init_state(params, self.tx, ema=self.ema_decay is not None)
 
-    @property
+    @functools.cached_property
     def state_shapes(self) -> TrainState:
         """The shapes and dtypes of the state; nothing is computed."""
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.params)

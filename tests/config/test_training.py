@@ -71,6 +71,16 @@ def test_what_the_distribution_does_not_have_is_refused(kind, start, group, name
     assert getattr(found.objective if group else found, name) == value
 
 
+@pytest.mark.parametrize(('kind', 'start', 'group'), PROGRAMS)
+def test_times_have_one_shift(kind, start, group):
+    where = f'config.{group}'
+    both = nest(f'{group}time_shift', 3.0, nest(f'{group}dynamic_time_shift', True, start))
+    assert message(kind, both) == (
+        f'{where}time_shift is 3.0 and {where}dynamic_time_shift is True, but times have one shift; leave the first '
+        f'None or the second False'
+    )
+
+
 @pytest.mark.parametrize(('kind', 'start', 'group'), OPTIMIZERS)
 @pytest.mark.parametrize(('settings', 'sentence'), EXCLUDING)
 def test_settings_of_the_optimizer_that_exclude_each_other_are_refused(kind, start, group, settings, sentence):

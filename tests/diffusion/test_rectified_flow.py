@@ -120,6 +120,29 @@ def test_noise_target_and_both_ends_agree_with_the_scripts():
     np.testing.assert_allclose(process.snr(s), [9.0, 1 / 49], rtol=1e-6)
 
 
+@pytest.mark.parametrize(('side', 'k'), [(16, math.exp(0.5)), (32, math.exp(0.63)), (64, math.exp(1.15))])
+def test_a_dynamic_shift_of_training_follows_the_tokens_by_the_rule_of_flux(side, k):
+    """calculate_shift of diffusers' pipeline_flux.py, not the mu with which the pipeline of FLUX.2 generates."""
+    keys = jax.random.split(jax.random.key(1), 1000)
+    normal = dict(kind='logit_normal', mean=0.5)
+    process = RectifiedFlow(mu=lambda tokens, steps: 9.0).of_shape((side, side))
+    assert process.training_shift() == pytest.approx(k, rel=1e-6)
+    assert process.training_shift() == pytest.approx(math.exp(calculate_shift(side * side)), rel=1e-6)
+    drawn = process.sample_times(keys, TimeDistribution(dynamic_shift=True, **normal))
+    np.testing.assert_array_equal(drawn, process.sample_times(keys, TimeDistribution(shift=k, **normal)))
+    unshifted = process.sample_times(keys, TimeDistribution(**normal))
+    np.testing.assert_allclose(drawn, k * unshifted / (1 + (k - 1) * unshifted), atol=2e-3)  # the lowest time
+
+
+def test_a_dynamic_shift_of_training_is_that_of_the_scheduler_file():
+    written = {'base_shift': 1.0, 'max_shift': 2.0, 'base_image_seq_len': 100, 'max_image_seq_len': 200}
+    for dynamic in (False, True):
+        process = rectified_flow.from_config(
+            file(**written, use_dynamic_shifting=dynamic), mu=lambda tokens, steps: 9.0
+        )
+        assert process.of_shape((15, 10)).training_shift() == pytest.approx(math.exp(1.5))
+
+
 def test_times_are_those_of_the_distribution_and_the_shift():
     keys = jax.random.split(jax.random.key(0), 20_000)
     at = lambda process, distribution: np.asarray(process.sample_times(keys, distribution))  # noqa: E731

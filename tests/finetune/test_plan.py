@@ -1,6 +1,7 @@
 """The plan counts what the run will generate and compute: class images of the stages that train on them, steps."""
 
 import functools
+import math
 import re
 
 import jax
@@ -9,11 +10,12 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.config import DreamBoothConfig, resolve
+from dreambooth_jax.data.table import Examples
 from dreambooth_jax.families import unet
 from dreambooth_jax.finetune import examples, plan, stage
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training.placement import make_placement
-from tests.support import planned_runs, tiny_pipelines
+from tests.support import planned_runs, tiny_klein, tiny_pipelines
 
 
 @pytest.fixture
@@ -114,3 +116,18 @@ def test_the_plan_tells_the_noise_process_and_how_often_each_time_is_drawn(line_
     assert shares(time_range=(0.5, 1.0))[:5] == [0] * 5
     assert shares(time_shift=3.0)[0] < 5 < 20 < shares(time_shift=3.0)[-1]
     assert line_of('  noise', objective={'time_shift': 3.0}).endswith(', config.objective.time_shift 3 in its place')
+
+
+def test_a_dynamic_shift_is_told_for_all_sizes_of_the_photos():
+    cascade = Cascade.load(tiny_klein.folder(), size=tiny_klein.SIZE)
+    config = resolve(DreamBoothConfig, {'data': planned_runs.DATA, 'objective': {'dynamic_time_shift': True}})
+    photos = [Examples(np.zeros((1, *size, 3), np.uint8), ['a sks dog']) for size in ((32, 32), (48, 16), (16, 48))]
+    noise, times = plan.times_drawn(config, 'base', cascade, photos)
+    ks = [math.exp(0.5 + (1.15 - 0.5) / (4096 - 256) * (tokens - 256)) for tokens in (48, 64)]
+    assert noise.endswith(
+        f', config.objective.dynamic_time_shift {ks[0]:.4g} to {ks[1]:.4g} for 48 to 64 tokens in its place'
+    )
+    shares = [int(share) for share in times.split(': ')[1].split()]
+    assert shares[0] < 8 < 13 < shares[-1]  # k is 1.6
+    (noise, _) = plan.times_drawn(config, 'base', cascade, photos[:1])
+    assert noise.endswith(f', config.objective.dynamic_time_shift {ks[1]:.4g} for 64 tokens in its place')

@@ -223,6 +223,33 @@ def test_a_weighting_of_times_is_for_rectified_flows():
     assert str(error.value) == ("time_weighting is 'cosmap' but this is no rectified flow and has none; set it to None")
 
 
+def test_a_dynamic_shift_is_that_of_the_size_of_the_images():
+    objective = Objective.from_settings(ObjectiveConfig(time_distribution='logit_normal', dynamic_time_shift=True))
+    process, keys, seen = RectifiedFlow(), jax.random.split(jax.random.key(0), 4), []
+
+    def zero(x, t):
+        seen.append(t)
+        return jnp.zeros_like(x)
+
+    for side in (4, 8):
+        denoise_examples(zero, jnp.zeros((4, side, side, 2)), process, objective, keys, keys)
+        k = process.of_shape((side, side)).training_shift()
+        times = TimeDistribution(kind='logit_normal', shift=k)
+        np.testing.assert_array_equal(seen[-1], process.sample_times(keys, times))
+    assert (seen[1] > seen[0]).all()
+
+
+def test_a_dynamic_shift_is_for_rectified_flows():
+    objective = Objective.from_settings(ObjectiveConfig(dynamic_time_shift=True))
+    objective.check(RectifiedFlow(), 'a flow')
+    with pytest.raises(ConfigError) as error:
+        objective.check(small.schedule(), 'this')
+    assert str(error.value) == (
+        'dynamic_time_shift is True but this is no rectified flow, whose shift depends on the size of images; set it '
+        'to False, or give time_shift a number'
+    )
+
+
 def test_a_rectified_flow_is_weighted_and_masked_like_every_process():
     """A network that answers 0 has the error of the velocity itself; half of each image is masked."""
     process, keys = RectifiedFlow(shift=3.0), jax.random.split(jax.random.key(0), 4)
