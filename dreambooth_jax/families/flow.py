@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from dreambooth_jax.diffusion.rectified_flow import RectifiedFlow
-from dreambooth_jax.families import unet_checks
+from dreambooth_jax.families import distilled, unet_checks
 from dreambooth_jax.families.image_space import ImageSpace, LatentSpace
 from dreambooth_jax.families.prompts import PromptEncoder
 from dreambooth_jax.models import vae
@@ -79,7 +79,7 @@ class FlowFamily(Layout, abc.ABC):
         raise WeightsError(f'{second.name} does not share text states with {base.name}; give its own text encoder.')
 
     def is_distilled(self, pipeline: Pipeline) -> bool:
-        return False
+        return distilled.by_name(pipeline)
 
     def embeds_guidance(self, pipeline: Pipeline) -> bool:
         return False

@@ -14,6 +14,7 @@ import jax
 
 from dreambooth_jax.diffusion import rectified_flow
 from dreambooth_jax.diffusion.rectified_flow import RectifiedFlow
+from dreambooth_jax.families import distilled
 from dreambooth_jax.families.flow import Configs, Fit, FlowFamily, check_fits
 from dreambooth_jax.families.flux import ORIGINAL_LAST_NORM, ORIGINAL_NORMS
 from dreambooth_jax.families.flux2_space import Flux2Latents
@@ -99,7 +100,11 @@ class Flux2KleinFamily(FlowFamily):
             )
 
     def is_distilled(self, pipeline: Pipeline) -> bool:
-        return bool(pipeline.option('is_distilled'))
+        """Whether model_index.json says it, or the name of a transformer's own file, which has 'base' or not."""
+        if pipeline.denoiser_file is None:
+            return bool(pipeline.option('is_distilled')) or super().is_distilled(pipeline)
+        name = distilled.name_of(pipeline)
+        return 'klein' in name and 'base' not in name or super().is_distilled(pipeline)
 
     def usual_sampling(self, pipeline: Pipeline) -> Mapping[str, Any]:
         return self.sampling | ({'steps': 4, 'guidance_scale': 1.0} if self.is_distilled(pipeline) else {})

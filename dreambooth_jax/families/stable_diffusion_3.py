@@ -111,6 +111,9 @@ class StableDiffusion3Family(FlowFamily):
                 f'states of its two CLIPs have {states} channels; give the parts of one model.'
             )
 
+    def usual_sampling(self, pipeline: Pipeline) -> Mapping[str, Any]:
+        return self.sampling | ({'steps': 4, 'guidance_scale': 1.0} if self.is_distilled(pipeline) else {})
+
     def space(self, pipeline: Pipeline) -> ImageSpace:
         full = sd3.resolve(pipeline.denoiser.config if pipeline.denoiser else {})
         return latents_of(pipeline, LatentSpace, channels=full['in_channels'], side=full['sample_size'])

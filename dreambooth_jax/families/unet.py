@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dreambooth_jax.diffusion import schedules
-from dreambooth_jax.families import processes, unet_checks
+from dreambooth_jax.families import distilled, processes, unet_checks
 from dreambooth_jax.families.image_space import ImageSpace, LatentSpace, PixelSpace
 from dreambooth_jax.families.prompts import PromptEncoder
 from dreambooth_jax.models import unet_config, vae
@@ -77,7 +77,7 @@ class UNetFamily(Layout):
         return self.shares_text and base.family.shares_text and unet_checks.shares_text(second, base)
 
     def is_distilled(self, pipeline: Pipeline) -> bool:
-        return False
+        return distilled.by_name(pipeline)
 
     def embeds_guidance(self, pipeline: Pipeline) -> bool:
         return False

@@ -91,8 +91,9 @@ class ZImageFamily(FlowFamily):
             )
 
     def is_distilled(self, pipeline: Pipeline) -> bool:
-        """Whether the schedule has the shift of Z-Image-Turbo."""
-        return pipeline.scheduler.get('shift') == _SHIFT_OF_TURBO
+        """Whether the schedule has the shift of Z-Image-Turbo, or the transformer comes from a file of that name."""
+        by_schedule = pipeline.scheduler.get('shift') == _SHIFT_OF_TURBO and not pipeline.denoiser_file
+        return by_schedule or super().is_distilled(pipeline)
 
     def usual_sampling(self, pipeline: Pipeline) -> Mapping[str, Any]:
         return self.sampling | ({'steps': 8, 'guidance_scale': 1.0} if self.is_distilled(pipeline) else {})

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+from absl import logging
+
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.diffusion.scheduler_files import SchedulerFileError
+from dreambooth_jax.families import distilled
 from dreambooth_jax.weights.errors import WeightsError
 from dreambooth_jax.weights.pipeline import Pipeline
 
@@ -24,9 +27,10 @@ def check_sampler(pipeline: Pipeline, steps: int, sampler: str, guidance_scale: 
         raise ConfigError(f'{prefix}{error}') from None
 
     if guidance_scale != 1 and pipeline.family.is_distilled(pipeline):
-        raise ConfigError(
-            f'guidance_scale is {guidance_scale:g} but {pipeline.name} is distilled and needs none; set it to 1'
-        )
+        found = f'guidance_scale is {guidance_scale:g} but {pipeline.name} is distilled and needs none; set it to 1'
+        if not distilled.is_guess(pipeline):
+            raise ConfigError(found)
+        logging.warning('%s (by its name)', found)
 
 
 def negative_prompt(pipeline: Pipeline, negative_prompt: str) -> str:

@@ -222,6 +222,7 @@ def _read_folder(
         tokenizers=tokenizers,
         options={name: index[name] for name in family.options if name in index},
         folder=folder,
+        denoiser_file=None if denoiser_file is None else Path(denoiser_file),
         **schedules,
     )
 

@@ -132,6 +132,7 @@ class Pipeline:
       image_noising_scheduler: schedule of the noise on the low-resolution image; only for super-resolution stages.
       options: the entries of model_index.json that Layout.options names; missing ones have diffusers' defaults.
       folder: the folder or the single file that it was read from; None if it was not read.
+      denoiser_file: the file of the denoiser alone that was read in place of the folder's; None: there is none.
     """
 
     family: Layout
@@ -142,6 +143,7 @@ class Pipeline:
     image_noising_scheduler: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     folder: Path | None = None
+    denoiser_file: Path | None = None
 
     @property
     def class_name(self) -> str:
