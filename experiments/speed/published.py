@@ -17,7 +17,15 @@ import numpy as np
 import published_configs as configs
 
 from dreambooth_jax.data.table import Examples
-from dreambooth_jax.families import deepfloyd_if, flux2_klein, sdxl, stable_diffusion, z_image
+from dreambooth_jax.families import (
+    deepfloyd_if,
+    flux,
+    flux2_klein,
+    sdxl,
+    stable_diffusion,
+    stable_diffusion_3,
+    z_image,
+)
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.models import functional
 from dreambooth_jax.text.tokenize import QWEN_MAX_LENGTH
@@ -58,6 +66,8 @@ class Published:
     def tiny(self) -> 'Published':
         """Returns the stage with a few thousand weights in each block; a UNet has its first and its last level."""
         networks = {name: {**config, **_TINY[_kind(name, config)]} for name, config in self.networks.items()}
+        if 'text_encoder_3' in networks:  # the states of both CLIPs, joined, are as wide at most
+            networks['text_encoder_3'] |= {'d_model': 64}
         if 'unet' not in networks:
             return dataclasses.replace(self, networks=networks)
         unet = networks['unet']
@@ -107,6 +117,25 @@ _TINY = {
         'num_attention_heads': 2,
         'num_layers': 1,
         'num_single_layers': 2,
+    },
+    flux.FAMILY.transformer: {
+        'attention_head_dim': 16,
+        'axes_dims_rope': [4, 4, 8],
+        'joint_attention_dim': 32,
+        'num_attention_heads': 2,
+        'num_layers': 1,
+        'num_single_layers': 2,
+        'pooled_projection_dim': 32,
+    },
+    stable_diffusion_3.FAMILY.transformer: {
+        'attention_head_dim': 16,
+        'caption_projection_dim': 32,
+        'dual_attention_layers': [0],
+        'joint_attention_dim': 64,
+        'num_attention_heads': 2,
+        'num_layers': 2,
+        'pooled_projection_dim': 64,
+        'pos_embed_max_size': 192,
     },
     z_image.FAMILY.transformer: {
         'axes_dims': [8, 4, 4],
@@ -170,6 +199,29 @@ PUBLISHED = {
             'text_encoder': configs.QWEN3_4B,
         },
         scheduler=configs.Z_IMAGE_SCHEDULER,
+        stored=jnp.bfloat16,
+    ),
+    'stabilityai/stable-diffusion-3.5-medium': Published(
+        family=stable_diffusion_3.FAMILY,
+        networks={
+            'transformer': configs.SD35_MEDIUM_TRANSFORMER,
+            'vae': configs.SD35_VAE,
+            'text_encoder': configs.SD3_CLIP_L,
+            'text_encoder_2': configs.CLIP_BIG_G,
+            'text_encoder_3': configs.T5_XXL,
+        },
+        scheduler=configs.SD35_SCHEDULER,
+        stored=jnp.bfloat16,
+    ),
+    'black-forest-labs/FLUX.1-dev': Published(
+        family=flux.FAMILY,
+        networks={
+            'transformer': configs.FLUX1_DEV_TRANSFORMER,
+            'vae': configs.Z_IMAGE_VAE,
+            'text_encoder': configs.CLIP_L,
+            'text_encoder_2': configs.T5_XXL,
+        },
+        scheduler=configs.FLUX1_DEV_SCHEDULER,
         stored=jnp.bfloat16,
     ),
     # Its text encoder is that of the first stage, which `train` then does not read again.
@@ -245,6 +297,10 @@ class _Zeros:
         self.max_length = QWEN_MAX_LENGTH if self.kind == 'qwen' else config.get('max_position_embeddings', 77)
 
     def with_template(self, template):
+        return self
+
+    def as_written(self, max_length=None):
+        self.max_length = self.max_length if max_length is None else max_length
         return self
 
     def __call__(self, prompts):

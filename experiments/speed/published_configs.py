@@ -214,3 +214,45 @@ QWEN3_4B = {
     'tie_word_embeddings': True,
     'vocab_size': 151936,
 }
+# Clip-L with the projection that its class has here, and the image part of Z-Image's VAE, which is FLUX.1's.
+SD3_CLIP_L = {**CLIP_L, 'architectures': ['CLIPTextModelWithProjection'], 'projection_dim': 768}
+SD35_MEDIUM_TRANSFORMER = {
+    '_class_name': 'SD3Transformer2DModel',
+    'attention_head_dim': 64,
+    'caption_projection_dim': 1536,
+    'dual_attention_layers': list(range(13)),
+    'in_channels': 16,
+    'joint_attention_dim': 4096,
+    'num_attention_heads': 24,
+    'num_layers': 24,
+    'out_channels': 16,
+    'patch_size': 2,
+    'pooled_projection_dim': 2048,
+    'pos_embed_max_size': 384,
+    'qk_norm': 'rms_norm',
+    'sample_size': 128,
+}
+SD35_VAE = {**Z_IMAGE_VAE, 'scaling_factor': 1.5305, 'shift_factor': 0.0609}
+SD35_SCHEDULER = {'_class_name': 'FlowMatchEulerDiscreteScheduler', 'num_train_timesteps': 1000, 'shift': 3.0}
+FLUX1_DEV_TRANSFORMER = {
+    '_class_name': 'FluxTransformer2DModel',
+    'attention_head_dim': 128,
+    'guidance_embeds': True,
+    'in_channels': 64,
+    'joint_attention_dim': 4096,
+    'num_attention_heads': 24,
+    'num_layers': 19,
+    'num_single_layers': 38,
+    'patch_size': 1,
+    'pooled_projection_dim': 768,
+}
+FLUX1_DEV_SCHEDULER = {
+    '_class_name': 'FlowMatchEulerDiscreteScheduler',
+    'base_image_seq_len': 256,
+    'base_shift': 0.5,
+    'max_image_seq_len': 4096,
+    'max_shift': 1.15,
+    'num_train_timesteps': 1000,
+    'shift': 3.0,
+    'use_dynamic_shifting': True,
+}
