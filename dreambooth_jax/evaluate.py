@@ -32,6 +32,7 @@ _NUM_IMAGES = flags.DEFINE_integer('num_images', 4, 'Images per prompt; the pape
 _CLASS_IMAGES = flags.DEFINE_integer('class_images', 64, 'Images of the class prompt.', lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', None, "Images at once; else the run's.", lower_bound=1)
 _STAGE = flags.DEFINE_enum('stage', 'last', ['last', 'base'], "Whose images are scored; the base stage's are quicker.")
+_SIGN = flags.DEFINE_bool('sign', True, "Whether images are signed with the run's samples.c2pa_certificate, if any.")
 _BASE = flags.DEFINE_bool('base', True, 'Whether the model before the run is scored too, as the floor.')
 _SOURCES = {
     'dino': program.DEFINE_path('dino', None, "Encoder of dino, a folder or hub id; else Storybook's or the paper's."),
@@ -83,8 +84,10 @@ class Runs:
     def open(self, run: Path, subjects):
         """Returns run_scores.Opened: a run's models, to be scored with these subjects."""
         from dreambooth_jax.evaluation import run_scores
-        from dreambooth_jax.finetune.trained import read_trained
+        from dreambooth_jax.finetune.trained import read_config, read_trained
+        from dreambooth_jax.generation import signed_files
 
+        sign = signed_files.signer_of(read_config(run).samples, 'give --nosign') if _SIGN.value else None
         trained = read_trained(run, _STEP.value)
         base = self._models.of(trained.config) if _BASE.value or trained.stages else None
         options = run_scores.sampling(trained.config, trained.cascade, _BATCH_SIZE.value, _STAGE.value == 'base')
@@ -93,7 +96,7 @@ class Runs:
             models[run_scores.RUN] = dataclasses.replace(trained.cascade, programs=base.programs)
         if _BASE.value:
             models[run_scores.BASE] = base
-        told = {'origins': trained.origins, 'metadata': trained.config.samples.metadata}
+        told = {'origins': trained.origins, 'metadata': trained.config.samples.metadata, 'sign': sign}
         return run_scores.Opened(models=models, subjects=subjects, options=options, **told)
 
     def explained(self, error: Exception) -> str | None:

@@ -26,6 +26,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.finetune import model_card
     from dreambooth_jax.finetune.fresh import start_pipeline
     from dreambooth_jax.finetune.pretraining import pretraining_of, with_scaled_latents
+    from dreambooth_jax.generation import signed_files
     from dreambooth_jax.generation.cascade import Cascade
     from dreambooth_jax.generation.options import SamplingOptions
     from dreambooth_jax.generation.origin import Model, Origin
@@ -36,7 +37,8 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     from dreambooth_jax.training.train_run import Budget, TrainRun
     from dreambooth_jax.weights import folders
 
-    # The networks, and what trains.
+    # The networks, and what trains. The certificate comes first, so that a wrong one costs no time.
+    sign = signed_files.signer_of(config.samples)
     run.begin(config, workdir)
     pipeline = start_pipeline(config, workdir)
     if config.zero_terminal_snr:
@@ -74,7 +76,7 @@ def pretrain(config: PretrainConfig, workdir: Path) -> None:
     samples = config.samples
     options = SamplingOptions.of_samples(samples)
     origin = Origin(options=options, metadata=samples.metadata, base=Model(f'pretraining of {config.stage}', None))
-    grid = SampleGrid(None, [], samples.prompts, options, num_images=samples.num_images, origin=origin)
+    grid = SampleGrid(None, [], samples.prompts, options, num_images=samples.num_images, origin=origin, sign=sign)
     programs = {}
     sampling = SaveSamples(
         grid=grid,

@@ -74,12 +74,13 @@ _TRANSFORMER = program.DEFINE_path(
 _METADATA = flags.DEFINE_enum('metadata', None, typing.get_args(Metadata), "Else the run's samples.metadata, or full.")
 _CERTIFICATE = program.DEFINE_path('c2pa_certificate', None, 'PEM file that images are signed with, chain behind it.')
 _KEY = program.DEFINE_path('c2pa_key', None, 'PEM file with its private key.')
+_SIGN = flags.DEFINE_bool('sign', True, "Whether images are signed with the run's certificate, if no other is given.")
 
 
 def main(argv) -> None:
     del argv
     from dreambooth_jax.data import content_credentials
-    from dreambooth_jax.generation import sample_files
+    from dreambooth_jax.generation import sample_files, signed_files
     from dreambooth_jax.generation.adapters import with_lora
     from dreambooth_jax.generation.cascade import SUPER_RESOLUTION, Cascade
     from dreambooth_jax.generation.new_words import with_embedding
@@ -107,7 +108,12 @@ def main(argv) -> None:
         raise ConfigError(f'--lora_scale is given {len(scales)} times, --lora {len(_LORA.value)}; give one for each')
     if (_CERTIFICATE.value is None) != (_KEY.value is None):
         raise ConfigError('--c2pa_certificate and --c2pa_key belong together, but one of them is not given; give both')
-    sign = content_credentials.signer(Path(_CERTIFICATE.value), Path(_KEY.value)) if _KEY.value else None
+    if _KEY.value and not _SIGN.value:
+        raise ConfigError('--nosign is given but --c2pa_certificate and --c2pa_key are too; leave it or them out')
+    if _KEY.value:
+        sign = content_credentials.signer(Path(_CERTIFICATE.value), Path(_KEY.value))
+    else:
+        sign = signed_files.signer_of(run.samples, 'give --nosign') if _SIGN.value else None
     cascade = Cascade.load(
         _MODEL.value,
         super_resolution_model=_SUPER_RESOLUTION.value,

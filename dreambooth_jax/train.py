@@ -103,10 +103,10 @@ def finetune_stages(begun, workdir: Path) -> None:
     images = class_images.class_images_of(config, original, workdir, begun.class_photos)
     examples.check_class_images(config, cascade, images)
     sampled_on = begun.sampled_on and begun.sampled_on.on(generating)
-    options = SamplingOptions.of_samples(config.samples, config.super_resolution)
-    origin, prompts = Origin.of(sampled_on or original, options, config.samples.metadata), config.sample_prompts()
+    shown, options = sampled_on or original, SamplingOptions.of_samples(config.samples, config.super_resolution)
+    origin, prompts = Origin.of(shown, options, config.samples.metadata), config.sample_prompts()
     subject, count = examples.references(instance, cascade), config.samples.num_images
-    grid = SampleGrid(sampled_on or original, subject, prompts, options, num_images=count, origin=origin)
+    grid = SampleGrid(shown, subject, prompts, options, num_images=count, origin=origin, sign=begun.sign)
 
     for name in instance:
         if getattr(config, name).steps == 0:

@@ -84,10 +84,10 @@ def test_every_program_is_named():
 @pytest.mark.parametrize('source', ['README.md', '.ci/run', 'launch_tpu.sh'])
 def test_every_setting_that_is_named_exists(source):
     text = (ROOT / source).read_text('utf-8')
-    names = set(re.findall(r'--config\.([a-z_]+(?:\.[a-z_]+)*)', text))
+    names = set(re.findall(r'--config\.([a-z0-9_]+(?:\.[a-z0-9_]+)*)', text))
     if source == 'README.md':
         groups = '|'.join({name.split('.')[0] for name in SETTINGS if '.' in name})
-        names |= set(re.findall(rf'`((?:{groups})\.[a-z_]+)`', text))
+        names |= set(re.findall(rf'`((?:{groups})\.[a-z0-9_]+)`', text))
     assert names
     assert [name for name in sorted(names) if name not in SETTINGS] == []
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from dreambooth_jax.config.schema import Config, ConfigError, setting
+from dreambooth_jax.config.schema import Config, ConfigError, path_setting, setting
 
 # diffusion/sampler_list.py has what they do; a test holds the two together.
 Sampler = Literal['ddpm', 'ddim', 'dpmsolver++', 'euler', 'euler_ancestral', 'heun', 'unipc']
@@ -214,3 +214,18 @@ class SamplesConfig(Config):
     # What the files of all images that a run generates say of themselves, class images and those of evaluate included.
     # 'full': that a model generated them, and prompt, model, sampler and seed. 'mark': that a model generated them.
     metadata: Metadata = 'full'
+    # Sign these images, class images excepted, as C2PA says (Content Credentials; pip install
+    # 'dreambooth-jax[provenance]'): a PEM file with a certificate for signing and, behind it, those that lead up to its
+    # root. It is tried before a training begins. None: they are not signed.
+    c2pa_certificate: str | None = path_setting(None)
+    # PEM file with the private key of the certificate, not encrypted. Only its path is kept, never the key.
+    c2pa_key: str | None = path_setting(None)
+
+    def check(self, path: str) -> None:
+        names = ('c2pa_certificate', 'c2pa_key')
+        missing, given = sorted(names, key=lambda name: getattr(self, name) is not None)
+        if getattr(self, missing) is None and getattr(self, given) is not None:
+            raise ConfigError(
+                f'{path}.{given} is {getattr(self, given)!r} but {path}.{missing} is None; give both, or set both to '
+                f'None'
+            )

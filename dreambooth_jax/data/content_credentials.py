@@ -22,12 +22,14 @@ _FORMAT = 'image/png'
 # A thumbnail would stand inside the image that it shows. Nothing is looked up on the network.
 _SETTINGS = {'builder': {'thumbnail': {'enabled': False}}, 'verify': {'remote_manifest_fetch': False}}
 
+Sign = Callable[[Path], None]  # signs a finished PNG file in its place; may raise CredentialsError
+
 
 class CredentialsError(ValueError):
     """Images cannot be signed. The message is one sentence: the file, what is wrong and what to do."""
 
 
-def signer(certificate: Path, key: Path) -> Callable[[Path], None]:
+def signer(certificate: Path, key: Path) -> Sign:
     """Returns what signs PNG files in their place.
 
     A trial signature is made at once, so that a wrong file is known before any image is generated.
@@ -45,8 +47,7 @@ def signer(certificate: Path, key: Path) -> Callable[[Path], None]:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
     except ImportError:
         raise CredentialsError(
-            "signing needs the package c2pa-python, which is not installed; pip install 'dreambooth-jax[provenance]', "
-            'or leave --c2pa_certificate and --c2pa_key out'
+            "signing needs the package c2pa-python, which is not installed; pip install 'dreambooth-jax[provenance]'"
         ) from None
     pems = {path: _read(path) for path in (certificate, key)}
     try:
@@ -99,7 +100,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CredentialsError(f'{path} cannot be read: {error.strerror}') from None
+        raise CredentialsError(f'{path} cannot be read: {error.strerror}; give a PEM file that can') from None
 
 
 def _first_line(error: Exception) -> str:

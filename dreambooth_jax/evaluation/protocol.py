@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, SubjectConfig
 from dreambooth_jax.data import provenance
+from dreambooth_jax.data.content_credentials import Sign
+from dreambooth_jax.generation import signed_files
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.origin import Origin
-from dreambooth_jax.system import disk
 from dreambooth_jax.text import prompts as prompt_lists
 from dreambooth_jax.weights.pipeline import hash_networks
 
@@ -146,6 +147,7 @@ class Album:
       folder: where the images are kept.
       title: whose images they are, for the progress bar.
       metadata: what the files say of themselves, as in Origin.
+      sign: signs the files; None: they are not signed. What is there already stays as it is.
     """
 
     def __init__(
@@ -155,8 +157,10 @@ class Album:
         folder: Path,
         title: str,
         metadata: str = provenance.FULL,
+        sign: Sign | None = None,
     ):
-        self.cascade, self.options, self.title, self.metadata = cascade, options, title, metadata
+        self.cascade, self.options, self.title = cascade, options, title
+        self.metadata, self.sign = metadata, sign
         self.folder = folder / fingerprint(cascade, options)[:16]
 
     def __call__(self, prompts: Sequence[str], num_images: int) -> np.ndarray:
@@ -165,6 +169,7 @@ class Album:
         Raises:
           ConfigError: as Cascade.stream.
           OSError: if the disk does not take a file.
+          CredentialsError: if a file cannot be signed.
         """
         requests = [(index, number) for index in range(len(prompts)) for number in range(num_images)]
         missing = [(index, number) for index, number in requests if not self.path(prompts[index], number).is_file()]
@@ -176,8 +181,8 @@ class Album:
                 for examples, images in self.cascade.stream(prompts, asked, self.options):
                     for position, pixels in zip(examples, images.final, strict=True):
                         prompt, number = prompts[missing[position][0]], missing[position][1]
-                        with disk.writing(self.path(prompt, number)) as new:
-                            provenance.save(pixels, new, origin.facts(prompt, noise_of(prompt, number)))
+                        facts = origin.facts(prompt, noise_of(prompt, number))
+                        signed_files.write(pixels, self.path(prompt, number), facts, self.sign)
                     bar.update(len(examples))
         found = np.stack([np.asarray(Image.open(self.path(prompts[index], number))) for index, number in requests])
         return found.reshape(len(prompts), num_images, *found.shape[1:])

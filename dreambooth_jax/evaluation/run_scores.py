@@ -12,6 +12,7 @@ from typing import Any
 
 from dreambooth_jax.config import BUILT_IN, BUILT_IN_NAMES, ConfigError, DreamBoothConfig, SubjectConfig, to_dict
 from dreambooth_jax.data import provenance
+from dreambooth_jax.data.content_credentials import Sign
 from dreambooth_jax.evaluation import encoders
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.evaluator import Diversity, Evaluator, Likeness, Naming, summary
@@ -37,6 +38,7 @@ class Opened:
       options: how images are sampled.
       origins: lines of text that say where its weights come from.
       metadata: what the files of its images say of themselves, as in Origin.
+      sign: signs these files; None: they are not signed.
     """
 
     models: Mapping[str, Cascade]
@@ -44,6 +46,7 @@ class Opened:
     options: SamplingOptions
     origins: Sequence[str]
     metadata: str = provenance.FULL
+    sign: Sign | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -189,11 +192,11 @@ def score(run: Opened, measures: Measures, folders: Mapping[str, Path]) -> dict[
 
     Raises:
       TrainingError: if the memory of the device is full.
-      ConfigError, OSError: as Album.
+      ConfigError, OSError, CredentialsError: as Album.
     """
     measured, albums = {}, {}
     for title, model in run.models.items():
-        generate = Album(model, run.options, folders[title], title, run.metadata)
+        generate = Album(model, run.options, folders[title], title, run.metadata, run.sign)
         albums[title] = f'{folders[title].name}/{generate.folder.name}'
         with memory.explained('images are generated', ['--batch_size=1'], kept=True):
             measured[title] = {

@@ -13,13 +13,12 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from dreambooth_jax.data import provenance
+from dreambooth_jax.data.content_credentials import Sign
 from dreambooth_jax.finetune.run_models import RunModels
-from dreambooth_jax.generation import request_queue, sample_files
+from dreambooth_jax.generation import request_queue, sample_files, signed_files
 from dreambooth_jax.generation.origin import Origin
 from dreambooth_jax.generation.request_queue import Asked, RequestQueue
 from dreambooth_jax.monitoring import grids
-from dreambooth_jax.system import disk
 from dreambooth_jax.training import memory
 
 _LOOK_EVERY = 0.2  # seconds
@@ -67,9 +66,10 @@ def answer(queue: RequestQueue, asked: Asked, models: RunModels, explained: Call
     """
     changed = {'state': request_queue.DONE}
     try:
-        asked = _generate(queue, asked, models)
-        with disk.writing(asked.folder / request_queue.GRID) as new:
-            provenance.save(_sheet(asked), new)
+        # For each request anew, so that it is known before its images are generated that a certificate has expired.
+        sign = signed_files.signer_of(models.settings.samples, 'start train again with both set to None')
+        asked = _generate(queue, asked, models, sign)
+        signed_files.write(_sheet(asked), asked.folder / request_queue.GRID, sign=sign)
     except _CancelledError:
         changed = {'state': request_queue.CANCELLED}
     except Exception as error:  # the next request may have none, so that the process goes on
@@ -84,7 +84,7 @@ def answer(queue: RequestQueue, asked: Asked, models: RunModels, explained: Call
     return queue.write(asked, doing='', done=_count(asked), **changed)
 
 
-def _generate(queue: RequestQueue, asked: Asked, models: RunModels) -> Asked:
+def _generate(queue: RequestQueue, asked: Asked, models: RunModels, sign: Sign | None) -> Asked:
     """Generates the images of all models; raises _CancelledError as soon as they are not wanted any more."""
     request = asked.request
     for name in request.models:
@@ -109,7 +109,7 @@ def _generate(queue: RequestQueue, asked: Asked, models: RunModels) -> Asked:
                 _check_wanted(queue, asked)
                 written = [places[index] for index in span]
                 folder = asked.folder / name
-                sample_files.write_images(images, written, request.prompts, folder, origin, step=model.step)
+                sample_files.write_images(images, written, request.prompts, folder, origin, sign, step=model.step)
                 asked = queue.write(asked, done=_count(asked))
     return asked
 

@@ -9,16 +9,17 @@ import numpy as np
 
 from dreambooth_jax.config import DreamBoothConfig
 from dreambooth_jax.data import training_marks
+from dreambooth_jax.data.content_credentials import Sign
 from dreambooth_jax.data.table import Examples
 from dreambooth_jax.finetune import consent, examples, instance_images, pinned, samples_model
 from dreambooth_jax.finetune.extension import Extension, extended
 from dreambooth_jax.finetune.initial import initial
 from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
 from dreambooth_jax.finetune.standing import standing
-from dreambooth_jax.generation import class_images
+from dreambooth_jax.generation import class_images, signed_files
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.models import functional
-from dreambooth_jax.training import inputs, placement, run
+from dreambooth_jax.training import hosts, inputs, placement, run
 from dreambooth_jax.training.callbacks import Chosen
 from dreambooth_jax.training.inputs import Inputs
 from dreambooth_jax.training.placement import Placement
@@ -36,6 +37,7 @@ class Ready(NamedTuple):
       extension: by which its base stage has more steps than its settings file says.
       chosen: the choice of the base stage's checkpoint, if it stands (standing.py).
       sampled_on: the model that generates samples with the adapters (samples_model.py); None: the one that trains.
+      sign: signs its samples, on the first host alone, which writes them; None: they are not signed.
     """
 
     config: DreamBoothConfig
@@ -46,6 +48,7 @@ class Ready(NamedTuple):
     extension: Extension
     chosen: Chosen | None
     sampled_on: Cascade | None
+    sign: Sign | None
 
     @property
     def class_photos(self) -> list[str] | None:
@@ -73,8 +76,10 @@ def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Re
       ConfigError: if a setting does not fit the model, or differs from the run's and would change what is learned, or
         if the photos show people and nothing says that they have agreed.
       WeightsError, ImageError, TokenizerError: if something cannot be read, or a photo is marked "do not train".
+      CredentialsError: if samples are to be signed and cannot be.
     """
     consent.check(config)
+    sign = hosts.on_first(lambda: signed_files.signer_of(config.samples), 'sign the samples')
     config, extension = extended(config, workdir, more)
     config, original = pinned.read_pinned(config, workdir)
     check_schedules(config, original)
@@ -94,4 +99,4 @@ def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Re
     instance = examples.read_instance(config, cascade, learned_from.order)
     chosen = standing(config, workdir, extension)
     sampled_on = samples_model.read(config, cascade)
-    return Ready(config, original, cascade, instance, learned_from, extension, chosen, sampled_on)
+    return Ready(config, original, cascade, instance, learned_from, extension, chosen, sampled_on, sign)

@@ -25,6 +25,8 @@ from dreambooth_jax.generation.options import SamplingOptions
 if TYPE_CHECKING:
     from dreambooth_jax.generation.cascade import Cascade
 
+# Settings among `samples` that are about the files of images, not about how they are generated.
+_OF_FILES = ('metadata', 'c2pa_certificate', 'c2pa_key')
 _PARALLEL = {'cpu_devices': STORYBOOK_CPU_DEVICES}
 _BUILT_IN = {
     STORYBOOK: {'samples': STORYBOOK_SAMPLING, 'super_resolution': STORYBOOK_ENLARGING, 'parallel': _PARALLEL},
@@ -36,7 +38,7 @@ class RunSettings(typing.NamedTuple):
     """Settings that are used unless a flag gives another value; for a model without a run they are the defaults.
 
     Attributes:
-      samples: how the run generates its samples.
+      samples: how the run generates its samples, and what their files say.
       super_resolution: how its second stage generates them.
       size: side of the base stage's images in pixels; None: the model's own.
       clip_skip: number of last CLIP layers that the run skips.
@@ -82,9 +84,12 @@ def settings_of(model: str) -> RunSettings:
     # Of a pretraining run, known by its setting 'stage', few are used: its 'base' is not a group of settings.
     used = ('samples', 'parallel') if 'stage' in written else groups
     groups |= {name: written[name] for name in used if name in written}
-    if isinstance(samples := groups['samples'], Mapping):  # those of another model say nothing of the run's own
+    has_samples = bool(groups['samples'])
+    if isinstance(samples := groups['samples'], Mapping):
         own = {name: value for name, value in samples.items() if name != 'model'}
-        groups['samples'] = own if samples.get('model') is None else {}
+        has_samples = bool(own) and samples.get('model') is None
+        # How another model generates says nothing of the run's own; what the files say counts all the same.
+        groups['samples'] = own if has_samples else {name: own[name] for name in _OF_FILES if name in own}
     for name, group in groups.items():
         if not isinstance(group, Mapping):
             raise ConfigError(f'{path} is damaged: its {name} is {group!r} but must be a group of settings; restore it')
@@ -102,7 +107,7 @@ def settings_of(model: str) -> RunSettings:
             size,
             clip_skip,
             devices,
-            bool(groups['samples']),
+            has_samples,
         )
     except ConfigError as error:
         raise ConfigError(f'{path} is damaged: {error}; restore it') from None

@@ -5,14 +5,14 @@
 <folder>/grid.png              a row of each prompt
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from dreambooth_jax.data import provenance
+from dreambooth_jax.data.content_credentials import Sign
+from dreambooth_jax.generation import signed_files
 from dreambooth_jax.generation.cascade import BASE, Images
 from dreambooth_jax.generation.origin import Origin
 from dreambooth_jax.monitoring import grids
-from dreambooth_jax.system import disk
 
 _SMALLEST, _LARGEST = 96, 256  # sides of an image on the sheet, in pixels
 
@@ -22,7 +22,7 @@ def write(
     prompts: Sequence[str],
     folder: Path,
     origin: Origin,
-    sign: Callable[[Path], None] | None = None,
+    sign: Sign | None = None,
 ) -> None:
     """Writes the images of N prompts, each completely or not at all, and the sheet.
 
@@ -35,13 +35,14 @@ def write(
 
     Raises:
       OSError: if the disk does not take a file.
+      CredentialsError: if a file cannot be signed.
     """
     final, count = images.final, len(images.final) // len(prompts)
     places = [(prompt, number) for prompt in range(len(prompts)) for number in range(count)]
     write_images(images, places, prompts, folder, origin, sign)
     side = min(max(final.shape[1], _SMALLEST), _LARGEST)
     sheet = grids.contact_sheet(final.reshape(len(prompts), count, *final.shape[1:]), prompts, side=side)
-    _write(sheet, folder / 'grid.png', origin.facts('\n'.join(prompts)), sign)
+    signed_files.write(sheet, folder / 'grid.png', origin.facts('\n'.join(prompts)), sign)
 
 
 def write_images(
@@ -50,7 +51,7 @@ def write_images(
     prompts: Sequence[str],
     folder: Path,
     origin: Origin,
-    sign: Callable[[Path], None] | None = None,
+    sign: Sign | None = None,
     step: int | None = None,
 ) -> None:
     """Writes some images of N prompts without the sheet, such as a batch of Cascade.stream; errors are those of write.
@@ -69,16 +70,9 @@ def write_images(
     for where, of_stage in stages:
         for (prompt, number), pixels in zip(places, of_stage, strict=True):
             facts = origin.facts(prompts[prompt], number, last=where == folder, step=step)
-            _write(pixels, where / image_name(prompt, number), facts, sign)
+            signed_files.write(pixels, where / image_name(prompt, number), facts, sign)
 
 
 def image_name(prompt: int, number: int) -> str:
     """Returns the name of the file of an image, by the numbers of its prompt and of itself."""
     return f'{prompt:03d}_{number:02d}.png'
-
-
-def _write(image, path: Path, facts: provenance.Facts | None, sign: Callable[[Path], None] | None) -> None:
-    with disk.writing(path) as new:
-        provenance.save(image, new, facts)
-        if sign is not None:
-            sign(new)

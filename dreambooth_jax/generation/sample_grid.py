@@ -11,16 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
-from PIL import Image
 
 from dreambooth_jax.config import ConfigError
-from dreambooth_jax.data import provenance
-from dreambooth_jax.data.provenance import Facts
+from dreambooth_jax.data.content_credentials import CredentialsError, Sign
+from dreambooth_jax.generation import signed_files
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.origin import Origin
 from dreambooth_jax.monitoring import grids
-from dreambooth_jax.system import disk
 from dreambooth_jax.training import hosts, memory, requests
 from dreambooth_jax.training.callbacks import OnRequest
 from dreambooth_jax.training.loop import TrainingError
@@ -37,6 +35,7 @@ class SampleGrid:
       options: how the images are sampled.
       num_images: images per prompt.
       origin: what the files say of the model that trains; None: only that a model generated them.
+      sign: signs them; None: they are not signed.
     """
 
     def __init__(
@@ -48,9 +47,10 @@ class SampleGrid:
         *,
         num_images: int,
         origin: Origin | None = None,
+        sign: Sign | None = None,
     ):
         self.original, self.references, self.prompts = original, list(references), list(prompts)
-        self.options, self.num_images, self.origin = options, num_images, origin
+        self.options, self.num_images, self.origin, self.sign = options, num_images, origin, sign
         self._answers = None
 
     def _generate(self, cascade: Cascade) -> list[list[list[np.ndarray]]]:
@@ -69,7 +69,9 @@ class SampleGrid:
     def save_if_possible(
         self, cascade: Cascade, path: Path, title: str, step: int | None = None, before: Cascade | None = None
     ) -> None:
-        """Saves the grid, or warns if the images cannot be generated: a training must not end because of its samples.
+        """Saves the grid, or warns if the images cannot be generated or signed.
+
+        A training must not end because of its samples, such as when the certificate has expired.
 
         Args:
           cascade, path, title, step, before: as for `save`.
@@ -81,7 +83,7 @@ class SampleGrid:
         """
         try:
             self.save(cascade, path, title, step, before)
-        except (TrainingError, ConfigError, jax.errors.JaxRuntimeError) as error:
+        except (TrainingError, ConfigError, CredentialsError, jax.errors.JaxRuntimeError) as error:
             if isinstance(error, (jax.errors.JaxRuntimeError, memory.OutOfMemory)) and jax.process_count() > 1:
                 raise
             logging.warning('no samples of %s, training goes on: %s', title, error)
@@ -126,19 +128,15 @@ class SampleGrid:
             for index, (prompt, images) in enumerate(zip(self.prompts, ours[-1], strict=True)):
                 for number, pixels in enumerate(images):
                     facts = self.origin and self.origin.facts(prompt, number, step=step)
-                    _write(pixels, images_of(path) / f'{index:03d}_{number:02d}.png', facts)
-            _write(sheet, path, self.origin and self.origin.facts('\n'.join(self.prompts), step=step))
+                    signed_files.write(pixels, images_of(path) / f'{index:03d}_{number:02d}.png', facts, self.sign)
+            facts = self.origin and self.origin.facts('\n'.join(self.prompts), step=step)
+            signed_files.write(sheet, path, facts, self.sign)
         return np.asarray(sheet)
 
 
 def images_of(grid: Path) -> Path:
     """Returns the folder of a grid's images."""
     return grid.with_suffix('')
-
-
-def _write(image: Image.Image | np.ndarray, path: Path, facts: Facts | None) -> None:
-    with disk.writing(path) as new:
-        provenance.save(image, new, facts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -110,6 +110,16 @@ def test_samplers_are_named(name):
         assert getattr(getattr(resolve(DreamBoothConfig, nest(name, sampler)), group), field) == sampler
 
 
+@pytest.mark.parametrize(('kind', 'start', 'group'), PROGRAMS)
+@pytest.mark.parametrize(('given', 'missing'), [('c2pa_certificate', 'c2pa_key'), ('c2pa_key', 'c2pa_certificate')])
+def test_a_certificate_and_its_key_belong_together(kind, start, group, given, missing):
+    one = nest(f'samples.{given}', 'a.pem', start)
+    assert message(kind, one) == (
+        f"config.samples.{given} is 'a.pem' but config.samples.{missing} is None; give both, or set both to None"
+    )
+    assert getattr(resolve(kind, nest(f'samples.{missing}', 'b.pem', one)).samples, missing) == 'b.pem'
+
+
 def test_settings_that_change_what_is_learned_may_not_change_later():
     from dreambooth_jax.training.run import FREE
 

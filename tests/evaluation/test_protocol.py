@@ -7,10 +7,11 @@ import pytest
 
 from dreambooth_jax.config import ConfigError, DataConfig, DreamBoothConfig, SubjectConfig
 from dreambooth_jax.evaluation import protocol
+from dreambooth_jax.generation import signed_files
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.text.prompts import evaluation_prompts
-from tests.support import image_metadata, smallest_pipelines
+from tests.support import image_metadata, made_certificates, smallest_pipelines
 
 OPTIONS = SamplingOptions(steps=2, guidance_scale=1.0, sampler='ddim', batch_size=4)
 
@@ -88,6 +89,18 @@ def test_the_files_of_an_album_say_where_they_come_from(cascade, tmp_path, metad
         else:
             assert told == {}
     assert album.folder == protocol.Album(cascade, OPTIONS, tmp_path, 'run').folder  # it is found again either way
+
+
+def test_the_files_of_an_album_are_signed(cascade, tmp_path):
+    c2pa = pytest.importorskip('c2pa')
+    sign = signed_files.signer_of(made_certificates.settings(made_certificates.make(tmp_path)))
+    found = protocol.Album(cascade, OPTIONS, tmp_path, 'run', sign=sign)
+    pixels = found(['a dog'], 2)
+    for number in range(2):
+        assert c2pa.Reader(str(found.path('a dog', number))).get_validation_state() == 'Valid'
+    unsigned = protocol.Album(cascade, OPTIONS, tmp_path, 'run')
+    np.testing.assert_array_equal(unsigned(['a dog'], 2), pixels)
+    assert unsigned.path('a dog', 0) == found.path('a dog', 0)  # signed or not, an image is found again
 
 
 def test_the_noise_of_a_prompts_image_depends_on_both_alone_and_fits_a_key():

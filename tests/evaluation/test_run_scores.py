@@ -99,8 +99,8 @@ class Model:
 
 
 class Album:
-    def __init__(self, model, options, folder, title, metadata):
-        assert metadata == 'mark'
+    def __init__(self, model, options, folder, title, metadata, sign):
+        assert (metadata, sign) == ('mark', print)
         self.model, self.folder = model, folder / 'abc'
 
     def __call__(self, prompts, num_images):
@@ -128,7 +128,7 @@ def test_scores_of_a_run_hold_both_models_the_photos_and_where_the_images_are(mo
     )
     models = {'run': Model(200), 'base': Model(100)}
     options = SamplingOptions(steps=2, guidance_scale=1.0, sampler='ddim')
-    told = {'origins': ['base: checkpoint 3'], 'metadata': 'mark'}
+    told = {'origins': ['base: checkpoint 3'], 'metadata': 'mark', 'sign': print}
     opened = run_scores.Opened(models=models, subjects=[subject], options=options, **told)
     measures = run_scores.Measures(evaluators=[Brightness()], used={'eye': 'f00'}, num_images=2, class_images=5)
     found = run_scores.score(

@@ -14,7 +14,7 @@ from dreambooth_jax.generation import request_queue
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.request_queue import CANCELLED, DONE, FAILED, QUEUED, Request, RequestQueue
 from dreambooth_jax.program import explained
-from tests.support import image_metadata, smallest_pipelines
+from tests.support import image_metadata, made_certificates, smallest_pipelines
 from tests.support.written_runs import begun, save
 
 MODEL = smallest_pipelines.folder('pixels')
@@ -157,3 +157,26 @@ def test_with_the_mark_alone_files_say_no_more(queue, models, monkeypatch):
     path = queue.all()[0].images()['3']['000_00']
     assert image_metadata.is_marked(path) and image_metadata.parameters(path) == {}
     assert dataclasses.asdict(queue.all()[0].request)['prompts'] == ('a dog',)
+
+
+def test_images_and_the_sheet_are_signed_or_the_request_fails(queue, models, tmp_path, monkeypatch):
+    c2pa = pytest.importorskip('c2pa')
+    made = made_certificates.make(tmp_path)
+    samples = made_certificates.settings(made, steps=2, sampler='ddim', guidance_scale=1.0, batch_size=4)
+    monkeypatch.setattr(models, 'settings', models.settings._replace(samples=samples))
+    queue.add(Request(prompts=('a dog',), models=('base_model',)))
+    answered(queue, models)
+    (found,) = queue.all()
+    files = sorted(found.folder.rglob('*.png'))
+    assert found.status.state == DONE and {path.name for path in files} == {'000_00.png', request_queue.GRID}
+    assert len(files) == 3  # of both stages, and the sheet
+    assert [c2pa.Reader(str(path)).get_validation_state() for path in files] == ['Valid'] * 3
+    made.key.unlink()  # or it has expired, while the process waits for the next request
+    queue.add(Request(prompts=('a dog',), models=('base_model',)))
+    answered(queue, models)
+    failed = queue.find(2)
+    assert failed.status.state == FAILED and not list(failed.folder.rglob('*.png'))
+    assert failed.status.message == (
+        f'config.samples.c2pa_certificate and config.samples.c2pa_key: {made.key} cannot be read: No such file or '
+        f'directory; give a PEM file that can, or start train again with both set to None'
+    )

@@ -2,16 +2,19 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_jax.config import BaseConfig, ConfigError, DataConfig, DreamBoothConfig, PriorConfig
+from dreambooth_jax.config import BaseConfig, ConfigError, DataConfig, DreamBoothConfig, PriorConfig, RunSamplesConfig
+from dreambooth_jax.data import provenance
+from dreambooth_jax.data.content_credentials import CredentialsError
 from dreambooth_jax.data.images import ImageError
 from dreambooth_jax.finetune import ready
 from dreambooth_jax.finetune.extension import Extension
 from dreambooth_jax.training import run
-from tests.support import marked_files, smallest_pipelines
+from tests.support import made_certificates, marked_files, smallest_pipelines
 from tests.support.written_runs import save
 
 
@@ -48,6 +51,28 @@ def test_marked_photos_are_refused_unless_there_is_consent(config, folder, tmp_p
     assert str(error.value).startswith(f'{path} is marked "do not train" (IPTC: plus:DataMining is DMI-PROHIBITED')
     allowed = dataclasses.replace(config, data=dataclasses.replace(config.data, consent='mine, my own photo'))
     assert ready.read(allowed, tmp_path / 'run').config.data.consent == 'mine, my own photo'
+
+
+def test_the_certificate_is_tried_before_anything_is_read(config, tmp_path, monkeypatch):
+    c2pa = pytest.importorskip('c2pa')
+    assert ready.read(config, tmp_path / 'run').sign is None
+    made = made_certificates.make(tmp_path)
+    signed = dataclasses.replace(config, samples=made_certificates.settings(made))
+    provenance.save(np.zeros((8, 8, 3), np.uint8), tmp_path / 'x.png')
+    ready.read(signed, tmp_path / 'run').sign(tmp_path / 'x.png')
+    assert c2pa.Reader(str(tmp_path / 'x.png')).get_validation_state() == 'Valid'
+    made_certificates.make(tmp_path, expired=True)
+    monkeypatch.setattr(ready.pinned, 'read_pinned', lambda *_: 1 / 0)
+    with pytest.raises(CredentialsError, match=r'not valid at time of signing\); .*, or set both to None$'):
+        ready.read(signed, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_host_that_writes_nothing_needs_no_certificate(config, tmp_path, monkeypatch):
+    files = {'c2pa_certificate': 'is_not_here.pem', 'c2pa_key': 'is_not_here.pem'}
+    signed = dataclasses.replace(config, samples=RunSamplesConfig(**files))
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    assert ready.read(signed, tmp_path / 'run').sign is None
 
 
 def test_a_begun_run_keeps_its_order_and_refuses_other_photos(config, tmp_path):

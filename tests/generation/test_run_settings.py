@@ -45,6 +45,17 @@ def test_a_run_of_train_gives_what_it_sampled_with(written):
     assert (found.size, found.clip_skip, found.cpu_devices, found.has_samples) == (64, 1, 3, True)
 
 
+def test_of_a_run_that_samples_with_another_model_only_what_its_files_say_counts(written):
+    files = {'metadata': 'mark', 'c2pa_certificate': 'chain.pem', 'c2pa_key': 'key.pem'}
+    config = to_dict(DreamBoothConfig())
+    config['samples'] |= {**SAMPLES, **files, 'model': 'turbo'}
+    found = settings_of(written(config))
+    assert (found.samples, found.has_samples) == (SamplesConfig(**files), False)
+    config['samples']['model'] = None
+    found = settings_of(written(config))
+    assert (found.samples, found.has_samples) == (SamplesConfig(**SAMPLES, **files), True)
+
+
 @pytest.mark.parametrize('base', [None, 'runs/storybook_base'])
 def test_a_run_of_pretrain_gives_its_samples_and_devices_alone(written, base):
     """Its `base` is a folder or nothing, and no group of settings."""
@@ -88,6 +99,7 @@ def test_home_is_found(written, monkeypatch, tmp_path):
         ({'base': None}, 'is damaged: its base is None but must be a group of settings; restore it'),
         ({'data': 3}, 'is damaged: its data is 3 but must be a group of settings; restore it'),
         ({'samples': 'x'}, "is damaged: its samples is 'x' but must be a group of settings; restore it"),
+        ({'samples': {'c2pa_key': 'x'}}, "is damaged: config.c2pa_key is 'x' but config.c2pa_certificate is None; "),
         ({'samples': {'steps': 'x'}}, "is damaged: config.steps must be an int, got 'x' (str); restore it"),
         ({'data': {'resolution': 'x'}}, "is damaged: its data.resolution is 'x'; restore it"),
         ({'data': {'resolution': 0}}, 'is damaged: its data.resolution is 0; restore it'),

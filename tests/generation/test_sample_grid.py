@@ -9,14 +9,16 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.config import ConfigError
+from dreambooth_jax.data.content_credentials import CredentialsError
 from dreambooth_jax.generation import cascade as cascade_lib
+from dreambooth_jax.generation import signed_files
 from dreambooth_jax.generation.cascade import Cascade, Images
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.generation.origin import Model as Named
 from dreambooth_jax.generation.origin import Origin
 from dreambooth_jax.generation.sample_grid import SampleGrid, SaveSamples, images_of
 from dreambooth_jax.training import memory
-from tests.support import image_metadata
+from tests.support import image_metadata, made_certificates
 
 PROMPTS = ('a sks dog', 'a dog')
 
@@ -39,9 +41,9 @@ class Model:
         return Images(np.full((len(prompts) * num_images, 8, 8, 3), self.brightness, np.uint8), None)
 
 
-def grid(original=None, **options):
+def grid(original=None, sign=None, **options):
     options = SamplingOptions(steps=3, guidance_scale=2.0, sampler='ddim', **options)
-    return SampleGrid(original, [], PROMPTS, options, num_images=2)
+    return SampleGrid(original, [], PROMPTS, options, num_images=2, sign=sign)
 
 
 def test_the_grid_holds_the_images_of_both_models_and_asks_the_original_once(tmp_path):
@@ -153,6 +155,40 @@ def test_our_images_are_kept_as_they_are_beside_the_grid_and_no_photo_is(tmp_pat
         told = image_metadata.parameters(path)
         assert image_metadata.is_marked(path) and told['Prompt'] == PROMPTS[index // 2]
         assert (told['Image number'], told['Training step']) == (str(index % 2), '2')
+
+
+def test_the_grid_and_every_image_of_it_are_signed(tmp_path):
+    c2pa = pytest.importorskip('c2pa')
+    sign = signed_files.signer_of(made_certificates.settings(made_certificates.make(tmp_path)))
+    sheet = grid(Model(brightness=255), sign).save(Model(brightness=7), tmp_path / 'x.png', '')
+    files = [tmp_path / 'x.png', *(tmp_path / 'x').iterdir()]
+    assert len(files) == 5 and [c2pa.Reader(str(file)).get_validation_state() for file in files] == ['Valid'] * 5
+    np.testing.assert_array_equal(np.asarray(Image.open(files[0]).convert('RGB')), sheet)
+
+
+def test_a_certificate_that_expires_is_a_warning_and_samples_that_are_not_there(tmp_path, caplog):
+    def sign(path):
+        if has_expired:
+            raise CredentialsError('chain.pem and key.pem do not sign (expired); give others')
+        path.write_bytes(path.read_bytes() + b'signed')
+
+    made, has_expired = grid(sign=sign), True
+    samples = SaveSamples(grid=made, cascade_of=lambda state: Model(), folder=tmp_path / 'base', title='base', every=2)
+    with caplog.at_level(logging.WARNING):
+        samples(2, SimpleNamespace())
+    assert [record.getMessage() for record in caplog.records] == [
+        'no samples of base, step 2, training goes on: chain.pem and key.pem do not sign (expired); give others'
+    ]
+    assert samples.missed(2) and not [path for path in tmp_path.rglob('*') if path.is_file()]
+    has_expired = False  # with another one they are made up for
+    samples(2, SimpleNamespace())
+    assert not samples.missed(2) and (tmp_path / 'base' / '000002.png').read_bytes().endswith(b'signed')
+
+
+def test_of_several_hosts_only_the_first_signs(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    grid(sign=lambda path: 1 / 0).save(Model(), tmp_path / 'x.png', '')
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_of_two_stages_the_images_are_the_last_ones(tmp_path):

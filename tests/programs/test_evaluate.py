@@ -17,7 +17,7 @@ from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import make_placement
 from dreambooth_jax.training.state import init_state
-from tests.support import smallest_pipelines, tiny_encoders
+from tests.support import made_certificates, smallest_pipelines, tiny_encoders
 
 
 def write_run(workdir, photos, seed, *, trained=True, second='none'):
@@ -132,6 +132,29 @@ def test_masks_beside_photos_give_a_second_column(program, run, encoders, tmp_pa
     assert told['dino_masked']['value'] == pytest.approx(wanted, abs=1e-3) != told['dino']['value']
     assert found['ceiling']['dino_masked']['sks dog']['others'] == pytest.approx(ceiling.item(), abs=1e-3)
     assert set(found['models']) == {'run'}
+
+
+@pytest.mark.slow
+def test_the_images_of_a_run_are_signed_as_its_settings_say(program, encoders, tmp_path):
+    c2pa = pytest.importorskip('c2pa')
+    made, run, few = made_certificates.make(tmp_path), tmp_path / 'run', ('--num_images=1', '--class_images=2')
+    write_run(run, tmp_path / 'photos', 0)
+    config = json.loads((run / 'config.json').read_text())
+    config['samples'] |= {'c2pa_certificate': str(made.certificate), 'c2pa_key': str(made.key)}
+    (run / 'config.json').write_text(json.dumps(config))
+    arguments = (f'--model={run}', f'--dino={encoders["dino"]}', '--metrics=dino', '--nobase', *few)
+    ended = program('evaluate', *arguments)
+    assert ended.code == 0, ended.error
+    images = list((run / 'evaluation' / 'images').rglob('*.png'))
+    assert len(images) == 27 and {c2pa.Reader(str(path)).get_validation_state() for path in images} == {'Valid'}
+    made.key.unlink()
+    ended = program('evaluate', *arguments)
+    assert (ended.code, ended.error.splitlines()[-1]) == (
+        1,
+        f'config.samples.c2pa_certificate and config.samples.c2pa_key: {made.key} cannot be read: No such file or '
+        f'directory; give a PEM file that can, or give --nosign',
+    )
+    assert program('evaluate', *arguments, '--nosign').code == 0
 
 
 @pytest.mark.slow

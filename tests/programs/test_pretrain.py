@@ -1,6 +1,7 @@
 """pretrain from the command line: what it trains on which data, and the model that it leaves."""
 
 import json
+import shutil
 import types
 
 import diffusers
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from dreambooth_jax.data import provenance
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.storybook import pools
 from dreambooth_jax.training import train_run
-from tests.support import smallest_pipelines, tiny_flow_pretraining
+from tests.support import made_certificates, smallest_pipelines, tiny_flow_pretraining
 from tests.support.flow_model import FlowModel
 
 CONFIG = """
@@ -109,6 +111,24 @@ def test_samples_are_of_the_base_stage_if_prompts_are_given(pretrain, made):
     pretrain('base', "samples.prompts=('a dog',)", 'samples.every=1')
     (sampling,) = made[0].callbacks
     assert sampling.every == 1 and list(sampling.grid.prompts) == ['a dog']
+
+
+def test_samples_are_signed_with_a_certificate_that_is_tried_first(pretrain, made, tmp_path):
+    c2pa = pytest.importorskip('c2pa')
+    files = made_certificates.make(tmp_path)
+    signing = (f'samples.c2pa_certificate={files.certificate}', f'samples.c2pa_key={files.key}')
+    assert pretrain('base', "samples.prompts=('a dog',)", *signing).code == 0
+    (sampling,) = made[0].callbacks
+    provenance.save(np.zeros((8, 8, 3), np.uint8), tmp_path / 'x.png')
+    sampling.grid.sign(tmp_path / 'x.png')
+    assert c2pa.Reader(str(tmp_path / 'x.png')).get_validation_state() == 'Valid'
+    shutil.rmtree(tmp_path / 'run')
+    files.key.write_text('no key')
+    ended = pretrain('base', *signing)
+    assert ended.code == 1 and ended.error.splitlines()[-1].startswith(
+        f'config.samples.c2pa_certificate and config.samples.c2pa_key: {files.key} is no private key that can be used ('
+    )
+    assert len(made) == 1 and not (tmp_path / 'run' / 'config.json').exists()
 
 
 def test_a_run_that_is_stopped_says_so(pretrain, monkeypatch):

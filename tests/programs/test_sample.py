@@ -99,6 +99,34 @@ def test_images_are_signed_with_the_given_certificate(program, tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
+def test_images_of_a_run_are_signed_as_its_settings_say_unless_the_flags_say_otherwise(program, run_folder, tmp_path):
+    c2pa = pytest.importorskip('c2pa')
+    for name in ('own', 'other'):
+        (tmp_path / name).mkdir()
+    own, other = (made_certificates.make(tmp_path / name, name=name) for name in ('own', 'other'))
+    config = json.loads((run_folder / 'config.json').read_text())
+    config['samples'] |= {'c2pa_certificate': str(own.certificate), 'c2pa_key': str(own.key)}
+    (run_folder / 'config.json').write_text(json.dumps(config))
+    arguments = (f'--model={run_folder}', '--prompt=a dog', '--super_resolution_model=none', *QUICK)
+    flags = (f'--c2pa_certificate={other.certificate}', f'--c2pa_key={other.key}')
+    for name, more in (('own', ()), ('other', flags)):
+        assert program('sample', *arguments, f'--output={tmp_path / "out"}', *more).code == 0
+        files = sorted((tmp_path / 'out').rglob('*.png'))
+        signatures = [c2pa.Reader(str(file)).get_active_manifest()['signature_info'] for file in files]
+        assert [one['common_name'] for one in signatures] == [name] * 3
+    own.key.unlink()
+    ended = program('sample', *arguments, f'--output={tmp_path / "new"}')
+    assert (ended.code, ended.error.splitlines()[-1], (tmp_path / 'new').exists()) == (
+        1,
+        f'config.samples.c2pa_certificate and config.samples.c2pa_key: {own.key} cannot be read: No such file or '
+        f'directory; give a PEM file that can, or give --nosign',
+        False,
+    )
+    assert program('sample', *arguments, f'--output={tmp_path / "new"}', '--nosign').code == 0
+    names = [name for name, _ in image_metadata.chunks((tmp_path / 'new' / 'grid.png').read_bytes())]
+    assert 'iTXt' in names and 'caBX' not in names
+
+
 def test_a_full_memory_is_one_sentence(program, tmp_path, monkeypatch):
     def full(*_, **__):
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 bytes.\n more')
@@ -227,6 +255,9 @@ def test_sample_names_what_is_wrong(program, tmp_path):
     )
     assert said(model, '--prompt=a', '--output=o', '--c2pa_key=key.pem') == (
         '--c2pa_certificate and --c2pa_key belong together, but one of them is not given; give both'
+    )
+    assert said(model, '--prompt=a', '--output=o', '--c2pa_key=key.pem', '--c2pa_certificate=x.pem', '--nosign') == (
+        '--nosign is given but --c2pa_certificate and --c2pa_key are too; leave it or them out'
     )
     assert said(model, 'a dog', '--prompt=a', '--output=o') == (
         "'a dog' belongs to no flag; give flags as --name=value (--help lists them)"

@@ -17,7 +17,7 @@ from dreambooth_jax.monitoring import metrics
 from dreambooth_jax.training import loop, placement
 from dreambooth_jax.weights import files
 from dreambooth_jax.weights.textual_inversion import read_textual_inversion
-from tests.support import image_metadata, smallest_pipelines, tiny_pipelines
+from tests.support import image_metadata, made_certificates, smallest_pipelines, tiny_pipelines
 
 CONFIG = """
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict
@@ -121,6 +121,48 @@ def test_a_run_leaves_what_its_folder_promises(program, finished, caplog):
         np.array_equal(new['conv_in.weight'], old['conv_in.weight'])
         for new, old in zip(weights(run), before, strict=True)
     )
+
+
+@pytest.mark.slow
+def test_samples_are_signed_class_images_are_not_and_the_key_stays_where_it_is(program, config, tmp_path):
+    c2pa = pytest.importorskip('c2pa')
+    for name in ('one', 'other'):
+        (tmp_path / name).mkdir()
+    one, other = (made_certificates.make(tmp_path / name, name=name) for name in ('one', 'other'))
+    run = tmp_path / 'run'
+    options = [f'--config={config}', f'--workdir={run}', '--config.super_resolution_model=none']
+
+    def train(made, *more):
+        signing = (f'--config.samples.c2pa_certificate={made.certificate}', f'--config.samples.c2pa_key={made.key}')
+        return program('train', *options, *signing, *more)
+
+    assert train(one, '--config.base.steps=2').code == 0
+    assert train(other).code == 0  # who signs may change
+    for step, name in ((2, 'one'), (4, 'other')):
+        grid = run / 'samples' / 'base' / f'{step:06d}.png'
+        files = [grid, *grid.with_suffix('').iterdir()]
+        found = [c2pa.Reader(str(file)) for file in files]
+        assert [reader.get_validation_state() for reader in found] == ['Valid'] * 3
+        assert {reader.get_active_manifest()['signature_info']['common_name'] for reader in found} == {name}
+        assert all(map(image_metadata.is_marked, files))
+    (image, *_) = (run / 'prior').glob('*.png')
+    assert 'caBX' not in [name for name, _ in image_metadata.chunks(image.read_bytes())]
+    assert json.loads((run / 'config.json').read_text())['samples']['c2pa_key'] == str(other.key)
+    secret = other.key.read_bytes().splitlines()[1]
+    assert not [path for path in run.rglob('*') if path.is_file() and secret in path.read_bytes()]
+
+
+def test_a_certificate_that_does_not_sign_is_one_sentence_before_any_work(program, config, tmp_path):
+    pytest.importorskip('c2pa')
+    made, run = made_certificates.make(tmp_path, expired=True), tmp_path / 'run'
+    signing = (f'--config.samples.c2pa_certificate={made.certificate}', f'--config.samples.c2pa_key={made.key}')
+    for more in ((), ('--dry_run',)):
+        ended = program('train', f'--config={config}', f'--workdir={run}', *signing, *more)
+        assert (ended.code, ended.out) == (1, '') and not run.exists()
+        assert ended.error.splitlines()[-1].startswith(
+            f'config.samples.c2pa_certificate and config.samples.c2pa_key: {made.certificate} and {made.key} do not '
+            f'sign (Signature: the certificate was not valid at time of signing); give a certificate'
+        )
 
 
 def test_photos_of_people_need_consent_before_any_work(program, config, tmp_path):
@@ -371,6 +413,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoint(program
                 "config.lora: LoRA's target 'to_p' matches no linear or convolution layer of unet of the base stage; "
                 'it must match a whole path, such as '
             ),
+        ),
+        (
+            '--config.samples.c2pa_key=key.pem',
+            "config.samples.c2pa_key is 'key.pem' but config.samples.c2pa_certificate is None; give both, or",
         ),
         ('--config.base.stepps=1', 'config.base.stepps is not a known setting; did you mean config.base.steps?'),
     ],

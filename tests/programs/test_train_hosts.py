@@ -1,5 +1,6 @@
 """A whole run of train on two processes with two devices each, as on two hosts, and how they find each other."""
 
+import importlib.util
 import itertools
 import socket
 
@@ -17,7 +18,7 @@ from dreambooth_jax.training.hosts import Address
 from dreambooth_jax.weights import files
 from tests.conftest import XLA_FLAGS
 from tests.programs.test_train import CONFIG, WEIGHTS
-from tests.support import forked, script, smallest_pipelines, tiny_encoders
+from tests.support import forked, made_certificates, script, smallest_pipelines, tiny_encoders
 
 DEVICES_FLAG = '--xla_force_host_platform_device_count'
 NUMBERS = itertools.count()  # of logs
@@ -241,11 +242,18 @@ def test_two_processes_train_what_one_trains_without_a_shared_folder_of_class_im
 
 @pytest.mark.slow
 def test_two_processes_sample_with_adapters_what_one_samples(on_one_device, tmp_path):
-    """Samples are generated with the sharded kernels that the training has placed, and adapters beside them."""
+    """Samples are generated with the sharded kernels that the training has placed, and adapters beside them.
+
+    The first process signs them; the run of one process does not.
+    """
     config, _ = on_one_device
+    signing = []
+    if importlib.util.find_spec('c2pa') is not None:
+        made = made_certificates.make(tmp_path)
+        signing = [f'--config.samples.c2pa_certificate={made.certificate}', f'--config.samples.c2pa_key={made.key}']
     settings = ['--config.lora.rank=2', '--config.super_resolution.steps=0']
     end(start(config, tmp_path / 'alone', 1, *settings))
-    two_processes(config, tmp_path, 'fsdp', *settings)
+    two_processes(config, tmp_path, 'fsdp', *settings, *signing)
     grids = [sorted((tmp_path / run / 'samples').rglob('*.png')) for run in ('run', 'alone')]
     assert len(grids[0]) == len(grids[1]) > 2
     for ours, theirs in zip(*grids, strict=True):
@@ -254,3 +262,5 @@ def test_two_processes_sample_with_adapters_what_one_samples(on_one_device, tmp_
         [line['loss'] for line in metrics.read(tmp_path / run, 'base') if 'loss' in line] for run in ('run', 'alone')
     ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+    c2pa = pytest.importorskip('c2pa')
+    assert {c2pa.Reader(str(grid)).get_validation_state() for grid in grids[0]} == {'Valid'}

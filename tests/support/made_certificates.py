@@ -4,6 +4,8 @@ import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from dreambooth_jax.config.dreambooth import RunSamplesConfig
+
 YEAR = datetime.timedelta(days=365)
 
 
@@ -15,7 +17,12 @@ class Made(NamedTuple):
     root: Path
 
 
-def make(folder: Path, kind: str = 'ES256', name: str = 'Test Signer') -> Made:
+def settings(made: Made, **samples) -> RunSamplesConfig:
+    """Returns the settings `samples` of a run that signs with these files."""
+    return RunSamplesConfig(c2pa_certificate=str(made.certificate), c2pa_key=str(made.key), **samples)
+
+
+def make(folder: Path, kind: str = 'ES256', name: str = 'Test Signer', expired: bool = False) -> Made:
     """Makes the files; `kind` is ES256, ES384, PS256 or ED25519. The package `cryptography` is needed."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -35,6 +42,7 @@ def make(folder: Path, kind: str = 'ES256', name: str = 'Test Signer') -> Made:
 
     def signed(subject, key, issuer, issuer_key, is_root):
         now = datetime.datetime.now(datetime.UTC)
+        until = now - YEAR / 2 if expired and not is_root else now + YEAR
         usage = dict.fromkeys(
             ('content_commitment', 'key_encipherment', 'data_encipherment', 'key_agreement', 'encipher_only'), False
         )
@@ -46,7 +54,7 @@ def make(folder: Path, kind: str = 'ES256', name: str = 'Test Signer') -> Made:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - YEAR)
-            .not_valid_after(now + YEAR)
+            .not_valid_after(until)
             .add_extension(x509.BasicConstraints(ca=is_root, path_length=None), critical=True)
             .add_extension(x509.KeyUsage(**usage, decipher_only=False), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)

@@ -101,6 +101,13 @@ def test_setting_that_only_says_how_long_how_often_how_much_at_once_or_where_may
     assert written == value
 
 
+def test_what_signs_samples_may_change(tmp_path):
+    trained(CONFIG, tmp_path)
+    for name in ('one.pem', 'other.pem', None):
+        run.begin(changed(CONFIG, 'samples', {'c2pa_certificate': name, 'c2pa_key': name}), tmp_path)
+        assert json.loads((tmp_path / 'config.json').read_text())['samples']['c2pa_key'] == name
+
+
 def test_until_there_is_a_checkpoint_every_setting_may_change(tmp_path):
     run.begin(CONFIG, tmp_path)
     (tmp_path / 'base' / 'checkpoints' / '2.orbax-checkpoint-tmp').mkdir(parents=True)  # killed while it was written
