@@ -75,7 +75,7 @@ def router(desk: Desk, stopped) -> APIRouter:
     Args:
       stopped: whether the server ends, for streams, which would else go on.
     """
-    api, plans = APIRouter(prefix='/api'), Plans(desk.queue.uses_accelerators)
+    api, plans = APIRouter(prefix='/api'), Plans(desk.queue.uses_accelerators, desk.price)
 
     @api.get('/runs')
     def list_runs() -> list[View]:
@@ -182,7 +182,7 @@ def router(desk: Desk, stopped) -> APIRouter:
 
     @api.get('/plan')
     async def plan_of_run(run: str, request: Request) -> dict[str, str]:
-        """The plan of a run that is there: its photos, steps, memory and time."""
+        """The plan of a run that is there: its photos, steps, memory, time and, with --price_per_hour, price."""
         desk.begun(run)
         arguments = commands.again(shown(desk.folder / run))
         return {'plan': await plans.plan(arguments, request.is_disconnected)}
