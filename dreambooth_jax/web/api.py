@@ -21,6 +21,7 @@ from dreambooth_jax.web.photos import USUAL, Photo
 from dreambooth_jax.web.plans import Plans
 from dreambooth_jax.web.refused import Refused
 from dreambooth_jax.web.state import Desk, View, files_below, shown
+from dreambooth_jax.web.uploads import Uploads
 
 Stage = Literal['base', 'super_resolution']
 
@@ -86,7 +87,7 @@ def router(desk: Desk, stopped) -> APIRouter:
       stopped: whether the server ends, for streams, which would else go on.
     """
     api = APIRouter(prefix='/api', dependencies=[TOKEN], responses=refusals())
-    plans = Plans(desk.queue.uses_accelerators, desk.price)
+    plans, uploads = Plans(desk.queue.uses_accelerators, desk.price), Uploads()
 
     @api.get('/runs')
     def list_runs() -> list[View]:
@@ -251,12 +252,16 @@ def router(desk: Desk, stopped) -> APIRouter:
         desk.photos.remove(folder)
 
     @api.post(
-        '/photos/{folder}', status_code=201, responses=refusals(404, 409, 415), openapi_extra=upload(required=True)
+        '/photos/{folder}',
+        status_code=201,
+        responses=refusals(404, 408, 409, 415, 503),
+        openapi_extra=upload(required=True),
     )
     async def add_photo(folder: str, request: Request, name: str = 'photo') -> Photo:
         """Adds a photo: the request's body is its file, at most 64 MB; `name` is only for messages."""
         desk.photos.folder(folder)
-        return await run_in_threadpool(desk.photos.add, folder, await _file_in(request), name)
+        async with uploads.file_in(request) as data:
+            return await run_in_threadpool(desk.photos.add, folder, data, name)
 
     @api.get('/photos/{folder}/{photo}/crop', response_class=Response, responses=file('image/png') | refusals(404))
     def crop(folder: str, photo: str, side: int = Query(256, ge=16, le=1024), keeps_ratio: bool = False) -> Response:
@@ -281,14 +286,15 @@ def router(desk: Desk, stopped) -> APIRouter:
     @api.put(
         '/photos/{folder}/{photo}/mask',
         status_code=204,
-        responses=refusals(404, 415),
+        responses=refusals(404, 408, 415, 503),
         openapi_extra=upload(required=False),
     )
     async def set_mask(folder: str, photo: str, request: Request, name: str = 'the mask') -> None:
         """Adds the mask of a photo: the request's body is an image of the same size, white where the photo counts; an
         empty body removes it. `name` is only for messages."""
         desk.photos.path(folder, photo)
-        await run_in_threadpool(desk.photos.set_mask, folder, photo, await _file_in(request), name)
+        async with uploads.file_in(request) as data:
+            await run_in_threadpool(desk.photos.set_mask, folder, photo, data, name)
 
     @api.delete('/photos/{folder}/{photo}', status_code=204, responses=refusals(404))
     def remove_photo(folder: str, photo: str) -> None:
@@ -305,16 +311,6 @@ def sentence(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, ConfigError):
         return 422, str(error)
     return None
-
-
-async def _file_in(request: Request) -> bytes:
-    """Returns the file that is the body of a request."""
-    if request.headers.get('content-type', '').lower().startswith('multipart/'):
-        raise Refused('the body is a form; send the bytes of the file alone, as curl --data-binary @FILE does', 415)
-    data = bytearray()
-    async for piece in request.stream():
-        data += piece
-    return bytes(data)
 
 
 def _key(text: str | None) -> Key | None:
