@@ -18,6 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
+from dreambooth_jax.config.price import Price
 from dreambooth_jax.config.schema import ConfigError, expanded, is_unicode
 from dreambooth_jax.system import disk, program_cache
 from dreambooth_jax.system.ending import end_on_signals
@@ -64,6 +65,23 @@ def DEFINE_path(name: str, default: str | None, help: str) -> flags.FlagHolder:
 def DEFINE_multi_path(name: str, default: list[str], help: str) -> flags.FlagHolder:
     """Defines the same kind of flag, which may be given several times."""
     return flags.DEFINE_multi(_PathParser(name), flags.ArgumentSerializer(), name, default, help)
+
+
+class _PriceParser(flags.ArgumentParser):
+    """Parses what an hour costs; see config.price."""
+
+    syntactic_help = 'a price'
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def parse(self, argument: str) -> Price:
+        return Price.parsed(f'--{self.name}', argument)
+
+
+def DEFINE_price(name: str, help: str) -> flags.FlagHolder:
+    """Defines a flag that is the price of an hour, such as '1.20 USD'; None where it is not given."""
+    return flags.DEFINE(_PriceParser(name), name, None, help)
 
 
 class _ConfigFileParser(flags.ArgumentParser):

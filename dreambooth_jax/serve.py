@@ -21,6 +21,7 @@ _ADDRESS = '127.0.0.1'  # never another: whoever reaches the port could run prog
 _RUNS = program.DEFINE_path('runs', None, 'Folder that holds the folders of the runs; it is made if it is missing.')
 _CONFIGS = program.DEFINE_path('configs', 'configs', 'Folder of the settings files that new runs begin with.')
 _PORT = flags.DEFINE_integer('port', 8124, 'Port on 127.0.0.1; 0: any that is free.', lower_bound=0, upper_bound=65535)
+_PRICE = program.DEFINE_price('price_per_hour', 'What an hour of this machine costs, such as 1.20 USD, for plans.')
 
 
 def main(argv) -> None:
@@ -39,7 +40,7 @@ def main(argv) -> None:
     if not configs.is_dir():
         raise ConfigError(f'--configs={configs} is no folder; give one with settings files, such as configs')
     with lock.locked(runs / FOLDER, 'open the page of that server, or give another folder with --runs'):
-        desk = Desk(runs, configs)
+        desk = Desk(runs, configs, _PRICE.value)
         token = guard.token_in(runs / FOLDER)
         try:
             listening = socket.create_server((_ADDRESS, _PORT.value))

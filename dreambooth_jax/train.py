@@ -19,6 +19,7 @@ from dreambooth_jax.training import hosts
 _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py.')
 _WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: class images, checkpoints, samples, model.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print photos, settings and plan (steps, memory, time); write nothing.')
+_PRICE = program.DEFINE_price('price_per_hour', 'With --dry_run: what an hour of all devices costs, such as 1.20 USD.')
 _PROFILE = flags.DEFINE_integer(
     'profile', None, 'Trace so many steps of each stage, after as many others, into WORKDIR/profile.', lower_bound=1
 )
@@ -58,7 +59,8 @@ def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
     begun = ready.read(config, workdir, _EXTEND.value)
     if planned_for is not None:
         scored = evaluation_of(begun, begun.original, workdir, begun.placement(planned_for.devices))
-        told = plan.describe(begun.config, begun.cascade, begun.instance, planned_for, scored, begun.sampled_on)
+        read = begun.config, begun.cascade, begun.instance
+        told = plan.describe(*read, planned_for, scored, begun.sampled_on, _PRICE.value)
         return print(examples.describe(begun.config, begun.instance), told, sep='\n\n')
     about_photos = photo_settings.told(begun.config, workdir, begun.cascade)
     told = standing.told(begun.config, workdir, begun.cascade, begun.chosen)
@@ -108,9 +110,7 @@ def finetune_stages(begun, workdir: Path) -> None:
     subject, count = examples.references(instance, cascade), config.samples.num_images
     grid = SampleGrid(shown, subject, prompts, options, num_images=count, origin=origin, sign=begun.sign)
 
-    for name in instance:
-        if getattr(config, name).steps == 0:
-            continue
+    for name in [stage for stage in instance if getattr(config, stage).steps]:
         tables = examples.stage_tables(config, cascade, name, instance[name], images)
         has_begun = name in run.trained_stages(workdir)
         less = memory.remedies(config, name, begun=has_begun, devices=placement.devices)
@@ -134,7 +134,7 @@ def main(argv) -> None:
     del argv
     config = resolve(DreamBoothConfig, _CONFIG.value)
     cpu_devices.use(config.parallel.cpu_devices)
-    for flag in (_TOPOLOGY, _COMPILE):
+    for flag in (_TOPOLOGY, _COMPILE, _PRICE):
         if flag.value and not _DRY_RUN.value:
             raise ConfigError(f'--{flag.name} is for a plan, which is not run; give --dry_run too, or leave it out')
     hosts.join(_DISTRIBUTED.value, hosts.Address(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value))

@@ -1,4 +1,4 @@
-"""The plan of a DreamBooth run before it starts: steps, memory and time (train --dry_run)."""
+"""The plan of a DreamBooth run before it starts: steps, memory, time and price (train --dry_run)."""
 
 import functools
 import itertools
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreambooth_jax.config import DreamBoothConfig, to_dict
+from dreambooth_jax.config.price import Price
 from dreambooth_jax.data.table import Examples
 from dreambooth_jax.diffusion import samplers
 from dreambooth_jax.finetune import memory_plan
@@ -69,6 +70,7 @@ def describe(
     where: Target | None = None,
     evaluated: memory_plan.Evaluated | None = None,
     sampled_on: Cascade | None = None,
+    price: Price | None = None,
 ) -> str:
     """Returns the settings and the plan as text. It computes nothing but a speed test, and writes nothing.
 
@@ -77,10 +79,11 @@ def describe(
       where: the devices to plan for, and whether their compiler is asked (planned_for); None: those at hand, unasked.
       evaluated: what scores the base stage while it trains; None: nothing does.
       sampled_on: the model that generates the samples with the adapters; None: the one that trains.
+      price: of an hour of all devices; None: nothing is said of what the run costs.
     """
     if where is None:
         with planned_for() as where:
-            return describe(config, cascade, instance, where, evaluated, sampled_on)
+            return describe(config, cascade, instance, where, evaluated, sampled_on, price)
     lines = ['settings:', *(f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items())]
     lines += ['', f'plan for {where.name}:']
     speed = EFFICIENCY * device_speed() if where.present else None
@@ -117,9 +120,11 @@ def describe(
     host = memory_plan.host_bytes(cascade, planned, sampled_on) if config.export else None
     lines += memory_lines(uses, where, host)
     if speed is None:
-        lines.append('  time: not estimated, because these devices are not here')
+        what = 'time and price' if price else 'time'
+        lines.append(f'  {what}: not estimated, because these devices are not here')
     else:
-        lines.append(f'  in all about {_duration(total / speed)}, without compilation and samples')
+        cost = f', {price.of(total / speed)}' if price else ''
+        lines.append(f'  in all about {_duration(total / speed)}, without compilation and samples{cost}')
     return '\n'.join(lines)
 
 

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, ExportFormat
 from dreambooth_jax.config.described import described
 from dreambooth_jax.web import archive, commands, jobs
+from dreambooth_jax.web.answers import EVENT_STREAM, EVENTS, TOKEN, file, refusals, upload
 from dreambooth_jax.web.events import stream
 from dreambooth_jax.web.generate_api import add_routes
 from dreambooth_jax.web.numbers import STAGES, Key
@@ -20,6 +21,7 @@ from dreambooth_jax.web.photos import USUAL, Photo
 from dreambooth_jax.web.plans import Plans
 from dreambooth_jax.web.refused import Refused
 from dreambooth_jax.web.state import Desk, View, files_below, shown
+from dreambooth_jax.web.uploads import Uploads
 
 Stage = Literal['base', 'super_resolution']
 
@@ -69,50 +71,61 @@ class Caption(_Body):
     caption: str
 
 
+class Plan(BaseModel):
+    """What a run will need, before it starts."""
+
+    plan: str = Field(
+        description='What `train --dry_run` prints: photos, settings, steps, memory, and in the last line time and, '
+        'where serve was given --price_per_hour, price.'
+    )
+
+
 def router(desk: Desk, stopped) -> APIRouter:
     """Returns the API's routes.
 
     Args:
       stopped: whether the server ends, for streams, which would else go on.
     """
-    api, plans = APIRouter(prefix='/api'), Plans(desk.queue.uses_accelerators)
+    api = APIRouter(prefix='/api', dependencies=[TOKEN], responses=refusals())
+    plans, uploads = Plans(desk.queue.uses_accelerators, desk.price), Uploads()
 
     @api.get('/runs')
     def list_runs() -> list[View]:
         """All runs, those that were started by hand included."""
         return desk.all()
 
-    @api.post('/runs', status_code=201)
+    @api.post('/runs', status_code=201, responses=refusals(404, 409))
     def new_run(body: NewRun) -> View:
         """Queues a new run."""
         return desk.new(body.name, desk.wanted(body.config, body.preset, body.settings, body.photos))
 
-    @api.get('/runs/{run}')
+    @api.get('/runs/{run}', responses=refusals(404))
     def one_run(run: str) -> View:
         """One run."""
         return desk.view(run)
 
-    @api.get('/runs/{run}/settings')
+    @api.get('/runs/{run}/settings', responses=refusals(404))
     def run_settings(run: str) -> dict[str, Any]:
         """The settings of a run by their dotted names."""
         desk.begun(run)
         return commands.flat(desk.runs.settings(run))
 
-    @api.get('/runs/{run}/metrics')
+    @api.get('/runs/{run}/metrics', responses=refusals(404))
     def metrics(run: str, after: str | None = None, stage: Stage | None = None) -> list[dict[str, Any]]:
         """The numbers of a run; `after` names the last line that is known, such as base:120."""
         desk.begun(run)
         lines = desk.runs.numbers(run).lines(_key(after))
         return [line.values for line in lines if stage is None or STAGES[line.key.stage] == stage]
 
-    @api.get('/runs/{run}/events')
+    @api.get('/runs/{run}/events', response_class=Response, responses=EVENTS | refusals(404))
     async def events(run: str, after: str | None = None, last_event_id: str | None = Header(None)) -> StreamingResponse:
-        """The run's numbers, and itself whenever it changes, as a stream; Last-Event-ID: the last known line."""
+        """The run's numbers, and itself whenever it changes, as a stream. The header Last-Event-ID, or else `after`,
+        names the last line that is known; the stream goes on behind it."""
         desk.view(run)
         told = stream(desk, run, _key(last_event_id or after), stopped)
-        return StreamingResponse(told, media_type='text/event-stream', headers={'x-accel-buffering': 'no'})
+        return StreamingResponse(told, media_type=EVENT_STREAM, headers={'x-accel-buffering': 'no'})
 
-    @api.get('/runs/{run}/samples')
+    @api.get('/runs/{run}/samples', responses=refusals(404))
     def samples(run: str) -> list[dict[str, Any]]:
         """The sample grids of a run."""
         desk.begun(run)
@@ -122,7 +135,11 @@ def router(desk: Desk, stopped) -> APIRouter:
             for step in grids
         ]
 
-    @api.get('/runs/{run}/samples/{stage}/{step}', response_class=FileResponse)
+    @api.get(
+        '/runs/{run}/samples/{stage}/{step}',
+        response_class=FileResponse,
+        responses=file('image/png') | refusals(404),
+    )
     def sample(run: str, stage: Stage, step: int) -> FileResponse:
         """A sample grid, PNG."""
         desk.begun(run)
@@ -131,24 +148,26 @@ def router(desk: Desk, stopped) -> APIRouter:
             raise Refused(f'the run {run} has no samples of step {step} of the {stage} stage', 404)
         return FileResponse(path, media_type='image/png', headers={'cache-control': 'private, no-cache'})
 
-    @api.get('/runs/{run}/log', response_class=PlainTextResponse)
-    def log(run: str, program: Literal['train', 'export'] = 'train', lines: int = Query(200, gt=0, le=2000)) -> str:
+    @api.get('/runs/{run}/log', response_class=Response, responses=file('text/plain') | refusals(404))
+    def log(
+        run: str, program: Literal['train', 'export'] = 'train', lines: int = Query(200, gt=0, le=2000)
+    ) -> PlainTextResponse:
         """The last lines that a program has printed for a run that was started here."""
         desk.view(run)
-        return '\n'.join(jobs.log_tail(desk.folder / run, program, lines))
+        return PlainTextResponse('\n'.join(jobs.log_tail(desk.folder / run, program, lines)))
 
-    @api.post('/runs/{run}/extend')
+    @api.post('/runs/{run}/extend', responses=refusals(404, 409))
     def extend(run: str, body: Extension) -> View:
         """Queues more steps for a finished run."""
         return desk.extend(run, body.steps)
 
-    @api.post('/runs/{run}/export', status_code=202)
+    @api.post('/runs/{run}/export', status_code=202, responses=refusals(404, 409))
     def export(run: str, body: Export) -> dict[str, Any]:
         """Queues an export; what it writes can be downloaded then."""
         job = desk.export(run, body.format, body.dtype, body.step)
         return {'state': job.state, 'command': jobs.typed(job)}
 
-    @api.get('/runs/{run}/exports')
+    @api.get('/runs/{run}/exports', responses=refusals(404))
     def exports(run: str) -> dict[str, Any]:
         """What can be downloaded of a run, and the exports that are asked for."""
         there = [
@@ -160,7 +179,11 @@ def router(desk: Desk, stopped) -> APIRouter:
         ]
         return {'downloads': there, 'jobs': asked}
 
-    @api.get('/runs/{run}/exports/{name}', response_class=Response)
+    @api.get(
+        '/runs/{run}/exports/{name}',
+        response_class=Response,
+        responses=file('application/octet-stream', 'application/zip') | refusals(404),
+    )
     def download(run: str, name: str) -> Response:
         """A file or, as zip, a folder."""
         found = {_download_name(path): path for path in desk.downloads(run).values()}
@@ -175,24 +198,24 @@ def router(desk: Desk, stopped) -> APIRouter:
 
     add_routes(api, desk)
 
-    @api.post('/runs/{run}/{action}')
+    @api.post('/runs/{run}/{action}', responses=refusals(404, 409))
     def ask(run: str, action: Literal['pause', 'resume', 'sample', 'save', 'stop', 'start']) -> View:
         """Asks a run for something; `actions` of the run says what it can be asked for."""
         return desk.ask(run, action)
 
-    @api.get('/plan')
-    async def plan_of_run(run: str, request: Request) -> dict[str, str]:
-        """The plan of a run that is there: its photos, steps, memory and time."""
+    @api.get('/plan', responses=refusals(404, 409, 504))
+    async def plan_of_run(run: str, request: Request) -> Plan:
+        """The plan of a run that is there: its photos, steps, memory, time and, with --price_per_hour, price."""
         desk.begun(run)
         arguments = commands.again(shown(desk.folder / run))
-        return {'plan': await plans.plan(arguments, request.is_disconnected)}
+        return Plan(plan=await plans.plan(arguments, request.is_disconnected))
 
-    @api.post('/plan')
-    async def plan(body: Settings, request: Request) -> dict[str, str]:
-        """The plan of a run that is not begun, and the command that begins it."""
+    @api.post('/plan', responses=refusals(404, 409, 504))
+    async def plan(body: Settings, request: Request) -> Plan:
+        """The plan of a run that is not begun, which it does not begin."""
         wanted = desk.wanted(body.config, body.preset, body.settings, body.photos)
         arguments = desk.recipes.arguments(wanted, shown(desk.folder / 'new'))
-        return {'plan': await plans.plan(arguments, request.is_disconnected)}
+        return Plan(plan=await plans.plan(arguments, request.is_disconnected))
 
     @api.get('/settings')
     def settings(config: str | None = None, preset: str = '') -> list[dict[str, Any]]:
@@ -213,38 +236,41 @@ def router(desk: Desk, stopped) -> APIRouter:
         """The folders of photos, and how many each holds."""
         return desk.photos.all()
 
-    @api.post('/photos', status_code=201)
+    @api.post('/photos', status_code=201, responses=refusals(409))
     def new_photos(body: NewPhotos) -> dict[str, str]:
         """Makes a folder for photos."""
         return {'name': desk.photos.create(body.name)}
 
-    @api.get('/photos/{folder}')
+    @api.get('/photos/{folder}', responses=refusals(404))
     def photos_of(folder: str) -> list[Photo]:
         """The photos of a folder."""
         return desk.photos.photos_in(folder)
 
-    @api.delete('/photos/{folder}', status_code=204)
+    @api.delete('/photos/{folder}', status_code=204, responses=refusals(404))
     def remove_photos(folder: str) -> None:
         """Removes a folder of photos."""
         desk.photos.remove(folder)
 
-    @api.post('/photos/{folder}', status_code=201)
+    @api.post(
+        '/photos/{folder}',
+        status_code=201,
+        responses=refusals(404, 408, 409, 415, 503),
+        openapi_extra=upload(required=True),
+    )
     async def add_photo(folder: str, request: Request, name: str = 'photo') -> Photo:
         """Adds a photo: the request's body is its file, at most 64 MB; `name` is only for messages."""
         desk.photos.folder(folder)
-        data = bytearray()
-        async for piece in request.stream():
-            data += piece
-        return await run_in_threadpool(desk.photos.add, folder, bytes(data), name)
+        async with uploads.file_in(request) as data:
+            return await run_in_threadpool(desk.photos.add, folder, data, name)
 
-    @api.get('/photos/{folder}/{photo}/crop', response_class=Response)
+    @api.get('/photos/{folder}/{photo}/crop', response_class=Response, responses=file('image/png') | refusals(404))
     def crop(folder: str, photo: str, side: int = Query(256, ge=16, le=1024), keeps_ratio: bool = False) -> Response:
         """What a model is shown of a photo, PNG: the square in its middle, or with `keeps_ratio` as with
         data.aspect_buckets; what its mask leaves out is darker."""
         data = desk.photos.crop(folder, photo, side, keeps_ratio=keeps_ratio)
         return Response(data, media_type='image/png', headers={'cache-control': 'private, max-age=3600'})
 
-    @api.get('/photos/{folder}/findings')
+    @api.get('/photos/{folder}/findings', responses=refusals(404))
     def findings(
         folder: str, side: int = Query(USUAL, ge=16, le=2048), keeps_ratio: bool = False
     ) -> list[dict[str, str | None]]:
@@ -252,22 +278,25 @@ def router(desk: Desk, stopped) -> APIRouter:
         them), what was `found`, and `advice`. `side` is that of the crops that are trained on."""
         return desk.photos.findings(folder, side, keeps_ratio=keeps_ratio)
 
-    @api.put('/photos/{folder}/{photo}/caption', status_code=204)
+    @api.put('/photos/{folder}/{photo}/caption', status_code=204, responses=refusals(404))
     def set_caption(folder: str, photo: str, body: Caption) -> None:
         """Writes a photo's caption."""
         desk.photos.set_caption(folder, photo, body.caption)
 
-    @api.put('/photos/{folder}/{photo}/mask', status_code=204)
+    @api.put(
+        '/photos/{folder}/{photo}/mask',
+        status_code=204,
+        responses=refusals(404, 408, 415, 503),
+        openapi_extra=upload(required=False),
+    )
     async def set_mask(folder: str, photo: str, request: Request, name: str = 'the mask') -> None:
         """Adds the mask of a photo: the request's body is an image of the same size, white where the photo counts; an
         empty body removes it. `name` is only for messages."""
         desk.photos.path(folder, photo)
-        data = bytearray()
-        async for piece in request.stream():
-            data += piece
-        await run_in_threadpool(desk.photos.set_mask, folder, photo, bytes(data), name)
+        async with uploads.file_in(request) as data:
+            await run_in_threadpool(desk.photos.set_mask, folder, photo, data, name)
 
-    @api.delete('/photos/{folder}/{photo}', status_code=204)
+    @api.delete('/photos/{folder}/{photo}', status_code=204, responses=refusals(404))
     def remove_photo(folder: str, photo: str) -> None:
         """Removes a photo with its caption and mask."""
         desk.photos.remove(folder, photo)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dreambooth_jax.config import Sampler
 from dreambooth_jax.generation import request_queue
 from dreambooth_jax.generation.request_queue import Request
+from dreambooth_jax.web.answers import file, refusals
 from dreambooth_jax.web.generations import Choice, Generation
 from dreambooth_jax.web.image_metadata import Metadata, metadata_of
 from dreambooth_jax.web.state import Desk
@@ -64,56 +65,64 @@ class Generate(BaseModel):
 def add_routes(api: APIRouter, desk: Desk) -> None:
     """Adds the routes; before those of /runs/{run}/{action}, which would else be asked."""
 
-    @api.get('/runs/{run}/models')
+    @api.get('/runs/{run}/models', responses=refusals(404))
     def models(run: str) -> list[Choice]:
         """The models of a run that images can be generated with, the one to begin with first."""
         desk.begun(run)
         return desk.generations.choices(run)
 
-    @api.post('/runs/{run}/generate', status_code=202)
+    @api.post('/runs/{run}/generate', status_code=202, responses=refusals(404, 409))
     def generate(run: str, body: Generate) -> Generation:
         """Asks for images of a run's models; they wait for their turn on the accelerators."""
         desk.begun(run)
         return desk.generations.add(run, body.model_dump())
 
-    @api.get('/runs/{run}/generate')
+    @api.get('/runs/{run}/generate', responses=refusals(404))
     def generations(run: str) -> list[Generation]:
         """The requests for images of a run, the last one first."""
         desk.begun(run)
         return desk.generations.all(run)
 
-    @api.get('/runs/{run}/generate/{number}')
+    @api.get('/runs/{run}/generate/{number}', responses=refusals(404))
     def generation(run: str, number: int = _Number) -> Generation:
         """A request for images: how far it is, what it waits for, and the addresses of the images that are there."""
         desk.begun(run)
         return desk.generations.one(run, number)
 
-    @api.post('/runs/{run}/generate/{number}/cancel')
+    @api.post('/runs/{run}/generate/{number}/cancel', responses=refusals(404, 409))
     def cancel(run: str, number: int = _Number) -> Generation:
         """Cancels a request for images; those that are there stay."""
         desk.begun(run)
         return desk.generations.cancel(run, number)
 
-    @api.delete('/runs/{run}/generate/{number}', status_code=204)
+    @api.delete('/runs/{run}/generate/{number}', status_code=204, responses=refusals(404, 409))
     def remove(run: str, number: int = _Number) -> None:
         """Removes a request that is answered, and its images."""
         desk.begun(run)
         desk.generations.remove(run, number)
 
-    @api.get('/runs/{run}/generate/{number}/grid', response_class=FileResponse)
+    @api.get(
+        '/runs/{run}/generate/{number}/grid',
+        response_class=FileResponse,
+        responses=file('image/png') | refusals(404),
+    )
     def grid(run: str, number: int = _Number) -> FileResponse:
         """All images of a request on one sheet, PNG: a row for each prompt, columns for each model."""
         desk.begun(run)
         return FileResponse(desk.generations.grid(run, number), media_type='image/png', headers=_KEEP)
 
-    @api.get('/runs/{run}/generate/{number}/images/{model}/{image}', response_class=FileResponse)
+    @api.get(
+        '/runs/{run}/generate/{number}/images/{model}/{image}',
+        response_class=FileResponse,
+        responses=file('image/png') | refusals(404),
+    )
     def image(run: str, model: str, image: str, number: int = _Number) -> FileResponse:
         """An image, PNG; 000_01 is image 1 of prompt 0."""
         desk.begun(run)
         path = desk.generations.image(run, number, model, image)
         return FileResponse(path, media_type='image/png', headers=_KEEP)
 
-    @api.get('/runs/{run}/generate/{number}/images/{model}/{image}/metadata')
+    @api.get('/runs/{run}/generate/{number}/images/{model}/{image}/metadata', responses=refusals(404))
     def metadata(run: str, model: str, image: str, number: int = _Number) -> Metadata:
         """What the file of an image says of itself: prompt, seed, model and its hash, the mark of generated images."""
         desk.begun(run)

@@ -1,4 +1,4 @@
-"""Plans: what `train --dry_run` says of settings, photos, steps, memory and time, in a process of its own."""
+"""Plans: what `train --dry_run` says of settings, photos, steps, memory, time and price, in a process of its own."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 
+from dreambooth_jax.config.price import Price
 from dreambooth_jax.web.refused import Refused
 
 _LONGEST = 300.0  # seconds
@@ -15,7 +16,7 @@ _MOST_KEPT = 32
 # What a plan may use: on a GPU only the memory that it needs, and beside a training nothing but the CPU, since a TPU
 # serves one process.
 _ENVIRONMENT = {False: {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}, True: {'JAX_PLATFORMS': 'cpu'}}
-_BESIDE = 'The devices are at work, so this is a plan for the CPU; plan again when they are free.\n\n'
+_BESIDE = 'The devices are at work, so this is a plan for the CPU{}; plan again when they are free.\n\n'
 
 
 class Plans:
@@ -23,10 +24,11 @@ class Plans:
 
     Args:
       at_work: returns whether a training or a generation has the accelerators.
+      price: of an hour of this machine; None: plans say nothing of it.
     """
 
-    def __init__(self, at_work: Callable[[], bool] = lambda: False):
-        self._at_work, self._turn = at_work, asyncio.Lock()
+    def __init__(self, at_work: Callable[[], bool] = lambda: False, price: Price | None = None):
+        self._at_work, self._price, self._turn = at_work, price, asyncio.Lock()
         self._kept: dict[tuple[bool, tuple[str, ...]], str] = {}
 
     async def plan(self, arguments: Sequence[str], is_gone: Callable[[], Awaitable[bool]]) -> str:
@@ -46,11 +48,14 @@ class Plans:
             asked = beside, tuple(arguments)
             if asked in self._kept:
                 return self._kept[asked]
+            # Beside a training the plan is for the CPU, where the run will not be: its time there would cost too much.
+            priced = [f'--price_per_hour={self._price.text}'] if self._price and not beside else []
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 '-m',
                 'dreambooth_jax.train',
                 *arguments,
+                *priced,
                 '--dry_run',
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
@@ -69,7 +74,9 @@ class Plans:
             while len(self._kept) >= _MOST_KEPT:
                 del self._kept[next(iter(self._kept))]
             told = out.decode('utf-8', 'replace').strip()
-            return self._kept.setdefault(asked, _BESIDE + told if beside else told)
+            if beside:
+                told = _BESIDE.format(', without a price' if self._price else '') + told
+            return self._kept.setdefault(asked, told)
 
 
 async def _finished(process, is_gone: Callable[[], Awaitable[bool]]) -> tuple[bytes, bytes]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_jax.config import ExportFormat
+from dreambooth_jax.config.price import Price
 from dreambooth_jax.training import control
 from dreambooth_jax.web import commands, jobs, runs
 from dreambooth_jax.web.commands import Recipes, Wanted
@@ -63,10 +64,11 @@ class Desk:
     Args:
       folder: the folder of the runs.
       configs: the folder of the settings files.
+      price: of an hour of this machine, for plans; None: they say nothing of it.
     """
 
-    def __init__(self, folder: Path, configs: Path):
-        self.folder = folder.absolute()
+    def __init__(self, folder: Path, configs: Path, price: Price | None = None):
+        self.folder, self.price = folder.absolute(), price
         own = self.folder / FOLDER
         own.mkdir(parents=True, exist_ok=True)
         self.runs, self.photos, self.recipes = Runs(self.folder), Photos(own / 'photos'), Recipes(configs)

@@ -1,10 +1,13 @@
 """The memory of a plan is what really lies on a device; phases, padding and errors are told as they will be."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from dreambooth_jax.config import ConfigError
+from dreambooth_jax.config.price import Price
 from dreambooth_jax.finetune import memory_plan, plan, target
 from dreambooth_jax.generation.cascade import BASE, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
@@ -350,6 +353,14 @@ def test_the_plan_shows_phases_peak_and_who_counted(cascade, monkeypatch):
     lines = [line.split()[:2] for line in text.splitlines() if ' MiB  ' in line]
     assert [first for first, _ in lines] == ['class', 'encoding', 'training', 'samples', 'export']
     assert 'peak: at least' in text and '--compile counts them' in text and 'weights on the host' in text
+
+
+def test_devices_that_are_not_here_have_no_time_and_so_no_price(cascade):
+    config, model = settings(), cascade('pixels')
+    with target.planned_for() as where:
+        elsewhere = dataclasses.replace(where, present=False)
+        told = plan.describe(config, model, photos(model, config), elsewhere, price=Price.parsed('price', '9 USD'))
+    assert told.endswith('\n  time and price: not estimated, because these devices are not here')
 
 
 @pytest.mark.slow

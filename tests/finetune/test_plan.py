@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dreambooth_jax.config import DreamBoothConfig, resolve
+from dreambooth_jax.config.price import Price
 from dreambooth_jax.data.table import Examples
 from dreambooth_jax.families import unet
 from dreambooth_jax.finetune import examples, plan, stage
@@ -25,13 +26,13 @@ def line_of(monkeypatch):
     monkeypatch.setattr(plan, 'device_speed', lambda: 1 / plan.EFFICIENCY)
     cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
 
-    def line(beginning, **settings):
+    def line(beginning, price=None, **settings):
         data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
         prior = {'num_images': 3, 'steps': 2, **settings.pop('prior', {})}
         config = resolve(DreamBoothConfig, {'data': data, 'prior': prior, **settings})
         evaluated = planned_runs.evaluated(config) if config.evaluation.every else None
-        text = plan.describe(config, cascade, examples.read_instance(config, cascade), evaluated=evaluated)
-        found = re.search(f'  {beginning}: (.*)', text)
+        text = plan.describe(config, cascade, examples.read_instance(config, cascade), evaluated=evaluated, price=price)
+        found = re.search(f'  {beginning}:? (.*)', text)
         return found and found[1]
 
     return line
@@ -68,6 +69,16 @@ def test_scores_during_training_are_planned(line_of):
         f'at most 3 {images}, 80 network passes, 80 s'
     )
     assert line_of('evaluation', base={'steps': 0}, super_resolution={'steps': 1}, evaluation=settings) is None
+
+
+def test_the_price_is_that_of_the_whole_time_and_only_told_where_an_hour_has_one(line_of, monkeypatch):
+    # 50 steps x 3 passes of 4 examples, 2 of them idle, with no class images.
+    total = functools.partial(line_of, 'in all', base={'steps': 50}, prior={'weight': 0.0})
+    assert total() == 'about 10 min, without compilation and samples'
+    price = Price.parsed('--price_per_hour', '1.20 USD')
+    assert total(price=price) == 'about 10 min, without compilation and samples, about 0.20 USD at 1.20 USD an hour'
+    monkeypatch.setattr(plan, 'device_speed', lambda: 4 / plan.EFFICIENCY)
+    assert total(price=price).endswith(', about 0.05 USD at 1.20 USD an hour')
 
 
 def test_photos_of_ones_own_are_counted_and_none_is_planned(class_images, tmp_path):

@@ -122,6 +122,14 @@ def test_a_hundred_requests_at_once_are_answered(tmp_path):
             stream.close()
 
 
+@pytest.mark.slow
+def test_plans_have_the_price_that_the_server_was_given(tmp_path):
+    body = {'settings': {'base.steps': 2, 'prior.weight': 0.0}}
+    with Server(tmp_path, '--price_per_hour=1.20 EUR') as server:
+        told = Client(server.address).ask('POST', '/api/plan', body)
+    assert told['plan'].endswith(' EUR at 1.20 EUR an hour')
+
+
 def test_a_second_server_of_the_same_runs_is_refused(tmp_path):
     with Server(tmp_path):
         found = run(f'--runs={tmp_path}', '--port=0')
@@ -135,6 +143,9 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path):
     assert found.returncode == 1 and 'cannot be listened on' in found.stderr and len(found.stderr.splitlines()) == 1
     found = run(f'--runs={tmp_path}', '--configs=nowhere')
     assert found.returncode == 1 and '--configs=nowhere is no folder' in found.stderr
+    found = run(f'--runs={tmp_path}', '--price_per_hour=cheap')
+    assert found.returncode == 1 and "--price_per_hour is 'cheap' but must be" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
     found = run()
     assert found.returncode == 1 and '--runs must be given' in found.stderr
 

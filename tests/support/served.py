@@ -128,9 +128,13 @@ def desk(runs: Path) -> Desk:
     return Desk(runs, CONFIGS)
 
 
-def client(desk: Desk, **headers: str):
-    """A client that knows the token, without a server process."""
-    from starlette.testclient import TestClient
+def client(desk: Desk, stopped=lambda: False, **headers: str):
+    """A client that knows the token, without a server process; every answer must be as the API's description says.
+
+    Args:
+      stopped: whether the server ends, which ends the streams.
+    """
+    from tests.support.described_api import DescribedClient
 
     address = f'http://127.0.0.1:{PORT}'
-    return TestClient(application(desk, TOKEN, PORT), base_url=address, headers={**BEARER, **headers})
+    return DescribedClient(application(desk, TOKEN, PORT, stopped), base_url=address, headers={**BEARER, **headers})

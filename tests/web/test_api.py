@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import zipfile
 
@@ -76,6 +77,33 @@ def test_metrics(asked, tmp_path):
     assert asked.get('/api/runs/dog/metrics?stage=super_resolution').json() == []
     assert error(asked.get('/api/runs/dog/metrics?after=x'))[0] == 422
     assert error(asked.get('/api/runs/dog/metrics?stage=x'))[0] == 422
+
+
+@pytest.mark.parametrize(
+    ('known', 'query', 'told'),
+    [
+        ({}, '', [1, 2, 3, 4, 5]),
+        ({'last-event-id': 'base:3:0'}, '', [4, 5]),
+        ({'Last-Event-ID': 'base:5:0'}, '', []),
+        ({}, '?after=base:2', [3, 4, 5]),
+        ({'last-event-id': 'base:4:0'}, '?after=base:1', [5]),  # a browser comes back to the address it began with
+    ],
+)
+def test_a_stream_goes_on_behind_the_line_that_a_client_knows(known, query, told, served, tmp_path):
+    write_run(tmp_path / 'dog', 5)
+    stops = [False, True]
+    asked = client(served, lambda: stops.pop(0))
+    answer = asked.get(f'/api/runs/dog/events{query}', headers=known)
+    found = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith('data: ')]
+    assert [one['step'] for one in found if 'step' in one] == told and found[-1]['id'] == 'dog'
+    ids = [line for line in answer.text.splitlines() if line.startswith('id: ')]
+    assert ids == [f'id: base:{step}:0' for step in told]
+
+
+def test_a_line_that_is_none_begins_no_stream(asked, tmp_path):
+    write_run(tmp_path / 'dog', 5)
+    status, sentence = error(asked.get('/api/runs/dog/events', headers={'last-event-id': 'x'}))
+    assert (status, sentence) == (422, "'x' names no line of the metrics; name one as base:120")
 
 
 def test_samples(asked, tmp_path):
@@ -167,6 +195,11 @@ def test_photos(asked):
         'mask as large as its image'
     )
     assert asked.put(mask).status_code == 204 and asked.get('/api/photos/rex').json()[0]['masked'] is None
+    form = asked.post('/api/photos/rex', content=b'--x', headers={'content-type': 'multipart/form-data; boundary=x'})
+    assert error(form) == (
+        415,
+        'the body is a form; send the bytes of the file alone, as curl --data-binary @FILE does',
+    )
     assert error(asked.post('/api/photos/rex?name=x.zip', content=b'PK\x03\x04' + b'\0' * 60))[0] == 415
     assert asked.get('/api/photos').json() == {'rex': 1}
     assert asked.delete('/api/photos/rex/001.jpg').status_code == 204

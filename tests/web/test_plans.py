@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from dreambooth_jax.config.price import Price
 from dreambooth_jax.web import plans
 from dreambooth_jax.web.plans import Plans
 from dreambooth_jax.web.refused import Refused
@@ -94,3 +95,17 @@ def test_a_plan_leaves_the_accelerators_to_a_training(planned, monkeypatch):
     assert first.splitlines() == ['None false', 'the plan of --where']
     assert beside.splitlines()[0].startswith('The devices are at work, so this is a plan for the CPU;')
     assert beside.splitlines()[-2:] == ['cpu None', 'the plan of --where']
+
+
+def test_a_plan_is_asked_for_its_price_where_the_run_would_be(planned, monkeypatch):
+    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+    at_work = []
+    made = Plans(lambda: bool(at_work), Price.parsed('--price_per_hour', '1.20 USD'))
+
+    async def before_and_beside():
+        await made.plan(['--a'], here)
+        at_work.append('dog')
+        return await made.plan(['--a'], here)
+
+    assert ', so this is a plan for the CPU, without a price;' in asyncio.run(before_and_beside())
+    assert planned.read_text().splitlines() == ['--a --price_per_hour=1.20 USD --dry_run', '--a --dry_run']
