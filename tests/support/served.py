@@ -78,14 +78,14 @@ class Server:
       process: the process.
     """
 
-    def __init__(self, runs: Path, *flags: str, port: int = 0, configs: Path = CONFIGS):
+    def __init__(self, runs: Path, *flags: str, port: int = 0, configs: Path = CONFIGS, folder: Path = CONFIGS.parent):
         command = [sys.executable, '-m', 'dreambooth_jax.serve', f'--runs={runs}', f'--configs={configs}']
         self.process = subprocess.Popen(
             [*command, f'--port={port}', *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=CONFIGS.parent,
+            cwd=folder,
         )
         line = self.process.stdout.readline()
         assert line.startswith('open http://127.0.0.1:'), line + self.process.stdout.read()
