@@ -28,6 +28,7 @@ _PHOTO = re.compile(r'(\d{3})\.\w+')
 _BUCKETS = 16  # sides of crops that keep the ratio are multiples of it
 _DIMMED = 0.25  # what is left of the brightness of a pixel that does not count
 _ENDINGS = {'JPEG': '.jpg', 'HEIF': '.heic'}
+_reading = threading.Lock()  # of heads, one at a time: the text in a PNG may be unpacked to 256 MB
 _decoding = threading.Lock()  # one at a time: a large photo takes 0.3 GB while it is decoded
 
 
@@ -141,7 +142,9 @@ class Photos:
         for path in self._files(folder):
             with contextlib.suppress(ImageError, FileNotFoundError):  # somebody may be changing the folder
                 masked = max((mask.stat().st_mtime for mask in _masks(path)), default=None)
-                found.append(Photo(path.name, *image_size(path), _caption(path), masked))
+                with _reading:
+                    size = image_size(path)
+                found.append(Photo(path.name, *size, _caption(path), masked))
         return found
 
     def set_caption(self, name: str, photo: str, caption: str) -> None:
@@ -307,7 +310,8 @@ def _checked(data: bytes, called: str) -> tuple[str, tuple[int, int]]:
         raise PhotoError(f'{called} is {kind.words}, no photo; photos are {photo_kinds.READABLE}', 415)
     stored = StoredImage(called, 'the upload', data)
     try:
-        width, height = image_size(stored)
+        with _reading:
+            width, height = image_size(stored)
         if width * height > MOST_PIXELS:
             raise PhotoError(f'{called} has more than {MOST_PIXELS // 10**6} million pixels; scale it down', 413)
         with _decoding:
