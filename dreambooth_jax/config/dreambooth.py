@@ -214,6 +214,16 @@ class RunSamplesConfig(SamplesConfig):
     # made from it, which needs few steps and no guidance (set samples.steps and samples.guidance_scale too): a folder
     # or a hub id of the same family. Scores and the exported model/ are of the model that trains. None: that one.
     model: str | None = path_setting(None)
+    # Branch, tag or commit of that model of the hub, as the run's model_revision.
+    model_revision: str | None = None
+
+    def check(self, path: str) -> None:
+        super().check(path)
+        if self.model_revision is not None and self.model is None:
+            raise ConfigError(
+                f'{path}.model_revision is {self.model_revision!r} but {path}.model names no model of the hub; set '
+                f'that too, or the revision to None'
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

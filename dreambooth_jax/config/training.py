@@ -222,6 +222,7 @@ class SamplesConfig(Config):
     c2pa_key: str | None = path_setting(None)
 
     def check(self, path: str) -> None:
+        super().check(path)
         names = ('c2pa_certificate', 'c2pa_key')
         missing, given = sorted(names, key=lambda name: getattr(self, name) is not None)
         if getattr(self, missing) is None and getattr(self, given) is not None:

@@ -99,4 +99,5 @@ def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Re
     instance = examples.read_instance(config, cascade, learned_from.order)
     chosen = standing(config, workdir, extension)
     sampled_on = samples_model.read(config, cascade)
+    config = pinned.with_commit_of_samples(config, sampled_on)
     return Ready(config, original, cascade, instance, learned_from, extension, chosen, sampled_on, sign)

@@ -47,6 +47,7 @@ def read(config: DreamBoothConfig, cascade: Cascade) -> Cascade | None:
         frozen_dtype=config.lora.frozen_dtype,
         size=cascade.size,
         clip_skip=cascade.clip_skip,
+        revisions=(config.samples.model_revision, None),
     )
     _check_fits(setting, cascade, other, config.lora.targets or cascade.base.family.lora_targets)
     usual = other.base.family.usual_sampling(other.base)

@@ -18,25 +18,15 @@ from dreambooth_jax.weights import files, lora_files
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import tiny_flow, tiny_flux
 from tests.support.flow_model import PROMPT, FlowModel
+from tests.support.flow_models import FLUX as MODEL
+from tests.support.flow_models import flux_pack, flux_unpack
 from tests.support.generating import generate
 from tests.support.tiny_flow import changed, settings
 from tests.support.torch_reference import nhwc
 
-SIDE = tiny_flux.SIZE // 2  # of the latents of the tiny autoencoder
 # T5 and CLIP read these as they are written, in capitals too.
 PROMPTS = ['', 'A photo of SKS dog on the beach, in the snow, beside a red backpack', PROMPT]
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, tiny_flux.SIZE, tiny_flux.SIZE, 3), np.uint8)
-
-
-def pack(latents):
-    return diffusers.FluxPipeline._pack_latents(latents, *latents.shape)
-
-
-def unpack(latents):
-    return diffusers.FluxPipeline._unpack_latents(latents, tiny_flux.SIZE, tiny_flux.SIZE, 2)
-
-
-MODEL = FlowModel(tiny_flux, (SIDE, SIDE, 4), 3.5, pack=pack, unpack=unpack, empty=False)
 
 
 def assert_sentence(function, sentence):
@@ -83,7 +73,7 @@ def test_prompts_are_read_as_by_diffusers(is_schnell, schnell):
 
 def test_latents_are_decoded_as_by_the_pipeline():
     space, vae = MODEL.cascade.base.space, tiny_flux.torch_pipeline().vae
-    latents = torch.randn(2, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(2, 4, *MODEL.shape[:2], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pixels = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
     found = space.decode(space.vae.params, jnp.asarray(nhwc(latents)))
@@ -91,26 +81,7 @@ def test_latents_are_decoded_as_by_the_pipeline():
 
 
 def test_a_training_loss_is_that_of_the_script_with_guidance_1():
-    pipe = tiny_flux.torch_pipeline()
-
-    def latents(posterior, drawn):
-        sample = posterior.mean + posterior.std * drawn
-        return (sample - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
-
-    def velocity(noisy, s, prompts):
-        states, pooled, text_ids = pipe.encode_prompt(list(prompts))
-        predicted = pipe.transformer(
-            hidden_states=pack(noisy),
-            timestep=s,
-            guidance=torch.ones(len(prompts)),
-            pooled_projections=pooled,
-            encoder_hidden_states=states,
-            txt_ids=text_ids,
-            img_ids=pipe._prepare_latent_image_ids(1, SIDE // 2, SIDE // 2, 'cpu', torch.float32),
-        ).sample
-        return unpack(predicted)
-
-    MODEL.check_loss(IMAGES, PROMPTS, latents, velocity)
+    MODEL.check_loss(IMAGES, PROMPTS)
 
 
 def test_a_written_folder_gives_diffusers_the_same_image(tmp_path):
@@ -180,7 +151,8 @@ def test_schnell_generates_without_guidance_and_does_not_train(schnell):
     )
     with pytest.raises(ConfigError, match='guidance_scale is 3.5 but .* is distilled and needs none; set it to 1'):
         schnell.sampler(BASE, 4, 3.5, 'euler')
-    model = FlowModel(tiny_flux, MODEL.shape, 1.0, {'max_sequence_length': 256}, pack=pack, unpack=unpack, empty=False)
+    options = {'max_sequence_length': 256}
+    model = FlowModel(tiny_flux, MODEL.shape, 1.0, options, pack=flux_pack, unpack=flux_unpack, empty=False)
     expected = model.torch_image(tiny_flux.torch_pipeline(schnell=True))
     assert np.abs(model.image(schnell) - expected).max() <= 2
 

@@ -17,20 +17,14 @@ from dreambooth_jax.generation.cascade import BASE, Cascade
 from dreambooth_jax.weights import lora_files
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import tiny_klein
-from tests.support.flow_model import PROMPT, FlowModel
+from tests.support.flow_model import PROMPT
+from tests.support.flow_models import KLEIN as MODEL
+from tests.support.flow_models import KLEIN_OPTIONS
 from tests.support.tiny_flow import changed, settings
-from tests.support.torch_reference import nhwc
+from tests.support.torch_reference import assert_near, nchw, nhwc
 
-SIDE = tiny_klein.SIZE // 4  # of the packed latents of the tiny autoencoder
+PROMPTS = [PROMPT, '', PROMPT]
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, tiny_klein.SIZE, tiny_klein.SIZE, 3), np.uint8)
-
-
-def unpack(tokens):
-    return tokens.reshape(len(tokens), SIDE, SIDE, 16).permute(0, 3, 1, 2)
-
-
-OPTIONS = {'text_encoder_out_layers': tiny_klein.LAYERS}
-MODEL = FlowModel(tiny_klein, (SIDE, SIDE, 16), 4.0, OPTIONS, unpack=unpack)
 
 
 @pytest.mark.parametrize('steps', [1, 4, 10, 50, 200])
@@ -54,33 +48,24 @@ def test_the_process_shifts_what_it_generates_and_not_what_it_trains_on():
     assert MODEL.cascade.base.native_size == 256  # 64 tokens of 4 pixels in this tiny model
 
 
+def test_latents_are_those_of_the_script_and_of_the_pipeline():
+    pipe, space = tiny_klein.torch_pipeline(), MODEL.cascade.base.space
+    kept = space.prepare(IMAGES, None, flip=False, pairs=False)
+    with torch.no_grad():
+        posterior = pipe.vae.encode(nchw(IMAGES.astype(np.float32) / 127.5 - 1)).latent_dist
+        latents = MODEL.torch_latents(pipe, posterior, None)
+    assert_near(kept['latents'], nhwc(latents), 7e-6)
+
+
+def test_prompts_are_read_as_by_diffusers():
+    with torch.no_grad():
+        states, _ = tiny_klein.torch_pipeline().encode_prompt(list(PROMPTS), **KLEIN_OPTIONS)
+    assert_near(MODEL.cascade.encode(PROMPTS)['encoder_hidden_states'], states, 4e-6)
+
+
 def test_a_training_loss_is_that_of_the_script():
     """The same images, noise and times; the weight of every time is 1."""
-    pipe, base = tiny_klein.torch_pipeline(), MODEL.cascade.base
-
-    def latents(posterior, drawn):
-        packed = pipe._patchify_latents(posterior.mode())
-        mean = pipe.vae.bn.running_mean.view(1, -1, 1, 1)
-        found = (packed - mean) / torch.sqrt(pipe.vae.bn.running_var.view(1, -1, 1, 1) + pipe.vae.config.batch_norm_eps)
-        kept = base.space.prepare(IMAGES, None, flip=False, pairs=False)
-        np.testing.assert_allclose(kept['latents'], nhwc(found), atol=1e-5)
-        return found
-
-    def velocity(noisy, s, prompts):
-        states, text_ids = pipe.encode_prompt(list(prompts), **OPTIONS)
-        np.testing.assert_allclose(MODEL.cascade.encode(prompts)['encoder_hidden_states'], states, atol=1e-4)
-        predicted = pipe.transformer(
-            hidden_states=pipe._pack_latents(noisy),
-            timestep=s,
-            encoder_hidden_states=states,
-            txt_ids=text_ids,
-            img_ids=pipe._prepare_latent_ids(noisy),
-            guidance=None,
-            return_dict=False,
-        )[0]
-        return unpack(predicted)
-
-    MODEL.check_loss(IMAGES, [PROMPT, '', PROMPT], latents, velocity)
+    MODEL.check_loss(IMAGES, PROMPTS)
 
 
 def test_a_written_folder_gives_diffusers_the_same_image(tmp_path):

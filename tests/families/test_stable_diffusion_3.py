@@ -19,13 +19,13 @@ from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.weights import files, folders, lora_files
 from dreambooth_jax.weights.errors import WeightsError
 from tests.support import tiny_flow, tiny_sd3
-from tests.support.flow_model import PROMPT, STEPS, FlowModel
+from tests.support.flow_model import PROMPT, STEPS
+from tests.support.flow_models import SD3 as MODEL
+from tests.support.flow_models import sd3_encoded
 from tests.support.tiny_flow import changed, settings
 
-SIDE = tiny_sd3.SIZE // 2  # of the latents of the tiny autoencoder
 PROMPTS = ['', 'A photo of SKS dog on the beach, in the snow, beside a red backpack', PROMPT]
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, tiny_sd3.SIZE, tiny_sd3.SIZE, 3), np.uint8)
-MODEL = FlowModel(tiny_sd3, (SIDE, SIDE, 4), 5.0)
 
 
 def assert_sentence(function, sentence):
@@ -47,20 +47,12 @@ def test_the_process_is_shifted_twice_in_generating_and_once_in_training():
     base, scheduler = MODEL.cascade.base, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     process = base.family.process(base)
     scheduler.set_timesteps(STEPS)
-    np.testing.assert_allclose(process.of_shape((SIDE, SIDE)).sigmas(STEPS), scheduler.sigmas, atol=1e-6)
+    np.testing.assert_allclose(process.of_shape(MODEL.shape[:2]).sigmas(STEPS), scheduler.sigmas, atol=1e-6)
     assert (process.shift, base.native_size, base.size_divisor) == (3.0, 32, 4)
 
 
-def encoded_by_diffusers(pipe, prompts):
-    with torch.no_grad():
-        states, _, pooled, _ = pipe.encode_prompt(
-            list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=256
-        )
-    return states, pooled
-
-
 def test_prompts_are_read_as_by_diffusers():
-    states, pooled = encoded_by_diffusers(tiny_sd3.torch_pipeline(), PROMPTS)
+    states, pooled = sd3_encoded(tiny_sd3.torch_pipeline(), PROMPTS)
     found = MODEL.cascade.encode(PROMPTS)
     assert found['encoder_hidden_states'].shape == (3, 20 + 256, 40)
     np.testing.assert_allclose(found['encoder_hidden_states'], states, atol=1e-4)
@@ -72,7 +64,7 @@ def test_a_folder_without_a_t5_reads_zeros_in_its_place_as_diffusers_does(tmp_pa
     folder = changed(tiny_sd3.folder(), tmp_path / 'bare', None, **entries)
     cascade = Cascade.load(folder, size=tiny_sd3.SIZE)
     pipe = MODEL.torch_pipeline_of(folder, text_encoder_3=None, tokenizer_3=None)
-    states, pooled = encoded_by_diffusers(pipe, PROMPTS)
+    states, pooled = sd3_encoded(pipe, PROMPTS)
     found = cascade.encode(PROMPTS)
     np.testing.assert_allclose(found['encoder_hidden_states'], states, atol=1e-4)
     np.testing.assert_allclose(found['pooled'], pooled, atol=1e-4)
@@ -99,19 +91,7 @@ def test_clip_skip_is_that_of_diffusers():
 
 def test_a_training_loss_is_that_of_the_script():
     """Without the script's weight s^2 of every time, and with prompts at the pipeline's length."""
-    pipe = tiny_sd3.torch_pipeline()
-
-    def latents(posterior, drawn):
-        sample = posterior.mean + posterior.std * drawn
-        return (sample - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
-
-    def velocity(noisy, s, prompts):
-        states, pooled = encoded_by_diffusers(pipe, prompts)
-        return pipe.transformer(
-            hidden_states=noisy, timestep=1000 * s, encoder_hidden_states=states, pooled_projections=pooled
-        ).sample
-
-    MODEL.check_loss(IMAGES, PROMPTS, latents, velocity)
+    MODEL.check_loss(IMAGES, PROMPTS)
 
 
 def test_a_written_folder_gives_diffusers_the_same_image(tmp_path):

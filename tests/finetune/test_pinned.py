@@ -1,5 +1,6 @@
 """A run goes on with the commit of the hub that it was begun with; the hub is a cache on this machine."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,7 +8,8 @@ import huggingface_hub
 import pytest
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig
-from dreambooth_jax.finetune.pinned import read_pinned
+from dreambooth_jax.finetune.pinned import read_pinned, with_commit_of_samples
+from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.training import run
 from dreambooth_jax.weights import hub
 from tests.support import tiny_pipelines
@@ -66,6 +68,31 @@ def test_a_run_that_was_begun_without_a_record_goes_on_without_one(main, tmp_pat
     again, _ = read_pinned(CONFIG, workdir)
     assert again == CONFIG
     run.begin(again, workdir)
+
+
+def with_samples(**samples):
+    return dataclasses.replace(CONFIG, samples=dataclasses.replace(CONFIG.samples, **samples))
+
+
+def test_the_model_of_the_samples_goes_on_with_its_commit_too(main, tmp_path):
+    workdir, asked = tmp_path / 'run', with_samples(model='owner/model', model_revision='v1')
+    main.write_text(NEW)
+    begun, _ = read_pinned(asked, workdir)
+    sampled_on = Cascade.load('owner/model', revisions=(asked.samples.model_revision, None))
+    begun = with_commit_of_samples(begun, sampled_on)
+    assert (begun.model_revision, begun.samples.model_revision) == (NEW, OLD)
+    run.begin(begun, workdir)
+    assert json.loads((workdir / 'config.json').read_text())['samples']['model_revision'] == OLD
+
+    again, _ = read_pinned(with_samples(model='owner/model'), workdir)
+    assert again.samples.model_revision == OLD
+    other, _ = read_pinned(with_samples(model='owner/other'), workdir)
+    assert other.samples.model_revision is None
+    asked, _ = read_pinned(with_samples(model='owner/model', model_revision='main'), workdir)
+    assert asked.samples.model_revision == 'main'
+    of_folder = Cascade.load(tiny_pipelines.folder())
+    for without in (None, of_folder):
+        assert with_commit_of_samples(again, without) == again
 
 
 def test_a_folder_has_no_commit(tmp_path):

@@ -1,13 +1,23 @@
 """What is read before a run begins: all of it, and in the order in which the run began."""
 
 import dataclasses
+import shutil
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from dreambooth_jax.config import BaseConfig, ConfigError, DataConfig, DreamBoothConfig, PriorConfig, RunSamplesConfig
+from dreambooth_jax.config import (
+    BaseConfig,
+    ConfigError,
+    DataConfig,
+    DreamBoothConfig,
+    LoraConfig,
+    PriorConfig,
+    RunSamplesConfig,
+)
 from dreambooth_jax.data import provenance
 from dreambooth_jax.data.content_credentials import CredentialsError
 from dreambooth_jax.data.images import ImageError
@@ -41,6 +51,19 @@ def test_everything_is_there_and_nothing_is_written(config, tmp_path):
     assert found.class_photos == ['0.png', '1.png', '2.png']
     assert found.original.base.components.keys() == found.cascade.base.components.keys()
     assert not (tmp_path / 'run').exists()
+
+
+def test_the_settings_say_the_commit_of_the_model_of_the_samples(config, tmp_path, monkeypatch):
+    repository, commit = tmp_path / 'hub' / 'models--owner--other', 'a' * 40
+    shutil.copytree(smallest_pipelines.folder('pixels'), repository / 'snapshots' / commit)
+    (repository / 'refs').mkdir()
+    (repository / 'refs' / 'main').write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.chdir(tmp_path)
+    samples = dataclasses.replace(config.samples, model='owner/other')
+    config = dataclasses.replace(config, samples=samples, lora=LoraConfig(rank=1))
+    assert ready.read(config, tmp_path / 'run').config.samples.model_revision == commit
 
 
 @pytest.mark.parametrize('folder', ['photos', 'class'])

@@ -1,12 +1,15 @@
 """What the setting samples.model refuses; a whole run with it is in programs/test_flow_runs.py."""
 
 import dataclasses
+import shutil
 
+import huggingface_hub
 import pytest
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 from dreambooth_jax.finetune import samples_model
 from dreambooth_jax.generation.cascade import Cascade
+from dreambooth_jax.weights import hub
 from tests.support import tiny_flux, tiny_klein, tiny_z_image
 
 LORA = {'model': 'somewhere', 'data': {'instance_dir': 'photos', 'instance_prompt': 'a sks dog'}, 'lora': {'rank': 2}}
@@ -24,6 +27,28 @@ def cascade():
 def test_without_the_setting_the_model_that_trains_generates():
     config = dataclasses.replace(settings('x'), samples=DreamBoothConfig().samples)
     assert samples_model.read(config, None) is None
+
+
+def test_a_model_of_the_hub_is_read_at_its_revision(cascade, tmp_path, monkeypatch):
+    repository = tmp_path / 'hub' / 'models--owner--turbo'
+    for name, commit in (('v1', 'a' * 40), ('main', 'b' * 40)):
+        shutil.copytree(tiny_flux.folder(), repository / 'snapshots' / commit)
+        (repository / 'refs').mkdir(exist_ok=True)
+        (repository / 'refs' / name).write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    for revision, commit in (('v1', 'a' * 40), (None, 'b' * 40)):
+        config = settings('owner/turbo', samples={'model': 'owner/turbo', 'model_revision': revision})
+        assert hub.commit_of(samples_model.read(config, cascade).base.folder) == commit
+
+
+def test_a_revision_of_no_model_is_refused():
+    with pytest.raises(ConfigError) as refused:
+        settings('x', samples={'model_revision': 'v1'})
+    assert str(refused.value) == (
+        "config.samples.model_revision is 'v1' but config.samples.model names no model of the hub; set that too, or "
+        'the revision to None'
+    )
 
 
 def test_a_whole_network_fits_no_other_model():

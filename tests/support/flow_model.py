@@ -37,6 +37,8 @@ class FlowModel:
       pack, unpack: from torch's latents [B, C, h, w] to those that the pipeline takes and passes to callbacks, and
         back.
       empty: whether guidance is a second pass with the empty prompt.
+      torch_latents: (pipe, posterior, its noise f[N, C, h, w]) -> the latents that the script trains on.
+      torch_velocity: (pipe, transformer, noisy latents, s f[N], prompts) -> velocities f[N, C, h, w].
     """
 
     tiny: ModuleType
@@ -46,6 +48,8 @@ class FlowModel:
     pack: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents
     unpack: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents
     empty: bool = True
+    torch_latents: Callable[..., torch.Tensor] | None = None
+    torch_velocity: Callable[..., torch.Tensor] | None = None
 
     @functools.cached_property
     def cascade(self) -> Cascade:
@@ -171,30 +175,36 @@ class FlowModel:
         assert np.abs(image - expected).max() <= 2
         assert np.abs(self.images[0] - expected).max() > 10
 
-    def check_loss(self, images: np.ndarray, prompts, torch_latents, torch_velocity) -> None:
-        """The loss of images u8[N, H, W, 3] with N prompts is that of the script, with the same noise and times.
-
-        Args:
-          torch_latents: (posterior, its noise f[N, C, h, w]) -> latents.
-          torch_velocity: (noisy latents, s f[N], prompts) -> velocities f[N, C, h, w].
-        """
-        base, pipe = self.cascade.base, self.tiny.torch_pipeline()
+    def examples(self, images: np.ndarray, prompts) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Returns what a loss takes for images u8[N, H, W, 3] with N prompts: the frozen data, and the batch of all."""
         count = len(prompts)
-        frozen = {**base.space.prepare(images, None, flip=False, pairs=False), 'prompt_of': np.arange(count)}
-        frozen['text'] = jax.tree.map(np.asarray, self.cascade.encode(prompts))
-        keys = jax.random.split(jax.random.key(1), count)
-        batch = {'image': np.arange(count), 'is_instance': np.ones(count)}
+        frozen = {**self.cascade.base.space.prepare(images, None, flip=False, pairs=False)}
+        frozen |= {'prompt_of': np.arange(count), 'text': jax.tree.map(np.asarray, self.cascade.encode(prompts))}
+        ones = np.ones(count, np.float32)
+        return frozen, {'image': np.arange(count), 'slot': np.arange(count), 'is_instance': ones, 'weight': ones}
+
+    def torch_losses(self, transformer: torch.nn.Module, images: np.ndarray, prompts, keys: jax.Array) -> torch.Tensor:
+        """Returns the script's loss f32[N] of the same images and prompts, with the noise and times of N keys."""
+        base, pipe = self.cascade.base, self.tiny.torch_pipeline()
+        time_keys, noise_keys, _, _, latent_keys, *_ = streams(keys, 8)
+        drawn = nchw(noise.sample_noise(noise_keys, self.shape))
+        s = torch.from_numpy(np.array(base.family.process(base).sample_times(time_keys)))
+        with torch.no_grad():
+            posterior = pipe.vae.encode(nchw(images.astype(np.float32) / 127.5 - 1)).latent_dist
+            latents = self.torch_latents(pipe, posterior, nchw(noise.sample_noise(latent_keys, self.shape)))
+        wide = s.view(-1, 1, 1, 1)
+        predicted = self.torch_velocity(pipe, transformer, (1 - wide) * latents + wide * drawn, s, prompts)
+        return torch.mean((predicted - (drawn - latents)) ** 2, dim=(1, 2, 3))
+
+    def check_loss(self, images: np.ndarray, prompts) -> None:
+        """The loss of images u8[N, H, W, 3] with N prompts is that of the script, with the same noise and times."""
+        base = self.cascade.base
+        frozen, batch = self.examples(images, prompts)
+        keys = jax.random.split(jax.random.key(1), len(prompts))
         loss = DenoisingLoss.of(base, base.denoiser.apply, objective=Objective())
         found, parts = jax.jit(loss.loss)({'transformer': base.denoiser.params}, frozen, batch, keys)
         with torch.no_grad():
-            time_keys, noise_keys, _, _, latent_keys, *_ = streams(keys, 8)
-            posterior = pipe.vae.encode(nchw(images.astype(np.float32) / 127.5 - 1)).latent_dist
-            latents = torch_latents(posterior, nchw(noise.sample_noise(latent_keys, self.shape)))
-            s = torch.from_numpy(np.array(loss.process.sample_times(time_keys)))
-            drawn = nchw(noise.sample_noise(noise_keys, self.shape))
-            wide = s.view(-1, 1, 1, 1)
-            predicted = torch_velocity((1 - wide) * latents + wide * drawn, s, prompts)
-            expected = torch.mean((predicted - (drawn - latents)) ** 2, dim=(1, 2, 3)).numpy()
+            expected = self.torch_losses(self.tiny.torch_pipeline().transformer, images, prompts, keys).numpy()
         assert 0.5 < expected.mean() and np.ptp(expected) > 0.01
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         np.testing.assert_array_equal(parts['denoising'], found)

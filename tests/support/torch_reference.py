@@ -69,6 +69,17 @@ def largest_relative_difference(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() + 1e-12))
 
 
+def assert_near(ours, theirs, tolerance: float) -> None:
+    """Checks that two arrays have one shape and differ by less than a share of the largest value of the reference.
+
+    Float32 rounds relative to the sums that it adds up, so that small values among large ones are no more exact than
+    these. The tolerances of the tests are about ten times what is measured: 1e-5 after some ten layers.
+    """
+    assert np.shape(ours) == np.shape(theirs)
+    found = largest_relative_difference(ours, theirs)
+    assert found < tolerance, f'{found:.1e} of the largest value'
+
+
 def assert_same_gradients(ours, theirs, tolerance=1e-3):
     """Checks that both sides' {name: gradient} agree, each by largest_relative_difference.
 
