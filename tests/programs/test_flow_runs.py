@@ -193,21 +193,24 @@ def test_a_run_begins_with_a_file_of_the_transformer_and_is_held_to_it(train, pr
 
 @pytest.mark.slow
 def test_several_devices_train_and_generate_what_one_does(train, tmp_path, monkeypatch):
-    """Sharded, with padded tokens and text; one family is enough, as none has a part in where arrays lie."""
+    """Sharded and under pmap, with padded tokens and text; one family is enough, as none says where arrays lie."""
     train(MODELS['z_image'], 'one', 3)
     assert jax.device_count() == 4
     with monkeypatch.context() as on_all:
         on_all.setattr(placement, 'make_placement', placement.make_placement.func)
-        train(MODELS['z_image'], 'sharded', 3, '--config.parallel.mode=fsdp', '--config.parallel.fsdp_min_bytes=128')
-    one, several = (
-        [line['loss'] for line in metrics.read(tmp_path / run, 'base') if 'loss' in line] for run in ('one', 'sharded')
+        train(MODELS['z_image'], 'fsdp', 3, '--config.parallel.mode=fsdp', '--config.parallel.fsdp_min_bytes=128')
+        train(MODELS['z_image'], 'pmap', 3, '--config.parallel.mode=pmap')
+    one, *others = (
+        [line['loss'] for line in metrics.read(tmp_path / run, 'base') if 'loss' in line]
+        for run in ('one', 'fsdp', 'pmap')
     )
-    np.testing.assert_allclose(several, one, rtol=1e-5)
     images = sorted(path.relative_to(tmp_path / 'one') for path in (tmp_path / 'one').rglob('*.png'))
     assert {path.parts[0] for path in images} == {'prior', 'samples'}
-    for path in images:
-        ours, theirs = (np.asarray(Image.open(tmp_path / run / path), int) for run in ('sharded', 'one'))
-        assert np.abs(ours - theirs).max() <= 2, path
+    for run, losses in zip(('fsdp', 'pmap'), others, strict=True):
+        np.testing.assert_allclose(losses, one, rtol=1e-5)
+        for path in images:
+            ours, theirs = (np.asarray(Image.open(tmp_path / folder / path), int) for folder in (run, 'one'))
+            assert np.abs(ours - theirs).max() <= 2, path
 
 
 TEXTS = {'sd3': ('text_encoder', 'text_encoder_2', 'text_encoder_3'), 'flux1': ('text_encoder', 'text_encoder_2')}
