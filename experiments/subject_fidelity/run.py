@@ -1,7 +1,7 @@
 """What learns a subject best? Trains subjects wholly, by LoRA and by textual inversion, beside the untrained model.
 
   python experiments/subject_fidelity/run.py
-  python experiments/subject_fidelity/run.py --model=storybook-flow --output=out
+  python experiments/subject_fidelity/run.py --model=storybook --output=out
 
 README.md has the question, the cost and the numbers.
 """
@@ -14,7 +14,7 @@ from dreambooth_jax.evaluation.comparison import Comparison, Way
 from dreambooth_jax.storybook.subjects import SUBJECTS
 
 # Subjects that the recipe was not chosen on.
-_COMPARISON = Comparison(Path(__file__).parent, ['dog5', 'red_cartoon', 'can'], model=STORYBOOK)
+_COMPARISON = Comparison(Path(__file__).parent, ['dog5', 'red_cartoon', 'can'])
 # Model -> what the recipe leaves open: 'full' or 'LoRA' is the recipe itself. Adapters need higher learning rates than
 # whole networks, and those of the cascade every layer (experiments/main_job, quantised_base).
 OTHER_WAY = {
