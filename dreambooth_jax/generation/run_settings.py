@@ -15,6 +15,7 @@ from dreambooth_jax.config import (
     STORYBOOK_FLOW_SAMPLING,
     STORYBOOK_SAMPLING,
     ConfigError,
+    RunSamplesConfig,
     SamplesConfig,
     SuperResolutionConfig,
     resolve,
@@ -25,6 +26,10 @@ from dreambooth_jax.generation.options import SamplingOptions
 if TYPE_CHECKING:
     from dreambooth_jax.generation.cascade import Cascade
 
+# Settings among `samples` of a training alone: they say which model generates its samples.
+_OF_OTHER_MODEL = {field.name for field in dataclasses.fields(RunSamplesConfig)} - {
+    field.name for field in dataclasses.fields(SamplesConfig)
+}
 # Settings among `samples` that are about the files of images, not about how they are generated.
 _OF_FILES = ('metadata', 'c2pa_certificate', 'c2pa_key')
 _PARALLEL = {'cpu_devices': STORYBOOK_CPU_DEVICES}
@@ -86,7 +91,7 @@ def settings_of(model: str) -> RunSettings:
     groups |= {name: written[name] for name in used if name in written}
     has_samples = bool(groups['samples'])
     if isinstance(samples := groups['samples'], Mapping):
-        own = {name: value for name, value in samples.items() if name != 'model'}
+        own = {name: value for name, value in samples.items() if name not in _OF_OTHER_MODEL}
         has_samples = bool(own) and samples.get('model') is None
         # How another model generates says nothing of the run's own; what the files say counts all the same.
         groups['samples'] = own if has_samples else {name: own[name] for name in _OF_FILES if name in own}

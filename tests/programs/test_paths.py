@@ -17,7 +17,7 @@ PROGRAMS = ('train', 'sample', 'generate_prior', 'export', 'find_identifier', 'p
 # Names of flags and settings that are a path, or may be one.
 IS_PATH = re.compile(
     r'workdir|output|model|benchmark|lora|embedding|\w*_dir|\w*_file|dir|\w+_lora|\w+_model|init|init_from|'
-    r'dino|dinov2|clip|lpips'
+    r'dino|dinov2|clip|lpips|c2pa_certificate|c2pa_key'
 )
 DOG = {'data': {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}}
 
