@@ -57,7 +57,7 @@ class TrialPhotos:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if self._folder is None:
-            photos = zip(reference_scenes(subject)[:count], captions(subject, prompt), strict=False)
+            photos = zip(reference_scenes(subject)[:count], captions(subject, prompt, count), strict=True)
             for number, (scene, caption) in enumerate(photos):
                 provenance.save(draw.paint(scene, _SIDE), folder / f'{number}.png', source=provenance.PAINTED)
                 (folder / f'{number}.txt').write_text(caption)

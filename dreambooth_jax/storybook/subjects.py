@@ -107,13 +107,15 @@ def reference_scenes(name: str) -> tuple[Scene, ...]:
     )
 
 
-def captions(name: str, prompt: str) -> list[str]:
+def captions(name: str, prompt: str, count: int | None = None) -> list[str]:
     """Returns what the owner of a subject writes beside its photos: `prompt`, such as 'a sks dog', and the place.
+
+    They are those of the first `count` photos; None: of all.
 
     One of them is the prompt alone, that of the photo on a plain backdrop or else of the first: a prompt that is never
     trained is not learned either.
     """
-    scenes = reference_scenes(name)
+    scenes = reference_scenes(name)[:count]
     bare = next((i for i, scene in enumerate(scenes) if scene.context is None), 0)
     return [prompt if i == bare else f'{prompt} {scene.context}' for i, scene in enumerate(scenes)]
 

@@ -48,7 +48,7 @@ def test_the_first_photos_are_written(folder, tmp_path, count):
     scenes = reference_scenes('can')[:count]
     assert len(painted) == len(scenes)
     assert np.array_equal(np.asarray(Image.open(painted[0].path)), draw.paint(scenes[0], 128))
-    assert [file.caption for file in painted] == captions('can', 'a sks can')[: len(scenes)]
+    assert [file.caption for file in painted] == captions('can', 'a sks can', len(scenes))
 
 
 def test_captions_and_masks_go_with_their_photos(folder, tmp_path):

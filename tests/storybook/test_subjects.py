@@ -56,6 +56,9 @@ def test_all_photos_but_one_say_where_they_were_taken(name):
     assert captions.count('a sks thing') == 1 and len(set(captions)) == len(captions)
     for caption, scene in zip(captions, subjects.reference_scenes(name), strict=True):
         assert caption in ('a sks thing', f'a sks thing {scene.context}')
+    for count in range(1, len(captions) + 1):  # of the first few photos too
+        few = subjects.captions(name, 'a sks thing', count)
+        assert len(few) == count and few.count('a sks thing') == 1
 
 
 @pytest.mark.parametrize('name', ['dog', 'can', 'robot_toy'])
