@@ -61,6 +61,8 @@ class Published:
         for key in _LAYERS & denoiser.keys():
             found = denoiser[key]
             denoiser[key] = min(found, depth) if isinstance(found, int) else [min(layers, depth) for layers in found]
+        if 'dual_attention_layers' in denoiser:  # they are named by their numbers
+            denoiser['dual_attention_layers'] = [at for at in denoiser['dual_attention_layers'] if at < depth]
         return dataclasses.replace(self, networks={**self.networks, self.family.denoiser: denoiser})
 
     def tiny(self) -> 'Published':
