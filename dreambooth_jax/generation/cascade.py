@@ -338,7 +338,7 @@ class Cascade:
         second = self.super_resolution if options.super_resolution else None
         sample_base = self.sampler(BASE, options.steps, options.guidance_scale, options.sampler)
         if second is not None:
-            self._enlarger(options)
+            sample_second = self._enlarger(options)
         text, second_text = self.encode_ahead(prompts, options)
         # Every batch has the same size (the last one is padded), so that one compiled sampler serves them all.
         prompt_of, numbers = np.asarray(requests, np.int64).reshape(-1, 2).T
@@ -349,7 +349,8 @@ class Cascade:
             low = self._decoded(BASE, sample_base(self._params(BASE), *told, keys))
             high = None
             if second is not None:
-                high = self._enlarged(low, second_text, prompt_of[examples], numbers[examples], options)[:used]
+                shown = prompt_of[examples], numbers[examples]
+                high = self._enlarged(sample_second, low, second_text, *shown, options)[:used]
             yield range(first, first + used), Images(self._on_host(low)[:used], high)
             first += used
 
@@ -362,7 +363,6 @@ class Cascade:
           low: images f32[N, h, w, 3] in [-1, 1] of the base stage's size.
           prompts: N prompts, one for each image.
           options: how the second stage samples.
-          progress: show a progress bar.
 
         Returns:
           uint8[N, H, W, 3]. Image i has the noise that the second stage gives to image number i of `generate`.
@@ -370,12 +370,12 @@ class Cascade:
         Raises:
           ConfigError: if the model does not allow the noise level, the sampler or the number of steps.
         """
-        self._enlarger(options)
+        sample = self._enlarger(options)
         text = self.encode([options.negative_prompt, *prompts], SUPER_RESOLUTION)
         made, size = [], options.batch_size or self.usual_batch_size
         with tqdm(total=len(low), unit='image', desc='enlarging', disable=not progress, dynamic_ncols=True) as bar:
             for numbers, used in text_to_image.padded_batches(len(low), size, self._devices.devices):
-                images = self._enlarged(self._devices.split(low[numbers]), text, numbers, numbers, options)
+                images = self._enlarged(sample, self._devices.split(low[numbers]), text, numbers, numbers, options)
                 made.append(images[:used])
                 bar.update(used)
         return np.concatenate(made)
@@ -384,14 +384,14 @@ class Cascade:
         checks.check_noise_level(self.super_resolution, options.noise_level)
         return self.sampler(SUPER_RESOLUTION, options.second_steps, options.second_guidance_scale, options.sampler)
 
-    def _enlarged(self, low: jax.Array, text: Conditioning, prompt_of, numbers, options: SamplingOptions) -> np.ndarray:
+    def _enlarged(self, sample, low, text: Conditioning, prompt_of, numbers, options: SamplingOptions) -> np.ndarray:
         """Returns uint8[B, H, W, 3], the second stage's images of a batch; `low` lies on the devices already."""
         split = self._devices.split
         keys = text_to_image.image_keys(options.seed, numbers)
         keys = split(jax.vmap(lambda key: jax.random.fold_in(key, _SUPER_RESOLUTION_STREAM))(keys))
         level = split(np.full(len(numbers), options.noise_level, np.int32))
         told = split(text_to_image.guidance_of(text, prompt_of, options.second_guidance_scale))
-        high = self._enlarger(options)(self._params(SUPER_RESOLUTION), *told, keys, low=low, level=level)
+        high = sample(self._params(SUPER_RESOLUTION), *told, keys, low=low, level=level)
         return self._on_host(self._decoded(SUPER_RESOLUTION, high))
 
     def sampler(self, stage: str, steps: int, guidance_scale: float, sampler: str):
