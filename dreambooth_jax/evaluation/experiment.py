@@ -270,7 +270,8 @@ def expectations(path: Path, results: Mapping[str, Any]) -> str:
 
     Args:
       path: expected.json, a list of {"number": a name, "at": keys that lead to a share in `results`}, each with one of
-        "at_least": share, "at_most": share, or "more_than": keys of another share.
+        "at_least": share, "at_most": share, or "more_than": keys of another share. With "model": a name, the number is
+        one of that model's only, and is left out of the table where `results` are of another.
       results: the content of results.json. A number that it lacks (because of other flags) is shown as a dash.
     """
 
@@ -285,6 +286,8 @@ def expectations(path: Path, results: Mapping[str, Any]) -> str:
 
     rows = []
     for aim in json.loads(path.read_text('utf-8')):
+        if aim.get('model', results.get('model')) != results.get('model'):
+            continue
         bound = next(word for word in ('at_least', 'at_most', 'more_than') if word in aim)
         limit = find(aim[bound]) if bound == 'more_than' else aim[bound]
         measured = find(aim['at'])

@@ -198,13 +198,18 @@ def test_expectations_stand_beside_what_was_measured(tmp_path):
         {'number': 'wrong', 'at': ['b'], 'at_most': 0.2},
         {'number': 'better', 'at': ['a', 0], 'more_than': ['b']},
         {'number': 'other flags', 'at': ['c', 1], 'at_least': 0.5},
+        {'number': 'this model', 'model': 'mine', 'at': ['b'], 'at_least': 0.2},
+        {'number': 'another model', 'model': 'theirs', 'at': ['b'], 'at_least': 0.2},
     ]
     (tmp_path / 'expected.json').write_text(json.dumps(aims))
-    assert experiment.expectations(tmp_path / 'expected.json', {'a': [0.8], 'b': 0.25}).splitlines()[2:] == [
+    assert experiment.expectations(tmp_path / 'expected.json', {'model': 'mine', 'a': [0.8], 'b': 0.25}).splitlines()[
+        2:
+    ] == [
         '| right | at least 90 % | 80 % | **no** |',
         '| wrong | at most 20 % | 25 % | **no** |',
         '| better | more than 25 % | 80 % | yes |',
         '| other flags | at least 50 % | - | - |',
+        '| this model | at least 20 % | 25 % | yes |',
     ]
 
 
