@@ -240,6 +240,22 @@ class PerceptualDistance:
         return np.asarray(self._network.map(*pairs), np.float32)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureDistance:
+    """How far apart an encoder finds images, for Diversity where there is no LPIPS: 1 minus the cosine of features.
+
+    Attributes:
+      encoder: encodes images.
+    """
+
+    encoder: Encoder
+
+    def distances(self, first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
+        """Compares pairs of images as PerceptualDistance does; f32[N], 0 for equal images and 2 at most."""
+        pairs = (self.encoder.embed_images(images) for images in (first, second))
+        return 1 - np.sum(np.multiply(*pairs), axis=1)
+
+
 def load_lpips(
     path: str | os.PathLike,
     *,

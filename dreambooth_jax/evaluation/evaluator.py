@@ -16,7 +16,7 @@ import numpy as np
 
 from dreambooth_jax.evaluation import preprocessing, scores
 from dreambooth_jax.evaluation.classifier import Classifier
-from dreambooth_jax.evaluation.encoders import Encoder, PerceptualDistance
+from dreambooth_jax.evaluation.encoders import Encoder, FeatureDistance, PerceptualDistance
 from dreambooth_jax.evaluation.protocol import Generate, Subject
 from dreambooth_jax.storybook import subjects
 from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT
@@ -128,11 +128,11 @@ class Diversity:
     """DIV: how different the images of one prompt are. Each image has its mean distance from the prompt's others.
 
     Attributes:
-      distance: LPIPS.
+      distance: LPIPS, as in the paper, or an encoder's distance.
       num_images: images per prompt, at least 2.
     """
 
-    distance: PerceptualDistance
+    distance: PerceptualDistance | FeatureDistance
     num_images: int
 
     def __call__(self, generate: Generate, subject: Subject) -> dict[str, Column]:

@@ -22,8 +22,8 @@ import numpy as np
 from dreambooth_jax.config import BUILT_IN, ConfigError, of_run
 from dreambooth_jax.evaluation import experiment, protocol, storybook_scores
 from dreambooth_jax.evaluation.classifier import Classifier
-from dreambooth_jax.evaluation.encoders import load_encoder
-from dreambooth_jax.evaluation.evaluator import MASKED, Likeness
+from dreambooth_jax.evaluation.encoders import FeatureDistance, load_encoder
+from dreambooth_jax.evaluation.evaluator import MASKED, Diversity, Likeness
 from dreambooth_jax.evaluation.trial_photos import TrialPhotos
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
@@ -35,7 +35,8 @@ from dreambooth_jax.weights.encoder_folders import usual_encoders
 
 IDENTIFIER = 'sks'  # of configs/subject.py
 # What tables say of a trial: name in words -> function of its scores, None where it was not measured. DINO and PRES are
-# shares of the photos' likeness among each other. The classifier does not see if a subject is whole, or there twice.
+# shares of the photos' likeness among each other; DIV is 1 minus the likeness of images of one prompt. The classifier
+# does not see if a subject is whole, or there twice.
 SHARES = {
     'subject named': lambda scores: scores.get('subject_named'),
     'context named': lambda scores: scores.get('context_named'),
@@ -45,6 +46,7 @@ SHARES = {
     'DINO, as a share of the photos': lambda scores: scores['likeness']['dino'],
     'DINO without background, the same': lambda scores: scores['likeness'].get(f'dino{MASKED}'),
     'PRES, the same': lambda scores: scores['likeness'].get('dino_pres'),
+    'DIV, by DINO': lambda scores: scores['likeness'].get('dino_div'),
     'CLIP-T': lambda scores: scores['likeness'].get('clip_t'),
 }
 _SHOWN = 2  # images of each prompt that are kept
@@ -228,17 +230,24 @@ class SubjectTrials:
                 for prompt in evaluation_prompts(noun)
             ),
         )
+
+        def generated(texts, count):
+            return np.stack([images[text][:count] for text in texts])
+
         found = {}
         for likeness in self._likeness:
-            columns = likeness(lambda texts, count: np.stack([images[text][:count] for text in texts]), known)
+            columns = likeness(generated, known)
             values = {name: float(column.values.mean()) for name, column in columns.items()}
             # A single photo is like no other one; its likeness to itself is the whole then.
             ceilings = {name: of['others'] or of['with_self'] for name, of in likeness.ceilings(known).items()}
             found |= {name: values[name] / most for name, most in ceilings.items()}
-            if self.classifier is None:
-                found[f'{likeness.name}_pres'] = values[f'{likeness.name}_pres'] / ceilings[likeness.name]
+            found[f'{likeness.name}_pres'] = values[f'{likeness.name}_pres'] / ceilings[likeness.name]
             if likeness.prompt_name:
                 found[likeness.prompt_name] = values[likeness.prompt_name]
+        if self._amounts['num_images'] > 1:
+            distance = FeatureDistance(self._likeness[0].encoder)
+            of_prompts = Diversity(distance=distance, num_images=self._amounts['num_images'])
+            found['dino_div'] = float(of_prompts(generated, known)['div'].values.mean())
         return found
 
 

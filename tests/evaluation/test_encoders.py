@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dreambooth_jax.evaluation import preprocessing
-from dreambooth_jax.evaluation.encoders import load_encoder, load_lpips
+from dreambooth_jax.evaluation.encoders import FeatureDistance, load_encoder, load_lpips
 from dreambooth_jax.training.placement import make_placement
 from dreambooth_jax.weights import files
 from dreambooth_jax.weights.errors import WeightsError
@@ -48,6 +48,15 @@ def loaded(root):
 
 def unit(rows):
     return torch.nn.functional.normalize(torch.from_numpy(np.array(rows)), dim=-1).numpy()
+
+
+def test_a_distance_of_features_is_none_between_equal_images_and_one_minus_the_cosine_between_others(loaded):
+    encoder = loaded('dino')
+    features = encoder.embed_images(images())
+    found = FeatureDistance(encoder).distances(images(), [*images()[1:], images()[-1]])
+    wanted = [1 - first @ second for first, second in zip(features, [*features[1:], features[-1]], strict=True)]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert abs(found[-1]) < 1e-6 < found[0]
 
 
 @pytest.mark.parametrize('name', PREPARE)

@@ -131,6 +131,7 @@ def test_images_are_as_like_the_photos_as_these_among_each_other(trials):
     others = (table.sum() - len(table)) / (len(table) * (len(table) - 1))
     assert scores['likeness']['dino'] == pytest.approx(table[0].mean() / others, abs=1e-5)
     assert scores['likeness']['dino_masked'] != scores['likeness']['dino']
+    assert scores['likeness']['dino_pres'] > 0 and scores['likeness']['dino_div'] >= 0
 
 
 def test_folders_have_names_of_what_differs():
