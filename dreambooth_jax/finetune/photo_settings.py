@@ -1,5 +1,6 @@
 """The photos of a run, checked as its settings read them (data/photo_checks.py)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dreambooth_jax.training import run
 _MOST_TOLD = 5  # warnings at the start of a run
 _BUCKETS = 64  # pixels, of whose multiples the sides of latent models' aspect buckets are
 # How often a photo is seen in the paper: "about 1000" steps of one photo, 3 to 5 photos (Ruiz et al. 2023).
+_MOST_PHOTOS = 5
 _PAPER = 'the paper takes about 1000 steps of one image for 3 to 5 photos, 200 to 333 for each'
 
 
@@ -82,18 +84,26 @@ def check(config: DreamBoothConfig, reading: Reading, embed: Embed | None = None
 
 
 def about_steps(config: DreamBoothConfig, count: int) -> str:
-    """Returns a sentence about the number of steps for so many photos of all subjects.
+    """Returns a sentence that proposes a number of steps of the base stage for so many photos of all subjects.
 
-    No number is proposed, because none was measured for other numbers of photos than the paper's.
+    Recipes are made for 3 to 5 photos of each subject, and fewer take as many steps (experiments/number_of_photos).
+    More photos take proportionally more: each is then shown as often as five of a subject would be.
     """
-    steps, size = config.base.steps, config.base.batch_size
-    times = steps * size / max(count, 1)
-    each = f'{times:.0f} times' if times >= 10 else f'{times:.1f} times'
+    steps, size, most = config.base.steps, config.base.batch_size, _MOST_PHOTOS * len(config.subjects())
+    said = f'steps: {steps} of the base stage with {size} of the photos each, as set (config.base.steps, '
+    said += f'config.base.batch_size), show each of {count} photos {_times(steps * size, count)}; {_PAPER}. '
+    if count <= most:
+        return f'{said}Proposed: these {steps}'
+    more = math.ceil(steps * count / most / 10) * 10
     return (
-        f'steps: {steps} of the base stage with {size} of the photos each, as set (config.base.steps, '
-        f'config.base.batch_size), show each of {count} photos {each}; {_PAPER}, and how many more photos need was not '
-        f'measured here, so no other number is proposed'
+        f'{said}Proposed: --config.base.steps={more}, which shows each {_times(more * size, count)}, as {steps} would '
+        f'show each of {most}; a rule, which was not measured for more than 5'
     )
+
+
+def _times(shown: int, count: int) -> str:
+    times = shown / max(count, 1)
+    return f'{times:.0f} times' if times >= 10 else f'{times:.1f} times'
 
 
 def told(config: DreamBoothConfig, workdir: Path, cascade: Cascade) -> str | None:

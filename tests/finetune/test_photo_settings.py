@@ -92,13 +92,21 @@ def test_every_subject_with_photos_is_checked(folder, tmp_path):
     )
 
 
-def test_steps_are_those_of_the_settings_and_none_are_made_up(folder):
+def test_steps_are_those_of_the_settings_for_up_to_five_photos_and_more_for_more(folder):
     config = dataclasses.replace(config_of(folder), base=BaseConfig(steps=1000, batch_size=2))
-    assert photo_settings.about_steps(config, 4) == (
+    said = (
         'steps: 1000 of the base stage with 2 of the photos each, as set (config.base.steps, config.base.batch_size), '
-        'show each of 4 photos 500 times; the paper takes about 1000 steps of one image for 3 to 5 photos, 200 to 333 '
-        'for each, and how many more photos need was not measured here, so no other number is proposed'
+        'show each of {count} photos {times} times; the paper takes about 1000 steps of one image for 3 to 5 photos, '
+        '200 to 333 for each. Proposed: '
     )
+    for count, times in ((1, 2000), (4, 500), (5, 400)):
+        assert photo_settings.about_steps(config, count) == said.format(count=count, times=times) + 'these 1000'
+    assert photo_settings.about_steps(config, 13) == said.format(count=13, times=154) + (
+        '--config.base.steps=2600, which shows each 400 times, as 1000 would show each of 5; a rule, which was not '
+        'measured for more than 5'
+    )
+    two = dataclasses.replace(config, data=DataConfig(subjects=2 * (config.subjects()[0],)))
+    assert photo_settings.about_steps(two, 10).endswith('Proposed: these 1000')
     few = dataclasses.replace(config, base=BaseConfig(steps=10, batch_size=1))
     assert 'show each of 4 photos 2.5 times;' in photo_settings.about_steps(few, 4)
 
