@@ -91,6 +91,7 @@ def test_every_subject_has_a_config(name):
 
 def test_a_subject_takes_the_recipe_of_the_model_after_the_comma():
     config = resolve(DreamBoothConfig, get_config(named('subject'), 'teapot,storybook-flow'))
+    assert config == resolve(DreamBoothConfig, get_config(named('subject'), 'teapot'))
     recipe = resolve(DreamBoothConfig, get_config(named('dog'), 'storybook-flow'))
     assert (config.model, config.data.subject) == ('storybook-flow', 'teapot')
     assert config.base == dataclasses.replace(recipe.base, steps=200) and recipe.base.steps == 110
@@ -103,8 +104,9 @@ def test_the_dataset_has_thirty_subjects():
     assert len(SUBJECTS) == 30
 
 
-def test_dog_is_the_subject_config_of_the_dog():
-    dog, subject = get_config(named('dog')), get_config(named('subject'), 'dog')
+@pytest.mark.parametrize('model', ['storybook', 'storybook-flow'])
+def test_dog_is_the_subject_config_of_the_dog(model):
+    dog, subject = get_config(named('dog'), model), get_config(named('subject'), f'dog,{model}')
     subject.samples.prompts = dog.samples.prompts
     assert resolve(DreamBoothConfig, subject) == resolve(DreamBoothConfig, dog)
 

@@ -19,7 +19,7 @@ import analysis
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import ConfigError
+from dreambooth_jax.config import STORYBOOK, ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment
 from dreambooth_jax.generation.cascade import Cascade
@@ -70,7 +70,7 @@ def train(subject: str, workdir: Path, weights: str, *, with_prior: bool) -> Pat
         **({} if with_prior else {'prior.weight': 0}),
     }
     folder = workdir / ('runs' if with_prior else 'runs_without_prior') / subject
-    return experiment.train_once(folder, f'{CONFIG}:{subject}', settings, weights=weights)
+    return experiment.train_once(folder, f'{CONFIG}:{subject},{STORYBOOK}', settings, weights=weights)
 
 
 def evaluate(*arguments: str) -> None:
