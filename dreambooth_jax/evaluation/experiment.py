@@ -196,6 +196,17 @@ def train_once(workdir: Path, config: Path, settings: Mapping[str, Any], *, weig
     return workdir
 
 
+def settings_of(texts: Sequence[str]) -> dict[str, str]:
+    """Returns dotted name -> value of the words of a flag --set, each like base.steps=300.
+
+    Raises:
+      ConfigError: if one looks otherwise.
+    """
+    if wrong := [text for text in texts if '=' not in text]:
+        raise ConfigError(f'--set={wrong[0]} must look like base.steps=300')
+    return dict(text.split('=', 1) for text in texts)
+
+
 def sampling_of(config: Path) -> dict[str, Any]:
     """Returns the sampling settings of a file in configs/ as arguments of SamplingOptions."""
     samples = runpy.run_path(str(config))['get_config']().samples

@@ -15,7 +15,6 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment, subject_trials
 from dreambooth_jax.evaluation.comparison import Comparison
@@ -45,9 +44,7 @@ GROUPS = {'the ten that the recipe was chosen on': True, 'the other twenty': Fal
 
 
 def main(_) -> None:
-    if wrong := [text for text in _SET.value if '=' not in text]:
-        raise ConfigError(f'--set={wrong[0]} must look like base.steps=300')
-    given = dict(text.split('=', 1) for text in _SET.value)
+    given = experiment.settings_of(_SET.value)
     about, output = dict(_COMPARISON.about), _COMPARISON.output
     model, trials = about.pop('model'), _COMPARISON.trials()
     measured: dict[str, Trial] = {}

@@ -2,8 +2,9 @@
 
   python experiments/super_resolution_noise/run.py --run=runs/dog
 
-Without --run a base stage is trained first, as configs/dog.py says. Finished runs and measured stages in --workdir are
-not done again. README.md has the question, the cost and the numbers.
+Without --run a base stage is trained first, as configs/dog.py says. --set=super_resolution.steps=300 tries another
+recipe. Finished runs and measured stages in --workdir are not done again.
+README.md has the question, the cost and the numbers.
 """
 
 import functools
@@ -16,7 +17,7 @@ from dreambooth_jax import program
 from dreambooth_jax.config import STORYBOOK_ENLARGING, ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.diffusion.sampler_list import SAMPLERS
-from dreambooth_jax.evaluation import experiment, storybook_scores
+from dreambooth_jax.evaluation import experiment, storybook_scores, subject_trials
 from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.generation.cascade import Cascade
@@ -60,6 +61,7 @@ _SECOND_GUIDANCE = flags.DEFINE_float(
 _SAMPLER = flags.DEFINE_enum('sampler', SAMPLING['sampler'], list(SAMPLERS), 'How noise is taken away.')
 _SEED = flags.DEFINE_integer('seed', 1000, 'Of the noise.', lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 10, 'Images at once.', lower_bound=1)
+_SET = flags.DEFINE_multi_string('set', [], 'Settings that differ from configs/dog.py: name=value. Several times.')
 _QUICK = flags.DEFINE_bool('quick', False, '1 range, 2 levels, 2 training steps: only shows that it works.')
 
 QUICK_TRAINING = {'base.steps': 2, 'prior.num_images': 2, 'prior.steps': 2, 'samples.steps': 2}
@@ -111,8 +113,10 @@ def train(levels: tuple[int, int], run: Path, cascade: Cascade, workdir: Path) -
     }
     if _QUICK.value:
         settings |= {'super_resolution.steps': 2, 'samples.steps': 2}
+    given = experiment.settings_of(_SET.value)
     weights = experiment.fingerprint_of(cascade.base, cascade.super_resolution)
-    return experiment.train_once(workdir / f'noise_{levels[0]}_{levels[1]}', CONFIG, settings, weights=weights)
+    name = '_'.join(filter(None, [f'noise_{levels[0]}_{levels[1]}', subject_trials.folder_name(given)]))
+    return experiment.train_once(workdir / name, CONFIG, settings | given, weights=weights)
 
 
 def main(argv) -> None:

@@ -192,6 +192,12 @@ def test_tables_and_percentages_read_as_markdown():
     assert experiment.percent(0.256) == '26 %' and experiment.percent(None) == '-'
 
 
+def test_words_of_a_flag_are_settings():
+    assert experiment.settings_of(['base.steps=3', "a.b='c=d'"]) == {'base.steps': '3', 'a.b': "'c=d'"}
+    with pytest.raises(ConfigError, match='^--set=base.steps must look like base.steps=300$'):
+        experiment.settings_of(['base.steps'])
+
+
 def test_expectations_stand_beside_what_was_measured(tmp_path):
     aims = [
         {'number': 'right', 'at': ['a', 0], 'at_least': 0.9},
