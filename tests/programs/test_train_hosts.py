@@ -1,5 +1,6 @@
 """A whole run of train on two processes with two devices each, as on two hosts, and how they find each other."""
 
+import functools
 import importlib.util
 import itertools
 import socket
@@ -20,6 +21,8 @@ from tests.conftest import XLA_FLAGS
 from tests.programs.test_train import CONFIG, WEIGHTS
 from tests.support import forked, made_certificates, script, smallest_pipelines, tiny_encoders
 
+# Kind of pipeline -> what its settings need besides; the second stage on latents knows ten noise levels.
+KINDS = {'pixels': '', 'latents': 'config.super_resolution.noise_level = (0, 9)'}
 DEVICES_FLAG = '--xla_force_host_platform_device_count'
 NUMBERS = itertools.count()  # of logs
 
@@ -145,19 +148,24 @@ def end(*started):
 
 @pytest.fixture(scope='module')
 def on_one_device(tmp_path_factory):
-    """(settings file, the folder of a whole run on one device)."""
-    folder = tmp_path_factory.mktemp('whole_runs')
-    photos = folder / 'photos'
-    photos.mkdir()
-    rng = np.random.default_rng(0)
-    for name in ('1.png', '2.png', '3.png'):
-        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(photos / name)
-    config = folder / 'config.py'
-    text = CONFIG.format(model=str(smallest_pipelines.folder('pixels')), photos=str(photos))
-    scores = tiny_encoders.settings(folder / 'encoders')
-    config.write_text(text.replace('    return config', f'{scores}    return config'))
-    end(start(config, folder / 'one', 1))
-    return config, folder / 'one'
+    """kind of smallest_pipelines -> (settings file, the folder of a whole run on one device), made on first use."""
+
+    @functools.cache
+    def run(kind='pixels'):
+        folder = tmp_path_factory.mktemp('whole_runs')
+        photos = folder / 'photos'
+        photos.mkdir()
+        rng = np.random.default_rng(0)
+        for name in ('1.png', '2.png', '3.png'):
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(photos / name)
+        config = folder / 'config.py'
+        text = CONFIG.format(model=str(smallest_pipelines.folder(kind)), photos=str(photos))
+        scores = tiny_encoders.settings(folder / 'encoders')
+        config.write_text(text.replace('    return config', f'{scores}    {KINDS[kind]}\n    return config'))
+        end(start(config, folder / 'one', 1))
+        return config, folder / 'one'
+
+    return run
 
 
 def files_of(run):
@@ -193,8 +201,9 @@ def assert_same_run(run, other, prior=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('mode', ['pmap', 'fsdp'])
-def test_eight_devices_in_any_order_train_what_one_trains(mode, on_one_device, tmp_path):
-    config, alone = on_one_device
+@pytest.mark.parametrize('kind', KINDS)
+def test_eight_devices_in_any_order_train_what_one_trains(kind, mode, on_one_device, tmp_path):
+    config, alone = on_one_device(kind)
     settings = [f'--config.parallel.mode={mode}', '--config.parallel.fsdp_min_bytes=128']
     end(start(config, tmp_path / 'run', 8, *settings, module='tests.support.permuted_train'))
     assert_same_run(tmp_path / 'run', alone)
@@ -202,7 +211,7 @@ def test_eight_devices_in_any_order_train_what_one_trains(mode, on_one_device, t
 
 @pytest.mark.slow
 def test_a_cpu_that_generates_as_two_devices_trains_what_one_trains(on_one_device, tmp_path):
-    config, alone = on_one_device
+    config, alone = on_one_device()
     end(start(config, tmp_path / 'run', None, '--config.parallel.cpu_devices=2'))
     assert_same_run(tmp_path / 'run', alone)
 
@@ -234,7 +243,7 @@ def two_processes(config, folder, mode, *arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize('mode', ['pmap', 'fsdp'])
 def test_two_processes_train_what_one_trains_without_a_shared_folder_of_class_images(mode, on_one_device, tmp_path):
-    config, alone = on_one_device
+    config, alone = on_one_device()
     two_processes(config, tmp_path, mode)
     assert not (tmp_path / 'prior_1').exists()
     assert_same_run(tmp_path / 'run', alone, tmp_path / 'prior_0')
@@ -246,7 +255,7 @@ def test_two_processes_sample_with_adapters_what_one_samples(on_one_device, tmp_
 
     The first process signs them; the run of one process does not.
     """
-    config, _ = on_one_device
+    config, _ = on_one_device()
     signing = []
     if importlib.util.find_spec('c2pa') is not None:
         made = made_certificates.make(tmp_path)
