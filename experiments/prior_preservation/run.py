@@ -15,7 +15,13 @@ from dreambooth_jax.evaluation.comparison import Comparison, Way
 # Subjects that the recipe was not chosen on.
 _COMPARISON = Comparison(Path(__file__).parent, ['red_cartoon', 'dog6', 'fancy_boot', 'candle', 'cat2'])
 # The flow model's recipe holds the model to its own predictions (prior.kind=distillation); this is the paper's way.
-CLASS_IMAGES = {'prior.kind': 'images', 'prior.num_images': 64}
+CLASS_IMAGES = {
+    'prior.kind': 'images',
+    'prior.num_images': 64,
+    'prior.sampler': 'euler',
+    'prior.steps': 15,
+    'prior.guidance_scale': '3.0',
+}
 
 
 def ways_of(_: str) -> dict[str, Way]:
