@@ -281,7 +281,8 @@ def expectations(path: Path, results: Mapping[str, Any]) -> str:
 
     Args:
       path: expected.json, a list of {"number": a name, "at": keys that lead to a share in `results`}, each with one of
-        "at_least": share, "at_most": share, or "more_than": keys of another share. With "model": a name, the number is
+        "at_least": share, "at_most": share, "more_than": keys of another share, or "within": share with "of": keys of
+        another share, which the number may be so much below. With "model": a name, the number is
         one of that model's only, and is left out of the table where `results` are of another.
       results: the content of results.json. A number that it lacks (because of other flags) is shown as a dash.
     """
@@ -299,9 +300,13 @@ def expectations(path: Path, results: Mapping[str, Any]) -> str:
     for aim in json.loads(path.read_text('utf-8')):
         if aim.get('model', results.get('model')) != results.get('model'):
             continue
-        bound = next(word for word in ('at_least', 'at_most', 'more_than') if word in aim)
-        limit = find(aim[bound]) if bound == 'more_than' else aim[bound]
-        measured = find(aim['at'])
+        bound = next(word for word in ('at_least', 'at_most', 'more_than', 'within') if word in aim)
+        limit, measured = aim[bound], find(aim['at'])
+        if bound == 'more_than':
+            limit = find(limit)
+        elif bound == 'within':
+            other, bound = find(aim['of']), 'at_least'
+            limit = None if other is None else other - limit
         met = '-'
         if limit is not None and measured is not None:
             holds = {'at_least': measured >= limit, 'at_most': measured <= limit, 'more_than': measured > limit}

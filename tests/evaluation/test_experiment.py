@@ -204,6 +204,9 @@ def test_expectations_stand_beside_what_was_measured(tmp_path):
         {'number': 'wrong', 'at': ['b'], 'at_most': 0.2},
         {'number': 'better', 'at': ['a', 0], 'more_than': ['b']},
         {'number': 'other flags', 'at': ['c', 1], 'at_least': 0.5},
+        {'number': 'near', 'at': ['b'], 'within': 0.6, 'of': ['a', 0]},
+        {'number': 'far', 'at': ['b'], 'within': 0.5, 'of': ['a', 0]},
+        {'number': 'near what is not there', 'at': ['b'], 'within': 0.5, 'of': ['c']},
         {'number': 'this model', 'model': 'mine', 'at': ['b'], 'at_least': 0.2},
         {'number': 'another model', 'model': 'theirs', 'at': ['b'], 'at_least': 0.2},
     ]
@@ -215,6 +218,9 @@ def test_expectations_stand_beside_what_was_measured(tmp_path):
         '| wrong | at most 20 % | 25 % | **no** |',
         '| better | more than 25 % | 80 % | yes |',
         '| other flags | at least 50 % | - | - |',
+        '| near | at least 20 % | 25 % | yes |',
+        '| far | at least 30 % | 25 % | **no** |',
+        '| near what is not there | at least - | 25 % | - |',
         '| this model | at least 20 % | 25 % | yes |',
     ]
 
