@@ -18,8 +18,9 @@ class LoraConfig(Config):
     alpha: float | None = setting(None, '> 0')
     # The layers that get adapters: regular expressions, each matched against a layer's whole dotted path, such as
     # '.*attn2\.to_k'. Linear layers and convolutions can be named. Every expression must match a layer of at least one
-    # network that trains. Empty: those that models of its family are usually adapted in, which are the attention
-    # projections of UNets and text encoders (families/, LORA_TARGETS).
+    # network that trains. Empty: those that models of its family are usually adapted in (families/, LORA_TARGETS): of
+    # Stable Diffusion and SDXL the attention projections of UNet and text encoders, of DeepFloyd IF all layers, and of
+    # flow transformers those of the makers' or diffusers' recipes.
     targets: tuple[str, ...] = ()
     # DoRA (Liu et al. 2024): also learn, for every output of a layer, the norm of its weights.
     dora: bool = False

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from dreambooth_jax import program
-from dreambooth_jax.config import STORYBOOK_ENLARGING, ConfigError
+from dreambooth_jax.config import STORYBOOK, STORYBOOK_ENLARGING, ConfigError
 from dreambooth_jax.data import provenance
 from dreambooth_jax.diffusion.sampler_list import SAMPLERS
 from dreambooth_jax.evaluation import experiment, storybook_scores, subject_trials
@@ -26,12 +26,13 @@ from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook import subjects
 
 HERE = Path(__file__).parent
-CONFIG = HERE.parents[1] / 'configs' / 'dog.py'
-SAMPLING = experiment.sampling_of(CONFIG)
+CONFIGS = HERE.parents[1] / 'configs'
+SAMPLING = experiment.sampling_of(CONFIGS / 'dog.py')
 SUBJECT, IDENTIFIER = 'dog', 'sks'  # of configs/dog.py
 ORIGINAL = 'original'
 _MODEL = program.DEFINE_path('model', 'storybook', "'storybook', or a pipeline folder with a second stage.")
-_RUN = program.DEFINE_path('run', None, 'A finished run of configs/dog.py, whose base stage is used; default: trained.')
+_SUBJECT = flags.DEFINE_enum('subject', SUBJECT, list(subjects.SUBJECTS), 'The subject; others want --output.')
+_RUN = program.DEFINE_path('run', None, 'A finished run of the subject, whose base stage is used; default: trained.')
 _CLASSIFIER = program.DEFINE_path('classifier', None, 'Folder of the classifier; default: the shipped one.')
 _WORKDIR = program.DEFINE_path('workdir', 'runs/experiments/super_resolution_noise', 'Keeps runs and measured stages.')
 _OUTPUT = program.DEFINE_path(
@@ -67,6 +68,12 @@ _QUICK = flags.DEFINE_bool('quick', False, '1 range, 2 levels, 2 training steps:
 QUICK_TRAINING = {'base.steps': 2, 'prior.num_images': 2, 'prior.steps': 2, 'samples.steps': 2}
 
 
+def config() -> str:
+    """The settings file: that of the dog, or the same recipe for another subject."""
+    subject = _SUBJECT.value
+    return str(CONFIGS / 'dog.py') if subject == SUBJECT else f'{CONFIGS / "subject.py"}:{subject},{STORYBOOK}'
+
+
 def numbers_of(flag: str, values, count: int) -> tuple[int, ...]:
     """'0-50' -> (0, 50)."""
     parts = values.split('-')
@@ -80,7 +87,7 @@ def base_run(workdir: Path, original: Cascade) -> Path:
     """The run whose base stage knows the subject."""
     if _RUN.value is None:
         settings = {
-            **experiment.of_model(_MODEL.value, SUBJECT, workdir / 'reference'),
+            **experiment.of_model(_MODEL.value, _SUBJECT.value, workdir / 'reference'),
             'super_resolution_model': 'none',
             'super_resolution.steps': 0,
             'samples.every': 0,
@@ -88,21 +95,22 @@ def base_run(workdir: Path, original: Cascade) -> Path:
             **(QUICK_TRAINING if _QUICK.value else {}),
         }
         return experiment.train_once(
-            workdir / 'base', CONFIG, settings, weights=experiment.fingerprint_of(original.base)
+            workdir / 'base', config(), settings, weights=experiment.fingerprint_of(original.base)
         )
     run = Path(_RUN.value)
     if not (run / 'config.json').is_file() or not (run / 'model' / 'model_index.json').is_file():
         raise ConfigError(f'--run={run} is no finished run; give the --workdir of a training, or leave it out')
     data = json.loads((run / 'config.json').read_text('utf-8'))['data']
-    if data['subject'] != SUBJECT or data['instance_prompt'] != f'a {IDENTIFIER} {SUBJECT}':
-        raise ConfigError(f'--run={run} taught {data["instance_prompt"]!r} but must be a run of configs/dog.py')
+    asked = f'a {IDENTIFIER} {subjects.SUBJECTS[_SUBJECT.value].class_noun}'
+    if data['subject'] != _SUBJECT.value or data['instance_prompt'] != asked:
+        raise ConfigError(f'--run={run} taught {data["instance_prompt"]!r} but must be a run of {config()}')
     return run
 
 
 def train(levels: tuple[int, int], run: Path, cascade: Cascade, workdir: Path) -> Path:
     """The finished run that fine-tunes the second stage of `cascade` alone, with this range of noise levels."""
     settings = {
-        **experiment.of_model(str(run / 'model'), SUBJECT, workdir / 'reference'),
+        **experiment.of_model(str(run / 'model'), _SUBJECT.value, workdir / 'reference'),
         'super_resolution_model': cascade.super_resolution.folder,
         'super_resolution.noise_level': f'({levels[0]},{levels[1]})',
         'base.steps': 0,
@@ -116,7 +124,7 @@ def train(levels: tuple[int, int], run: Path, cascade: Cascade, workdir: Path) -
     given = experiment.settings_of(_SET.value)
     weights = experiment.fingerprint_of(cascade.base, cascade.super_resolution)
     name = '_'.join(filter(None, [f'noise_{levels[0]}_{levels[1]}', subject_trials.folder_name(given)]))
-    return experiment.train_once(workdir / name, CONFIG, settings | given, weights=weights)
+    return experiment.train_once(workdir / name, config(), settings | given, weights=weights)
 
 
 def main(argv) -> None:
@@ -130,6 +138,9 @@ def main(argv) -> None:
     }
     steps = {'steps': _STEPS.value, 'super_resolution_steps': _SECOND_STEPS.value}
     workdir = Path(_WORKDIR.value)
+    workdir = workdir if _SUBJECT.value == SUBJECT else workdir / _SUBJECT.value
+    if _SUBJECT.value != SUBJECT and _OUTPUT.value is None and not _QUICK.value:
+        raise ConfigError(f'--subject={_SUBJECT.value} wants --output, or the numbers of {SUBJECT} would be lost')
     if _QUICK.value:
         workdir, ranges, levels = workdir / 'quick', ranges[:1], levels[:2]
         amounts = {
@@ -155,7 +166,7 @@ def main(argv) -> None:
         **steps,
     }
     measurements = experiment.Measurements(workdir, marker, {'noise_levels': levels, **sampling, **amounts})
-    plain = next(i for i, scene in enumerate(subjects.held_out_scenes(SUBJECT, 40)) if scene.accessory is None)
+    plain = next(i for i, scene in enumerate(subjects.held_out_scenes(_SUBJECT.value, 40)) if scene.accessory is None)
     chosen = {'generated': 0, 'held_out': min(plain, amounts['held_out'] - 1)}
 
     for trained in [None, *ranges]:
@@ -171,7 +182,7 @@ def main(argv) -> None:
                 storybook_scores.fine_mark_scores,
                 stage,
                 classifier,
-                SUBJECT,
+                _SUBJECT.value,
                 IDENTIFIER,
                 SamplingOptions(batch_size=_BATCH_SIZE.value, **sampling),
                 noise_levels=levels,

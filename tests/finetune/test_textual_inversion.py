@@ -300,13 +300,16 @@ def test_sdxls_pooled_state_hears_what_follows_the_word():
     assert np.abs(at_the_word - pooled(PROMPT)).max() > 1e-3
 
 
+ATTENTION_LORA = {'rank': 2, 'targets': lora.ATTENTION_PROJECTIONS}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('changes', 'moving'),
     [
-        ({'lora': {'rank': 2}}, 'unet'),
+        ({'lora': ATTENTION_LORA}, 'unet'),
         pytest.param(
-            {'lora': {'rank': 2}, 'base': {'train_denoiser': False, 'train_text_encoder': True}},
+            {'lora': ATTENTION_LORA, 'base': {'train_denoiser': False, 'train_text_encoder': True}},
             'text_encoder',
             marks=pytest.mark.slow,
         ),

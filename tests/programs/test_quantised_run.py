@@ -28,6 +28,7 @@ def get_config():
     config.base.learning_rate = 1e-2
     config.base.train_text_encoder = True
     config.lora.rank = 2
+    config.lora.targets = {targets!r}
     config.samples.prompts = ('a sks dog',)
     config.samples.num_images = 1
     config.samples.steps = 1
@@ -54,7 +55,8 @@ def config(tmp_path_factory):
     for name in ('1.png', '2.png', '3.png'):
         Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(photos / name)
     path = folder / 'config.py'
-    path.write_text(CONFIG.format(model=str(smallest_pipelines.folder('pixels')), photos=str(photos)))
+    model = str(smallest_pipelines.folder('pixels'))
+    path.write_text(CONFIG.format(model=model, photos=str(photos), targets=lora.ATTENTION_PROJECTIONS))
     return path
 
 
