@@ -16,11 +16,10 @@ from dreambooth_jax.storybook.subjects import SUBJECTS
 # Subjects that the recipe was not chosen on.
 _COMPARISON = Comparison(Path(__file__).parent, ['dog5', 'red_cartoon', 'can'])
 # Model -> what the recipe leaves open: 'full' or 'LoRA' is the recipe itself. Adapters need higher learning rates than
-# whole networks, and those of the cascade every layer (experiments/main_job, quantised_base).
+# whole networks (experiments/main_job).
 OTHER_WAY = {
     STORYBOOK: {
         'lora.rank': 16,
-        'lora.targets': "('.*',)",
         'base.learning_rate': '1e-3',
         'base.text_encoder_learning_rate': '2.5e-3',
     },
