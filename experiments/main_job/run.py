@@ -21,6 +21,7 @@ from dreambooth_jax.evaluation.classifier import Classifier
 from dreambooth_jax.evaluation.storybook_scores import SUBJECT_SHARES
 from dreambooth_jax.generation.cascade import Cascade
 from dreambooth_jax.generation.options import SamplingOptions
+from dreambooth_jax.models.lora import ATTENTION_PROJECTIONS
 from dreambooth_jax.monitoring import grids
 
 HERE = Path(__file__).parent
@@ -46,9 +47,9 @@ WAYS = (
     'optimizer.kind=lion,base.learning_rate=4e-5,base.text_encoder_learning_rate=1e-4',
     'optimizer.kind=prodigy,base.learning_rate=1.0,base.text_encoder_learning_rate=2.5',
     'prior.kind=distillation,prior.dir=None',
-    'lora.rank=16,base.learning_rate=1e-3,base.text_encoder_learning_rate=2.5e-3',
+    f'lora.rank=16,lora.targets={ATTENTION_PROJECTIONS},base.learning_rate=1e-3,base.text_encoder_learning_rate=2.5e-3',
     *(
-        f"lora.rank=16,lora.targets=('.*',),base.learning_rate={learning_rate}"
+        f'lora.rank=16,base.learning_rate={learning_rate}'
         for learning_rate in (
             '1e-3,base.text_encoder_learning_rate=2.5e-3',
             '1e-3,base.text_encoder_learning_rate=2.5e-3,lora.frozen_dtype=int8,prior.dir=None',
