@@ -21,6 +21,12 @@ _ADDRESS = '127.0.0.1'  # never another: whoever reaches the port could run prog
 _RUNS = program.DEFINE_path('runs', None, 'Folder that holds the folders of the runs; it is made if it is missing.')
 _CONFIGS = program.DEFINE_path('configs', 'configs', 'Folder of the settings files that new runs begin with.')
 _PORT = flags.DEFINE_integer('port', 8124, 'Port on 127.0.0.1; 0: any that is free.', lower_bound=0, upper_bound=65535)
+_DEVICES = flags.DEFINE_multi_string(
+    'devices',
+    [],
+    'Numbers of accelerators, such as 0,1. Given once for each set: as many trainings run at a time as there are sets, '
+    'each on its own. On a TPU a set has 1, 2, 4 or 8 chips that lie beside each other. Default: one set of all.',
+)
 _PRICE = program.DEFINE_price('price_per_hour', 'What an hour of this machine costs, such as 1.20 USD, for plans.')
 
 
@@ -29,7 +35,7 @@ def main(argv) -> None:
     try:
         import uvicorn
 
-        from dreambooth_jax.web import guard
+        from dreambooth_jax.web import devices, guard
         from dreambooth_jax.web.app import application
         from dreambooth_jax.web.state import FOLDER, Desk
     except ModuleNotFoundError as error:
@@ -39,8 +45,9 @@ def main(argv) -> None:
     runs, configs = Path(_RUNS.value), Path(_CONFIGS.value)
     if not configs.is_dir():
         raise ConfigError(f'--configs={configs} is no folder; give one with settings files, such as configs')
+    sets = devices.parse(_DEVICES.value)
     with lock.locked(runs / FOLDER, 'open the page of that server, or give another folder with --runs'):
-        desk = Desk(runs, configs, _PRICE.value)
+        desk = Desk(runs, configs, _PRICE.value, sets)
         token = guard.token_in(runs / FOLDER)
         try:
             listening = socket.create_server((_ADDRESS, _PORT.value))

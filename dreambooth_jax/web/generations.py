@@ -239,7 +239,7 @@ class Generations:
 
     def _give_way(self, job: Job) -> None:
         waiting = [one.asked for one in self._queue.all() if one.state == jobs.QUEUED and one.devices == job.devices]
-        since = min(waiting, default=None)
+        since = None if self._queue.free_set() is not None else min(waiting, default=None)
         if since is None and self._busy() is not None:
             since = 0.0  # a training that was started by hand uses the devices now
         with contextlib.suppress(OSError):  # the run's folder is gone
@@ -295,7 +295,8 @@ class Generations:
         if job is None:
             return 'waits for its turn'
         everything = [one for one in self._queue.all() if one.devices == job.devices]
-        running = next((one for one in everything if one.state == jobs.RUNNING), None)
+        works = [one for one in everything if one.state == jobs.RUNNING]
+        running = next((one for one in works if one.run == job.run), works[0] if works else None)
         queued = sum(one.state == jobs.QUEUED and one.number < job.number for one in everything)
         before = f', and {queued} more in the queue before it' if queued else ''
         if running is not None and running.program == PROGRAM:

@@ -26,9 +26,10 @@ from pathlib import Path
 import psutil
 
 from dreambooth_jax.system import disk
+from dreambooth_jax.web.devices import ALL, DeviceSet, named
 
 QUEUED, RUNNING, ENDED = 'queued', 'running', 'ended'
-ACCELERATORS, HOST = 'accelerators', 'host'  # sets of devices
+ACCELERATORS, HOST = 'accelerators', 'host'  # kinds of devices
 _ENVIRONMENT = {ACCELERATORS: {}, HOST: {'JAX_PLATFORMS': 'cpu'}}  # else it would take the others from a training
 _LOOK_EVERY = 0.3  # seconds
 _CLOCKS = 60.0  # seconds by which the time of a process's start may seem to change when the clock is set
@@ -43,7 +44,8 @@ class Job:
       run: the run that it is for.
       program: such as 'train'.
       arguments: its flags.
-      devices: what it uses, ACCELERATORS or HOST; one job at a time uses each.
+      devices: what it uses, ACCELERATORS or HOST.
+      on: the set of accelerators that its process has, by name (devices.py); None: it has not begun, or has all.
       state: QUEUED, RUNNING or ENDED.
       asked: when it was asked for, in seconds since 1970.
       pid, started: number of its process and when that was started; None before.
@@ -55,6 +57,7 @@ class Job:
     program: str
     arguments: list[str]
     devices: str = ACCELERATORS
+    on: str | None = None
     state: str = QUEUED
     asked: float
     pid: int | None = None
@@ -75,10 +78,17 @@ class Queue:
       folder_of: name of a run -> its folder, which gets the log.
       busy: returns the run in which a process works that is not of this queue, and for which jobs on the accelerators
         wait; None if there is none.
+      sets: the sets of accelerators, no device in two of them. One job at a time uses each, and one the host's CPU.
     """
 
-    def __init__(self, folder: Path, folder_of: Callable[[str], Path], busy: Callable[[], str | None] = lambda: None):
-        self._folder, self._folder_of, self._busy = folder, folder_of, busy
+    def __init__(
+        self,
+        folder: Path,
+        folder_of: Callable[[str], Path],
+        busy: Callable[[], str | None] = lambda: None,
+        sets: Sequence[DeviceSet] = (ALL,),
+    ):
+        self._folder, self._folder_of, self._busy, self._sets = folder, folder_of, busy, sets
         self._lock, self._ended = threading.RLock(), threading.Event()
         self._processes: dict[int, subprocess.Popen] = {}  # by the job's number; those that this server has started
         self.waits_for: str | None = None  # the run of `busy`, if a job waits for it
@@ -110,6 +120,10 @@ class Queue:
         """Returns whether a job, or a process that is not of this queue, works on the accelerators."""
         mine = any(job.state == RUNNING and job.devices == ACCELERATORS for job in self.all())
         return mine or self._busy() is not None
+
+    def free_set(self) -> DeviceSet | None:
+        """Returns a set of accelerators on which no job of this queue runs; None if there is none."""
+        return self._free([named(job.on) for job in self.all() if job.state == RUNNING and job.devices == ACCELERATORS])
 
     def add(self, run: str, program: str, arguments: Sequence[str], devices: str = ACCELERATORS) -> Job:
         """Adds a job at the end of the queue.
@@ -147,15 +161,27 @@ class Queue:
                 if job.state == RUNNING:
                     self._note_end(job)
             self.waits_for = None
-            taken = {job.devices for job in self.all() if job.state == RUNNING}
+            running = [job for job in self.all() if job.state == RUNNING]
+            on_host = any(job.devices == HOST for job in running)
+            training = [job for job in running if job.devices == ACCELERATORS]
+            taken, runs = [named(job.on) for job in training], {job.run for job in training}
             for job in self.all():
-                if job.state != QUEUED or job.devices in taken:
+                if job.state != QUEUED:
                     continue
-                taken.add(job.devices)
-                if job.devices == ACCELERATORS and (other := self._busy()):
+                if job.devices == HOST:
+                    if not on_host:
+                        self._start(job)
+                    on_host = True
+                    continue
+                free = self._free(taken)
+                if free is None or job.run in runs:  # two processes of one run would be in each other's way
+                    continue
+                taken.append(free)
+                runs.add(job.run)
+                if other := self._busy():
                     self.waits_for = other
                     continue
-                self._start(job)
+                self._start(job, free)
 
     def watch(self, before: Callable[[], None] = lambda: None) -> threading.Thread:
         """Looks again and again, in a thread, until `close`.
@@ -180,7 +206,10 @@ class Queue:
         """Ends the thread; processes go on."""
         self._ended.set()
 
-    def _start(self, job: Job) -> None:
+    def _free(self, taken: Sequence[DeviceSet]) -> DeviceSet | None:
+        return next((one for one in self._sets if not any(map(one.overlaps, taken))), None)
+
+    def _start(self, job: Job, devices: DeviceSet = ALL) -> None:
         folder = self._folder_of(job.run)
         folder.mkdir(parents=True, exist_ok=True)
         now = datetime.datetime.now().isoformat(' ', 'seconds')
@@ -192,14 +221,14 @@ class Queue:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **_ENVIRONMENT[job.devices]},
+                env={**os.environ, **_ENVIRONMENT[job.devices], **devices.environment()},
                 start_new_session=True,  # or a Ctrl-C for the server would reach it
             )
         self._processes[job.number] = process
         started = time.time()
         with contextlib.suppress(psutil.Error):
             started = psutil.Process(process.pid).create_time()
-        self._keep(dataclasses.replace(job, state=RUNNING, pid=process.pid, started=started))
+        self._keep(dataclasses.replace(job, state=RUNNING, on=devices.name or None, pid=process.pid, started=started))
 
     def _note_end(self, job: Job) -> None:
         if process := self._processes.get(job.number):

@@ -7,15 +7,16 @@ import contextlib
 import dataclasses
 import threading
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dreambooth_jax.config import ExportFormat
 from dreambooth_jax.config.price import Price
 from dreambooth_jax.training import control
-from dreambooth_jax.web import commands, jobs, runs
+from dreambooth_jax.web import commands, devices, jobs, runs
 from dreambooth_jax.web.commands import Recipes, Wanted
+from dreambooth_jax.web.devices import DeviceSet
 from dreambooth_jax.web.generations import Generations
 from dreambooth_jax.web.jobs import Job, Queue
 from dreambooth_jax.web.photos import Photos
@@ -37,6 +38,7 @@ class View:
       id, doing, asked, progress, model, prompt, photos, error, changed: as of runs.Run.
       state: as there, or 'queued', 'starting' or 'failed'.
       place: its place in the queue, from 1; None: it is not queued.
+      devices: the accelerators that its training has, such as '0,1' (serve's --devices); None: all, or none runs.
       message: what its last process said at its end, if it failed.
       actions: what can be asked of it now.
       command: the command line of its last process; None: it was not started here.
@@ -53,6 +55,7 @@ class View:
     error: str | None
     changed: float
     place: int | None
+    devices: str | None
     message: str | None
     actions: list[str]
     command: str | None
@@ -65,14 +68,17 @@ class Desk:
       folder: the folder of the runs.
       configs: the folder of the settings files.
       price: of an hour of this machine, for plans; None: they say nothing of it.
+      sets: the sets of accelerators, as of jobs.Queue.
     """
 
-    def __init__(self, folder: Path, configs: Path, price: Price | None = None):
+    def __init__(
+        self, folder: Path, configs: Path, price: Price | None = None, sets: Sequence[DeviceSet] = (devices.ALL,)
+    ):
         self.folder, self.price = folder.absolute(), price
         own = self.folder / FOLDER
         own.mkdir(parents=True, exist_ok=True)
         self.runs, self.photos, self.recipes = Runs(self.folder), Photos(own / 'photos'), Recipes(configs)
-        self.queue = Queue(own / 'jobs', lambda run: self.folder / run, self._works_by_hand)
+        self.queue = Queue(own / 'jobs', lambda run: self.folder / run, self._works_by_hand, sets)
         self.generations = Generations(self.runs, self.queue, self._works_by_hand, shown)
         self._making = threading.Lock()
 
@@ -272,7 +278,8 @@ class Desk:
             waiting = [one.number for one in self.queue.all() if one.state == jobs.QUEUED and one.program == 'train']
             place = waiting.index(job.number) + 1 if job.number in waiting else None
         fields = {one.name: getattr(run, one.name) for one in dataclasses.fields(View) if hasattr(run, one.name)}
-        fields |= {'state': state, 'doing': doing, 'place': place, 'message': message}
+        on = job.on if job is not None and job.state == jobs.RUNNING else None
+        fields |= {'state': state, 'doing': doing, 'place': place, 'devices': on, 'message': message}
         return View(**fields, actions=self._actions(run, state, job), command=jobs.typed(job) if job else None)
 
     def _waiting(self) -> str:

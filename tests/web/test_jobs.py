@@ -1,6 +1,7 @@
 """The queue: one process at a time, in order, on disk, and found again by a server that starts later."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from dreambooth_jax.web import jobs
+from dreambooth_jax.web import devices, jobs
 from dreambooth_jax.web.jobs import ENDED, HOST, QUEUED, RUNNING, Queue
 
 # Stands in for a program: does what its flags say.
@@ -16,7 +17,8 @@ PROGRAM = """
 import os, sys, time
 from pathlib import Path
 flags = dict(argument[2:].partition('=')[::2] for argument in sys.argv[1:])
-print('begins', flags, 'on', os.environ.get('JAX_PLATFORMS'), flush=True)
+seen = [os.environ.get(name) for name in ('CUDA_VISIBLE_DEVICES', 'JAX_PLATFORMS')]
+print('begins', flags, 'sees', seen[0], 'on', seen[1], flush=True)
 while not Path(flags['until']).exists():
     time.sleep(0.02)
 print('bar 1\\rbar 2')
@@ -76,6 +78,46 @@ def test_the_cpu_is_another_device(queue_of, tmp_path, monkeypatch):
     assert states(queue) == [RUNNING, RUNNING, QUEUED]
     for run, platform in (('a', 'None'), ('b', 'cpu')):  # a process on the CPU leaves the accelerators alone
         until(lambda: jobs.log_tail(tmp_path / run, 'train')[-1].endswith(f'on {platform}'), queue)  # noqa: B023
+
+
+def test_as_many_run_as_there_are_sets_of_accelerators_each_on_its_own(queue_of, tmp_path):
+    sets = devices.parse(['0,1', '2'])
+    queue = queue_of(sets=sets)
+    for run in 'abc':
+        add(queue, tmp_path, run)
+    queue.look()
+    assert [(job.state, job.on) for job in queue.all()] == [(RUNNING, '0,1'), (RUNNING, '2'), (QUEUED, None)]
+    for run, seen in (('a', '0,1'), ('b', '2')):
+        until(lambda: f'sees {seen} on' in jobs.log_tail(tmp_path / run, 'train')[-1], queue)  # noqa: B023
+    # A server that starts later finds them on their sets; one without sets has no room beside either.
+    assert queue.free_set() is queue_of().free_set() is None
+    (tmp_path / 'b' / 'end').touch()
+    again = queue_of(sets=sets)
+    until(lambda: states(again) == [RUNNING, ENDED, RUNNING], again)
+    assert again.all()[2].on == '2'
+    (tmp_path / 'a' / 'end').touch()
+    until(lambda: states(again) == [ENDED, ENDED, RUNNING], again)
+    assert again.free_set() == sets[0]
+
+
+def test_two_processes_of_one_run_have_no_accelerators_at_the_same_time(queue_of, tmp_path):
+    queue = queue_of(sets=devices.parse(['0', '1']))
+    for run in 'aab':
+        add(queue, tmp_path, run)
+    queue.look()
+    assert states(queue) == [RUNNING, QUEUED, RUNNING]
+
+
+def test_a_job_of_before_there_were_sets_has_all_devices(queue_of, tmp_path):
+    first = queue_of()
+    add(first, tmp_path, 'a')
+    first.look()
+    path = tmp_path / 'jobs' / '000001.json'
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != 'on'}))
+    again = queue_of(sets=devices.parse(['0', '1']))
+    add(again, tmp_path, 'b')
+    again.look()
+    assert states(again) == [RUNNING, QUEUED]
 
 
 def test_a_job_goes_on_without_the_server_and_is_found_again(queue_of, tmp_path):
