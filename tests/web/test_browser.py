@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import time
 import zipfile
 
 import psutil
@@ -203,6 +204,44 @@ def test_from_photos_to_a_download(photos, serve, tmp_path):
         'GET', '/api/runs/rex/samples'
     )
     assert 'rex-diffusers/model_index.json' in zipfile.ZipFile(tmp_path / 'rex.zip').namelist()
+
+
+def test_a_finished_run_is_leafed_through_trained_on_and_saved(photos, serve, tmp_path):
+    folder = tmp_path / 'photos_of_rex'
+    folder.mkdir()
+    for path in photos[:3]:
+        path.rename(folder / path.name)
+    server = serve()
+    settings = {'base.steps': 4, 'samples.every': 2, 'data.instance_dir': str(folder)}
+    Client(server.address).ask('POST', '/api/runs', {'name': 'rex', 'config': 'small', 'settings': settings})
+    checkpoints = tmp_path / 'runs' / 'rex' / 'base' / 'checkpoints'
+    with chromium.Page(server.address, tmp_path / 'profile') as page:
+        page.go(f'http://127.0.0.1:{server.port}/runs/rex')
+        state_is(page, 'finished')
+        page.until("document.querySelector('.slider')?.dataset.steps === '2,4'")
+        assert text(page, '.slider output') == 'step 4'
+        page.run("document.querySelector('.slider input').focus()")
+        page.press('ArrowLeft')
+        page.until("document.querySelector('.slider output').textContent === 'step 2'")
+        page.until("document.querySelector('.slider img').src.endsWith('/samples/base/2')")
+        page.until("document.querySelector('.slider img').naturalWidth > 100")
+        assert page.run("document.querySelector('.grid-link').getAttribute('href')").endswith('/samples/base/2')
+
+        page.fill('[name=steps]', '1000000')
+        page.click('#do-extend')
+        state_is(page, 'running')
+        step_after(page, 4)
+        assert text(page, '.slider output') == 'step 2'  # what somebody looks at stays
+        before = {path.name for path in checkpoints.iterdir()}
+        page.click('#do-save')
+        end = time.monotonic() + 120
+        while not {path.name for path in checkpoints.iterdir() if path.name.isdigit()} - before:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        state_is(page, 'running')
+        page.click('#do-stop')
+        state_is(page, 'stopped')
+        assert page.complaints == []
 
 
 def test_pages_work_with_the_keyboard_on_narrow_and_dark_screens(tmp_path):
