@@ -18,7 +18,7 @@ _WHY = {
     401: 'The token is missing or wrong.',
     403: 'A page of another site asks.',
     404: 'Something that the address or the body names is not there.',
-    408: 'The body has stopped coming.',
+    408: 'The body has stopped coming, or comes too slowly.',
     409: 'It is not in a state for this, or its name is taken.',
     413: 'The body has too many bytes, or the image in it too many pixels.',
     415: 'The body is no image of a format that is read.',

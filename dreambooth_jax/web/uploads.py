@@ -6,6 +6,7 @@ Whoever waits sends nothing meanwhile: the body of a request that is not read st
 import asyncio
 import contextlib
 import io
+import time
 from collections.abc import AsyncIterator
 
 from fastapi import Request
@@ -14,6 +15,9 @@ from dreambooth_jax.web.refused import Refused
 
 AT_ONCE, MOST_WAITING = 2, 64  # one file is decoded while another one arrives
 _LONGEST_PAUSE = 20.0  # seconds without a byte, after which a file that no longer comes makes way for others
+_SLOWEST = (
+    20_000  # bytes a second over all of a file, after the first pause's time; one that comes slower makes way too
+)
 
 
 class Uploads:
@@ -32,7 +36,7 @@ class Uploads:
         """Gives the file that is the body of a request, when its turn has come; inside, it counts as held.
 
         Raises:
-          Refused: if the body is a form or stops coming, or too many wait already.
+          Refused: if the body is a form, stops coming or comes too slowly, or too many wait already.
         """
         if request.headers.get('content-type', '').lower().startswith('multipart/'):
             raise Refused('the body is a form; send the bytes of the file alone, as curl --data-binary @FILE does', 415)
@@ -51,7 +55,7 @@ class Uploads:
 
 async def _body(request: Request) -> bytes:
     # BytesIO gives its bytes away without a copy; two of 64 MB would be held else.
-    pieces, file = request.stream(), io.BytesIO()
+    pieces, file, begun = request.stream(), io.BytesIO(), time.monotonic()
     with contextlib.suppress(StopAsyncIteration):
         while True:
             try:
@@ -60,4 +64,7 @@ async def _body(request: Request) -> bytes:
             except TimeoutError:
                 raise Refused(f'nothing has come for {_LONGEST_PAUSE:.0f} seconds; send the file again', 408) from None
             file.write(piece)
+            seconds = time.monotonic() - begun
+            if seconds > _LONGEST_PAUSE and file.tell() < _SLOWEST * seconds:
+                raise Refused(f'only {file.tell()} bytes have come in {seconds:.0f} seconds; send the file again', 408)
     return file.getvalue()

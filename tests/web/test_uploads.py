@@ -79,6 +79,27 @@ def test_a_file_that_stops_coming_makes_way(monkeypatch):
     assert error.value.status == 408
 
 
+def test_a_file_that_trickles_makes_way(monkeypatch):
+    monkeypatch.setattr(uploads, '_LONGEST_PAUSE', 0.05)
+
+    class Trickle(Sent):
+        async def stream(self):
+            while True:
+                await asyncio.sleep(0.01)
+                yield b'x'
+
+    async def one_trickles():
+        takes = Uploads(at_once=1)
+        trickling = asyncio.create_task(take(takes, Trickle()))
+        await asyncio.sleep(0.01)
+        assert await take(takes, Sent()) == 10
+        await trickling
+
+    with pytest.raises(Refused, match=r'^only \d+ bytes have come in 0 seconds; send the file again$') as error:
+        asyncio.run(one_trickles())
+    assert error.value.status == 408
+
+
 def test_an_upload_that_fails_or_is_cancelled_leaves_its_turn_to_the_next():
     async def three():
         takes = Uploads(at_once=1)
