@@ -66,6 +66,7 @@ setup(
         'test': [
             'accelerate',
             'diffusers==0.42.1',
+            'exiv2; platform_system == "Linux"',  # a second public reader of what images say
             'httpx',  # with which Starlette's test client asks
             'ipykernel',  # with nbclient, runs the notebook
             'nbclient',

@@ -16,8 +16,6 @@ from dreambooth_jax.web.refused import Refused
 AT_ONCE, MOST_WAITING = 2, 64  # one file is decoded while another one arrives
 _LONGEST_PAUSE = 20.0  # seconds without a byte, after which a file that no longer comes makes way for others
 _SLOWEST = 20_000  # bytes a second over a file, once the time of that pause is over; slower ones make way too
-    20_000  # bytes a second over all of a file, after the first pause's time; one that comes slower makes way too
-)
 
 
 class Uploads:
