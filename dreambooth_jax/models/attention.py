@@ -28,7 +28,7 @@ PART = 2**21  # most logits of a head in one part: 512 queries for an image of 5
 LARGE = 2 * PART  # if a head has more logits than this, they are computed in parts
 
 
-def attend(query, key, value, *, scale: float, bias=None):
+def attend(query, key, value, *, scale: float, bias=None, lengths=None):
     """Computes softmax attention for each head.
 
     Args:
@@ -37,13 +37,19 @@ def attend(query, key, value, *, scale: float, bias=None):
       value: f[B, K, heads, D] with the dtype of `query`.
       scale: factor on the logits.
       bias: f32 with four axes, broadcastable to [B, heads, Q, K]; it is added to the scaled logits.
+      lengths: i32[B], how many of the first keys of each example are attended, at least one; None: all. Unlike a bias
+        that hides the others, it leaves the choice of a kernel.
 
     Returns:
       f[B, Q, heads, D] with the dtype of `value`.
     """
     if jax.default_backend() != 'cpu' and flash_fits(query.shape, query.dtype, bias is not None, _cuda_capability()):
-        return _flash_attend(query, key, value, scale)
+        return _flash_attend(query, key, value, scale, lengths)
     queries, keys = query.shape[1], key.shape[1]
+    if lengths is not None:
+        is_attended = jnp.arange(keys) < lengths[:, None, None, None]
+        hiding = jnp.where(is_attended, 0.0, jnp.finfo(jnp.float32).min)
+        bias = hiding if bias is None else bias + hiding
     # A bias of its own for each query is as large as the logits anyway.
     parts = _parts(queries, keys) if bias is None or bias.shape[2] == 1 else 1
     if parts == 1:
@@ -89,13 +95,13 @@ def flash_fits(query_shape, dtype, has_bias: bool, capability: tuple[int, int] |
     return queries >= FLASH_QUERIES and queries % 2 == 0 and width % 8 == 0 and width <= widest
 
 
-def _flash_attend(query, key, value, scale):
+def _flash_attend(query, key, value, scale, lengths=None):
     batch, length = key.shape[:2]
-    options = {}
     if length % 2:
         # cuDNN's gradient needs an even length, but a text has 77 tokens. So one token is added that is never attended.
         key, value = (jnp.pad(part, ((0, 0), (0, 1), (0, 0), (0, 0))) for part in (key, value))
-        options['key_value_seq_lengths'] = jnp.full(batch, length, jnp.int32)
+        lengths = jnp.full(batch, length, jnp.int32) if lengths is None else lengths
+    options = {} if lengths is None else {'key_value_seq_lengths': lengths}
     return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation='cudnn', **options)
 
 

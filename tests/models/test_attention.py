@@ -50,14 +50,16 @@ def test_attend_asks_jax_for_the_implementation_that_fits(monkeypatch, backend, 
     assert asked == [expected]
 
 
-def test_an_odd_number_of_keys_is_padded_for_flash_attention_without_effect(monkeypatch):
+@pytest.mark.parametrize('counts', [None, (5, 3)])
+def test_an_odd_number_of_keys_is_padded_for_flash_attention_without_effect(monkeypatch, counts):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     rng = np.random.default_rng(0)
     parts = [jnp.asarray(rng.normal(size=(2, length, 3, 8)), jnp.bfloat16) for length in (128, 5, 5)]
+    lengths = None if counts is None else jnp.array(counts, jnp.int32)
 
     def run(capability):
         monkeypatch.setattr(attention, '_cuda_capability', lambda: capability)
-        output, back = jax.vjp(lambda *parts: attention.attend(*parts, scale=0.7), *parts)
+        output, back = jax.vjp(lambda *parts: attention.attend(*parts, scale=0.7, lengths=lengths), *parts)
         return output, *back(jnp.cos(output))
 
     expected, original, shapes = run(None), jax.nn.dot_product_attention, []
@@ -71,6 +73,17 @@ def test_an_odd_number_of_keys_is_padded_for_flash_attention_without_effect(monk
         ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
         assert largest_relative_difference(ours, theirs) < 0.01
     assert shapes == [((2, 6, 3, 8), 'cudnn')]
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
+def test_lengths_hide_the_same_keys_as_a_bias(monkeypatch, backend):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    rng = np.random.default_rng(0)
+    parts = [jnp.asarray(rng.normal(size=(2, length, 3, 8)), jnp.float32) for length in (7, 5, 5)]
+    lengths = jnp.array([5, 2], jnp.int32)
+    bias = jnp.where(np.arange(5) < np.array([[5], [2]]), 0.0, jnp.finfo(jnp.float32).min)[:, None, None, :]
+    expected = attention.attend(*parts, scale=0.7, bias=bias)
+    np.testing.assert_array_equal(attention.attend(*parts, scale=0.7, lengths=lengths), expected)
 
 
 @pytest.mark.parametrize('with_bias', [False, True])
