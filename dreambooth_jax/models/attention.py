@@ -1,11 +1,11 @@
 """Softmax attention, whose implementation is chosen only here, and the attention layers of DeepFloyd IF.
 
-On NVIDIA cards, in half precision, cuDNN's flash kernel computes the attention if it supports the shapes; then the
-logits are never stored. On CPUs it is computed in a form that is fast with XLA's CPU backend, and everywhere else, also
-on TPUs, with jax.nn's implementation for XLA. (The compiler cannot partition the kernels in
-jax.experimental.pallas.ops.tpu, but parallel.mode "fsdp" needs this.) Without a flash kernel, the queries are split
-into parts if the logits of all of them would be large, and each part is computed again in the backward pass. So the
-logits of all queries are never stored either: Rabe & Staats 2021, Self-attention Does Not Need O(n^2) Memory.
+On NVIDIA cards, in half precision, cuDNN's flash kernel computes the attention if it supports the shapes; on TPUs, in
+bfloat16, JAX's splash kernel if the logits would be large (splash.py). Then the logits are never stored. On CPUs it is
+computed in a form that is fast with XLA's CPU backend, and everywhere else with jax.nn's implementation for XLA.
+Without a kernel, the queries are split into parts if the logits of all of them would be large, and each part is
+computed again in the backward pass. So the logits of all queries are never stored either: Rabe & Staats 2021,
+Self-attention Does Not Need O(n^2) Memory.
 
 Logits and softmax are f32, whatever the compute dtype is. Attributes have the names of the published checkpoints.
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dreambooth_jax.models import splash
 from dreambooth_jax.models.functional import call
 from dreambooth_jax.models.layers import GroupNorm, layer_norm
 
@@ -43,8 +44,11 @@ def attend(query, key, value, *, scale: float, bias=None, lengths=None):
     Returns:
       f[B, Q, heads, D] with the dtype of `value`.
     """
-    if jax.default_backend() != 'cpu' and flash_fits(query.shape, query.dtype, bias is not None, _cuda_capability()):
+    name = kernel(query.shape, key.shape[1], query.dtype, bias is not None)
+    if name == 'cudnn':
         return _flash_attend(query, key, value, scale, lengths)
+    if name == 'splash':
+        return splash.splash_attend(query, key, value, scale=scale, lengths=lengths)
     queries, keys = query.shape[1], key.shape[1]
     if lengths is not None:
         is_attended = jnp.arange(keys) < lengths[:, None, None, None]
@@ -62,6 +66,25 @@ def attend(query, key, value, *, scale: float, bias=None, lengths=None):
     batch, _, *head = query.shape
     split = jnp.moveaxis(query.reshape(batch, parts, queries // parts, *head), 1, 0)
     return jnp.moveaxis(jax.lax.map(attend_part, split), 0, 1).reshape(query.shape)
+
+
+def kernel(query_shape: tuple[int, ...], keys: int, dtype, has_bias: bool) -> str | None:
+    """Returns which kernel computes this attention on the devices at hand: 'cudnn', 'splash' or None.
+
+    Args:
+      query_shape: (B, Q, heads, D).
+      keys: their number, K.
+      dtype: dtype of the queries.
+      has_bias: whether there is a bias.
+    """
+    backend = jax.default_backend()
+    if backend == 'cpu':
+        return None
+    if flash_fits(query_shape, dtype, has_bias, _cuda_capability()):
+        return 'cudnn'
+    is_large = _parts(query_shape[1], keys) > 1
+    fits = backend == 'tpu' and is_large and splash.splash_fits(query_shape, dtype, has_bias, splash.shards())
+    return 'splash' if fits else None
 
 
 def _parts(queries: int, keys: int) -> int:
