@@ -82,6 +82,37 @@ allocation 7: size 64, constant:
     assert module('compiled').buffers(text) == {'argument': 800, 'output': 540, 'alias': 500, 'temp': 7000}
 
 
+def test_cycles_of_a_program_count_loop_bodies_as_often_as_there_are_parts(module):
+    text = """%fused.1 (x: f32[8]) -> f32[8] {
+  ROOT %add.1 = f32[8]{0} add(%x, %x)
+}
+
+%body.2 (state: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %fusion.1 = f32[8]{0} fusion(%x), calls=%fused.1, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %copy.1 = f32[8]{0} copy(%x), backend_config={"window_config":{"estimated_cycles":"10"}}
+}
+
+ENTRY %main.3 (x: f32[8]) -> f32[8] {
+  %while.1 = (s32[], f32[8]{0}) while(%tuple.1), condition=%condition.1, body=%body.2, metadata={}
+  %copy.2 = f32[8]{0} copy(%x), backend_config={"window_config":{"estimated_cycles":"7"}}
+}
+"""
+    assert module('splash').program_cycles(text, 3) == 3 * 110 + 7
+
+
+def test_cycles_of_a_kernel_are_the_instructions_in_its_loop_times_its_turns(module):
+    text = """     0   :  { %s1 = smov 0 }
+   0x1 LB: > { %s2 = sadd.s32 1, %s1 }
+   0x2   : > { %p1 = scmp.ge.s32.totalorder %s2, 18 /* loop exit test */ }
+   0x3 PF: > { %33 = sbr.rel (!%p1) target = $region3 }
+   0x4   :  { %34 = vsyncpa [#allocation6], 1 }
+"""
+    kernel_cycles = module('splash').kernel_cycles
+    assert kernel_cycles(text) == 3 * 18
+    with pytest.raises(ValueError, match='one was expected'):
+        kernel_cycles(text.replace('0x2   : >', '0x2   : >>'))
+
+
 def test_temporaries_are_extrapolated_along_the_depth_of_the_stage(module):
     def use(phase, temporaries):
         complete = temporaries is not None

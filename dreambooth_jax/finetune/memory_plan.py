@@ -389,7 +389,8 @@ class _Planner:
         key = name, *((x.shape, str(x.dtype), x.sharding) for x in leaves)
         given = sum(x.size * x.dtype.itemsize if x.sharding is None else device_bytes(x) for x in leaves)
         held = device_bytes(params)
-        return self._compiled(key, lambda: program.lower(params, *inputs, **named), held, given - held)
+        lower = functools.partial(self.placement.call, program.lower, params, *inputs, **named)
+        return self._compiled(key, lower, held, given - held)
 
     def _compiled(self, key: tuple, lower: Callable, held: int, inputs: int = 0) -> dict[str, Any]:
         """The same for a program of its own.

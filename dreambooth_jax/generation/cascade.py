@@ -346,7 +346,7 @@ class Cascade:
         for examples, used in text_to_image.padded_batches(len(requests), batch_size, self._devices.devices):
             keys = split(text_to_image.image_keys(options.seed, numbers[examples]))
             told = split(text_to_image.guidance_of(text, prompt_of[examples], options.guidance_scale))
-            low = self._decoded(BASE, sample_base(self._params(BASE), *told, keys))
+            low = self._decoded(BASE, self._devices.call(sample_base, self._params(BASE), *told, keys))
             high = None
             if second is not None:
                 shown = prompt_of[examples], numbers[examples]
@@ -391,7 +391,7 @@ class Cascade:
         keys = split(jax.vmap(lambda key: jax.random.fold_in(key, _SUPER_RESOLUTION_STREAM))(keys))
         level = split(np.full(len(numbers), options.noise_level, np.int32))
         told = split(text_to_image.guidance_of(text, prompt_of, options.second_guidance_scale))
-        high = sample(self._params(SUPER_RESOLUTION), *told, keys, low=low, level=level)
+        high = self._devices.call(sample, self._params(SUPER_RESOLUTION), *told, keys, low=low, level=level)
         return self._on_host(self._decoded(SUPER_RESOLUTION, high))
 
     def sampler(self, stage: str, steps: int, guidance_scale: float, sampler: str):
@@ -415,7 +415,7 @@ class Cascade:
             return generated
         decode = functools.partial(space.decode, devices=self._devices.devices)
         compiled = self._program(('decode', stage, self._devices.devices), lambda: jax.jit(decode))
-        return compiled(self._params(stage, space.decoder), generated)
+        return self._devices.call(compiled, self._params(stage, space.decoder), generated)
 
     def _on_host(self, images: jax.Array) -> np.ndarray:
         return text_to_image.to_uint8(self._devices.gather(images))

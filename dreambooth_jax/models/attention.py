@@ -1,11 +1,11 @@
 """Softmax attention, whose implementation is chosen only here, and the attention layers of DeepFloyd IF.
 
-On NVIDIA cards, in half precision, cuDNN's flash kernel computes the attention if it supports the shapes; then the
-logits are never stored. On CPUs it is computed in a form that is fast with XLA's CPU backend, and everywhere else, also
-on TPUs, with jax.nn's implementation for XLA. (The compiler cannot partition the kernels in
-jax.experimental.pallas.ops.tpu, but parallel.mode "fsdp" needs this.) Without a flash kernel, the queries are split
-into parts if the logits of all of them would be large, and each part is computed again in the backward pass. So the
-logits of all queries are never stored either: Rabe & Staats 2021, Self-attention Does Not Need O(n^2) Memory.
+On NVIDIA cards, in half precision, cuDNN's flash kernel computes the attention if it supports the shapes; on TPUs, in
+bfloat16, JAX's splash kernel if the logits would be large (splash.py). Then the logits are never stored. On CPUs it is
+computed in a form that is fast with XLA's CPU backend, and everywhere else with jax.nn's implementation for XLA.
+Without a kernel, the queries are split into parts if the logits of all of them would be large, and each part is
+computed again in the backward pass. So the logits of all queries are never stored either: Rabe & Staats 2021,
+Self-attention Does Not Need O(n^2) Memory.
 
 Logits and softmax are f32, whatever the compute dtype is. Attributes have the names of the published checkpoints.
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dreambooth_jax.models import splash
 from dreambooth_jax.models.functional import call
 from dreambooth_jax.models.layers import GroupNorm, layer_norm
 
@@ -28,7 +29,7 @@ PART = 2**21  # most logits of a head in one part: 512 queries for an image of 5
 LARGE = 2 * PART  # if a head has more logits than this, they are computed in parts
 
 
-def attend(query, key, value, *, scale: float, bias=None):
+def attend(query, key, value, *, scale: float, bias=None, lengths=None):
     """Computes softmax attention for each head.
 
     Args:
@@ -37,13 +38,22 @@ def attend(query, key, value, *, scale: float, bias=None):
       value: f[B, K, heads, D] with the dtype of `query`.
       scale: factor on the logits.
       bias: f32 with four axes, broadcastable to [B, heads, Q, K]; it is added to the scaled logits.
+      lengths: i32[B], how many of the first keys of each example are attended, at least one; None: all. Unlike a bias
+        that hides the others, it leaves the choice of a kernel.
 
     Returns:
       f[B, Q, heads, D] with the dtype of `value`.
     """
-    if jax.default_backend() != 'cpu' and flash_fits(query.shape, query.dtype, bias is not None, _cuda_capability()):
-        return _flash_attend(query, key, value, scale)
+    name = kernel(query.shape, key.shape[1], query.dtype, bias is not None)
+    if name == 'cudnn':
+        return _flash_attend(query, key, value, scale, lengths)
+    if name == 'splash':
+        return splash.splash_attend(query, key, value, scale=scale, lengths=lengths)
     queries, keys = query.shape[1], key.shape[1]
+    if lengths is not None:
+        is_attended = jnp.arange(keys) < lengths[:, None, None, None]
+        hiding = jnp.where(is_attended, 0.0, jnp.finfo(jnp.float32).min)
+        bias = hiding if bias is None else bias + hiding
     # A bias of its own for each query is as large as the logits anyway.
     parts = _parts(queries, keys) if bias is None or bias.shape[2] == 1 else 1
     if parts == 1:
@@ -56,6 +66,25 @@ def attend(query, key, value, *, scale: float, bias=None):
     batch, _, *head = query.shape
     split = jnp.moveaxis(query.reshape(batch, parts, queries // parts, *head), 1, 0)
     return jnp.moveaxis(jax.lax.map(attend_part, split), 0, 1).reshape(query.shape)
+
+
+def kernel(query_shape: tuple[int, ...], keys: int, dtype, has_bias: bool) -> str | None:
+    """Returns which kernel computes this attention on the devices at hand: 'cudnn', 'splash' or None.
+
+    Args:
+      query_shape: (B, Q, heads, D).
+      keys: their number, K.
+      dtype: dtype of the queries.
+      has_bias: whether there is a bias.
+    """
+    backend = jax.default_backend()
+    if backend == 'cpu':
+        return None
+    if flash_fits(query_shape, dtype, has_bias, _cuda_capability()):
+        return 'cudnn'
+    is_large = _parts(query_shape[1], keys) > 1
+    fits = backend == 'tpu' and is_large and splash.splash_fits(query_shape, dtype, has_bias, splash.shards())
+    return 'splash' if fits else None
 
 
 def _parts(queries: int, keys: int) -> int:
@@ -89,13 +118,13 @@ def flash_fits(query_shape, dtype, has_bias: bool, capability: tuple[int, int] |
     return queries >= FLASH_QUERIES and queries % 2 == 0 and width % 8 == 0 and width <= widest
 
 
-def _flash_attend(query, key, value, scale):
+def _flash_attend(query, key, value, scale, lengths=None):
     batch, length = key.shape[:2]
-    options = {}
     if length % 2:
         # cuDNN's gradient needs an even length, but a text has 77 tokens. So one token is added that is never attended.
         key, value = (jnp.pad(part, ((0, 0), (0, 1), (0, 0), (0, 0))) for part in (key, value))
-        options['key_value_seq_lengths'] = jnp.full(batch, length, jnp.int32)
+        lengths = jnp.full(batch, length, jnp.int32) if lengths is None else lengths
+    options = {} if lengths is None else {'key_value_seq_lengths': lengths}
     return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation='cudnn', **options)
 
 

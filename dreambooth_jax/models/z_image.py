@@ -118,10 +118,11 @@ class Attention(HeadNorms):
         self.to_q, self.to_k, self.to_v = dense(), dense(), dense()
         self.to_out = nnx.List([dense()])
 
-    def __call__(self, x, rotation, bias):
+    def __call__(self, x, rotation, lengths):
         query, key, value = self.split(self.to_q(x), self.to_k(x), self.to_v(x))
         query, key = (rotary.rotate_neighbours(part, *rotation) for part in (query, key))
-        return self.to_out[0](attend(query, key, value, scale=query.shape[-1] ** -0.5, bias=bias).reshape(x.shape))
+        attended = attend(query, key, value, scale=query.shape[-1] ** -0.5, lengths=lengths)
+        return self.to_out[0](attended.reshape(x.shape))
 
 
 class FeedForward(nnx.Module):
@@ -153,13 +154,13 @@ class Block(nnx.Module):
             nnx.List([nnx.Linear(features, 4 * width, kernel_init=ZERO, **made)]) if modulated else None
         )
 
-    def __call__(self, x, rotation, bias, time=None):
+    def __call__(self, x, rotation, lengths, time=None):
         """Maps x f[B, L, width] to the same shape.
 
         Args:
           x: the tokens.
           rotation: their cosines and sines.
-          bias: f32[B, 1, 1, L] on the logits, or None.
+          lengths: i32[B], how many of the first tokens are attended; None: all.
           time: time features f[B, TIME_FEATURES] if the block is modulated.
         """
         scale = ff_scale = gate = ff_gate = 0.0
@@ -168,7 +169,7 @@ class Block(nnx.Module):
             gate, ff_gate = jnp.tanh(gate), jnp.tanh(ff_gate)
         else:
             gate = ff_gate = 1.0
-        x = x + gate * self.attention_norm2(self.attention(self.attention_norm1(x) * (1 + scale), rotation, bias))
+        x = x + gate * self.attention_norm2(self.attention(self.attention_norm1(x) * (1 + scale), rotation, lengths))
         return x + ff_gate * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * (1 + ff_scale)))
 
 
@@ -264,20 +265,20 @@ class ZImageTransformer2DModel(nnx.Module):
         time = jnp.broadcast_to(jnp.asarray(timesteps, jnp.float32), (batch,))
         time = self.t_embedder(self.time_scale * time)
         counts = jnp.sum(jnp.asarray(encoder_attention_mask) != 0, axis=1)
-        text, of_text, bias = self._text(encoder_hidden_states, counts)
+        text, of_text, lengths = self._text(encoder_hidden_states, counts)
         x, of_image = self._image(sample, counts)
 
         how = {'remat': self.remat, 'scan': self.scan}
         x = scanned.run(self.noise_refiner, x, of_image, None, time, **how)
-        text = scanned.run(self.context_refiner, text, of_text, bias, **how)
+        # Something must be attended, even where there is no text.
+        text = scanned.run(self.context_refiner, text, of_text, jnp.maximum(lengths, 1), **how)
         tokens = x.shape[1]
         x = jnp.concatenate([x, text], axis=1)
         rotation = tuple(
             jnp.concatenate([jnp.broadcast_to(part, (batch, *part.shape[1:])) for part in parts], axis=1)
             for parts in zip(of_image, of_text, strict=True)
         )
-        bias = jnp.concatenate([jnp.zeros((batch, 1, 1, tokens), jnp.float32), bias], axis=-1)
-        x = scanned.run(self.layers, x, rotation, bias, time, **how)
+        x = scanned.run(self.layers, x, rotation, tokens + lengths, time, **how)
         x = x[:, : height * width // PATCH**2]
         return from_patches(self.all_final_layer[self.patch_name](x, time).astype(jnp.float32), height, width)
 
@@ -285,7 +286,7 @@ class ZImageTransformer2DModel(nnx.Module):
         """Embeds and pads the text.
 
         Returns:
-          (tokens f[B, L', width], their cosines and sines, bias f32[B, 1, 1, L'] that hides what pads only the batch).
+          (tokens f[B, L', width], their cosines and sines, i32[B], how many come before those that pad only the batch).
         """
         length = states.shape[1]
         whole = padded_length(length)
@@ -294,10 +295,9 @@ class ZImageTransformer2DModel(nnx.Module):
         places = np.arange(whole)
         is_text = places < counts[:, None]
         tokens = jnp.where(is_text[..., None], tokens, self.cap_pad_token[...].astype(self.dtype))
-        bias = jnp.where(places < padded_length(counts)[:, None], 0.0, jnp.finfo(jnp.float32).min)[:, None, None, :]
         positions = np.stack([1 + places, 0 * places, 0 * places], axis=-1)
         rotation = rotary.of_heads(rotary.axes_angles(positions, self.axes, self.theta))
-        return tokens, tuple(part[None] for part in rotation), bias
+        return tokens, tuple(part[None] for part in rotation), padded_length(counts)
 
     def _image(self, sample, counts):
         """Embeds and pads the image; returns (tokens f[B, N', width], their cosines and sines f32[B, N', 1, D / 2])."""

@@ -8,6 +8,7 @@ axis: pmap runs with in_axes None, which from JAX 0.10 on is jit(shard_map). So 
 mode can be read in the other, and on any number of devices.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -52,6 +53,13 @@ class Placement(Protocol):
 
     def place_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Splits the global batch over the devices: arrays of equal length B, a multiple of `devices`."""
+
+    def call(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Calls a compiled function on what `place` and `split` return, or its `lower` on their shapes.
+
+        On TPU, its program is traced in the mesh over which batches are split, which its attention must know
+        (models/splash.py).
+        """
 
     def compile(self, make_step: Callable[[str | None], Callable]) -> Callable:
         """Compiles `make_step(axis_name)`: (state, frozen, key, batch) -> (state, metrics). The state is donated."""
@@ -117,6 +125,13 @@ class _OnMesh:
             return np.asarray(x) if whole else multihost_utils.process_allgather(x, tiled=True)
 
         return jax.tree.map(one, tree)
+
+    def call(self, function, *args, **kwargs):
+        # Elsewhere nothing asks for the mesh, and programs stay as they are without it.
+        if jax.default_backend() != 'tpu':
+            return function(*args, **kwargs)
+        with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
+            return function(*args, **kwargs)
 
     def placed_shapes(self, tree, *, whole=False):
         if whole:
@@ -185,6 +200,9 @@ class Pmap(_OnMesh):
         return jax.device_put(stacked, NamedSharding(local, PartitionSpec(AXIS)))
 
     def compile(self, make_step):
+        return functools.partial(self.call, self._jitted(make_step))
+
+    def _jitted(self, make_step):
         if self.devices == 1:
             # jit gives the same program; inside pmap's shard_map, XLA on CPU runs convolutions six times slower.
             return jax.jit(make_step(None), donate_argnums=0)
@@ -198,7 +216,7 @@ class Pmap(_OnMesh):
             batch = self.split_shapes({name: jax.ShapeDtypeStruct(rows(x), x.dtype) for name, x in batch.items()})
         else:
             batch = self.placed_shapes(batch)
-        return self.compile(make_step).lower(*placed, batch)
+        return self.call(self._jitted(make_step).lower, *placed, batch)
 
     def to_global(self, state):
         if jax.process_count() == 1:
@@ -259,7 +277,7 @@ class Fsdp(_OnMesh):
             nonlocal compiled
             if compiled is None:
                 compiled = self._jitted(step, state)
-            return compiled(state, frozen, key, batch)
+            return self.call(compiled, state, frozen, key, batch)
 
         return run
 
@@ -270,7 +288,8 @@ class Fsdp(_OnMesh):
 
     def lower(self, make_step, state, frozen, key, batch):
         state, frozen, key = self.placed_shapes((state, frozen, key))
-        return self._jitted(make_step(None), state).lower(state, frozen, key, self.split_shapes(batch))
+        step = self._jitted(make_step(None), state)
+        return self.call(step.lower, state, frozen, key, self.split_shapes(batch))
 
     def to_global(self, state):
         return state

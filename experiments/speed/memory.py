@@ -82,6 +82,8 @@ def measure(device, settings: str, text: bool, dtype: str, remat: bool) -> dict:
     import stable_diffusion
     from jax.sharding import SingleDeviceSharding
 
+    from dreambooth_jax.training.placement import make_placement
+
     config = DreamBoothConfig(
         model='stable-diffusion-v1-5',
         base=BaseConfig(train_text_encoder=text),
@@ -94,7 +96,8 @@ def measure(device, settings: str, text: bool, dtype: str, remat: bool) -> dict:
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)), shapes
     )
-    lowered = jax.jit(run.make_step(None, steps), donate_argnums=0).lower(*placed)
+    step = jax.jit(run.make_step(None, steps), donate_argnums=0)
+    lowered = make_placement('pmap', devices=[device]).call(step.lower, *placed)
     started = time.perf_counter()
     found = {
         'trained_parameters': sum(x.size for x in jax.tree.leaves(state.params)),

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
-from dreambooth_jax.models import attention
+from dreambooth_jax.models import attention, splash
 from tests.support.torch_reference import largest_relative_difference
 
 AMPERE, HOPPER = (8, 0), (9, 0)
@@ -50,14 +51,16 @@ def test_attend_asks_jax_for_the_implementation_that_fits(monkeypatch, backend, 
     assert asked == [expected]
 
 
-def test_an_odd_number_of_keys_is_padded_for_flash_attention_without_effect(monkeypatch):
+@pytest.mark.parametrize('counts', [None, (5, 3)])
+def test_an_odd_number_of_keys_is_padded_for_flash_attention_without_effect(monkeypatch, counts):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     rng = np.random.default_rng(0)
     parts = [jnp.asarray(rng.normal(size=(2, length, 3, 8)), jnp.bfloat16) for length in (128, 5, 5)]
+    lengths = None if counts is None else jnp.array(counts, jnp.int32)
 
     def run(capability):
         monkeypatch.setattr(attention, '_cuda_capability', lambda: capability)
-        output, back = jax.vjp(lambda *parts: attention.attend(*parts, scale=0.7), *parts)
+        output, back = jax.vjp(lambda *parts: attention.attend(*parts, scale=0.7, lengths=lengths), *parts)
         return output, *back(jnp.cos(output))
 
     expected, original, shapes = run(None), jax.nn.dot_product_attention, []
@@ -71,6 +74,80 @@ def test_an_odd_number_of_keys_is_padded_for_flash_attention_without_effect(monk
         ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
         assert largest_relative_difference(ours, theirs) < 0.01
     assert shapes == [((2, 6, 3, 8), 'cudnn')]
+
+
+@pytest.mark.parametrize(
+    ('backend', 'capability', 'shape', 'dtype', 'has_bias', 'kernel'),
+    [
+        ('gpu', HOPPER, (2, 4608, 30, 128), jnp.bfloat16, False, 'cudnn'),  # Z-Image, whose padding is no bias
+        ('gpu', HOPPER, (2, 4608, 30, 128), jnp.bfloat16, True, None),
+        ('gpu', None, (2, 4608, 30, 128), jnp.bfloat16, False, None),  # another maker's card
+        ('tpu', None, (2, 4608, 30, 128), jnp.bfloat16, False, 'splash'),
+        ('tpu', None, (2, 4608, 30, 128), jnp.bfloat16, True, None),
+        ('tpu', None, (2, 4608, 30, 128), jnp.float32, False, None),
+        ('tpu', None, (2, 1024, 8, 80), jnp.bfloat16, False, None),  # small logits
+        ('cpu', None, (2, 4608, 30, 128), jnp.bfloat16, False, None),
+    ],
+)
+def test_which_kernel_is_taken_where(monkeypatch, backend, capability, shape, dtype, has_bias, kernel):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    monkeypatch.setattr(attention, '_cuda_capability', lambda: capability)
+    monkeypatch.setattr(splash, 'shards', lambda: 1)
+    assert attention.kernel(shape, shape[1], jnp.dtype(dtype), has_bias) == kernel
+
+
+def test_without_a_mesh_no_kernel_is_taken_on_tpus(monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+    assert attention.kernel((2, 4608, 24, 128), 4608, jnp.dtype(jnp.bfloat16), False) is None
+    with jax.sharding.use_abstract_mesh(Mesh(np.array(jax.devices()[:1]), ('data',)).abstract_mesh):
+        assert attention.kernel((2, 4608, 24, 128), 4608, jnp.dtype(jnp.bfloat16), False) == 'splash'
+
+
+@pytest.mark.parametrize('counts', [None, (80, 50)])
+def test_large_logits_are_left_to_the_kernel_on_tpus(monkeypatch, counts):
+    rng = np.random.default_rng(0)
+    parts = [jnp.asarray(rng.normal(size=(2, length, 3, 8)), jnp.bfloat16) for length in (96, 80, 80)]
+    lengths = None if counts is None else jnp.array(counts, jnp.int32)
+    expected = attention.attend(*parts, scale=0.7, lengths=lengths)
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+    monkeypatch.setattr(attention, 'LARGE', 96 * 80 - 1)
+    monkeypatch.setattr(attention, 'PART', 10 * 80)
+    called, original = [], splash.splash_attend
+
+    def interpreted(*parts, **options):
+        called.append(parts[0].shape)
+        return original(*parts, **options, interpret=True)
+
+    monkeypatch.setattr(splash, 'splash_attend', interpreted)
+    with jax.sharding.use_abstract_mesh(Mesh(np.array(jax.devices()[:1]), ('data',)).abstract_mesh):
+        found = jax.jit(lambda: attention.attend(*parts, scale=0.7, lengths=lengths))()
+    assert called == [(2, 96, 3, 8)]
+    assert largest_relative_difference(np.asarray(found, np.float32), np.asarray(expected, np.float32)) < 0.02
+
+
+def test_on_cpus_a_mesh_changes_nothing_in_the_program():
+    part = jax.ShapeDtypeStruct((2, 128, 2, 8), jnp.bfloat16)
+
+    def program():
+        attend = jax.jit(lambda *parts: attention.attend(*parts, scale=0.7))
+        return attend.lower(part, part, part).as_text()
+
+    alone = program()
+    with jax.sharding.use_abstract_mesh(Mesh(np.array(jax.devices()[:1]), ('data',)).abstract_mesh):
+        assert program() == alone
+    by_hand = jax.jit(lambda *parts: attention._attend_on_cpu(*parts, 0.7, None)).lower(part, part, part).as_text()
+    assert by_hand == alone
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
+def test_lengths_hide_the_same_keys_as_a_bias(monkeypatch, backend):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    rng = np.random.default_rng(0)
+    parts = [jnp.asarray(rng.normal(size=(2, length, 3, 8)), jnp.float32) for length in (7, 5, 5)]
+    lengths = jnp.array([5, 2], jnp.int32)
+    bias = jnp.where(np.arange(5) < np.array([[5], [2]]), 0.0, jnp.finfo(jnp.float32).min)[:, None, None, :]
+    expected = attention.attend(*parts, scale=0.7, bias=bias)
+    np.testing.assert_array_equal(attention.attend(*parts, scale=0.7, lengths=lengths), expected)
 
 
 @pytest.mark.parametrize('with_bias', [False, True])

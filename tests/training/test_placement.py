@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dreambooth_jax.data import pairs
+from dreambooth_jax.models import splash
 from dreambooth_jax.training.checkpoint import Checkpoints
 from dreambooth_jax.training.placement import AXIS, Fsdp, Pmap, make_placement
 from tests.support import toy
@@ -161,3 +162,25 @@ def test_examples_are_split_over_the_devices_and_gathered_whole(placement):
     gathered = placement.gather({'level': split['level'], 'host': np.ones(2)})
     assert all(isinstance(value, np.ndarray) for value in gathered.values())
     np.testing.assert_array_equal(gathered['level'], np.arange(8))
+
+
+@pytest.mark.parametrize(('placement', 'shards'), [('one', 1), ('pmap', 1), ('fsdp', 4)])
+def test_on_tpu_a_step_knows_by_how_many_devices_its_batch_is_shared(monkeypatch, placement, shards):
+    """Attention by a kernel needs it (models/splash.py). The step stays the same."""
+    expected = toy.Run(placement, 'sgd').steps(1)
+    seen, original = set(), toy.loss
+
+    def loss(*args):
+        seen.add(splash.shards())
+        return original(*args)
+
+    monkeypatch.setattr(toy, 'loss', loss)
+    monkeypatch.setattr(toy, 'step_for', toy.step_for.__wrapped__)  # one of its own
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+    toy.assert_same(toy.Run(placement, 'sgd').steps(1), expected)
+    assert seen == {shards}
+
+
+@pytest.mark.parametrize('placement', toy.PLACEMENTS)
+def test_elsewhere_programs_are_traced_without_a_mesh(placement):
+    assert toy.placed(placement).call(splash.shards) is None
