@@ -17,8 +17,8 @@ from dreambooth_jax.training import run
 
 _MOST_TOLD = 5  # warnings at the start of a run
 _BUCKETS = 64  # pixels, of whose multiples the sides of latent models' aspect buckets are
+MOST_PHOTOS = 5  # of a subject, for which recipes are made
 # How often a photo is seen in the paper: "about 1000" steps of one photo, 3 to 5 photos (Ruiz et al. 2023).
-_MOST_PHOTOS = 5
 _PAPER = 'the paper takes about 1000 steps of one image for 3 to 5 photos, 200 to 333 for each'
 
 
@@ -89,7 +89,7 @@ def about_steps(config: DreamBoothConfig, count: int) -> str:
     Recipes are made for 3 to 5 photos of each subject, and fewer take as many steps (experiments/number_of_photos).
     More photos take proportionally more: each is then shown as often as five of a subject would be.
     """
-    steps, size, most = config.base.steps, config.base.batch_size, _MOST_PHOTOS * len(config.subjects())
+    steps, size, most = config.base.steps, config.base.batch_size, MOST_PHOTOS * len(config.subjects())
     said = f'steps: {steps} of the base stage with {size} of the photos each, as set (config.base.steps, '
     said += f'config.base.batch_size), show each of {count} photos {_times(steps * size, count)}; {_PAPER}. '
     if count <= most:

@@ -14,7 +14,7 @@ from dreambooth_jax.config import DreamBoothConfig, to_dict
 from dreambooth_jax.config.price import Price
 from dreambooth_jax.data.table import Examples
 from dreambooth_jax.diffusion import samplers
-from dreambooth_jax.finetune import memory_plan
+from dreambooth_jax.finetune import memory_plan, photo_settings
 from dreambooth_jax.finetune.planned_stage import class_image_prompts, plan_stage
 from dreambooth_jax.finetune.target import Target, planned_for
 from dreambooth_jax.generation import class_images, text_to_image
@@ -111,6 +111,11 @@ def describe(
         total += work
         lines.append(line + _time(work, speed))
         lines += times_drawn(config, name, cascade, instance[name])
+        photos = sum(len(subject.images) for subject in instance[name]) // config.data.crops
+        # Recipes of built-in subjects were chosen with as many images as these have.
+        is_own = all(subject.instance_dir or subject.tfds for subject in config.subjects())
+        if name == BASE and is_own and photos > photo_settings.MOST_PHOTOS * len(config.subjects()):
+            lines.append(f'    {photo_settings.about_steps(config, photos)}')
     if BASE in planned and evaluated is not None:
         line, work = _evaluation(config, cascade, costs[BASE])
         total += work

@@ -29,6 +29,7 @@ def line_of(monkeypatch):
     def line(beginning, price=None, **settings):
         data = {'subject': 'dog', 'instance_prompt': 'a sks dog', 'class_prompt': 'a dog'}
         prior = {'num_images': 3, 'steps': 2, **settings.pop('prior', {})}
+        data |= settings.pop('data', {})
         config = resolve(DreamBoothConfig, {'data': data, 'prior': prior, **settings})
         evaluated = planned_runs.evaluated(config) if config.evaluation.every else None
         text = plan.describe(config, cascade, examples.read_instance(config, cascade), evaluated=evaluated, price=price)
@@ -85,6 +86,20 @@ def test_photos_of_ones_own_are_counted_and_none_is_planned(class_images, tmp_pa
     for number in range(5):
         Image.new('RGB', (20, 20)).save(tmp_path / f'{number}.png')
     assert class_images(prior={'dir': str(tmp_path)}) == f'5 photos of your own in {tmp_path}, all used, none generated'
+
+
+def test_more_photos_than_recipes_are_made_for_are_told_with_a_number_of_steps(line_of, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / f'{number}.png')
+        data = {'subject': None, 'instance_dir': str(tmp_path), 'crops': 2}
+        proposed = line_of('  steps', data=data, base={'steps': 10, 'batch_size': 1})
+        assert (proposed is not None) == (number == 5)
+    assert proposed.endswith(
+        'Proposed: --config.base.steps=20, which shows each 3.3 times, as 10 would show each of 5; a rule, which was '
+        'not measured for more than 5'
+    )
+    assert line_of('  steps') is None  # six images of a built-in subject, with which its recipe was chosen
 
 
 def test_the_time_of_a_stage_is_that_of_what_is_computed(line_of):
