@@ -51,18 +51,23 @@ for name, value in {
 # The slow files that take longest, the longest first: begun last, one of them would keep a single worker busy.
 LONGEST = (
     'test_kills.py',
-    'test_options.py',
     'test_train_hosts.py',
-    'test_best_checkpoint.py',
-    'test_train.py',
     'test_flow_runs.py',
-    'test_quantised_run.py',
+    'test_best_checkpoint.py',
+    'test_options.py',
+    'test_train.py',
+    'test_browser.py',
+    'test_quantised_families.py',
+    'test_fuzz.py',
+    'test_signals.py',
+    'test_unet.py',
+    'test_device_memory.py',
+    'test_speed.py',
     'test_lora_run.py',
     'test_notebook.py',
-    'test_fuzz.py',
-    'test_quantised_families.py',
-    'test_unet.py',
-    'test_speed.py',
+    'test_quantised_run.py',
+    'test_full_disk.py',
+    'test_pretrain.py',
 )
 
 
