@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from dreambooth_jax.finetune import memory_plan
 
@@ -62,9 +63,11 @@ def test_phases_tells_every_phase_of_a_run(model):
 
 @pytest.fixture
 def module(monkeypatch):
-    """A function that imports what the scripts share."""
+    """A function that imports what the scripts share, which must have no flags: programs tested later have the same."""
     monkeypatch.syspath_prepend(SPEED)
-    return importlib.import_module
+    before = set(flags.FLAGS)
+    yield importlib.import_module
+    assert set(flags.FLAGS) == before
 
 
 def test_memory_is_read_from_what_the_compiler_writes_about_its_buffers(module):
@@ -97,7 +100,7 @@ ENTRY %main.3 (x: f32[8]) -> f32[8] {
   %copy.2 = f32[8]{0} copy(%x), backend_config={"window_config":{"estimated_cycles":"7"}}
 }
 """
-    assert module('splash').program_cycles(text, 3) == 3 * 110 + 7
+    assert module('cycles').program_cycles(text, 3) == 3 * 110 + 7
 
 
 def test_cycles_of_a_kernel_are_the_instructions_in_its_loop_times_its_turns(module):
@@ -107,7 +110,7 @@ def test_cycles_of_a_kernel_are_the_instructions_in_its_loop_times_its_turns(mod
    0x3 PF: > { %33 = sbr.rel (!%p1) target = $region3 }
    0x4   :  { %34 = vsyncpa [#allocation6], 1 }
 """
-    kernel_cycles = module('splash').kernel_cycles
+    kernel_cycles = module('cycles').kernel_cycles
     assert kernel_cycles(text) == 3 * 18
     with pytest.raises(ValueError, match='one was expected'):
         kernel_cycles(text.replace('0x2   : >', '0x2   : >>'))
