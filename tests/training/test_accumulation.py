@@ -81,13 +81,13 @@ def temporary_bytes(placement, gradient_accumulation_steps, unroll):
 
     params = {'unet': {str(layer): np.eye(width, dtype=np.float32) for layer in range(3)}}
     tx = optax.sgd(0.1)
-    state = where.place_state(lambda params: init_state(params, tx, ema=False), params)
-    batch = where.place_batch(pairs.make_batch(8, 8, 4, 4, 1.0))
+    state = init_state(params, tx, ema=False)
     made = functools.partial(
         step.make_train_step, loss, tx, gradient_accumulation_steps=gradient_accumulation_steps, unroll=unroll
     )
-    compiled = jax.jit(made()) if placement == 'fsdp' else where.compile(lambda axis: made(axis_name=axis))
-    return compiled.lower(state, {}, jax.random.key(0), batch).compile().memory_analysis().temp_size_in_bytes
+    batch = pairs.make_batch(8, 8, 4, 4, 1.0)
+    lowered = where.lower(lambda axis: made(axis_name=axis), state, {}, jax.random.key(0), batch)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.slow
