@@ -16,7 +16,7 @@ of a newer Xeon the whole run took 4 min 34 s. Since then samples and scores hav
 cores (2026-11-30) those of the base stage take 126 s instead of 153, compilation included, of 9 min 37 s and 9 min
 29 s; all else varies by more. Of the same weights the classifier names the subject in 81 % of 100 images of 15 steps,
 the context in 93 % of 40, the accessory in 45 % of 40, and takes none of 16 images of "a dog" for the subject. On two
-AMD EPYC cores with AVX-512 (2026-12-01) the whole run took 3 min 12 s.
+AMD EPYC cores with AVX-512 (2026-12-01) the whole run took 2 min 33 s.
 Command: python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/dog
 
 --config=configs/dog.py:storybook-flow fine-tunes the other model of the package, a rectified flow at 128 px in one
