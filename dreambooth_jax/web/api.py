@@ -87,7 +87,7 @@ def router(desk: Desk, stopped) -> APIRouter:
       stopped: whether the server ends, for streams, which would else go on.
     """
     api = APIRouter(prefix='/api', dependencies=[TOKEN], responses=refusals())
-    plans, uploads = Plans(desk.queue.uses_accelerators, desk.price), Uploads()
+    plans, uploads = Plans(desk.queue.idle_set, desk.price), Uploads()
 
     @api.get('/runs')
     def list_runs() -> list[View]:

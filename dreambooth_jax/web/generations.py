@@ -238,8 +238,10 @@ class Generations:
         return asked, next(iter(jobs.log_tail(folder, PROGRAM, 1)), f'generate ended with code {code}')
 
     def _give_way(self, job: Job) -> None:
-        waiting = [one.asked for one in self._queue.all() if one.state == jobs.QUEUED and one.devices == job.devices]
-        since = None if self._queue.free_set() is not None else min(waiting, default=None)
+        waiting = [one for one in self._queue.all() if one.state == jobs.QUEUED and one.devices == job.devices]
+        if self._queue.free_set() is not None:  # all others begin there, but a training of this run waits for this job
+            waiting = [one for one in waiting if one.run == job.run]
+        since = min((one.asked for one in waiting), default=None)
         if since is None and self._busy() is not None:
             since = 0.0  # a training that was started by hand uses the devices now
         with contextlib.suppress(OSError):  # the run's folder is gone

@@ -79,6 +79,10 @@ class Queue:
       busy: returns the run in which a process works that is not of this queue, and for which jobs on the accelerators
         wait; None if there is none.
       sets: the sets of accelerators, no device in two of them. One job at a time uses each, and one the host's CPU.
+
+    Attributes:
+      sets: those.
+      waits_for: the run of `busy`, if a job waits for it; else None.
     """
 
     def __init__(
@@ -88,10 +92,10 @@ class Queue:
         busy: Callable[[], str | None] = lambda: None,
         sets: Sequence[DeviceSet] = (ALL,),
     ):
-        self._folder, self._folder_of, self._busy, self._sets = folder, folder_of, busy, sets
+        self._folder, self._folder_of, self._busy, self.sets = folder, folder_of, busy, tuple(sets)
         self._lock, self._ended = threading.RLock(), threading.Event()
         self._processes: dict[int, subprocess.Popen] = {}  # by the job's number; those that this server has started
-        self.waits_for: str | None = None  # the run of `busy`, if a job waits for it
+        self.waits_for: str | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._jobs: dict[int, Job] = {}
         for path in sorted(folder.glob('*.json')):
@@ -116,10 +120,12 @@ class Queue:
         found = (job for job in self.of(run) if job.program == program and job.state != ENDED)
         return next(found, None)
 
-    def uses_accelerators(self) -> bool:
-        """Returns whether a job, or a process that is not of this queue, works on the accelerators."""
-        mine = any(job.state == RUNNING and job.devices == ACCELERATORS for job in self.all())
-        return mine or self._busy() is not None
+    def idle_set(self) -> DeviceSet | None:
+        """Returns a set of accelerators on which nothing works; None if there is none.
+
+        A process that is not of this queue may have any of them.
+        """
+        return None if self._busy() is not None else self.free_set()
 
     def free_set(self) -> DeviceSet | None:
         """Returns a set of accelerators on which no job of this queue runs; None if there is none."""
@@ -207,7 +213,7 @@ class Queue:
         self._ended.set()
 
     def _free(self, taken: Sequence[DeviceSet]) -> DeviceSet | None:
-        return next((one for one in self._sets if not any(map(one.overlaps, taken))), None)
+        return next((one for one in self.sets if not any(map(one.overlaps, taken))), None)
 
     def _start(self, job: Job, devices: DeviceSet = ALL) -> None:
         folder = self._folder_of(job.run)

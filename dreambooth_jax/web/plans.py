@@ -7,6 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 from dreambooth_jax.config.price import Price
+from dreambooth_jax.web.devices import ALL, DeviceSet
 from dreambooth_jax.web.refused import Refused
 
 _LONGEST = 300.0  # seconds
@@ -23,13 +24,13 @@ class Plans:
     """Asks train for plans, one after the other, and keeps the last ones.
 
     Args:
-      at_work: returns whether a training or a generation has the accelerators.
+      idle: returns a set of accelerators on which neither a training nor a generation works; None if there is none.
       price: of an hour of this machine; None: plans say nothing of it.
     """
 
-    def __init__(self, at_work: Callable[[], bool] = lambda: False, price: Price | None = None):
-        self._at_work, self._price, self._turn = at_work, price, asyncio.Lock()
-        self._kept: dict[tuple[bool, tuple[str, ...]], str] = {}
+    def __init__(self, idle: Callable[[], DeviceSet | None] = lambda: ALL, price: Price | None = None):
+        self._idle, self._price, self._turn = idle, price, asyncio.Lock()
+        self._kept: dict[tuple[bool, DeviceSet, tuple[str, ...]], str] = {}
 
     async def plan(self, arguments: Sequence[str], is_gone: Callable[[], Awaitable[bool]]) -> str:
         """Returns the plan of a command line.
@@ -44,8 +45,9 @@ class Plans:
         async with self._turn:
             if await is_gone():
                 raise Refused('nobody waits for the plan')
-            beside = self._at_work() and os.environ.get('JAX_PLATFORMS') != 'cpu'
-            asked = beside, tuple(arguments)
+            idle = self._idle()
+            beside, devices = idle is None and os.environ.get('JAX_PLATFORMS') != 'cpu', idle or ALL
+            asked = beside, devices, tuple(arguments)
             if asked in self._kept:
                 return self._kept[asked]
             # Beside a training the plan is for the CPU, where the run will not be: its time there would cost too much.
@@ -60,7 +62,7 @@ class Plans:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, **_ENVIRONMENT[beside]},
+                env={**os.environ, **_ENVIRONMENT[beside], **devices.environment()},
             )
             try:
                 out, wrong = await _finished(process, is_gone)

@@ -283,7 +283,10 @@ class Desk:
         return View(**fields, actions=self._actions(run, state, job), command=jobs.typed(job) if job else None)
 
     def _waiting(self) -> str:
-        return f'waits for {self.queue.waits_for}' if self.queue.waits_for else 'waits for its turn'
+        if self.queue.waits_for:
+            return f'waits for {self.queue.waits_for}'
+        sets = [one.name for one in self.queue.sets if one.numbers]
+        return f'waits for accelerators {" or ".join(sets)}' if sets else 'waits for its turn'
 
     def _actions(self, run: Run, state: str, job: Job | None) -> list[str]:
         found = {

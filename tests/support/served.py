@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from dreambooth_jax.config import DreamBoothConfig, to_config_dict, to_dict
 from dreambooth_jax.config.schema import resolve
 from dreambooth_jax.web.app import application
+from dreambooth_jax.web.devices import ALL, DeviceSet
 from dreambooth_jax.web.state import Desk
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -124,8 +126,8 @@ def mask_bytes(white: slice, width: int = 60, height: int = 40, format: str = 'P
     return file.getvalue()
 
 
-def desk(runs: Path) -> Desk:
-    return Desk(runs, CONFIGS)
+def desk(runs: Path, sets: Sequence[DeviceSet] = (ALL,)) -> Desk:
+    return Desk(runs, CONFIGS, sets=sets)
 
 
 def client(desk: Desk, stopped=lambda: False, **headers: str):

@@ -9,7 +9,7 @@ import pytest
 
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.generation.request_queue import CANCELLED, DONE, RUNNING, RequestQueue
-from dreambooth_jax.web import jobs
+from dreambooth_jax.web import devices, jobs
 from dreambooth_jax.web.generations import MOST_OPEN, Generations
 from dreambooth_jax.web.refused import Refused
 from tests.support.served import desk, hold, write_run
@@ -177,6 +177,22 @@ def test_it_gives_way_to_whoever_waits_for_the_accelerators(served, tmp_path):
     assert requests.gives_way
     ask(served)
     assert requests.take() is None
+
+
+def test_beside_an_idle_set_it_gives_way_to_the_training_of_its_own_run_alone(tmp_path):
+    write_run(tmp_path / 'rex', 20)
+    served, requests = desk(tmp_path, devices.parse(['0', '1'])), RequestQueue(tmp_path / 'rex')
+    ask(served)
+    served.generations.tend()
+    works(served)
+    change(served, job_of(served), on='0')
+    requests.write(requests.take(), state=DONE)
+    served.queue.add('cat', 'train', ['--workdir=cat'])
+    served.generations.tend()
+    assert not requests.gives_way  # the cat has a set of its own
+    job = served.queue.add('rex', 'train', ['--workdir=rex'])
+    served.generations.tend()
+    assert float((requests.folder / 'give_way').read_text()) == job.asked
 
 
 def test_the_training_of_its_own_run_by_hand_is_seen_too(served, tmp_path):

@@ -90,14 +90,16 @@ def test_as_many_run_as_there_are_sets_of_accelerators_each_on_its_own(queue_of,
     for run, seen in (('a', '0,1'), ('b', '2')):
         until(lambda: f'sees {seen} on' in jobs.log_tail(tmp_path / run, 'train')[-1], queue)  # noqa: B023
     # A server that starts later finds them on their sets; one without sets has no room beside either.
-    assert queue.free_set() is queue_of().free_set() is None
+    assert queue.free_set() is queue_of().free_set() is queue.idle_set() is None
     (tmp_path / 'b' / 'end').touch()
     again = queue_of(sets=sets)
     until(lambda: states(again) == [RUNNING, ENDED, RUNNING], again)
     assert again.all()[2].on == '2'
     (tmp_path / 'a' / 'end').touch()
     until(lambda: states(again) == [ENDED, ENDED, RUNNING], again)
-    assert again.free_set() == sets[0]
+    assert again.free_set() == again.idle_set() == sets[0]
+    # A process that is not of the queue may have any of them.
+    assert queue_of(sets=sets, busy=lambda: 'by-hand').idle_set() is None
 
 
 def test_two_processes_of_one_run_have_no_accelerators_at_the_same_time(queue_of, tmp_path):

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from dreambooth_jax.config.price import Price
-from dreambooth_jax.web import plans
+from dreambooth_jax.web import devices, plans
+from dreambooth_jax.web.devices import ALL
 from dreambooth_jax.web.plans import Plans
 from dreambooth_jax.web.refused import Refused
 
@@ -24,6 +25,7 @@ def planned(tmp_path, monkeypatch):
         'if "--wrong" in sys.argv: print("a warning", file=sys.stderr); sys.exit("the sentence")\n'
         'import os; told = [os.environ.get(name) for name in ("JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE")]\n'
         'if "--where" in sys.argv: print(*told)\n'
+        'if "--set" in sys.argv: print(os.environ.get("CUDA_VISIBLE_DEVICES"))\n'
         'print("the plan of", sys.argv[3])\n'
     )
     program.chmod(0o755)
@@ -84,7 +86,7 @@ def test_a_plan_that_takes_too_long_is_ended(planned, monkeypatch):
 def test_a_plan_leaves_the_accelerators_to_a_training(planned, monkeypatch):
     monkeypatch.delenv('JAX_PLATFORMS', raising=False)
     at_work = []
-    made = Plans(lambda: bool(at_work))
+    made = Plans(lambda: None if at_work else ALL)
 
     async def before_and_beside():
         first = await made.plan(['--where'], here)
@@ -97,10 +99,26 @@ def test_a_plan_leaves_the_accelerators_to_a_training(planned, monkeypatch):
     assert beside.splitlines()[-2:] == ['cpu None', 'the plan of --where']
 
 
+def test_a_plan_is_made_on_an_idle_set_of_accelerators_and_anew_on_another(planned, monkeypatch):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    idle = [*devices.parse(['0,1', '2']), ALL]
+    made = Plans(lambda: idle[0])
+
+    async def on_each():
+        found = []
+        while idle:
+            found += [(await made.plan(['--set'], here)).splitlines()[0] for _ in range(2)]
+            idle.pop(0)
+        return found
+
+    assert asyncio.run(on_each()) == ['0,1', '0,1', '2', '2', 'None', 'None']
+    assert len(planned.read_text().splitlines()) == 3
+
+
 def test_a_plan_is_asked_for_its_price_where_the_run_would_be(planned, monkeypatch):
     monkeypatch.delenv('JAX_PLATFORMS', raising=False)
     at_work = []
-    made = Plans(lambda: bool(at_work), Price.parsed('--price_per_hour', '1.20 USD'))
+    made = Plans(lambda: None if at_work else ALL, Price.parsed('--price_per_hour', '1.20 USD'))
 
     async def before_and_beside():
         await made.plan(['--a'], here)

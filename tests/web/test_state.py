@@ -6,7 +6,7 @@ import os
 import pytest
 
 from dreambooth_jax.config import ConfigError
-from dreambooth_jax.web import jobs
+from dreambooth_jax.web import devices, jobs
 from dreambooth_jax.web.photos import PhotoError
 from dreambooth_jax.web.refused import Refused
 from tests.support.served import desk, hold, image_bytes, write_run
@@ -34,6 +34,16 @@ def test_a_new_run_waits_for_its_turn(served, tmp_path):
     assert [one.id for one in served.all()] == ['max', 'rex']
     with pytest.raises(Refused, match='is not begun yet'):
         served.begun('rex')
+
+
+def test_a_new_run_says_for_which_sets_of_accelerators_it_waits_and_which_one_it_has(tmp_path):
+    served = desk(tmp_path, devices.parse(['0,1', '2']))
+    assert new(served).doing == 'waits for accelerators 0,1 or 2' and served.view('rex').devices is None
+    (job,) = served.queue.all()
+    served.queue._keep(dataclasses.replace(job, state=jobs.RUNNING, on='2'))
+    assert (served.view('rex').state, served.view('rex').devices) == ('starting', '2')
+    end(served, 0)
+    assert served.view('rex').devices is None
 
 
 def test_photos_become_the_setting(served):
