@@ -282,8 +282,8 @@ def expectations(path: Path, results: Mapping[str, Any]) -> str:
     Args:
       path: expected.json, a list of {"number": a name, "at": keys that lead to a share in `results`}, each with one of
         "at_least": share, "at_most": share, "more_than": keys of another share, or "within": share with "of": keys of
-        another share, which the number may be so much below. With "model": a name, the number is
-        one of that model's only, and is left out of the table where `results` are of another.
+        another share, which the number may be so much below. With "model": a name, the number is one of that
+        model's only, and is left out of the table where `results` are of another.
       results: the content of results.json. A number that it lacks (because of other flags) is shown as a dash.
     """
 

@@ -52,7 +52,7 @@ def trials(tmp_path, monkeypatch):
         scored.append((subject, called, options.seed, options.steps))
         photo = draw.paint(reference_scenes(subject)[0], 32)
         for prompt in (f'a {called}', *prompts_for(called)):
-            gallery[prompt] = np.stack([photo] * num_images)
+            gallery[prompt] = np.stack([photo] * (num_images - 1) + [255 - photo])  # the last one is another
         gallery[f'a {subject}'] = np.zeros((class_images, 32, 32, 3), np.uint8)
         return {'subject_named': 0.5}
 
@@ -125,13 +125,20 @@ def test_images_are_as_like_the_photos_as_these_among_each_other(trials):
     make, *_ = trials
     scores = make('storybook-flow').measure('vase', {}).scores
     photos = np.stack([draw.paint(scene, 32) for scene in reference_scenes('vase')])
-    features = photos.reshape(len(photos), -1, 3).mean(1) + 1e-3
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    table = features @ features.T
+
+    def features(images):
+        found = images.reshape(len(images), -1, 3).mean(1) + 1e-3
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    table = features(photos) @ features(photos).T
     others = (table.sum() - len(table)) / (len(table) * (len(table) - 1))
-    assert scores['likeness']['dino'] == pytest.approx(table[0].mean() / others, abs=1e-5)
+    odd, black = features(255 - photos[:1]), features(0 * photos[:1])
+    apart = 1 - (odd @ features(photos)[:1].T).item()
+    like = (2 * table[0].mean() + (odd @ features(photos).T).mean()) / 3
+    assert scores['likeness']['dino'] == pytest.approx(like / others, abs=1e-5)
+    assert scores['likeness']['dino_pres'] == pytest.approx((black @ features(photos).T).mean() / others, abs=1e-5)
+    assert scores['likeness']['dino_div'] == pytest.approx(2 / 3 * apart, abs=1e-5)
     assert scores['likeness']['dino_masked'] != scores['likeness']['dino']
-    assert scores['likeness']['dino_pres'] > 0 and scores['likeness']['dino_div'] >= 0
 
 
 def test_folders_have_names_of_what_differs():
