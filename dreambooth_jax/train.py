@@ -7,6 +7,8 @@ Started again with the same --workdir, the program resumes. Any setting can be c
 <workdir>/model, which PyTorch's diffusers opens too. Files in <workdir>/control ask it to pause, sample, save or stop.
 """
 
+import dataclasses
+import json
 from pathlib import Path
 
 from absl import flags
@@ -20,6 +22,7 @@ _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py
 _WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: class images, checkpoints, samples, model.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print photos, settings and plan (steps, memory, time); write nothing.')
 _PRICE = program.DEFINE_price('price_per_hour', 'With --dry_run: what an hour of all devices costs, such as 1.20 USD.')
+_AS_JSON = flags.DEFINE_bool('as_json', False, 'With --dry_run: print the plan for programs, as one line of JSON.')
 _PROFILE = flags.DEFINE_integer(
     'profile', None, 'Trace so many steps of each stage, after as many others, into WORKDIR/profile.', lower_bound=1
 )
@@ -60,8 +63,9 @@ def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
     if planned_for is not None:
         scored = evaluation_of(begun, begun.original, workdir, begun.placement(planned_for.devices))
         read = begun.config, begun.cascade, begun.instance
-        told = plan.describe(*read, planned_for, scored, begun.sampled_on, _PRICE.value)
-        return print(examples.describe(begun.config, begun.instance), told, sep='\n\n')
+        planned = plan.describe(*read, planned_for, scored, begun.sampled_on, _PRICE.value)
+        told = f'{examples.describe(begun.config, begun.instance)}\n\n{planned.text}'
+        return print(json.dumps({**dataclasses.asdict(planned), 'text': told}) if _AS_JSON.value else told)
     about_photos = photo_settings.told(begun.config, workdir, begun.cascade)
     told = standing.told(begun.config, workdir, begun.cascade, begun.chosen)
     print(*filter(None, (instance_images.describe(begun.instance['base']), about_photos, told)), sep='\n')
@@ -134,7 +138,7 @@ def main(argv) -> None:
     del argv
     config = resolve(DreamBoothConfig, _CONFIG.value)
     cpu_devices.use(config.parallel.cpu_devices)
-    for flag in (_TOPOLOGY, _COMPILE, _PRICE):
+    for flag in (_TOPOLOGY, _COMPILE, _PRICE, _AS_JSON):
         if flag.value and not _DRY_RUN.value:
             raise ConfigError(f'--{flag.name} is for a plan, which is not run; give --dry_run too, or leave it out')
     hosts.join(_DISTRIBUTED.value, hosts.Address(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value))
