@@ -18,7 +18,7 @@ from dreambooth_jax.web.events import stream
 from dreambooth_jax.web.generate_api import add_routes
 from dreambooth_jax.web.numbers import STAGES, Key
 from dreambooth_jax.web.photos import USUAL, Photo
-from dreambooth_jax.web.plans import Plans
+from dreambooth_jax.web.plans import Plan, Plans
 from dreambooth_jax.web.refused import Refused
 from dreambooth_jax.web.state import Desk, View, files_below, shown
 from dreambooth_jax.web.uploads import Uploads
@@ -69,15 +69,6 @@ class Caption(_Body):
     """What replaces the instance prompt for a photo; empty: nothing does."""
 
     caption: str
-
-
-class Plan(BaseModel):
-    """What a run will need, before it starts."""
-
-    plan: str = Field(
-        description='What `train --dry_run` prints: photos, settings, steps, memory, and in the last line time and, '
-        'where serve was given --price_per_hour, price.'
-    )
 
 
 def router(desk: Desk, stopped) -> APIRouter:
@@ -205,17 +196,17 @@ def router(desk: Desk, stopped) -> APIRouter:
 
     @api.get('/plan', responses=refusals(404, 409, 504))
     async def plan_of_run(run: str, request: Request) -> Plan:
-        """The plan of a run that is there: its photos, steps, memory, time and, with --price_per_hour, price."""
+        """The plan of a run that is there."""
         desk.begun(run)
-        arguments = commands.again(shown(desk.folder / run))
-        return Plan(plan=await plans.plan(arguments, request.is_disconnected))
+        return await plans.plan(commands.again(shown(desk.folder / run)), request.is_disconnected)
 
     @api.post('/plan', responses=refusals(404, 409, 504))
     async def plan(body: Settings, request: Request) -> Plan:
         """The plan of a run that is not begun, which it does not begin."""
         wanted = desk.wanted(body.config, body.preset, body.settings, body.photos)
         arguments = desk.recipes.arguments(wanted, shown(desk.folder / 'new'))
-        return Plan(plan=await plans.plan(arguments, request.is_disconnected))
+        stamp = None if body.photos is None else desk.photos.stamp(body.photos)
+        return await plans.plan(arguments, request.is_disconnected, stamp)
 
     @api.get('/settings')
     def settings(config: str | None = None, preset: str = '') -> list[dict[str, Any]]:

@@ -254,6 +254,14 @@ class Photos:
         provenance.save(pixels, file, source=None)
         return file.getvalue()
 
+    def stamp(self, name: str) -> tuple[tuple[str, int], ...]:
+        """Returns what changes whenever a photo, caption or mask of a folder does.
+
+        Raises:
+          PhotoError: if there is no such folder.
+        """
+        return tuple(sorted((one.name, one.stat().st_mtime_ns) for one in self.folder(name).iterdir()))
+
     def findings(self, name: str, side: int, *, keeps_ratio: bool = False) -> list[dict[str, str | None]]:
         """Returns what check_photos finds in a folder, the worst first (data.photo_checks.Finding).
 
@@ -273,8 +281,7 @@ class Photos:
         folder = self.folder(name)
         if not self._files(folder):
             return []
-        there = sorted((one.name, one.stat().st_mtime_ns) for one in folder.iterdir())
-        stamp = side, keeps_ratio, tuple(there)
+        stamp = side, keeps_ratio, self.stamp(name)
         known, told = self._found.get(name, (None, []))
         if known != stamp:
             sizes = bucket_sizes(side, _BUCKETS) if keeps_ratio else [(side, side)]

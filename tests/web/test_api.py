@@ -208,22 +208,35 @@ def test_photos(asked):
 
 
 def test_plans(asked, tmp_path, monkeypatch):
-    seen = []
+    seen, stamps = [], []
 
-    async def plan(self, arguments, is_gone):
+    async def plan(self, arguments, is_gone, stamp=None):
         seen.append(arguments)
+        stamps.append(stamp)
         if '--config.base.steps=13' in arguments:
             raise Refused('too few', 422)
-        return 'the plan'
+        return plans.Plan(
+            **{**dict.fromkeys(plans.Plan.model_fields), 'devices': '1 x cpu', 'plan': 'the plan', 'cost': 0.2}
+        )
 
     monkeypatch.setattr(plans.Plans, 'plan', plan)
-    assert asked.post('/api/plan', json={'settings': {'base.steps': 7}}).json() == {'plan': 'the plan'}
+    found = asked.post('/api/plan', json={'settings': {'base.steps': 7}}).json()
+    assert {name: value for name, value in found.items() if value is not None} == {
+        'devices': '1 x cpu',
+        'cost': 0.2,
+        'plan': 'the plan',
+    }
+    assert set(found) > {'price', 'seconds', 'time', 'peak_bytes', 'memory', 'about_steps', 'proposed_steps', 'note'}
     assert '--config.base.steps=7' in seen[0]
     assert error(asked.post('/api/plan', json={'settings': {'base.steps': 13}})) == (422, 'too few')
     assert error(asked.post('/api/plan', json={'settings': {'x': 1}}))[0] == 422
     write_run(tmp_path / 'dog')
-    assert asked.get('/api/plan?run=dog').json() == {'plan': 'the plan'}
+    assert asked.get('/api/plan?run=dog').json() == found
     assert error(asked.get('/api/plan?run=cat'))[0] == 404 and len(seen) == 3
+    asked.post('/api/photos', json={'name': 'rex'})
+    asked.post('/api/photos/rex', content=image_bytes())
+    assert asked.post('/api/plan', json={'photos': 'rex', 'preset': 'sdxl'}).json() == found
+    assert stamps[:-1] == [None] * 3 and [name for name, _ in stamps[-1]] == ['001.png']
 
 
 def test_settings_and_files(asked):
