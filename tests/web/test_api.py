@@ -180,8 +180,12 @@ def test_photos(asked):
     crop = asked.get('/api/photos/rex/001.jpg/crop?side=32')
     assert crop.headers['content-type'] == 'image/png' and crop.content[:4] == b'\x89PNG'
     assert error(asked.get('/api/photos/rex/001.jpg/crop?side=100000'))[0] == 422
+    assert asked.get('/api/photos/rex/001.jpg/crop?side=32&box=0,0,20,20').status_code == 200
+    for box in ('0,0,65,20', '0,0,20', '0,0,20,-1', 'x'):
+        assert error(asked.get(f'/api/photos/rex/001.jpg/crop?box={box}'))[0] == 422
     found = asked.get('/api/photos/rex/findings?side=128').json()
     assert (found[0]['severity'], found[0]['photo']) == ('error', '001.jpg') and '64 x 48' in found[0]['found']
+    assert set(found[0]) == {'severity', 'check', 'photo', 'found', 'advice', 'crop'} and found[0]['crop'] is None
     assert error(asked.get('/api/photos/rex/findings?side=100000'))[0] == 422
     assert error(asked.get('/api/photos/max/findings'))[0] == 404
     assert asked.put('/api/photos/rex/001.jpg/caption', json={'caption': 'a sks dog'}).status_code == 204

@@ -1,11 +1,13 @@
 """The pages: what a folder says, as text that cannot become markup, fast and without scripts of others."""
 
 import dataclasses
+import io
 import json
 import re
 import time
 
 import pytest
+from PIL import Image
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, to_dict
 from dreambooth_jax.config.described import described
@@ -154,6 +156,16 @@ def test_photos(asked, served):
     assert 'side=128&amp;ratio=1"' in shown(asked, '/photos/rex?checked=128&ratio=1')
     found = shown(asked, '/photos/rex/findings?side=512')
     assert '<li class="error"><strong>error</strong>' in found and name in found and '<html' not in found
+    assert '<img' not in found
+    file, barred = io.BytesIO(), Image.open(io.BytesIO(image_bytes(200, 100)))
+    barred.paste(0, (0, 0, 50, 100))
+    barred.paste(0, (150, 0, 200, 100))
+    barred.save(file, 'PNG')
+    name = served.photos.add('rex', file.getvalue(), 'x').name
+    found = shown(asked, '/photos/rex/findings?side=64')
+    (image,) = re.findall(r'<img src="([^"]+)"', found)
+    assert re.fullmatch(rf'/api/photos/rex/{name}/crop\?side=256&box=\d+(,\d+){{3}}', image)
+    assert asked.get(image).headers['content-type'] == 'image/png' and 'the crop that is proposed' in found
     assert 'there are no photos' in shown(asked, '/photos/max', 404)
 
 
