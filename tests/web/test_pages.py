@@ -12,7 +12,7 @@ from PIL import Image
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, to_dict
 from dreambooth_jax.config.described import described
 from dreambooth_jax.generation.request_queue import RequestQueue
-from dreambooth_jax.web import jobs, pages, runs
+from dreambooth_jax.web import devices, jobs, pages, runs
 from dreambooth_jax.web.state import Desk
 from tests.support.served import add_metrics, client, desk, hold, image_bytes, settings, write_run
 
@@ -78,6 +78,18 @@ def test_a_run_that_is_queued_or_failed(asked, served, tmp_path):
     for page in ('/runs/rex', '/'):
         text = shown(asked, page)
         assert 'class="wrong"' in text and EVIL not in text and '&lt;img src=x' in text
+
+
+def test_a_run_that_is_queued_or_starts_says_for_which_accelerators_or_on_which(tmp_path):
+    served = desk(tmp_path, devices.parse(['0,1', '2']))
+    asked = client(served)
+    served.new('rex', served.wanted('dog', '', {}, None))
+    assert 'waits for accelerators 0,1 or 2' in shown(asked, '/')
+    assert 'waits for accelerators 0,1 or 2, place 1 in the queue' in shown(asked, '/runs/rex')
+    for on, told in (('0,1', 'starts, on accelerators 0,1<'), ('2', 'starts, on accelerator 2<')):
+        served.queue._keep(dataclasses.replace(served.queue.all()[0], state=jobs.RUNNING, on=on))
+        assert told in shown(asked, '/runs/rex') and f'starts on {on}' in shown(asked, '/')
+        assert asked.get('/api/runs/rex').json()['devices'] == on
 
 
 def test_try_it(asked, served, tmp_path):
