@@ -109,7 +109,8 @@ class Plans:
                 del self._kept[next(iter(self._kept))]
             note = _BESIDE.format(', without a price' if self._price else '') if beside else None
             made = json.loads(out.splitlines()[-1])
-            return self._kept.setdefault(asked, Plan(note=note, plan=made.pop('text'), **made))
+            text = made.pop('text').encode('utf-8', 'replace').decode()  # names of files may be no text
+            return self._kept.setdefault(asked, Plan(note=note, plan=text, **made))
 
 
 async def _finished(process, is_gone: Callable[[], Awaitable[bool]]) -> tuple[bytes, bytes]:

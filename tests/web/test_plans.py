@@ -30,7 +30,7 @@ def planned(tmp_path, monkeypatch):
         'if "--wrong" in sys.argv: print("a warning", file=sys.stderr); sys.exit("the sentence")\n'
         'print("a line that a library prints")\n'
         'seen = ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE")\n'
-        f'plan = {NOTHING!r} | {{"text": "the plan of " + sys.argv[3]}}\n'
+        f'plan = {NOTHING!r} | {{"text": "the plan of " + sys.argv[3] + "\\udcff" * ("--odd" in sys.argv)}}\n'
         'plan["devices"] = " ".join(os.environ.get(name, "-") for name in seen)\n'
         'print(json.dumps(plan))\n'
     )
@@ -58,6 +58,10 @@ def test_a_plan_is_made_once_and_anew_when_its_photos_change(planned):
     assert first is second and (first.plan, first.note, first.seconds) == ('the plan of --a', None, None)
     assert first.price == 'about 0.20 USD at 1.20 USD an hour'
     assert planned.read_text() == 2 * '--a --dry_run --as_json\n'
+
+
+def test_a_file_name_that_is_no_text_is_shown_as_far_as_it_is(planned):
+    assert asyncio.run(Plans().plan(['--a', '--odd'], here)).plan == 'the plan of --a?'
 
 
 def test_what_train_refuses_is_told_in_its_words(planned):
