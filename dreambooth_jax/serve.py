@@ -27,7 +27,9 @@ _DEVICES = flags.DEFINE_multi_string(
     'Numbers of accelerators, such as 0,1. Given once for each set: as many trainings run at a time as there are sets, '
     'each on its own. On a TPU a set has 1, 2, 4 or 8 chips that lie beside each other. Default: one set of all.',
 )
-_PRICE = program.DEFINE_price('price_per_hour', 'What an hour of this machine costs, such as 1.20 USD, for plans.')
+_PRICE = program.DEFINE_price(
+    'price_per_hour', 'What an hour of this machine costs, or of one set of --devices, such as 1.20 USD, for plans.'
+)
 
 
 def main(argv) -> None:

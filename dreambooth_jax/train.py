@@ -20,6 +20,7 @@ _CONFIG = program.DEFINE_config('config', 'Settings file, such as configs/dog.py
 _WORKDIR = program.DEFINE_path('workdir', None, 'Folder of the run: class images, checkpoints, samples, model.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print photos, settings and plan (steps, memory, time); write nothing.')
 _PRICE = program.DEFINE_price('price_per_hour', 'With --dry_run: what an hour of all devices costs, such as 1.20 USD.')
+_AS_JSON = flags.DEFINE_bool('as_json', False, 'With --dry_run: print the plan for programs, as one line of JSON.')
 _PROFILE = flags.DEFINE_integer(
     'profile', None, 'Trace so many steps of each stage, after as many others, into WORKDIR/profile.', lower_bound=1
 )
@@ -39,9 +40,7 @@ _TOPOLOGY = flags.DEFINE_string(
     'the TPU compiler of libtpu (pip install libtpu).',
 )
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other hosts of this TPU slice or cluster first.')
-_COORDINATOR = flags.DEFINE_string(
-    'coordinator_address', None, 'host:port of process 0; with --distributed, where no cluster tells it.'
-)
+_COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0, if no cluster tells it.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes take part.', lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'The number of this one, from 0.', lower_bound=0)
 
@@ -52,7 +51,7 @@ def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
     Args:
       planned_for: the devices of a plan (finetune.target.Target), which is only printed then; None: the run is run.
     """
-    from dreambooth_jax.finetune import examples, instance_images, photo_settings, plan, ready, standing
+    from dreambooth_jax.finetune import instance_images, photo_settings, plan, ready, standing
     from dreambooth_jax.training import run
 
     # All checks come before anything is generated, trained or written, so that a wrong setting costs no time.
@@ -61,7 +60,7 @@ def train(config: DreamBoothConfig, workdir: Path, planned_for=None) -> None:
         scored = evaluation_of(begun, begun.original, workdir, begun.placement(planned_for.devices))
         read = begun.config, begun.cascade, begun.instance
         told = plan.describe(*read, planned_for, scored, begun.sampled_on, _PRICE.value)
-        return print(examples.describe(begun.config, begun.instance), told, sep='\n\n')
+        return print(told.printed(as_json=_AS_JSON.value))
     about_photos = photo_settings.told(begun.config, workdir, begun.cascade)
     told = standing.told(begun.config, workdir, begun.cascade, begun.chosen)
     print(*filter(None, (instance_images.describe(begun.instance['base']), about_photos, told)), sep='\n')
@@ -134,7 +133,7 @@ def main(argv) -> None:
     del argv
     config = resolve(DreamBoothConfig, _CONFIG.value)
     cpu_devices.use(config.parallel.cpu_devices)
-    for flag in (_TOPOLOGY, _COMPILE, _PRICE):
+    for flag in (_TOPOLOGY, _COMPILE, _PRICE, _AS_JSON):
         if flag.value and not _DRY_RUN.value:
             raise ConfigError(f'--{flag.name} is for a plan, which is not run; give --dry_run too, or leave it out')
     hosts.join(_DISTRIBUTED.value, hosts.Address(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value))

@@ -42,8 +42,12 @@ class Price:
             )
         return cls(float(found['amount']), found['currency'] or '', text.strip())
 
+    def amount_of(self, seconds: float) -> float:
+        """Returns what so many seconds cost, in the currency of the price."""
+        return self.amount * seconds / 3600
+
     def of(self, seconds: float) -> str:
         """Returns what so many seconds cost in words, such as 'about 0.25 USD at 1.20 USD an hour'."""
-        cost = self.amount * seconds / 3600
+        cost = self.amount_of(seconds)
         told = f'about {cost:.2f}' if cost >= 0.01 else 'less than 0.01'
         return f'{told}{" " * bool(self.currency)}{self.currency} at {self.text} an hour'

@@ -83,18 +83,27 @@ def check(config: DreamBoothConfig, reading: Reading, embed: Embed | None = None
     return found
 
 
-def about_steps(config: DreamBoothConfig, count: int) -> str:
-    """Returns a sentence that proposes a number of steps of the base stage for so many photos of all subjects.
+def proposed_steps(config: DreamBoothConfig, count: int) -> int:
+    """Returns a number of steps of the base stage for so many photos of all subjects, from the steps of a recipe.
 
     Recipes are made for 3 to 5 photos of each subject, and fewer take as many steps (experiments/number_of_photos).
     More photos take proportionally more: each is then shown as often as five of a subject would be.
+
+    Args:
+      config: the settings of the run, with the steps of its recipe; the proposal itself would be raised once more.
     """
+    steps, most = config.base.steps, MOST_PHOTOS * len(config.subjects())
+    return steps if count <= most else math.ceil(steps * count / most / 10) * 10
+
+
+def about_steps(config: DreamBoothConfig, count: int) -> str:
+    """Returns a sentence with the steps that `proposed_steps` proposes, and how often they show each photo."""
     steps, size, most = config.base.steps, config.base.batch_size, MOST_PHOTOS * len(config.subjects())
     said = f'steps: {steps} of the base stage with {size} of the photos each, as set (config.base.steps, '
     said += f'config.base.batch_size), show each of {count} photos {_times(steps * size, count)}; {_PAPER}. '
     if count <= most:
         return f'{said}Proposed: these {steps}'
-    more = math.ceil(steps * count / most / 10) * 10
+    more = proposed_steps(config, count)
     return (
         f'{said}Proposed: --config.base.steps={more}, which shows each {_times(more * size, count)}, as {steps} would '
         f'show each of {most}; a rule, which was not measured for more than 5'

@@ -1,7 +1,9 @@
 """The plan of a DreamBooth run before it starts: steps, memory, time and price (train --dry_run)."""
 
+import dataclasses
 import functools
 import itertools
+import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +16,7 @@ from dreambooth_jax.config import DreamBoothConfig, to_dict
 from dreambooth_jax.config.price import Price
 from dreambooth_jax.data.table import Examples
 from dreambooth_jax.diffusion import samplers
-from dreambooth_jax.finetune import memory_plan, photo_settings
+from dreambooth_jax.finetune import examples, memory_plan, photo_settings
 from dreambooth_jax.finetune.planned_stage import class_image_prompts, plan_stage
 from dreambooth_jax.finetune.target import Target, planned_for
 from dreambooth_jax.generation import class_images, text_to_image
@@ -29,6 +31,40 @@ from dreambooth_jax.training.train_run import TrainRun
 # 95 of 256 GFLOP/s; on accelerators published trainers reach 16-45 %.)
 EFFICIENCY = 0.35
 BACKWARD = 3  # a training example costs about three forward passes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will need.
+
+    Attributes:
+      text: all of it, photos and settings before.
+      devices: what it is planned for, such as '4 x cpu'.
+      seconds: how long it takes, without compilation and samples; None: not estimated, for devices that are not here.
+      time: that in words; None likewise.
+      cost: what these seconds cost, in the currency of the price; None: not estimated, or an hour has no price.
+      price: that in words, with currency and what an hour costs; None likewise.
+      peak_bytes: the most that a device holds; None: nothing uses the devices.
+      memory: that in words, which say whether it is 'at least' so much, and when; None likewise.
+      about_steps: how often the steps of the base stage show each photo, and how many are proposed, in a sentence;
+        None: the base stage is not trained, or not on photos of the user's own.
+      proposed_steps: the proposal, if it differs from what is set; else None.
+    """
+
+    text: str
+    devices: str
+    seconds: float | None
+    time: str | None
+    cost: float | None
+    price: str | None
+    peak_bytes: int | None
+    memory: str | None
+    about_steps: str | None
+    proposed_steps: int | None
+
+    def printed(self, *, as_json: bool) -> str:
+        """Returns the plan for people, or all its attributes for programs, as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self)) if as_json else self.text
 
 
 def forward_flops(cascade: Cascade, stage: str) -> float:
@@ -71,8 +107,8 @@ def describe(
     evaluated: memory_plan.Evaluated | None = None,
     sampled_on: Cascade | None = None,
     price: Price | None = None,
-) -> str:
-    """Returns the settings and the plan as text. It computes nothing but a speed test, and writes nothing.
+) -> Plan:
+    """Returns the plan. It computes nothing but a speed test, and writes nothing.
 
     Args:
       instance: stage -> the subjects' images (examples.read_instance).
@@ -84,7 +120,8 @@ def describe(
     if where is None:
         with planned_for() as where:
             return describe(config, cascade, instance, where, evaluated, sampled_on, price)
-    lines = ['settings:', *(f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items())]
+    lines = [examples.describe(config, instance), '', 'settings:']
+    lines += [f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items()]
     lines += ['', f'plan for {where.name}:']
     speed = EFFICIENCY * device_speed() if where.present else None
     present = [name for name in STAGES if getattr(cascade, name) is not None]
@@ -98,7 +135,7 @@ def describe(
         if getattr(config, name).steps
     }
     uses = memory_plan.uses(config, cascade, planned, placement, where, evaluated=evaluated, sampled_on=sampled_on)
-    total = 0.0
+    total, about_steps, proposed = 0.0, None, None
     if generating := class_images.stages_of(config, cascade):
         line, work = _class_images(config, cascade, costs, SUPER_RESOLUTION in generating)
         total += work
@@ -114,8 +151,12 @@ def describe(
         photos = sum(len(subject.images) for subject in instance[name]) // config.data.crops
         # Recipes of built-in subjects were chosen with as many images as these have.
         is_own = all(subject.instance_dir or subject.tfds for subject in config.subjects())
-        if name == BASE and is_own and photos > photo_settings.MOST_PHOTOS * len(config.subjects()):
-            lines.append(f'    {photo_settings.about_steps(config, photos)}')
+        if name == BASE and is_own:
+            about_steps = photo_settings.about_steps(config, photos)
+            steps = photo_settings.proposed_steps(config, photos)
+            if steps != config.base.steps:
+                proposed = steps
+                lines.append(f'    {about_steps}')
     if BASE in planned and evaluated is not None:
         line, work = _evaluation(config, cascade, costs[BASE])
         total += work
@@ -124,13 +165,29 @@ def describe(
     lines += idle_images(config, cascade, placement.devices)
     host = memory_plan.host_bytes(cascade, planned, sampled_on) if config.export else None
     lines += memory_lines(uses, where, host)
+    seconds = duration = cost = words = None
     if speed is None:
         what = 'time and price' if price else 'time'
         lines.append(f'  {what}: not estimated, because these devices are not here')
     else:
-        cost = f', {price.of(total / speed)}' if price else ''
-        lines.append(f'  in all about {_duration(total / speed)}, without compilation and samples{cost}')
-    return '\n'.join(lines)
+        seconds = total / speed
+        duration = f'about {_duration(seconds)}, without compilation and samples'
+        if price is not None:
+            cost, words = price.amount_of(seconds), price.of(seconds)
+        lines.append(f'  in all {", ".join(filter(None, (duration, words)))}')
+    peak = most(uses)
+    return Plan(
+        text='\n'.join(lines),
+        devices=where.name,
+        seconds=seconds,
+        time=duration,
+        cost=cost,
+        price=words,
+        peak_bytes=peak and peak.total,
+        memory=peak and in_words(peak, where),
+        about_steps=about_steps,
+        proposed_steps=proposed,
+    )
 
 
 def _training(
@@ -258,11 +315,10 @@ def memory_lines(uses: Sequence[memory_plan.Use], where: Target, host: int | Non
     for row in (headings, *rows):
         numbers = (cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True))
         lines.append('  '.join((f'    {row[0]:{widths[0]}}', *numbers, row[-1])).rstrip())
-    if not phases:
+    peak = most(uses)
+    if peak is None:
         return lines
-    peak = max(phases.values(), key=lambda use: use.total)
-    at_least = '' if where.compiler else 'at least '
-    lines.append(f'  peak: {at_least}{_size(peak.total)} on every device, {peak.phase} ({peak.program})')
+    lines.append(f'  peak: {in_words(peak, where)}')
     refused = [use for use in uses if use.limit is not None]
     lines += [
         f'  {use.phase} ({use.program}) does not fit: the compiler counts {_size(use.total)}, a device has '
@@ -274,6 +330,17 @@ def memory_lines(uses: Sequence[memory_plan.Use], where: Target, host: int | Non
     else:
         lines.append('  temporaries: of training the gradients alone, of the rest none; --compile counts them')
     return lines
+
+
+def most(uses: Sequence[memory_plan.Use]) -> memory_plan.Use | None:
+    """Returns the program during which a device holds most; None if there is none."""
+    return max(memory_plan.largest(uses).values(), key=lambda use: use.total, default=None)
+
+
+def in_words(use: memory_plan.Use, where: Target) -> str:
+    """Returns how much a device holds during a program, and when that is."""
+    at_least = '' if where.compiler else 'at least '
+    return f'{at_least}{_size(use.total)} on every device, {use.phase} ({use.program})'
 
 
 def _class_images(

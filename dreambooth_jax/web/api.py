@@ -17,8 +17,8 @@ from dreambooth_jax.web.answers import EVENT_STREAM, EVENTS, TOKEN, file, refusa
 from dreambooth_jax.web.events import stream
 from dreambooth_jax.web.generate_api import add_routes
 from dreambooth_jax.web.numbers import STAGES, Key
-from dreambooth_jax.web.photos import USUAL, Photo
-from dreambooth_jax.web.plans import Plans
+from dreambooth_jax.web.photos import USUAL, Found, Photo
+from dreambooth_jax.web.plans import Plan, Plans
 from dreambooth_jax.web.refused import Refused
 from dreambooth_jax.web.state import Desk, View, files_below, shown
 from dreambooth_jax.web.uploads import Uploads
@@ -69,15 +69,6 @@ class Caption(_Body):
     """What replaces the instance prompt for a photo; empty: nothing does."""
 
     caption: str
-
-
-class Plan(BaseModel):
-    """What a run will need, before it starts."""
-
-    plan: str = Field(
-        description='What `train --dry_run` prints: photos, settings, steps, memory, and in the last line time and, '
-        'where serve was given --price_per_hour, price.'
-    )
 
 
 def router(desk: Desk, stopped) -> APIRouter:
@@ -205,17 +196,17 @@ def router(desk: Desk, stopped) -> APIRouter:
 
     @api.get('/plan', responses=refusals(404, 409, 504))
     async def plan_of_run(run: str, request: Request) -> Plan:
-        """The plan of a run that is there: its photos, steps, memory, time and, with --price_per_hour, price."""
+        """The plan of a run that is there."""
         desk.begun(run)
-        arguments = commands.again(shown(desk.folder / run))
-        return Plan(plan=await plans.plan(arguments, request.is_disconnected))
+        return await plans.plan(commands.again(shown(desk.folder / run)), request.is_disconnected)
 
     @api.post('/plan', responses=refusals(404, 409, 504))
     async def plan(body: Settings, request: Request) -> Plan:
         """The plan of a run that is not begun, which it does not begin."""
         wanted = desk.wanted(body.config, body.preset, body.settings, body.photos)
         arguments = desk.recipes.arguments(wanted, shown(desk.folder / 'new'))
-        return Plan(plan=await plans.plan(arguments, request.is_disconnected))
+        stamp = None if body.photos is None else desk.photos.stamp(body.photos)
+        return await plans.plan(arguments, request.is_disconnected, stamp)
 
     @api.get('/settings')
     def settings(config: str | None = None, preset: str = '') -> list[dict[str, Any]]:
@@ -264,18 +255,25 @@ def router(desk: Desk, stopped) -> APIRouter:
             return await run_in_threadpool(desk.photos.add, folder, data, name)
 
     @api.get('/photos/{folder}/{photo}/crop', response_class=Response, responses=file('image/png') | refusals(404))
-    def crop(folder: str, photo: str, side: int = Query(256, ge=16, le=1024), keeps_ratio: bool = False) -> Response:
+    def crop(
+        folder: str,
+        photo: str,
+        side: int = Query(256, ge=16, le=1024),
+        keeps_ratio: bool = False,
+        box: str | None = Query(None, pattern=r'^\d{1,6}(,\d{1,6}){3}$'),
+    ) -> Response:
         """What a model is shown of a photo, PNG: the square in its middle, or with `keeps_ratio` as with
-        data.aspect_buckets; what its mask leaves out is darker."""
-        data = desk.photos.crop(folder, photo, side, keeps_ratio=keeps_ratio)
+        data.aspect_buckets; what its mask leaves out is darker. With `box`, such as the `crop` of a finding, written as
+        left,top,right,bottom in pixels, it is what would be shown if the photo were cropped to that."""
+        within = None if box is None else [int(side) for side in box.split(',')]
+        data = desk.photos.crop(folder, photo, side, keeps_ratio=keeps_ratio, box=within)
         return Response(data, media_type='image/png', headers={'cache-control': 'private, max-age=3600'})
 
     @api.get('/photos/{folder}/findings', responses=refusals(404))
-    def findings(
-        folder: str, side: int = Query(USUAL, ge=16, le=2048), keeps_ratio: bool = False
-    ) -> list[dict[str, str | None]]:
+    def findings(folder: str, side: int = Query(USUAL, ge=16, le=2048), keeps_ratio: bool = False) -> list[Found]:
         """What check_photos finds, the worst first: `severity` (error, warning or note), `check`, `photo` (null: all of
-        them), what was `found`, and `advice`. `side` is that of the crops that are trained on."""
+        them), what was `found`, `advice`, and the `crop` that is proposed: left, top, right and bottom in pixels of the
+        photo (null: none is). `side` is that of the crops that are trained on."""
         return desk.photos.findings(folder, side, keeps_ratio=keeps_ratio)
 
     @api.put('/photos/{folder}/{photo}/caption', status_code=204, responses=refusals(404))

@@ -86,7 +86,7 @@ def router(desk: Desk) -> APIRouter:
     @pages.get('/photos/{folder}/findings')
     def of_findings(folder: str, side: int = Query(USUAL, ge=16, le=2048), ratio: bool = False):
         found = desk.photos.findings(folder, side, keeps_ratio=ratio)
-        return _page('findings.html', title=folder, here='/photos', findings=found)
+        return _page('findings.html', folder=folder, findings=found, side=_CROP)
 
     @pages.get('/new')
     def new(request: Request, config: str = '', photos: str = ''):

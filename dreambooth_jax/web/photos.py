@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from dreambooth_jax.system import disk
@@ -26,6 +27,7 @@ USUAL = 512
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}')
 _PHOTO = re.compile(r'(\d{3})\.\w+')
 _BUCKETS = 16  # sides of crops that keep the ratio are multiples of it
+_CROPPED = ('bars', 'cut')  # the checks that propose crops
 _DIMMED = 0.25  # what is left of the brightness of a pixel that does not count
 _ENDINGS = {'JPEG': '.jpg', 'HEIF': '.heic'}
 _reading = threading.Lock()  # of heads, one at a time: the text in a PNG may be unpacked to 256 MB
@@ -55,6 +57,27 @@ class Photo:
     height: int
     caption: str | None
     masked: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What check_photos has found in photos (data.photo_checks.Finding).
+
+    Attributes:
+      severity: 'error', 'warning' or 'note'.
+      check: the name of the check.
+      photo: the name of the photo; None: it is about all of them.
+      found, advice: what it is and what to do about it, as phrases.
+      crop: left, top, right and bottom of a crop of the photo that would be better, in its pixels; None: none is
+        proposed.
+    """
+
+    severity: str
+    check: str
+    photo: str | None
+    found: str
+    advice: str
+    crop: tuple[int, int, int, int] | None
 
 
 class Photos:
@@ -221,15 +244,18 @@ class Photos:
             raise PhotoError(f'there is no photo {photo!r} in {name}', 404)
         return found[photo]
 
-    def crop(self, name: str, photo: str, side: int, *, keeps_ratio: bool = False) -> bytes:
+    def crop(
+        self, name: str, photo: str, side: int, *, keeps_ratio: bool = False, box: Sequence[int] | None = None
+    ) -> bytes:
         """Returns what a model is shown of a photo, as PNG, and darker what its mask leaves out.
 
         Args:
           side: of a square, in pixels; that of the photo if it is smaller.
           keeps_ratio: whether it is shown as with data.aspect_buckets, with as many pixels as that square.
+          box: left, top, right and bottom of what the photo is cropped to before, in its pixels; None: it is not.
 
         Raises:
-          PhotoError: if there is no such photo, or it cannot be read.
+          PhotoError: if there is no such photo, it cannot be read, or the box does not lie in it.
         """
         import numpy as np
 
@@ -241,6 +267,13 @@ class Photos:
         try:
             with _decoding:
                 opened = open_photo(path, next(iter(_masks(path)), None))
+                if box is not None:
+                    left, top, right, bottom = box
+                    width, height = opened.image.size
+                    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+                        raise PhotoError(f'the box must lie in the photo, which is {width} x {height} pixels')
+                    weights = opened.weights and opened.weights.crop(box)
+                    opened = dataclasses.replace(opened, image=opened.image.crop(box), weights=weights)
                 side = min(side, *opened.image.size)
                 sizes = (
                     bucket_sizes(side // _BUCKETS * _BUCKETS or _BUCKETS, _BUCKETS) if keeps_ratio else [(side, side)]
@@ -254,8 +287,16 @@ class Photos:
         provenance.save(pixels, file, source=None)
         return file.getvalue()
 
-    def findings(self, name: str, side: int, *, keeps_ratio: bool = False) -> list[dict[str, str | None]]:
-        """Returns what check_photos finds in a folder, the worst first (data.photo_checks.Finding).
+    def stamp(self, name: str) -> tuple[tuple[str, int], ...]:
+        """Returns what changes whenever a photo, caption or mask of a folder does.
+
+        Raises:
+          PhotoError: if there is no such folder.
+        """
+        return tuple(sorted((one.name, one.stat().st_mtime_ns) for one in self.folder(name).iterdir()))
+
+    def findings(self, name: str, side: int, *, keeps_ratio: bool = False) -> list[Found]:
+        """Returns what check_photos finds in a folder, the worst first.
 
         What was found last stays known until a photo, caption or mask changes: a check decodes every photo.
 
@@ -273,17 +314,23 @@ class Photos:
         folder = self.folder(name)
         if not self._files(folder):
             return []
-        there = sorted((one.name, one.stat().st_mtime_ns) for one in folder.iterdir())
-        stamp = side, keeps_ratio, tuple(there)
+        stamp = side, keeps_ratio, self.stamp(name)
         known, told = self._found.get(name, (None, []))
         if known != stamp:
             sizes = bucket_sizes(side, _BUCKETS) if keeps_ratio else [(side, side)]
             try:
                 with _decoding:
-                    found = check_folder(folder, Reading({'training': sizes})).all_findings
+                    checked = check_folder(folder, Reading({'training': sizes}))
             except ImageError as error:
                 raise PhotoError(str(error).replace(f'{folder}{os.sep}', '')) from None
-            told = [{**one._asdict(), 'found': one.found.replace(f'{folder}{os.sep}', '')} for one in found]
+            crops = {(one.name, check): one.proposal for one in checked.photos for check in _CROPPED}
+            told = [
+                Found(
+                    **{**one._asdict(), 'found': one.found.replace(f'{folder}{os.sep}', '')},
+                    crop=crops.get((one.photo, one.check)),
+                )
+                for one in checked.all_findings
+            ]
             self._found[name] = stamp, told
         return told
 

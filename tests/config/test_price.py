@@ -36,7 +36,7 @@ def test_what_is_no_price_is_refused_in_a_sentence(text):
 
 def test_what_a_time_costs():
     price = Price.parsed('--price_per_hour', '1.20')
-    assert price.of(750) == 'about 0.25 at 1.20 an hour'
+    assert price.of(750) == 'about 0.25 at 1.20 an hour' and price.amount_of(750) == pytest.approx(0.25)
     assert price.of(3600 * 1000) == 'about 1200.00 at 1.20 an hour'
     assert price.of(1) == 'less than 0.01 at 1.20 an hour'
     assert Price.parsed('--price_per_hour', '3 USD').of(1800) == 'about 1.50 USD at 3 USD an hour'

@@ -294,7 +294,7 @@ def test_a_program_that_does_not_fit_is_named(cascade, monkeypatch):
     monkeypatch.setattr(memory_plan, 'compiled_counts', lambda lowered: analysed(Refused()))
     config, model = settings(prior={'weight': 0.0}), cascade('pixels')
     with target.planned_for(compiled=True) as where:
-        text = plan.describe(config, model, photos(model, config), where)
+        text = plan.describe(config, model, photos(model, config), where).text
     # Sampling has the training's arrays beside what the compiler counts, so that the peak is there.
     assert '  training base (step) does not fit: the compiler counts 17.50 GiB, a device has 15.75 GiB' in text
     assert 'peak: 17.50 GiB on every device, samples of base' in text
@@ -349,18 +349,21 @@ def test_images_that_only_fill_a_batch_are_counted(cascade):
 def test_the_plan_shows_phases_peak_and_who_counted(cascade, monkeypatch):
     monkeypatch.setattr(plan, 'device_speed', lambda: 1e9)
     config, model = settings(), cascade('pixels')
-    text = plan.describe(config, model, photos(model, config))
+    made = plan.describe(config, model, photos(model, config))
+    text = made.text
     lines = [line.split()[:2] for line in text.splitlines() if ' MiB  ' in line]
     assert [first for first, _ in lines] == ['class', 'encoding', 'training', 'samples', 'export']
-    assert 'peak: at least' in text and '--compile counts them' in text and 'weights on the host' in text
+    assert f'  peak: {made.memory}\n' in text and made.memory.startswith('at least ') and made.peak_bytes > 2**10
+    assert f'plan for {made.devices}:' in text and '--compile counts them' in text and 'weights on the host' in text
 
 
 def test_devices_that_are_not_here_have_no_time_and_so_no_price(cascade):
     config, model = settings(), cascade('pixels')
     with target.planned_for() as where:
         elsewhere = dataclasses.replace(where, present=False)
-        told = plan.describe(config, model, photos(model, config), elsewhere, price=Price.parsed('price', '9 USD'))
-    assert told.endswith('\n  time and price: not estimated, because these devices are not here')
+        made = plan.describe(config, model, photos(model, config), elsewhere, price=Price.parsed('price', '9 USD'))
+    assert (made.seconds, made.time, made.cost, made.price) == (None,) * 4
+    assert made.text.endswith('\n  time and price: not estimated, because these devices are not here')
 
 
 @pytest.mark.slow
@@ -373,7 +376,7 @@ def test_a_tpu_that_is_not_here_is_planned_for(cascade, monkeypatch):
     with target.planned_for('v5e:2x4') as where:
         assert where.count == 8 and not where.present
         model = Cascade.load(smallest_pipelines.folder('latents'))
-        text = plan.describe(config, model, photos(model, config), where)
+        text = plan.describe(config, model, photos(model, config), where).text
     assert 'plan for 8 x TPU v5 lite (v5e:2x4, not here):' in text and 'XLA for v5e:2x4, ahead of time' in text
     assert '7 of the 8 examples' in text and 'time: not estimated' in text
     assert jax.default_backend() == 'cpu'

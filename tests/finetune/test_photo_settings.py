@@ -105,6 +105,7 @@ def test_steps_are_those_of_the_settings_for_up_to_five_photos_and_more_for_more
         '--config.base.steps=2600, which shows each 400 times, as 1000 would show each of 5; a rule, which was not '
         'measured for more than 5'
     )
+    assert [photo_settings.proposed_steps(config, count) for count in (1, 5, 6, 13)] == [1000, 1000, 1200, 2600]
     two = dataclasses.replace(config, data=DataConfig(subjects=2 * (config.subjects()[0],)))
     assert photo_settings.about_steps(two, 10).endswith('Proposed: these 1000')
     few = dataclasses.replace(config, base=BaseConfig(steps=10, batch_size=1))

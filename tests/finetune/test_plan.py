@@ -21,7 +21,10 @@ from tests.support import planned_runs, tiny_klein, tiny_pipelines
 
 @pytest.fixture
 def line_of(monkeypatch):
-    """(beginning, settings) -> the rest of the plan's line of that beginning; a pass costs 1 s, or 10 s."""
+    """(beginning, settings) -> the rest of the plan's line of that beginning; a pass costs 1 s, or 10 s.
+
+    The attribute `made` is the whole plan.
+    """
     monkeypatch.setattr(plan, 'forward_flops', lambda cascade, stage: {'base': 1.0, 'super_resolution': 10.0}[stage])
     monkeypatch.setattr(plan, 'device_speed', lambda: 1 / plan.EFFICIENCY)
     cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
@@ -32,8 +35,9 @@ def line_of(monkeypatch):
         data |= settings.pop('data', {})
         config = resolve(DreamBoothConfig, {'data': data, 'prior': prior, **settings})
         evaluated = planned_runs.evaluated(config) if config.evaluation.every else None
-        text = plan.describe(config, cascade, examples.read_instance(config, cascade), evaluated=evaluated, price=price)
-        found = re.search(f'  {beginning}:? (.*)', text)
+        made = plan.describe(config, cascade, examples.read_instance(config, cascade), evaluated=evaluated, price=price)
+        line.made = made
+        found = re.search(f'  {beginning}:? (.*)', made.text)
         return found and found[1]
 
     return line
@@ -75,9 +79,11 @@ def test_scores_during_training_are_planned(line_of):
 def test_the_price_is_that_of_the_whole_time_and_only_told_where_an_hour_has_one(line_of, monkeypatch):
     # 50 steps x 3 passes of 4 examples, 2 of them idle, with no class images.
     total = functools.partial(line_of, 'in all', base={'steps': 50}, prior={'weight': 0.0})
-    assert total() == 'about 10 min, without compilation and samples'
+    assert total() == line_of.made.time == 'about 10 min, without compilation and samples'
+    assert (line_of.made.seconds, line_of.made.cost, line_of.made.price) == (600, None, None)
     price = Price.parsed('--price_per_hour', '1.20 USD')
     assert total(price=price) == 'about 10 min, without compilation and samples, about 0.20 USD at 1.20 USD an hour'
+    assert line_of.made.cost == pytest.approx(0.2) and line_of.made.price == 'about 0.20 USD at 1.20 USD an hour'
     monkeypatch.setattr(plan, 'device_speed', lambda: 4 / plan.EFFICIENCY)
     assert total(price=price).endswith(', about 0.05 USD at 1.20 USD an hour')
 
@@ -95,11 +101,14 @@ def test_more_photos_than_recipes_are_made_for_are_told_with_a_number_of_steps(l
         data = {'subject': None, 'instance_dir': str(tmp_path), 'crops': 2}
         proposed = line_of('  steps', data=data, base={'steps': 10, 'batch_size': 1})
         assert (proposed is not None) == (number == 5)
+        assert line_of.made.proposed_steps == (20 if number == 5 else None)
+        assert f'show each of {number + 1} photos' in line_of.made.about_steps
     assert proposed.endswith(
         'Proposed: --config.base.steps=20, which shows each 3.3 times, as 10 would show each of 5; a rule, which was '
         'not measured for more than 5'
     )
     assert line_of('  steps') is None  # six images of a built-in subject, with which its recipe was chosen
+    assert line_of.made.about_steps is line_of.made.proposed_steps is None
 
 
 def test_the_time_of_a_stage_is_that_of_what_is_computed(line_of):

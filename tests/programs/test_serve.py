@@ -127,7 +127,8 @@ def test_plans_have_the_price_that_the_server_was_given(tmp_path):
     body = {'settings': {'base.steps': 2, 'prior.weight': 0.0}}
     with Server(tmp_path, '--price_per_hour=1.20 EUR') as server:
         told = Client(server.address).ask('POST', '/api/plan', body)
-    assert told['plan'].endswith(' EUR at 1.20 EUR an hour')
+    assert told['price'].endswith(' EUR at 1.20 EUR an hour') and told['plan'].endswith(told['price'])
+    assert told['cost'] == pytest.approx(1.2 * told['seconds'] / 3600)
 
 
 def test_a_second_server_of_the_same_runs_is_refused(tmp_path):
@@ -145,6 +146,9 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path):
     assert found.returncode == 1 and '--configs=nowhere is no folder' in found.stderr
     found = run(f'--runs={tmp_path}', '--price_per_hour=cheap')
     assert found.returncode == 1 and "--price_per_hour is 'cheap' but must be" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+    found = run(f'--runs={tmp_path}', '--devices=0,1', '--devices=1')
+    assert found.returncode == 1 and '--devices=0,1 and --devices=1 have a device in common' in found.stderr
     assert len(found.stderr.splitlines()) == 1
     found = run()
     assert found.returncode == 1 and '--runs must be given' in found.stderr

@@ -353,7 +353,7 @@ def test_dry_run_tells_the_plan_and_writes_nothing(program, config, tmp_path):
     assert small < whole and adapters < whole < teacher
 
 
-@pytest.mark.parametrize('flag', ['--topology=v5e:2x4', '--compile', '--price_per_hour=1.20'])
+@pytest.mark.parametrize('flag', ['--topology=v5e:2x4', '--compile', '--price_per_hour=1.20', '--as_json'])
 def test_a_flag_of_the_plan_without_a_plan_is_one_sentence(program, config, tmp_path, flag):
     ended = program('train', f'--config={config}', f'--workdir={tmp_path / "run"}', flag)
     name = flag.partition('=')[0]
@@ -366,6 +366,9 @@ def test_a_price_is_told_in_the_last_line_of_the_plan_and_a_wrong_one_ends_the_p
     options = [f'--config={config}', f'--workdir={tmp_path / "run"}', '--dry_run']
     ended = program('train', *options, '--price_per_hour=1.20 EUR')
     assert re.search(r' (about \d+\.\d\d|less than 0\.01) EUR at 1\.20 EUR an hour$', ended.out.strip()), ended.out
+    told = json.loads(program('train', *options, '--price_per_hour=1.20 EUR', '--as_json').out)
+    assert told['price'].endswith(' EUR at 1.20 EUR an hour') and told['text'].strip().endswith(told['price'])
+    assert told['cost'] == pytest.approx(1.2 * told['seconds'] / 3600) and '2.png: 24 x 24' in told['text']
     ended = program('train', *options, '--price_per_hour=1,20')
     assert (ended.code, ended.out, len(ended.error.splitlines())) == (1, '', 1)
     assert ended.error.startswith("--price_per_hour is '1,20' but must be what an hour of the devices costs")

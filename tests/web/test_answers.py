@@ -51,6 +51,15 @@ def test_uploads_are_files(described):
         assert body['content'] == {'image/*': file, 'application/octet-stream': file}
 
 
+def test_a_plan_has_fields_of_its_own_each_with_its_meaning(described):
+    fields = described['components']['schemas']['Plan']['properties']
+    assert {'note', 'devices', 'seconds', 'time', 'cost', 'price', 'peak_bytes', 'memory', 'plan'} < set(fields)
+    assert all(one['description'] for one in fields.values())
+    assert {kind['type'] for kind in fields['cost']['anyOf']} == {'number', 'null'}
+    made = described['paths']['/api/plan']['post']['responses']['200']['content']['application/json']['schema']
+    assert made == {'$ref': '#/components/schemas/Plan'}
+
+
 def test_files_have_their_media_types(described):
     of = operations(described)
     files = {path: set(one['responses']['200']['content']) for (method, path), one in of.items() if method == 'get'}

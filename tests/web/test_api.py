@@ -180,8 +180,12 @@ def test_photos(asked):
     crop = asked.get('/api/photos/rex/001.jpg/crop?side=32')
     assert crop.headers['content-type'] == 'image/png' and crop.content[:4] == b'\x89PNG'
     assert error(asked.get('/api/photos/rex/001.jpg/crop?side=100000'))[0] == 422
+    assert asked.get('/api/photos/rex/001.jpg/crop?side=32&box=0,0,20,20').status_code == 200
+    for box in ('0,0,65,20', '0,0,20', '0,0,20,-1', 'x'):
+        assert error(asked.get(f'/api/photos/rex/001.jpg/crop?box={box}'))[0] == 422
     found = asked.get('/api/photos/rex/findings?side=128').json()
     assert (found[0]['severity'], found[0]['photo']) == ('error', '001.jpg') and '64 x 48' in found[0]['found']
+    assert set(found[0]) == {'severity', 'check', 'photo', 'found', 'advice', 'crop'} and found[0]['crop'] is None
     assert error(asked.get('/api/photos/rex/findings?side=100000'))[0] == 422
     assert error(asked.get('/api/photos/max/findings'))[0] == 404
     assert asked.put('/api/photos/rex/001.jpg/caption', json={'caption': 'a sks dog'}).status_code == 204
@@ -208,22 +212,35 @@ def test_photos(asked):
 
 
 def test_plans(asked, tmp_path, monkeypatch):
-    seen = []
+    seen, stamps = [], []
 
-    async def plan(self, arguments, is_gone):
+    async def plan(self, arguments, is_gone, stamp=None):
         seen.append(arguments)
+        stamps.append(stamp)
         if '--config.base.steps=13' in arguments:
             raise Refused('too few', 422)
-        return 'the plan'
+        return plans.Plan(
+            **{**dict.fromkeys(plans.Plan.model_fields), 'devices': '1 x cpu', 'plan': 'the plan', 'cost': 0.2}
+        )
 
     monkeypatch.setattr(plans.Plans, 'plan', plan)
-    assert asked.post('/api/plan', json={'settings': {'base.steps': 7}}).json() == {'plan': 'the plan'}
+    found = asked.post('/api/plan', json={'settings': {'base.steps': 7}}).json()
+    assert {name: value for name, value in found.items() if value is not None} == {
+        'devices': '1 x cpu',
+        'cost': 0.2,
+        'plan': 'the plan',
+    }
+    assert set(found) > {'price', 'seconds', 'time', 'peak_bytes', 'memory', 'about_steps', 'proposed_steps', 'note'}
     assert '--config.base.steps=7' in seen[0]
     assert error(asked.post('/api/plan', json={'settings': {'base.steps': 13}})) == (422, 'too few')
     assert error(asked.post('/api/plan', json={'settings': {'x': 1}}))[0] == 422
     write_run(tmp_path / 'dog')
-    assert asked.get('/api/plan?run=dog').json() == {'plan': 'the plan'}
+    assert asked.get('/api/plan?run=dog').json() == found
     assert error(asked.get('/api/plan?run=cat'))[0] == 404 and len(seen) == 3
+    asked.post('/api/photos', json={'name': 'rex'})
+    asked.post('/api/photos/rex', content=image_bytes())
+    assert asked.post('/api/plan', json={'photos': 'rex', 'preset': 'sdxl'}).json() == found
+    assert stamps[:-1] == [None] * 3 and [name for name, _ in stamps[-1]] == ['001.png']
 
 
 def test_settings_and_files(asked):

@@ -66,7 +66,7 @@ def serve(configs, tmp_path):
     started = []
 
     def start(port=0):
-        started.append(Server(tmp_path / 'runs', configs=configs, port=port))
+        started.append(Server(tmp_path / 'runs', '--price_per_hour=3 USD', configs=configs, port=port))
         return started[-1]
 
     yield start
@@ -135,10 +135,24 @@ def test_from_photos_to_a_download(photos, serve, tmp_path):
         page.click('header a.main')
         page.until("location.pathname === '/new' && document.querySelector('#photos').value === 'photos-1'")
         page.until("document.querySelector('#plan').textContent.includes('4 images')", 120)
+        assert 'show each of 4 photos' in text(page, '#about-steps')
+        assert page.run("document.querySelector('#take-steps').hidden")
+        # What it costs stands beside it, since the server knows what an hour does.
+        assert text(page, '[data-fact=price]').endswith(' at 3 USD an hour')
+        assert 'without compilation' in text(page, '[data-fact=time]') and 'MiB' in text(page, '[data-fact=memory]')
         page.run("document.querySelector('.all-settings').open = true")
         page.fill('[data-setting="base.batch_size"]', '0')
         page.until("document.querySelector('#wrong').textContent === 'config.base.batch_size must be > 0, got 0'")
+        # More photos take more steps, which are proposed once.
+        for number in range(2):
+            asked.ask('POST', '/api/photos/photos-1', image_bytes(180, 140, seed=number))
         page.fill('[data-setting="base.batch_size"]', '2')
+        page.until("document.querySelector('#take-steps').textContent === 'Take 1200000 steps'")
+        page.screenshot(tmp_path / 'new.png')
+        page.click('#take-steps')
+        assert page.run('document.activeElement.dataset.setting + document.activeElement.value') == 'base.steps1200000'
+        page.until("document.querySelector('#about-steps').hidden")
+        assert 'Proposed' not in text(page, '#plan')
         page.fill('[data-setting="data.instance_prompt"]', 'a sks cat')
         assert page.run('document.querySelector(\'[data-setting="samples.prompts"]\').value') == 'a sks cat\na dog'
         page.fill('#name', 'rex')
@@ -198,7 +212,8 @@ def test_from_photos_to_a_download(photos, serve, tmp_path):
     assert steps == list(range(1, steps[-1] + 1)) and steps[-1] > stopped_at
     assert [len(list(group)) for _, group in itertools.groupby(steps)] == [1] * len(steps)
     settings = asked.ask('GET', '/api/runs/rex/settings')
-    assert (settings['base.batch_size'], settings['data.instance_prompt']) == (2, 'a sks cat')
+    assert (settings['base.batch_size'], settings['base.steps']) == (2, 1_200_000)
+    assert settings['data.instance_prompt'] == 'a sks cat'
     assert asked.ask('GET', '/api/photos/photos-1')[0]['caption'] == 'a sks dog on the floor'
     assert {'step': waits_at, 'stage': 'base', 'url': f'/api/runs/rex/samples/base/{waits_at}'} in asked.ask(
         'GET', '/api/runs/rex/samples'

@@ -1,16 +1,18 @@
 """The pages: what a folder says, as text that cannot become markup, fast and without scripts of others."""
 
 import dataclasses
+import io
 import json
 import re
 import time
 
 import pytest
+from PIL import Image
 
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, to_dict
 from dreambooth_jax.config.described import described
 from dreambooth_jax.generation.request_queue import RequestQueue
-from dreambooth_jax.web import jobs, pages, runs
+from dreambooth_jax.web import devices, jobs, pages, runs
 from dreambooth_jax.web.state import Desk
 from tests.support.served import add_metrics, client, desk, hold, image_bytes, settings, write_run
 
@@ -76,6 +78,18 @@ def test_a_run_that_is_queued_or_failed(asked, served, tmp_path):
     for page in ('/runs/rex', '/'):
         text = shown(asked, page)
         assert 'class="wrong"' in text and EVIL not in text and '&lt;img src=x' in text
+
+
+def test_a_run_that_is_queued_or_starts_says_for_which_accelerators_or_on_which(tmp_path):
+    served = desk(tmp_path, devices.parse(['0,1', '2']))
+    asked = client(served)
+    served.new('rex', served.wanted('dog', '', {}, None))
+    assert 'waits for accelerators 0,1 or 2' in shown(asked, '/')
+    assert 'waits for accelerators 0,1 or 2, place 1 in the queue' in shown(asked, '/runs/rex')
+    for on, told in (('0,1', 'starts, on accelerators 0,1<'), ('2', 'starts, on accelerator 2<')):
+        served.queue._keep(dataclasses.replace(served.queue.all()[0], state=jobs.RUNNING, on=on))
+        assert told in shown(asked, '/runs/rex') and f'starts on {on}' in shown(asked, '/')
+        assert asked.get('/api/runs/rex').json()['devices'] == on
 
 
 def test_try_it(asked, served, tmp_path):
@@ -154,6 +168,16 @@ def test_photos(asked, served):
     assert 'side=128&amp;ratio=1"' in shown(asked, '/photos/rex?checked=128&ratio=1')
     found = shown(asked, '/photos/rex/findings?side=512')
     assert '<li class="error"><strong>error</strong>' in found and name in found and '<html' not in found
+    assert '<img' not in found
+    file, barred = io.BytesIO(), Image.open(io.BytesIO(image_bytes(200, 100)))
+    barred.paste(0, (0, 0, 50, 100))
+    barred.paste(0, (150, 0, 200, 100))
+    barred.save(file, 'PNG')
+    name = served.photos.add('rex', file.getvalue(), 'x').name
+    found = shown(asked, '/photos/rex/findings?side=64')
+    (image,) = re.findall(r'<img src="([^"]+)"', found)
+    assert re.fullmatch(rf'/api/photos/rex/{name}/crop\?side=256&box=\d+(,\d+){{3}}', image)
+    assert asked.get(image).headers['content-type'] == 'image/png' and 'the crop that is proposed' in found
     assert 'there are no photos' in shown(asked, '/photos/max', 404)
 
 

@@ -213,10 +213,9 @@ def test_what_check_photos_finds_is_told_and_stays_known_until_a_photo_changes(p
     Image.fromarray(noise).save(file, 'PNG')
     first, second = (photos.add('rex', file.getvalue(), 'x').name for _ in range(2))
     found = photos.findings('rex', 32)
-    assert 'duplicate' in {one['check'] for one in found}
-    assert all(set(one) == {'severity', 'check', 'photo', 'found', 'advice'} for one in found)
+    assert 'duplicate' in {one.check for one in found} and {one.crop for one in found} == {None}
     too_small = photos.findings('rex', 512)
-    assert [one['photo'] for one in too_small if one['severity'] == 'error'] == [first, second]
+    assert [one.photo for one in too_small if one.severity == 'error'] == [first, second]
 
     checked = []
     monkeypatch.setattr(checked_photos, 'check_folder', lambda *arguments: checked.append(arguments) or NOTHING)
@@ -225,6 +224,25 @@ def test_what_check_photos_finds_is_told_and_stays_known_until_a_photo_changes(p
     assert photos.findings('rex', 512) == [] and len(checked) == 1
     photos.findings('rex', 512, keeps_ratio=True)
     assert len(checked) == 2
+
+
+def test_a_crop_that_is_proposed_is_told_and_shown(photos):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)
+    pixels[:, :25] = pixels[:, 75:] = 0
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, 'PNG')
+    name = photos.add('rex', file.getvalue(), 'x').name
+    (bars,) = (one for one in photos.findings('rex', 32) if one.crop)
+    assert (bars.check, bars.photo, bars.crop) == ('bars', name, (26, 6, 74, 54))
+    assert {one.crop for one in photos.findings('rex', 60)} == {None}  # it would be too small
+    shown = np.asarray(Image.open(io.BytesIO(photos.crop('rex', name, 256, box=bars.crop))))
+    assert np.array_equal(shown, pixels[6:54, 26:74])
+    photos.set_mask('rex', name, mask_bytes(slice(50, None), 100, 60), 'mask.png')
+    shown = np.asarray(Image.open(io.BytesIO(photos.crop('rex', name, 256, box=(25, 5, 75, 55)))))
+    assert np.array_equal(shown[:, 25:], pixels[5:55, 50:75]) and shown[:, :25].max() <= 64
+    for box in ((0, 0, 101, 60), (5, 0, 5, 60), (0, 9, 10, 8), (-1, 0, 10, 10)):
+        with pytest.raises(PhotoError, match='^the box must lie in the photo, which is 100 x 60 pixels$'):
+            photos.crop('rex', name, 32, box=box)
 
 
 def test_a_path_of_the_server_is_in_no_finding(photos, tmp_path):

@@ -11,6 +11,11 @@ from dreambooth_jax.web.devices import ALL
 from dreambooth_jax.web.plans import Plans
 from dreambooth_jax.web.refused import Refused
 
+NOTHING = {
+    **dict.fromkeys(('seconds', 'time', 'cost', 'price', 'peak_bytes', 'memory', 'about_steps', 'proposed_steps')),
+    'price': 'about 0.20 USD at 1.20 USD an hour',
+}
+
 
 @pytest.fixture
 def planned(tmp_path, monkeypatch):
@@ -18,15 +23,16 @@ def planned(tmp_path, monkeypatch):
     program = tmp_path / 'program'
     calls = tmp_path / 'calls'
     program.write_text(
-        f'#!{sys.executable}\nimport sys, time\n'
+        f'#!{sys.executable}\nimport json, os, sys, time\n'
         f'print(*sys.argv[3:], file=open({str(calls)!r}, "a"))\n'
-        'assert sys.argv[1:3] == ["-m", "dreambooth_jax.train"] and sys.argv[-1] == "--dry_run"\n'
+        'assert sys.argv[1:3] == ["-m", "dreambooth_jax.train"] and sys.argv[-2:] == ["--dry_run", "--as_json"]\n'
         'if "--slow" in sys.argv: time.sleep(60)\n'
         'if "--wrong" in sys.argv: print("a warning", file=sys.stderr); sys.exit("the sentence")\n'
-        'import os; told = [os.environ.get(name) for name in ("JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE")]\n'
-        'if "--where" in sys.argv: print(*told)\n'
-        'if "--set" in sys.argv: print(os.environ.get("CUDA_VISIBLE_DEVICES"))\n'
-        'print("the plan of", sys.argv[3])\n'
+        'print("a line that a library prints")\n'
+        'seen = ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE")\n'
+        f'plan = {NOTHING!r} | {{"text": "the plan of " + sys.argv[3] + "\\udcff" * ("--odd" in sys.argv)}}\n'
+        'plan["devices"] = " ".join(os.environ.get(name, "-") for name in seen)\n'
+        'print(json.dumps(plan))\n'
     )
     program.chmod(0o755)
     monkeypatch.setattr(plans.sys, 'executable', str(program))
@@ -41,13 +47,21 @@ async def gone():
     return True
 
 
-def test_a_plan_is_made_once(planned):
+def test_a_plan_is_made_once_and_anew_when_its_photos_change(planned):
     async def twice():
         made = Plans()
-        return [await made.plan(['--a'], here), await made.plan(['--a'], here)]
+        found = [await made.plan(['--a'], here, stamp) for stamp in (None, None, 'new photos', 'new photos')]
+        assert found[2] is found[3] is not found[1]
+        return found[:2]
 
-    assert asyncio.run(twice()) == ['the plan of --a'] * 2
-    assert planned.read_text() == '--a --dry_run\n'
+    first, second = asyncio.run(twice())
+    assert first is second and (first.plan, first.note, first.seconds) == ('the plan of --a', None, None)
+    assert first.price == 'about 0.20 USD at 1.20 USD an hour'
+    assert planned.read_text() == 2 * '--a --dry_run --as_json\n'
+
+
+def test_a_file_name_that_is_no_text_is_shown_as_far_as_it_is(planned):
+    assert asyncio.run(Plans().plan(['--a', '--odd'], here)).plan == 'the plan of --a?'
 
 
 def test_what_train_refuses_is_told_in_its_words(planned):
@@ -71,7 +85,7 @@ def test_a_plan_that_nobody_waits_for_is_ended(planned):
             await slow
         return await next_one
 
-    assert asyncio.run(first_is_left()) == 'the plan of --b'
+    assert asyncio.run(first_is_left()).plan == 'the plan of --b'
     with pytest.raises(Refused):
         asyncio.run(Plans().plan(['--c'], gone))
     assert '--c' not in planned.read_text()
@@ -84,19 +98,19 @@ def test_a_plan_that_takes_too_long_is_ended(planned, monkeypatch):
 
 
 def test_a_plan_leaves_the_accelerators_to_a_training(planned, monkeypatch):
-    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+    for name in ('CUDA_VISIBLE_DEVICES', 'JAX_PLATFORMS'):
+        monkeypatch.delenv(name, raising=False)
     at_work = []
     made = Plans(lambda: None if at_work else ALL)
 
     async def before_and_beside():
-        first = await made.plan(['--where'], here)
+        first = await made.plan(['--a'], here)
         at_work.append('dog')
-        return first, await made.plan(['--where'], here)
+        return first, await made.plan(['--a'], here)
 
     first, beside = asyncio.run(before_and_beside())
-    assert first.splitlines() == ['None false', 'the plan of --where']
-    assert beside.splitlines()[0].startswith('The devices are at work, so this is a plan for the CPU;')
-    assert beside.splitlines()[-2:] == ['cpu None', 'the plan of --where']
+    assert (first.note, first.devices, beside.devices) == (None, '- - false', '- cpu -')
+    assert beside.note == 'The devices are at work, so this is a plan for the CPU; plan again when they are free.'
 
 
 def test_a_plan_is_made_on_an_idle_set_of_accelerators_and_anew_on_another(planned, monkeypatch):
@@ -107,11 +121,11 @@ def test_a_plan_is_made_on_an_idle_set_of_accelerators_and_anew_on_another(plann
     async def on_each():
         found = []
         while idle:
-            found += [(await made.plan(['--set'], here)).splitlines()[0] for _ in range(2)]
+            found += [(await made.plan(['--a'], here)).devices.split()[0] for _ in range(2)]
             idle.pop(0)
         return found
 
-    assert asyncio.run(on_each()) == ['0,1', '0,1', '2', '2', 'None', 'None']
+    assert asyncio.run(on_each()) == ['0,1', '0,1', '2', '2', '-', '-']
     assert len(planned.read_text().splitlines()) == 3
 
 
@@ -125,5 +139,8 @@ def test_a_plan_is_asked_for_its_price_where_the_run_would_be(planned, monkeypat
         at_work.append('dog')
         return await made.plan(['--a'], here)
 
-    assert ', so this is a plan for the CPU, without a price;' in asyncio.run(before_and_beside())
-    assert planned.read_text().splitlines() == ['--a --price_per_hour=1.20 USD --dry_run', '--a --dry_run']
+    assert ', so this is a plan for the CPU, without a price;' in asyncio.run(before_and_beside()).note
+    assert [line.removesuffix(' --dry_run --as_json') for line in planned.read_text().splitlines()] == [
+        '--a --price_per_hour=1.20 USD',
+        '--a',
+    ]

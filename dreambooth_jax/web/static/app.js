@@ -355,8 +355,36 @@ if (form) {
   };
   const wrong = form.querySelector('#wrong');
   const state = document.querySelector('#plan-state');
-  const plan = document.querySelector('#plan');
-  const folded = document.querySelector('#plan-settings');
+  const planned = document.querySelector('#planned');
+  const stepsField = fields.find(field => field.dataset.setting === 'base.steps');
+  const aboutSteps = planned.querySelector('#about-steps');
+  const takeSteps = planned.querySelector('#take-steps');
+  const show = answer => {
+    for (const fact of planned.querySelectorAll('[data-fact]')) {
+      fact.textContent = answer[fact.dataset.fact] ?? '';
+      fact.hidden = fact.previousElementSibling.hidden = !fact.textContent;
+    }
+    // More steps are proposed in the proportion of those that are set, which is right for those of the settings file.
+    const proposed = answer.proposed_steps;
+    aboutSteps.hidden = !answer.about_steps || (proposed !== null && stepsField.value !== before.get(stepsField));
+    aboutSteps.previousElementSibling.hidden = aboutSteps.hidden;
+    aboutSteps.firstElementChild.textContent = answer.about_steps?.replace(/^steps: /, '') ?? '';
+    takeSteps.hidden = proposed === null;
+    takeSteps.value = proposed ?? '';
+    takeSteps.textContent = `Take ${takeSteps.value} steps`;
+    // The settings are in the form already, so that they are folded away, and what is about steps stands above.
+    const blocks = answer.plan.replace(`    ${answer.about_steps}\n`, '').split('\n\n');
+    const isSettings = block => block.startsWith('settings:');
+    planned.querySelector('#plan').textContent = blocks.filter(block => !isSettings(block)).join('\n\n');
+    planned.querySelector('#plan-settings pre').textContent = blocks.filter(isSettings).join('\n');
+    planned.hidden = false;
+    state.textContent = answer.note ?? '';
+  };
+  takeSteps.addEventListener('click', () => {
+    stepsField.value = takeSteps.value;
+    stepsField.focus(); // the button goes away with what it proposes
+    stepsField.dispatchEvent(new Event('input', { bubbles: true }));
+  });
   let timer, running;
   const replan = () => {
     clearTimeout(timer);
@@ -365,18 +393,11 @@ if (form) {
       const mine = running = new AbortController();
       state.textContent = 'Planning …';
       try {
-        const answer = await ask('POST', '/api/plan', wanted(), { signal: mine.signal });
-        // The settings are in the form already, so that they are folded away.
-        const blocks = answer.plan.split('\n\n');
-        const isSettings = block => block.startsWith('settings:');
-        plan.textContent = blocks.filter(block => !isSettings(block)).join('\n\n');
-        folded.querySelector('pre').textContent = blocks.filter(isSettings).join('\n');
-        plan.hidden = folded.hidden = false;
-        state.textContent = '';
+        show(await ask('POST', '/api/plan', wanted(), { signal: mine.signal }));
         wrong.textContent = '';
       } catch (error) {
         if (mine.signal.aborted) return;
-        plan.hidden = folded.hidden = true;
+        planned.hidden = true;
         state.textContent = 'There is no plan.';
         wrong.textContent = error.message;
       }
