@@ -127,7 +127,7 @@ def storybook_flow(config):
     config.optimizer.ema_decay = 0.98
 
     config.checkpoint.every = 50
-    # Adapters fine-tuned on so little follow prompts less than the model does: at its own 4, fewer accessories are worn.
+    # Adapters follow prompts less than the model does: at its own guidance, 4, fewer accessories are worn.
     config.samples.update(STORYBOOK_FLOW_SAMPLING, guidance_scale=6.0)
 
 
