@@ -159,12 +159,14 @@ def fingerprint(*params: Mapping[str, Any]) -> str:
     return found.hexdigest()[:16]
 
 
-def train_once(workdir: Path, config: Path, settings: Mapping[str, Any], *, weights: str) -> Path:
+def train_once(workdir: Path, config: Path | str, settings: Mapping[str, Any], *, weights: str) -> Path:
     """Runs `python -m dreambooth_jax.train` as a separate process, unless the same command has finished there before.
+
+    If the settings file gives other settings than then, the program runs again, and refuses or takes what has changed.
 
     Args:
       workdir: the run's folder; an interrupted run continues.
-      config: settings file, such as configs/dog.py.
+      config: settings file, such as configs/dog.py or configs/dog.py:MODEL.
       settings: dotted name -> value, passed on the command line as --config.<name>=<value>.
       weights: fingerprint of the model that is fine-tuned, so that a run of another model is never reused.
 
@@ -179,9 +181,10 @@ def train_once(workdir: Path, config: Path, settings: Mapping[str, Any], *, weig
     arguments += [f'--config.{name}={value}' for name, value in settings.items()]
     note, model = workdir / 'experiment.json', workdir / 'model' / 'model_index.json'
     before = json.loads(note.read_text('utf-8')) if note.is_file() else {'weights': weights, 'finished': None}
+    done = {'weights': weights, 'recipe': _recipe(str(config)), 'finished': arguments}
     if before['weights'] != weights:
         raise TrainingError(f'{workdir} was begun with other weights than the model has now; delete that folder')
-    if model.is_file() and before['finished'] == arguments:
+    if model.is_file() and before == done:
         return workdir
     write_json(note, before)
     print(f'training in {workdir}', flush=True)
@@ -192,8 +195,15 @@ def train_once(workdir: Path, config: Path, settings: Mapping[str, Any], *, weig
             f'the training in {workdir} ended with exit code {ended.returncode} and without a model; the reason stands '
             f'above: start the same command again when it is mended'
         )
-    write_json(note, {'weights': weights, 'finished': arguments})
+    write_json(note, done)
     return workdir
+
+
+def _recipe(config: str) -> str:
+    """Returns hex digits that change with any setting that a settings file gives."""
+    path, _, variant = config.partition(':')
+    given = runpy.run_path(path)['get_config'](*filter(None, [variant]))
+    return hashlib.sha256(given.to_json_best_effort(sort_keys=True).encode()).hexdigest()[:16]
 
 
 def settings_of(texts: Sequence[str]) -> dict[str, str]:

@@ -141,7 +141,25 @@ def test_a_readme_without_its_marks_is_left_alone(tmp_path, text):
     assert readme.read_text() == text
 
 
-def test_a_finished_training_is_not_started_again(tmp_path, monkeypatch):
+@pytest.fixture
+def config(tmp_path):
+    """A settings file; called with a number of steps, it writes them into it."""
+
+    def write(steps=3):
+        (tmp_path / 'dog.py').write_text(
+            'from dreambooth_jax.config import DreamBoothConfig, to_config_dict\n'
+            'def get_config(steps="1"):\n'
+            '    config = to_config_dict(DreamBoothConfig())\n'
+            f'    config.base.steps = {steps} + int(steps)\n'
+            '    return config\n',
+            'utf-8',
+        )
+        return tmp_path / 'dog.py'
+
+    return write
+
+
+def test_a_finished_training_is_not_started_again(tmp_path, monkeypatch, config):
     started = []
 
     def run(command, check):
@@ -152,19 +170,35 @@ def test_a_finished_training_is_not_started_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(experiment.subprocess, 'run', run)
     for weight in (1, 1, 0):
-        experiment.train_once(tmp_path / 'run', tmp_path / 'dog.py', {'prior.weight': weight}, weights='a')
+        experiment.train_once(tmp_path / 'run', config(), {'prior.weight': weight}, weights='a')
     assert [command[-1] for command in started] == ['--config.prior.weight=1', '--config.prior.weight=0']
     with pytest.raises(TrainingError, match='other weights'):
-        experiment.train_once(tmp_path / 'run', tmp_path / 'dog.py', {'prior.weight': 0}, weights='b')
+        experiment.train_once(tmp_path / 'run', config(), {'prior.weight': 0}, weights='b')
     assert len(started) == 2 and started[0][:3] == [sys.executable, '-m', 'dreambooth_jax.train']
 
 
+def test_a_training_runs_again_if_its_settings_file_says_something_else(tmp_path, monkeypatch, config):
+    started = []
+
+    def run(command, check):
+        started.append(command[-2])
+        (tmp_path / 'run' / 'model').mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'run' / 'model' / 'model_index.json').write_text('{}')
+        return experiment.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(experiment.subprocess, 'run', run)
+    for steps, variant in ((3, ''), (3, ''), (4, ''), (4, ':2'), (4, ':2')):
+        experiment.train_once(tmp_path / 'run', f'{config(steps)}{variant}', {}, weights='a')
+    file = f'--config={tmp_path / "dog.py"}'
+    assert started == [file, file, f'{file}:2']
+
+
 @pytest.mark.parametrize('code', [0, 1])
-def test_a_training_that_leaves_no_model_is_an_error(tmp_path, monkeypatch, code):
+def test_a_training_that_leaves_no_model_is_an_error(tmp_path, monkeypatch, config, code):
     ended = experiment.subprocess.CompletedProcess([], code)
     monkeypatch.setattr(experiment.subprocess, 'run', lambda command, check: ended)
     with pytest.raises(TrainingError, match=f'exit code {code}'):
-        experiment.train_once(tmp_path / 'run', tmp_path / 'dog.py', {}, weights='a')
+        experiment.train_once(tmp_path / 'run', config(), {}, weights='a')
     assert json.loads((tmp_path / 'run' / 'experiment.json').read_text())['finished'] is None
 
 
