@@ -23,6 +23,7 @@ from dreambooth_jax.generation import class_images, text_to_image
 from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Cascade
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.losses.denoising import Objective
+from dreambooth_jax.models.flops import flops
 from dreambooth_jax.models.functional import parameter_count
 from dreambooth_jax.training.placement import device_bytes, make_placement
 from dreambooth_jax.training.train_run import TrainRun
@@ -68,11 +69,7 @@ class Plan:
 
 
 def forward_flops(cascade: Cascade, stage: str) -> float:
-    """Returns the FLOPs of one forward pass of a stage's denoiser on one image, counted by XLA.
-
-    XLA counts only one part of attention that is computed in parts (models/attention.py). The result is therefore 12 %
-    too low for Stable Diffusion 1.x at 512 px.
-    """
+    """Returns the FLOPs of one forward pass of a stage's denoiser on one image."""
     pipeline = getattr(cascade, stage)
     denoiser, space = pipeline.denoiser, pipeline.space
     side = (cascade.base_size if stage == BASE else cascade.super_resolution_size) // space.scale
@@ -82,8 +79,8 @@ def forward_flops(cascade: Cascade, stage: str) -> float:
     conditioning = cascade.conditioning_shapes(stage)
     if pipeline.family.is_super_resolution:
         conditioning |= {'low_image': image(3), 'noise_level': time}
-    predict = jax.jit(functools.partial(pipeline.family.predict, denoiser.apply))
-    return predict.lower(params, image(space.channels), time, conditioning).cost_analysis()['flops']
+    predict = functools.partial(pipeline.family.predict, denoiser.apply)
+    return flops(predict, params, image(space.channels), time, conditioning)
 
 
 def device_speed(side: int = 2048) -> float:
