@@ -7,7 +7,7 @@ in 59 % of the images of the paper's 25 prompts, and takes no image of the class
 Command: python -m dreambooth_jax.train --config=configs/subject.py:backpack --workdir=runs/backpack
 
 --config=configs/subject.py:backpack,storybook takes the cascade and the recipe of dog.py, which was chosen on that dog
-alone: over ten subjects, five of them trained for 400 steps, it is named in 72 % (experiments/evaluation). Of the
+alone: over ten subjects, five of them trained for 400 steps, it is named in 73 % (experiments/evaluation). Of the
 backpack the recipe's 200 steps leave the star out often; with --config.base.steps=400 it is learned, in most contexts.
 MODEL may also be another one of configs/dog.py:MODEL, with --config.data.instance_dir=FOLDER.
 """
