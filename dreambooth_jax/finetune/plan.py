@@ -27,11 +27,14 @@ from dreambooth_jax.models.flops import flops
 from dreambooth_jax.models.functional import parameter_count
 from dreambooth_jax.training.placement import device_bytes, make_placement
 from dreambooth_jax.training.train_run import TrainRun
+from dreambooth_jax.weights.pipeline import Pipeline
 
 # A training step reaches about this share of the device's speed in large matrix products. (Measured on two CPU cores:
 # 95 of 256 GFLOP/s; on accelerators published trainers reach 16-45 %.)
 EFFICIENCY = 0.35
-BACKWARD = 3  # a training example costs about three forward passes
+# A training example costs about as much as two forward passes, the second for the gradients of what the layers take,
+# and a third one for those of their weights, as far as these train: adapters have next to none.
+TRAINED, FROZEN = 3, 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +144,7 @@ def describe(
         if name not in planned:
             lines.append(f'  {name}: not trained')
             continue
-        line, work = _training(config, name, planned[name].run, costs[name], uses)
+        line, work = _training(config, name, getattr(cascade, name), planned[name].run, costs[name], uses)
         total += work
         lines.append(line + _time(work, speed))
         lines += times_drawn(config, name, cascade, instance[name])
@@ -188,7 +191,12 @@ def describe(
 
 
 def _training(
-    config: DreamBoothConfig, name: str, run: TrainRun, cost: float, uses: Sequence[memory_plan.Use]
+    config: DreamBoothConfig,
+    name: str,
+    pipeline: Pipeline,
+    run: TrainRun,
+    cost: float,
+    uses: Sequence[memory_plan.Use],
 ) -> tuple[str, float]:
     """Returns the plan's line about a stage that trains, and its FLOPs.
 
@@ -200,7 +208,8 @@ def _training(
     gradients = device_bytes(run.placement.placed_shapes(run.state_shapes.params))
     # Time in forward passes of what is computed, which is more than the examples where the batch is padded, with those
     # of the distillation teacher.
-    passes = BACKWARD * len(run.batch['slot'])
+    trained = parameter_count(run.params.get(pipeline.family.denoiser, {})) / parameter_count(pipeline.denoiser.params)
+    passes = (FROZEN + (TRAINED - FROZEN) * min(trained, 1)) * len(run.batch['slot'])
     if config.has_teacher(name):
         passes += int((run.batch['is_instance'] == 0).sum())
     accumulated = run.budget.gradient_accumulation_steps

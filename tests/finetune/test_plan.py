@@ -137,6 +137,16 @@ def test_the_time_of_a_stage_is_that_of_what_is_computed(line_of):
         assert line.startswith(f'4 steps of {count} examples, ') and line.endswith(f', {4 * passes} s'), line
 
 
+def test_weights_that_do_not_train_need_no_gradient(line_of):
+    """The text encoder's words alone train, then adapters of rank 1, which are few even beside this tiny network."""
+    words = {'token': 'xyz', 'initializer': 'dog', 'learning_rate': 1e-3}
+    alone = {'base': {'steps': 25, 'train_denoiser': False}, 'prior': {'weight': 0.0}}
+    line_of('base', **alone, textual_inversion=words, data={'instance_prompt': 'a xyz dog'})
+    assert line_of.made.seconds == 25 * 2 * 4
+    line_of('base', base={'steps': 25}, lora={'rank': 1, 'targets': ('.*to_q',)})
+    assert 25 * 2 * 4 < line_of.made.seconds < 25 * 2.1 * 4
+
+
 @pytest.mark.parametrize('settings', [{}, {'lora': {'rank': 2}}, {'prior': {'kind': 'distillation'}}])
 def test_the_run_that_the_plan_reads_is_on_the_host(settings):
     cascade = Cascade(tiny_pipelines.base(), tiny_pipelines.super_resolution())
