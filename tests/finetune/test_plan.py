@@ -144,7 +144,7 @@ def test_weights_that_do_not_train_need_no_gradient(line_of):
     line_of('base', **alone, textual_inversion=words, data={'instance_prompt': 'a xyz dog'})
     assert line_of.made.seconds == 25 * 2 * 4
     line_of('base', base={'steps': 25}, lora={'rank': 1, 'targets': ('.*to_q',)})
-    assert 25 * 2 * 4 < line_of.made.seconds < 25 * 2.1 * 4
+    assert 25 * 2 * 4 < line_of.made.seconds < 25 * 2.2 * 4
 
 
 @pytest.mark.parametrize('settings', [{}, {'lora': {'rank': 2}}, {'prior': {'kind': 'distillation'}}])
