@@ -283,7 +283,8 @@ def write_section(readme: Path, text: str) -> None:
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Returns a Markdown table; the first column is aligned to the left, the others to the right."""
     lines = [headings, ['---', *['---:'] * (len(headings) - 1)], *rows]
-    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+    cells = [[str(cell).replace('|', '\\|') for cell in line] for line in lines]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in cells)
 
 
 def expectations(path: Path, results: Mapping[str, Any]) -> str:

@@ -223,6 +223,7 @@ def test_other_models_are_given_the_reference_images_as_files(tmp_path):
 
 def test_tables_and_percentages_read_as_markdown():
     assert experiment.table(['a', 'b'], [['x', 1]]) == '| a | b |\n| --- | ---: |\n| x | 1 |'
+    assert experiment.table(['a'], [['(x|y)']]).endswith('\n| (x\\|y) |')
     assert experiment.percent(0.256) == '26 %' and experiment.percent(None) == '-'
 
 
