@@ -165,7 +165,7 @@ class ParallelConfig(Config):
     # 'fsdp': the parameters are sharded over the devices as well.
     mode: Literal['pmap', 'fsdp'] = 'pmap'
     # Dtype in which the networks compute. Master weights, norms and loss stay float32. 'auto': bfloat16, but float32 on
-    # CPU.
+    # CPUs and on NVIDIA cards before the A100, such as the T4.
     dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'
     # 'fsdp' shards every parameter of at least this many bytes and copies smaller ones to all devices.
     fsdp_min_bytes: int = setting(4 * 2**20, '>= 0')

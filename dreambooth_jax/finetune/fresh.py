@@ -7,8 +7,8 @@ from dreambooth_jax.config import ConfigError, PretrainConfig
 from dreambooth_jax.families.family import FIRST_STAGES, SECOND_STAGES
 from dreambooth_jax.families.reading import read_pipeline
 from dreambooth_jax.models import functional
-from dreambooth_jax.models.functional import compute_dtype
 from dreambooth_jax.storybook import vocabulary
+from dreambooth_jax.training import dtypes
 from dreambooth_jax.weights import folders, guard
 from dreambooth_jax.weights.kinds import kind_of
 from dreambooth_jax.weights.pipeline import Layout, Network, Pipeline
@@ -34,7 +34,7 @@ def start_pipeline(config: PretrainConfig, workdir: Path) -> Pipeline:
       WeightsError: if a model cannot be read, or networks or schedules do not fit.
       ConfigError: if a model is of another kind or incomplete, or a network is not described.
     """
-    dtype, wanted = compute_dtype(config.parallel.dtype), family_of(config)
+    dtype, wanted = dtypes.compute_dtype(config.parallel), family_of(config)
     base = None
     if config.base is not None:
         # In float32: it is frozen and encodes every pool only once, so precision costs little.

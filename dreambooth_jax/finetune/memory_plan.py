@@ -12,6 +12,7 @@ fragmentation wastes.
 import copy
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -53,7 +54,7 @@ class Use:
       temporaries: what the program needs in addition, for gradients, activations, inputs and results; None: not
         counted.
       complete: whether `temporaries` is the compiler's count; otherwise it is None, or the gradients alone.
-      limit: the memory of the device, if the compiler refused the program because it does not fit; otherwise None.
+      limit: the memory of the device, if the program does not fit; otherwise None.
     """
 
     phase: str
@@ -132,7 +133,8 @@ def uses(
             if name == BASE and evaluated is not None:
                 found += planner.evaluation(stage, evaluated)
             planner.finished[name] = stage
-    return found
+    fits = where.memory or math.inf
+    return [use if use.total <= fits else dataclasses.replace(use, limit=where.memory) for use in found]
 
 
 def largest(found: Sequence[Use]) -> dict[str, Use]:

@@ -24,7 +24,7 @@ from dreambooth_jax.generation.cascade import BASE, STAGES, SUPER_RESOLUTION, Ca
 from dreambooth_jax.generation.options import SamplingOptions
 from dreambooth_jax.losses.denoising import Objective
 from dreambooth_jax.models.flops import flops
-from dreambooth_jax.models.functional import parameter_count
+from dreambooth_jax.models.functional import compute_dtype, parameter_count
 from dreambooth_jax.training.placement import device_bytes, make_placement
 from dreambooth_jax.training.train_run import TrainRun
 from dreambooth_jax.weights.pipeline import Pipeline
@@ -88,8 +88,7 @@ def forward_flops(cascade: Cascade, stage: str) -> float:
 
 def device_speed(side: int = 2048) -> float:
     """Measures in less than a second the FLOP/s of all devices together in products of side x side matrices."""
-    dtype = jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
-    square = jnp.ones((side, side), dtype)
+    square = jnp.ones((side, side), compute_dtype())
     product = jax.jit(lambda x: x @ x)
     product(square).block_until_ready()
     started = time.perf_counter()
@@ -325,6 +324,10 @@ def memory_lines(uses: Sequence[memory_plan.Use], where: Target, host: int | Non
     if peak is None:
         return lines
     lines.append(f'  peak: {in_words(peak, where)}')
+    if where.memory is not None:
+        lines.append(
+            f'  programs may take {_size(where.memory)} of each (XLA_PYTHON_CLIENT_MEM_FRACTION, 0.75 if it is not set)'
+        )
     refused = [use for use in uses if use.limit is not None]
     lines += [
         f'  {use.phase} ({use.program}) does not fit: the compiler counts {_size(use.total)}, a device has '

@@ -18,8 +18,7 @@ from dreambooth_jax.finetune.stage import check_lora_targets, check_schedules
 from dreambooth_jax.finetune.standing import standing
 from dreambooth_jax.generation import class_images, signed_files
 from dreambooth_jax.generation.cascade import BASE, SUPER_RESOLUTION, Cascade
-from dreambooth_jax.models import functional
-from dreambooth_jax.training import hosts, inputs, placement, run
+from dreambooth_jax.training import dtypes, hosts, inputs, placement, run
 from dreambooth_jax.training.callbacks import Chosen
 from dreambooth_jax.training.inputs import Inputs
 from dreambooth_jax.training.placement import Placement
@@ -84,7 +83,7 @@ def read(config: DreamBoothConfig, workdir: Path, more: int | None = None) -> Re
     config, original = pinned.read_pinned(config, workdir)
     check_schedules(config, original)
     check_lora_targets(config, original)
-    cascade, hashes = initial(config, original, dtype=functional.compute_dtype(config.parallel.dtype))
+    cascade, hashes = initial(config, original, dtype=dtypes.compute_dtype(config.parallel))
     # A run that was begun before must continue with the same models and photos.
     models = {BASE: original.base}
     if config.super_resolution.steps and original.super_resolution is not None:

@@ -23,7 +23,7 @@ from dreambooth_jax.losses.stage import Stage
 from dreambooth_jax.losses.super_resolution import SuperResolutionLoss
 from dreambooth_jax.losses.teacher import Distillation
 from dreambooth_jax.models import functional, lora
-from dreambooth_jax.training import optimizer, train_run
+from dreambooth_jax.training import dtypes, optimizer, train_run
 from dreambooth_jax.training.callbacks import Callback, Profile
 from dreambooth_jax.training.placement import Placement
 from dreambooth_jax.training.state import TrainState
@@ -120,7 +120,7 @@ def check_lora_targets(config: DreamBoothConfig, cascade: Cascade) -> None:
     """
     if config.lora.rank is None:
         return
-    dtype, trained, usual = functional.compute_dtype(config.parallel.dtype), {}, []
+    dtype, trained, usual = dtypes.compute_dtype(config.parallel), {}, []
     for name in STAGES:
         pipeline = getattr(cascade, name)
         if pipeline is None or not getattr(config, name).steps:
@@ -235,7 +235,7 @@ def stage_trainable(
         trained_components(config, name, cascade),
         config.lora,
         new_rows=textual_inversion.new_rows(cascade) if name == BASE else None,
-        dtype=functional.compute_dtype(parallel.dtype) if dtype is None else dtype,
+        dtype=dtypes.compute_dtype(parallel) if dtype is None else dtype,
         remat=parallel.remat if remat is None else remat,
         seed=config.seed,
     )
@@ -293,7 +293,7 @@ def make_run(
         )
         # Its weights are copied only if the denoiser trains as a whole, or has started from others (init_from).
         if trainable.denoiser not in trainable.frozen or config.init_from is not None:
-            frozen['teacher'] = functional.cast_kernels(network.params, functional.compute_dtype(config.parallel.dtype))
+            frozen['teacher'] = functional.cast_kernels(network.params, dtypes.compute_dtype(config.parallel))
     stage = make_stage(config, name, cascade, trainable, teacher)
 
     def loss(params, frozen, batch, keys):

@@ -1,14 +1,17 @@
-"""The devices that a run is planned for: those at hand, or those of a TPU that is not there."""
+"""The devices that a run is planned for: those at hand, or a TPU or NVIDIA cards that are not there."""
 
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
 from dreambooth_jax.config import ConfigError
-from dreambooth_jax.system import cpu_devices
+from dreambooth_jax.finetune.cards import CARDS, Card, target_config
+from dreambooth_jax.system import cpu_devices, cuda
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,12 +23,14 @@ class Target:
       name: their number and kind, for the plan.
       compiler: whose compiler counts temporaries, for the plan; None: they are not counted.
       present: whether the devices are here, so that their speed can be measured.
+      memory: the bytes of one device that programs may take; None: the compiler itself refuses what takes more.
     """
 
     devices: Sequence[jax.Device] | None
     name: str
     compiler: str | None = None
     present: bool = True
+    memory: int | None = None
 
     @property
     def first(self) -> jax.Device:
@@ -43,29 +48,66 @@ def planned_for(topology: str | None = None, *, compiled: bool = False) -> Itera
     """Gives the devices to plan for. What is read and traced inside is meant for them.
 
     Args:
-      topology: a TPU that need not be here, such as 'v5e:2x4'; None: the devices at hand.
+      topology: a TPU or cards that need not be here, such as 'v5e:2x4', 'h100' or 'rtx4090:2'; None: the devices at
+        hand.
       compiled: whether the compiler counts temporaries; with a topology it always does.
 
     Raises:
-      ConfigError: if the topology is unknown or libtpu is not installed.
+      ConfigError: if the topology is unknown, or libtpu or JAX's plugin for CUDA is not installed.
     """
     if topology is None:
         training, backend = cpu_devices.training(), jax.default_backend()
         name = f'{len(training or jax.devices())} x {jax.devices()[0].device_kind}'
         yield Target(devices=training, name=name, compiler=f'XLA for {backend}' if compiled else None)
         return
-    devices = _described(topology)
-    name = f'{len(devices)} x {devices[0].device_kind} ({topology}, not here)'
+    name, _, count = topology.partition(':')
+    card = CARDS.get(name)
+    devices = _chips(topology) if card is None else _cards(topology, card, count)
     # The package chooses dtype, attention and steps per dispatch by the backend that it finds.
-    found = jax.default_backend
-    jax.default_backend = lambda: 'tpu'
+    found = {(jax, 'default_backend'): (lambda: 'tpu' if card is None else 'gpu')}
+    if card is not None:
+        # jax.nn itself asks a card that is here whether it has the kernel for heads wider than 128, as later ones do.
+        found[cuda, 'capability'] = lambda: min(card.capability, (8, 9))
+    with contextlib.ExitStack() as replaced:
+        for (module, function), answer in found.items():
+            replaced.enter_context(_replaced(module, function, answer))
+        yield Target(
+            devices=devices,
+            name=f'{len(devices)} x {devices[0].device_kind} ({topology}, not here)',
+            compiler=f'XLA for {topology}, ahead of time',
+            present=False,
+            memory=None if card is None else card.usable,
+        )
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    found = getattr(module, name)
+    setattr(module, name, value)
     try:
-        yield Target(devices=devices, name=name, compiler=f'XLA for {topology}, ahead of time', present=False)
+        yield
     finally:
-        jax.default_backend = found
+        setattr(module, name, found)
 
 
-def _described(topology: str) -> list[jax.Device]:
+def _cards(topology: str, card: Card, count: str) -> list[jax.Device]:
+    from jax.experimental import topologies
+
+    if not re.fullmatch('[1-9][0-9]{0,2}', count or '1'):
+        raise ConfigError(f'--topology={topology} must be the name of a card, or with their number such as h100:8')
+    os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # the plugin would else look for a card and give up
+    try:
+        shape = f'1x1x{count or 1}'  # slices, hosts in each, cards in each
+        described = topologies.get_topology_desc(platform='cuda', target_config=target_config(card), topology=shape)
+        return list(described.devices)
+    except NotImplementedError:
+        raise ConfigError(
+            f"--topology={topology} needs JAX's plugin for CUDA, which compiles for NVIDIA cards and is not installed; "
+            "install it: pip install 'jax[cuda12]'"
+        ) from None
+
+
+def _chips(topology: str) -> list[jax.Device]:
     from jax.experimental import topologies
 
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU here: do not ask the network for its address
@@ -80,5 +122,6 @@ def _described(topology: str) -> list[jax.Device]:
     if not reason.startswith('INVALID_ARGUMENT'):  # such as: another process has loaded libtpu
         raise ConfigError(f'--topology={topology}: the compiler of libtpu does not start ({reason}); try again later')
     raise ConfigError(
-        f'--topology={topology} is no TPU that the installed libtpu knows ({reason}); give one such as v5e:2x4'
+        f'--topology={topology} is no TPU that the installed libtpu knows ({reason}); give one such as v5e:2x4, or a '
+        f'card of {", ".join(CARDS)}'
     )

@@ -112,7 +112,7 @@ class Cascade:
           name: 'storybook', a pipeline folder, a single file, a run's folder or a hub id, as in read_pipeline.
           super_resolution_model: the same for the second stage. None: the one inside the model's folder, if there is
             one. 'none': no second stage.
-          dtype: the dtype that networks compute in; 'auto': bfloat16, but float32 on CPU.
+          dtype: the dtype that networks compute in; 'auto': as functional.compute_dtype.
           frozen_dtype: as in read_pipeline; so for **of_base, further options of the base stage alone.
           size: see the class; so for clip_skip.
           revisions: branch, tag or commit of the base and the second stage if they are hub ids.

@@ -19,6 +19,7 @@ from flax import nnx
 from dreambooth_jax.models import splash
 from dreambooth_jax.models.functional import call
 from dreambooth_jax.models.layers import GroupNorm, layer_norm
+from dreambooth_jax.system import cuda
 
 # The norm of the text states inside attention has its own number of groups, independent of norm_num_groups. It is
 # `cross_attention_norm_num_groups` of diffusers' Attention, which no configuration sets.
@@ -80,7 +81,7 @@ def kernel(query_shape: tuple[int, ...], keys: int, dtype, has_bias: bool) -> st
     backend = jax.default_backend()
     if backend == 'cpu':
         return None
-    if flash_fits(query_shape, dtype, has_bias, _cuda_capability()):
+    if flash_fits(query_shape, dtype, has_bias, cuda.capability()):
         return 'cudnn'
     is_large = _parts(query_shape[1], keys) > 1
     fits = backend == 'tpu' and is_large and splash.splash_fits(query_shape, dtype, has_bias, splash.shards())
@@ -126,14 +127,6 @@ def _flash_attend(query, key, value, scale, lengths=None):
         lengths = jnp.full(batch, length, jnp.int32) if lengths is None else lengths
     options = {} if lengths is None else {'key_value_seq_lengths': lengths}
     return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation='cudnn', **options)
-
-
-def _cuda_capability() -> tuple[int, int] | None:
-    device = jax.local_devices()[0]
-    if device.platform != 'gpu' or 'cuda' not in device.client.platform_version:
-        return None
-    major, minor = device.compute_capability.split('.')
-    return int(major), int(minor)
 
 
 def _attend_on_cpu(query, key, value, scale, bias):

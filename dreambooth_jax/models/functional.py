@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dreambooth_jax.system import cuda
+
 Params = dict[str, jax.Array]
 AbstractParams = dict[str, jax.ShapeDtypeStruct]
 
@@ -175,9 +177,13 @@ def held(name: str, value: np.ndarray) -> np.ndarray:
 
 
 def compute_dtype(dtype: Any = 'auto'):
-    """Returns the dtype that networks compute in; 'auto': bfloat16, but float32 on CPU, which has no fast bfloat16."""
+    """Returns the dtype that networks compute in.
+
+    'auto' is bfloat16, but float32 on CPUs, which have no fast bfloat16, and on NVIDIA cards before the A100, such as
+    the T4, which have none: XLA refuses to compile attention for them.
+    """
     if isinstance(dtype, str) and dtype == 'auto':
-        return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
+        return jnp.bfloat16 if jax.default_backend() != 'cpu' and cuda.has_bfloat16() else jnp.float32
     return jnp.dtype(dtype)
 
 

@@ -25,6 +25,7 @@ def main(argv) -> None:
     from jax.sharding import SingleDeviceSharding
 
     from dreambooth_jax.models import attention
+    from dreambooth_jax.system import cuda
 
     def with_gradient(*parts):
         output, back = jax.vjp(lambda *parts: attention.attend(*parts, scale=SHAPE[-1] ** -0.5), *parts)
@@ -34,7 +35,7 @@ def main(argv) -> None:
     with memory.target() as (device, name):
         part = jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16, sharding=SingleDeviceSharding(device))
         for how, large in (('at once', 2**40), ('in parts', attention.LARGE)):
-            no_flash = mock.patch.object(attention, '_cuda_capability', lambda: None)
+            no_flash = mock.patch.object(cuda, 'capability', lambda: None)
             with no_flash, mock.patch.object(attention, 'LARGE', large):
                 # A function of its own, or JAX would take what it has traced before.
                 lowered = jax.jit(lambda *parts: with_gradient(*parts)).lower(part, part, part)

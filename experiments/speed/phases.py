@@ -2,6 +2,7 @@
 
   python experiments/speed/phases.py --config=configs/dog.py:sdxl                   # weights, moments and data
   ... --topology=v5e:2x4 --devices=1                         # and temporaries, for chips that are not here
+  ... --topology=rtx4090                                     # or for a card (needs JAX's plugin for CUDA)
   ... --topology=v5e:2x4 --only='step' --depth=1 --depth=2   # extrapolated from networks with fewer layers
   ... --tiny                                                 # does the script work?
 
@@ -19,6 +20,7 @@ error there is told.
 import dataclasses
 import importlib.metadata
 import os
+import re
 from pathlib import Path
 
 from absl import flags
@@ -26,10 +28,11 @@ from absl import flags
 from dreambooth_jax import program
 from dreambooth_jax.config import ConfigError, DreamBoothConfig, resolve
 from dreambooth_jax.evaluation import experiment
+from dreambooth_jax.finetune import cards
 
 GB = 1e9
 _CONFIG = program.DEFINE_config('config', 'Settings file and preset, such as configs/dog.py:sdxl.')
-_TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU to compile for ahead of time; None: nothing is compiled.')
+_TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU or cards to compile for ahead of time; None: nothing is.')
 _DEVICES = flags.DEFINE_integer(
     'devices', None, 'How many of its devices, or of those at hand; default: all of a TPU, or one.', lower_bound=1
 )
@@ -104,6 +107,20 @@ def row_of(use, told: str) -> list[str]:
     return [use.phase, use.program, *cells, told if use.complete else 'gradients alone' if use.temporaries else 'no']
 
 
+def compiler_of(topology: str | None) -> str:
+    """What compiles for a topology, and its version: the names under which counts are kept."""
+    if topology is None:
+        return ''
+    name = topology.partition(':')[0]
+    if name not in cards.CARDS:
+        return f'libtpu {importlib.metadata.version("libtpu")}'
+    if _BUFFERS.value:
+        raise ConfigError(f'--buffers_only stops the compiler of a TPU; {name} is a card, so leave it out')
+    found = importlib.metadata.distributions()
+    plugins = [f'{one.name} {one.version}' for one in found if re.fullmatch(r'jax-cuda\d+-pjrt', one.name)]
+    return f'{name} {" ".join(sorted(set(plugins)))}'
+
+
 def main(argv) -> None:
     del argv
     import compiled
@@ -114,7 +131,7 @@ def main(argv) -> None:
 
     if _BUFFERS.value and _TOPOLOGY.value and compiled.DUMP not in os.environ:
         compiled.one_at_a_time()
-    compiler = f'libtpu {importlib.metadata.version("libtpu")}' if _TOPOLOGY.value else ''
+    compiler = compiler_of(_TOPOLOGY.value)
     settings = _CONFIG.value.to_dict()
     settings['parallel']['dtype'] = 'bfloat16'
     settings['data']['instance_dir'] = 'photos'  # it is not looked into

@@ -366,6 +366,17 @@ def test_devices_that_are_not_here_have_no_time_and_so_no_price(cascade):
     assert made.text.endswith('\n  time and price: not estimated, because these devices are not here')
 
 
+def test_what_takes_more_than_a_card_has_does_not_fit(cascade):
+    config, model = settings(), cascade('pixels')
+    with target.planned_for() as where:
+        text = plan.describe(config, model, photos(model, config), where).text
+        assert 'programs may take' not in text and 'does not fit' not in text
+        small = dataclasses.replace(where, memory=2**10)
+        text = plan.describe(config, model, photos(model, config), small).text
+    assert '  programs may take 0.0 MiB of each (XLA_PYTHON_CLIENT_MEM_FRACTION, 0.75 if it is not set)\n' in text
+    assert '  training base (step) does not fit: the compiler counts ' in text and ', a device has 0.0 MiB\n' in text
+
+
 @pytest.mark.slow
 def test_a_tpu_that_is_not_here_is_planned_for(cascade, monkeypatch):
     pytest.importorskip('libtpu')

@@ -23,6 +23,7 @@ from dreambooth_jax.data.content_credentials import CredentialsError
 from dreambooth_jax.data.images import ImageError
 from dreambooth_jax.finetune import ready
 from dreambooth_jax.finetune.extension import Extension
+from dreambooth_jax.system import cuda
 from dreambooth_jax.training import run
 from tests.support import made_certificates, marked_files, smallest_pipelines
 from tests.support.written_runs import save
@@ -108,3 +109,15 @@ def test_a_begun_run_keeps_its_order_and_refuses_other_photos(config, tmp_path):
     (tmp_path / 'photos' / '1.png').unlink()
     with pytest.raises(ConfigError, match='data.instance_dir is .* does not hold what'):
         ready.read(config, tmp_path / 'run')
+
+
+def test_bfloat16_is_refused_on_cards_that_have_none(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda, 'capability', lambda: (7, 5))
+    assert ready.read(config, tmp_path / 'run').config == config
+    half = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, dtype='bfloat16'))
+    with pytest.raises(ConfigError) as raised:
+        ready.read(half, tmp_path / 'run')
+    assert str(raised.value) == (
+        "config.parallel.dtype is 'bfloat16', in which cards of compute capability 7.5 cannot multiply; set it to "
+        "'auto' or 'float32'"
+    )

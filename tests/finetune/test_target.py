@@ -1,11 +1,14 @@
-"""The devices that a plan is for: those at hand unless a TPU is named, which is one sentence where it cannot be one."""
+"""The devices that a plan is for: those at hand unless others are named, which is one sentence where it cannot be."""
+
+import re
 
 import jax
 import pytest
 from jax.experimental import topologies
 
 from dreambooth_jax.config import ConfigError
-from dreambooth_jax.finetune import target
+from dreambooth_jax.finetune import cards, target
+from dreambooth_jax.system import cuda
 
 
 @pytest.mark.parametrize(('compiled', 'compiler'), [(False, None), (True, 'XLA for cpu')])
@@ -41,6 +44,50 @@ def test_what_is_read_inside_is_meant_for_the_tpu_and_afterwards_for_what_is_her
     except KeyError:
         assert fails
     assert jax.default_backend() == 'cpu' and asked == ['v5e:1x2']
+
+
+@pytest.mark.parametrize(('topology', 'count'), [('h100', 1), ('h100:8', 8), ('t4', 1)])
+def test_cards_are_planned_for_with_the_kernels_that_they_have(monkeypatch, topology, count):
+    chips, asked = [Chip()] * count, []
+
+    class Description:
+        devices = chips
+
+    monkeypatch.setattr(topologies, 'get_topology_desc', lambda **given: asked.append(given) or Description)
+    monkeypatch.setenv('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
+    card = cards.CARDS[topology.partition(':')[0]]
+    with target.planned_for(topology) as where:
+        assert jax.default_backend() == 'gpu'
+        assert cuda.capability() == {'h100': (8, 9), 't4': (7, 5)}[topology.partition(':')[0]]
+        assert (where.count, where.memory, where.present) == (count, card.usable, False)
+        assert where.compiler == f'XLA for {topology}, ahead of time'
+    assert jax.default_backend() == 'cpu' and cuda.capability() is None
+    assert asked == [
+        {'platform': 'cuda', 'target_config': cards.target_config(card), 'topology': f'1x1x{count}'},
+    ]
+
+
+@pytest.mark.parametrize(
+    ('topology', 'sentence'),
+    [
+        ('h100:0', '--topology=h100:0 must be the name of a card, or with their number such as h100:8'),
+        ('h100:2x4', '--topology=h100:2x4 must be the name of a card, or with their number such as h100:8'),
+        (
+            'h100',
+            "--topology=h100 needs JAX's plugin for CUDA, which compiles for NVIDIA cards and is not installed; "
+            "install it: pip install 'jax[cuda12]'",
+        ),
+    ],
+)
+def test_cards_that_cannot_be_planned_for_are_one_sentence(monkeypatch, topology, sentence):
+    def fail(**given):
+        raise NotImplementedError('topology not implemented for cuda')
+
+    monkeypatch.setattr(topologies, 'get_topology_desc', fail)
+    monkeypatch.setenv('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
+    with pytest.raises(ConfigError, match=f'^{re.escape(sentence)}$'), target.planned_for(topology):
+        pass
+    assert jax.default_backend() == 'cpu'
 
 
 @pytest.mark.parametrize(

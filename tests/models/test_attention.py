@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh
 
 from dreambooth_jax.models import attention, splash
+from dreambooth_jax.system import cuda
 from tests.support.torch_reference import largest_relative_difference
 
 AMPERE, HOPPER = (8, 0), (9, 0)
@@ -59,7 +60,7 @@ def test_an_odd_number_of_keys_is_padded_for_flash_attention_without_effect(monk
     lengths = None if counts is None else jnp.array(counts, jnp.int32)
 
     def run(capability):
-        monkeypatch.setattr(attention, '_cuda_capability', lambda: capability)
+        monkeypatch.setattr(cuda, 'capability', lambda: capability)
         output, back = jax.vjp(lambda *parts: attention.attend(*parts, scale=0.7, lengths=lengths), *parts)
         return output, *back(jnp.cos(output))
 
@@ -91,7 +92,7 @@ def test_an_odd_number_of_keys_is_padded_for_flash_attention_without_effect(monk
 )
 def test_which_kernel_is_taken_where(monkeypatch, backend, capability, shape, dtype, has_bias, kernel):
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
-    monkeypatch.setattr(attention, '_cuda_capability', lambda: capability)
+    monkeypatch.setattr(cuda, 'capability', lambda: capability)
     monkeypatch.setattr(splash, 'shards', lambda: 1)
     assert attention.kernel(shape, shape[1], jnp.dtype(dtype), has_bias) == kernel
 
@@ -172,7 +173,7 @@ def test_the_form_for_cpus_equals_the_form_for_accelerators(monkeypatch, with_bi
 @pytest.mark.parametrize(('backend', 'hides'), [('cpu', False), ('cpu', True), ('tpu', False)])
 def test_attention_in_parts_equals_attention_at_once_and_stores_fewer_logits(monkeypatch, backend, hides):
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
-    monkeypatch.setattr(attention, '_cuda_capability', lambda: None)
+    monkeypatch.setattr(cuda, 'capability', lambda: None)
     rng = np.random.default_rng(0)
     parts = [jnp.asarray(rng.normal(size=(2, length, 3, 8)), jnp.float32) for length in (96, 80, 80)]
     # A bias that hides keys from all queries, and different ones in every example.

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from dreambooth_jax.models import functional
+from dreambooth_jax.system import cuda
 
 
 class Network(nnx.Module):
@@ -103,3 +104,20 @@ def test_networks_in_float32_multiply_in_float32_on_every_device_and_others_as_j
     program = str(jax.make_jaxpr(jax.grad(apply))(params, jnp.ones((1, 5, 5, 3))))
     products = program.count('dot_general[') + program.count('conv_general_dilated[')
     assert products == 4 and program.count('precision=(Precision.HIGHEST') == (products if exact else 0)
+
+
+@pytest.mark.parametrize(
+    ('backend', 'capability', 'expected'),
+    [
+        ('cpu', None, jnp.float32),
+        ('tpu', None, jnp.bfloat16),
+        ('gpu', None, jnp.bfloat16),  # of another maker
+        ('gpu', (8, 0), jnp.bfloat16),
+        ('gpu', (7, 5), jnp.float32),  # a T4
+    ],
+)
+def test_the_usual_dtype_is_one_that_the_device_has(monkeypatch, backend, capability, expected):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    monkeypatch.setattr(cuda, 'capability', lambda: capability)
+    assert functional.compute_dtype() == functional.compute_dtype('auto') == expected
+    assert functional.compute_dtype('float32') == jnp.float32
