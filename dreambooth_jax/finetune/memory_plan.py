@@ -186,7 +186,7 @@ class _Planner:
         count: Callable | None = None,
     ):
         self.config, self.cascade, self.placement, self.where, self.bar = config, cascade, placement, where, bar
-        self._count_of = count or (lambda name, lower: compiled_counts(lower()))
+        self._count_of = count or (lambda name, lower: compiled_counts(lower(), where.compiler_options))
         self._counted = {}
         self._shares = True  # whether a denoiser with adapters generates with the kernels that the training has
         self.finished = {}  # the stages that are trained by then
@@ -423,10 +423,12 @@ class _Planner:
         return {'temporaries': arguments + results + counts.temp_size_in_bytes, 'complete': True}
 
 
-def compiled_counts(lowered: jax.stages.Lowered) -> tuple[Any, tuple[int, int] | None]:
+def compiled_counts(
+    lowered: jax.stages.Lowered, options: Mapping[str, Any] | None = None
+) -> tuple[Any, tuple[int, int] | None]:
     """Compiles a program; returns the compiler's counts, or what it wanted and had, in bytes, if it does not fit."""
     try:
-        return lowered.compile().memory_analysis(), None
+        return lowered.compile(options and dict(options)).memory_analysis(), None
     except jax.errors.JaxRuntimeError as error:
         found = _TOO_LARGE.search(str(error))
         if found is None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,10 @@ import jax
 from dreambooth_jax.config import ConfigError
 from dreambooth_jax.finetune.cards import CARDS, Card, target_config
 from dreambooth_jax.system import cpu_devices, cuda
+
+# XLA tries a card's own kernels of products out before it takes one. Without a card it takes the first, which fails for
+# some shapes in float32, so that all products are left to cuBLAS.
+WITHOUT_A_CARD = {'xla_gpu_enable_triton_gemm': False}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,7 @@ class Target:
       compiler: whose compiler counts temporaries, for the plan; None: they are not counted.
       present: whether the devices are here, so that their speed can be measured.
       memory: the bytes of one device that programs may take; None: the compiler itself refuses what takes more.
+      compiler_options: options of XLA by which it compiles for these devices; None: those that it has.
     """
 
     devices: Sequence[jax.Device] | None
@@ -31,6 +36,7 @@ class Target:
     compiler: str | None = None
     present: bool = True
     memory: int | None = None
+    compiler_options: Mapping[str, Any] | None = None
 
     @property
     def first(self) -> jax.Device:
@@ -77,6 +83,7 @@ def planned_for(topology: str | None = None, *, compiled: bool = False) -> Itera
             compiler=f'XLA for {topology}, ahead of time',
             present=False,
             memory=None if card is None else card.usable,
+            compiler_options=None if card is None else WITHOUT_A_CARD,
         )
 
 

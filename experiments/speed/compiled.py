@@ -38,13 +38,15 @@ class Counted:
       folder: where they are kept.
       only: a regular expression of the programs that are compiled.
       compiler: its name and version.
+      options: of the compiler.
 
     Attributes:
       told: the name of every program that was asked for -> how its temporaries were counted.
     """
 
-    def __init__(self, folder: Path, only: str, compiler: str):
+    def __init__(self, folder: Path, only: str, compiler: str, options: Mapping[str, Any] | None = None):
         self.folder, self.only, self.compiler, self.told = folder, re.compile(only), compiler, {}
+        self.options = options
         self._calls = 0
 
     def __call__(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> Any:
@@ -74,7 +76,7 @@ class Counted:
 
             if DUMP in os.environ:
                 threading.Thread(target=_stop_at_buffers, args=(Path(os.environ[DUMP]), keep), daemon=True).start()
-            counts, refused = memory_plan.compiled_counts(lowered)
+            counts, refused = memory_plan.compiled_counts(lowered, self.options)
             found = {field: getattr(counts, f'{field}_size_in_bytes', None) for field in FIELDS}
             keep({**found, 'refused': refused}, 'compiled')
         found = json.loads(path.read_text())

@@ -133,7 +133,8 @@ def main(argv) -> None:
         compiled.one_at_a_time()
     compiler = compiler_of(_TOPOLOGY.value)
     settings = _CONFIG.value.to_dict()
-    settings['parallel']['dtype'] = 'bfloat16'
+    if _TOPOLOGY.value is None:
+        settings['parallel']['dtype'] = 'bfloat16'  # as on an accelerator, whatever is here
     settings['data']['instance_dir'] = 'photos'  # it is not looked into
     config = resolve(DreamBoothConfig, settings)
     made = stages_of(config)
@@ -143,7 +144,7 @@ def main(argv) -> None:
         devices = where.devices or jax.devices()[: _DEVICES.value or 1]
         devices = devices[: _DEVICES.value]
         where = dataclasses.replace(where, devices=devices, name=f'{len(devices)} of {where.name}')
-        counted = compiled.Counted(Path(_WORKDIR.value), _ONLY.value, compiler)
+        counted = compiled.Counted(Path(_WORKDIR.value), _ONLY.value, compiler, where.compiler_options)
         if _DEPTH.value:
             at = {}
             for depth in sorted(set(_DEPTH.value)):

@@ -275,7 +275,7 @@ class Counts:
 @pytest.mark.parametrize('kind', ['pixels', 'latents'])
 def test_every_program_is_counted_once(cascade, monkeypatch, kind):
     counted = []
-    monkeypatch.setattr(memory_plan, 'compiled_counts', lambda lowered: (counted.append(lowered) or Counts, None))
+    monkeypatch.setattr(memory_plan, 'compiled_counts', lambda lowered, _: (counted.append(lowered) or Counts, None))
     found = uses_of(cascade(kind), settings(super_resolution={'steps': 1}), compiled=True)
     assert all(use.complete and use.temporaries >= 1010 and use.limit is None for use in found)
     steps = [use.temporaries for use in found if use.phase.startswith('training')]
@@ -286,12 +286,12 @@ def test_a_program_that_does_not_fit_is_named(cascade, monkeypatch):
     monkeypatch.setattr(plan, 'device_speed', lambda: 1e9)
 
     class Refused:
-        def compile(self):
+        def compile(self, options):
             said = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded'
             raise jax.errors.JaxRuntimeError(said)
 
     analysed = memory_plan.compiled_counts
-    monkeypatch.setattr(memory_plan, 'compiled_counts', lambda lowered: analysed(Refused()))
+    monkeypatch.setattr(memory_plan, 'compiled_counts', lambda *_: analysed(Refused()))
     config, model = settings(prior={'weight': 0.0}), cascade('pixels')
     with target.planned_for(compiled=True) as where:
         text = plan.describe(config, model, photos(model, config), where).text

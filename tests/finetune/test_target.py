@@ -61,6 +61,7 @@ def test_cards_are_planned_for_with_the_kernels_that_they_have(monkeypatch, topo
         assert cuda.capability() == {'h100': (8, 9), 't4': (7, 5)}[topology.partition(':')[0]]
         assert (where.count, where.memory, where.present) == (count, card.usable, False)
         assert where.compiler == f'XLA for {topology}, ahead of time'
+        assert where.compiler_options == {'xla_gpu_enable_triton_gemm': False}
     assert jax.default_backend() == 'cpu' and cuda.capability() is None
     assert asked == [
         {'platform': 'cuda', 'target_config': cards.target_config(card), 'topology': f'1x1x{count}'},
