@@ -21,7 +21,7 @@ Command: python -m dreambooth_jax.train --config=configs/dog.py --workdir=runs/d
 
 --config=configs/dog.py:storybook-flow fine-tunes the other model of the package, a rectified flow at 128 px in one
 stage, with adapters, on photos with captions. Of twenty other subjects by the same recipe the classifier names the
-subject in 90 % (58 to 100 %), the context in 98 % and the accessory in 59 % of the images of the same prompts (2 per
+subject in 90 % (64 to 100 %), the context in 97 % and the accessory in 66 % of the images of the same prompts (2 per
 prompt; experiments/subjects). A dog is painted, a cube, another colour when it is asked to be; things are less so
 (experiments/applications).
 

@@ -2,8 +2,8 @@
 
 Expected result: that of dog.py, for the named subject, at 128 px.
 Measured (two AMD EPYC cores, 2026-12-01, experiments/subjects): over twenty subjects on which the recipe was not
-chosen, the classifier names the subject in 90 % (58 to 100 %), the context in 98 % and the accessory of cats and dogs
-in 59 % of the images of the paper's 25 prompts, and takes no image of the class for the subject.
+chosen, the classifier names the subject in 90 % (64 to 100 %), the context in 97 % and the accessory of cats and dogs
+in 66 % of the images of the paper's 25 prompts, and takes no image of the class for the subject.
 Command: python -m dreambooth_jax.train --config=configs/subject.py:backpack --workdir=runs/backpack
 
 --config=configs/subject.py:backpack,storybook takes the cascade and the recipe of dog.py, which was chosen on that dog
