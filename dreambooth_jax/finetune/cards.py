@@ -21,6 +21,7 @@ class Card(NamedTuple):
       bandwidth: bytes a second between memory and cores.
       cache: bytes of the second-level cache.
       clock: GHz at most.
+      speed: FLOP/s at most of dense products in bfloat16, summed in float32; in float32 where it has no bfloat16.
     """
 
     title: str
@@ -30,6 +31,7 @@ class Card(NamedTuple):
     bandwidth: int
     cache: int
     clock: float
+    speed: float
 
     @property
     def usable(self) -> int:
@@ -38,16 +40,16 @@ class Card(NamedTuple):
 
 
 CARDS = {
-    't4': Card('NVIDIA T4', (7, 5), 40, 15 * GIB, 320 * 10**9, 4 * 2**20, 1.59),
-    'rtx3090': Card('NVIDIA GeForce RTX 3090', (8, 6), 82, 24 * GIB, 936 * 10**9, 6 * 2**20, 1.695),
-    'rtx4090': Card('NVIDIA GeForce RTX 4090', (8, 9), 128, 24 * GIB, 1008 * 10**9, 72 * 2**20, 2.52),
-    'rtx5090': Card('NVIDIA GeForce RTX 5090', (12, 0), 170, 32 * GIB, 1792 * 10**9, 96 * 2**20, 2.41),
-    'l4': Card('NVIDIA L4', (8, 9), 58, 22 * GIB, 300 * 10**9, 48 * 2**20, 2.04),
-    'l40s': Card('NVIDIA L40S', (8, 9), 142, 45 * GIB, 864 * 10**9, 96 * 2**20, 2.52),
-    'a100-40gb': Card('NVIDIA A100 40GB', (8, 0), 108, 40 * 10**9, 1555 * 10**9, 40 * 2**20, 1.41),
-    'a100-80gb': Card('NVIDIA A100 80GB', (8, 0), 108, 80 * 10**9, 2039 * 10**9, 40 * 2**20, 1.41),
-    'h100': Card('NVIDIA H100 80GB', (9, 0), 132, 80 * 10**9, 3352 * 10**9, 50 * 2**20, 1.98),
-    'h200': Card('NVIDIA H200', (9, 0), 132, 141 * 10**9, 4800 * 10**9, 50 * 2**20, 1.98),
+    't4': Card('NVIDIA T4', (7, 5), 40, 15 * GIB, 320 * 10**9, 4 * 2**20, 1.59, 8.1e12),
+    'rtx3090': Card('NVIDIA GeForce RTX 3090', (8, 6), 82, 24 * GIB, 936 * 10**9, 6 * 2**20, 1.695, 71e12),
+    'rtx4090': Card('NVIDIA GeForce RTX 4090', (8, 9), 128, 24 * GIB, 1008 * 10**9, 72 * 2**20, 2.52, 165e12),
+    'rtx5090': Card('NVIDIA GeForce RTX 5090', (12, 0), 170, 32 * GIB, 1792 * 10**9, 96 * 2**20, 2.41, 209e12),
+    'l4': Card('NVIDIA L4', (8, 9), 58, 22 * GIB, 300 * 10**9, 48 * 2**20, 2.04, 121e12),
+    'l40s': Card('NVIDIA L40S', (8, 9), 142, 45 * GIB, 864 * 10**9, 96 * 2**20, 2.52, 362e12),
+    'a100-40gb': Card('NVIDIA A100 40GB', (8, 0), 108, 40 * 10**9, 1555 * 10**9, 40 * 2**20, 1.41, 312e12),
+    'a100-80gb': Card('NVIDIA A100 80GB', (8, 0), 108, 80 * 10**9, 2039 * 10**9, 40 * 2**20, 1.41, 312e12),
+    'h100': Card('NVIDIA H100 80GB', (9, 0), 132, 80 * 10**9, 3352 * 10**9, 50 * 2**20, 1.98, 989e12),
+    'h200': Card('NVIDIA H200', (9, 0), 132, 141 * 10**9, 4800 * 10**9, 50 * 2**20, 1.98, 989e12),
 }
 
 # Compute capability -> bytes of shared memory of a core, threads of a core at most, f32 units of a core.

@@ -29,8 +29,8 @@ from dreambooth_jax.training.placement import device_bytes, make_placement
 from dreambooth_jax.training.train_run import TrainRun
 from dreambooth_jax.weights.pipeline import Pipeline
 
-# A training step reaches about this share of the device's speed in large matrix products. (Measured on two CPU cores:
-# 95 of 256 GFLOP/s; on accelerators published trainers reach 16-45 %.)
+# A training step reaches about this share of the device's speed in large matrix products, as measured or by its data
+# sheet. (Measured on two CPU cores: 95 of 256 GFLOP/s; on accelerators published trainers reach 16-45 %.)
 EFFICIENCY = 0.35
 # A training example costs about as much as two forward passes, the second for the gradients of what the layers take,
 # and a third one for those of their weights, as far as these train: adapters have next to none.
@@ -44,7 +44,8 @@ class Plan:
     Attributes:
       text: all of it, photos and settings before.
       devices: what it is planned for, such as '4 x cpu'.
-      seconds: how long it takes, without compilation and samples; None: not estimated, for devices that are not here.
+      seconds: how long it takes, without compilation and samples; None: not estimated, because the devices are not
+        here and their speed is not known.
       time: that in words; None likewise.
       cost: what these seconds cost, in the currency of the price; None: not estimated, or an hour has no price.
       price: that in words, with currency and what an hour costs; None likewise.
@@ -122,7 +123,8 @@ def describe(
     lines = [examples.describe(config, instance), '', 'settings:']
     lines += [f'  {name} = {value!r}' for name, value in flat_settings(to_dict(config)).items()]
     lines += ['', f'plan for {where.name}:']
-    speed = EFFICIENCY * device_speed() if where.present else None
+    found = device_speed() if where.present else where.speed
+    speed = found and EFFICIENCY * found
     present = [name for name in STAGES if getattr(cascade, name) is not None]
     costs = {name: forward_flops(cascade, name) for name in present}
     placement = make_placement(
@@ -167,10 +169,12 @@ def describe(
     seconds = duration = cost = words = None
     if speed is None:
         what = 'time and price' if price else 'time'
-        lines.append(f'  {what}: not estimated, because these devices are not here')
+        lines.append(f'  {what}: not estimated, because these devices are not here and their speed is not known')
     else:
         seconds = total / speed
         duration = f'about {_duration(seconds)}, without compilation and samples'
+        if not where.present:
+            duration += f", at {100 * EFFICIENCY:.0f} % of the data sheet's speed"
         if price is not None:
             cost, words = price.amount_of(seconds), price.of(seconds)
         lines.append(f'  in all {", ".join(filter(None, (duration, words)))}')

@@ -16,6 +16,8 @@ from dreambooth_jax.system import cpu_devices, cuda
 # XLA tries a card's own kernels of products out before it takes one. Without a card it takes the first, which fails for
 # some shapes in float32, so that all products are left to cuBLAS.
 WITHOUT_A_CARD = {'xla_gpu_enable_triton_gemm': False}
+# FLOP/s of a chip in bfloat16, by Google's pages on each kind of Cloud TPU.
+_CHIP_SPEEDS = {'TPU v4': 275e12, 'TPU v5': 459e12, 'TPU v5 lite': 197e12, 'TPU v6 lite': 918e12}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class Target:
       name: their number and kind, for the plan.
       compiler: whose compiler counts temporaries, for the plan; None: they are not counted.
       present: whether the devices are here, so that their speed can be measured.
+      speed: FLOP/s of all together by the makers' data sheets, of devices that are not here; None: not known.
       memory: the bytes of one device that programs may take; None: the compiler itself refuses what takes more.
       compiler_options: options of XLA by which it compiles for these devices; None: those that it has.
     """
@@ -35,6 +38,7 @@ class Target:
     name: str
     compiler: str | None = None
     present: bool = True
+    speed: float | None = None
     memory: int | None = None
     compiler_options: Mapping[str, Any] | None = None
 
@@ -69,6 +73,7 @@ def planned_for(topology: str | None = None, *, compiled: bool = False) -> Itera
     name, _, count = topology.partition(':')
     card = CARDS.get(name)
     devices = _chips(topology) if card is None else _cards(topology, card, count)
+    speed = _CHIP_SPEEDS.get(devices[0].device_kind) if card is None else card.speed
     # The package chooses dtype, attention and steps per dispatch by the backend that it finds.
     found = {(jax, 'default_backend'): (lambda: 'tpu' if card is None else 'gpu')}
     if card is not None:
@@ -82,6 +87,7 @@ def planned_for(topology: str | None = None, *, compiled: bool = False) -> Itera
             name=f'{len(devices)} x {devices[0].device_kind} ({topology}, not here)',
             compiler=f'XLA for {topology}, ahead of time',
             present=False,
+            speed=speed and speed * len(devices),
             memory=None if card is None else card.usable,
             compiler_options=None if card is None else WITHOUT_A_CARD,
         )

@@ -22,6 +22,7 @@ def test_every_card_is_described_whole(name):
     assert int(fields['shared_memory_per_block']) <= int(fields['shared_memory_per_block_optin'])
     assert int(fields['shared_memory_per_block_optin']) <= int(fields['shared_memory_per_core'])
     assert 10 * GIB < card.memory < 200 * GIB and 10**11 < card.bandwidth < 10**13 and 1 < card.clock < 3
+    assert 10**12 < card.speed < 10**15
     assert config.count('{') == config.count('}')
 
 

@@ -357,13 +357,20 @@ def test_the_plan_shows_phases_peak_and_who_counted(cascade, monkeypatch):
     assert f'plan for {made.devices}:' in text and '--compile counts them' in text and 'weights on the host' in text
 
 
-def test_devices_that_are_not_here_have_no_time_and_so_no_price(cascade):
-    config, model = settings(), cascade('pixels')
+def test_devices_that_are_not_here_have_the_time_of_their_data_sheet_if_it_is_known(cascade):
+    config, model, price = settings(), cascade('pixels'), Price.parsed('price', '9 USD')
     with target.planned_for() as where:
-        elsewhere = dataclasses.replace(where, present=False)
-        made = plan.describe(config, model, photos(model, config), elsewhere, price=Price.parsed('price', '9 USD'))
-    assert (made.seconds, made.time, made.cost, made.price) == (None,) * 4
-    assert made.text.endswith('\n  time and price: not estimated, because these devices are not here')
+        unknown = dataclasses.replace(where, present=False)
+        made = plan.describe(config, model, photos(model, config), unknown, price=price)
+        assert (made.seconds, made.time, made.cost, made.price) == (None,) * 4
+        told = 'time and price: not estimated, because these devices are not here and their speed is not known'
+        assert made.text.endswith(f'\n  {told}')
+        found = {}
+        for speed in (1e6, 2e6):
+            known = dataclasses.replace(unknown, speed=speed)
+            found[speed] = plan.describe(config, model, photos(model, config), known, price=price)
+    assert found[1e6].seconds == pytest.approx(2 * found[2e6].seconds) and found[1e6].cost > 0
+    assert found[1e6].time.endswith(", without compilation and samples, at 35 % of the data sheet's speed")
 
 
 def test_what_takes_more_than_a_card_has_does_not_fit(cascade):
@@ -389,6 +396,6 @@ def test_a_tpu_that_is_not_here_is_planned_for(cascade, monkeypatch):
         model = Cascade.load(smallest_pipelines.folder('latents'))
         text = plan.describe(config, model, photos(model, config), where).text
     assert 'plan for 8 x TPU v5 lite (v5e:2x4, not here):' in text and 'XLA for v5e:2x4, ahead of time' in text
-    assert '7 of the 8 examples' in text and 'time: not estimated' in text
+    assert '7 of the 8 examples' in text and "at 35 % of the data sheet's speed" in text
     assert jax.default_backend() == 'cpu'
     assert device_bytes(model._on_device) == 0

@@ -38,7 +38,7 @@ def test_what_is_read_inside_is_meant_for_the_tpu_and_afterwards_for_what_is_her
             assert jax.default_backend() == 'tpu'
             assert (where.count, where.first, where.present) == (2, chips[0], False)
             assert where.name == '2 x TPU v5 lite (v5e:1x2, not here)'
-            assert where.compiler == 'XLA for v5e:1x2, ahead of time'
+            assert where.compiler == 'XLA for v5e:1x2, ahead of time' and where.speed == 2 * 197e12
             if fails:
                 raise KeyError
     except KeyError:
@@ -61,6 +61,7 @@ def test_cards_are_planned_for_with_the_kernels_that_they_have(monkeypatch, topo
         assert cuda.capability() == {'h100': (8, 9), 't4': (7, 5)}[topology.partition(':')[0]]
         assert (where.count, where.memory, where.present) == (count, card.usable, False)
         assert where.compiler == f'XLA for {topology}, ahead of time'
+        assert where.speed == count * card.speed
         assert where.compiler_options == {'xla_gpu_enable_triton_gemm': False}
     assert jax.default_backend() == 'cpu' and cuda.capability() is None
     assert asked == [
