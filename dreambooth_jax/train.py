@@ -36,8 +36,8 @@ _COMPILE = flags.DEFINE_bool(
 _TOPOLOGY = flags.DEFINE_string(
     'topology',
     None,
-    'With --dry_run: plan for all chips of this TPU, which need not be here, such as v5e:2x4. Implies --compile, with '
-    'the TPU compiler of libtpu (pip install libtpu).',
+    'With --dry_run: plan for all chips of this TPU, which need not be here, such as v5e:2x4, or v6e:1x1 for one chip. '
+    'Implies --compile, with the TPU compiler of libtpu (pip install libtpu).',
 )
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the other hosts of this TPU slice or cluster first.')
 _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0, if no cluster tells it.')
