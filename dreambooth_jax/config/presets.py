@@ -11,7 +11,7 @@ Diffusion 1.5 with optimizer.state_dtype='int8', text encoder included, and for 
 base.gradient_accumulation_steps=4; DeepFloyd IF needs several, which share its weights. experiments/speed says which
 programs of these runs were counted by the compiler and which were not.
 
-So were FLUX.2 Klein, for one chip at a batch of one, and Z-Image; Stable Diffusion 3.5 and FLUX.1 were counted nowhere.
+So were FLUX.2 Klein, for one chip at a batch of one, Z-Image, Stable Diffusion 3.5 medium and FLUX.1 dev.
 
 Source: Ruiz et al. 2023, supplement; diffusers' DreamBooth examples and notes on DeepFloyd IF.
 """

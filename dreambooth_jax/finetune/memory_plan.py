@@ -35,8 +35,10 @@ from dreambooth_jax.training.placement import Placement, device_bytes
 from dreambooth_jax.training.train_run import TrainRun
 from dreambooth_jax.weights.pipeline import Network, abstract_network, in_float32
 
-# What the TPU compiler says of a program that does not fit.
-_TOO_LARGE = re.compile(r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm')
+# What the TPU compiler says of a program that does not fit: "Used 17.50G of 15.75G hbm", or, where it finds that before
+# it assigns buffers, "the total memory required for HLO temporaries (17.50G) exceeds available HBM (15.75G)". In either
+# case arguments are counted too.
+_TOO_LARGE = re.compile(r'([\d.]+)([KMG])(?: of |\) exceeds available HBM \()([\d.]+)([KMG])(?: hbm|\))')
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 _CLASS_IMAGES = 'class images'
 

@@ -58,8 +58,8 @@ def planned_for(topology: str | None = None, *, compiled: bool = False) -> Itera
     """Gives the devices to plan for. What is read and traced inside is meant for them.
 
     Args:
-      topology: a TPU or cards that need not be here, such as 'v5e:2x4', 'h100' or 'rtx4090:2'; None: the devices at
-        hand.
+      topology: a TPU or cards that need not be here, such as 'v5e:2x4', 'v6e:1x1' for one chip, 'h100' or 'rtx4090:2';
+        None: the devices at hand.
       compiled: whether the compiler counts temporaries; with a topology it always does.
 
     Raises:
@@ -124,8 +124,10 @@ def _chips(topology: str) -> list[jax.Device]:
     from jax.experimental import topologies
 
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # there is no TPU here: do not ask the network for its address
+    # A host has 2x2 chips for the compiler unless it is told otherwise. One chip alone is a host of its own.
+    alone = {'chips_per_host_bounds': (1, 1, 1)} if re.fullmatch(r'[^:]+:1(x1)+', topology) else {}
     try:
-        return list(topologies.get_topology_desc(topology, platform='tpu').devices)
+        return list(topologies.get_topology_desc(topology, platform='tpu', **alone).devices)
     except RuntimeError as error:  # JaxRuntimeError is one too
         reason = str(error).strip().splitlines()[0]
     if 'not installed' in reason:
@@ -135,6 +137,6 @@ def _chips(topology: str) -> list[jax.Device]:
     if not reason.startswith('INVALID_ARGUMENT'):  # such as: another process has loaded libtpu
         raise ConfigError(f'--topology={topology}: the compiler of libtpu does not start ({reason}); try again later')
     raise ConfigError(
-        f'--topology={topology} is no TPU that the installed libtpu knows ({reason}); give one such as v5e:2x4, or a '
-        f'card of {", ".join(CARDS)}'
+        f'--topology={topology} is no TPU that the installed libtpu knows ({reason}); give one such as v5e:2x4, or '
+        f'v6e:1x1 for one chip, or a card of {", ".join(CARDS)}'
     )

@@ -282,13 +282,20 @@ def test_every_program_is_counted_once(cascade, monkeypatch, kind):
     assert steps == [1010, 1010] and len(counted) < len(found)
 
 
-def test_a_program_that_does_not_fit_is_named(cascade, monkeypatch):
+@pytest.mark.parametrize(
+    'said',
+    [
+        'in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded',
+        'on HBM, the total memory required for HLO temporaries (17.50G) exceeds available HBM (15.75G).',
+    ],
+    ids=['buffers', 'before buffers'],
+)
+def test_a_program_that_does_not_fit_is_named(cascade, monkeypatch, said):
     monkeypatch.setattr(plan, 'device_speed', lambda: 1e9)
 
     class Refused:
         def compile(self, options):
-            said = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded'
-            raise jax.errors.JaxRuntimeError(said)
+            raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: Ran out of memory {said}')
 
     analysed = memory_plan.compiled_counts
     monkeypatch.setattr(memory_plan, 'compiled_counts', lambda *_: analysed(Refused()))
@@ -385,17 +392,34 @@ def test_what_takes_more_than_a_card_has_does_not_fit(cascade):
 
 
 @pytest.mark.slow
-def test_a_tpu_that_is_not_here_is_planned_for(cascade, monkeypatch):
+def test_a_topology_that_is_no_tpu_is_told():
     pytest.importorskip('libtpu')
     with pytest.raises(ConfigError, match='--topology=v5e:3x4 is no TPU that the installed libtpu knows'):
         with target.planned_for('v5e:3x4'):
             pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('topology,count,kind', [('v5e:2x4', 8, 'v5'), ('v6e:1x1', 1, 'v6')])
+def test_a_tpu_that_is_not_here_is_planned_for(topology, count, kind):
+    pytest.importorskip('libtpu')
     config = settings(prior={'weight': 0.0})
-    with target.planned_for('v5e:2x4') as where:
-        assert where.count == 8 and not where.present
+    with target.planned_for(topology) as where:
+        assert where.count == count and not where.present
         model = Cascade.load(smallest_pipelines.folder('latents'))
         text = plan.describe(config, model, photos(model, config), where).text
-    assert 'plan for 8 x TPU v5 lite (v5e:2x4, not here):' in text and 'XLA for v5e:2x4, ahead of time' in text
-    assert '7 of the 8 examples' in text and "at 35 % of the data sheet's speed" in text
+    assert f'plan for {count} x TPU {kind} lite ({topology}, not here):' in text
+    assert f'XLA for {topology}, ahead of time' in text and "at 35 % of the data sheet's speed" in text
+    assert ('7 of the 8 examples' in text) == (count == 8)
     assert jax.default_backend() == 'cpu'
     assert device_bytes(model._on_device) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('topology,memory', [('v5e:1x1', 15.75), ('v6e:1x1', 31.25)])
+def test_the_memory_of_a_chip_is_what_its_compiler_says(topology, memory):
+    pytest.importorskip('libtpu')
+    with target.planned_for(topology) as where:
+        x = jax.ShapeDtypeStruct((2**13, 2**20), 'float32', sharding=jax.sharding.SingleDeviceSharding(where.first))
+        counts, (used, limit) = memory_plan.compiled_counts(jax.jit(jax.numpy.sin).lower(x))
+    assert counts is None and (used, limit) == (2**36, memory * 2**30)

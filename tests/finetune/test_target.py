@@ -32,7 +32,11 @@ def test_what_is_read_inside_is_meant_for_the_tpu_and_afterwards_for_what_is_her
     class Description:
         devices = chips
 
-    monkeypatch.setattr(topologies, 'get_topology_desc', lambda name, platform: asked.append(name) or Description)
+    def describe(name, **options):
+        asked.append((name, options))
+        return Description
+
+    monkeypatch.setattr(topologies, 'get_topology_desc', describe)
     try:
         with target.planned_for('v5e:1x2') as where:
             assert jax.default_backend() == 'tpu'
@@ -43,7 +47,24 @@ def test_what_is_read_inside_is_meant_for_the_tpu_and_afterwards_for_what_is_her
                 raise KeyError
     except KeyError:
         assert fails
-    assert jax.default_backend() == 'cpu' and asked == ['v5e:1x2']
+    assert jax.default_backend() == 'cpu' and asked == [('v5e:1x2', {'platform': 'tpu'})]
+
+
+@pytest.mark.parametrize(
+    'topology,alone', [('v6e:1x1', True), ('v4:1x1x1', True), ('v6e:2x2', False), ('v5e:1x16', False)]
+)
+def test_one_chip_is_a_host_of_its_own(monkeypatch, topology, alone):
+    asked = []
+
+    def fail(name, *, platform, **options):
+        asked.append(options)
+        raise RuntimeError('INVALID_ARGUMENT')
+
+    monkeypatch.setattr(topologies, 'get_topology_desc', fail)
+    with pytest.raises(ConfigError):
+        with target.planned_for(topology):
+            pass
+    assert asked == [{'chips_per_host_bounds': (1, 1, 1)} if alone else {}]
 
 
 @pytest.mark.parametrize(('topology', 'count'), [('h100', 1), ('h100:8', 8), ('t4', 1)])
@@ -99,7 +120,7 @@ def test_cards_that_cannot_be_planned_for_are_one_sentence(monkeypatch, topology
             'JAX TPU support not installed; cannot',
             'needs the TPU compiler, .*; install it: pip install libtpu',
         ),
-        ('INVALID_ARGUMENT: Your TPU topology', 'is no TPU that the installed libtpu knows .INVALID.*such as v5e:2x4'),
+        ('INVALID_ARGUMENT: Your TPU topology', 'is no TPU that the installed libtpu knows .INVALID.*such as v5e:2x4,'),
         ('ABORTED: Internal error when accessing', 'the compiler of libtpu does not start .ABORTED: .*; try again'),
     ],
 )
