@@ -75,13 +75,10 @@ def planned_for(topology: str | None = None, *, compiled: bool = False) -> Itera
     devices = _chips(topology) if card is None else _cards(topology, card, count)
     speed = _CHIP_SPEEDS.get(devices[0].device_kind) if card is None else card.speed
     # The package chooses dtype, attention and steps per dispatch by the backend that it finds.
-    found = {(jax, 'default_backend'): (lambda: 'tpu' if card is None else 'gpu')}
-    if card is not None:
-        # jax.nn itself asks a card that is here whether it has the kernel for heads wider than 128, as later ones do.
-        found[cuda, 'capability'] = lambda: min(card.capability, (8, 9))
-    with contextlib.ExitStack() as replaced:
-        for (module, function), answer in found.items():
-            replaced.enter_context(_replaced(module, function, answer))
+    backend = 'tpu' if card is None else 'gpu'
+    # Kernels for heads wider than 128, which the latest cards have, are left out: jax.nn itself asks a card that is here.
+    capability = None if card is None else min(card.capability, (8, 9))
+    with _replaced(jax, 'default_backend', lambda: backend), _replaced(cuda, 'capability', lambda: capability):
         yield Target(
             devices=devices,
             name=f'{len(devices)} x {devices[0].device_kind} ({topology}, not here)',

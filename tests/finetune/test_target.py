@@ -37,9 +37,12 @@ def test_what_is_read_inside_is_meant_for_the_tpu_and_afterwards_for_what_is_her
         return Description
 
     monkeypatch.setattr(topologies, 'get_topology_desc', describe)
+    monkeypatch.setattr(
+        cuda, 'capability', lambda: (7, 5)
+    )  # a card that is here, with which the plan has nothing to do
     try:
         with target.planned_for('v5e:1x2') as where:
-            assert jax.default_backend() == 'tpu'
+            assert jax.default_backend() == 'tpu' and cuda.capability() is None
             assert (where.count, where.first, where.present) == (2, chips[0], False)
             assert where.name == '2 x TPU v5 lite (v5e:1x2, not here)'
             assert where.compiler == 'XLA for v5e:1x2, ahead of time' and where.speed == 2 * 197e12
@@ -48,6 +51,7 @@ def test_what_is_read_inside_is_meant_for_the_tpu_and_afterwards_for_what_is_her
     except KeyError:
         assert fails
     assert jax.default_backend() == 'cpu' and asked == [('v5e:1x2', {'platform': 'tpu'})]
+    assert cuda.capability() == (7, 5)
 
 
 @pytest.mark.parametrize(
