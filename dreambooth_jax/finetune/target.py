@@ -76,7 +76,7 @@ def planned_for(topology: str | None = None, *, compiled: bool = False) -> Itera
     speed = _CHIP_SPEEDS.get(devices[0].device_kind) if card is None else card.speed
     # The package chooses dtype, attention and steps per dispatch by the backend that it finds.
     backend = 'tpu' if card is None else 'gpu'
-    # Kernels for heads wider than 128, which the latest cards have, are left out: jax.nn itself asks a card that is here.
+    # The latest cards have kernels for heads wider than 128 too, but jax.nn itself would ask a card that is here.
     capability = None if card is None else min(card.capability, (8, 9))
     with _replaced(jax, 'default_backend', lambda: backend), _replaced(cuda, 'capability', lambda: capability):
         yield Target(
