@@ -38,13 +38,16 @@ class Counted:
       folder: where they are kept.
       only: a regular expression of the programs that are compiled.
       compiler: its name and version.
+      device_kind: what it compiles for, which a program's text does not say.
+      buffers_only: whether it is stopped once it has assigned buffers.
 
     Attributes:
       told: the name of every program that was asked for -> how its temporaries were counted.
     """
 
-    def __init__(self, folder: Path, only: str, compiler: str):
-        self.folder, self.only, self.compiler, self.told = folder, re.compile(only), compiler, {}
+    def __init__(self, folder: Path, only: str, compiler: str, *, device_kind: str = '', buffers_only: bool = False):
+        self.folder, self.only, self.told = folder, re.compile(only), {}
+        self.compiler = f'{compiler} {device_kind} {"buffers" if buffers_only else "whole"}'
         self._calls = 0
 
     def __call__(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> Any:

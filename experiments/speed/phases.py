@@ -3,11 +3,12 @@
   python experiments/speed/phases.py --config=configs/dog.py:sdxl                   # weights, moments and data
   ... --topology=v5e:2x4 --devices=1                         # and temporaries, for chips that are not here
   ... --topology=v5e:2x4 --only='step' --depth=1 --depth=2   # extrapolated from networks with fewer layers
+  ... --topology=v6e:1x1                                     # one chip
   ... --tiny                                                 # does the script work?
 
 It is a run on four photos, with the networks of published.py. Every setting can be changed, as in `train`. The rows are
 those of `train --dry_run`, whose code counts them. Counts of compiled programs are kept in --workdir, by the program's
-text, so that a program is compiled once.
+text, the kind of device and --buffers_only, so that a program is compiled once.
 
 With --buffers_only the TPU compiler is stopped once it has assigned buffers, a small part of its work (compiled.py).
 
@@ -126,7 +127,8 @@ def main(argv) -> None:
         devices = where.devices or jax.devices()[: _DEVICES.value or 1]
         devices = devices[: _DEVICES.value]
         where = dataclasses.replace(where, devices=devices, name=f'{len(devices)} of {where.name}')
-        counted = compiled.Counted(Path(_WORKDIR.value), _ONLY.value, compiler)
+        how = {'device_kind': devices[0].device_kind, 'buffers_only': _BUFFERS.value}
+        counted = compiled.Counted(Path(_WORKDIR.value), _ONLY.value, compiler, **how)
         if _DEPTH.value:
             at = {}
             for depth in sorted(set(_DEPTH.value)):
