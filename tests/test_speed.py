@@ -2,11 +2,13 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
@@ -145,6 +147,19 @@ def test_how_a_program_was_counted_is_told_of_the_stage_that_it_runs(module, tmp
     assert counted.told_of(use(phase=second, program='super_resolution sampler')) == 'c'
     assert counted.told_of(use(phase='encoding for base', program='images')) == 'd'
     assert counted.told_of(use(phase='training super_resolution', program='step')) == ''
+
+
+def test_a_count_is_kept_for_the_device_and_the_way_in_which_it_was_counted(module, tmp_path, monkeypatch):
+    compiled, sizes = module('compiled'), itertools.count()
+    monkeypatch.setattr(
+        memory_plan, 'compiled_counts', lambda *_: (SimpleNamespace(temp_size_in_bytes=next(sizes)), None)
+    )
+    found = []
+    for device, buffers_only in [('v5', False), ('v6', False), ('v6', True)] * 2:
+        counted = compiled.Counted(tmp_path, '', 'libtpu', device_kind=device, buffers_only=buffers_only)
+        counts, _ = counted('images', lambda: SimpleNamespace(as_text=lambda: 'the same program'))
+        found.append(counts.temp_size_in_bytes)
+    assert found == [0, 1, 2] * 2
 
 
 @pytest.mark.slow

@@ -38,15 +38,26 @@ class Counted:
       folder: where they are kept.
       only: a regular expression of the programs that are compiled.
       compiler: its name and version.
+      device_kind: what it compiles for, which a program's text does not say.
+      buffers_only: whether it is stopped once it has assigned buffers.
       options: of the compiler.
 
     Attributes:
       told: the name of every program that was asked for -> how its temporaries were counted.
     """
 
-    def __init__(self, folder: Path, only: str, compiler: str, options: Mapping[str, Any] | None = None):
-        self.folder, self.only, self.compiler, self.told = folder, re.compile(only), compiler, {}
-        self.options = options
+    def __init__(
+        self,
+        folder: Path,
+        only: str,
+        compiler: str,
+        *,
+        device_kind: str = '',
+        buffers_only: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ):
+        self.folder, self.only, self.told, self.options = folder, re.compile(only), {}, options
+        self.compiler = f'{compiler} {device_kind} {"buffers" if buffers_only else "whole"}'
         self._calls = 0
 
     def __call__(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> Any:

@@ -4,11 +4,12 @@
   ... --topology=v5e:2x4 --devices=1                         # and temporaries, for chips that are not here
   ... --topology=rtx4090                                     # or for a card (needs JAX's plugin for CUDA)
   ... --topology=v5e:2x4 --only='step' --depth=1 --depth=2   # extrapolated from networks with fewer layers
+  ... --topology=v6e:1x1                                     # one chip
   ... --tiny                                                 # does the script work?
 
 It is a run on four photos, with the networks of published.py. Every setting can be changed, as in `train`. The rows are
 those of `train --dry_run`, whose code counts them. Counts of compiled programs are kept in --workdir, by the program's
-text, so that a program is compiled once.
+text, the kind of device and --buffers_only, so that a program is compiled once.
 
 With --buffers_only the TPU compiler is stopped once it has assigned buffers, a small part of its work (compiled.py).
 
@@ -108,7 +109,7 @@ def row_of(use, told: str) -> list[str]:
 
 
 def compiler_of(topology: str | None) -> str:
-    """What compiles for a topology, and its version: the names under which counts are kept."""
+    """What compiles for a topology, and its version."""
     if topology is None:
         return ''
     name = topology.partition(':')[0]
@@ -118,7 +119,7 @@ def compiler_of(topology: str | None) -> str:
         raise ConfigError(f'--buffers_only stops the compiler of a TPU; {name} is a card, so leave it out')
     found = importlib.metadata.distributions()
     plugins = [f'{one.name} {one.version}' for one in found if re.fullmatch(r'jax-cuda\d+-pjrt', one.name)]
-    return f'{name} {" ".join(sorted(set(plugins)))}'
+    return ' '.join(sorted(set(plugins)))
 
 
 def main(argv) -> None:
@@ -144,7 +145,8 @@ def main(argv) -> None:
         devices = where.devices or jax.devices()[: _DEVICES.value or 1]
         devices = devices[: _DEVICES.value]
         where = dataclasses.replace(where, devices=devices, name=f'{len(devices)} of {where.name}')
-        counted = compiled.Counted(Path(_WORKDIR.value), _ONLY.value, compiler, where.compiler_options)
+        how = {'device_kind': devices[0].device_kind, 'buffers_only': _BUFFERS.value, 'options': where.compiler_options}
+        counted = compiled.Counted(Path(_WORKDIR.value), _ONLY.value, compiler, **how)
         if _DEPTH.value:
             at = {}
             for depth in sorted(set(_DEPTH.value)):
