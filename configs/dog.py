@@ -7,8 +7,8 @@ names the subject in 81 % of the images of the 25 live prompts, and the context 
 that have one (4 images per prompt). It takes none of 48 images of "a dog" for the subject, but all of them if the run
 has no class images (lambda = 0; experiments/prior_preservation). The subject's fine texture, which only the second
 stage can show, is found in 95 % of its images, in 75 % of true ones enlarged, and in none before it was fine-tuned;
-that of three other subjects, dots and rings, is not learned in as many steps (experiments/super_resolution_noise). Learning rates,
-steps and guidance scales are the best balance among those that experiments/main_job tried.
+that of three other subjects, dots and rings, is not learned in as many steps (experiments/super_resolution_noise).
+Learning rates, steps and guidance scales are the best balance among those that experiments/main_job tried.
 These numbers are those of the last step, without evaluation, which has been added since: the run now scores its base
 stage at steps 50, 100, 150 and 200 and goes on with the best of them (best.json; --config.evaluation.every=0 leaves
 that out). On two AMD EPYC cores without AVX-512 (2026-11-29) that is 86 s of 8 min 18 s, compilation included; on two
