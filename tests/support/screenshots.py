@@ -13,6 +13,9 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from dreambooth_jax.config import STORYBOOK_FLOW
 from dreambooth_jax.data import provenance
 from dreambooth_jax.storybook import draw
@@ -45,6 +48,10 @@ def main(run: Path, out: Path) -> None:
         with _Server('--price_per_hour=1.20 USD') as server:
             with chromium.Page(server.address, Path('profile'), width=WIDTH) as page:
                 shoot(page, f'http://127.0.0.1:{server.port}', out)
+        for path in out.glob('*.png'):  # they show generated images
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert('RGB'))
+            provenance.save(pixels, path)
     finally:
         shutil.rmtree(FOLDER)
 
