@@ -126,6 +126,8 @@ class SuperResolutionConfig(Config):
     gradient_accumulation_steps: int = setting(1, '> 0', formerly='accumulation')
     # The paper gives no value for this stage; the learning rate of the base stage is a good start.
     learning_rate: float = setting(1e-5, '> 0')
+    # Decay of the average of this stage's weights, in place of optimizer.ema_decay. None: that one.
+    ema_decay: float | None = setting(None, 'in (0, 1)')
     # Lowest and highest noise augmentation of the low-resolution image in training: timesteps of the schedule
     # image_noising_scheduler, both included; one is sampled for each example. The paper lowers the augmentation for
     # fine-tuning because high levels blur fine detail.
@@ -322,6 +324,11 @@ class DreamBoothConfig(Config):
           name: the stage, 'base' or 'super_resolution'; the same for the methods below.
         """
         return getattr(self, name).batch_size * (2 if self.has_class_examples(name) else 1)
+
+    def ema_decay(self, name: str) -> float | None:
+        """Returns the decay of the average of the weights of stage `name`; None: there is none."""
+        own = self.super_resolution.ema_decay if name == 'super_resolution' else None
+        return own or self.optimizer.ema_decay
 
     def has_class_examples(self, name: str) -> bool:
         """Whether the stage `name` trains with prior preservation."""

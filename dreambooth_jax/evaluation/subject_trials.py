@@ -34,6 +34,22 @@ from dreambooth_jax.text.prompts import evaluation_prompts
 from dreambooth_jax.weights.encoder_folders import usual_encoders
 
 IDENTIFIER = 'sks'  # of configs/subject.py
+# The subjects that recipes are chosen on, those of experiments/evaluation, named before anything was measured. Reports
+# are of the other twenty.
+CHOSEN_ON = (
+    'dog',
+    'cat',
+    'shiny_sneaker',
+    'vase',
+    'rc_car',
+    'backpack',
+    'teapot',
+    'bear_plushie',
+    'pink_sunglasses',
+    'clock',
+)
+# Title of each of the two in tables -> whether it was chosen on.
+GROUPS = {'the ten that the recipe was chosen on': True, 'the other twenty': False}
 # What tables say of a trial: name in words -> function of its scores, None where it was not measured. DINO and PRES are
 # shares of the photos' likeness among each other; DIV is 1 minus the likeness of images of one prompt. The classifier
 # does not see if a subject is whole, or there twice.

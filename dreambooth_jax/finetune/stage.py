@@ -323,7 +323,7 @@ def make_run(
         pick=feed.pick,
         tx=tx,
         learning_rate=learning_rate,
-        ema_decay=config.optimizer.ema_decay,
+        ema_decay=config.ema_decay(name),
         placement=placement,
         budget=Budget(
             steps=settings.steps,

@@ -3,9 +3,9 @@
   python experiments/subjects/run.py --model=storybook-flow
   python experiments/subjects/run.py --model=storybook-flow --subjects=teapot,vase --set=base.steps=300 --output=out
 
-The recipe is that of configs/subject.py for the model. It was chosen on the ten subjects of CHOSEN_ON alone; the other
-twenty are the report. Finished runs and measured subjects in --workdir are not done again, and the report is written
-after each subject. README.md has the question, the cost and the numbers.
+The recipe is that of configs/subject.py for the model. It was chosen on the ten subjects of subject_trials.CHOSEN_ON
+alone; the other twenty are the report. Finished runs and measured subjects in --workdir are not done again, and the
+report is written after each subject. README.md has the question, the cost and the numbers.
 """
 
 import json
@@ -18,29 +18,15 @@ from dreambooth_jax import program
 from dreambooth_jax.data import provenance
 from dreambooth_jax.evaluation import experiment, subject_trials
 from dreambooth_jax.evaluation.comparison import Comparison
-from dreambooth_jax.evaluation.subject_trials import SHARES, Trial
+from dreambooth_jax.evaluation.subject_trials import CHOSEN_ON, GROUPS, SHARES, Trial
 from dreambooth_jax.monitoring import grids
 from dreambooth_jax.storybook.subjects import SUBJECTS
 from dreambooth_jax.text.prompts import ACCESSORY, CONTEXT
 
 HERE = Path(__file__).parent
-# Those of experiments/evaluation, named before anything was measured.
-CHOSEN_ON = (
-    'dog',
-    'cat',
-    'shiny_sneaker',
-    'vase',
-    'rc_car',
-    'backpack',
-    'teapot',
-    'bear_plushie',
-    'pink_sunglasses',
-    'clock',
-)
 _COMPARISON = Comparison(HERE, list(SUBJECTS))
 _SET = flags.DEFINE_multi_string('set', [], 'Settings that differ from configs/subject.py: name=value. Several times.')
 PLURALS = {CONTEXT: 'contexts', ACCESSORY: 'accessories'}
-GROUPS = {'the ten that the recipe was chosen on': True, 'the other twenty': False}
 
 
 def main(_) -> None:

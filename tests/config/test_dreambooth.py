@@ -67,6 +67,7 @@ WRONG = [
     ),
     ('base.gradient_accumulation_steps', 0, 'config.base.gradient_accumulation_steps must be > 0, got 0'),
     ('optimizer.ema_decay', 1.0, 'config.optimizer.ema_decay must be in (0, 1), got 1.0'),
+    ('super_resolution.ema_decay', 0, 'config.super_resolution.ema_decay must be in (0, 1), got 0.0'),
     ('optimizer.ema_decay', 'x', "config.optimizer.ema_decay must be a number or None, got 'x' (str)"),
     ('data.resolution', 0, 'config.data.resolution must be > 0, got 0'),
     ('samples.prompts', 'a dog', "config.samples.prompts must be a tuple of strings, got 'a dog' (str)"),

@@ -156,3 +156,24 @@ def test_a_pair_is_trained_in_one_run(values, load):
 def test_every_application_is_asked_of_the_subject_by_its_words(load):
     for name, prompts in load('applications').APPLICATIONS.items():
         assert len(prompts) == 3 and all(prompt.count('{}') == 1 for prompt in prompts), name
+
+
+def test_fine_marks_are_reported_of_the_subjects_chosen_on_and_of_the_others_apart(values, load, tmp_path):
+    module = load('fine_marks')
+    stages = (module.ORIGINAL, module.TUNED)
+
+    def numbers(share, class_images=0.0):
+        level = {'held_out': share, 'generated': share / 2, 'class_images': class_images, 'held_out_error': 12.5}
+        measured = {'seconds': 3, 'hardware': 'a toaster', 'date': '2026-12-01'}
+        return {'noise_levels': [level], 'real': {'with_mark': 1.0}, 'measured': measured}
+
+    # The clock is one that the recipe was chosen on.
+    shares = {'clock': (0.0, 0.9), 'can': (0.0, 0.6), 'dog6': (0.0, 0.8)}
+    found = {subject: dict(zip(stages, map(numbers, of), strict=True)) for subject, of in shares.items()}
+    black = {label: np.zeros((1, 16, 16, 3), np.uint8) for label in (*module.SHOWN, *module.ENLARGED)}
+    module.report(tmp_path, found, {subject: dict.fromkeys(stages, black) for subject in found})
+    text = (tmp_path / 'README.md').read_text()
+    assert '| the ten that the recipe was chosen on | 1 | 100 % | 0 % | 90 % | 0 % | 45 % | 0 % | 12.5 | 12.5 |' in text
+    assert '| the other twenty | 2 | 100 % | 0 % | 70 % | 0 % | 35 % | 0 % | 12.5 | 12.5 |' in text
+    assert '| can | dots | 100 % | 0 % | 60 % |' in text
+    assert '| fine mark in true images enlarged, twenty subjects, fine-tuned | at least 75 % | 70 % | **no** |' in text

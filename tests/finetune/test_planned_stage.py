@@ -36,6 +36,21 @@ def test_the_data_of_a_stage_have_the_planned_shapes(kind, changed):
         assert shapes(told) == shapes(made)
 
 
+@pytest.mark.parametrize(
+    'changed, decays',
+    [
+        ({'optimizer': {'ema_decay': 0.9}}, (0.9, 0.9)),
+        ({'super_resolution': {'steps': 1, 'ema_decay': 0.8}}, (None, 0.8)),
+        ({'optimizer': {'ema_decay': 0.9}, 'super_resolution': {'steps': 1, 'ema_decay': 0.8}}, (0.9, 0.8)),
+    ],
+    ids=['both alike', 'one alone', 'each its own'],
+)
+def test_the_second_stage_may_have_an_average_of_its_own(changed, decays):
+    config = settings(**{'super_resolution': {'steps': 1}, **changed})
+    _, stages = planned(cascade('pixels'), config)
+    assert tuple(stage.run.ema_decay for stage in stages.values()) == decays
+
+
 def test_the_largest_images_decide_what_a_step_needs():
     config, model = settings(prior={'weight': 0.0}), cascade('pixels')
     sizes = [(8, 8), (8, 16), (16, 4)]
