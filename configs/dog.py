@@ -95,9 +95,9 @@ def storybook(config):
 
     # Many small steps and their average: in 100 steps of two images dots and rings were not learned, and without the
     # average all else is noisier (experiments/super_resolution_noise).
-    config.super_resolution.steps = 300
+    config.super_resolution.steps = 400
     config.super_resolution.batch_size = 1
-    config.super_resolution.learning_rate = 3e-4
+    config.super_resolution.learning_rate = 4e-4
     config.super_resolution.ema_decay = 0.98
     config.super_resolution.update(STORYBOOK_ENLARGING)
 
